@@ -1,0 +1,75 @@
+"""From the faces of a set to one descriptor: all aggregators and poolings by name, and how to build one.
+
+Pure tensors: no files, no training loop. `AGGREGATORS` is the list that commands, checkpoints and tests
+share.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import get_type_hints
+
+from torch import nn
+
+from coreset.aggregator import CoresetAggregator
+from coreset.pooling import BestNorm, FpsMean, Mean, MediaMean, NormWeighted, RandomK, TopK
+from coreset.sets import FaceSets, SetDescriptor
+from errors import InputError
+
+__all__ = ["AGGREGATORS", "FaceSets", "SetDescriptor", "build_aggregator"]
+
+# Each is called with FaceSets and returns a SetDescriptor; its options are the keywords of its constructor.
+AGGREGATORS: dict[str, type[nn.Module]] = {
+    "coreset": CoresetAggregator,
+    "mean": Mean,
+    "norm_weighted": NormWeighted,
+    "media_mean": MediaMean,
+    "best_norm": BestNorm,
+    "top_k": TopK,
+    "fps_mean": FpsMean,
+    "random_k": RandomK,
+}
+
+
+def build_aggregator(name: str, options: Mapping[str, object]) -> nn.Module:
+    """Builds the aggregator of that name; `options` are bound to its constructor before anything is made.
+
+    Raises:
+        InputError: the name or an option is unknown, one is missing, or a value has the wrong type or range.
+    """
+    if name not in AGGREGATORS:
+        raise InputError(f"There is no aggregator {name!r}. {_valid(name, AGGREGATORS)}")
+    kind = AGGREGATORS[name]
+    parameters = inspect.signature(kind).parameters if "__init__" in vars(kind) else {}
+    types = get_type_hints(kind.__init__) if parameters else {}
+    faults = []
+    for option, value in options.items():
+        if option not in parameters:
+            faults.append(f"Aggregator {name!r} has no option {option!r}. {_valid(option, parameters)}")
+        elif not _fits(value, types[option]):
+            wanted = types[option].__name__
+            faults.append(f"Aggregator {name!r}, option {option!r}: expected {wanted}, found {value!r}.")
+    faults += [
+        f"Aggregator {name!r} needs the option {option!r}."
+        for option, parameter in parameters.items()
+        if parameter.default is inspect.Parameter.empty and option not in options
+    ]
+    if faults:
+        raise InputError.from_faults(faults)
+    return kind(**options)
+
+
+def _fits(value: object, wanted: type) -> bool:
+    if wanted is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return type(value) is wanted
+
+
+def _valid(given: str, names: Iterable[str]) -> str:
+    names = list(names)
+    if not names:
+        return "It takes none."
+    nearest = difflib.get_close_matches(given, names, n=1, cutoff=0.4)
+    return f"Valid are {', '.join(names)}." + (f" Did you mean {nearest[0]!r}?" if nearest else "")

@@ -1,0 +1,269 @@
+"""Random changes of aligned faces for training: the three AdaFace augmentations, clip frames, the mirror.
+
+Arrays in, arrays out (numpy and OpenCV): no files, no tensors, no channel order but RGB. Every function draws
+from the generator it is given and from nothing else, and leaves its input as it was; where the draw changes
+nothing, the result may be the input itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Image = NDArray[np.uint8]
+
+CROP_AREA = (0.2, 1.0)
+CROP_RATIO = (3 / 4, 4 / 3)
+LOW_RES_SIDE = (0.2, 1.0)
+LOW_RES_INTERPOLATIONS = (
+    cv2.INTER_NEAREST,
+    cv2.INTER_LINEAR,
+    cv2.INTER_AREA,
+    cv2.INTER_CUBIC,
+    cv2.INTER_LANCZOS4,
+)
+PHOTOMETRIC_FACTOR = (0.5, 1.5)
+
+CLIP_OPERATIONS = 2
+CLIP_BIN = 9
+CLIP_LAST_BIN = 30
+
+
+def augment_face(
+    image: Image, rng: np.random.Generator, *, crop_prob: float, low_res_prob: float, photometric_prob: float
+) -> Image:
+    """Crop, low resolution and photometric change, each with its own probability, in this order.
+
+    `image` and the result: (H, W, 3) uint8 RGB. Source: AdaFace (CVPR 2022) and its published code.
+    """
+    if rng.random() < crop_prob:
+        image = random_crop(image, rng)
+    if rng.random() < low_res_prob:
+        image = low_resolution(image, rng)
+    if rng.random() < photometric_prob:
+        image = photometric(image, rng)
+    return image
+
+
+def clip_transform(image: Image, rng: np.random.Generator) -> Image:
+    """Makes the next frame of a clip: RandAugment with two operations at magnitude 9 of 31 bins.
+
+    `image` and the result: (H, W, 3) uint8 RGB. Source: RandAugment (arXiv 1909.13719) with torchvision's
+    operations and ranges; nearest interpolation, black where nothing was.
+    """
+    names = tuple(_CLIP_OPERATIONS)
+    for _ in range(CLIP_OPERATIONS):
+        sign = -1.0 if rng.random() < 0.5 else 1.0
+        image = apply_clip_operation(names[rng.integers(len(names))], image, sign)
+    return image
+
+
+def mirror(image: Image, rng: np.random.Generator) -> Image:
+    """Swaps left and right with probability 0.5."""
+    return np.asarray(cv2.flip(image, 1), np.uint8) if rng.random() < 0.5 else image
+
+
+def random_crop(image: Image, rng: np.random.Generator) -> Image:
+    """Keeps a random rectangle at its own place and blackens the rest."""
+    top, left, height, width = crop_window(image.shape[0], image.shape[1], rng)
+    result = np.zeros_like(image)
+    window = np.s_[top : top + height, left : left + width]
+    result[window] = image[window]
+    return result
+
+
+def crop_window(height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """Draws (top, left, height, width) in pixels as torchvision's RandomResizedCrop does.
+
+    Area uniform in 0.2..1 of the image, aspect ratio log-uniform in 3/4..4/3; after ten draws that do
+    not fit, the largest centred rectangle whose ratio is allowed.
+    """
+    for _ in range(10):
+        area = height * width * rng.uniform(*CROP_AREA)
+        ratio = math.exp(rng.uniform(math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1])))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+    w = min(width, round(height * CROP_RATIO[1]))
+    h = min(height, round(width / CROP_RATIO[0]))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def low_resolution(image: Image, rng: np.random.Generator) -> Image:
+    """Shrinks to 0.2..1 of the side and enlarges again, each with an interpolation of its own."""
+    height, width = image.shape[:2]
+    side = rng.uniform(*LOW_RES_SIDE)
+    small = (max(1, int(side * width)), max(1, int(side * height)))
+    down, up = (LOW_RES_INTERPOLATIONS[i] for i in rng.integers(len(LOW_RES_INTERPOLATIONS), size=2))
+    shrunk = cv2.resize(image, small, interpolation=down)
+    return np.asarray(cv2.resize(shrunk, (width, height), interpolation=up), np.uint8)
+
+
+def photometric(image: Image, rng: np.random.Generator) -> Image:
+    """Brightness, contrast and saturation, each times 0.5..1.5, in random order."""
+    changes = (adjust_brightness, adjust_contrast, adjust_saturation)
+    factors = rng.uniform(*PHOTOMETRIC_FACTOR, size=len(changes))
+    for which in rng.permutation(len(changes)):
+        image = changes[which](image, float(factors[which]))
+    return image
+
+
+def adjust_brightness(image: Image, factor: float) -> Image:
+    """Blends with black: factor 0 is black, 1 the image."""
+    return _look_up(image, _blend(np.float32(0), _LEVELS, factor))
+
+
+def adjust_contrast(image: Image, factor: float) -> Image:
+    """Blends with the image's mean grey, rounded to an integer: factor 0 is that grey, 1 the image."""
+    mean = math.floor(float(_grey(image.astype(np.float32)).mean(dtype=np.float64)) + 0.5)
+    return _look_up(image, _blend(np.float32(mean), _LEVELS, factor))
+
+
+def adjust_saturation(image: Image, factor: float) -> Image:
+    """Blends with the grey image: factor 0 is grey, 1 the image."""
+    colours = image.astype(np.float32)
+    return _blend(_grey(colours, channels=3), colours, factor)
+
+
+def adjust_sharpness(image: Image, factor: float) -> Image:
+    """Blends with a smoothed image (3 x 3, centre 5, others 1; edge pixels as they are)."""
+    colours = image.astype(np.float32)
+    smooth = np.asarray(cv2.boxFilter(colours, -1, (3, 3), normalize=False), np.float32)
+    smooth += 4 * colours
+    smooth /= 13
+    smooth += 0.5
+    np.floor(smooth, out=smooth)
+    for edge in (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1]):
+        smooth[edge] = colours[edge]
+    return _blend(smooth, colours, factor)
+
+
+def autocontrast(image: Image) -> Image:
+    """Stretches each channel so that its darkest level becomes 0 and its brightest 255."""
+    tables = np.empty((256, 3), np.uint8)
+    for channel in range(3):
+        low, high = int(image[..., channel].min()), int(image[..., channel].max())
+        levels = np.arange(256.0)
+        if high > low:
+            scale = 255.0 / (high - low)
+            levels = np.clip(levels * scale - low * scale, 0, 255)
+        tables[:, channel] = levels.astype(np.uint8)
+    return _look_up(image, tables)
+
+
+def equalize(image: Image) -> Image:
+    """Flattens the histogram of each channel, with the integer steps that PIL takes."""
+    tables = np.empty((256, 3), np.uint8)
+    for channel in range(3):
+        counts = cv2.calcHist([image], [channel], None, [256], [0, 256]).ravel().astype(np.int64)
+        filled = np.flatnonzero(counts)
+        step = int(counts.sum() - counts[filled[-1]]) // 255
+        if len(filled) > 1 and step:
+            levels = (step // 2 + np.cumsum(counts) - counts) // step
+            tables[:, channel] = np.minimum(levels, 255)
+        else:
+            tables[:, channel] = np.arange(256)
+    return _look_up(image, tables)
+
+
+def apply_clip_operation(name: str, image: Image, sign: float) -> Image:
+    """Applies one operation of the clip transformation at its fixed magnitude; `sign` is 1 or -1."""
+    return _CLIP_OPERATIONS[name](image, sign)
+
+
+def _at_bin(last: float) -> float:
+    return last * CLIP_BIN / CLIP_LAST_BIN
+
+
+def _blend(first: Any, second: NDArray[np.float32], factor: float) -> Image:
+    # PIL blends in float32 and cuts the fraction off; rounding would brighten the images by half a level.
+    mixed = np.subtract(second, first)
+    mixed *= np.float32(factor)
+    mixed += first
+    return np.clip(mixed, 0, 255, out=mixed).astype(np.uint8)
+
+
+def _grey(colours: NDArray[np.float32], channels: int = 1) -> NDArray[np.float32]:
+    # ITU-R 601 with PIL's integer weights; float32 holds the sums (below 2**24) without error, and truncation
+    # after the division by 2**16 gives PIL's level exactly, which cv2.cvtColor misses by one here and there.
+    sums = np.asarray(cv2.transform(colours, np.repeat(_GREY_WEIGHTS, channels, axis=0)), np.float32)
+    sums *= np.float32(2**-16)
+    return np.floor(sums, out=sums)
+
+
+def _look_up(image: Image, table: NDArray[np.uint8]) -> Image:
+    return np.asarray(cv2.LUT(image, table.reshape(1, 256, -1)), np.uint8)
+
+
+def _warp(image: Image, sign: float, *, kind: str) -> Image:
+    height, width = image.shape[:2]
+    source: Any = _source_pixels(height, width, kind, sign)
+    # The border is black and constant unless told otherwise.
+    return np.asarray(cv2.remap(image, source, None, cv2.INTER_NEAREST), np.uint8)
+
+
+@lru_cache(maxsize=64)
+def _source_pixels(height: int, width: int, kind: str, sign: float) -> NDArray[np.int16]:
+    """(H, W, 2) int16: the pixel (x, y) that each pixel is taken from, by the affine maps of PIL.
+
+    An integer map costs less than cv2.warpAffine, and does not take over its rounding to 1/1024 pixel, which
+    differs from one OpenCV to the next.
+    """
+    shear, shift = sign * _at_bin(0.3), int(_at_bin(150 / 331 * (width if kind == "TranslateX" else height)))
+    angle = math.radians(-sign * _at_bin(30.0))
+    cos, sin = math.cos(angle), math.sin(angle)
+    linear, offset = {
+        "ShearX": (((1, shear), (0, 1)), (0, 0)),
+        "ShearY": (((1, 0), (shear, 1)), (0, 0)),
+        "TranslateX": (((1, 0), (0, 1)), (-sign * shift, 0)),
+        "TranslateY": (((1, 0), (0, 1)), (0, -sign * shift)),
+        "Rotate": (((cos, sin), (-sin, cos)), None),
+    }[kind]
+    centre = np.array((width / 2, height / 2))
+    matrix = np.array(linear, np.float64)
+    moved = centre - matrix @ centre if offset is None else np.array(offset, np.float64)
+    y, x = np.mgrid[:height, :width] + 0.5
+    source: NDArray[np.int16] = np.floor(np.stack((x, y), axis=-1) @ matrix.T + moved).astype(np.int16)
+    source.flags.writeable = False
+    return source
+
+
+def _posterize(image: Image, _sign: float) -> Image:
+    dropped = round(CLIP_BIN / (CLIP_LAST_BIN / 4))
+    return np.bitwise_and(image, np.uint8(0xFF << dropped & 0xFF))
+
+
+def _solarize(image: Image, _sign: float) -> Image:
+    turned = 255.0 - _at_bin(255.0) <= _LEVELS
+    return _look_up(image, np.where(turned, 255 - _LEVELS, _LEVELS).astype(np.uint8))
+
+
+def _adjust(image: Image, sign: float, *, change: Callable[[Image, float], Image]) -> Image:
+    return change(image, 1.0 + sign * _at_bin(0.9))
+
+
+_LEVELS = np.arange(256, dtype=np.float32)
+_GREY_WEIGHTS = np.array([[19595, 38470, 7471, 32768]], np.float32)
+
+_CLIP_OPERATIONS: dict[str, Callable[[Image, float], Image]] = {
+    "Identity": lambda image, _sign: image,
+    "ShearX": partial(_warp, kind="ShearX"),
+    "ShearY": partial(_warp, kind="ShearY"),
+    "TranslateX": partial(_warp, kind="TranslateX"),
+    "TranslateY": partial(_warp, kind="TranslateY"),
+    "Rotate": partial(_warp, kind="Rotate"),
+    "Brightness": partial(_adjust, change=adjust_brightness),
+    "Color": partial(_adjust, change=adjust_saturation),
+    "Contrast": partial(_adjust, change=adjust_contrast),
+    "Sharpness": partial(_adjust, change=adjust_sharpness),
+    "Posterize": _posterize,
+    "Solarize": _solarize,
+    "AutoContrast": lambda image, _sign: autocontrast(image),
+    "Equalize": lambda image, _sign: equalize(image),
+}

@@ -1,0 +1,222 @@
+"""The list of all images below `<root>/<subject>/<image>`, made once and kept beside the images.
+
+Listing millions of files takes minutes on a network disk; the kept list is used as long as no subject folder
+has changed. Knows names only: pixels are read in `data.sources`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from errors import InputError
+from files import atomic_path
+
+INDEX_FOLDER = ".face_index"
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+
+_INDEX_FILE = "listing.npz"
+_FORMAT = 1
+# A folder changed within this time of its listing may change again without a new time stamp (file systems
+# count in steps of up to two seconds), so such a list is not trusted the next time.
+_STAMP_STEP_NS = 2_000_000_000
+
+
+@dataclass(frozen=True)
+class FolderListing:
+    """Names of subjects and images in sorted order; compact, since there may be millions.
+
+    `subjects`: S names. `subject_offsets`: (S+1,) int64, the images of subject s are rows
+    `subject_offsets[s]:subject_offsets[s+1]`. `names`: (bytes,) uint8, the file names, each ended by a zero
+    byte. `name_offsets`: (N+1,) int64, where each name starts in `names`.
+    """
+
+    subjects: list[str]
+    subject_offsets: NDArray[np.int64]
+    names: NDArray[np.uint8]
+    name_offsets: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.name_offsets) - 1
+
+    def name(self, row: int) -> str:
+        """File name of image `row`."""
+        return os.fsdecode(self.names[self.name_offsets[row] : self.name_offsets[row + 1] - 1].tobytes())
+
+    def stems(self) -> NDArray[np.uint8]:
+        """All names without their suffix, each ended by a zero byte, in one (bytes,) array."""
+        dots = np.flatnonzero(self.names == ord("."))
+        ends = self.name_offsets[1:] - 1
+        last_dots = dots[np.searchsorted(dots, ends) - 1]
+        edges = np.zeros(len(self.names) + 1, np.int8)
+        edges[last_dots] = 1
+        edges[ends] = -1
+        kept: NDArray[np.uint8] = self.names[np.cumsum(edges[:-1], dtype=np.int8) == 0]
+        return kept
+
+
+@dataclass(frozen=True)
+class _Folders:
+    """The subject folders as found now: sorted names, and when each last changed, in nanoseconds."""
+
+    names: list[str]
+    stamps: NDArray[np.int64]
+
+
+def list_faces(root: Path) -> FolderListing:
+    """Lists `root`, from the kept list where no subject folder was added, removed or changed since.
+
+    The list is kept in `<root>/.face_index/`, or in the user's cache folder where `root` cannot be written
+    to. Order: class folders and files sorted by name, which is the order that published index files count in.
+
+    Raises:
+        InputError: `root` is no folder, cannot be read, or holds no subject folders with images.
+    """
+    folders = _subject_folders(root)
+    for folder in _index_folders(root):
+        kept = _load(folder / _INDEX_FILE, folders)
+        if kept is not None:
+            return kept
+    return _scan(root, folders)
+
+
+def _subject_folders(root: Path) -> _Folders:
+    found: list[tuple[str, int]] = []
+    try:
+        with os.scandir(root) as entries:
+            # follow links: large sets are often put together from links to other disks
+            found = [(e.name, e.stat().st_mtime_ns) for e in entries if e.name[0] != "." and e.is_dir()]
+    except FileNotFoundError:
+        raise InputError(f"{root}: there is no such folder. Expected <folder>/<subject>/<image>.") from None
+    except NotADirectoryError:
+        raise InputError(f"{root}: is a file. Expected a folder of <subject>/<image>.") from None
+    except OSError as fault:
+        raise InputError(f"{root}: cannot be read ({fault.strerror}). Check its permissions.") from None
+    if not found:
+        raise InputError(_no_subjects(root))
+    found.sort()
+    return _Folders([name for name, _ in found], np.array([stamp for _, stamp in found], np.int64))
+
+
+def _no_subjects(root: Path) -> str:
+    sentence = f"{root}: holds no subject folders. Expected {root}/<subject>/<image>."
+    if (root / "train.rec").is_file():
+        return sentence + _pack_advice(root)
+    if any(path.suffix.lower() in IMAGE_SUFFIXES for path in root.iterdir()):
+        return sentence + " It holds images itself: did you mean its parent folder?"
+    return sentence
+
+
+def _pack_advice(root: Path) -> str:
+    return f" It holds train.rec: read that with --use_mxrecord, or unpack it (convert.py --rec_path {root})."
+
+
+def _no_images(root: Path, folders: _Folders) -> str:
+    sentence = (
+        f"{root}: none of its {len(folders.names):,} folders holds an image ({', '.join(IMAGE_SUFFIXES)})."
+    )
+    for name in ("imgs", *folders.names[:100]):
+        inner = root / name
+        if inner.is_dir() and any(path.is_dir() for path in inner.iterdir()):
+            return f"{sentence} Expected <subject>/<image>; did you mean {inner}?"
+    return sentence + (
+        _pack_advice(root) if (root / "train.rec").is_file() else " Expected <subject>/<image>."
+    )
+
+
+def _scan(root: Path, folders: _Folders) -> FolderListing:
+    index_folder, now = _writable_index_folder(root)
+    blobs: list[bytes] = []
+    counts = np.zeros(len(folders.names), np.int64)
+    progress = tqdm(folders.names, desc=f"listing {root.name}", unit="subject", delay=2, leave=False)
+    for number, subject in enumerate(progress):
+        images = _image_names(root / subject)
+        counts[number] = len(images)
+        blobs.append(_joined(images))
+    if not counts.any():
+        raise InputError(_no_images(root, folders))
+    names = np.frombuffer(b"".join(blobs), np.uint8)
+    if index_folder is not None and (folders.stamps < now - _STAMP_STEP_NS).all():
+        _keep(index_folder / _INDEX_FILE, folders, counts, names)
+    return _listing(folders, counts, names)
+
+
+def _image_names(folder: Path) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(
+                e.name
+                for e in entries
+                if e.name[0] != "." and e.name.lower().endswith(IMAGE_SUFFIXES) and e.is_file()
+            )
+    except OSError as fault:
+        raise InputError(f"{folder}: cannot be read ({fault.strerror}). Check its permissions.") from None
+
+
+def _listing(folders: _Folders, counts: NDArray[np.int64], names: NDArray[np.uint8]) -> FolderListing:
+    filled = counts > 0
+    return FolderListing(
+        subjects=[name for name, keep in zip(folders.names, filled, strict=True) if keep],
+        subject_offsets=np.concatenate(([0], np.cumsum(counts[filled]))),
+        names=names,
+        name_offsets=np.concatenate(([0], np.flatnonzero(names == 0) + 1)),
+    )
+
+
+def _index_folders(root: Path) -> list[Path]:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "facecoresetnet"
+    key = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:24]
+    return [root / INDEX_FOLDER, cache / key]
+
+
+def _writable_index_folder(root: Path) -> tuple[Path | None, int]:
+    """Where the list can be kept, and the time there: the file system's clock may not be ours."""
+    for folder in _index_folders(root):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=folder) as probe:
+                return folder, os.fstat(probe.fileno()).st_mtime_ns
+        except OSError:  # noqa: PERF203 - two folders, and the second is tried because the first failed
+            continue
+    return None, 0
+
+
+def _keep(path: Path, folders: _Folders, counts: NDArray[np.int64], names: NDArray[np.uint8]) -> None:
+    try:
+        with atomic_path(path) as temporary:
+            np.savez(
+                temporary,
+                format=np.int64(_FORMAT),
+                folders=np.frombuffer(_joined(folders.names), np.uint8),
+                stamps=folders.stamps,
+                counts=counts,
+                names=names,
+            )
+    except OSError:
+        # The list only saves time: a full disk is no reason to stop here.
+        path.unlink(missing_ok=True)
+
+
+def _load(path: Path, folders: _Folders) -> FolderListing | None:
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            same = (
+                int(kept["format"]) == _FORMAT
+                and np.array_equal(kept["stamps"], folders.stamps)
+                and kept["folders"].tobytes() == _joined(folders.names)
+            )
+            return _listing(folders, kept["counts"], kept["names"]) if same else None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def _joined(names: list[str]) -> bytes:
+    return b"".join(os.fsencode(name) + b"\0" for name in names)

@@ -1,0 +1,226 @@
+"""Pair sets (`lfw.bin`, `agedb_30.bin`, ...): encoded images two a pair, and whether a pair is mated.
+
+These files are pickles, and a pickle may run any code when it is read as usual. They are read here by a
+loader that knows lists, numbers, byte strings and byte arrays, and refuses all else by name.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.sources import Image, decode_face
+from errors import InputError
+from files import atomic_write
+
+
+@dataclass(frozen=True)
+class PairSet:
+    """`images`: 2 n encoded images, those of pair i at 2 i and 2 i + 1; `is_mated`: (n,) bool."""
+
+    name: str
+    images: list[bytes]
+    is_mated: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.is_mated)
+
+    def image(self, number: int) -> Image:
+        """Decodes image `number` of 2 n to (112, 112, 3) RGB."""
+        return decode_face(self.images[number], f"{self.name}, image {number} (pair {number // 2})")
+
+    def folds(self, number: int = 10) -> NDArray[np.int64]:
+        """(n,) fold of each pair: blocks in the order of the file, the first ones longer by one pair."""
+        return np.repeat(np.arange(number), [len(part) for part in np.array_split(self.is_mated, number)])
+
+
+def find_pair_sets(folder: Path) -> list[Path]:
+    """The `.bin` files of a folder, sorted by name; none is no error.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise InputError(
+            f"{folder}: there is no such folder. Expected one that holds pair sets (lfw.bin, ...)."
+        )
+    return sorted(path for path in folder.glob("*.bin") if path.is_file() and path.name[0] != ".")
+
+
+def read_pair_set(path: Path) -> PairSet:
+    """Reads a `.bin` pair set as Python 2 or Python 3 wrote it; images are decoded when they are asked for.
+
+    Raises:
+        InputError: cut short, no pair set, or a pickle that asks for anything but plain data.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as fault:
+        raise InputError(f"{path}: cannot be read ({fault.strerror}). Expected a pair set (.bin).") from None
+    try:
+        loaded = _PlainUnpickler(io.BytesIO(content), encoding="bytes").load()
+    except InputError as fault:
+        raise InputError(f"{path}: {fault}") from None
+    except _REFUSED as fault:
+        raise InputError(
+            f"{path}: cannot be read as a pair set ({fault}). The file may be cut short or of another kind; "
+            "compare its size with the original."
+        ) from None
+    plain = [_without_arrays(part) for part in loaded] if isinstance(loaded, (tuple, list)) else loaded
+    faults = _faults_of(plain)
+    if faults:
+        raise InputError.from_faults([f"{path}: {fault}" for fault in faults])
+    images, is_mated = cast("tuple[list[bytes], list[int]]", plain)
+    return PairSet(path.stem, [bytes(image) for image in images], np.array(list(is_mated)).astype(np.bool_))
+
+
+def write_pair_set(path: Path, images: Sequence[bytes], is_mated: Sequence[bool] | NDArray[np.bool_]) -> None:
+    """Writes a pair set in the published form (Python 2's protocol 2), which every reader of such files
+    takes.
+
+    Raises:
+        InputError: not two images a pair.
+    """
+    if len(images) != 2 * len(is_mated):
+        raise InputError(f"{path}: {len(images)} images for {len(is_mated)} pairs, expected two a pair.")
+    # Written by hand, since Python 3 has no opcode of its own for the byte strings of Python 2.
+    parts = [pickle.PROTO, b"\x02", pickle.EMPTY_LIST, pickle.MARK]
+    for image in images:
+        parts += (pickle.BINSTRING, len(image).to_bytes(4, "little"), image)
+    parts += (pickle.APPENDS, pickle.EMPTY_LIST, pickle.MARK)
+    parts += (pickle.NEWTRUE if mated else pickle.NEWFALSE for mated in is_mated)
+    atomic_write(path, b"".join((*parts, pickle.APPENDS, pickle.TUPLE2, pickle.STOP)))
+
+
+_REFUSED = (
+    pickle.UnpicklingError,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    TypeError,
+    ValueError,
+)
+
+
+def _without_arrays(part: object) -> object:
+    """Replaces an array of bytes or flags, or those in a list, by its content (bytes: numbers 0 to 255)."""
+    if isinstance(part, (list, tuple)):
+        return [entry.content if isinstance(entry, _Array) else entry for entry in part]
+    return part.content if isinstance(part, _Array) else part
+
+
+def _faults_of(loaded: object) -> list[str]:
+    if not (isinstance(loaded, list) and len(loaded) == 2):
+        return [f"holds a {type(loaded).__name__}, expected a pair (list of encoded images, list of bool)."]
+    images, is_mated = loaded
+    faults = [
+        f"its {name} are a {type(part).__name__}, expected a list."
+        for name, part in (("images", images), ("flags", is_mated))
+        if not isinstance(part, (list, tuple, bytes))
+    ]
+    if faults:
+        return faults
+    if len(images) != 2 * len(is_mated) or not len(is_mated):
+        faults.append(
+            f"{len(images):,} images for {len(is_mated):,} pairs, expected two a pair and a pair at least."
+        )
+    strange = [i for i, image in enumerate(images) if not isinstance(image, (bytes, bytearray))]
+    if strange:
+        kind = type(images[strange[0]]).__name__
+        faults.append(f"image {strange[0]} is a {kind}, expected the bytes of an encoded image.")
+    if not all(isinstance(mated, int) and mated in (0, 1) for mated in is_mated):
+        faults.append("a flag is neither true nor false.")
+    return faults
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Gives stand-ins for the few globals that real files name, so that not even NumPy's own code is run."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        stand_in = _STAND_INS.get((module.replace("numpy._core", "numpy.core"), name))
+        if stand_in is None:
+            raise InputError(
+                f"this pickle asks for {module}.{name}. A pair set holds plain data only; a file that names "
+                "code may harm your machine, and was not read further."
+            )
+        return stand_in
+
+
+class _StandIn:
+    """A class, since a pickle may set attributes of what it names; on these that is an error."""
+
+    def __setstate__(self, _state: object) -> None:
+        """Most have nothing to set."""
+
+
+class _DataType(_StandIn):
+    """numpy.dtype: only one-byte types are data of a pair set."""
+
+    def __init__(self, code: str | bytes, *_flags: object) -> None:
+        text = code.decode() if isinstance(code, bytes) else code
+        if text.lstrip("|") not in ("u1", "b1"):
+            raise ValueError(f"an array of type {text}, expected bytes")
+
+
+class _Array(_StandIn):
+    """numpy.ndarray."""
+
+    def __init__(self) -> None:
+        self.content = b""
+
+    def __setstate__(self, state: object) -> None:
+        if not (isinstance(state, tuple) and len(state) == 5):
+            raise ValueError("an array whose state is no array's")
+        _version, _shape, data_type, _order, content = state
+        if not (isinstance(data_type, _DataType) and isinstance(content, bytes)):
+            raise ValueError("an array of something else than bytes")
+        self.content = content
+
+
+class _Reconstruct(_StandIn):
+    """numpy.core.multiarray._reconstruct: the array's state follows."""
+
+    def __new__(cls, *_arguments: object) -> Any:
+        return _Array()
+
+
+class _FromBuffer(_StandIn):
+    """numpy.core.numeric._frombuffer, as protocol 5 writes an array."""
+
+    def __new__(cls, content: bytes | bytearray, data_type: object, *_shape_and_order: object) -> Any:
+        array = _Array()
+        array.__setstate__((1, None, data_type, None, bytes(content)))
+        return array
+
+
+class _Scalar(_StandIn):
+    """numpy.core.multiarray.scalar, as numpy.bool_ is written."""
+
+    def __new__(cls, _data_type: _DataType, content: bytes) -> Any:
+        return content[0]
+
+
+class _Encode(_StandIn):
+    """_codecs.encode, as Python 3 writes bytes at protocol 2."""
+
+    def __new__(cls, text: str, _encoding: str) -> Any:
+        return text.encode("latin-1")
+
+
+_STAND_INS: dict[tuple[str, str], type[_StandIn]] = {
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _DataType,
+    ("numpy.core.multiarray", "_reconstruct"): _Reconstruct,
+    ("numpy.core.multiarray", "scalar"): _Scalar,
+    ("numpy.core.numeric", "_frombuffer"): _FromBuffer,
+    ("_codecs", "encode"): _Encode,
+}

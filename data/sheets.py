@@ -1,0 +1,60 @@
+"""A picture of what the network is fed: the last chance to see a wrong colour order or a wrong crop."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from data.sources import Image
+from files import atomic_write
+
+if TYPE_CHECKING:
+    from data.templates import TemplateBatch
+    from net import BackboneSpec
+
+_GAP = 2
+_SAME_MEDIUM = 0
+_NEXT_MEDIUM = 255
+
+
+def face_sheet(images: Tensor, spec: BackboneSpec, path: Path, *, rows: int = 8, columns: int = 16) -> None:
+    """Writes a PNG grid of a batch's faces in true colours; `images`: (B, 3, H, W) uint8, spec's order."""
+    faces = _true_colours(images[: rows * columns], spec)
+    _write(path, [[*faces[first : first + columns]] for first in range(0, len(faces), columns)], None)
+
+
+def template_sheet(
+    batch: TemplateBatch, spec: BackboneSpec, path: Path, *, rows: int = 8, columns: int = 24
+) -> None:
+    """Writes a PNG with a row for each template of a batch, in true colours; a white line parts two media."""
+    offsets = batch.offsets.tolist()
+    ranges = [slice(a, min(b, a + columns)) for a, b in pairwise(offsets[: rows + 1])]
+    media = [batch.media[part].cpu().numpy() for part in ranges]
+    _write(path, [[*_true_colours(batch.images[part], spec)] for part in ranges], media)
+
+
+def _true_colours(images: Tensor, spec: BackboneSpec) -> NDArray[np.uint8]:
+    pixels = np.moveaxis(images.cpu().numpy(), 1, -1)
+    return pixels[..., ::-1] if spec.channel_order == "BGR" else pixels
+
+
+def _write(path: Path, grid: list[list[Image]], media: list[NDArray[np.int64]] | None) -> None:
+    height, width = grid[0][0].shape[:2]
+    columns = max(len(row) for row in grid)
+    sheet = np.zeros((len(grid) * (height + _GAP), columns * (width + _GAP), 3), np.uint8)
+    for y, row in enumerate(grid):
+        top = y * (height + _GAP)
+        for x, face in enumerate(row):
+            left = x * (width + _GAP)
+            sheet[top : top + height, left : left + width] = face
+            if media is not None and x + 1 < len(row):
+                grey = _SAME_MEDIUM if media[y][x] == media[y][x + 1] else _NEXT_MEDIUM
+                sheet[top : top + height, left + width : left + width + _GAP] = grey
+    _written, encoded = cv2.imencode(".png", sheet[..., ::-1])
+    atomic_write(path, encoded.tobytes())

@@ -1,0 +1,1 @@
+"""Scores -> figures. Knows no network."""

@@ -1,0 +1,186 @@
+"""The margin heads of backbone and aggregator training: unit embeddings and labels in, scaled logits out.
+
+Cross entropy, optimisers and logging belong to `train_val`. Heads compute in float32, whatever autocast is.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, distributed, nn
+
+from errors import InputError
+
+
+class _MarginHead(nn.Module, ABC):
+    """Cosines to one learned column a class, with a margin taken from the true class's.
+
+    State: `kernel` (D, C); its columns are normalised at each use. `_eps` keeps cosines and angles off the
+    ends of their range, where the gradient of the arc cosine is infinite.
+    """
+
+    _eps = 1e-4
+
+    def __init__(self, embedding_size: int, num_classes: int, *, m: float, s: float) -> None:
+        super().__init__()
+        faults = [
+            f"head: {name} must be at least 1, found {value}."
+            for name, value in (("embedding_size", embedding_size), ("num_classes", num_classes))
+            if value < 1
+        ]
+        if not (math.isfinite(m) and m >= 0):
+            faults.append(f"head: the margin m must be finite and not negative, found {m}.")
+        if not (math.isfinite(s) and s > 0):
+            faults.append(f"head: the scale s must be finite and positive, found {s}.")
+        if faults:
+            raise InputError.from_faults(faults)
+        self.m, self.s = m, s
+        kernel = torch.empty(embedding_size, num_classes).uniform_(-1, 1)
+        self.kernel = nn.Parameter(F.normalize(kernel, dim=0))
+
+    def forward(self, embedding: Tensor, norm: Tensor, label: Tensor) -> Tensor:
+        """Logits for cross entropy.
+
+        Args:
+            embedding: (B, D), unit rows.
+            norm: (B, 1), length of each feature before it was normalised; no gradient flows into it.
+            label: (B,) int64, columns of the true classes.
+
+        Returns:
+            (B, C) float32 (float64 where embedding or kernel are), scaled by s.
+        """
+        with torch.autocast(embedding.device.type, enabled=False):
+            dtype = torch.promote_types(embedding.dtype, self.kernel.dtype)
+            dtype = torch.promote_types(dtype, torch.float32)
+            cosine = embedding.to(dtype) @ F.normalize(self.kernel.to(dtype), dim=0)
+            cosine = cosine.clamp(-1 + self._eps, 1 - self._eps)
+            column = label.unsqueeze(1)
+            target = self._with_margin(cosine.gather(1, column), norm.detach().to(dtype))
+            return cosine.scatter(1, column, target) * self.s
+
+    @abstractmethod
+    def _with_margin(self, cosine: Tensor, norm: Tensor) -> Tensor:
+        """Cosine of the true class, less its margin; all (B, 1)."""
+
+    def _cosine_of_wider_angle(self, cosine: Tensor, margin: Tensor | float) -> Tensor:
+        return (cosine.acos() + margin).clamp(self._eps, math.pi - self._eps).cos()
+
+
+class ArcFace(_MarginHead):
+    """Additive angular margin: cos(theta + m) (Deng et al., CVPR 2019)."""
+
+    def __init__(self, embedding_size: int, num_classes: int, *, m: float = 0.5, s: float = 64.0) -> None:
+        super().__init__(embedding_size, num_classes, m=m, s=s)
+
+    def _with_margin(self, cosine: Tensor, norm: Tensor) -> Tensor:
+        return self._cosine_of_wider_angle(cosine, self.m)
+
+
+class CosFace(_MarginHead):
+    """Additive cosine margin: cos(theta) - m (Wang et al., CVPR 2018)."""
+
+    def __init__(self, embedding_size: int, num_classes: int, *, m: float = 0.4, s: float = 64.0) -> None:
+        super().__init__(embedding_size, num_classes, m=m, s=s)
+
+    def _with_margin(self, cosine: Tensor, norm: Tensor) -> Tensor:
+        return cosine - self.m
+
+
+class AdaFace(_MarginHead):
+    """Margin that adapts to the feature norm (Kim et al., CVPR 2022, Eq. 12-15; METHOD 3).
+
+    `h` is the concentration of the normalised norm, `t_alpha` the weight of the current batch in the running
+    mean and standard deviation of the norms. State beside the kernel, each of shape (1,): `batch_mean`,
+    `batch_std`, and `t`, which is never read and stands here so that published heads load strictly.
+    """
+
+    _eps = 1e-3
+    t: Tensor
+    batch_mean: Tensor
+    batch_std: Tensor
+
+    def __init__(
+        self,
+        embedding_size: int,
+        num_classes: int,
+        *,
+        m: float = 0.4,
+        h: float = 0.333,
+        s: float = 64.0,
+        t_alpha: float = 0.01,
+    ) -> None:
+        super().__init__(embedding_size, num_classes, m=m, s=s)
+        faults = []
+        if not (math.isfinite(h) and h >= 0):
+            faults.append(f"head: h must be finite and not negative, found {h}.")
+        if not 0 < t_alpha <= 1:
+            faults.append(f"head: t_alpha must be above 0 and at most 1, found {t_alpha}.")
+        if faults:
+            raise InputError.from_faults(faults)
+        self.h, self.t_alpha = h, t_alpha
+        self.register_buffer("t", torch.zeros(1))
+        self.register_buffer("batch_mean", torch.full((1,), 20.0))
+        self.register_buffer("batch_std", torch.full((1,), 100.0))
+
+    def _with_margin(self, cosine: Tensor, norm: Tensor) -> Tensor:
+        clipped = norm.clamp(1e-3, 100)
+        if self.training:
+            self._update_statistics(clipped, norm.isfinite())
+        quality = (self.h * (clipped - self.batch_mean) / (self.batch_std + self._eps)).clamp(-1, 1)
+        return self._cosine_of_wider_angle(cosine, -self.m * quality) - (self.m + self.m * quality)
+
+    @torch.no_grad()
+    def _update_statistics(self, norms: Tensor, finite: Tensor) -> None:
+        """Moves the running statistics towards those of the finite norms of the global batch; both (B, 1)."""
+        count = _summed_over_ranks(finite.sum(0).to(norms.dtype))
+        mean = _summed_over_ranks(norms.where(finite, 0).sum(0)) / count.clamp_min(1)
+        # A second pass: E[x^2] - E[x]^2 would lose the deviation of nearly equal norms to rounding.
+        deviations = _summed_over_ranks((norms - mean).square().where(finite, 0).sum(0))
+        std = (deviations / (count - 1).clamp_min(1)).sqrt()
+        # One face says where the norms lie but nothing of their spread: its unbiased deviation is 0/0, which
+        # in the published code stays in the average for ever. So one face moves the mean alone, none nothing.
+        self._move(self.batch_mean, mean, count >= 1)
+        self._move(self.batch_std, std, count >= 2)
+
+    def _move(self, average: Tensor, current: Tensor, known: Tensor) -> None:
+        moved = self.t_alpha * current + (1 - self.t_alpha) * average
+        average.copy_(torch.where(known, moved.to(average.dtype), average))
+
+
+HEADS: dict[str, type[_MarginHead]] = {"adaface": AdaFace, "arcface": ArcFace, "cosface": CosFace}
+
+
+def build_head(
+    name: str,
+    embedding_size: int,
+    num_classes: int,
+    *,
+    m: float | None = None,
+    h: float = 0.333,
+    s: float = 64.0,
+    t_alpha: float = 0.01,
+) -> nn.Module:
+    """A head by its name in `HEADS`; `m` None is its own margin; only adaface has `h` and `t_alpha`.
+
+    Raises:
+        InputError: an unknown name, or values out of range.
+    """
+    if name not in HEADS:
+        near = difflib.get_close_matches(name, HEADS, n=1, cutoff=0.5)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise InputError(f"{name!r} is no head.{hint} There are: {', '.join(HEADS)}.")
+    own = {} if m is None else {"m": m}
+    if name == "adaface":
+        return AdaFace(embedding_size, num_classes, h=h, s=s, t_alpha=t_alpha, **own)
+    return (ArcFace if name == "arcface" else CosFace)(embedding_size, num_classes, s=s, **own)
+
+
+def _summed_over_ranks(values: Tensor) -> Tensor:
+    """Sum over the processes of distributed training, so that all keep the statistics that one would have."""
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+        distributed.all_reduce(values)
+    return values

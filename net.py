@@ -1,0 +1,375 @@
+"""The backbones: aligned face in, unit embedding and feature norm out; with the spec of its pixels.
+
+Names, shapes and order of the state dict are the published ones, so that published weights load as they are.
+Reading weight files is the work of `weights`; nothing here opens a file or draws a training sample.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from errors import InputError
+
+# A shorter feature is taken to be this long: a zero one gives a zero embedding and a bounded gradient.
+_SHORTEST_FEATURE = 1e-6
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """What a backbone expects and gives; it travels with the weights, so that preprocessing is never guessed.
+
+    `channel_order` is "BGR" or "RGB"; `mean` and `std` are on pixel values 0..255; `norm_is_quality` says
+    that the feature norm falls with image quality; `image_size` is the side in pixels. Any other value raises
+    InputError.
+    """
+
+    name: str
+    embedding_size: int
+    channel_order: str
+    mean: float
+    std: float
+    norm_is_quality: bool
+    image_size: int = 112
+
+    def __post_init__(self) -> None:
+        faults = [
+            f"backbone spec: {field.name} must be of type {field.type}, found {getattr(self, field.name)!r}."
+            for field in fields(self)
+            if not _is_plain(getattr(self, field.name), str(field.type))
+        ]
+        if not faults:
+            if self.channel_order not in ("BGR", "RGB"):
+                faults.append(f"backbone spec: channel_order is BGR or RGB, not {self.channel_order!r}.")
+            if min(self.embedding_size, self.image_size) < 1:
+                faults.append("backbone spec: embedding_size and image_size must be positive.")
+            if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
+                faults.append("backbone spec: mean must be finite and std finite and positive.")
+        if faults:
+            raise InputError.from_faults(faults)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """(value - mean) / std of images that stand in the spec's channel order.
+
+        Args:
+            images: (N, 3, H, W) uint8; the memory format is kept.
+
+        Returns:
+            (N, 3, H, W) float32.
+
+        Raises:
+            InputError: the images are no uint8, so that they may have been normalised before.
+        """
+        if images.dtype != torch.uint8:
+            raise InputError(
+                f"{self.name}: images must be uint8 with values 0..255, found {images.dtype}. "
+                "Hand over the pixels as they are; they are normalised here, once."
+            )
+        return (images.to(torch.float32) - self.mean) / self.std
+
+    def from_rgb(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """True colours to the layout of the network.
+
+        Args:
+            images: (..., H, W, 3) uint8 RGB.
+
+        Returns:
+            (..., 3, H, W) uint8 in the spec's channel order, contiguous and writable.
+
+        Raises:
+            InputError: another dtype, or no three channels at the end.
+        """
+        if images.dtype != np.uint8 or images.ndim < 3 or images.shape[-1] != 3:
+            raise InputError(
+                f"{self.name}: expected RGB images as uint8 of shape (..., height, width, 3), "
+                f"found {images.dtype} of shape {tuple(images.shape)}."
+            )
+        ordered = images[..., ::-1] if self.channel_order == "BGR" else images
+        return np.array(np.moveaxis(ordered, -1, -3), order="C")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> BackboneSpec:
+        """The inverse of `to_dict`; InputError on a missing, unknown or wrong field."""
+        known = {field.name for field in fields(cls)}
+        faults = [f"backbone spec: unknown field {name!r}." for name in sorted(set(values) - known)]
+        missing = known - set(values) - {"image_size"}
+        faults += [f"backbone spec: {name} is missing." for name in sorted(missing)]
+        if faults:
+            raise InputError.from_faults(faults)
+        return cls(**values)
+
+
+class Backbone(nn.Module, ABC):
+    """Aligned faces in, unit embeddings and feature norms out."""
+
+    def __init__(self, spec: BackboneSpec) -> None:
+        super().__init__()
+        self.spec = spec
+
+    @abstractmethod
+    def features(self, images: Tensor) -> Tensor:
+        """Un-normalised features (N, D), in the precision that the network computes in."""
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeds faces.
+
+        Args:
+            images: (N, 3, H, W) float, normalised and ordered as `spec` says; cast to the weights' dtype.
+
+        Returns:
+            embedding (N, D), unit rows (a zero feature stays zero), and norm (N, 1) of the feature before it
+            was normalised; float32 whatever autocast and the weights are, float64 where the weights are that.
+        """
+        features = self.features(images.to(next(self.parameters()).dtype))
+        # In float16 the squares overflow from a norm of 256 on, and AdaFace reads quality from the norm.
+        features = features.to(torch.promote_types(features.dtype, torch.float32))
+        norm = torch.linalg.vector_norm(features, dim=1, keepdim=True)
+        return features / norm.clamp_min(_SHORTEST_FEATURE), norm
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Shape of an IResNet: residual units, width and stride of each stage."""
+
+    units: tuple[int, ...]
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    strides: tuple[int, ...] = (2, 2, 2, 2)
+    stem_width: int = 64
+    stem_stride: int = 1
+    bottleneck: bool = False
+    squeeze_excitation: bool = False
+
+
+class IResNet(Backbone):
+    """The residual network of ArcFace and AdaFace ('IR', METHOD 2); `ir_se` adds squeeze-excitation."""
+
+    def __init__(self, spec: BackboneSpec, layout: _Layout) -> None:
+        super().__init__(spec)
+        stem, last = layout.stem_width, layout.widths[-1]
+        side = math.ceil(spec.image_size / (layout.stem_stride * math.prod(layout.strides)))
+        self.input_layer = nn.Sequential(
+            nn.Conv2d(3, stem, 3, layout.stem_stride, 1, bias=False), nn.BatchNorm2d(stem), nn.PReLU(stem)
+        )
+        # Registered before the body, although it runs after it: the published state dict has this order.
+        self.output_layer = nn.Sequential(
+            nn.BatchNorm2d(last),
+            nn.Dropout(0.4),
+            nn.Flatten(),
+            nn.Linear(last * side * side, spec.embedding_size),
+            nn.BatchNorm1d(spec.embedding_size, affine=False),
+        )
+        self.body = nn.Sequential()
+        inputs = stem
+        for units, width, stride in zip(layout.units, layout.widths, layout.strides, strict=True):
+            for unit in range(units):
+                self.body.append(_ResidualUnit(inputs, width, stride if unit == 0 else 1, layout))
+                inputs = width
+        _initialise(self)
+
+    def features(self, images: Tensor) -> Tensor:
+        """See the base class."""
+        features: Tensor = self.output_layer(self.body(self.input_layer(images)))
+        return features
+
+
+class _ResidualUnit(nn.Module):
+    """BN-conv-BN-PReLU-conv-BN (or the bottleneck of the deep ones) beside a shortcut."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, layout: _Layout) -> None:
+        super().__init__()
+        self.stride = stride
+        self.shortcut_layer: nn.Module = nn.Identity()
+        if inputs != outputs:
+            self.shortcut_layer = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
+            )
+        if layout.bottleneck:
+            inner = outputs // 4
+            layers = [
+                *_preactivated(inputs, inner, 1),
+                nn.PReLU(inner),
+                nn.Conv2d(inner, inner, 3, 1, 1, bias=False),
+                nn.BatchNorm2d(inner),
+                nn.PReLU(inner),
+                nn.Conv2d(inner, outputs, 1, stride, bias=False),
+            ]
+        else:
+            layers = [
+                *_preactivated(inputs, outputs, 3),
+                nn.PReLU(outputs),
+                nn.Conv2d(outputs, outputs, 3, stride, 1, bias=False),
+            ]
+        self.res_layer = nn.Sequential(*layers, nn.BatchNorm2d(outputs))
+        if layout.squeeze_excitation:
+            self.res_layer.add_module("se_block", _SqueezeExcitation(outputs, reduction=16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Taking every stride-th pixel is the published 1x1 max-pool, and serves as the stride of the 1x1
+        # convolution too: in channels_last with fewer than 16 input channels, the backward pass of a strided
+        # one ends in a segmentation fault of oneDNN (torch 2.13, AVX-512).
+        shortcut = x[:, :, :: self.stride, :: self.stride] if self.stride > 1 else x
+        result: Tensor = self.res_layer(x) + self.shortcut_layer(shortcut)
+        return result
+
+
+def _preactivated(inputs: int, outputs: int, size: int) -> list[nn.Module]:
+    return [
+        nn.BatchNorm2d(inputs),
+        nn.Conv2d(inputs, outputs, size, 1, size // 2, bias=False),
+        nn.BatchNorm2d(outputs),
+    ]
+
+
+class _SqueezeExcitation(nn.Module):
+    """Scales each channel by a gate computed from all channels' means."""
+
+    def __init__(self, channels: int, reduction: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Conv2d(channels, channels // reduction, 1, bias=False)
+        self.fc2 = nn.Conv2d(channels // reduction, channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        squeezed = torch.relu(self.fc1(x.mean(dim=(2, 3), keepdim=True)))
+        return x * torch.sigmoid(self.fc2(squeezed))
+
+
+class MobileFaceNet(Backbone):
+    """InsightFace's 128-d MobileFaceNet (1.0 M parameters); module names follow MXNet's parameter names.
+
+    The last BatchNorm has a scale fixed to 1: MXNet's `fix_gamma`.
+    """
+
+    def __init__(self, spec: BackboneSpec) -> None:
+        super().__init__(spec)
+        self.conv_1 = _ConvUnit(3, 64, 3, 2)
+        self.conv_2_dw = _ConvUnit(64, 64, 3, groups=64)
+        self.dconv_23 = _DepthwiseBlock(64, 128, 64, stride=2)
+        for index in range(4):
+            self.add_module(f"res_3_block{index}", _DepthwiseBlock(64, 128, 64))
+        self.dconv_34 = _DepthwiseBlock(64, 256, 128, stride=2)
+        for index in range(6):
+            self.add_module(f"res_4_block{index}", _DepthwiseBlock(128, 256, 128))
+        self.dconv_45 = _DepthwiseBlock(128, 512, 128, stride=2)
+        for index in range(2):
+            self.add_module(f"res_5_block{index}", _DepthwiseBlock(128, 256, 128))
+        self.conv_6sep = _ConvUnit(128, 512, 1)
+        self.conv_6dw7_7 = _ConvUnit(512, 512, 7, groups=512, padding=0, activation=False)
+        self.pre_fc1 = nn.Linear(512, spec.embedding_size)
+        self.fc1 = nn.BatchNorm1d(spec.embedding_size, eps=2e-5)
+        self.fc1.weight.requires_grad_(False)
+        _initialise(self)
+
+    def features(self, images: Tensor) -> Tensor:
+        """See the base class."""
+        x = images
+        for module in self.children():
+            x = module(x.flatten(1) if module is self.pre_fc1 else x)
+        return x
+
+
+class _ConvUnit(nn.Module):
+    """Convolution without bias, BatchNorm and, unless switched off, PReLU."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        size: int,
+        stride: int = 1,
+        *,
+        groups: int = 1,
+        padding: int | None = None,
+        activation: bool = True,
+    ) -> None:
+        super().__init__()
+        padding = size // 2 if padding is None else padding
+        self.conv2d = nn.Conv2d(inputs, outputs, size, stride, padding, groups=groups, bias=False)
+        self.batchnorm = nn.BatchNorm2d(outputs, eps=1e-3)
+        self.relu = nn.PReLU(outputs) if activation else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.relu(self.batchnorm(self.conv2d(x)))
+        return result
+
+
+class _DepthwiseBlock(nn.Module):
+    """1x1 to `inner` channels, 3x3 depthwise, 1x1 to `outputs`; with a shortcut where the shape stays."""
+
+    def __init__(self, inputs: int, inner: int, outputs: int, stride: int = 1) -> None:
+        super().__init__()
+        self.has_shortcut = stride == 1 and inputs == outputs
+        self.conv_sep = _ConvUnit(inputs, inner, 1)
+        self.conv_dw = _ConvUnit(inner, inner, 3, stride, groups=inner)
+        self.conv_proj = _ConvUnit(inner, outputs, 1, activation=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.conv_proj(self.conv_dw(self.conv_sep(x)))
+        return x + result if self.has_shortcut else result
+
+
+def build_backbone(name: str) -> Backbone:
+    """A backbone with fresh weights, by its name in `BACKBONES`.
+
+    Raises:
+        InputError: there is no such name; the message lists the names.
+    """
+    if name not in BACKBONES:
+        near = difflib.get_close_matches(name, BACKBONES, n=1, cutoff=0.5)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise InputError(f"{name!r} is no backbone.{hint} There are: {', '.join(BACKBONES)}.")
+    return _BUILDERS[name](BACKBONES[name])
+
+
+def _initialise(backbone: nn.Module) -> None:
+    """Kaiming normal by fan-out for convolutions and linear layers, biases 0 (METHOD 2)."""
+    for module in backbone.modules():
+        # On the meta device normal_ has nothing to fill, and imports torch's compiler, which takes a second.
+        if isinstance(module, nn.Conv2d | nn.Linear) and not module.weight.is_meta:
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def _is_plain(value: object, type_name: str) -> bool:
+    """JSON has one kind of number: a whole one may stand for a float, but True for none."""
+    if isinstance(value, bool) or type_name == "bool":
+        return isinstance(value, bool) and type_name == "bool"
+    kinds: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float)}
+    return isinstance(value, kinds[type_name])
+
+
+_LAYOUTS = {
+    "ir_18": _Layout((2, 2, 2, 2)),
+    "ir_34": _Layout((3, 4, 6, 3)),
+    "ir_50": _Layout((3, 4, 14, 3)),
+    "ir_101": _Layout((3, 13, 30, 3)),
+    "ir_152": _Layout((3, 8, 36, 3), (256, 512, 1024, 2048), bottleneck=True),
+    "ir_200": _Layout((3, 24, 36, 3), (256, 512, 1024, 2048), bottleneck=True),
+    "ir_se_50": _Layout((3, 4, 14, 3), squeeze_excitation=True),
+    # For tests and the demo. The full-size stem costs more than all else on a CPU, hence its stride.
+    "ir_tiny": _Layout((1, 1, 1, 1), (8, 16, 32, 64), strides=(2, 2, 2, 1), stem_width=8, stem_stride=2),
+}
+
+BACKBONES: dict[str, BackboneSpec] = {
+    name: BackboneSpec(name, 64 if name == "ir_tiny" else 512, "BGR", 127.5, 127.5, norm_is_quality=True)
+    for name in _LAYOUTS
+} | {"mobilefacenet": BackboneSpec("mobilefacenet", 128, "RGB", 127.5, 128.0, norm_is_quality=True)}
+
+_BUILDERS: dict[str, Callable[[BackboneSpec], Backbone]] = {
+    **{name: partial(IResNet, layout=layout) for name, layout in _LAYOUTS.items()},
+    "mobilefacenet": MobileFaceNet,
+}

@@ -1,0 +1,271 @@
+"""What every aggregator promises, over the whole registry: a new name is tested by being there."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from coreset import AGGREGATORS, FaceSets, SetDescriptor, build_aggregator
+from coreset import sets as sets_module
+from errors import InputError
+
+D = 16
+OPTIONS: dict[str, dict[str, object]] = {"coreset": {"embedding_size": D}}
+HAS_PICKS = {"coreset": 3, "best_norm": 1, "top_k": 3, "fps_mean": 3, "random_k": 3}
+
+every_name = pytest.mark.parametrize("name", AGGREGATORS)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _chunks_of_a_few_faces() -> Iterator[None]:
+    """So that even the small batches here are worked through in several padded chunks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sets_module, "MOST_CHUNK_PLACES", 40)
+        patch.setattr(sets_module, "FREE_PADDING", 6)
+        yield
+
+
+def build(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return build_aggregator(name, OPTIONS.get(name, {})).eval()
+
+
+def random_sets(sizes: list[int], seed: int = 0) -> FaceSets:
+    generator = torch.Generator().manual_seed(seed)
+    N = sum(sizes)
+    features = F.normalize(torch.randn(N, D, generator=generator), dim=1)
+    norms = 5 + 30 * torch.rand(N, generator=generator)
+    return FaceSets(features, norms, torch.tensor([0, *sizes]).cumsum(0), torch.arange(N) // 2)
+
+
+def reordered(sets: FaceSets, rows: Tensor) -> FaceSets:
+    assert sets.media is not None
+    return FaceSets(sets.features[rows], sets.norms[rows], sets.offsets, sets.media[rows])
+
+
+def assert_same(found: SetDescriptor, wanted: SetDescriptor, tolerance: float = 1e-5) -> None:
+    torch.testing.assert_close(found.embedding, wanted.embedding, rtol=0, atol=tolerance)
+    torch.testing.assert_close(found.norm, wanted.norm, rtol=tolerance, atol=0)
+
+
+@every_name
+def test_shapes_dtypes_and_unit_rows(name: str) -> None:
+    sizes = [1, 2, 9, 1, 30]
+    found = build(name)(random_sets(sizes))
+    K = HAS_PICKS.get(name, 0)
+    assert found.embedding.shape == (5, D)
+    assert found.embedding.dtype == found.norm.dtype == torch.float32
+    assert found.norm.shape == (5,)
+    assert found.picks.shape == (5, K)
+    assert found.picks.dtype == torch.int64
+    torch.testing.assert_close(found.embedding.norm(dim=1), torch.ones(5))
+    for T, row in zip(sizes, found.picks.tolist(), strict=True):
+        count = min(K, T)
+        assert all(0 <= pick < T for pick in row[:count])
+        assert row[count:] == [-1] * (K - count)
+        assert len(set(row[:count])) == count
+
+
+@every_name
+def test_weights_are_shares_of_each_set(name: str) -> None:
+    sets = random_sets([1, 2, 9, 1, 30])
+    sets.features.requires_grad_()
+    sets.norms.requires_grad_()
+    weights = build(name)(sets).weights
+    assert weights.shape == (43,)
+    assert not weights.requires_grad
+    assert (weights >= 0).all()
+    torch.testing.assert_close(torch.zeros(5).index_add(0, sets.set_of_face, weights), torch.ones(5))
+
+
+@every_name
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=6), st.integers(0, 1000))
+def test_the_order_of_faces_does_not_matter(name: str, sizes: list[int], seed: int) -> None:
+    aggregator = build(name)
+    sets = random_sets(sizes, seed)
+    order = torch.randperm(sets.num_faces, generator=torch.Generator().manual_seed(seed))
+    rows = order[sets.set_of_face[order].argsort(stable=True)]
+    moved = aggregator(reordered(sets, rows))
+    found = aggregator(sets)
+    assert_same(moved, found)
+    places = rows - sets.offsets[:-1][sets.set_of_face]
+    for b, (start, stop) in enumerate(zip(sets.offsets[:-1], sets.offsets[1:], strict=True)):
+        valid = found.picks[b] >= 0
+        assert torch.equal(places[start:stop][moved.picks[b][valid]], found.picks[b][valid])
+    torch.testing.assert_close(moved.weights, found.weights[rows])
+
+
+@every_name
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(1, 40), min_size=2, max_size=8), st.integers(0, 1000))
+def test_the_rest_of_the_batch_does_not_matter(name: str, sizes: list[int], seed: int) -> None:
+    aggregator = build(name)
+    sets = random_sets(sizes, seed)
+    assert sets.media is not None
+    together = aggregator(sets)
+    for b in range(len(sizes)):
+        rows = slice(int(sets.offsets[b]), int(sets.offsets[b + 1]))
+        offsets = torch.tensor([0, sizes[b]])
+        one = FaceSets(sets.features[rows], sets.norms[rows], offsets, sets.media[rows])
+        alone = aggregator(one)
+        assert torch.equal(alone.picks[0], together.picks[b])
+        torch.testing.assert_close(alone.embedding[0], together.embedding[b], rtol=0, atol=1e-5)
+        torch.testing.assert_close(alone.norm[0], together.norm[b], rtol=1e-5, atol=0)
+
+
+@every_name
+def test_ragged_equals_dense(name: str) -> None:
+    aggregator = build(name)
+    ragged = random_sets([6] * 4)
+    assert ragged.media is not None
+    dense = FaceSets.dense(ragged.features.view(4, 6, D), ragged.norms.view(4, 6), ragged.media.view(4, 6))
+    assert_same(aggregator(dense), aggregator(ragged), 0.0)
+
+
+@every_name
+@pytest.mark.parametrize("T", [1, 2, 5, 64])
+def test_a_set_of_equal_faces_is_that_face(name: str, T: int) -> None:
+    """Picks stay distinct, and one face or many copies of it have the same direction."""
+    aggregator = build(name)
+    one = random_sets([1])
+    copies = FaceSets(
+        one.features.expand(T, D), one.norms.expand(T), torch.tensor([0, T]), torch.zeros(T).long()
+    )
+    found, wanted = aggregator(copies), aggregator(one)
+    torch.testing.assert_close(found.embedding, wanted.embedding, rtol=0, atol=1e-5)
+    picks = [pick for pick in found.picks[0].tolist() if pick >= 0]
+    assert picks == list(range(len(picks)))
+
+
+# The others pick by quality or chance alone, where copies count as faces.
+@pytest.mark.parametrize("name", ["coreset", "fps_mean"])
+def test_copies_of_a_face_do_not_change_who_is_picked(name: str) -> None:
+    """While there are other faces to pick, a copy is never preferred to them, and the first copy is meant."""
+    aggregator = build(name)
+    sets = random_sets([6])
+    order = torch.tensor([0, 1, 2, 2, 2, 3, 4, 5, 5, 0])
+    copies = FaceSets(sets.features[order], sets.norms[order], torch.tensor([0, 10]))
+    assert order[aggregator(copies).picks].tolist() == aggregator(sets).picks.tolist()
+    assert all(pick not in (3, 4, 8, 9) for pick in aggregator(copies).picks[0].tolist())
+
+
+@every_name
+@pytest.mark.parametrize("training", [True, False])
+def test_gradients_reach_the_features_and_are_finite(name: str, training: bool) -> None:
+    aggregator = build(name).train(training)
+    plain = random_sets([1, 2, 12, 7])
+    features, norms = plain.features.requires_grad_(), plain.norms.requires_grad_()
+    found = aggregator(FaceSets(features, norms, plain.offsets, plain.media))
+    ((found.embedding * torch.randn(4, D)).sum() + found.norm.sum()).backward()
+    assert features.grad is not None
+    assert features.grad.isfinite().all()
+    assert (torch.zeros(4).index_add(0, plain.set_of_face, features.grad.abs().sum(1)) > 0).all()
+    for parameter in aggregator.parameters():
+        assert parameter.grad is None or parameter.grad.isfinite().all()
+    if training:
+        assert all(parameter.grad is not None for parameter in aggregator.parameters())
+
+
+@every_name
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("training", [True, False])
+def test_autocast_gives_nearly_the_same_in_float32(name: str, dtype: torch.dtype, training: bool) -> None:
+    aggregator = build(name).train(training)
+    for module in aggregator.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    sets = random_sets([1, 2, 12, 30])
+    torch.manual_seed(4)
+    plain = aggregator(sets)
+    torch.manual_seed(4)
+    with torch.autocast("cpu", dtype=dtype):
+        cast = aggregator(sets)
+    assert cast.embedding.dtype == cast.norm.dtype == torch.float32
+    assert torch.equal(cast.picks, plain.picks)
+    assert_same(cast, plain, 0.02)
+
+
+@every_name
+def test_half_precision_features_are_taken(name: str) -> None:
+    sets = random_sets([1, 2, 12])
+    half = FaceSets(sets.features.half(), sets.norms.half(), sets.offsets, sets.media)
+    found = build(name)(half)
+    assert found.embedding.dtype == torch.float32
+    torch.testing.assert_close(found.embedding.norm(dim=1), torch.ones(3))
+
+
+@every_name
+def test_a_copy_and_a_saved_state_give_the_same(name: str) -> None:
+    aggregator = build(name)
+    sets = random_sets([3, 8])
+    wanted = aggregator(sets)
+    assert_same(copy.deepcopy(aggregator)(sets), wanted, 0.0)
+    torch.manual_seed(9)
+    other = build_aggregator(name, OPTIONS.get(name, {})).eval()
+    other.load_state_dict(aggregator.state_dict())
+    assert_same(other(sets), wanted, 0.0)
+
+
+class Rectangle(nn.Module):
+    """An aggregator's maths behind plain tensors."""
+
+    def __init__(self, aggregator: nn.Module) -> None:
+        super().__init__()
+        self.aggregator = aggregator
+
+    def forward(self, features: Tensor, norms: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        vectors, picks, _ = self.aggregator.aggregate_padded(features, norms, mask)
+        return vectors, picks
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_the_aggregator_exports(masked: bool) -> None:
+    aggregator = build("coreset")
+    sets = random_sets([20] * 2)
+    inputs: tuple[Tensor, ...] = (sets.features.view(2, 20, D), sets.norms.view(2, 20))
+    if masked:
+        inputs += (torch.arange(20) < torch.tensor([[20], [2]]),)
+    exported = torch.export.export(Rectangle(aggregator), inputs).module()
+    vectors, picks = exported(*inputs)
+    expected, expected_picks, _ = aggregator.aggregate_padded(*inputs)
+    assert torch.equal(picks, expected_picks)
+    torch.testing.assert_close(vectors, expected)
+
+
+def test_unknown_names_list_the_valid_ones_and_the_nearest() -> None:
+    with pytest.raises(InputError) as error:
+        build_aggregator("norm-weighted", {})
+    assert "Valid are coreset, mean, norm_weighted" in str(error.value)
+    assert "Did you mean 'norm_weighted'?" in str(error.value)
+
+
+def test_faulty_options_are_refused_together() -> None:
+    with pytest.raises(InputError) as error:
+        build_aggregator("coreset", {"coresetsize": 3, "dropout": "high", "num_heads": 2.0, "learn_gamma": 1})
+    message = str(error.value)
+    assert "no option 'coresetsize'" in message
+    assert "Did you mean 'coreset_size'?" in message
+    assert "'dropout': expected float, found 'high'" in message
+    assert "'num_heads': expected int, found 2.0" in message
+    assert "'learn_gamma': expected bool, found 1" in message
+    assert "needs the option 'embedding_size'" in message
+    with pytest.raises(InputError, match=r"no option 'gamma'\. It takes none"):
+        build_aggregator("mean", {"gamma": 1.0})
+    with pytest.raises(InputError, match="expected float, found True"):
+        build_aggregator("fps_mean", {"gamma": True})
+
+
+def test_options_reach_the_constructor() -> None:
+    aggregator = build_aggregator("coreset", {"embedding_size": D, "coreset_size": 5, "gamma": 1})
+    assert aggregator.coreset_size == 5
+    assert aggregator.gamma.item() == 1.0
+    assert aggregator.gamma.dtype == torch.float32
+    assert build_aggregator("fps_mean", {"coreset_size": 2}).coreset_size == 2
