@@ -18,8 +18,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from coreset import build_aggregator
+from coreset.aggregator import CoresetAggregator
 from errors import InputError
 from files import atomic_path, require_free_space
 from net import BACKBONES, Backbone, BackboneSpec, build_backbone
@@ -72,6 +74,34 @@ def load_backbone(path: Path | str, arch: str | None = None) -> Backbone:
     return backbone.eval()
 
 
+def load_aggregator(path: Path | str) -> nn.Module | None:
+    """The aggregator in a checkpoint of ours, or in a published FaceCoresetNet one; None where there is none.
+
+    On the CPU, in evaluation mode. A published checkpoint does not say its coreset size: 3, as published.
+
+    Raises:
+        InputError: as `load_backbone`, or an aggregator that does not fit what the file says of it.
+    """
+    path = Path(path)
+    if path.suffix not in _TORCH_SUFFIXES or not path.is_file():
+        return None
+    checkpoint = read_checkpoint(path)
+    state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, Mapping) else {}
+    if any(str(key).startswith("aggregate_model.") for key in state):
+        return CoresetAggregator.from_published(state)
+    prefix = "aggregator."
+    own = {key.removeprefix(prefix): value for key, value in state.items() if str(key).startswith(prefix)}
+    if not own:
+        return None
+    try:
+        name, options = checkpoint["aggregator_name"], checkpoint["aggregator_options"]
+        aggregator = build_aggregator(name, options)
+        aggregator.load_state_dict(own)
+    except (KeyError, RuntimeError, InputError) as error:
+        raise InputError(f"{path}: its aggregator cannot be built: {error}") from error
+    return aggregator.eval()
+
+
 def save_backbone(path: Path, backbone: Backbone) -> None:
     """Writes weights and spec as `.safetensors`, whole or not at all; `load_backbone` reads them back.
 
@@ -87,6 +117,24 @@ def save_backbone(path: Path, backbone: Backbone) -> None:
     require_free_space(path.parent, sum(value.nbytes for value in state.values()))
     with atomic_path(path) as temporary:
         save_file(state, temporary, metadata)
+
+
+def read_checkpoint(path: Path) -> Any:
+    """What a file of `torch.save` holds; InputError unless it is tensors and plain containers alone."""
+    try:
+        # A mapped file costs memory for the entries that are used, not for heads and optimisers.
+        mapped = zipfile.is_zipfile(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except _UNREADABLE as error:
+        blocked = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if blocked:
+            raise InputError(
+                f"{path}: it needs {blocked[1]} to be unpickled, but a pickle can run any code, so only "
+                "tensors and plain containers are read. Save its state dict alone, "
+                "torch.save(model.state_dict(), ...), or ask its author for a .safetensors file."
+            ) from error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path}: {_what_it_may_be(path)} The reader says: {reason}") from error
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], BackboneSpec | None]:
@@ -118,20 +166,7 @@ def _spec_of_metadata(path: Path, metadata: Mapping[str, str]) -> BackboneSpec |
 
 def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], BackboneSpec | None]:
     """The state dict of a file of `torch.save`, and the spec if it is one of our checkpoints."""
-    try:
-        # A mapped file costs memory for the entries that are used, not for heads and optimisers.
-        mapped = zipfile.is_zipfile(path)
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except _UNREADABLE as error:
-        blocked = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if blocked:
-            raise InputError(
-                f"{path}: it needs {blocked[1]} to be unpickled, but a pickle can run any code, so only "
-                "tensors and plain containers are read. Save its state dict alone, "
-                "torch.save(model.state_dict(), ...), or ask its author for a .safetensors file."
-            ) from error
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path}: {_what_it_may_be(path)} The reader says: {reason}") from error
+    checkpoint = read_checkpoint(path)
     state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, Mapping) else None
     if not isinstance(state, Mapping):
         raise InputError(f"{path}: expected a state dict or a checkpoint, found {_described(checkpoint)}.")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _GAP = 2
 _SAME_MEDIUM = 0
 _NEXT_MEDIUM = 255
+_CHOSEN = (20, 140, 60)
 
 
 def face_sheet(images: Tensor, spec: BackboneSpec, path: Path, *, rows: int = 8, columns: int = 16) -> None:
@@ -30,13 +31,38 @@ def face_sheet(images: Tensor, spec: BackboneSpec, path: Path, *, rows: int = 8,
 
 
 def template_sheet(
-    batch: TemplateBatch, spec: BackboneSpec, path: Path, *, rows: int = 8, columns: int = 24
+    batch: TemplateBatch,
+    spec: BackboneSpec,
+    path: Path,
+    *,
+    picks: Tensor | None = None,
+    rows: int = 8,
+    columns: int = 24,
 ) -> None:
-    """Writes a PNG with a row for each template of a batch, in true colours; a white line parts two media."""
+    """Writes a PNG with a row for each template of a batch, in true colours; a white line parts two media.
+
+    `picks`: (B, K) chosen faces, -1 where none, as an aggregator returns them: they are framed and numbered
+    by their order.
+    """
     offsets = batch.offsets.tolist()
     ranges = [slice(a, min(b, a + columns)) for a, b in pairwise(offsets[: rows + 1])]
     media = [batch.media[part].cpu().numpy() for part in ranges]
-    _write(path, [[*_true_colours(batch.images[part], spec)] for part in ranges], media)
+    grid = [[*_true_colours(batch.images[part], spec)] for part in ranges]
+    if picks is not None:
+        for faces, chosen in zip(grid, picks.tolist(), strict=False):
+            for order, face in enumerate(chosen, 1):
+                if 0 <= face < len(faces):
+                    faces[face] = _framed(faces[face], order)
+    _write(path, grid, media)
+
+
+def _framed(face: Image, order: int) -> Image:
+    framed = np.ascontiguousarray(face)
+    side = framed.shape[0]
+    cv2.rectangle(framed, (0, 0), (side - 1, side - 1), _CHOSEN, 7)
+    cv2.rectangle(framed, (0, 0), (30, 32), _CHOSEN, -1)
+    cv2.putText(framed, str(order), (7, 25), cv2.FONT_HERSHEY_SIMPLEX, 0.8, (255, 255, 255), 2, cv2.LINE_AA)
+    return framed
 
 
 def _true_colours(images: Tensor, spec: BackboneSpec) -> NDArray[np.uint8]:

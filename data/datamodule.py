@@ -1,0 +1,240 @@
+"""LightningDataModules: the loaders of both training stages, over ranks and workers, from any position.
+
+What an item is, is decided in `data.templates`; which items make a batch, in `data.sampling`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pytorch_lightning import LightningDataModule
+from torch.utils.data import DataLoader, Dataset
+
+from data.pairs import PairSet
+from data.sampling import PositionSampler
+from data.sources import FaceSource
+from data.templates import (
+    Augmentation,
+    FaceDataset,
+    HeldOutTemplates,
+    Template,
+    TemplateBatch,
+    TemplateDataset,
+    collate_faces,
+    collate_templates,
+)
+from errors import InputError
+
+if TYPE_CHECKING:
+    from net import BackboneSpec
+
+VALIDATION_FACES = 64
+VALIDATION_TEMPLATES = 8
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How batches are made.
+
+    `batch_size`: items of a step on all processes together; `accumulate`: batches of which one optimiser step
+    is made; `epoch_items`: items of an epoch, all rows where it is None.
+    """
+
+    batch_size: int
+    num_workers: int
+    seed: int
+    accumulate: int = 1
+    epoch_items: int | None = None
+
+
+class _TrainingData(LightningDataModule, ABC):
+    """Shards over ranks, and continues in the middle of an epoch by arithmetic on the optimiser's steps."""
+
+    def __init__(self, loading: Loading, num_rows: int) -> None:
+        super().__init__()
+        self.loading = loading
+        self._num_rows = num_rows
+
+    @abstractmethod
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Batches of one rank."""
+
+    def _train_loader(self, dataset: Dataset[Any], collate: Callable[[Any], Any]) -> DataLoader[Any]:
+        sampler = self.sampler()
+        if self.trainer is not None:
+            epoch, start = position_after(self.trainer.global_step, len(sampler), self.loading.accumulate)
+            sampler.set_epoch(epoch)
+            sampler.start = start
+        return self._loader(dataset, collate, batch_sampler=sampler)
+
+    def sampler(self) -> PositionSampler:
+        """The order of this rank's items; without a trainer that of a single process."""
+        rank, world_size = self._place()
+        return PositionSampler(
+            num_rows=self._num_rows,
+            num_items=self.loading.epoch_items,
+            batch_size=self.loading.batch_size // world_size,
+            seed=self.loading.seed,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    def _validation_loader(
+        self, dataset: Dataset[Any], count: int, batch_size: int, collate: Callable[[Any], Any]
+    ) -> DataLoader[Any]:
+        return self._loader(
+            _Numbered(dataset),
+            _collate_numbered(collate),
+            sampler=rank_share(count, *self._place()),
+            batch_size=batch_size,
+        )
+
+    def _loader(self, dataset: Dataset[Any], collate: Callable[[Any], Any], **how: Any) -> DataLoader[Any]:
+        workers = self.loading.num_workers
+        return DataLoader(
+            dataset,
+            num_workers=workers,
+            collate_fn=collate,
+            # A worker that starts anew each epoch lists nothing and opens files lazily, but costs a second.
+            persistent_workers=workers > 0,
+            worker_init_fn=_one_thread if workers else None,
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+            **how,
+        )
+
+    def _place(self) -> tuple[int, int]:
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+
+class FaceData(_TrainingData):
+    """Backbone stage: single faces to train on, pair sets to validate on."""
+
+    def __init__(
+        self,
+        source: FaceSource,
+        spec: BackboneSpec,
+        augmentation: Augmentation,
+        pair_sets: Sequence[PairSet],
+        loading: Loading,
+    ) -> None:
+        super().__init__(loading, len(source))
+        self._dataset = FaceDataset(source, spec, augmentation, seed=loading.seed)
+        self._spec = spec
+        self.pair_sets = list(pair_sets)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Batches (images (B, 3, 112, 112) uint8, labels (B,))."""
+        return self._train_loader(self._dataset, collate_faces)
+
+    def val_dataloader(self) -> list[DataLoader[Any]]:
+        """One loader a pair set: (numbers (B,), (images (B, 3, 112, 112) uint8, zeros))."""
+        return [
+            self._validation_loader(
+                _PairImages(pairs, self._spec), len(pairs.images), VALIDATION_FACES, collate_faces
+            )
+            for pairs in self.pair_sets
+        ]
+
+
+class TemplateData(_TrainingData):
+    """Coreset stage: templates to train on, templates of held-out subjects to validate on."""
+
+    def __init__(
+        self,
+        source: FaceSource,
+        spec: BackboneSpec,
+        augmentation: Augmentation,
+        held_out: HeldOutTemplates,
+        loading: Loading,
+        *,
+        max_template_size: int,
+        sample_by: str,
+    ) -> None:
+        self._dataset = TemplateDataset(
+            source,
+            spec,
+            augmentation,
+            seed=loading.seed,
+            max_template_size=max_template_size,
+            sample_by=sample_by,
+        )
+        super().__init__(loading, len(self._dataset))
+        self.held_out = held_out
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Batches of `TemplateBatch`."""
+        return self._train_loader(self._dataset, collate_templates)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """(numbers (B,), TemplateBatch) of the held-out templates."""
+        return self._validation_loader(
+            self.held_out, len(self.held_out), VALIDATION_TEMPLATES, collate_templates
+        )
+
+    def example(self, count: int) -> TemplateBatch:
+        """The first held-out probe templates, for a picture."""
+        probes = np.flatnonzero(~self.held_out.is_gallery)[:count]
+        templates: list[Template] = [self.held_out[int(number)] for number in probes]
+        return collate_templates(templates)
+
+
+def position_after(global_step: int, batches: int, accumulate: int) -> tuple[int, int]:
+    """(epoch, batch) that training goes on with after so many optimiser steps, `batches` an epoch.
+
+    An epoch's last step may be of fewer than `accumulate` batches.
+    """
+    epoch, step = divmod(global_step, -(-batches // accumulate))
+    return epoch, step * accumulate
+
+
+def rank_share(count: int, rank: int, world_size: int) -> list[int]:
+    """Every world_size-th of `count` items; wrapped round, since ranks must see equally many batches.
+
+    An item may so come twice; whoever gathers results goes by the numbers.
+    """
+    padded = -(-count // world_size) * world_size
+    return [number % count for number in range(rank, padded, world_size)]
+
+
+def check_batch_split(batch_size: int, processes: int) -> None:
+    """Raises InputError unless the batch divides over the processes."""
+    if batch_size % processes:
+        raise InputError(
+            f"--batch_size {batch_size}: is for all {processes} processes together and must be a multiple of "
+            f"{processes}; {batch_size // processes * processes or processes} would be."
+        )
+
+
+class _Numbered(Dataset[tuple[int, Any]]):
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, number: int) -> tuple[int, Any]:
+        return number, self._dataset[number]
+
+
+@dataclass(frozen=True)
+class _collate_numbered:  # noqa: N801 - a function with one argument bound; a class, so that workers can be spawned
+    collate: Callable[[Any], Any]
+
+    def __call__(self, items: Sequence[tuple[int, Any]]) -> tuple[NDArray[np.int64], Any]:
+        return np.array([number for number, _ in items]), self.collate([item for _, item in items])
+
+
+class _PairImages(Dataset[tuple[NDArray[np.uint8], int]]):
+    def __init__(self, pairs: PairSet, spec: BackboneSpec) -> None:
+        self._pairs = pairs
+        self._spec = spec
+
+    def __getitem__(self, number: int) -> tuple[NDArray[np.uint8], int]:
+        return self._spec.from_rgb(self._pairs.image(number)), 0
+
+
+def _one_thread(_worker: int) -> None:
+    cv2.setNumThreads(0)

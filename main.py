@@ -1,0 +1,372 @@
+"""Trains face recognition: a backbone on single faces, or the coreset aggregator on sets of faces.
+
+python main.py --data_root DATA --train_data_path faces_emore/imgs --val_data_path faces_emore ...
+    backbone stage: a backbone and a margin head on single faces
+python main.py --data_root DATA --train_data_path faces_emore/imgs --start_from_model_statedict WEIGHTS ...
+    coreset stage: the aggregator on templates, over that backbone, which stays frozen
+python main.py --resume_from_checkpoint experiments/RUN/last.ckpt
+    goes on with a run exactly where it stopped, with its own flags
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, _ArgumentGroup
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from evaluation.report import markdown_table
+from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from command import EXIT_BAD_INPUT, build_parser, run_command
+from data.templates import SAMPLE_BY
+from errors import InputError
+from evaluation.held_out import held_out_table
+from files import atomic_write
+from head import HEADS
+from net import BACKBONES
+from run_folder import (
+    BEST,
+    KeepLast,
+    Pictures,
+    SafeCheckpointIO,
+    StoppedBySignal,
+    run_folder,
+    validation_summary,
+    write_run_json,
+)
+from settings import PRECISIONS, STAGE_DEFAULTS, STAGES, Settings, resolve
+from train_val import BACKBONE_MONITOR, CORESET_MONITOR, BackboneTrainer, FaceCoresetNet
+from training_run import Run, build_run, saved_run
+
+_TEST_RUN_EPOCHS = 2
+
+
+def main() -> int:
+    """Runs the command; gives its exit code."""
+    # What Lightning says at this level is said here in other words, or advertises.
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    given = vars(flags().parse_args())
+    if rank_zero_only.rank:
+        # Process 0 tells what is wrong.
+        try:
+            train(given)
+        except (InputError, StoppedBySignal):
+            return EXIT_BAD_INPUT
+        return 0
+    try:
+        return run_command(lambda: train(given))
+    except StoppedBySignal as stop:
+        print(f"stopped by {stop}; nothing is lost.", file=sys.stderr)
+        return 128 + stop.signum
+
+
+def train(given: Mapping[str, Any]) -> None:
+    """Trains or evaluates as the flags say.
+
+    Raises:
+        InputError: flags, paths or data that cannot be used, or a loss that is not finite.
+        StoppedBySignal: after SIGINT or SIGTERM, with everything kept.
+    """
+    flags_given = dict(given)
+    evaluate = flags_given.pop("evaluate", False)
+    checkpoint = flags_given.pop("resume_from_checkpoint", None)
+    saved = None if checkpoint is None else saved_run(Path(checkpoint))
+    settings = resolve(flags_given, None if saved is None else saved.hparams)
+    accelerator, devices = _devices(settings)
+    run = build_run(settings, saved, processes=devices * settings.num_nodes)
+    folder = Path(settings.out)
+    if rank_zero_only.rank == 0:
+        _say(run, settings, checkpoint, evaluate, f"{devices * settings.num_nodes} x {accelerator}")
+        if not settings.fast_dev_run:
+            resumed = None if checkpoint is None or evaluate else Path(checkpoint)
+            folder = run_folder(folder, settings.prefix, resumed)
+            write_run_json(folder, settings.to_dict(), run.facts)
+            print(f"run      {folder}", flush=True)
+    trainer = _trainer(settings, run, folder, accelerator, devices)
+    if evaluate:
+        trainer.validate(run.module, run.data, ckpt_path=checkpoint, verbose=False)
+    else:
+        trainer.fit(run.module, run.data, ckpt_path=checkpoint)
+        best = folder / BEST
+        if not settings.fast_dev_run and run.validates:
+            ckpt_path = trainer.strategy.broadcast(str(best) if best.is_file() else None)
+            trainer.validate(run.module, run.data, ckpt_path=ckpt_path, verbose=False)
+    if trainer.is_global_zero and not settings.fast_dev_run and run.validates:
+        _tell(run.module, folder)
+
+
+def flags() -> ArgumentParser:
+    """The command's flags; what is not given is absent from the namespace."""
+    parser = build_parser(__doc__)
+    parser.argument_default = SUPPRESS
+    _data_flags(parser.add_argument_group("data"))
+    _model_flags(parser.add_argument_group("model"))
+    _coreset_flags(parser.add_argument_group("coreset stage"))
+    _recipe_flags(parser.add_argument_group("recipe"))
+    _run_flags(parser.add_argument_group("run"))
+    return parser
+
+
+def _data_flags(group: _ArgumentGroup) -> None:
+    group.add_argument("--data_root", help="folder that the data paths are in" + _default("data_root"))
+    group.add_argument("--train_data_path", help="folder of <subject>/<image>, aligned faces of 112 x 112")
+    group.add_argument(
+        "--val_data_path",
+        help="backbone stage: folder with pair sets (lfw.bin, ...); coreset stage: folder of other subjects "
+        "to validate on, in place of held-out ones",
+    )
+    group.add_argument(
+        "--train_data_subset",
+        nargs="?",
+        const="",
+        metavar="FILE_OR_FRACTION",
+        help="published index file, or share of the subjects; without a value the file beside the data, else "
+        "a tenth of the subjects",
+    )
+    group.add_argument(
+        "--use_mxrecord", action="store_true", help="read train.rec of the folder, without unpacking it"
+    )
+    group.add_argument(
+        "--swap_color_channel",
+        action="store_true",
+        help="swap red and blue of the training images, for folders that the old published convert.py wrote",
+    )
+    for name in ("low_res", "crop", "photometric"):
+        flag = f"{name}_augmentation_prob"
+        group.add_argument(f"--{flag}", type=float, help=f"share of images changed so{_by_stage(flag)}")
+
+
+def _model_flags(group: _ArgumentGroup) -> None:
+    group.add_argument(
+        "--stage", choices=STAGES, help="default: coreset where weights are given, else backbone"
+    )
+    group.add_argument(
+        "--arch", choices=BACKBONES, help="backbone (default: that of the weights, else ir_18)"
+    )
+    group.add_argument("--start_from_model_statedict", metavar="FILE", help="weights of the backbone")
+    group.add_argument("--head", choices=HEADS, help="margin head" + _default("head"))
+    group.add_argument(
+        "--m", type=float, help="margin of the head" + _by_stage("m") + "; arcface 0.5, cosface 0.4"
+    )
+    group.add_argument("--h", type=float, help="concentration of adaface" + _by_stage("h"))
+    group.add_argument("--s", type=float, help="scale of the logits" + _default("s"))
+    group.add_argument(
+        "--t_alpha", type=float, help="adaface: weight of a batch's statistics" + _default("t_alpha")
+    )
+
+
+def _coreset_flags(group: _ArgumentGroup) -> None:
+    group.add_argument("--coreset_size", type=int, help="K, faces chosen of a set" + _default("coreset_size"))
+    group.add_argument(
+        "--gamma", type=float, help="quality against diversity, at the start" + _default("gamma")
+    )
+    group.add_argument(
+        "--gamma_lr", type=float, help="rate of gamma; 0 keeps it fixed" + _default("gamma_lr")
+    )
+    group.add_argument(
+        "--selection_temperature",
+        type=float,
+        help="divides the selection's scores in training" + _default("selection_temperature"),
+    )
+    group.add_argument(
+        "--selection_temperature_end", type=float, help="the temperature falls to this until the last epoch"
+    )
+    group.add_argument(
+        "--learn_temperature", action="store_true", help="the temperature is learned, at gamma's rate"
+    )
+    group.add_argument(
+        "--max_template_size", type=int, help="most faces of a template" + _default("max_template_size")
+    )
+    group.add_argument("--sample_by", choices=SAMPLE_BY, help="what an epoch counts" + _default("sample_by"))
+    group.add_argument(
+        "--held_out",
+        type=float,
+        help="subjects that are validated on and never trained on, a share below 1 or a number"
+        + _default("held_out"),
+    )
+    group.add_argument("--finetune_backbone", action="store_true", help="train the backbone too")
+    group.add_argument("--backbone_lr", type=float, help="its learning rate" + _default("backbone_lr"))
+
+
+def _recipe_flags(group: _ArgumentGroup) -> None:
+    group.add_argument("--epochs", type=int, help="epochs in all" + _by_stage("epochs"))
+    group.add_argument(
+        "--epoch_items",
+        type=int,
+        help="faces or templates of an epoch (default: all images, coreset stage a tenth)",
+    )
+    group.add_argument(
+        "--batch_size", type=int, help="faces or templates on all processes" + _by_stage("batch_size")
+    )
+    group.add_argument("--lr", type=float, help="learning rate" + _by_stage("lr"))
+    group.add_argument(
+        "--lr_milestones", type=_milestones, help="epochs after which it falls" + _by_stage("lr_milestones")
+    )
+    group.add_argument("--lr_gamma", type=float, help="factor by which it falls" + _default("lr_gamma"))
+    group.add_argument("--weight_decay", type=float, help="weight decay" + _by_stage("weight_decay"))
+    group.add_argument("--momentum", type=float, help="of SGD, backbone stage" + _default("momentum"))
+    group.add_argument(
+        "--gradient_clip_val",
+        type=float,
+        help="largest norm of a gradient, 0: any" + _by_stage("gradient_clip_val"),
+    )
+    group.add_argument(
+        "--accumulate_grad_batches", type=int, help="batches of a step" + _default("accumulate_grad_batches")
+    )
+    group.add_argument("--seed", type=int, help="all that is random follows from it" + _default("seed"))
+
+
+def _run_flags(group: _ArgumentGroup) -> None:
+    group.add_argument(
+        "--prefix", help="name of the run's folder, to which a number is added" + _default("prefix")
+    )
+    group.add_argument("--out", help="folder of the run folders" + _default("out"))
+    group.add_argument("--gpus", type=int, help="GPUs of a node (default: one if there is one, else the CPU)")
+    group.add_argument("--num_nodes", type=int, help="machines" + _default("num_nodes"))
+    group.add_argument("--cpu_processes", type=int, help="processes on a CPU" + _default("cpu_processes"))
+    group.add_argument("--use_16bit", action="store_true", help="the same as --precision 16-mixed")
+    group.add_argument("--precision", choices=PRECISIONS, help="of the network" + _default("precision"))
+    group.add_argument("--num_workers", type=int, help="loaders of each process" + _default("num_workers"))
+    group.add_argument("--resume_from_checkpoint", metavar="CKPT", help="go on with this run")
+    group.add_argument("--evaluate", action="store_true", help="validate only")
+    group.add_argument(
+        "--fast_dev_run", action="store_true", help="one step and one batch of validation, no files"
+    )
+    group.add_argument(
+        "--test_run",
+        action="store_true",
+        help=f"the whole way in short: {_TEST_RUN_EPOCHS} epochs of 10 steps",
+    )
+    group.add_argument("--save_all_models", action="store_true", help="keep a checkpoint of every epoch")
+
+
+def _default(name: str) -> str:
+    return f" (default: {Settings.__dataclass_fields__[name].default})"
+
+
+def _by_stage(name: str) -> str:
+    values = [STAGE_DEFAULTS[stage][name] for stage in STAGES]
+    shown = [",".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in values]
+    return f" (default: {shown[0]}, coreset stage {shown[1]})"
+
+
+def _milestones(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(",") if part)
+    except ValueError:
+        raise ArgumentTypeError(f"expected whole numbers separated by commas, found {text!r}") from None
+
+
+def _devices(settings: Settings) -> tuple[str, int]:
+    """Accelerator, and processes on this machine."""
+    there = torch.cuda.device_count()
+    gpus = min(1, there) if settings.gpus is None else settings.gpus
+    faults = []
+    if gpus > there:
+        faults.append(
+            f"--gpus {gpus}: this machine shows {there} GPUs to PyTorch. --gpus 0 trains on the CPU."
+        )
+    if gpus and settings.cpu_processes > 1:
+        faults.append("--cpu_processes is for training without GPUs. Leave it away, or pass --gpus 0.")
+    if not gpus and settings.precision == "16-mixed":
+        faults.append(
+            "--use_16bit needs a GPU; on a CPU --precision bf16-mixed is the half precision there is."
+        )
+    if faults:
+        raise InputError.from_faults(faults)
+    return ("gpu", gpus) if gpus else ("cpu", settings.cpu_processes)
+
+
+def _trainer(settings: Settings, run: Run, folder: Path, accelerator: str, devices: int) -> pl.Trainer:
+    processes = devices * settings.num_nodes
+    # The buffers of a frozen backbone never change; the head's are the same on all ranks by themselves.
+    distributed = DDPStrategy(
+        broadcast_buffers=settings.stage == "backbone",
+        process_group_backend="gloo" if accelerator == "cpu" else "nccl",
+    )
+    monitor = CORESET_MONITOR if settings.stage == "coreset" else BACKBONE_MONITOR
+    keep: list[pl.Callback] = [] if settings.fast_dev_run else [Pictures(folder)]
+    if run.validates:
+        keep.append(_checkpoints(folder, Path(BEST).stem, monitor=monitor, mode="max"))
+    if settings.save_all_models:
+        keep.append(_checkpoints(folder, "epoch_{epoch}", save_top_k=-1))
+    keep += [] if settings.fast_dev_run else [KeepLast(folder)]
+    steps = run.steps_per_epoch
+    return pl.Trainer(
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=settings.num_nodes,
+        strategy=distributed if processes > 1 else "auto",
+        precision=settings.precision,  # type: ignore[arg-type]
+        max_epochs=_TEST_RUN_EPOCHS if settings.test_run else settings.epochs,
+        accumulate_grad_batches=settings.accumulate_grad_batches,
+        gradient_clip_val=settings.gradient_clip_val or None,
+        fast_dev_run=settings.fast_dev_run,
+        use_distributed_sampler=False,
+        log_every_n_steps=max(1, min(50, steps // 2)),
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+        limit_val_batches=1.0 if run.validates else 0,
+        logger=[CSVLogger(folder, "", "", flush_logs_every_n_steps=20), TensorBoardLogger(folder, "", "")],
+        callbacks=[*keep, LearningRateMonitor("epoch"), TQDMProgressBar(refresh_rate=max(1, steps // 100))],
+        plugins=[SafeCheckpointIO()],
+    )
+
+
+def _checkpoints(folder: Path, name: str, **which: Any) -> ModelCheckpoint:
+    return ModelCheckpoint(
+        folder,
+        name,
+        auto_insert_metric_name=False,
+        enable_version_counter=False,
+        save_on_train_epoch_end=True,
+        **which,
+    )
+
+
+def _say(run: Run, settings: Settings, checkpoint: str | None, evaluate: bool, processes: str) -> None:
+    """The first lines: what will be trained, on what, with which classes and batches."""
+    print(f"stage    {settings.stage}: {run.what}")
+    if checkpoint is not None:
+        print(f"{'model' if evaluate else 'resumes':<9}{checkpoint}")
+    for line in run.lines:
+        print(line)
+    print(f"devices  {processes}, precision {settings.precision}")
+    for warning in run.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+
+
+def _tell(module: BackboneTrainer | FaceCoresetNet, folder: Path) -> None:
+    """The last words: figures of the best checkpoint, and where everything is."""
+    atomic_write(folder / "validation.json", json.dumps(validation_summary(module), indent=1) + "\n")
+    print()
+    if isinstance(module, FaceCoresetNet):
+        print("held-out subjects, per cent (one gallery template each, two probe templates)")
+        print(held_out_table(module.figures))
+    else:
+        rows = [
+            [
+                name,
+                f"{100 * result.accuracy:.2f} +- {100 * result.standard_error:.2f}",
+                f"{result.threshold:.3f}",
+            ]
+            for name, result in module.accuracies.items()
+        ]
+        print(markdown_table(["pair set", "ten-fold accuracy", "threshold (squared distance)"], rows))
+    print(f"\neverything is in {folder}: best.ckpt, last.ckpt, metrics.csv, plots/, training_samples/")
+
+
+if __name__ == "__main__":
+    # oneDNN and OpenMP would each take all cores in every process.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1))))
+    sys.exit(main())

@@ -1,0 +1,236 @@
+"""What a training run leaves in its folder: checkpoints, pictures of what it is fed and chooses, run.json.
+
+Callbacks of the Trainer; the training itself is in `train_val`. A kill at any moment leaves the last
+checkpoint whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, Checkpoint
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.trainer.states import TrainerFn
+
+from data.sheets import face_sheet, template_sheet
+from errors import InputError
+from evaluation.curves import draw_curves
+from files import atomic_path, atomic_write
+from train_val import BackboneTrainer, FaceCoresetNet
+
+LAST = "last.ckpt"
+METRICS = "metrics.csv"
+BEST = "best.ckpt"
+# An epoch of MS1MV2 takes an hour and more: so much work at most is lost to a kill.
+_SECONDS_BETWEEN_CHECKPOINTS = 600.0
+_SECONDS_BETWEEN_PLOTS = 30.0
+_PICTURED_TEMPLATES = 8
+
+
+class StoppedBySignal(Exception):  # noqa: N818 - what was asked for is no error
+    """Training was asked to stop and has kept everything."""
+
+    def __init__(self, signum: int, step: int) -> None:
+        super().__init__(f"{signal.Signals(signum).name} at step {step}")
+        self.signum = signum
+        self.step = step
+
+
+class SafeCheckpointIO(TorchCheckpointIO):
+    """Checkpoints are written whole or not at all, and nothing but tensors and plain values is unpickled."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """See the base class."""
+        with atomic_path(Path(path)) as temporary:
+            torch.save(checkpoint, temporary)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = True) -> Any:
+        """See the base class."""
+        return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+
+
+class KeepLast(Checkpoint):
+    """Writes last.ckpt after every epoch, every ten minutes, and when a signal asks to stop.
+
+    Stands behind the callback that keeps the best checkpoint, whose state of the epoch belongs into the file.
+
+    SIGINT and SIGTERM stop after the step under way, with `StoppedBySignal` on every rank; a second SIGINT
+    stops at once.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / LAST
+        self._signum = 0
+        self._previous: dict[int, Any] = {}
+        self._written = time.monotonic()
+        self._step = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Takes the signals over from Lightning, which would leave in the middle of an accumulation."""
+        self._step = trainer.global_step
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            self._previous[signum] = signal.signal(signum, self._asked)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Saves if it is time; never between the batches of one optimiser step, nor where an epoch ends."""
+        if trainer.global_step == self._step or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            return
+        self._step = trainer.global_step
+        due = self._signum or time.monotonic() - self._written > _SECONDS_BETWEEN_CHECKPOINTS
+        if trainer.strategy.reduce_boolean_decision(bool(due), all=False):
+            self._save(trainer, pl_module)
+            self._stop_if_asked(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Saves, after validation."""
+        self._step = trainer.global_step
+        self._save(trainer, pl_module)
+        if trainer.current_epoch + 1 < (trainer.max_epochs or 0):
+            self._stop_if_asked(trainer)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Gives the signals back."""
+        while self._previous:
+            signal.signal(*self._previous.popitem())
+
+    def _save(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        trainer.save_checkpoint(self._path)
+        pl_module.last_checkpoint = str(self._path)
+        self._written = time.monotonic()
+
+    def _stop_if_asked(self, trainer: pl.Trainer) -> None:
+        if trainer.strategy.reduce_boolean_decision(bool(self._signum), all=False):
+            raise StoppedBySignal(self._signum or signal.SIGTERM, trainer.global_step)
+
+    def _asked(self, signum: int, frame: FrameType | None) -> None:
+        if self._signum and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._signum = signum
+        # os.write: a handler may interrupt a print under way.
+        os.write(2, b"\nstopping after this step; press Ctrl-C again to stop at once\n")
+
+
+class Pictures(Callback):
+    """A sheet of the first batch, learning curves, and some held-out templates with their chosen faces."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._fed = False
+        self._drawn = time.monotonic()
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Draws what the network is fed, once a run."""
+        if self._fed or not trainer.is_global_zero:
+            return
+        self._fed = True
+        path = self._folder / "training_samples" / f"step_{trainer.global_step}.png"
+        if isinstance(pl_module, FaceCoresetNet):
+            template_sheet(batch, pl_module.model.spec, path)
+        else:
+            face_sheet(batch[0], pl_module.model.spec, path)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draws the curves anew now and then."""
+        if trainer.is_global_zero and time.monotonic() - self._drawn > _SECONDS_BETWEEN_PLOTS:
+            self._curves(trainer)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draws the curves to the end."""
+        if trainer.is_global_zero:
+            self._curves(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Draws the chosen faces, when validation runs for itself: after training, or with --evaluate."""
+        if (
+            isinstance(pl_module, FaceCoresetNet)
+            and trainer.is_global_zero
+            and trainer.state.fn == TrainerFn.VALIDATING
+        ):
+            chosen_faces(trainer, pl_module, self._folder / "plots" / "chosen_faces.png")
+
+    def _curves(self, trainer: pl.Trainer) -> None:
+        for logger in trainer.loggers:
+            logger.save()
+        draw_curves(self._folder, self._folder / "plots" / "curves.png")
+        self._drawn = time.monotonic()
+
+
+@torch.no_grad()
+def chosen_faces(trainer: pl.Trainer, module: FaceCoresetNet, path: Path) -> None:
+    """Draws some held-out templates, a row each, with the chosen faces framed and numbered by their order."""
+    batch = trainer.datamodule.example(_PICTURED_TEMPLATES)  # type: ignore[attr-defined]
+    descriptor = module.aggregator(module.embedded(batch.to(module.device)))
+    template_sheet(batch, module.model.spec, path, picks=descriptor.picks.cpu())
+
+
+def run_folder(root: Path, prefix: str, resumed: Path | None) -> Path:
+    """The folder of a run: that of a last.ckpt which is resumed, else `<root>/<prefix>_<n>` with a free n.
+
+    The metrics of a resumed run so far get a file of their own, since the logger begins anew.
+    """
+    if resumed is not None and resumed.name == LAST and (resumed.parent / "run.json").is_file():
+        folder = resumed.parent
+        metrics = folder / METRICS
+        if metrics.is_file():
+            metrics.rename(folder / f"metrics_{len(list(folder.glob('metrics_*.csv'))):03}.csv")
+        return folder
+    for number in range(sys.maxsize):
+        folder = root / f"{prefix}_{number}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as fault:
+            raise InputError(f"{folder}: cannot be made ({fault.strerror}). Choose another --out.") from None
+        return folder
+    raise InputError(f"{root}: no number is left for another run of {prefix}.")
+
+
+def write_run_json(folder: Path, flags: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Writes how the run was made, so that it can be made again; resuming adds a start to those before."""
+    path = folder / "run.json"
+    before = json.loads(path.read_text())["starts"] if path.is_file() else []
+    start = {"command": sys.argv, "versions": versions(), "commit": _commit()}
+    run = {"flags": dict(flags), **facts, "starts": [*before, start]}
+    atomic_write(path, json.dumps(run, indent=1) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Versions that a result may depend on."""
+    packages = ("torch", "pytorch-lightning", "numpy", "opencv-python-headless")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+def validation_summary(module: BackboneTrainer | FaceCoresetNet) -> dict[str, Any]:
+    """The figures of the last validation as plain values, fractions."""
+    if isinstance(module, FaceCoresetNet):
+        return {name: figures.named() for name, figures in module.figures.items()}
+    return {
+        name: {"accuracy": result.accuracy, "standard_error": result.standard_error}
+        for name, result in module.accuracies.items()
+    }
+
+
+def _commit() -> str | None:
+    """The commit of this code, with a plus where files differ from it; None outside of a checkout."""
+    here = Path(__file__).resolve().parent
+    asked = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+    try:
+        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip() or None
+    except (OSError, subprocess.CalledProcessError):
+        return None

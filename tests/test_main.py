@@ -1,0 +1,372 @@
+"""The training command: both stages end to end on small drawn faces, resuming, signals, ranks, bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import main
+import train_val
+import training_run
+from data.pairs import write_pair_set
+from errors import InputError
+from net import build_backbone
+from run_folder import StoppedBySignal
+from settings import resolve
+from weights import load_aggregator, load_backbone, save_backbone
+
+ROOT = Path(__file__).resolve().parents[1]
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+@pytest.fixture
+def world(
+    tmp_path: Path, face_folder: Callable[..., Path], drawn_face: Callable[[int, int], bytes]
+) -> dict[str, Any]:
+    """A folder of faces, a pair set, weights of a tiny backbone; flags that both stages share."""
+    folder = face_folder(8, 6)
+    images = [drawn_face(100 + s // 2, s) for s in range(40)]
+    (tmp_path / "val").mkdir()
+    write_pair_set(tmp_path / "val" / "drawn.bin", images, [True] * 20)
+    mixed = [image for s in range(20) for image in (drawn_face(100 + s, 0), drawn_face(100 + s // 2 * 2, 1))]
+    write_pair_set(tmp_path / "val" / "mixed.bin", mixed, [s % 2 == 0 for s in range(20)])
+    (tmp_path / "val" / "drawn.bin").unlink()
+    torch.manual_seed(1)
+    save_backbone(tmp_path / "tiny.safetensors", build_backbone("ir_tiny"))
+    return {
+        "train_data_path": str(folder),
+        "out": str(tmp_path / "experiments"),
+        "num_workers": 0,
+        "batch_size": 8,
+        "gpus": 0,
+        "epochs": 2,
+    }
+
+
+@pytest.fixture
+def backbone_stage(world: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    return world | {"arch": "ir_tiny", "val_data_path": str(tmp_path / "val"), "lr_milestones": (1,)}
+
+
+@pytest.fixture
+def coreset_stage(world: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    return world | {
+        "start_from_model_statedict": str(tmp_path / "tiny.safetensors"),
+        "held_out": 3.0,
+        "max_template_size": 5,
+        "epoch_items": 32,
+        "lr": 1e-3,
+    }
+
+
+def weights_of(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def assert_same(first: Path, second: Path, **tolerance: float) -> None:
+    one, other = weights_of(first), weights_of(second)
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], **({"rtol": 0, "atol": 0} | tolerance), msg=name)
+
+
+def test_the_backbone_stage_leaves_a_whole_run(backbone_stage: dict[str, Any], tmp_path: Path) -> None:
+    main.train(backbone_stage)
+    run = tmp_path / "experiments" / "run_0"
+    names = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+    assert {"run.json", "metrics.csv", "last.ckpt", "best.ckpt", "validation.json"} <= names
+    assert {"plots/curves.png", "training_samples/step_0.png"} <= names
+    assert any("tfevents" in name for name in names)
+    metrics = pd.read_csv(run / "metrics.csv")
+    assert {"train/loss", "val/mixed", "val/accuracy", "epoch", "step"} <= set(metrics.columns)
+    lr = metrics.filter(like="lr-").dropna().to_numpy()
+    assert lr[:, 0].tolist() == pytest.approx([0.1, 0.01])
+    assert json.loads((run / "run.json").read_text())["classes"] == 8
+    backbone = load_backbone(run / "best.ckpt")
+    assert backbone.spec.name == "ir_tiny"
+
+
+def test_training_lowers_the_loss(backbone_stage: dict[str, Any], tmp_path: Path) -> None:
+    main.train(backbone_stage | {"epochs": 12, "lr_milestones": (10,), "lr": 0.02})
+    loss = pd.read_csv(tmp_path / "experiments" / "run_0" / "metrics.csv")["train/loss"].dropna()
+    assert loss.iloc[-3:].mean() < 0.7 * loss.iloc[:3].mean()
+
+
+def test_the_coreset_stage_trains_the_aggregator_and_leaves_the_backbone(
+    coreset_stage: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main.train(coreset_stage)
+    run = tmp_path / "experiments" / "run_0"
+    start = load_backbone(tmp_path / "tiny.safetensors").state_dict()
+    trained = load_backbone(run / "last.ckpt").state_dict()
+    assert all(torch.equal(start[name], trained[name]) for name in start)
+    aggregator = load_aggregator(run / "last.ckpt")
+    assert aggregator is not None
+    fresh = training_run.build_run(resolve(coreset_stage, None), None, processes=1).module.aggregator
+    moved = [
+        n for n, p in aggregator.named_parameters() if not torch.equal(p, dict(fresh.named_parameters())[n])
+    ]
+    assert {"gamma", "cross_attention.in_proj_weight", "norm_code_scale.weight"} <= set(moved)
+    assert (run / "plots" / "chosen_faces.png").is_file()
+    figures = json.loads((run / "validation.json").read_text())
+    assert figures.keys() == {"coreset", "mean", "norm_weighted"}
+    said = capsys.readouterr().out
+    assert "the backbone ir_tiny is frozen" in said
+    assert "5 subjects with 30 images" in said
+    assert "| mean " in said
+    columns = pd.read_csv(run / "metrics.csv").columns
+    assert {"train/gamma", "train/temperature", "train/pick_agreement", "val/rank1"} <= set(columns)
+
+
+def test_a_fine_tuned_backbone_moves_and_keeps_its_statistics(
+    coreset_stage: dict[str, Any], tmp_path: Path
+) -> None:
+    main.train(coreset_stage | {"finetune_backbone": True, "backbone_lr": 1e-3, "epochs": 1})
+    start = load_backbone(tmp_path / "tiny.safetensors").state_dict()
+    trained = load_backbone(tmp_path / "experiments" / "run_0" / "last.ckpt").state_dict()
+    assert not torch.equal(start["input_layer.0.weight"], trained["input_layer.0.weight"])
+    assert torch.equal(start["input_layer.1.running_mean"], trained["input_layer.1.running_mean"])
+
+
+def test_held_out_subjects_are_never_trained_on(coreset_stage: dict[str, Any]) -> None:
+    run = training_run.build_run(resolve(coreset_stage, None), None, processes=1)
+    held_out = {run.data.held_out._source.subjects[s] for s in run.data.held_out.labels}
+    assert len(held_out) == 3
+    assert not held_out & set(run.module._subjects)
+
+
+def test_the_temperature_follows_its_schedule(coreset_stage: dict[str, Any], tmp_path: Path) -> None:
+    given = {"selection_temperature": 1.0, "selection_temperature_end": 0.01, "epochs": 3}
+    main.train(coreset_stage | given)
+    metrics = pd.read_csv(tmp_path / "experiments" / "run_0" / "metrics.csv")
+    per_epoch = metrics.dropna(subset="train/temperature").groupby("epoch")["train/temperature"].first()
+    assert per_epoch.tolist() == pytest.approx([1.0, 0.1, 0.01])
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Sends SIGTERM while step `step` is under way, once."""
+    original = train_val._Trained.training_step
+    sent: list[int] = []
+
+    def training_step(self: Any, batch: Any, batch_idx: int) -> torch.Tensor:
+        if self.global_step == step and not sent:
+            sent.append(step)
+            signal.raise_signal(signal.SIGTERM)
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(train_val._Trained, "training_step", training_step)
+
+
+@pytest.mark.parametrize("stage", ["backbone_stage", "coreset_stage"])
+@pytest.mark.parametrize(("step", "accumulate", "workers"), [(1, 1, 0), (4, 1, 2), (2, 2, 0), (3, 1, 0)])
+def test_a_stopped_run_goes_on_exactly(
+    stage: str,
+    step: int,
+    accumulate: int,
+    workers: int,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    flags = request.getfixturevalue(stage) | {
+        "epochs": 3,
+        "epoch_items": 32,
+        "lr_milestones": (1, 2),
+        "accumulate_grad_batches": accumulate,
+        "num_workers": workers,
+        "save_all_models": True,
+    }
+    main.train(flags | {"prefix": "whole"})
+    stop_at(monkeypatch, step)
+    with pytest.raises(StoppedBySignal):
+        main.train(flags | {"prefix": "broken"})
+    broken, whole = tmp_path / "experiments" / "broken_0", tmp_path / "experiments" / "whole_0"
+    stopped = torch.load(broken / "last.ckpt", weights_only=True)["global_step"]
+    assert stopped == step + 1
+    main.train({"resume_from_checkpoint": str(broken / "last.ckpt")})
+    assert_same(broken / "last.ckpt", whole / "last.ckpt")
+    assert_same(broken / "best.ckpt", whole / "best.ckpt")
+    last = torch.load(broken / "last.ckpt", weights_only=True)
+    assert last["global_step"] == torch.load(whole / "last.ckpt", weights_only=True)["global_step"]
+    assert {path.name for path in broken.glob("epoch_*")} == {path.name for path in whole.glob("epoch_*")}
+
+
+def test_more_epochs_can_be_added(coreset_stage: dict[str, Any], tmp_path: Path) -> None:
+    main.train(coreset_stage | {"epochs": 1, "prefix": "short"})
+    short = tmp_path / "experiments" / "short_0"
+    main.train({"resume_from_checkpoint": str(short / "last.ckpt"), "epochs": 2})
+    main.train(coreset_stage | {"epochs": 2, "prefix": "long"})
+    assert_same(short / "last.ckpt", tmp_path / "experiments" / "long_0" / "last.ckpt")
+    assert len(json.loads((short / "run.json").read_text())["starts"]) == 2
+    assert (short / "metrics_000.csv").is_file()
+
+
+def test_resuming_on_other_data_is_refused(coreset_stage: dict[str, Any], tmp_path: Path) -> None:
+    main.train(coreset_stage | {"epochs": 1})
+    last = tmp_path / "experiments" / "run_0" / "last.ckpt"
+    for image in (tmp_path / "imgs").glob("*/0.png"):
+        image.rename(image.with_name("renamed.png"))
+    with pytest.raises(InputError, match="was trained on other data"):
+        main.train({"resume_from_checkpoint": str(last)})
+
+
+@pytest.mark.parametrize("stage", ["backbone_stage", "coreset_stage"])
+def test_evaluating_a_checkpoint_gives_its_figures(
+    stage: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    main.train(request.getfixturevalue(stage) | {"epochs": 1})
+    out = tmp_path / "experiments"
+    main.train({"resume_from_checkpoint": str(out / "run_0" / "best.ckpt"), "evaluate": True})
+    trained = json.loads((out / "run_0" / "validation.json").read_text())
+    assert json.loads((out / "run_1" / "validation.json").read_text()) == trained
+
+
+@pytest.mark.parametrize("stage", ["backbone_stage", "coreset_stage"])
+def test_a_loss_that_is_not_finite_stops_and_says_where(
+    stage: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = train_val.FaceCoresetNet if stage == "coreset_stage" else train_val.BackboneTrainer
+    original = kind._loss
+
+    def loss(self: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        value, labels = original(self, batch)
+        return (value * float("nan") if self.global_step == 5 else value), labels
+
+    monkeypatch.setattr(kind, "_loss", loss)
+    with pytest.raises(InputError) as fault:
+        main.train(request.getfixturevalue(stage) | {"epoch_items": 32})
+    last = tmp_path / "experiments" / "run_0" / "last.ckpt"
+    assert "at step 5" in str(fault.value)
+    assert str(last) in str(fault.value)
+    assert "s00" in str(fault.value)
+    assert all(bool(value.isfinite().all()) for value in weights_of(last).values())
+
+
+def test_short_runs_go_the_whole_way(backbone_stage: dict[str, Any], tmp_path: Path) -> None:
+    main.train(backbone_stage | {"test_run": True, "epochs": 26})
+    metrics = pd.read_csv(tmp_path / "experiments" / "run_0" / "metrics.csv")
+    assert metrics["step"].max() == 19
+    main.train(backbone_stage | {"fast_dev_run": True})
+    assert len(list((tmp_path / "experiments").iterdir())) == 1
+
+
+NOISELESS = """
+import sys
+import main, training_run
+options = training_run.aggregator_options
+training_run.aggregator_options = lambda *a: options(*a) | {"dropout": 0.0, "gumbel_noise": False}
+sys.exit(main.main())
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_do_what_one_does(coreset_stage: dict[str, Any], tmp_path: Path) -> None:
+    script = tmp_path / "noiseless.py"
+    script.write_text(NOISELESS)
+    flags = [part for name, value in coreset_stage.items() for part in (f"--{name}", str(value))]
+    for processes in (1, 2):
+        more = ["--cpu_processes", str(processes), "--prefix", f"p{processes}"]
+        done = subprocess.run(
+            [sys.executable, str(script), *flags, *more],
+            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+    runs = [tmp_path / "experiments" / f"p{processes}_0" for processes in (1, 2)]
+    assert_same(runs[0] / "last.ckpt", runs[1] / "last.ckpt", rtol=1e-4, atol=1e-6)
+    one, two = (json.loads((run / "validation.json").read_text()) for run in runs)
+    assert one == two
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_a_usable_checkpoint(backbone_stage: dict[str, Any], tmp_path: Path) -> None:
+    flags = backbone_stage | {"epochs": 500, "lr_milestones": "400"}
+    command = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "main.py"), *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    run = tmp_path / "experiments" / "run_0"
+    deadline = time.monotonic() + 120
+    while not (run / "last.ckpt").is_file() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _out, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGINT, said
+    assert "stopped by SIGINT" in said
+    assert "Traceback" not in said
+    assert load_backbone(run / "last.ckpt").spec.name == "ir_tiny"
+    step = torch.load(run / "last.ckpt", weights_only=True)["global_step"]
+    assert step > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train_data_path": "nowhere"}, "nowhere: there is no such folder"),
+        ({"val_data_path": "nowhere"}, "nowhere"),
+        ({"batch_size": 0}, "--batch_size 0"),
+        ({"gpus": 99}, "--gpus 0 trains on the CPU"),
+        ({"use_16bit": True}, "--use_16bit needs a GPU"),
+        ({"batch_size": 9, "cpu_processes": 2}, "multiple of 2"),
+        ({"batch_size": 1000}, "fewer than one batch"),
+        ({"start_from_model_statedict": "no.ckpt", "stage": "backbone"}, "no.ckpt: there is no such file"),
+        ({"resume_from_checkpoint": "no.ckpt"}, "no.ckpt: there is no such checkpoint"),
+    ],
+)
+def test_bad_input_is_refused_before_work_starts(
+    backbone_stage: dict[str, Any], tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        main.train(backbone_stage | change)
+    assert not (tmp_path / "experiments").exists()
+
+
+def test_faults_are_told_without_a_traceback(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "main.py"), "--train_data_path", str(tmp_path / "none"), "--gpus", "0"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_every_default_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main.flags().parse_args(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "(default: 0.1, coreset stage 0.0001)" in shown
+    assert "None" not in shown
+
+
+def test_the_seeds_command_is_understood() -> None:
+    command = (
+        "--data_root D --train_data_path faces_emore/imgs --val_data_path faces_emore --train_data_subset "
+        "--prefix run_ir18_ms1mv2_subset --gpus 2 --use_16bit --batch_size 512 --num_workers 16 --epochs 26 "
+        "--lr_milestones 12,20,24 --head adaface --m 0.4 --h 0.333 --low_res_augmentation_prob 0.2 "
+        "--crop_augmentation_prob 0.2 --photometric_augmentation_prob 0.2"
+    )
+    settings = resolve(vars(main.flags().parse_args(command.split())), None)
+    assert settings.stage == "backbone"
+    assert settings.lr_milestones == (12, 20, 24)
+    assert settings.train_data_subset == ""
+    assert (settings.precision, settings.gpus) == ("16-mixed", 2)
+    assert np.isclose(settings.h, 0.333)

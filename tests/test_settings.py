@@ -1,0 +1,83 @@
+"""The values of a run: defaults by stage, a checkpoint's own, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from errors import InputError
+from settings import STAGE_DEFAULTS, resolve
+
+PATH = {"train_data_path": "imgs"}
+WEIGHTS = PATH | {"start_from_model_statedict": "w.ckpt"}
+
+
+def test_the_stage_follows_from_whether_weights_are_given() -> None:
+    assert resolve(PATH, None).stage == "backbone"
+    assert resolve(WEIGHTS, None).stage == "coreset"
+    assert resolve(WEIGHTS | {"stage": "backbone"}, None).stage == "backbone"
+
+
+@pytest.mark.parametrize("stage", STAGE_DEFAULTS)
+def test_each_stage_has_its_published_recipe(stage: str) -> None:
+    settings = resolve(WEIGHTS | {"stage": stage}, None)
+    assert {name: getattr(settings, name) for name in STAGE_DEFAULTS[stage]} == STAGE_DEFAULTS[stage]
+
+
+def test_what_is_given_wins() -> None:
+    settings = resolve(WEIGHTS | {"lr": 0.5, "m": 0.2}, None)
+    assert (settings.lr, settings.m) == (0.5, 0.2)
+
+
+def test_other_heads_have_their_own_margin() -> None:
+    assert resolve(PATH | {"head": "arcface"}, None).m is None
+    assert resolve(PATH | {"head": "arcface", "m": 0.3}, None).m == 0.3
+
+
+def test_16_bit_is_a_precision() -> None:
+    assert resolve(PATH | {"use_16bit": True}, None).precision == "16-mixed"
+    with pytest.raises(InputError, match="--precision 32 stands there too"):
+        resolve(PATH | {"use_16bit": True, "precision": "32"}, None)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "--train_data_path is missing"),
+        (PATH | {"stage": "coreset"}, "needs the weights of a backbone"),
+        (PATH | {"gamma": 0.5}, "--gamma belongs to the coreset stage"),
+        (WEIGHTS | {"momentum": 0.5}, "--momentum belongs to the backbone stage"),
+        (PATH | {"head": "cosface", "h": 0.3}, "--h belongs to the head adaface"),
+        (WEIGHTS | {"backbone_lr": 0.1}, "--finetune_backbone"),
+        (WEIGHTS | {"held_out": 0.2, "val_data_path": "x"}, "choose one"),
+        (WEIGHTS | {"learn_temperature": True, "selection_temperature_end": 0.1}, "choose one"),
+        (PATH | {"batch_size": 0}, "--batch_size 0: expected 1 or more"),
+        (PATH | {"lr": float("nan")}, "--lr nan"),
+        (PATH | {"lr": -1.0}, "--lr -1.0: expected 0 or more"),
+        (PATH | {"crop_augmentation_prob": 1.5}, "a probability from 0 to 1"),
+        (WEIGHTS | {"selection_temperature": 0.0}, "a number above 0"),
+        (PATH | {"lr_milestones": (5, 3)}, "--lr_milestones 5,3"),
+    ],
+)
+def test_what_cannot_be_is_refused(given: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        resolve(given, None)
+
+
+def test_all_faults_come_in_one_message() -> None:
+    with pytest.raises(InputError) as fault:
+        resolve(PATH | {"gamma": 0.5, "epochs": 0, "h": 0.2, "head": "arcface"}, None)
+    assert len(str(fault.value).splitlines()) == 3
+
+
+def test_a_resumed_run_has_its_own_values() -> None:
+    saved = resolve(WEIGHTS | {"lr": 0.5, "lr_milestones": (3, 4)}, None).to_dict()
+    settings = resolve({"epochs": 7, "num_workers": 0}, saved)
+    assert (settings.lr, settings.stage, settings.lr_milestones) == (0.5, "coreset", (3, 4))
+    assert (settings.epochs, settings.num_workers) == (7, 0)
+    assert resolve(WEIGHTS | {"lr": 0.5}, saved).lr == 0.5
+
+
+def test_a_resumed_run_stays_the_same_run() -> None:
+    saved = resolve(WEIGHTS, None).to_dict()
+    with pytest.raises(InputError, match=r"--lr 0.5: the run that is resumed has 0.0001"):
+        resolve({"lr": 0.5}, saved)

@@ -1,0 +1,378 @@
+"""The training of both stages as LightningModules: steps, optimisers, logging, validation.
+
+No maths of its own: faces become features in `net`, sets become descriptors in `coreset`, descriptors become
+logits in `head` and figures in `evaluation`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from evaluation.metrics import FoldAccuracy, fold_accuracy, rate_key
+from evaluation.templates import fuse_flips
+from numpy.typing import NDArray
+from pytorch_lightning.trainer.states import TrainerFn
+from torch import Tensor, distributed, nn
+
+from coreset import build_aggregator
+from coreset.aggregator import CoresetAggregator
+from coreset.selection import pick_agreement
+from coreset.sets import FaceSets, SetDescriptor
+from data.datamodule import FaceData, TemplateData
+from data.templates import TemplateBatch
+from errors import InputError
+from evaluation.held_out import MONITORED_FAR, HeldOutFigures, held_out_figures
+from head import build_head
+from net import Backbone
+
+Value = TypeVar("Value")
+
+# Images of a batch of templates that go through the backbone at once where no gradient is kept.
+FACES_AT_ONCE = 256
+# What every held-out validation shows beside the trained aggregator.
+POOLINGS = ("mean", "norm_weighted")
+BACKBONE_MONITOR = "val/accuracy"
+CORESET_MONITOR = f"val/tar_at_far_{rate_key(MONITORED_FAR)}"
+
+
+@dataclass(frozen=True)
+class HeadOptions:
+    """A margin head; `m` None is its own margin. `h` and `t_alpha` are AdaFace's."""
+
+    name: str = "adaface"
+    m: float | None = None
+    h: float = 0.333
+    s: float = 64.0
+    t_alpha: float = 0.01
+
+    def build(self, embedding_size: int, num_classes: int) -> nn.Module:
+        """The head with fresh columns."""
+        return build_head(
+            self.name, embedding_size, num_classes, m=self.m, h=self.h, s=self.s, t_alpha=self.t_alpha
+        )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Optimisation; METHOD 6 has the published values of both stages.
+
+    `lr_milestones`: epochs after which the rates are multiplied by `lr_gamma`. `gamma_lr` (of the selection's
+    gamma and temperature) and `backbone_lr` (of a backbone that is fine-tuned) are the coreset stage's,
+    `momentum` is the backbone stage's.
+    """
+
+    lr: float
+    weight_decay: float
+    lr_milestones: tuple[int, ...]
+    lr_gamma: float = 0.1
+    momentum: float = 0.9
+    gamma_lr: float = 1e-4
+    backbone_lr: float = 1e-5
+
+
+@dataclass(frozen=True)
+class TemperatureSchedule:
+    """The selection's temperature falls geometrically from `start` to `end` over `epochs`."""
+
+    start: float
+    end: float
+    epochs: int
+
+    def at(self, epoch: int) -> float:
+        """Temperature of an epoch; that of the last one is `end`."""
+        share = min(1.0, epoch / max(1, self.epochs - 1))
+        return float(self.start ** (1 - share) * self.end**share)
+
+
+class _Trained(pl.LightningModule, ABC):
+    """What both stages share: the step's checks, the schedule, and what a checkpoint says beside its weights.
+
+    `identity`: plain values that stand in the checkpoint beside the weights: flags, versions, the data's
+    fingerprint. `subjects`: names of the classes, for messages; they do not enter the checkpoint.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: nn.Module,
+        recipe: Recipe,
+        *,
+        seed: int,
+        identity: Mapping[str, Any],
+        subjects: Sequence[str],
+    ) -> None:
+        super().__init__()
+        self.model = backbone.to(memory_format=torch.channels_last)
+        self.head = head
+        self.recipe = recipe
+        self.seed = seed
+        self.identity = dict(identity)
+        self.last_checkpoint = "none was written yet"
+        self._subjects = subjects
+
+    @abstractmethod
+    def _loss(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """Mean cross entropy of a batch, and its labels (B,)."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """One batch; InputError on every rank when the loss of any is not finite."""
+        # Noise and dropout follow from the position, so that a resumed run draws what the unbroken one drew.
+        torch.manual_seed(_seed_of(self.seed, self.global_step, batch_idx, self.global_rank))
+        loss, labels = self._loss(batch)
+        finite = bool(torch.isfinite(loss))
+        if not self.trainer.strategy.reduce_boolean_decision(finite, all=True):
+            failures = _gathered(
+                {} if finite else {self.global_rank: self._sentence_of_failure(loss, labels)}
+            )
+            raise InputError(failures[min(failures)])
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(labels))
+        return loss
+
+    def _sentence_of_failure(self, loss: Tensor, labels: Tensor) -> str:
+        names = sorted({self._subjects[label] for label in labels.tolist()})
+        shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+        return (
+            f"the loss is {float(loss):g} on process {self.global_rank} at step {self.global_step} "
+            f"(epoch {self.current_epoch}); training stopped before the weights were touched. Subjects of "
+            f"the batch: {shown}. Last good checkpoint: {self.last_checkpoint}. Try a lower --lr, "
+            "--gradient_clip_val 1, or --precision bf16-mixed or 32 in place of 16 bit."
+        )
+
+    def _log_in_training(self, name: str, value: float, prog_bar: bool = False) -> None:
+        """A validation that runs for itself is no point of the learning curve."""
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self.log(name, value, prog_bar=prog_bar)
+
+    def _scheduled(self, optimizer: torch.optim.Optimizer) -> Any:
+        milestones = list(self.recipe.lr_milestones)
+        schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=self.recipe.lr_gamma)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the backbone's spec and the run's identity."""
+        checkpoint["backbone_spec"] = self.model.spec.to_dict()
+        checkpoint.update(self.identity)
+
+    def _embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, 3, H, W) uint8 -> unit features (N, D), norms (N,)."""
+        # Channels last is the layout of the tensor cores, and of oneDNN on a CPU.
+        pixels = self.model.spec.normalise(images).contiguous(memory_format=torch.channels_last)
+        features, norms = self.model(pixels)
+        return features, norms.squeeze(1)
+
+    @torch.no_grad()
+    def _embed_in_parts(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        parts = [self._embed(part) for part in images.split(FACES_AT_ONCE)]
+        return torch.cat([features for features, _ in parts]), torch.cat([norms for _, norms in parts])
+
+
+class BackboneTrainer(_Trained):
+    """Backbone stage: single faces through a margin head (AdaFace; METHOD 6). Validated on pair sets."""
+
+    def __init__(self, backbone: Backbone, head: nn.Module, recipe: Recipe, **common: Any) -> None:
+        super().__init__(backbone, head, recipe, **common)
+        self.accuracies: dict[str, FoldAccuracy] = {}
+        self._validated: list[dict[int, Tensor]] = []
+
+    def _loss(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        images, labels = batch
+        features, norms = self._embed(images)
+        return F.cross_entropy(self.head(features, norms.unsqueeze(1), labels), labels), labels
+
+    def on_validation_epoch_start(self) -> None:
+        """Forgets the last validation."""
+        self._validated = [{} for _ in self._pair_data().pair_sets]
+
+    def validation_step(
+        self, batch: tuple[NDArray[np.int64], tuple[Tensor, Tensor]], batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Embeds images and their mirror images, fused as AdaFace fuses them."""
+        numbers, (images, _) = batch
+        first, first_norms = self._embed_in_parts(images)
+        second, second_norms = self._embed_in_parts(images.flip(3))
+        fused, _ = fuse_flips(first, second, first_norms, second_norms, "pre_norm_vector_add")
+        self._validated[dataloader_idx].update(zip(numbers.tolist(), fused.float().cpu(), strict=True))
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs ten-fold accuracies and their mean over the pair sets."""
+        for pairs, part in zip(self._pair_data().pair_sets, self._validated, strict=True):
+            features = _gathered(part)
+            if len(features) < len(pairs.images):
+                return  # Lightning's sanity check sees a few batches only.
+            first, second = (
+                torch.stack([features[number] for number in sorted(features)]).unflatten(0, (-1, 2)).unbind(1)
+            )
+            distances = (first - second).square().sum(dim=1).numpy()
+            self.accuracies[pairs.name] = fold_accuracy(distances, pairs.is_mated, pairs.folds())
+            self._log_in_training(f"val/{pairs.name}", self.accuracies[pairs.name].accuracy)
+        if self.accuracies:
+            mean = float(np.mean([result.accuracy for result in self.accuracies.values()]))
+            self._log_in_training(BACKBONE_MONITOR, mean, prog_bar=True)
+
+    def configure_optimizers(self) -> Any:
+        """SGD; batch norms are not decayed."""
+        norms, others = _by_decay(self)
+        recipe = self.recipe
+        groups = [
+            {"params": others, "weight_decay": recipe.weight_decay, "name": "weights"},
+            {"params": norms, "weight_decay": 0.0, "name": "batch_norms"},
+        ]
+        return self._scheduled(torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum))
+
+    def _pair_data(self) -> FaceData:
+        return self.trainer.datamodule  # type: ignore[attr-defined, no-any-return]
+
+
+class FaceCoresetNet(_Trained):
+    """Coreset stage: templates through aggregator and head; the backbone frozen, or fine-tuned.
+
+    The backbone stays in evaluation mode, as published: the frames of a clip are too much alike for batch
+    statistics. Validated on templates of held-out subjects, beside plain poolings.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: nn.Module,
+        recipe: Recipe,
+        *,
+        aggregator: str,
+        aggregator_options: Mapping[str, Any],
+        finetune_backbone: bool = False,
+        schedule: TemperatureSchedule | None = None,
+        **common: Any,
+    ) -> None:
+        super().__init__(backbone, head, recipe, **common)
+        self.aggregator_name = aggregator
+        self.aggregator_options = dict(aggregator_options)
+        self.aggregator = build_aggregator(aggregator, aggregator_options)
+        self.poolings = nn.ModuleDict({name: build_aggregator(name, {}) for name in POOLINGS})
+        self.finetune_backbone = finetune_backbone
+        self.schedule = schedule
+        self.figures: dict[str, HeldOutFigures] = {}
+        self._validated: dict[str, dict[int, Tensor]] = {}
+        self._known: dict[int, FaceSets] = {}
+        self.model.requires_grad_(finetune_backbone)
+        # Lightning trains in the modes that it finds.
+        self.train()
+
+    def train(self, mode: bool = True) -> FaceCoresetNet:
+        """Training mode for aggregator and head alone."""
+        super().train(mode)
+        self.model.eval()
+        return self
+
+    def embedded(self, batch: TemplateBatch) -> FaceSets:
+        """The faces of a batch as features; with gradient only where the backbone is trained."""
+        trained = self.finetune_backbone and self.training
+        features, norms = (self._embed if trained else self._embed_in_parts)(batch.images)
+        return FaceSets(features, norms, batch.offsets, batch.media)
+
+    def _loss(self, batch: TemplateBatch) -> tuple[Tensor, Tensor]:
+        sets = self.embedded(batch)
+        descriptor: SetDescriptor = self.aggregator(sets)
+        logits = self.head(descriptor.embedding, descriptor.norm.unsqueeze(1), batch.labels)
+        self._log_selection(sets, descriptor)
+        return F.cross_entropy(logits, batch.labels), batch.labels
+
+    def _log_selection(self, sets: FaceSets, descriptor: SetDescriptor) -> None:
+        if not isinstance(self.aggregator, CoresetAggregator):
+            return
+        size = sets.num_sets
+        self.log("train/gamma", self.aggregator.gamma.detach(), batch_size=size)
+        self.log("train/temperature", self.aggregator.temperature.detach(), batch_size=size)
+        if self.global_step % self.trainer.log_every_n_steps == 0:
+            agreement = pick_agreement(descriptor.picks, self.aggregator.evaluation_picks(sets))
+            self.log("train/pick_agreement", agreement, batch_size=size, prog_bar=True)
+
+    def on_train_epoch_start(self) -> None:
+        """Sets the temperature of the schedule."""
+        if self.schedule is not None and isinstance(self.aggregator, CoresetAggregator):
+            self.aggregator.set_temperature(self.schedule.at(self.current_epoch))
+
+    def on_validation_epoch_start(self) -> None:
+        """Forgets the last validation; the features of a frozen backbone are kept."""
+        self._validated = {name: {} for name in (self.aggregator_name, *self.poolings)}
+
+    def validation_step(self, batch: tuple[NDArray[np.int64], TemplateBatch], batch_idx: int) -> None:
+        """Descriptors of held-out templates by the aggregator and by each pooling."""
+        numbers, templates = batch
+        sets = self._known.get(batch_idx) or self.embedded(templates)
+        if not self.finetune_backbone:
+            self._known[batch_idx] = sets
+        for name, module in {self.aggregator_name: self.aggregator, **self.poolings}.items():
+            embeddings = module(sets).embedding.float().cpu()
+            self._validated[name].update(zip(numbers.tolist(), embeddings, strict=True))
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs TAR@FAR and rank-1 of each."""
+        held_out = self._template_data().held_out
+        for name, part in self._validated.items():
+            embeddings = _gathered(part)
+            if len(embeddings) < len(held_out):
+                return  # Lightning's sanity check sees a few batches only.
+            stacked = torch.stack([embeddings[number] for number in range(len(held_out))]).numpy()
+            self.figures[name] = held_out_figures(stacked, held_out.labels, held_out.is_gallery)
+            of_pooling = "" if name == self.aggregator_name else f"{name}_"
+            for figure, value in self.figures[name].named().items():
+                key = f"val/{of_pooling}{figure}"
+                self._log_in_training(key, value, prog_bar=key == CORESET_MONITOR)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW; gamma and the temperature have their own rate and no decay."""
+        scalars = [p for n, p in self.aggregator.named_parameters() if n in ("gamma", "log_temperature")]
+        others = [p for n, p in self.aggregator.named_parameters() if n not in ("gamma", "log_temperature")]
+        recipe = self.recipe
+        groups = [
+            {"params": others, "name": "aggregator"},
+            {"params": list(self.head.parameters()), "name": "head"},
+        ]
+        if scalars:
+            groups.append({"params": scalars, "lr": recipe.gamma_lr, "weight_decay": 0.0, "name": "gamma"})
+        if self.finetune_backbone:
+            norms, weights = _by_decay(self.model)
+            rate = recipe.backbone_lr
+            groups += [
+                {"params": weights, "lr": rate, "name": "backbone"},
+                {"params": norms, "lr": rate, "weight_decay": 0.0, "name": "backbone_batch_norms"},
+            ]
+        return self._scheduled(torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what is needed to build the aggregator."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["aggregator_name"] = self.aggregator_name
+        checkpoint["aggregator_options"] = self.aggregator_options
+
+    def _template_data(self) -> TemplateData:
+        return self.trainer.datamodule  # type: ignore[attr-defined, no-any-return]
+
+
+def _by_decay(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Trained parameters: those of batch norms, and all others."""
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d)
+    norms = {p for m in module.modules() if isinstance(m, kinds) for p in m.parameters(recurse=False)}
+    trained = [p for p in module.parameters() if p.requires_grad]
+    return [p for p in trained if p in norms], [p for p in trained if p not in norms]
+
+
+def _gathered(part: dict[int, Value]) -> dict[int, Value]:
+    """The union of what all ranks hold."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return part
+    parts: list[dict[int, Value]] = [{} for _ in range(distributed.get_world_size())]
+    distributed.all_gather_object(parts, part)
+    return {number: value for each in parts for number, value in each.items()}
+
+
+def _seed_of(*numbers: int) -> int:
+    digest = hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") % 2**63
