@@ -25,7 +25,7 @@ from evaluation.report import markdown_table
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from pytorch_lightning.utilities import rank_zero_only
 
 from command import EXIT_BAD_INPUT, build_parser, run_command
 from data.templates import SAMPLE_BY
@@ -49,6 +49,8 @@ from train_val import BACKBONE_MONITOR, CORESET_MONITOR, BackboneTrainer, FaceCo
 from training_run import Run, build_run, saved_run
 
 _TEST_RUN_EPOCHS = 2
+# Of this process, as its launcher says it.
+_RANK: int = rank_zero_only.rank  # type: ignore[attr-defined]
 
 
 def main() -> int:
@@ -56,7 +58,7 @@ def main() -> int:
     # What Lightning says at this level is said here in other words, or advertises.
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     given = vars(flags().parse_args())
-    if rank_zero_only.rank:
+    if _RANK:
         # Process 0 tells what is wrong.
         try:
             train(given)
@@ -85,7 +87,7 @@ def train(given: Mapping[str, Any]) -> None:
     accelerator, devices = _devices(settings)
     run = build_run(settings, saved, processes=devices * settings.num_nodes)
     folder = Path(settings.out)
-    if rank_zero_only.rank == 0:
+    if _RANK == 0:
         _say(run, settings, checkpoint, evaluate, f"{devices * settings.num_nodes} x {accelerator}")
         if not settings.fast_dev_run:
             resumed = None if checkpoint is None or evaluate else Path(checkpoint)

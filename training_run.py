@@ -293,7 +293,7 @@ def _embedder(backbone: Backbone) -> Any:
     def embed(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         pixels = torch.from_numpy(backbone.spec.from_rgb(images))
         backbone.eval()
-        parts = [backbone(backbone.spec.normalise(part))[0] for part in pixels.split(64)]
+        parts = [backbone(backbone.spec.normalise(part))[0] for part in torch.split(pixels, 64)]
         return torch.cat(parts).numpy()
 
     return embed

@@ -186,7 +186,8 @@ def _blend(first: Any, second: NDArray[np.float32], factor: float) -> Image:
     mixed = np.subtract(second, first)
     mixed *= np.float32(factor)
     mixed += first
-    return np.clip(mixed, 0, 255, out=mixed).astype(np.uint8)
+    blended: Image = np.clip(mixed, 0, 255, out=mixed).astype(np.uint8)
+    return blended
 
 
 def _grey(colours: NDArray[np.float32], channels: int = 1) -> NDArray[np.float32]:
@@ -204,8 +205,9 @@ def _look_up(image: Image, table: NDArray[np.uint8]) -> Image:
 def _warp(image: Image, sign: float, *, kind: str) -> Image:
     height, width = image.shape[:2]
     source: Any = _source_pixels(height, width, kind, sign)
+    no_second_map: Any = None
     # The border is black and constant unless told otherwise.
-    return np.asarray(cv2.remap(image, source, None, cv2.INTER_NEAREST), np.uint8)
+    return np.asarray(cv2.remap(image, source, no_second_map, cv2.INTER_NEAREST), np.uint8)
 
 
 @lru_cache(maxsize=64)
@@ -236,7 +238,8 @@ def _source_pixels(height: int, width: int, kind: str, sign: float) -> NDArray[n
 
 def _posterize(image: Image, _sign: float) -> Image:
     dropped = round(CLIP_BIN / (CLIP_LAST_BIN / 4))
-    return np.bitwise_and(image, np.uint8(0xFF << dropped & 0xFF))
+    kept: Image = np.bitwise_and(image, np.uint8(0xFF << dropped & 0xFF))
+    return kept
 
 
 def _solarize(image: Image, _sign: float) -> Image:

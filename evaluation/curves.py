@@ -33,11 +33,12 @@ def read_metrics(folder: Path) -> pd.DataFrame:
     parts = [
         path for path in (*sorted(folder.glob("metrics_*.csv")), folder / "metrics.csv") if path.is_file()
     ]
-    metrics = pd.DataFrame({"step": []})
+    metrics: pd.DataFrame = pd.DataFrame({"step": []})
     for path in parts:
-        part = pd.read_csv(path) if path.stat().st_size else pd.DataFrame({"step": []})
-        kept = metrics[metrics["step"] < part["step"].min()] if len(part) else metrics
-        metrics = pd.concat([kept, part], ignore_index=True) if len(kept) else part
+        part: pd.DataFrame = pd.read_csv(path) if path.stat().st_size else pd.DataFrame({"step": []})
+        if len(part):
+            metrics = metrics.loc[metrics["step"] < part["step"].min()]
+        metrics = pd.concat([metrics, part], ignore_index=True) if len(metrics) else part
     return metrics
 
 
