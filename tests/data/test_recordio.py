@@ -1,0 +1,222 @@
+"""RecordIO packs: MXNet's own files record by record, damage named, written as MXNet writes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import pickle
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.recordio import RecordReader, read_face_pack, record_writer, write_face_pack
+from errors import InputError
+
+PACKS = ("small", "multipart")
+MAGIC = struct.pack("<I", 0xCED7230A)
+
+
+@pytest.fixture
+def packs(golden: Path) -> Path:
+    return golden / "recordio"
+
+
+def copied(pack: Path, tmp_path: Path) -> Path:
+    for name in ("train.rec", "train.idx"):
+        (tmp_path / name).write_bytes((pack / name).read_bytes())
+    return tmp_path
+
+
+def opened(folder: Path) -> RecordReader:
+    return RecordReader(folder / "train.rec", folder / "train.idx")
+
+
+def assert_as_expected(reader: RecordReader, expected: Path) -> None:
+    records = json.loads(expected.read_text())
+    assert sorted(reader.keys.tolist()) == sorted(map(int, records))
+    for key, record in records.items():
+        header, payload = reader.read(int(key))
+        assert list(header.labels) == record["label"]
+        assert (header.id, header.id2) == (record["id"], record["id2"])
+        assert hashlib.sha256(payload).hexdigest() == record["payload_sha256"]
+
+
+@pytest.mark.parametrize("name", PACKS)
+def test_every_record_is_mxnets(packs: Path, name: str) -> None:
+    assert_as_expected(opened(packs / name), packs / name / "expected.json")
+
+
+@pytest.mark.parametrize("name", [*PACKS, "faces112"])
+def test_every_record_of_the_conformance_data_is_mxnets(shared: Path, name: str) -> None:
+    folder = shared / "conformance" / "recordio" / name
+    assert_as_expected(opened(folder), folder / "expected.json")
+
+
+@pytest.mark.parametrize("name", PACKS)
+@pytest.mark.parametrize(
+    "fault", ["missing", "off by four", "cut short", "empty", "no numbers", "of another file"]
+)
+def test_an_index_that_is_wrong_is_made_anew(packs: Path, tmp_path: Path, name: str, fault: str) -> None:
+    folder = copied(packs / name, tmp_path)
+    idx = folder / "train.idx"
+    lines = idx.read_text().splitlines()
+    numbers = [tuple(map(int, line.split())) for line in lines]
+    text = {
+        "off by four": "".join(f"{key}\t{offset + 4}\n" for key, offset in numbers),
+        "cut short": "\n".join(lines[:-2]) + "\n",
+        "empty": "",
+        "no numbers": "<html>\n",
+        "of another file": "".join(f"{key}\t{offset + 10_000_000}\n" for key, offset in numbers),
+    }
+    if fault == "missing":
+        idx.unlink()
+    else:
+        idx.write_text(text[fault])
+    assert_as_expected(opened(folder), packs / name / "expected.json")
+
+
+def test_labels_are_the_subjects(packs: Path) -> None:
+    pack = read_face_pack(packs / "small")
+    records = json.loads((packs / "small" / "expected.json").read_text())
+    images = {int(key): int(r["label"][0]) for key, r in records.items() if r["payload_bytes"]}
+    assert dict(zip(pack.keys.tolist(), pack.labels.tolist(), strict=True)) == images
+
+
+def test_labels_come_from_the_headers_where_no_ranges_are(packs: Path, tmp_path: Path) -> None:
+    pack = read_face_pack(packs / "multipart")
+    assert pack.labels.tolist() == list(range(7))
+    # Ranges that leave an image out are not believed either.
+    with record_writer(tmp_path / "train.rec", tmp_path / "train.idx") as writer:
+        writer.write(0, b"", (4.0, 5.0))
+        for key, subject in ((1, 5), (2, 5), (3, 9)):
+            writer.write(key, b"x", (float(subject), 1.0))
+        writer.write(4, b"", (1.0, 3.0))
+    assert read_face_pack(tmp_path).labels.tolist() == [5, 5, 9]
+
+
+@pytest.mark.parametrize(
+    ("key", "damage", "said"),
+    [
+        (7, lambda data, at: data[:at] + b"\x00" + data[at + 1 :], "expected the magic number"),
+        (
+            12,
+            lambda data, at: data[: at + 4] + struct.pack("<I", 99_999) + data[at + 8 :],
+            "length is 99,999",
+        ),
+        (12, lambda data, at: data[: at + 4] + struct.pack("<I", 5 << 29) + data[at + 8 :], "out of order"),
+        (12, lambda data, at: data[: at + 8] + struct.pack("<I", 9_999) + data[at + 12 :], "too short"),
+        (39, lambda data, at: data[: at + 10], "file ends"),
+        (38, lambda data, at: data[: at + 6], "file ends"),
+    ],
+)
+def test_damage_is_named_by_file_key_and_byte(
+    packs: Path, tmp_path: Path, key: int, damage, said: str
+) -> None:
+    folder = copied(packs / "small", tmp_path)
+    offsets = dict(line.split() for line in (folder / "train.idx").read_text().splitlines())
+    offset = int(offsets[str(key)])
+    rec = folder / "train.rec"
+    rec.write_bytes(damage(rec.read_bytes(), offset))
+    with pytest.raises(InputError, match=said) as fault:
+        opened(folder).read(key)
+    assert f"{rec}, record {key} at byte {offset:,}" in str(fault.value)
+
+
+def test_an_empty_or_missing_pack_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        read_face_pack(tmp_path)
+    (tmp_path / "train.rec").write_bytes(b"")
+    with pytest.raises(InputError, match="is empty"):
+        read_face_pack(tmp_path)
+
+
+def test_an_unknown_key_is_refused(packs: Path) -> None:
+    with pytest.raises(InputError, match="has no record 40; its keys are 0 to 39"):
+        opened(packs / "small").read(40)
+    with pytest.raises(InputError, match="has no record -1"):
+        opened(packs / "small").read(-1)
+
+
+def test_writing_the_same_records_gives_the_same_bytes(packs: Path, tmp_path: Path) -> None:
+    for name in PACKS:
+        reader = opened(packs / name)
+        target = tmp_path / name
+        with record_writer(target / "train.rec", target / "train.idx") as writer:
+            for key in reader.keys.tolist():
+                header, payload = reader.read(key)
+                writer.write(key, payload, header.labels)
+        for part in ("train.rec", "train.idx"):
+            assert (target / part).read_bytes() == (packs / name / part).read_bytes()
+
+
+record = st.lists(st.sampled_from([MAGIC, MAGIC[:3], b"\x00", b"abcd", b"xyz"]), max_size=12).map(b"".join)
+
+
+@given(
+    st.lists(
+        st.tuples(record, st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=4)),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, records) -> None:
+    folder = tmp_path_factory.mktemp("pack")
+    with record_writer(folder / "train.rec", folder / "train.idx") as writer:
+        for key, (payload, labels) in enumerate(records):
+            writer.write(key * 3 + 1, payload, tuple(labels))
+    for reader in (opened(folder), RecordReader(folder / "train.rec")):
+        for key, (payload, labels) in enumerate(records):
+            header, read = reader.read(key * 3 + 1)
+            assert read == payload
+            assert list(header.labels) == labels
+
+
+def test_a_face_pack_is_laid_out_as_insightfaces(packs: Path, tmp_path: Path) -> None:
+    images = [(2, b"a"), (2, b"bb"), (5, b"c"), (7, b"dddd")]
+    assert write_face_pack(tmp_path, images) == 4
+    pack = read_face_pack(tmp_path)
+    assert pack.keys.tolist() == [1, 2, 3, 4]
+    assert pack.labels.tolist() == [2, 2, 5, 7]
+    reader = pack.reader
+    assert reader.header(0).labels == (5.0, 8.0)
+    assert [reader.header(key).labels for key in (5, 6, 7)] == [(1.0, 3.0), (3.0, 4.0), (4.0, 5.0)]
+    assert reader.read(4)[1] == b"dddd"
+    assert (tmp_path / "property").read_text() == "3,112,112"
+    # MXNet's own `small` has the same layout.
+    small = read_face_pack(packs / "small").reader
+    assert small.header(0).labels == (34.0, 40.0)
+
+
+def test_a_pack_that_cannot_be_finished_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="subject 1 comes after 2"):
+        write_face_pack(tmp_path, [(2, b"a"), (1, b"b")])
+    with pytest.raises(InputError, match="no image to pack"):
+        write_face_pack(tmp_path, [])
+    assert list(tmp_path.iterdir()) == []
+
+
+def digest(reader: RecordReader) -> str:
+    return hashlib.sha256(b"".join(reader.read(key)[1] for key in reader.keys.tolist())).hexdigest()
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_read_the_same(packs: Path, method: str) -> None:
+    reader = opened(packs / "multipart")
+    here = digest(reader)
+    with multiprocessing.get_context(method).Pool(2) as pool:
+        assert pool.map(digest, [reader] * 4) == [here] * 4
+    assert len(pickle.dumps(reader)) < 5_000
+
+
+def test_keys_with_gaps_are_found(tmp_path: Path) -> None:
+    keys = np.random.default_rng(0).permutation(1000)[:50].tolist()
+    with record_writer(tmp_path / "train.rec", tmp_path / "train.idx") as writer:
+        for key in keys:
+            writer.write(key, b"%d" % key)
+    reader = opened(tmp_path)
+    assert [reader.read(key)[1] for key in keys] == [b"%d" % key for key in keys]
