@@ -21,7 +21,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from evaluation.report import markdown_table
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy
@@ -31,6 +30,7 @@ from command import EXIT_BAD_INPUT, build_parser, run_command
 from data.templates import SAMPLE_BY
 from errors import InputError
 from evaluation.held_out import held_out_table
+from evaluation.report import markdown_table
 from files import atomic_write
 from head import HEADS
 from net import BACKBONES

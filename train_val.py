@@ -16,8 +16,6 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from evaluation.metrics import FoldAccuracy, fold_accuracy, rate_key
-from evaluation.templates import fuse_flips
 from numpy.typing import NDArray
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, distributed, nn
@@ -30,6 +28,8 @@ from data.datamodule import FaceData, TemplateData
 from data.templates import TemplateBatch
 from errors import InputError
 from evaluation.held_out import MONITORED_FAR, HeldOutFigures, held_out_figures
+from evaluation.metrics import FoldAccuracy, fold_accuracy, rate_key
+from evaluation.templates import fuse_flips
 from head import build_head
 from net import Backbone
 

@@ -80,6 +80,9 @@ def assert_same(first: Path, second: Path, **tolerance: float) -> None:
     one, other = weights_of(first), weights_of(second)
     assert one.keys() == other.keys()
     for name in one:
+        if tolerance and name.endswith("in_proj_bias"):
+            # The keys' bias changes no output: its gradient is rounding, which Adam blows up to full steps.
+            one[name], other[name] = (w.view(3, -1)[[0, 2]] for w in (one[name], other[name]))
         torch.testing.assert_close(one[name], other[name], **({"rtol": 0, "atol": 0} | tolerance), msg=name)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from evaluation.metrics import rate_key
 
 from evaluation.held_out import FARS, held_out_figures, held_out_table
+from evaluation.metrics import rate_key
 
 
 def slow_figures(embeddings: np.ndarray, subjects: np.ndarray, is_gallery: np.ndarray) -> dict[str, float]:
