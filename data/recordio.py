@@ -34,6 +34,10 @@ _PART = struct.Struct("<II")
 # flag (number of labels behind the header, 0: the one in it), label, id, id2
 _HEADER = struct.Struct("<IfQQ")
 _PART_AND_HEADER = struct.Struct("<IIIfQQ")
+# Whole numbers up to here are exact as the 32-bit floats that labels are.
+_LAST_EXACT = 1 << 24
+# Records whose heads are gathered in one go; more take memory and no less time.
+_RECORDS_AT_ONCE = 1 << 16
 # So many records are looked at before an index is trusted; each costs a page of a cold disk.
 _RECORDS_CHECKED = 512
 
@@ -68,22 +72,19 @@ class RecordReader:
         index = _read_index(idx) if idx is not None else None
         if index is None or not self._fits(*index):
             index = self._scan(index)
-        self.keys, offsets = index
-        order = np.argsort(self.keys, kind="stable")
-        self._sorted_keys = self.keys[order]
-        rising = np.append(np.sort(offsets), self._size)
-        following = rising[np.searchsorted(rising, offsets) + 1]
-        # (N, 2): where the record of each key begins, and where the next one in the file does.
-        self._places = np.stack([offsets, following], axis=1)[order]
-        first = int(self._sorted_keys[0])
-        # Keys without gaps, as packs have them, need no search.
-        self._first = first if int(self._sorted_keys[-1]) - first == len(order) - 1 else None
+        self.keys, self._offsets = index
+        self._arrange()
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def __getstate__(self) -> dict[str, object]:
-        return self.__dict__ | {"_map": None}
+        # The index goes along: reading it anew costs a worker more, and scanning for it minutes.
+        return {name: self.__dict__[name] for name in ("_path", "_size", "keys", "_offsets")}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state, _map=None)
+        self._arrange()
 
     def read(self, key: int) -> tuple[RecordHeader, bytes]:
         """Header and payload of a record.
@@ -98,9 +99,9 @@ class RecordReader:
         except struct.error:
             raise self._damaged(offset, "the file ends in it", key) from None
         if magic != _MAGIC or word >> _LENGTH_BITS:
-            return self._split(offset, key)
+            return self._split(offset, key, following)
         start, end = offset + _PART.size, offset + _PART.size + word
-        if end + -word % 4 != following:
+        if not self._ends_well(end + -word % 4, following):
             raise self._damaged(offset, f"its length is {word:,} bytes, which is not where it ends", key)
         body = start + _HEADER.size
         if not flag and body <= end:
@@ -113,6 +114,42 @@ class RecordReader:
     def header(self, key: int) -> RecordHeader:
         """The header of a record alone."""
         return self.read(key)[0]
+
+    def first_labels(self, keys: NDArray[np.int64]) -> NDArray[np.float32]:
+        """(N,) first label of each record of `keys` (N,).
+
+        Touches a page a record, and finds every record that `read` would call damaged.
+        """
+        labels = np.empty(len(keys), np.float32)
+        places = np.searchsorted(self._sorted_keys, keys)
+        for start in range(0, len(keys), _RECORDS_AT_ONCE):
+            part = slice(start, start + _RECORDS_AT_ONCE)
+            offsets, following = self._places[np.minimum(places[part], len(self) - 1)].T
+            words = self._heads(offsets)
+            length, flag = words[:, 1].astype(np.int64), words[:, 2].astype(np.int64)
+            plain = (
+                (self._sorted_keys[np.minimum(places[part], len(self) - 1)] == keys[part])
+                & (words[:, 0] == _MAGIC)
+                & (length >= _HEADER.size + 4 * flag)
+                & (offsets + _PART.size + length + -length % 4 == following)
+            )
+            labels[part] = np.where(flag > 0, words[:, 8], words[:, 3]).view(np.float32)
+            # Records in several parts, and damaged ones, are looked at one by one.
+            for row in np.flatnonzero(~plain).tolist():
+                labels[start + row] = self.header(int(keys[start + row])).labels[0]
+        return labels
+
+    def _arrange(self) -> None:
+        """Makes what looking up a key needs."""
+        order = np.argsort(self.keys, kind="stable")
+        self._sorted_keys = self.keys[order]
+        rising = np.append(np.sort(self._offsets), self._size)
+        following = rising[np.searchsorted(rising, self._offsets) + 1]
+        # (N, 2): where the record of each key begins, and where the next one in the file does.
+        self._places = np.stack([self._offsets, following], axis=1)[order]
+        first = int(self._sorted_keys[0])
+        # Keys without gaps, as packs have them, need no search.
+        self._first = first if int(self._sorted_keys[-1]) - first == len(order) - 1 else None
 
     def _place(self, key: int) -> list[int]:
         first = self._first
@@ -129,9 +166,17 @@ class RecordReader:
             self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         return self._map
 
-    def _record(self, offset: int, key: int | None = None) -> bytes:
-        """A record with its parts joined."""
-        parts, _end = self._parts(offset, key)
+    def _heads(self, offsets: NDArray[np.int64]) -> NDArray[np.uint32]:
+        """(N, 9) the first words of records: magic, length, flag, label, id (2), id2 (2), first of labels."""
+        words = np.frombuffer(self._map or self._open(), "<u4", self._size // 4)
+        return words[np.minimum(offsets[:, None] // 4 + np.arange(9), len(words) - 1)]
+
+    def _ends_well(self, end: int, following: int) -> bool:
+        """Whether a record ends where the next one begins; an index of some records only has gaps."""
+        data = self._map or self._open()
+        return end == following or (end < following and data[end : end + 4] == _MAGIC_BYTES)
+
+    def _joined(self, parts: list[tuple[int, int]]) -> bytes:
         data = self._map or self._open()
         # The magic was cut out between two parts, where the data itself held it.
         return _MAGIC_BYTES.join(data[start:end] for start, end in parts)
@@ -170,12 +215,20 @@ class RecordReader:
             not len(keys)
             or offsets.min() < 0
             or offsets.max() >= self._size
+            or (offsets % 4).any()
             or len(np.unique(keys)) < len(keys)
+            or len(np.unique(offsets)) < len(keys)
         ):
             return False
         some = np.unique(np.linspace(0, len(offsets) - 1, _RECORDS_CHECKED).astype(np.int64))
-        data = self._map or self._open()
-        if any(data[offset : offset + 4] != _MAGIC_BYTES for offset in offsets[some].tolist()):
+        words = self._heads(offsets[some])
+        if (words[:, 0] != _MAGIC).any():
+            return False
+        # An index with the keys of other records. Not so where a writer gave all records one number.
+        whole = words[:, 1] >> _LENGTH_BITS == _WHOLE
+        ids = words[whole, 4:6].copy().view("<u8").reshape(-1).astype(np.int64)
+        others = ids[ids != keys[some][whole]]
+        if len(others) > 1 and len(np.unique(ids)) == len(ids) and np.isin(others, keys).all():
             return False
         try:
             return self._parts(int(offsets.max()))[1] >= self._size
@@ -193,19 +246,30 @@ class RecordReader:
         while offset < self._size:
             parts, following = self._parts(offset, known.get(offset))
             start, end = parts[0]
-            if end - start < _HEADER.size and len(parts) == 1:
-                raise self._damaged(offset, "it is too short for its header", known.get(offset))
-            header = data[start:end] if len(parts) == 1 else self._record(offset)
-            keys.append(_HEADER.unpack_from(header)[2])
+            if end - start >= _HEADER.size:
+                keys.append(_HEADER.unpack_from(data, start)[2])
+            else:
+                record = self._joined(parts)
+                if len(record) < _HEADER.size:
+                    raise self._damaged(offset, "it is too short for its header", known.get(offset))
+                keys.append(_HEADER.unpack_from(record)[2])
             offsets.append(offset)
             offset = following
+        if known.keys() > set(offsets) and min(known.keys() - set(offsets)) >= self._size:
+            first = min(known.keys() - set(offsets))
+            raise self._damaged(first, "the index has it, but the file ends before", known[first])
         if len(set(keys)) < len(keys):
-            keys = list(range(len(keys)))
-        return np.array(keys, np.int64), np.array(offsets, np.int64)
+            keys = (
+                [known[place] for place in offsets] if known.keys() == set(offsets) else range(len(offsets))
+            )
+        return np.array(keys).astype(np.int64), np.array(offsets, np.int64)
 
-    def _split(self, offset: int, key: int) -> tuple[RecordHeader, bytes]:
+    def _split(self, offset: int, key: int, following: int) -> tuple[RecordHeader, bytes]:
         """Header and payload of a record in several parts."""
-        record = self._record(offset, key)
+        parts, end = self._parts(offset, key)
+        record = self._joined(parts)
+        if not self._ends_well(end, following):
+            raise self._damaged(offset, "it does not end where the next one begins", key)
         if len(record) < _HEADER.size or len(record) < _HEADER.size + 4 * _HEADER.unpack_from(record)[0]:
             raise self._damaged(offset, "it is too short for its header", key)
         flag, label, id_, id2 = _HEADER.unpack_from(record)
@@ -290,6 +354,11 @@ def write_face_pack(folder: Path, images: Iterable[tuple[int, bytes]], size: int
             ranges.setdefault(subject, [key, key])[1] = key + 1
             writer.write(key, content, (float(subject), 1.0))
             key += 1
+            if key + len(ranges) > _LAST_EXACT:
+                raise InputError(
+                    f"{folder}: more than {_LAST_EXACT:,} records. Their keys stand in the pack as 32-bit floats, "
+                    "which cannot tell more apart; write several packs."
+                )
         if not ranges:
             raise InputError(f"{folder}: there is no image to pack.")
         for number, (first, end) in enumerate(ranges.values()):
@@ -312,12 +381,18 @@ def read_face_pack(folder: Path) -> FacePack:
     there = np.sort(reader.keys)
     first = reader.header(int(there[0]))
     if there[0] == 0 and len(first.labels) == 2 and first.labels[0] > 0:
-        keys = there[(there > 0) & (there < int(first.labels[0]))]
-        labels = _labels_from_ranges(reader, keys, there[there >= int(first.labels[0])])
+        ranges_start, ranges_end = map(int, first.labels)
+        if there[-1] + 1 < ranges_end <= _LAST_EXACT:
+            raise InputError(
+                f"{rec}, record 0: says that keys go up to {ranges_end - 1}, but the last one is {there[-1]}. The "
+                "file is cut short or put together from parts: compare its size with the original."
+            )
+        keys = there[(there > 0) & (there < ranges_start)]
+        labels = _labels_from_ranges(reader, keys, there[there >= ranges_start])
     else:
         keys, labels = there, None
     if labels is None:
-        labels = np.array([reader.header(key).labels[0] for key in keys.tolist()]).astype(np.int64)
+        labels = reader.first_labels(keys).astype(np.int64)
     if len(labels) and labels.min() < 0:
         raise InputError(f"{rec}: has a negative subject number, {labels.min()}.")
     return FacePack(keys, labels, reader)
@@ -339,7 +414,7 @@ def _labels_from_ranges(
     covered = np.concatenate([np.arange(a, b) for a, b in zip(starts, ends, strict=True)] or [keys[:0]])
     if not np.array_equal(np.sort(covered), keys):
         return None
-    subjects = np.array([reader.header(key).labels[0] for key in starts.tolist()]).astype(np.int64)
+    subjects = reader.first_labels(starts).astype(np.int64)
     order = np.argsort(covered, kind="stable")
     return np.repeat(subjects, ends - starts)[order]
 

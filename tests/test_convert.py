@@ -1,0 +1,83 @@
+"""The command that brings data into form: its modes end to end, and what it refuses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import convert
+from data.pairs import read_pair_set, write_pair_set
+from data.recordio import write_face_pack
+from data.sources import ImageFolder
+from errors import InputError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "convert.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_a_data_set_is_unpacked_with_its_pair_sets(
+    tmp_path: Path, drawn_face: Callable[[int, int], bytes]
+) -> None:
+    faces = [drawn_face(s, n) for s in range(3) for n in range(4)]
+    write_face_pack(tmp_path, [(number // 4, face) for number, face in enumerate(faces)] + [(3, b"broken")])
+    write_pair_set(tmp_path / "lfw.bin", faces, np.arange(6) % 2 == 0)
+    done = run("--rec_path", tmp_path, "--num_workers", 2)
+    assert done.returncode == 0, done.stderr
+    assert "4 subjects, 12 images written, 0 were there, 1 records skipped" in done.stdout
+    assert "record 13: 6 bytes that cannot be decoded" in done.stdout
+    assert "6 pairs of lfw.bin" in done.stdout
+    assert len(ImageFolder(tmp_path / "imgs")) == 12
+    assert len(list((tmp_path / "lfw").glob("*.png"))) == 12
+
+
+def test_drawing_gives_a_pack_and_pairs_of_others(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        convert.convert({"draw_faces": str(tmp_path / name), "subjects": 3, "seed": 5})
+    assert (tmp_path / "a" / "train.rec").read_bytes() == (tmp_path / "b" / "train.rec").read_bytes()
+    convert.convert({"rec_path": str(tmp_path / "a")})
+    source = ImageFolder(tmp_path / "a" / "imgs")
+    assert source.subjects == ["0", "1", "2"]
+    pairs = read_pair_set(tmp_path / "a" / "synthetic.bin")
+    assert len(pairs) == 600
+    assert pairs.is_mated.sum() == 300
+    packed = {source.image(row).tobytes() for row in range(len(source))}
+    assert not any(pairs.image(number).tobytes() in packed for number in range(0, 1200, 60))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"rec_path": "nowhere"}, "nowhere: there is no such folder"),
+        ({"rec_path": ".", "subjects": 3}, "--subjects has no effect with --rec_path"),
+        ({"rec_path": ".", "num_workers": -1}, "--num_workers -1"),
+        ({"rec_path": ".", "quality": 90}, "--image_format jpg alone"),
+        ({"rec_path": ".", "quality": 900, "image_format": "jpg"}, "at most 100"),
+        ({"pack": "x"}, "--pack needs --out"),
+        ({"pack": "nowhere", "out": "y"}, "nowhere: there is no such folder"),
+        ({"draw_faces": "x", "subjects": 1}, "--subjects 1: expected 2 or more"),
+    ],
+)
+def test_bad_flags_are_refused(given: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        convert.convert(given)
+
+
+def test_a_folder_without_data_says_what_was_expected(tmp_path: Path) -> None:
+    done = run("--rec_path", tmp_path)
+    assert done.returncode == 2
+    assert "holds neither train.rec nor pair sets" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_one_mode_at_a_time(tmp_path: Path) -> None:
+    assert run("--rec_path", tmp_path, "--pack", tmp_path).returncode == 2
+    assert "--rec_path" in run("--help").stdout
