@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, _ArgumentGroup
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,6 +50,13 @@ from train_val import BACKBONE_MONITOR, CORESET_MONITOR, BackboneTrainer, FaceCo
 from training_run import Run, build_run, saved_run
 
 _TEST_RUN_EPOCHS = 2
+# Warnings of what is meant to be so: the run folder is ours, a frozen backbone is in evaluation mode.
+_MEANT = (
+    "(Experiment logs|Checkpoint) directory",
+    r"Found \d+ module\(s\) in eval mode",
+    ".*LeafSpec",
+    ".*does not have many workers",
+)
 # Of this process, as its launcher says it.
 _RANK: int = rank_zero_only.rank  # type: ignore[attr-defined]
 
@@ -57,6 +65,8 @@ def main() -> int:
     """Runs the command; gives its exit code."""
     # What Lightning says at this level is said here in other words, or advertises.
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    for message in _MEANT:
+        warnings.filterwarnings("ignore", message=message)
     given = vars(flags().parse_args())
     if _RANK:
         # Process 0 tells what is wrong.

@@ -64,8 +64,9 @@ def draw_curves(folder: Path, path: Path) -> None:
             if name in _SMOOTHED and len(values) > 20:
                 axes.plot(values["step"], values[name], alpha=0.25, color="C0")
                 values = values.assign(**{name: values[name].ewm(span=len(values) / 10).mean()})
-            label = name.removeprefix("val/").removeprefix("train/").removesuffix("_tar_at_far_1e-02")
-            axes.plot(values["step"], values[name], marker="." if len(values) < 40 else "", label=label)
+            axes.plot(
+                values["step"], values[name], marker="." if len(values) < 40 else "", label=_label(name)
+            )
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("optimiser steps")
         axes.grid(alpha=0.3)
@@ -75,3 +76,11 @@ def draw_curves(folder: Path, path: Path) -> None:
             axes.legend(fontsize=8)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110)
+
+
+def _label(name: str) -> str:
+    """The trained aggregator's figures carry no name of their own, those of poolings do."""
+    short = name.removeprefix("val/").removeprefix("train/").removeprefix("lr-")
+    if short in ("tar_at_far_1e-02", "rank1"):
+        return "trained aggregator"
+    return short.removesuffix("_tar_at_far_1e-02").removesuffix("_rank1").replace("_", " ")
