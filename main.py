@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 import warnings
 from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, _ArgumentGroup
@@ -379,6 +378,4 @@ def _tell(module: BackboneTrainer | FaceCoresetNet, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    # oneDNN and OpenMP would each take all cores in every process.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1))))
     sys.exit(main())

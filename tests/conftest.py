@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Small tensors gain nothing from threads, which wait for each other on a busy machine; for subprocesses too.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import cv2
 import numpy as np
