@@ -16,7 +16,7 @@ rm -rf "$DEMO/backbone_0" "$DEMO/coreset_0"
 run convert.py --draw_faces "$DEMO/faces" --subjects 240 --seed 0
 run convert.py --rec_path "$DEMO/faces" --num_workers 2
 run main.py --stage backbone --arch ir_tiny --data_root "$DEMO/faces" --train_data_path imgs --val_data_path . \
-  --batch_size 128 --epochs 12 --lr 0.1 --lr_milestones 8,11 --num_workers 2 --out "$DEMO" --prefix backbone
+  --batch_size 64 --epochs 15 --lr_milestones 10,13 --m 0.2 --s 32 --num_workers 1 --out "$DEMO" --prefix backbone
 run main.py --stage coreset --start_from_model_statedict "$DEMO/backbone_0/best.ckpt" \
   --data_root "$DEMO/faces" --train_data_path imgs --held_out 60 --max_template_size 20 --epochs 10 --lr 1e-3 \
-  --lr_milestones 8 --batch_size 20 --num_workers 2 --out "$DEMO" --prefix coreset
+  --lr_milestones 8 --num_workers 1 --out "$DEMO" --prefix coreset

@@ -97,7 +97,9 @@ def train(given: Mapping[str, Any]) -> None:
     run = build_run(settings, saved, processes=devices * settings.num_nodes)
     folder = Path(settings.out)
     if _RANK == 0:
-        _say(run, settings, checkpoint, evaluate, f"{devices * settings.num_nodes} x {accelerator}")
+        processes = devices * settings.num_nodes
+        each = f"{processes} x {accelerator}, {settings.batch_size // processes} of a batch on each"
+        _say(run, settings, checkpoint, evaluate, each)
         if not settings.fast_dev_run:
             resumed = None if checkpoint is None or evaluate else Path(checkpoint)
             folder = run_folder(folder, settings.prefix, resumed)
