@@ -330,7 +330,7 @@ def _trainer(settings: Settings, run: Run, folder: Path, accelerator: str, devic
         num_sanity_val_steps=0,
         enable_model_summary=False,
         limit_val_batches=1.0 if run.validates else 0,
-        logger=[CSVLogger(folder, "", "", flush_logs_every_n_steps=20), TensorBoardLogger(folder, "", "")],
+        logger=[CSVLogger(folder, "", "", flush_logs_every_n_steps=1), TensorBoardLogger(folder, "", "")],
         callbacks=[*keep, LearningRateMonitor("epoch"), TQDMProgressBar(refresh_rate=max(1, steps // 100))],
         plugins=[SafeCheckpointIO()],
     )

@@ -35,8 +35,9 @@ from net import Backbone
 
 Value = TypeVar("Value")
 
-# Images of a batch of templates that go through the backbone at once where no gradient is kept.
-FACES_AT_ONCE = 256
+# Images that go through the backbone at once where no gradient is kept. On a CPU what fits its caches is fast:
+# MobileFaceNet on one core embeds 80 images/s by 16, 52 by 64 and 34 by 192.
+FACES_AT_ONCE = {"cpu": 16, "cuda": 512}
 # What every held-out validation shows beside the trained aggregator.
 POOLINGS = ("mean", "norm_weighted")
 BACKBONE_MONITOR = "val/accuracy"
@@ -170,7 +171,7 @@ class _Trained(pl.LightningModule, ABC):
 
     @torch.no_grad()
     def _embed_in_parts(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        parts = [self._embed(part) for part in torch.split(images, FACES_AT_ONCE)]
+        parts = [self._embed(part) for part in torch.split(images, FACES_AT_ONCE[images.device.type])]
         return torch.cat([features for features, _ in parts]), torch.cat([norms for _, norms in parts])
 
 

@@ -24,7 +24,7 @@ from errors import InputError
 from net import Backbone, BackboneSpec, build_backbone
 from run_folder import versions
 from settings import Settings
-from train_val import BackboneTrainer, FaceCoresetNet, HeadOptions, Recipe, TemperatureSchedule
+from train_val import FACES_AT_ONCE, BackboneTrainer, FaceCoresetNet, HeadOptions, Recipe, TemperatureSchedule
 from weights import load_backbone, read_checkpoint
 
 DEFAULT_ARCH = "ir_18"
@@ -293,7 +293,8 @@ def _embedder(backbone: Backbone) -> Any:
     def embed(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         pixels = torch.from_numpy(backbone.spec.from_rgb(images))
         backbone.eval()
-        parts = [backbone(backbone.spec.normalise(part))[0] for part in torch.split(pixels, 64)]
+        at_once = torch.split(pixels, FACES_AT_ONCE["cpu"])
+        parts = [backbone(backbone.spec.normalise(part))[0] for part in at_once]
         return torch.cat(parts).numpy()
 
     return embed
