@@ -35,8 +35,8 @@ from net import Backbone
 
 Value = TypeVar("Value")
 
-# Images that go through the backbone at once where no gradient is kept. On a CPU what fits its caches is fast:
-# MobileFaceNet on one core embeds 80 images/s by 16, 52 by 64 and 34 by 192.
+# Images that go through the backbone at once where no gradient is kept. On a CPU what fits its caches is
+# fast: MobileFaceNet on one core embeds 80 images/s by 16, 52 by 64 and 34 by 192.
 FACES_AT_ONCE = {"cpu": 16, "cuda": 512}
 # What every held-out validation shows beside the trained aggregator.
 POOLINGS = ("mean", "norm_weighted")
