@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from command import build_parser, run_command
 from data.pairs import find_pair_sets, read_pair_set
 from data.recordio import REC_NAME
 from data.unpacking import FORMATS, IMAGES, Unpacked, pack_folder, unpack_pack, unpack_pairs
@@ -34,12 +33,17 @@ _MODES: dict[str, dict[str, Any]] = {
 
 def main() -> int:
     """Runs the command; gives its exit code."""
+    # Here, since each worker process imports this file: `command` brings PyTorch, which takes seconds.
+    from command import run_command
+
     given = vars(flags().parse_args())
     return run_command(lambda: convert(given))
 
 
 def flags() -> ArgumentParser:
     """The command's flags; what is not given is absent from the namespace."""
+    from command import build_parser
+
     parser = build_parser(__doc__)
     parser.argument_default = SUPPRESS
     modes = parser.add_argument_group("what to do").add_mutually_exclusive_group(required=True)
@@ -105,6 +109,10 @@ def _unpack(values: Mapping[str, Any]) -> None:
             f"{folder}: holds neither {REC_NAME} nor pair sets (*.bin). Expected the folder of an "
             "InsightFace data set, such as faces_emore."
         )
+    # Before the long work: hours later is late to hear of a pair set that cannot be read.
+    faults = [fault for path in pair_sets if (fault := _fault_of(path))]
+    if faults:
+        raise InputError.from_faults(faults)
     if (folder / REC_NAME).is_file():
         done = unpack_pack(
             folder,
@@ -115,8 +123,21 @@ def _unpack(values: Mapping[str, Any]) -> None:
         )
         _tell(done, out / IMAGES)
     for path in pair_sets:
-        pairs = unpack_pairs(read_pair_set(path), out / path.stem)
-        print(f"{out / path.stem}: {pairs:,} pairs of {path.name}, with pairs.csv")
+        pairs = read_pair_set(path)
+        count = unpack_pairs(pairs, out / path.stem)
+        print(f"{out / path.stem}: {count:,} pairs of {path.name}, with pairs.csv")
+        if count < len(pairs):
+            print(f"  {len(pairs) - count:,} pairs are left out: an image of theirs cannot be decoded")
+
+
+def _fault_of(pair_set: Path) -> str | None:
+    if pair_set.stem == IMAGES:
+        return f"{pair_set}: would be unpacked among the images of {REC_NAME}. Give it another name."
+    try:
+        read_pair_set(pair_set)
+    except InputError as fault:
+        return str(fault)
+    return None
 
 
 def _tell(done: Unpacked, images: Path) -> None:
@@ -124,8 +145,8 @@ def _tell(done: Unpacked, images: Path) -> None:
         f"{images}: {done.subjects:,} subjects, {done.written:,} images written, {done.there:,} were there, "
         f"{len(done.skipped):,} records skipped"
     )
-    for record, why in sorted(done.skipped)[:_SHOWN]:
-        print(f"  {record}: {why}")
+    for key, why in sorted(done.skipped)[:_SHOWN]:
+        print(f"  record {key}: {why}")
     if len(done.skipped) > _SHOWN:
         kinds = Counter(why for _, why in done.skipped)
         print(f"  and {len(done.skipped) - _SHOWN:,} more; {len(kinds):,} different reasons")

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
+from typing import NoReturn
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from data.pairs import write_pair_set
-from data.recordio import write_face_pack
+from data.recordio import REC_NAME, write_face_pack
 from data.sources import Image
 from data.synthetic import SyntheticFace, draw_faces
+from errors import InputError
 
 PAIRS = 600
 PAIR_SET = "synthetic.bin"
+# Subjects of the pair set, which are not in the pack.
+FEWEST_OTHERS = 20
 _JPEG_QUALITY = 95
 
 
@@ -24,30 +30,51 @@ def draw_pack(folder: Path, *, num_subjects: int, seed: int) -> tuple[int, int, 
 
     The same seed gives the same bytes. Half of the pairs are mated; their images are of different media.
     Gives the counts of subjects, images and pairs.
+
+    Raises:
+        InputError: the folder holds a pack that was not drawn.
     """
-    images = write_face_pack(folder, _encoded(draw_faces(num_subjects=num_subjects, seed=seed), num_subjects))
-    others = max(20, num_subjects // 5)
-    drawn = list(draw_faces(num_subjects=others, seed=seed, first_subject=num_subjects))
-    rng = np.random.default_rng(seed)
-    by_subject = [[f for f in drawn if f.subject == num_subjects + s] for s in range(others)]
-    content: list[bytes] = []
-    mated = np.arange(PAIRS) % 2 == 0
-    for same in mated:
-        first, second = rng.choice(others, 2, replace=False)
-        face = by_subject[first][rng.integers(len(by_subject[first]))]
-        candidates = by_subject[first if same else second]
-        candidates = [f for f in candidates if not same or f.medium != face.medium]
-        content += [_jpeg(face.image), _jpeg(candidates[rng.integers(len(candidates))].image)]
-    write_pair_set(folder / PAIR_SET, content, mated)
+    # The pair set is written first, so that a drawn pack is never without it.
+    if (folder / REC_NAME).exists() and not (folder / PAIR_SET).exists():
+        raise InputError(f"{folder / REC_NAME}: is there and was not drawn. Choose another folder.")
+    num_others = max(FEWEST_OTHERS, num_subjects // 5)
+    with tqdm(total=num_subjects + num_others, desc="drawing", unit="subject") as bar:
+        others = draw_faces(num_subjects=num_others, seed=seed, first_subject=num_subjects)
+        encoded = [(face.subject, face.medium, _jpeg(face.image)) for face in _told(others, bar)]
+        content, is_mated = _pairs(encoded, np.random.default_rng(seed))
+        write_pair_set(folder / PAIR_SET, content, is_mated)
+        faces = _told(draw_faces(num_subjects=num_subjects, seed=seed), bar)
+        images = write_face_pack(folder, ((face.subject, _jpeg(face.image)) for face in faces))
     return num_subjects, images, PAIRS
 
 
-def _encoded(faces: Iterator[SyntheticFace], num_subjects: int) -> Iterator[tuple[int, bytes]]:
-    with tqdm(total=num_subjects, desc="drawing", unit="subject") as bar:
-        for face in faces:
-            bar.update(face.subject - bar.n)
-            yield face.subject, _jpeg(face.image)
-        bar.update(num_subjects - bar.n)
+def _told(faces: Iterator[SyntheticFace], bar: tqdm[NoReturn]) -> Iterator[SyntheticFace]:
+    """Passes faces on and counts subjects."""
+    for _, of_subject in groupby(faces, key=lambda face: face.subject):
+        yield from of_subject
+        bar.update(1)
+
+
+def _pairs(
+    encoded: Sequence[tuple[int, int, bytes]], rng: np.random.Generator
+) -> tuple[list[bytes], NDArray[np.bool_]]:
+    """Chooses pairs among (subject, medium, image), all different.
+
+    They are in turn mated and not, so that every fold has as many of both.
+    """
+    is_mated = np.arange(PAIRS) % 2 == 0
+    content: list[bytes] = []
+    chosen: set[tuple[int, int]] = set()
+    for mated in is_mated.tolist():
+        while True:
+            one, other = np.sort(rng.integers(len(encoded), size=2)).tolist()
+            (subject, medium, _), (subject_2, medium_2, _) = encoded[one], encoded[other]
+            fits = subject == subject_2 and medium != medium_2 if mated else subject != subject_2
+            if fits and (one, other) not in chosen:
+                break
+        chosen.add((one, other))
+        content += [encoded[one][2], encoded[other][2]]
+    return content, is_mated
 
 
 def _jpeg(image: Image) -> bytes:

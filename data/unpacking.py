@@ -6,13 +6,19 @@ same call goes on from there.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import multiprocessing
+import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -20,8 +26,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from data.pairs import PairSet
-from data.recordio import REC_NAME, FacePack, RecordReader, read_face_pack, write_face_pack
-from data.sources import ImageFolder
+from data.recordio import REC_NAME, FacePack, read_face_pack, write_face_pack
+from data.sources import FACE_SIZE, ImageFolder, decode_face
 from errors import InputError
 from files import atomic_write, require_free_space
 
@@ -29,8 +35,12 @@ FORMATS = ("original", "jpg", "png")
 IMAGES = "imgs"
 
 _MARKER = ".unpacked.json"
-_CHUNK = 256
+_PART = ".part"
+_CHUNK = 512
 _SIGNATURES = {b"\xff\xd8": ".jpg", b"\x89PNG": ".png", b"BM": ".bmp", b"RIFF": ".webp"}
+# How whole images end: OpenCV 4 fills up what is missing of a JPEG with grey and says nothing.
+_ENDS = {".jpg": b"\xff\xd9", ".png": b"IEND\xaeB`\x82"}
+_END_IS_WITHIN = 1024
 # Each file fills its last block.
 _BLOCK = 4096
 # Of a JPEG of quality 90 to 95.
@@ -39,13 +49,13 @@ _PNG_GROWTH = 4
 
 @dataclass
 class Unpacked:
-    """What became of the records: `skipped` are (record, why)."""
+    """What became of the records: `skipped` are (key, why); `of_other_size` counts among those written."""
 
     subjects: int = 0
     written: int = 0
     there: int = 0
     of_other_size: int = 0
-    skipped: list[tuple[str, str]] = field(default_factory=list)
+    skipped: list[tuple[int, str]] = field(default_factory=list)
 
     def add(self, other: Unpacked) -> None:
         """Sums up a part; subjects are counted once for all."""
@@ -57,7 +67,7 @@ class Unpacked:
 
 @dataclass(frozen=True)
 class _Job:
-    reader: RecordReader
+    pack: FacePack
     out: Path
     image_format: str
     quality: int
@@ -72,22 +82,26 @@ def unpack_pack(
     told. `quality` is that of JPEG where `image_format` is 'jpg'.
 
     Raises:
-        InputError: a pack whose records cannot be followed, a folder that holds another pack's images, or too
-            little room on the disk.
+        InputError: a pack with a damaged record (before anything is written), a folder that holds another
+            pack's images, too little room on the disk, or a disk that fills up.
     """
     pack = read_face_pack(folder)
+    _check_records(pack)
     images = out / IMAGES
     rec_bytes = (folder / REC_NAME).stat().st_size
-    _claim(images, {"images": len(pack.keys), "bytes": rec_bytes, "format": image_format})
-    missing = 1 - sum(1 for _ in images.glob("*/[!.]*")) / max(1, len(pack.keys))
-    whole = rec_bytes * (_PNG_GROWTH if image_format == "png" else 1) + len(pack.keys) * _BLOCK
-    require_free_space(images, int(whole * max(0.0, missing)))
-    job = _Job(pack.reader, images, image_format, quality)
-    total = Unpacked(subjects=len(np.unique(pack.labels)))
-    for label in np.unique(pack.labels).tolist():
+    form = {"format": image_format} | ({"quality": quality} if image_format == "jpg" else {})
+    _claim(images, {"images": len(pack.keys), "bytes": rec_bytes, **form})
+    missing = max(0, len(pack.keys) - _whole_images(images))
+    growth = _PNG_GROWTH if image_format == "png" else 1
+    require_free_space(images, missing * (rec_bytes * growth // max(1, len(pack.keys)) + _BLOCK))
+    _require_free_files(images, missing)
+    job = _Job(pack, images, image_format, quality)
+    subjects = np.unique(pack.labels).tolist()
+    for label in subjects:
         (images / str(label)).mkdir(exist_ok=True)
+    total = Unpacked(subjects=len(subjects))
     with tqdm(total=len(pack.keys), desc="unpacking", unit="image", smoothing=0) as bar:
-        for part, count in _parts(job, pack, num_workers):
+        for part, count in _parts(job, num_workers):
             total.add(part)
             bar.update(count)
     return total
@@ -96,22 +110,28 @@ def unpack_pack(
 def unpack_pairs(pairs: PairSet, out: Path) -> int:
     """Writes the images of a pair set to `<out>/<pair>_<a|b>.<suffix>` and `pairs.csv`; gives the pair count.
 
-    `pairs.csv` has the columns first, second, mated (0 or 1), in the order of the pair set.
+    `pairs.csv` has the columns first, second, mated (0 or 1), in the order of the pair set. A pair with an
+    image that cannot be decoded is left out of both.
     """
     out.mkdir(parents=True, exist_ok=True)
-    names = [
-        f"{number // 2:05}_{'ab'[number % 2]}{_suffix(content)}"
-        for number, content in enumerate(pairs.images)
-    ]
     require_free_space(out, sum(len(content) + _BLOCK for content in pairs.images))
-    for name, content in zip(names, pairs.images, strict=True):
-        _write(out / name, content)
     table = io.StringIO()
     rows = csv.writer(table, lineterminator="\n")
     rows.writerow(["first", "second", "mated"])
-    rows.writerows(zip(names[0::2], names[1::2], pairs.is_mated.astype(int).tolist(), strict=True))
+    count = 0
+    for number, mated in enumerate(pairs.is_mated.astype(int).tolist()):
+        contents = pairs.images[2 * number : 2 * number + 2]
+        if any(isinstance(_decoded(content), str) for content in contents):
+            continue
+        names = [f"{number:05}_{'ab'[place]}{_suffix(content)}" for place, content in enumerate(contents)]
+        for name, content in zip(names, contents, strict=True):
+            if not _is_there(out / name, len(content)):
+                _write(out / name, content)
+        rows.writerow([*names, mated])
+        count += 1
+    # Last: where it lies, all images do.
     atomic_write(out / "pairs.csv", table.getvalue())
-    return len(pairs)
+    return count
 
 
 def pack_folder(folder: Path, out: Path) -> tuple[int, int]:
@@ -120,16 +140,19 @@ def pack_folder(folder: Path, out: Path) -> tuple[int, int]:
     Subjects are numbered in the order of their names, which `subjects.txt` keeps, a line each.
 
     Raises:
-        InputError: no images in the folder, or an image that cannot be decoded.
+        InputError: no images in the folder, an image that cannot be decoded, or `out` holds a pack already.
     """
+    if (out / REC_NAME).exists():
+        raise InputError(f"{out / REC_NAME}: is there already. Choose another --out, or remove it.")
     source = ImageFolder(folder)
     require_free_space(out, sum(source.path(row).stat().st_size + 40 for row in range(len(source))))
 
     def images() -> Iterator[tuple[int, bytes]]:
         for row in tqdm(range(len(source)), desc="packing", unit="image", smoothing=0):
-            # Decoded to find what is no face of 112 x 112 now.
-            source.image(row)
-            yield int(source.labels[row]), source.read_bytes(row)
+            content = source.read_bytes(row)
+            # To find what is no face of 112 x 112 now.
+            decode_face(content, source.describe(row))
+            yield int(source.labels[row]), content
 
     count = write_face_pack(out, images())
     atomic_write(out / "subjects.txt", "".join(f"{name}\n" for name in source.subjects))
@@ -149,51 +172,154 @@ def _claim(images: Path, pack: dict[str, object]) -> None:
     atomic_write(marker, json.dumps(pack))
 
 
-def _parts(job: _Job, pack: FacePack, num_workers: int) -> Iterator[tuple[Unpacked, int]]:
-    rows = list(zip(pack.keys.tolist(), pack.labels.tolist(), strict=True))
-    chunks = [(job, rows[first : first + _CHUNK]) for first in range(0, len(rows), _CHUNK)]
+def _check_records(pack: FacePack) -> None:
+    """Looks at the frame of every record before work starts: InputError names the first damaged one."""
+    with tqdm(total=len(pack.keys), desc="checking", unit="record", delay=2, leave=False) as bar:
+        for first in range(0, len(pack.keys), _CHUNK * 64):
+            part = pack.keys[first : first + _CHUNK * 64]
+            pack.reader.first_labels(part)
+            bar.update(len(part))
+
+
+def _whole_images(images: Path) -> int:
+    """Counts the images that are there, and removes what a killed call was writing."""
+    count = 0
+    for folder in (entry.path for entry in os.scandir(images) if entry.is_dir()):
+        for entry in os.scandir(folder):
+            if entry.name.startswith(".") and entry.name.endswith(_PART):
+                Path(entry.path).unlink(missing_ok=True)
+            else:
+                count += 1
+    return count
+
+
+def _require_free_files(folder: Path, needed: int) -> None:
+    """A disk may have room for bytes and none for millions of files."""
+    disk = os.statvfs(folder)
+    if disk.f_files and disk.f_favail < needed:
+        raise InputError(
+            f"{folder}: needs {needed:,} files, but its file system takes {disk.f_favail:,} more (inodes). "
+            "Choose an --out on another disk, or train from the pack itself (main.py --use_mxrecord)."
+        )
+
+
+def _parts(job: _Job, num_workers: int) -> Iterator[tuple[Unpacked, int]]:
+    starts = range(0, len(job.pack.keys), _CHUNK)
     if num_workers < 2:
-        yield from map(_unpack, chunks)
+        yield from (_unpack(job, start) for start in starts)
         return
+    # Neither Pool nor ProcessPoolExecutor: the one waits for ever when a worker is killed, the other one's
+    # workers do when the parent is; and a pipe for each worker has no lock that a killed one could hold.
     # Spawned: a fork of a process with threads (OpenCV's) may hang.
-    with multiprocessing.get_context("spawn").Pool(num_workers) as pool:
-        yield from pool.imap_unordered(_unpack, chunks)
+    spawned = multiprocessing.get_context("spawn")
+    workers: dict[Connection, SpawnProcess] = {}
+    try:
+        for _ in range(num_workers):
+            here, there = spawned.Pipe()
+            workers[here] = spawned.Process(target=_work, args=(there,), daemon=True)
+            workers[here].start()
+            there.close()
+        for number, connection in enumerate(workers):
+            _talk(connection, workers, (job, starts[number::num_workers]))
+        while workers:
+            for ready in wait(list(workers)):
+                connection = cast("Connection", ready)
+                part = _talk(connection, workers)
+                if part is None:
+                    workers.pop(connection).join()
+                elif isinstance(part, InputError):
+                    raise part
+                else:
+                    yield part
+    finally:
+        for process in workers.values():
+            process.terminate()
+            process.join()
 
 
-def _unpack(chunk: tuple[_Job, list[tuple[int, int]]]) -> tuple[Unpacked, int]:
-    job, rows = chunk
-    part = Unpacked()
-    for key, label in rows:
+def _talk(connection: Connection, workers: dict[Connection, SpawnProcess], message: object = None) -> Any:
+    """Sends a worker `message`, or without one receives what it sends."""
+    try:
+        return connection.recv() if message is None else connection.send(message)
+    except (EOFError, OSError):
+        process = workers[connection]
+        process.join()
+        if process.exitcode is not None and process.exitcode >= 0:
+            raise RuntimeError("a worker process failed; its own error is printed above") from None
+        raise InputError(
+            "A worker process was ended from outside, perhaps for want of memory. Nothing is lost: run the "
+            "same command again, with fewer --num_workers."
+        ) from None
+
+
+def _work(connection: Connection) -> None:
+    """A worker: takes a job, and sends what became of each chunk; None at last."""
+    # Ctrl-C is for the parent, which ends the workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Where the parent was killed, nobody is at the other end.
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        job, starts = connection.recv()
         try:
-            _, content = job.reader.read(key)
-            image = _decoded(content)
+            for start in starts:
+                connection.send(_unpack(job, start))
+            connection.send(None)
         except InputError as fault:
-            part.skipped.append((f"record {key}", str(fault)))
-            continue
-        part.of_other_size += image.shape[:2] != (112, 112)
-        content, suffix = _recoded(content, image, job)
+            connection.send(fault)
+
+
+def _unpack(job: _Job, start: int) -> tuple[Unpacked, int]:
+    """Unpacks the images `start` to `start` + _CHUNK - 1 of the pack."""
+    rows = slice(start, start + _CHUNK)
+    keys, labels = job.pack.keys[rows].tolist(), job.pack.labels[rows].tolist()
+    part = Unpacked()
+    original = job.image_format == "original"
+    for key, label in zip(keys, labels, strict=True):
+        _, content = job.pack.reader.read(key)
+        suffix = _suffix(content) if original else f".{job.image_format}"
         path = job.out / str(label) / f"{key}{suffix}"
-        if path.is_file() and path.stat().st_size == len(content):
+        if _is_there(path, len(content) if original else None):
             part.there += 1
-        else:
-            _write(path, content)
-            part.written += 1
-    return part, len(rows)
+            continue
+        image = _decoded(content)
+        if isinstance(image, str):
+            part.skipped.append((key, image))
+            continue
+        part.of_other_size += image.shape[:2] != (FACE_SIZE, FACE_SIZE)
+        _write(path, content if original else _recoded(image, suffix, job.quality))
+        part.written += 1
+    return part, len(keys)
 
 
-def _decoded(content: bytes) -> NDArray[np.uint8]:
-    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
+def _is_there(path: Path, size: int | None) -> bool:
+    """Whether a whole image lies there: by its size where that is known, else by how its format ends.
+
+    No part of a file has its name (see `_write`), but for what a power cut may have left.
+    """
+    try:
+        found = os.stat(path).st_size
+        if size is not None:
+            return found == size
+        with path.open("rb") as stream:
+            stream.seek(max(0, found - 16))
+            return stream.read().endswith(_ENDS[path.suffix])
+    except FileNotFoundError:
+        return False
+
+
+def _decoded(content: bytes) -> NDArray[np.uint8] | str:
+    """The image as OpenCV has it (BGR), or why there is none."""
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    image = cv2.imdecode(np.frombuffer(content, np.uint8), flags) if content else None
     if image is None:
-        raise InputError(f"{len(content):,} bytes that cannot be decoded as an image")
+        return f"{len(content):,} bytes that cannot be decoded as an image"
+    if _ENDS.get(_suffix(content), b"") not in content[-_END_IS_WITHIN:]:
+        return f"{len(content):,} bytes that are the beginning of an image"
     return np.asarray(image, np.uint8)
 
 
-def _recoded(content: bytes, image: NDArray[np.uint8], job: _Job) -> tuple[bytes, str]:
-    if job.image_format == "original":
-        return content, _suffix(content)
-    suffix = f".{job.image_format}"
-    options = [cv2.IMWRITE_JPEG_QUALITY, job.quality] if suffix == ".jpg" else []
-    return cv2.imencode(suffix, image, options)[1].tobytes(), suffix
+def _recoded(image: NDArray[np.uint8], suffix: str, quality: int) -> bytes:
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality] if suffix == ".jpg" else []
+    return cv2.imencode(suffix, image, options)[1].tobytes()
 
 
 def _suffix(content: bytes) -> str:
@@ -203,13 +329,16 @@ def _suffix(content: bytes) -> str:
 def _write(path: Path, content: bytes) -> None:
     """Puts a whole file in place; without fsync, which would cost more than all else.
 
-    What a power cut may leave behind is shorter than its record, and written again by the next call.
+    A kill leaves a file under another name. What a power cut may leave is shorter than it should be, and is
+    written again by the next call.
     """
-    temporary = path.with_name(f".{path.name}.part")
+    # The process in the name: one whose parent was killed may still be writing when the next call begins.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{_PART}")
     try:
         temporary.write_bytes(content)
         temporary.replace(path)
     except OSError as fault:
+        temporary.unlink(missing_ok=True)
         raise InputError(
             f"{path}: cannot be written ({fault.strerror}). Nothing is lost: mend that and run the same "
             "command again, it goes on from here."

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import convert
+from data import drawn_packs
 from data.pairs import read_pair_set, write_pair_set
 from data.recordio import write_face_pack
 from data.sources import ImageFolder
+from data.synthetic import SyntheticFace
 from errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,6 +39,43 @@ def test_a_data_set_is_unpacked_with_its_pair_sets(
     assert "6 pairs of lfw.bin" in done.stdout
     assert len(ImageFolder(tmp_path / "imgs")) == 12
     assert len(list((tmp_path / "lfw").glob("*.png"))) == 12
+
+
+def test_a_pair_set_that_cannot_be_read_is_told_before_work(
+    tmp_path: Path, drawn_face: Callable[[int, int], bytes]
+) -> None:
+    write_face_pack(tmp_path, [(0, drawn_face(0, 0))])
+    (tmp_path / "lfw.bin").write_bytes(b"half")
+    write_pair_set(tmp_path / "imgs.bin", [drawn_face(0, 0)] * 2, [True])
+    with pytest.raises(InputError) as fault:
+        convert.convert({"rec_path": str(tmp_path)})
+    assert "lfw.bin: cannot be read as a pair set" in str(fault.value)
+    assert "imgs.bin: would be unpacked among the images" in str(fault.value)
+    assert not (tmp_path / "imgs").exists()
+
+
+def test_pairs_are_of_different_images_and_media(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def faces(*, num_subjects: int, seed: int, first_subject: int = 0) -> Iterator[SyntheticFace]:
+        for subject in range(first_subject, first_subject + num_subjects):
+            for number in range(12):
+                value = np.full((112, 112, 3), 10 * number + 5, np.uint8)
+                value[:56] = 10 * (subject - first_subject) + 5
+                yield SyntheticFace(subject, number // 2, value)
+
+    monkeypatch.setattr(drawn_packs, "draw_faces", faces)
+    drawn_packs.draw_pack(tmp_path, num_subjects=3, seed=1)
+    pairs = read_pair_set(tmp_path / "synthetic.bin")
+    ids = [
+        (int(image[:50].mean()) // 10, int(image[60:].mean()) // 10)
+        for image in map(pairs.image, range(2 * len(pairs)))
+    ]
+    couples = list(zip(ids[0::2], ids[1::2], strict=True))
+    for mated, ((subject, image), (other_subject, other_image)) in zip(pairs.is_mated, couples, strict=True):
+        assert (subject == other_subject) == mated
+        assert not mated or image // 2 != other_image // 2
+    assert len(set(map(frozenset, couples))) == 600
+    assert {subject for subject, _ in ids} == set(range(20))
+    assert [pairs.is_mated[pairs.folds() == fold].sum() for fold in range(10)] == [30] * 10
 
 
 def test_drawing_gives_a_pack_and_pairs_of_others(tmp_path: Path) -> None:

@@ -5,8 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
+import os
 import pickle
+import signal
 import struct
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import data.recordio
 from data.recordio import RecordReader, read_face_pack, record_writer, write_face_pack
 from errors import InputError
 
@@ -97,6 +103,11 @@ def test_labels_come_from_the_headers_where_no_ranges_are(packs: Path, tmp_path:
             writer.write(key, b"x", (float(subject), 1.0))
         writer.write(4, b"", (1.0, 3.0))
     assert read_face_pack(tmp_path).labels.tolist() == [5, 5, 9]
+    with record_writer(tmp_path / "train.rec", tmp_path / "train.idx") as writer:
+        writer.write(0, b"", (2.0, 3.0))
+        writer.write(1, b"x", (5.0, 1.0))
+        writer.write(2, b"", (1.0, 1e15))
+    assert read_face_pack(tmp_path).labels.tolist() == [5]
 
 
 @pytest.mark.parametrize(
@@ -220,3 +231,138 @@ def test_keys_with_gaps_are_found(tmp_path: Path) -> None:
             writer.write(key, b"%d" % key)
     reader = opened(tmp_path)
     assert [reader.read(key)[1] for key in keys] == [b"%d" % key for key in keys]
+
+
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [
+        ("empty", "the file is empty"),
+        ("length_too_long_at_record_12", r"record 12 at byte 14,044: its length is 536,870,911"),
+        ("magic_flipped_at_record_7", r"record 7 at byte 7,612: expected the magic number"),
+        ("truncated_in_record_10", r"record 10 at byte 11,4\d\d: .*the file ends"),
+    ],
+)
+def test_a_broken_conformance_pack_names_file_record_and_byte(shared: Path, case: str, said: str) -> None:
+    folder = shared / "conformance" / "recordio" / "broken" / case
+    with pytest.raises(InputError, match=said) as fault:
+        digest(read_face_pack(folder).reader)
+    assert str(folder / "train.rec") in str(fault.value)
+
+
+@pytest.mark.parametrize("case", ["no_idx", "stale_idx", "idx_cut_short", "jpeg_destroyed_at_record_5"])
+def test_a_broken_index_or_image_leaves_the_records_readable(shared: Path, case: str) -> None:
+    recordio = shared / "conformance" / "recordio"
+    records = json.loads((recordio / "small" / "expected.json").read_text())
+    reader = read_face_pack(recordio / "broken" / case).reader
+    read = {str(key): hashlib.sha256(reader.read(key)[1]).hexdigest() for key in reader.keys.tolist()}
+    differing = [key for key, record in records.items() if read[key] != record["payload_sha256"]]
+    assert differing == (["5"] if case.startswith("jpeg") else [])
+
+
+def test_an_index_whose_keys_are_of_other_records_is_made_anew(tmp_path: Path) -> None:
+    # All of one size, so that every offset of the wrong index holds a record.
+    with record_writer(tmp_path / "train.rec", tmp_path / "train.idx") as writer:
+        for key in (3, 1, 2, 0):
+            writer.write(key, b"%04d" % key)
+    idx = tmp_path / "train.idx"
+    offsets = [line.split()[1] for line in idx.read_text().splitlines()]
+    idx.write_text("".join(f"{key}\t{offset}\n" for key, offset in enumerate(offsets)))
+    assert [opened(tmp_path).read(key)[1] for key in range(4)] == [b"0000", b"0001", b"0002", b"0003"]
+
+
+def test_the_index_counts_where_records_have_no_number_of_their_own(tmp_path: Path) -> None:
+    rec, idx = tmp_path / "train.rec", tmp_path / "train.idx"
+    with record_writer(rec, idx) as writer:
+        for payload in (b"a", b"bb", b"ccc"):
+            writer.write(0, payload)
+    offsets = [line.split()[1] for line in idx.read_text().splitlines()]
+    idx.write_text("".join(f"{key}\t{offset}\n" for key, offset in zip((7, 9, 8), offsets, strict=True)))
+    assert {key: opened(tmp_path).read(key)[1] for key in (7, 8, 9)} == {7: b"a", 8: b"ccc", 9: b"bb"}
+    idx.unlink()
+    assert [RecordReader(rec).read(key)[1] for key in range(3)] == [b"a", b"bb", b"ccc"]
+
+
+def test_an_index_of_some_records_only_is_followed(packs: Path, tmp_path: Path) -> None:
+    folder = copied(packs / "small", tmp_path)
+    lines = (folder / "train.idx").read_text().splitlines(keepends=True)
+    (folder / "train.idx").write_text("".join(line for line in lines if line.split()[0] not in ("2", "3")))
+    pack = read_face_pack(folder)
+    assert pack.keys.tolist() == [key for key in range(1, 34) if key not in (2, 3)]
+    whole = read_face_pack(packs / "small")
+    assert pack.labels.tolist() == [
+        label
+        for key, label in zip(whole.keys.tolist(), whole.labels.tolist(), strict=True)
+        if key not in (2, 3)
+    ]
+    assert pack.reader.read(1) == whole.reader.read(1)
+
+
+@pytest.mark.parametrize("with_index", [True, False])
+def test_a_pack_cut_between_two_records_is_not_taken_for_a_smaller_one(
+    packs: Path, tmp_path: Path, with_index: bool
+) -> None:
+    folder = copied(packs / "small", tmp_path)
+    offset = int((folder / "train.idx").read_text().splitlines()[20].split()[1])
+    rec = folder / "train.rec"
+    rec.write_bytes(rec.read_bytes()[:offset])
+    if not with_index:
+        (folder / "train.idx").unlink()
+    said = f"record 20 at byte {offset:,}: .*file ends before" if with_index else "keys up to 39.*one is 19"
+    with pytest.raises(InputError, match=said):
+        read_face_pack(folder)
+
+
+@pytest.mark.parametrize("name", PACKS)
+def test_labels_read_at_once_are_those_of_the_headers(
+    packs: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = opened(packs / name)
+    expected = [reader.header(key).labels[0] for key in reader.keys.tolist()]
+    for at_once in (3, 1000):
+        monkeypatch.setattr(data.recordio, "_RECORDS_AT_ONCE", at_once)
+        assert reader.first_labels(reader.keys).tolist() == expected
+        assert reader.first_labels(reader.keys[::-1]).tolist() == expected[::-1]
+    with pytest.raises(InputError, match="has no record 77"):
+        reader.first_labels(np.array([1, 77]))
+
+
+def test_reading_labels_finds_every_damaged_record(packs: Path, tmp_path: Path) -> None:
+    folder = copied(packs / "small", tmp_path)
+    whole = (folder / "train.rec").read_bytes()
+    numbers = [tuple(map(int, line.split())) for line in (folder / "train.idx").read_text().splitlines()]
+    reader = opened(folder)
+    for key, offset in numbers:
+        for place, word in ((0, 1), (4, 99_999), (4, 8), (4, 3 << 29), (8, 0xFFFFFFFF)):
+            damaged = bytearray(whole)
+            struct.pack_into("<I", damaged, offset + place, word)
+            # In place: the file stays the one that the reader has mapped.
+            with (folder / "train.rec").open("r+b") as stream:
+                stream.write(damaged)
+            with pytest.raises(InputError, match=f"record {key} at byte {offset:,}: "):
+                reader.first_labels(reader.keys)
+
+
+def test_more_images_than_labels_can_count_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data.recordio, "_LAST_EXACT", 20)
+    with pytest.raises(InputError, match="more than 20 records"):
+        write_face_pack(tmp_path, [(0, b"x")] * 30)
+    assert write_face_pack(tmp_path, [(0, b"x")] * 18) == 18
+
+
+def test_a_killed_writer_leaves_the_old_pack(tmp_path: Path) -> None:
+    write_face_pack(tmp_path, [(0, b"old"), (1, b"pack")])
+    call = "import sys; from pathlib import Path; from data.recordio import write_face_pack; "
+    call += "write_face_pack(Path(sys.argv[1]), ((n, bytes(5000)) for n in range(10**9)))"
+    root = Path(__file__).resolve().parents[2]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    process = subprocess.Popen([sys.executable, "-c", call, str(tmp_path)], env=environment)
+    while process.poll() is None and not any(
+        part.stat().st_size > 10_000 for part in tmp_path.glob(".train.*.rec")
+    ):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    pack = read_face_pack(tmp_path)
+    assert [pack.reader.read(key)[1] for key in pack.keys.tolist()] == [b"old", b"pack"]
