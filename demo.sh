@@ -12,11 +12,13 @@ run() {
   "$PYTHON" "$@"
 }
 
-rm -rf "$DEMO/backbone_0" "$DEMO/coreset_0"
-run convert.py --draw_faces "$DEMO/faces" --subjects 240 --seed 0
+rm -rf "$DEMO/faces" "$DEMO/backbone_0" "$DEMO/coreset_0"
+run convert.py --draw_faces "$DEMO/faces" --subjects 200 --seed 0
 run convert.py --rec_path "$DEMO/faces" --num_workers 2
 run main.py --stage backbone --arch ir_tiny --data_root "$DEMO/faces" --train_data_path imgs --val_data_path . \
-  --batch_size 64 --epochs 15 --lr_milestones 10,13 --m 0.2 --s 32 --num_workers 1 --out "$DEMO" --prefix backbone
+  --batch_size 64 --epochs 14 --lr_milestones 9,12 --m 0.2 --s 32 --num_workers 1 --out "$DEMO" --prefix backbone
+# The frozen network is quick: one thread for it and one process that changes its images fill two cores best.
+export OMP_NUM_THREADS=1
 run main.py --stage coreset --start_from_model_statedict "$DEMO/backbone_0/best.ckpt" \
-  --data_root "$DEMO/faces" --train_data_path imgs --held_out 60 --max_template_size 20 --epochs 10 --lr 1e-3 \
-  --lr_milestones 8 --num_workers 1 --out "$DEMO" --prefix coreset
+  --data_root "$DEMO/faces" --train_data_path imgs --held_out 50 --max_template_size 20 --coreset_size 6 \
+  --epochs 20 --lr 3e-3 --lr_milestones 14,18 --m 0.2 --h 0.333 --s 32 --num_workers 1 --out "$DEMO" --prefix coreset

@@ -15,6 +15,7 @@ LONGEST_FUNCTION = 60
 # From the left of ARCHITECTURE's arrow to its right; an import may only go to a higher number, or stay.
 FLOORS = [
     {"main", "convert", "inference", "validation_mixed", "validation_hq", "validation_lq"},
+    {"validation"},
     {"command"},
     {"training_run"},
     {"run_folder"},
