@@ -1,14 +1,32 @@
-"""Features of single faces -> features that are compared: a face with its mirror image, templates."""
+"""Features of single faces -> features that are compared: a face with its mirror image, media, templates.
+
+Templates are described in ragged batches by any aggregator of `coreset`, within bounded memory, so that the
+features may stay on the disk. How good the descriptors are is said in `verification` and `identification`.
+"""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
-from coreset.sets import unit_and_norm
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from coreset.pooling import Mean, MediaMean, NormWeighted
+from coreset.sets import FaceSets, SetDescriptor, unit_and_norm
 from errors import InputError
 
 FLIP_RULES = ("pre_norm_vector_add", "norm_weighted_avg", "average", "concat")
+
+Floats = NDArray[np.floating[Any]]
+
+# Faces handed to an aggregator at once; a larger template is alone. 32 MiB of float32 at 512 values.
+_FACES_AT_ONCE = 16_384
 
 
 def fuse_flips(
@@ -40,3 +58,209 @@ def fuse_flips(
     if rule == "concat":
         return unit_and_norm(torch.cat([first, second], dim=1))[0], mean
     raise InputError(f"{rule!r} is no rule of flip fusion. There are: {', '.join(FLIP_RULES)}.")
+
+
+@dataclass(frozen=True, eq=False)
+class FaceGroups:
+    """Which faces make which template, told once and used by every aggregator.
+
+    `rows` (R,) int64: rows of the features, those of template m at `offsets[m]:offsets[m+1]`, no template
+    without any; `media` (R,) int64: number of the medium of each, equal only within one template.
+    """
+
+    rows: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    media: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """(M,) faces of each template."""
+        return np.diff(self.offsets)
+
+
+@dataclass(frozen=True, eq=False)
+class TemplateDescriptors:
+    """`embedding` (M, D) float32, unit rows (zeros where faces cancel out); `norm` (M,) float32."""
+
+    embedding: NDArray[np.float32]
+    norm: NDArray[np.float32]
+
+
+def group_faces(
+    template_of_face: NDArray[np.integer[Any]], media: NDArray[np.integer[Any]], num_templates: int
+) -> FaceGroups:
+    """Sorts faces by template; within one they keep their order.
+
+    Args:
+        template_of_face: (N,) 0..M-1.
+        media: (N,) ids, which may come again in other templates and are then other media.
+        num_templates: M.
+
+    Raises:
+        InputError: shapes differ, or a template has no face.
+    """
+    if template_of_face.shape != media.shape or template_of_face.ndim != 1:
+        raise InputError(f"faces of templates {template_of_face.shape}, media {media.shape}: expected (N,).")
+    sizes = np.bincount(template_of_face, minlength=num_templates)
+    if len(sizes) != num_templates or not sizes.all():
+        raise InputError(
+            f"template {int(sizes.argmin())} of {num_templates:,} has no face. Leave out what has none."
+        )
+    rows = np.argsort(template_of_face, kind="stable")
+    templates = template_of_face[rows].astype(np.int64)
+    names, medium = np.unique(media[rows], return_inverse=True)
+    numbers = np.unique(templates * len(names) + medium, return_inverse=True)[1]
+    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    return FaceGroups(rows.astype(np.int64), offsets, numbers.astype(np.int64))
+
+
+def average_media(
+    features: Floats, norms: Floats, groups: FaceGroups
+) -> tuple[NDArray[np.float32], NDArray[np.float32], FaceGroups]:
+    """Replaces the faces of each medium by one: the mean of their un-normalised features.
+
+    Returns:
+        Unit features (R, D), norms (R,), one row a medium, and the templates made of these.
+    """
+    order = np.argsort(groups.media, kind="stable")
+    counts = np.bincount(groups.media)
+    weights = norms[groups.rows[order]] / counts[groups.media[order]]
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    means = _weighted_sums(features, groups.rows[order], weights, offsets)
+    template = np.repeat(np.arange(len(groups)), groups.sizes)[order][offsets[:-1]]
+    media = np.arange(len(counts))
+    return means.embedding, means.norm, group_faces(template, media, len(groups))
+
+
+@torch.inference_mode()
+def describe_templates(
+    aggregator: nn.Module,
+    features: Floats,
+    norms: Floats,
+    groups: FaceGroups,
+    device: torch.device | str = "cpu",
+) -> TemplateDescriptors:
+    """One descriptor a template.
+
+    Templates of like size go together, so that the aggregator pads little. Beside features and result it
+    needs about 0.2 GiB at 512 values a face, whatever their number.
+
+    Args:
+        aggregator: of `coreset.AGGREGATORS`; put on `device` and into evaluation mode.
+        features: (N, D) unit rows, any floating type; may be memory-mapped.
+        norms: (N,).
+        groups: rows of these features.
+        device: where the aggregator works.
+
+    Raises:
+        InputError: shapes differ, or the aggregator refuses the features.
+    """
+    if features.ndim != 2 or norms.shape != features.shape[:1] or groups.rows.max() >= len(features):
+        raise InputError(
+            f"features {features.shape}, norms {norms.shape}, rows up to {groups.rows.max()}: expected "
+            "(N, D), (N,) and rows below N."
+        )
+    device = torch.device(device)
+    weights = _POOLING_WEIGHTS.get(type(aggregator))
+    if weights is not None and device.type == "cpu":
+        return _weighted_sums(features, groups.rows, weights(norms[groups.rows], groups), groups.offsets)
+    aggregator = aggregator.to(device).eval()
+    found: TemplateDescriptors | None = None
+    order = np.argsort(-groups.sizes, kind="stable")
+    for templates in _batches(order, groups.sizes):
+        sets = _sets_of(templates, features, norms, groups).to(device)
+        descriptor: SetDescriptor = aggregator(sets)
+        embedding = descriptor.embedding.float().cpu().numpy()
+        if found is None:
+            found = TemplateDescriptors(
+                np.empty((len(groups), embedding.shape[1]), np.float32), np.empty(len(groups), np.float32)
+            )
+        found.embedding[templates] = embedding
+        found.norm[templates] = descriptor.norm.float().cpu().numpy()
+    if found is None:
+        raise InputError("there are no templates to describe.")
+    return found
+
+
+def _batches(order: NDArray[np.int64], sizes: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Cuts templates in the given order into batches of at most `_FACES_AT_ONCE` faces, one at least."""
+    batches, first, faces = [], 0, 0
+    for place, size in enumerate(sizes[order].tolist()):
+        if place > first and faces + size > _FACES_AT_ONCE:
+            batches.append(order[first:place])
+            first, faces = place, 0
+        faces += size
+    if first < len(order):
+        batches.append(order[first:])
+    return batches
+
+
+def _sets_of(templates: NDArray[np.int64], features: Floats, norms: Floats, groups: FaceGroups) -> FaceSets:
+    sizes = groups.sizes[templates]
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    places = np.arange(offsets[-1]) + np.repeat(groups.offsets[templates] - offsets[:-1], sizes)
+    rows = groups.rows[places]
+    return FaceSets(
+        torch.from_numpy(features[rows].astype(np.float32, copy=False)),
+        torch.from_numpy(norms[rows].astype(np.float32, copy=False)),
+        torch.from_numpy(offsets),
+        torch.from_numpy(groups.media[places]),
+    )
+
+
+@torch.inference_mode()
+def _weighted_sums(
+    features: Floats, rows: NDArray[np.int64], weights: Floats, offsets: NDArray[np.int64]
+) -> TemplateDescriptors:
+    """Sums of weighted rows: one pass over the features where they lie, without a copy of any."""
+    sums = []
+    # Half precision is widened by parts; float32 is summed where it is, in one go.
+    step = len(offsets) - 1 if features.dtype == np.float32 else 1_024
+    for first in range(0, len(offsets) - 1, step):
+        bounds = offsets[first : first + step + 1]
+        part = slice(bounds[0], bounds[-1])
+        if features.dtype == np.float32:
+            table, index = features, rows[part]
+        else:
+            table, index = features[rows[part]].astype(np.float32), np.arange(part.stop - part.start)
+        sums.append(
+            F.embedding_bag(
+                torch.from_numpy(index),
+                _shared_tensor(table),
+                torch.from_numpy(bounds[:-1] - bounds[0]),
+                mode="sum",
+                per_sample_weights=torch.from_numpy(weights[part].astype(np.float32, copy=False)),
+            )
+        )
+    embedding, norm = unit_and_norm(torch.cat(sums))
+    return TemplateDescriptors(embedding.numpy(), norm.numpy())
+
+
+def _shared_tensor(array: NDArray[np.float32]) -> Tensor:
+    """The same memory as a tensor. A file that is mapped for reading only serves too: nothing is written."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(array)
+
+
+def _mean_weights(norms: Floats, groups: FaceGroups) -> Floats:
+    return np.repeat(1 / groups.sizes, groups.sizes)
+
+
+def _norm_weights(norms: Floats, groups: FaceGroups) -> Floats:
+    return norms / np.repeat(groups.sizes, groups.sizes)
+
+
+def _media_weights(norms: Floats, groups: FaceGroups) -> Floats:
+    return norms / np.bincount(groups.media)[groups.media]
+
+
+# The poolings whose weights need no look at the features; `coreset.pooling` says the same for any batch.
+_POOLING_WEIGHTS: dict[type[nn.Module], Callable[[Floats, FaceGroups], Floats]] = {
+    Mean: _mean_weights,
+    NormWeighted: _norm_weights,
+    MediaMean: _media_weights,
+}

@@ -1,0 +1,105 @@
+"""Faces brought into the place that backbones expect: a similarity transform of five points, 112 x 112.
+
+Photographs in, aligned RGB faces out; which points, is said by a detector or by a protocol's files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from data.sources import FACE_SIZE, Image
+from errors import InputError
+
+# METHOD 2: left eye, right eye, nose tip, left and right mouth corner, in image order.
+TEMPLATE = np.array(
+    [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
+)
+# What makes aligned pixels differ, for fingerprints and for the lines above every table. The revision rises
+# with every change of this file that changes a pixel.
+ALIGNMENT = {
+    "template": "112 x 112, five points of ArcFace",
+    "transform": "similarity, least squares (Umeyama)",
+    "interpolation": "bilinear, black border",
+    "revision": "1",
+}
+
+Floats = NDArray[np.floating[Any]]
+
+
+def similarity_transforms(landmarks: Floats) -> NDArray[np.float64]:
+    """The transforms that bring five points nearest to `TEMPLATE` by rotation, one scale and a shift.
+
+    In the plane the least-squares similarity has a closed form, which is Umeyama's solution (1991, Eq. 34 to
+    43) without reflection.
+
+    Args:
+        landmarks: (N, 5, 2) x, y; not all five in one place.
+
+    Returns:
+        (N, 2, 3) float64, from image to template: what `cv2.warpAffine` takes.
+    """
+    points = landmarks.astype(np.float64)
+    centre = points.mean(axis=1, keepdims=True)
+    x, y = np.moveaxis(points - centre, -1, 0)
+    u, v = (TEMPLATE - TEMPLATE.mean(axis=0)).T
+    spread = (x**2 + y**2).sum(axis=1)
+    cosine = (x * u + y * v).sum(axis=1) / spread
+    sine = (x * v - y * u).sum(axis=1) / spread
+    turn = np.stack([np.stack([cosine, -sine], axis=-1), np.stack([sine, cosine], axis=-1)], axis=1)
+    shift = TEMPLATE.mean(axis=0)[:, None] - turn @ centre.transpose(0, 2, 1)
+    return np.concatenate([turn, shift], axis=2)
+
+
+def align(image: Image, transform: NDArray[np.float64]) -> Image:
+    """(H, W, 3) image and (2, 3) transform -> (112, 112, 3); black where the image does not reach."""
+    aligned = cv2.warpAffine(
+        image,
+        transform,
+        (FACE_SIZE, FACE_SIZE),
+        flags=cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_CONSTANT,
+        borderValue=0,
+    )
+    return aligned.astype(np.uint8, copy=False)
+
+
+@dataclass(frozen=True, eq=False)
+class LandmarkedFaces:
+    """Faces in photographs with known points, aligned when asked for.
+
+    `names`: N files below `folder`; `transforms`: (N, 2, 3) of their `similarity_transforms`.
+    """
+
+    folder: Path
+    names: Sequence[str]
+    transforms: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def image(self, number: int) -> Image:
+        """(112, 112, 3) RGB. Raises InputError that names a file that cannot be read or decoded."""
+        path = self.folder / self.names[number]
+        try:
+            encoded = path.read_bytes()
+        except OSError as fault:
+            raise InputError(f"{path}: cannot be read ({fault.strerror}).") from None
+        # Landmarks are of the pixels as stored, whatever an orientation tag says.
+        flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags) if encoded else None
+        if image is None:
+            raise InputError(
+                f"{path}: {len(encoded):,} bytes that cannot be decoded as an image. The file may be cut "
+                "short: unpack it again."
+            )
+        rgb = cv2.cvtColor(
+            align(image.astype(np.uint8, copy=False), self.transforms[number]), cv2.COLOR_BGR2RGB
+        )
+        return rgb.astype(np.uint8, copy=False)

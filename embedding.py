@@ -1,0 +1,348 @@
+"""Faces -> features on the disk: through a backbone, over workers, GPUs and nodes, continued after a kill.
+
+What comes out is a `data.feature_store` that says what it was made from; what is there is not made again.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from numpy.typing import NDArray
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.utilities import rank_zero_only
+from torch import Tensor, distributed, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from data.face_loader import FaceBatch, Faces, face_loader
+from data.feature_store import (
+    MANIFEST,
+    FeatureStore,
+    FeatureWriter,
+    StoreLayout,
+    fingerprint,
+    is_complete,
+    open_store,
+)
+from errors import InputError
+from evaluation.templates import fuse_flips
+from net import Backbone
+
+NO_FLIP = "not used"
+STAMP = "stamp"
+# Rises with every change here that changes a feature.
+_REVISION = "1"
+_SHOWN = 10
+# Rows of a part: 4 MiB at 512 values. A kill costs one, about three minutes of an IR-50 on two cores; small
+# sets are cut in more parts than there are processes.
+_MOST_PART_ROWS, _FEWEST_PART_ROWS, _PARTS = 2048, 32, 64
+
+
+@dataclass(frozen=True)
+class EmbedOptions:
+    """How faces are embedded.
+
+    `flip`: of `FLIP_RULES`, or `NO_FLIP`; `devices`: GPUs of a node, or processes on a CPU where `gpu` is
+    False; `precision`: as Lightning names it.
+    """
+
+    flip: str = NO_FLIP
+    precision: str = "32"
+    batch_size: int = 64
+    num_workers: int = 0
+    gpu: bool = False
+    devices: int = 1
+    num_nodes: int = 1
+
+
+def embed_faces(
+    backbone: Backbone,
+    faces: Faces,
+    images: Mapping[str, str],
+    cache: Path,
+    options: EmbedOptions,
+    *,
+    stamps: NDArray[np.uint64] | None = None,
+    about: Mapping[str, str] | None = None,
+    name: str = "faces",
+) -> FeatureStore | None:
+    """Embeds all faces into a store below `cache`, or opens the one that is there.
+
+    Only what is missing is made: after a kill, or when images have changed (by their stamps). Under several
+    processes each makes every n-th part.
+
+    Args:
+        backbone: in evaluation mode.
+        faces: N faces.
+        images: what the faces are: the list they come from, alignment. With the weights, the spec and the
+            options it is the identity of the store, whose folder is named by it.
+        cache: folder of stores; on a disk that all nodes share.
+        options: how.
+        stamps: (N,) of the image files, such as their sizes and times; another stamp is another image.
+        about: what is only good to know of the features, beside device and versions.
+        name: what the progress bar calls them.
+
+    Returns:
+        The store; None in every process but the first, which have no more to do.
+
+    Raises:
+        InputError: images that cannot be used (the first ten; all others are embedded and kept), features
+            that are not finite, a full disk.
+    """
+    stamps = np.zeros(len(faces), np.uint64) if stamps is None else stamps
+    identity = identity_of(backbone, images, options)
+    folder = cache / fingerprint(identity)[:16]
+    if is_complete(folder):
+        store = open_store(folder, identity, verify=_rank() == 0)
+        if np.array_equal(store.columns[STAMP], stamps):
+            return store if _rank() == 0 else None
+    size = backbone.spec.embedding_size * (2 if options.flip == "concat" else 1)
+    rows = min(max(-(-len(faces) // _PARTS), _FEWEST_PART_ROWS), _MOST_PART_ROWS)
+    layout = StoreLayout(len(faces), size, columns={STAMP: "uint64"}, part_rows=rows)
+    place = (folder, layout, identity, _about(options) | dict(about or {}))
+    if _rank() == 0:
+        # Before the processes start: it may find no room.
+        FeatureWriter(*place)
+    module = _Embedding(backbone, faces, options, stamps, place)
+    with _quiet_lightning():
+        trainer = _trainer(options, name)
+        try:
+            trainer.predict(module, return_predictions=False)
+        except SystemExit as stop:
+            # How Lightning ends after Ctrl-C.
+            raise KeyboardInterrupt from stop
+    # Also the signal that all processes have written.
+    faults = _gathered(module.faults)
+    if _rank() != 0:
+        return None
+    if faults:
+        raise InputError(_sentence_of_faults(faults, folder))
+    return FeatureWriter(*place).finish()
+
+
+def identity_of(backbone: Backbone, images: Mapping[str, str], options: EmbedOptions) -> dict[str, str]:
+    """All that a feature depends on, as text."""
+    spec = backbone.spec
+    return {
+        "backbone": spec.name,
+        "backbone_sha256": backbone_digest(backbone),
+        "colour_order": spec.channel_order,
+        "pixel_scale": f"(value - {spec.mean:g}) / {spec.std:g}",
+        "flip": options.flip,
+        "precision": options.precision,
+        "embedding": f"revision {_REVISION}",
+        **images,
+    }
+
+
+def backbone_digest(backbone: nn.Module) -> str:
+    """SHA-256 over names and values of the weights, the same in whatever file they stand."""
+    digest = hashlib.sha256()
+    for key, value in sorted(backbone.state_dict().items()):
+        # Counts training steps, which no feature depends on.
+        if not key.endswith("num_batches_tracked"):
+            digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
+            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def fused_for_inference(backbone: Backbone) -> Backbone:
+    """A copy whose batch norms are part of the convolutions before them: equal to 1e-6, and faster."""
+    fused = copy.deepcopy(backbone).eval()
+    for module in list(fused.modules()):
+        children = list(module.named_children())
+        for (first, convolution), (second, norm) in pairwise(children):
+            if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(module, first, fuse_conv_bn_eval(convolution, norm))
+                setattr(module, second, nn.Identity())
+    return fused
+
+
+class _Embedding(pl.LightningModule):
+    """One process's share: every n-th of the parts that are pending."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        faces: Faces,
+        options: EmbedOptions,
+        stamps: NDArray[np.uint64],
+        place: tuple[Path, StoreLayout, dict[str, str], dict[str, str]],
+    ) -> None:
+        super().__init__()
+        self.backbone = fused_for_inference(backbone).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.faults: dict[int, str] = {}
+        self.pending: list[int] = []
+        self._faces, self._options, self._stamps = faces, options, stamps
+        self._place = place
+        self.layout = place[1]
+        self._made: list[tuple[Tensor, Tensor]] = []
+        # A process may be left without any part.
+        self.allow_zero_length_dataloader_with_multiple_devices = True
+
+    def setup(self, stage: str) -> None:
+        """All processes learn from the first what is pending, so that none is left out or made twice."""
+        folder = self._place[0]
+        pending = FeatureWriter(*self._place).pending({STAMP: self._stamps}) if self.global_rank == 0 else []
+        self.pending = self.trainer.strategy.broadcast(pending)
+        if not (folder / MANIFEST).is_file():
+            raise InputError(f"{folder}: is not seen from all nodes. It has to be on a disk that they share.")
+        self._writer = FeatureWriter(*self._place)
+        self._mine = self.pending[self.global_rank :: self.trainer.world_size]
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """The faces of this process's parts, in order."""
+        return face_loader(
+            self._faces,
+            self.backbone.spec,
+            [row for part in self._mine for row in self.layout.rows(part)],
+            batch_size=self._options.batch_size,
+            num_workers=self._options.num_workers,
+            pin_memory=self._options.gpu,
+        )
+
+    def predict_step(self, batch: FaceBatch, batch_idx: int) -> None:
+        """Embeds a batch; writes the parts that it completes."""
+        self.faults |= batch.faults
+        self._made.append(self._embed(batch.images))
+        while self._mine and sum(len(norms) for _, norms in self._made) >= len(
+            self.layout.rows(self._mine[0])
+        ):
+            self._write(self._mine.pop(0))
+
+    def _embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        pixels = self.backbone.spec.normalise(images).contiguous(memory_format=torch.channels_last)
+        first, first_norms = self.backbone(pixels)
+        if self._options.flip == NO_FLIP:
+            return first, first_norms.squeeze(1)
+        second, second_norms = self.backbone(pixels.flip(3))
+        return fuse_flips(first, second, first_norms.squeeze(1), second_norms.squeeze(1), self._options.flip)
+
+    def _write(self, part: int) -> None:
+        rows = self.layout.rows(part)
+        features, norms = (torch.cat(column) for column in zip(*self._made, strict=True))
+        self._made = [(features[len(rows) :], norms[len(rows) :])]
+        if any(number in self.faults for number in rows):
+            return
+        arrays = {
+            # One transfer a part: a GPU is not kept waiting for each batch.
+            "features": features[: len(rows)].float().cpu().numpy(),
+            "norms": norms[: len(rows)].float().cpu().numpy(),
+            STAMP: self._stamps[rows.start : rows.stop],
+        }
+        self._writer.write_part(part, arrays)
+
+
+class _Bar(Callback):
+    """Images a second over all processes; they go at the same pace, so the first one's count serves."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Starts at what was there before."""
+        self._total: int = pl_module.layout.num_rows
+        pending = sum(len(pl_module.layout.rows(part)) for part in pl_module.pending)
+        self._bar = tqdm(
+            total=self._total,
+            initial=self._total - pending,
+            desc=f"embedding {self._name}",
+            unit=" images",
+            unit_scale=True,
+            mininterval=1,
+            disable=not trainer.is_global_zero,
+        )
+
+    def on_predict_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: FaceBatch, *_: Any
+    ) -> None:
+        """Counts a batch of each process."""
+        count = len(batch.numbers) * trainer.world_size
+        self._bar.update(min(self._total - int(self._bar.n), count))
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leaves the last state on the screen."""
+        self._bar.close()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """The message begins on a line of its own."""
+        if hasattr(self, "_bar"):
+            self._bar.close()
+
+
+def _trainer(options: EmbedOptions, name: str) -> pl.Trainer:
+    backend = "nccl" if options.gpu else "gloo"
+    several = options.devices * options.num_nodes > 1
+    return pl.Trainer(
+        accelerator="gpu" if options.gpu else "cpu",
+        devices=options.devices,
+        num_nodes=options.num_nodes,
+        strategy=DDPStrategy(process_group_backend=backend) if several else "auto",
+        precision=options.precision,  # type: ignore[arg-type]
+        use_distributed_sampler=False,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        callbacks=[_Bar(name)],
+    )
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    logger = logging.getLogger("pytorch_lightning")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            for message in ("does not have many workers", "LeafSpec", "predict returned None"):
+                warnings.filterwarnings("ignore", f".*{message}")
+            yield
+    finally:
+        logger.setLevel(before)
+
+
+def _sentence_of_faults(faults: Mapping[int, str], folder: Path) -> str:
+    shown = [faults[number] for number in sorted(faults)[:_SHOWN]]
+    more = [f"... and {len(faults) - _SHOWN:,} more"] if len(faults) > _SHOWN else []
+    first = (
+        f"{len(faults):,} images cannot be used. All others are embedded and kept in {folder}; mend these "
+        "and run the command again:"
+    )
+    return "\n".join([first, *shown, *more])
+
+
+def _gathered(part: dict[int, str]) -> dict[int, str]:
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return part
+    parts: list[dict[int, str]] = [{} for _ in range(distributed.get_world_size())]
+    distributed.all_gather_object(parts, part)
+    return {number: text for each in parts for number, text in each.items()}
+
+
+def _about(options: EmbedOptions) -> dict[str, str]:
+    device = torch.cuda.get_device_name() if options.gpu else "CPU"
+    packages = ("torch", "opencv-python-headless")
+    return {"device": device} | {name: version(name) for name in packages}
+
+
+def _rank() -> int:
+    rank: int = rank_zero_only.rank  # type: ignore[attr-defined]
+    return rank

@@ -1,0 +1,130 @@
+"""Features that were made before: our store, InsightFace's npz, or plain arrays in a folder."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from coreset.sets import unit_and_norm
+from data.feature_store import MANIFEST, open_store
+from errors import InputError
+from evaluation.templates import fuse_flips
+
+_ROWS_AT_ONCE = 16_384
+
+Floats = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class GivenFeatures:
+    """`features` (N, D) unit rows and `norms` (N,) of all faces, in their order.
+
+    `identity`: what they were made from as far as it is known, by the names of `embedding.identity_of`;
+    `about`: what is only good to know.
+    """
+
+    features: Floats
+    norms: Floats
+    identity: Mapping[str, str]
+    about: Mapping[str, str]
+
+
+def read_features(path: Path, flip: str) -> GivenFeatures:
+    """Opens features without embedding anything.
+
+    Args:
+        path: the folder of a store; a folder with features.npy (N, D) and norms.npy (N,); or an npz with
+            'embs' and 'embs_f', un-normalised features of the images and of their mirror images, as
+            InsightFace's ijb_evals.py saves them.
+        flip: the rule that is asked for: one of `evaluation.ijb.RULE_VALUES`. An npz is joined by it; the
+            others have to be made with it, as far as is known.
+
+    Raises:
+        InputError: nothing of the kind is there, it is damaged, or was made with another flip rule.
+    """
+    if path.suffix == ".npz" and path.is_file():
+        return _from_npz(path, flip)
+    if (path / MANIFEST).is_file():
+        store = open_store(path, None)
+        if (made := store.identity.get("flip", flip)) != flip:
+            asked = "none" if flip == "not used" else flip
+            other = "none" if made == "not used" else made
+            raise InputError(
+                f"{path}: these features were made with --flip {other}, but --flip {asked} is asked for. "
+                f"Pass --flip {other}, or leave --features away to make others."
+            )
+        return GivenFeatures(store.features, store.norms, store.identity, store.about)
+    if (path / "features.npy").is_file() and (path / "norms.npy").is_file():
+        return _from_arrays(path)
+    raise InputError(
+        f"{path}: holds no features. Expected a folder that an earlier run wrote (<out>/features/...), one "
+        "with features.npy and norms.npy, or an npz with 'embs' and 'embs_f'."
+    )
+
+
+def _from_arrays(folder: Path) -> GivenFeatures:
+    try:
+        features = np.load(folder / "features.npy", mmap_mode="c")
+        norms = np.load(folder / "norms.npy").reshape(-1)
+    except (OSError, ValueError, EOFError) as fault:
+        raise InputError(f"{folder}: its arrays cannot be read ({fault}).") from None
+    if features.ndim != 2 or features.dtype.kind != "f" or norms.shape != features.shape[:1]:
+        raise InputError(
+            f"{folder}: features {features.shape} {features.dtype} and norms {norms.shape}; expected (N, D) "
+            "floating and (N,)."
+        )
+    sample = np.linalg.norm(features[:: max(1, len(features) // 1000)].astype(np.float32), axis=1)
+    if not np.isfinite(norms).all() or not (np.abs(sample - 1) < 1e-2).all():
+        raise InputError(f"{folder}: expected unit rows in features.npy and finite numbers in norms.npy.")
+    return GivenFeatures(features, norms.astype(np.float32), {}, {})
+
+
+def _from_npz(path: Path, flip: str) -> GivenFeatures:
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            if "embs" not in stored:
+                raise InputError(
+                    f"{path}: holds {', '.join(stored.files) or 'nothing'}; expected 'embs' and 'embs_f', as "
+                    "InsightFace's ijb_evals.py saves them with --save_embeddings."
+                )
+            features = stored["embs"]
+            mirrored = stored["embs_f"] if flip != "not used" and "embs_f" in stored else None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as fault:
+        raise InputError(f"{path}: cannot be read as an npz of features ({fault}).") from None
+    if features.ndim != 2 or features.dtype.kind != "f":
+        raise InputError(f"{path}: embs {features.shape} {features.dtype}; expected (N, D) floating.")
+    if flip != "not used" and (mirrored is None or mirrored.shape != features.shape):
+        raise InputError(
+            f"{path}: --flip {flip} needs the features of the mirror images, 'embs_f' {features.shape}; "
+            f"found {'none' if mirrored is None else mirrored.shape}. Pass --flip none."
+        )
+    return GivenFeatures(
+        *_joined(features, mirrored, flip), {}, {"features": f"InsightFace's npz {path.name}"}
+    )
+
+
+def _joined(
+    features: Floats, mirrored: Floats | None, flip: str
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Unit features and norms, by parts and in place where that is possible: at IJB-C's size 1 GB each."""
+    width = features.shape[1] * (2 if flip == "concat" else 1)
+    in_place = features.dtype == np.float32 and width == features.shape[1]
+    found = features if in_place else np.empty((len(features), width), np.float32)
+    norms = np.empty(len(features), np.float32)
+    for start in range(0, len(features), _ROWS_AT_ONCE):
+        part = slice(start, start + _ROWS_AT_ONCE)
+        unit, length = unit_and_norm(torch.from_numpy(features[part].astype(np.float32)))
+        if mirrored is not None:
+            other, other_length = unit_and_norm(torch.from_numpy(mirrored[part].astype(np.float32)))
+            unit, length = fuse_flips(unit, other, length, other_length, flip)
+        found[part], norms[part] = unit.numpy(), length.numpy()
+    if not np.isfinite(norms).all():
+        raise InputError(f"the feature of image {int(np.argmin(np.isfinite(norms)))} is not finite.")
+    return found, norms

@@ -1,0 +1,301 @@
+"""A benchmark of the IJB layout: features -> figures of several aggregators, 1:1 and 1:N, with intervals.
+
+The middle floor of `validation_mixed`: it knows features and aggregators, no images, no network, no flags.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from errors import InputError
+from evaluation.identification import PublishedHelperRates, Search, published_helper_rates, search
+from evaluation.intervals import PairBootstrap, ProbeBootstrap, interval95
+from evaluation.metrics import TpirAtFpir, cmc_of, rate_key, tpir_at_fpir_of
+from evaluation.protocols import SetProtocol, TemplateList
+from evaluation.published import PAPER_RULES
+from evaluation.report import Interval, Result, closed_section, open_section, verification_section
+from evaluation.roc import RocCurve, TarAtFar
+from evaluation.templates import FLIP_RULES, FaceGroups, average_media, describe_templates, group_faces
+from evaluation.verification import few_scores_warnings, verify
+
+NOT_USED = "not used"
+# What each rule may be, by its name in PAPER_RULES and result.json.
+RULE_VALUES = {
+    "flip": (NOT_USED, *FLIP_RULES),
+    "media": (NOT_USED, "mean"),
+    "detector_score": (NOT_USED, "multiplied"),
+    "norm": (NOT_USED, "multiplied"),
+}
+FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+RANKS = (1, 5, 10)
+FPIRS = (0.01, 0.1)
+
+Floats = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What is done to faces before an aggregator sees them.
+
+    `flip`: how features of the mirror images were joined; `media`: whether the faces of a medium are averaged
+    to one first (an aggregator such as media_mean is told the media in any case); `detector_score` and
+    `norm`: whether a face's norm is multiplied by the one, and whether it is 1 without the other.
+    """
+
+    flip: str
+    media: str
+    detector_score: str
+    norm: str
+
+    def __post_init__(self) -> None:
+        for name, values in RULE_VALUES.items():
+            if (value := getattr(self, name)) not in values:
+                raise InputError(f"rule {name}: {value!r} is none of {', '.join(values)}.")
+
+    @classmethod
+    def of_paper(cls, paper: str, changes: Mapping[str, str]) -> Rules:
+        """The rules of a paper in `PAPER_RULES`, with `changes` to single ones."""
+        return replace(cls(**PAPER_RULES[paper]), **changes)
+
+
+@dataclass(frozen=True)
+class GalleryFigures:
+    """One gallery searched with all probes; `tpir` is empty where no probe is non-mated."""
+
+    search: Search
+    cmc: dict[str, float]
+    cmc_intervals: dict[str, Interval] | None
+    tpir: dict[str, TpirAtFpir]
+    tpir_intervals: dict[str, Interval] | None
+
+
+@dataclass(frozen=True)
+class AggregatorFigures:
+    """Figures of one aggregator; intervals are None where there are too few subjects."""
+
+    tar: dict[str, TarAtFar]
+    tar_intervals: dict[str, Interval] | None
+    curve: RocCurve
+    galleries: dict[str, GalleryFigures]
+    published_helper: PublishedHelperRates | None
+
+    def sections(self) -> Result:
+        """'verification' and 'identification' of a result.json."""
+        result: Result = {
+            "verification": verification_section(self.tar, self.curve.auc, self.tar_intervals),
+        }
+        if self.galleries:
+            result["identification"] = {
+                "closed": {n: closed_section(g.cmc, g.cmc_intervals) for n, g in self.galleries.items()},
+                "open": {
+                    n: open_section(g.tpir, g.tpir_intervals) for n, g in self.galleries.items() if g.tpir
+                },
+            }
+        if self.published_helper is not None:
+            helper = self.published_helper
+            result["published_helper_not_fpir"] = {
+                "rank": helper.rank_rates,
+                "accepted_at": helper.accepted_at,
+            }
+        return result
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Strict TAR of one aggregator less that of another, by FAR, with the paired intervals."""
+
+    name: str
+    reference: str
+    tar: dict[str, float]
+    intervals: dict[str, Interval]
+
+
+@dataclass
+class IjbFigures:
+    """Figures by aggregator, differences to the first one, seconds by phase, and what a reader must know."""
+
+    aggregators: dict[str, AggregatorFigures] = field(default_factory=dict)
+    differences: list[Difference] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Adds the time of a block to a phase."""
+        start = time.perf_counter()
+        yield
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+
+
+def evaluate_ijb(
+    protocol: SetProtocol,
+    features: Floats,
+    norms: Floats,
+    aggregators: Mapping[str, nn.Module],
+    rules: Rules,
+    *,
+    detector_scores: Floats | None = None,
+    replicates: int = 200,
+    published_helper: bool = False,
+    device: torch.device | str = "cpu",
+) -> IjbFigures:
+    """All figures of a benchmark.
+
+    Args:
+        protocol: N faces.
+        features: (N, D) unit rows, joined with those of the mirror images as `rules.flip` says.
+        norms: (N,).
+        aggregators: of `coreset.AGGREGATORS`, by the names that tables call them.
+        rules: what is done to faces first.
+        detector_scores: (N,); needed where the rules use them.
+        replicates: draws of subjects for the intervals; 0 gives none.
+        published_helper: also the published 1:N helper's own rates, which are not FPIR.
+        device: where aggregators work.
+
+    Raises:
+        InputError: features or scores of another number of faces, or as the figures' own functions.
+    """
+    if features.ndim != 2 or not len(features) == len(norms) == len(protocol.image_names):
+        raise InputError(
+            f"{protocol.name}: {len(protocol.image_names):,} images, but features {features.shape} and norms "
+            f"{norms.shape}. They belong to another data set."
+        )
+    found = IjbFigures()
+    with found.timed("prepare"):
+        features, norms, groups = _faces_by_rules(protocol, features, norms, detector_scores, rules)
+    with found.timed("intervals"):
+        pair_draws = _pair_bootstrap(protocol, replicates, found.warnings)
+    drawn: dict[str, NDArray[np.float64]] = {}
+    for name, aggregator in aggregators.items():
+        with found.timed(f"aggregate {name}"):
+            descriptors = describe_templates(aggregator, features, norms, groups, device).embedding
+        with found.timed("score"):
+            pairs = protocol.pairs
+            verification = verify(descriptors, pairs.first, pairs.second, pairs.is_mated, FARS)
+        with found.timed("intervals"):
+            if pair_draws is not None:
+                drawn[name] = pair_draws.tar(verification.scores, FARS)
+        with found.timed("identify"):
+            galleries = _identify(protocol, descriptors, replicates, found.warnings)
+            helper = _published_helper(protocol, descriptors) if published_helper else None
+        found.aggregators[name] = AggregatorFigures(
+            verification.rates,
+            _intervals(drawn[name], list(verification.rates)) if name in drawn else None,
+            verification.curve,
+            galleries,
+            helper,
+        )
+        if len(found.aggregators) == 1:
+            # They say of the pair list more than of the aggregator: once is enough.
+            found.warnings += few_scores_warnings(verification.rates)
+    found.differences = _differences(found.aggregators, drawn)
+    return found
+
+
+def _faces_by_rules(
+    protocol: SetProtocol, features: Floats, norms: Floats, detector_scores: Floats | None, rules: Rules
+) -> tuple[Floats, Floats, FaceGroups]:
+    weights = norms if rules.norm != NOT_USED else np.ones_like(norms)
+    if rules.detector_score != NOT_USED:
+        if detector_scores is None or detector_scores.shape != norms.shape:
+            raise InputError("the rules use detector scores: expected one for each face.")
+        weights = weights * detector_scores
+    groups = group_faces(protocol.template_of_face, protocol.media, len(protocol.template_ids))
+    if rules.media == NOT_USED:
+        return features, weights, groups
+    return average_media(features, weights, groups)
+
+
+def _pair_bootstrap(protocol: SetProtocol, replicates: int, warnings: list[str]) -> PairBootstrap | None:
+    if not replicates:
+        return None
+    pairs, subjects = protocol.pairs, protocol.subjects.astype(np.int32)
+    try:
+        return PairBootstrap(
+            subjects[pairs.first], subjects[pairs.second], pairs.is_mated, replicates=replicates
+        )
+    except InputError as fault:
+        warnings.append(f"There are no intervals for TAR: {fault}")
+        return None
+
+
+def _identify(
+    protocol: SetProtocol, descriptors: NDArray[np.float32], replicates: int, warnings: list[str]
+) -> dict[str, GalleryFigures]:
+    """Each gallery searched by itself, as gallery1, gallery2."""
+    if protocol.probes is None:
+        return {}
+    probes = protocol.probes
+    draws = _probe_bootstrap(probes, replicates)
+    found = {}
+    for number, gallery in enumerate(protocol.galleries, 1):
+        result = search(
+            descriptors[probes.templates],
+            descriptors[gallery.templates],
+            probes.subjects,
+            gallery.subjects,
+        )
+        cmc = cmc_of(result, RANKS)
+        cmc_intervals = _intervals(draws.cmc(result, RANKS), list(cmc)) if draws else None
+        tpir: dict[str, TpirAtFpir] = {}
+        tpir_intervals = None
+        if result.is_mated.all():
+            warning = f"Gallery {gallery.name}: every probe is mated, so there is no open-set identification."
+            warnings += [] if warning in warnings else [warning]
+        else:
+            tpir = tpir_at_fpir_of(result, FPIRS)
+            tpir_intervals = _intervals(draws.tpir(result, FPIRS), list(tpir)) if draws else None
+        found[f"gallery{number}"] = GalleryFigures(result, cmc, cmc_intervals, tpir, tpir_intervals)
+    return found
+
+
+def _probe_bootstrap(probes: TemplateList, replicates: int) -> ProbeBootstrap | None:
+    if not replicates or len(np.unique(probes.subjects)) < 2:
+        return None
+    return ProbeBootstrap(probes.subjects, replicates=replicates)
+
+
+def _published_helper(protocol: SetProtocol, descriptors: NDArray[np.float32]) -> PublishedHelperRates | None:
+    if protocol.probes is None:
+        return None
+    joined = np.concatenate([gallery.templates for gallery in protocol.galleries])
+    return published_helper_rates(
+        descriptors[protocol.probes.templates],
+        descriptors[joined],
+        protocol.probes.subjects,
+        np.concatenate([gallery.subjects for gallery in protocol.galleries]),
+        ranks=RANKS,
+        fars=FPIRS,
+    )
+
+
+def _intervals(drawn: NDArray[np.float64], keys: Sequence[str]) -> dict[str, Interval] | None:
+    try:
+        low, high = interval95(drawn)
+    except InputError:
+        return None
+    return {key: (float(low[n]), float(high[n])) for n, key in enumerate(keys)}
+
+
+def _differences(
+    figures: Mapping[str, AggregatorFigures], drawn: Mapping[str, NDArray[np.float64]]
+) -> list[Difference]:
+    """Every other aggregator against the first, on the same draws."""
+    keys = [rate_key(far) for far in FARS]
+    found = []
+    for name in list(drawn)[1:]:
+        reference = next(iter(drawn))
+        intervals = _intervals(drawn[name] - drawn[reference], keys)
+        tar = {key: figures[name].tar[key].strict - figures[reference].tar[key].strict for key in keys}
+        if intervals is not None:
+            found.append(Difference(name, reference, tar, intervals))
+    return found

@@ -1,0 +1,270 @@
+"""1:1 on a list of template pairs: descriptors -> scores, TAR@FAR, ROC. Fast, and exact where it decides.
+
+Pairs of template lists are dense (each template against many), so scores come from float32 matrix products
+over blocks of templates; where they are not, rows are gathered. The scores that decide a rate are computed
+again in float64. Rates are defined in `evaluation.metrics`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from errors import InputError
+from evaluation.identification import Floats, Integers, exact_products, rounding_of_products
+from evaluation.metrics import FEWEST_DECIDING, rate_key
+from evaluation.roc import (
+    RocCurve,
+    RocPoints,
+    TarAtFar,
+    check_rates,
+    nonmated_at_or_above,
+    roc_curve_from_counts,
+    roc_points,
+    split_scores,
+)
+
+# Products of one block of templates with all others; at IJB-C's 19,593 columns four blocks.
+_BLOCK_BYTES = 80 << 20
+_CHUNK_PAIRS = 1 << 20
+# A product within a matrix costs about 10 ns, a gathered pair of rows 300 ns.
+_WORTH_A_MATRIX = 1 / 30
+# Non-mated scores on either side of a target that are computed exactly at first.
+_FIRST_REACH = 256
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Figures of one pair list: rates by `rate_key`, the ROC, and the scores (n,) float32 for intervals."""
+
+    rates: dict[str, TarAtFar]
+    curve: RocCurve
+    scores: NDArray[np.float32]
+
+
+def verify(
+    descriptors: Floats,
+    first: Integers,
+    second: Integers,
+    is_mated: NDArray[np.bool_],
+    fars: Sequence[float],
+) -> Verification:
+    """Scores all pairs by inner product and gives the rates.
+
+    The rates are those of scores in float64; the area under the ROC is that of scores in float32.
+
+    Args:
+        descriptors: (M, D) float32 or float64; unit rows where cosine is meant.
+        first: (n,) row of the first template of each pair.
+        second: (n,) row of the second.
+        is_mated: (n,).
+        fars: each in [0, 1].
+
+    Raises:
+        InputError: shapes differ, a row does not exist, a descriptor that is used is not finite, or there is
+            no mated or no non-mated pair.
+    """
+    check_rates(fars, "FAR")
+    scores, margin = _scores_and_margin(descriptors, first, second)
+    mated, nonmated = split_scores(scores, is_mated)
+
+    def exact(pairs: NDArray[np.int64]) -> NDArray[np.float64]:
+        return exact_products(descriptors, descriptors, first[pairs], second[pairs])
+
+    decisions = _Decisions(scores, is_mated, mated, nonmated, margin, exact)
+    rates = {rate_key(far): decisions.decide(far) for far in sorted(fars, reverse=True)}
+    curve = roc_curve_from_counts(*nonmated_at_or_above(mated, nonmated), len(nonmated))
+    return Verification({rate_key(far): rates[rate_key(far)] for far in fars}, curve, scores)
+
+
+def few_scores_warnings(rates: dict[str, TarAtFar]) -> list[str]:
+    """A sentence for each rate that fewer than ten non-mated scores decide."""
+    return [
+        f"TAR@FAR {key} rests on {_count(rate.nonmated_above)}, so chance decides much of it. "
+        f"Report a larger FAR, one with {FEWEST_DECIDING} or more."
+        for key, rate in rates.items()
+        if rate.nonmated_above < FEWEST_DECIDING
+    ]
+
+
+def _count(number: int) -> str:
+    return f"{number or 'no'} non-mated score{'' if number == 1 else 's'}"
+
+
+def pair_scores(descriptors: Floats, first: Integers, second: Integers) -> NDArray[np.float32]:
+    """Inner products (n,) of the pairs' descriptors, in the order of the pairs; arguments as `verify`.
+
+    Needs 4 bytes a pair for the result and about 150 MiB beside the float32 descriptors.
+
+    Raises:
+        InputError: shapes differ, a row does not exist, a descriptor that is used is not finite.
+    """
+    return _scores_and_margin(descriptors, first, second)[0]
+
+
+def _scores_and_margin(
+    descriptors: Floats, first: Integers, second: Integers
+) -> tuple[NDArray[np.float32], float]:
+    """The scores, and how far they may be from those in float64."""
+    if first.shape != second.shape or first.ndim != 1 or descriptors.ndim != 2:
+        raise InputError(
+            f"descriptors {descriptors.shape}, pairs {first.shape} and {second.shape}: "
+            "expected (M, D), (n,) and (n,)."
+        )
+    left, right = _Side.of(descriptors, first), _Side.of(descriptors, second)
+    scores = np.empty(len(first), np.float32)
+    if len(first) < _WORTH_A_MATRIX * len(left.descriptors) * len(right.descriptors):
+        _gather(left, right, first, second, scores)
+    else:
+        _multiply(left, right, first, second, scores)
+    return scores, rounding_of_products(left.descriptors, right.descriptors)
+
+
+@dataclass(frozen=True)
+class _Side:
+    """The templates that stand on one side of the pairs: descriptors (U, D) float32, and the place among them
+    of each row of all descriptors (M,), int64.
+    """
+
+    descriptors: NDArray[np.float32]
+    place: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, descriptors: Floats, rows: Integers) -> _Side:
+        if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= len(descriptors)):
+            raise InputError(
+                f"pairs name rows {rows.min()} to {rows.max()}, but there are {len(descriptors)} descriptors."
+            )
+        is_used = np.zeros(len(descriptors), np.bool_)
+        is_used[rows] = True
+        used = np.flatnonzero(is_used)
+        mine = descriptors[used].astype(np.float32, copy=False)
+        if not (finite := np.isfinite(mine).all(axis=1)).all():
+            broken = int(used[~finite][0])
+            raise InputError(
+                f"descriptor {broken} is not finite; the features of its template may be broken."
+            )
+        place = np.zeros(len(descriptors), np.int64)
+        place[used] = np.arange(len(used))
+        return cls(mine, place)
+
+
+def _multiply(
+    left: _Side, right: _Side, first: Integers, second: Integers, scores: NDArray[np.float32]
+) -> None:
+    """All products of a block of left templates, then those of its pairs; for each block in turn."""
+    width = len(right.descriptors)
+    block_rows = max(1, min(len(left.descriptors), _BLOCK_BYTES // (4 * max(1, width))))
+    block_of = (left.place // block_rows).astype(np.int32)[first]
+    buffer = np.empty((block_rows, width), np.float32)
+    left_offset = left.place * width
+    for number, start in enumerate(range(0, len(left.descriptors), block_rows)):
+        block = left.descriptors[start : start + block_rows]
+        products = np.matmul(block, right.descriptors.T, out=buffer[: len(block)]).ravel()
+
+        def fill(
+            pairs: slice,
+            number: int = number,
+            begin: int = start * width,
+            products: NDArray[np.float32] = products,
+        ) -> None:
+            own = np.flatnonzero(block_of[pairs] == number)
+            at = left_offset.take(first[pairs].take(own))
+            at += right.place.take(second[pairs].take(own))
+            at -= begin
+            scores[pairs][own] = products.take(at)
+
+        _in_threads(fill, len(first))
+
+
+def _gather(
+    left: _Side, right: _Side, first: Integers, second: Integers, scores: NDArray[np.float32]
+) -> None:
+    def fill(pairs: slice) -> None:
+        for start in range(pairs.start, pairs.stop, 4096):
+            part = slice(start, min(start + 4096, pairs.stop))
+            rows = left.descriptors.take(left.place[first[part]], axis=0)
+            others = right.descriptors.take(right.place[second[part]], axis=0)
+            scores[part] = np.einsum("ij,ij->i", rows, others)
+
+    _in_threads(fill, len(first))
+
+
+def _in_threads(work: Callable[[slice], None], pairs: int) -> None:
+    """Calls `work` on slices of the pairs; NumPy lets go of the interpreter while it copies."""
+    slices = [slice(start, min(start + _CHUNK_PAIRS, pairs)) for start in range(0, pairs, _CHUNK_PAIRS)]
+    with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)))) as pool:
+        list(pool.map(work, slices))
+
+
+class _Decisions:
+    """Rates of scores that are known within `margin`, by exact scores wherever these could matter."""
+
+    def __init__(
+        self,
+        scores: NDArray[np.float32],
+        is_mated: NDArray[np.bool_],
+        mated: Floats,
+        nonmated: Floats,
+        margin: float,
+        exact: Callable[[NDArray[np.int64]], NDArray[np.float64]],
+    ) -> None:
+        self.scores, self.is_mated, self.nonmated = scores, is_mated, nonmated
+        self.mated_rising = np.sort(mated)
+        self.margin, self.exact = margin, exact
+        self.tail_rising = nonmated[:0]
+
+    def decide(self, far: float) -> TarAtFar:
+        """The rates at one FAR; cheapest from the largest FAR down."""
+        N, reach = len(self.nonmated), _FIRST_REACH
+        target = int(far * N)
+        while True:
+            # So many non-mated scores on either side of the target; how many are needed, the scores decide.
+            if len(self.tail_rising) < min(N, target + reach):
+                self._take_tail(int(1.25 * target) + 8 * reach)
+            falling = self.tail_rising[::-1]
+            lowest = float(falling[target + reach - 1]) if target + reach < N else -np.inf
+            highest = float(falling[target - reach]) if target >= reach else np.inf
+            if (rates := self._points(lowest, highest).decide(far)) is not None:
+                return rates
+            reach *= 4
+
+    def _take_tail(self, wanted: int) -> None:
+        """The `wanted` largest non-mated scores, and the pairs that score in their range or above it."""
+        at = max(0, len(self.nonmated) - wanted)
+        tail = np.partition(self.nonmated, at)[at:] if at else self.nonmated
+        self.tail_rising = np.sort(tail)
+        # What rounding may lift into the range is taken too.
+        floor = self.tail_rising[0] - np.float32(4 * self.margin) if at else -np.inf
+        self.tail_pairs = np.flatnonzero(self.scores >= floor)
+        self.tail_scores = self.scores[self.tail_pairs]
+
+    def _points(self, lowest: float, highest: float) -> RocPoints:
+        """The points of exact scores from `lowest` to `highest`.
+
+        Scores that rounding may have moved over a bound are computed too, and counted on their side of it.
+        """
+        below, above = np.float32(lowest - 2 * self.margin), np.float32(highest + 2 * self.margin)
+        near = self.tail_pairs[(self.tail_scores >= below) & (self.tail_scores <= above)]
+        exact, is_mated = self.exact(near), self.is_mated[near]
+        over = exact > highest + self.margin
+        within = ~over & (exact >= lowest - self.margin)
+        nonmated_above, mated_above = (
+            len(rising)
+            - int(np.searchsorted(rising, above, side="right"))
+            + int(np.count_nonzero(over & kind))
+            for rising, kind in ((self.tail_rising, ~is_mated), (self.mated_rising, is_mated))
+        )
+        return roc_points(
+            exact[within & ~is_mated],
+            exact[within & is_mated],
+            nonmated=len(self.nonmated),
+            mated=len(self.mated_rising),
+            nonmated_above=nonmated_above,
+            mated_above=mated_above,
+        )

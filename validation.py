@@ -1,0 +1,311 @@
+"""What validation commands share: flags, the model, embedding, and the frame of result.json.
+
+Figures are made in `evaluation`, features in `embedding`; here both are called as the flags say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import resource
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from coreset import AGGREGATORS, build_aggregator
+from data.feature_store import FeatureStore
+from embedding import NO_FLIP, EmbedOptions, backbone_digest, embed_faces
+from errors import InputError
+from evaluation.face_files import ListedFaces
+from evaluation.report import SCHEMA, Result, protocol_text
+from evaluation.templates import FLIP_RULES
+from files import atomic_write, sha256_of
+from net import BACKBONES, Backbone
+from run_folder import versions
+from settings import PRECISIONS
+from train_val import FACES_AT_ONCE
+from weights import load_aggregator, load_backbone
+
+# Written whatever folder a command is called from.
+EXPERIMENTS = Path(__file__).resolve().parent / "experiments"
+_Value = TypeVar("_Value")
+
+
+# --------------------------------------------------------------------------------------------- flags
+
+
+def add_model(parser: argparse.ArgumentParser, *, flip: str) -> None:
+    """Adds the flags of the backbone and of embedding; `flip`: what the published code does."""
+    group = parser.add_argument_group("model")
+    group.add_argument("--weights", type=Path, metavar="FILE", help="of a backbone: .ckpt, .pt, .safetensors")
+    group.add_argument("--arch", choices=BACKBONES, help="of the weights, where their file does not say it")
+    group.add_argument(
+        "--flip",
+        choices=("none", *FLIP_RULES),
+        default=flip,
+        help="how features of the mirror image are joined",
+    )
+    group = parser.add_argument_group("embedding")
+    group.add_argument("--gpus", type=int, help="GPUs of a node (default: one if there is one, else the CPU)")
+    group.add_argument("--num_nodes", type=int, default=1, help="machines; all see the cache")
+    group.add_argument("--cpu_processes", type=int, default=1, help="without GPUs")
+    group.add_argument("--num_workers", type=int, default=4, help="decode images, for each process")
+    group.add_argument(
+        "--batch_size",
+        type=int,
+        help=f"images at once (default: {FACES_AT_ONCE['cuda']} on a GPU, {FACES_AT_ONCE['cpu']} on a CPU)",
+    )
+    group.add_argument("--precision", choices=PRECISIONS, default="32", help="of the backbone")
+
+
+def add_output(parser: argparse.ArgumentParser, name: str) -> None:
+    """Adds --out, --cache and --compare; `name`: of the output folder among the experiments."""
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        default=EXPERIMENTS / name,
+        help="folder of result.json and report.md",
+    )
+    group.add_argument(
+        "--cache", type=Path, metavar="DIR", help="where features are kept (default: OUT/features)"
+    )
+    group.add_argument(
+        "--compare", metavar="PUBLISHED", help="a published row (adaface_ir_101_webface4m), or a result.json"
+    )
+
+
+def parsed(parser: argparse.ArgumentParser, *optional: str) -> argparse.Namespace:
+    """The flags given; None where one without a default was not (`optional`: the command's own)."""
+    shared = ("weights", "arch", "gpus", "batch_size", "cache", "compare")
+    return argparse.Namespace(**dict.fromkeys((*shared, *optional)) | vars(parser.parse_args()))
+
+
+@dataclass
+class Faults:
+    """Collects what is wrong with flags and data, so that all of it is told in one message."""
+
+    sentences: list[str] = field(default_factory=list)
+
+    def of(self, step: Callable[[], _Value]) -> _Value | None:
+        """What `step` gives; None when it raises InputError, which is kept."""
+        try:
+            return step()
+        except InputError as fault:
+            self.sentences.append(str(fault))
+            return None
+
+    def raise_if_any(self) -> None:
+        """Raises InputError with all sentences."""
+        if self.sentences:
+            raise InputError.from_faults(self.sentences)
+
+
+# --------------------------------------------------------------------------------------------- model
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A backbone and how it embeds; `weights`: its file."""
+
+    backbone: Backbone
+    weights: Path
+    options: EmbedOptions
+
+    @property
+    def embedding_size(self) -> int:
+        """D of the features, those of the mirror images joined."""
+        return self.backbone.spec.embedding_size * (2 if self.options.flip == "concat" else 1)
+
+    @property
+    def device(self) -> str:
+        """Where aggregators work."""
+        return "cuda" if self.options.gpu else "cpu"
+
+
+def open_model(args: argparse.Namespace, faults: Faults) -> Model | None:
+    """The model of the flags; None where a fault was added."""
+    before = len(faults.sentences)
+    backbone = None
+    if args.weights is None:
+        faults.sentences.append(
+            "--weights is missing: the weights of a backbone, such as AdaFace's published ones."
+        )
+    else:
+        backbone = faults.of(lambda: load_backbone(args.weights, args.arch))
+    there = torch.cuda.device_count()
+    gpus = min(1, there) if args.gpus is None else args.gpus
+    if gpus > there:
+        faults.sentences.append(f"--gpus {gpus}: this machine shows {there} GPUs to PyTorch.")
+    if gpus and args.cpu_processes > 1:
+        faults.sentences.append(
+            "--cpu_processes is for embedding without GPUs. Leave it away, or pass --gpus 0."
+        )
+    if not gpus and args.precision == "16-mixed":
+        faults.sentences.append(
+            "--precision 16-mixed needs a GPU; bf16-mixed is the half precision of a CPU."
+        )
+    batch_size = FACES_AT_ONCE["cuda" if gpus else "cpu"] if args.batch_size is None else args.batch_size
+    least = {"gpus": 0, "num_nodes": 1, "cpu_processes": 1, "num_workers": 0, "batch_size": 1}
+    values = vars(args) | {"gpus": gpus, "batch_size": batch_size}
+    faults.sentences += [
+        f"--{name} {values[name]}: expected {low} or more."
+        for name, low in least.items()
+        if values[name] < low
+    ]
+    if backbone is None or len(faults.sentences) > before:
+        return None
+    options = EmbedOptions(
+        flip=NO_FLIP if args.flip == "none" else args.flip,
+        precision=args.precision,
+        batch_size=batch_size,
+        num_workers=args.num_workers,
+        gpu=gpus > 0,
+        devices=gpus or args.cpu_processes,
+        num_nodes=args.num_nodes,
+    )
+    return Model(backbone, args.weights, options)
+
+
+def open_aggregators(
+    names: Sequence[str], model: Model, weights: Path | None, default: str, faults: Faults
+) -> dict[str, nn.Module]:
+    """Aggregators by name; a trained one comes from `weights`, else from the backbone's own file.
+
+    No names are that of the file, else the `default`.
+    """
+    source = weights or model.weights
+    trained = faults.of(lambda: load_aggregator(source))
+    own = next((name for name, kind in AGGREGATORS.items() if type(trained) is kind), None)
+    if weights is not None and own is None and not faults.sentences:
+        faults.sentences.append(f"--aggregator_weights {weights}: there is no aggregator in it.")
+    wanted = list(names) or [own or default]
+    if own is not None and own in wanted:
+        faults.of(lambda: _check_fit(source, trained, model))
+    elif weights is not None and own is not None:
+        faults.sentences.append(f"--aggregator_weights {weights}: holds a {own}; add it to --aggregator.")
+    poolings = [
+        name
+        for name in AGGREGATORS
+        if "embedding_size" not in inspect.signature(AGGREGATORS[name]).parameters
+    ]
+    found: dict[str, nn.Module] = {}
+    for name in wanted:
+        if name == own and trained is not None:
+            found[name] = trained
+        elif name in poolings:
+            found[name] = build_aggregator(name, {})
+        else:
+            faults.sentences.append(
+                f"--aggregator {name}: has to be trained, and {source} holds {own or 'none'}. Pass "
+                f"--aggregator_weights CHECKPOINT, or choose among {', '.join(poolings)}."
+            )
+    return found
+
+
+def _check_fit(source: Path, trained: nn.Module | None, model: Model) -> None:
+    """An aggregator over another backbone than it was trained with gives figures without sense."""
+    size = getattr(trained, "embedding_size", model.embedding_size)
+    if size != model.embedding_size:
+        raise InputError(
+            f"{source}: its aggregator takes features of {size} values; there are {model.embedding_size}, "
+            f"mirror images {model.options.flip}."
+        )
+    try:
+        beside = backbone_digest(load_backbone(source))
+    except InputError:
+        return
+    if beside != backbone_digest(model.backbone):
+        raise InputError(
+            f"{source}: its aggregator was trained over another backbone than {model.weights}. Pass the "
+            "weights of that one."
+        )
+
+
+# ------------------------------------------------------------------------------------------ embedding
+
+
+def embed(model: Model, faces: ListedFaces, cache: Path, *, name: str) -> FeatureStore | None:
+    """Features of aligned images as they are stored; None in all processes but the first."""
+    return embed_faces(
+        model.backbone,
+        faces,
+        {"images": faces.digest(), "alignment": "as stored"},
+        cache,
+        model.options,
+        stamps=faces.stamps(),
+        about={"weights": model.weights.name, "weights_sha256": sha256_of(model.weights)},
+        name=name,
+    )
+
+
+# --------------------------------------------------------------------------------------------- result
+
+
+@dataclass
+class Seconds:
+    """Wall time of phases by name."""
+
+    phases: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def of(self, phase: str) -> Iterator[None]:
+        """Adds the time of a block."""
+        start = time.perf_counter()
+        yield
+        self.phases[phase] = self.phases.get(phase, 0.0) + time.perf_counter() - start
+
+
+def result_frame(
+    protocol: str, rules: Mapping[str, str], model: Model, aggregator: str, seconds: Seconds
+) -> Result:
+    """What every result.json says beside its figures and counts: protocol, model, times, versions."""
+    spec = model.backbone.spec
+    # Linux counts in KiB, macOS in bytes.
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return {
+        "schema": SCHEMA,
+        "protocol": {
+            "name": protocol,
+            "rules": {
+                "flip": model.options.flip,
+                **rules,
+                "alignment": "as stored",
+                "colour_order": spec.channel_order,
+                "pixel_scale": f"(value - {spec.mean:g}) / {spec.std:g}",
+                "precision": model.options.precision,
+            },
+        },
+        "model": {
+            "backbone": spec.name,
+            "aggregator": aggregator,
+            "weights_sha256": sha256_of(model.weights),
+        },
+        "data": {},
+        "seconds": {name: round(value, 3) for name, value in seconds.phases.items()},
+        "peak_rss_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "versions": versions(),
+    }
+
+
+def heading(result: Result, model: Model) -> str:
+    """What stands above a table: all that makes figures differ."""
+    name = result["protocol"]["name"]
+    return f"# {name}\n\n{protocol_text(result)}\n- model: {model.weights.name}, {model.backbone.spec.name}"
+
+
+def write_report(out: Path, paragraphs: Sequence[str]) -> str:
+    """Writes `<out>/report.md` and returns its text."""
+    text = "\n\n".join(paragraphs)
+    atomic_write(out / "report.md", text + "\n")
+    return text

@@ -1,0 +1,200 @@
+"""The flags of validate_ijb.py: what they may be, and all that is wrong with them in one message."""
+
+from __future__ import annotations
+
+import inspect
+from argparse import SUPPRESS, ArgumentParser, _ArgumentGroup
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from command import build_parser
+from coreset import AGGREGATORS
+from errors import InputError
+from evaluation.ijb import NOT_USED, RULE_VALUES
+from evaluation.published import PAPER_RULES
+from net import BACKBONES
+from settings import PRECISIONS
+from train_val import FACES_AT_ONCE
+
+DEFAULT_AGGREGATOR = "media_mean"
+_SWITCHES = {"detector_score": ("off", "on"), "norm": ("off", "on"), "media": ("none", "mean")}
+DEFAULTS: dict[str, Any] = {
+    "dataset_name": "IJBC",
+    "protocol": "facecoresetnet",
+    "num_nodes": 1,
+    "cpu_processes": 1,
+    "num_workers": 4,
+    "precision": "32",
+    "replicates": 200,
+    "coreset_size": 3,
+    "published_identification": False,
+}
+# Flags that say how images are embedded, hence nothing where features are given.
+_EMBEDDING = ("num_nodes", "cpu_processes", "num_workers", "batch_size", "precision", "cache")
+
+
+def ijb_flags(description: str | None) -> ArgumentParser:
+    """The command's flags; what is not given is absent from the namespace."""
+    parser = build_parser(description)
+    parser.argument_default = SUPPRESS
+    _what_flags(parser.add_argument_group("what is evaluated"))
+    _protocol_flags(parser.add_argument_group("protocol"))
+    _embedding_flags(parser.add_argument_group("embedding"))
+    return parser
+
+
+def _what_flags(group: _ArgumentGroup) -> None:
+    group.add_argument("--data_root", metavar="DIR", help="folder of the data sets: holds IJBB/, IJBC/, ...")
+    group.add_argument(
+        "--dataset_name",
+        metavar="NAME",
+        help="IJBB, IJBC, or any folder of that layout" + _default("dataset_name"),
+    )
+    group.add_argument("--weights", metavar="FILE", help="backbone, or a checkpoint with an aggregator too")
+    group.add_argument("--arch", choices=BACKBONES, help="of the weights, where their file does not say it")
+    group.add_argument(
+        "--aggregator",
+        choices=AGGREGATORS,
+        nargs="+",
+        help=f"one or more (default: that of the weights, else {DEFAULT_AGGREGATOR})",
+    )
+    group.add_argument(
+        "--aggregator_weights", metavar="FILE", nargs="+", help="checkpoints of trained aggregators"
+    )
+    group.add_argument(
+        "--coreset_size",
+        type=int,
+        metavar="K",
+        help="of the poolings that choose faces" + _default("coreset_size"),
+    )
+    group.add_argument(
+        "--features",
+        metavar="PATH",
+        help="features in place of images: a folder of an earlier run, or an npz",
+    )
+    group.add_argument(
+        "--compare", metavar="PUBLISHED", help="a published row (adaface_ir_101_webface4m), or a result.json"
+    )
+    group.add_argument("--out", metavar="DIR", help="default: experiments/<dataset_name> of the project")
+    group.add_argument("--cache", metavar="DIR", help="where features are kept (default: OUT/features)")
+
+
+def _protocol_flags(group: _ArgumentGroup) -> None:
+    group.add_argument("--protocol", choices=PAPER_RULES, help="switches of a paper" + _default("protocol"))
+    group.add_argument(
+        "--flip",
+        choices=("none", *RULE_VALUES["flip"][1:]),
+        help="how features of the mirror image are joined",
+    )
+    group.add_argument("--media", choices=_SWITCHES["media"], help="average the faces of each medium first")
+    group.add_argument(
+        "--detector_score", choices=_SWITCHES["detector_score"], help="multiply norms by the detector's score"
+    )
+    group.add_argument("--norm", choices=_SWITCHES["norm"], help="faces count by their feature norm")
+    group.add_argument(
+        "--replicates",
+        type=int,
+        metavar="N",
+        help="draws of subjects for intervals, 0: none" + _default("replicates"),
+    )
+    group.add_argument(
+        "--published_identification",
+        action="store_true",
+        help="also the published 1:N helper's rates, which are not FPIR",
+    )
+
+
+def _embedding_flags(group: _ArgumentGroup) -> None:
+    group.add_argument("--gpus", type=int, help="GPUs of a node (default: one if there is one, else the CPU)")
+    group.add_argument("--num_nodes", type=int, help="machines; all see --out" + _default("num_nodes"))
+    group.add_argument("--cpu_processes", type=int, help="without GPUs" + _default("cpu_processes"))
+    group.add_argument(
+        "--num_workers", type=int, help="decode and align, for each process" + _default("num_workers")
+    )
+    group.add_argument(
+        "--batch_size",
+        type=int,
+        help=f"images at once (default: {FACES_AT_ONCE['cuda']} on a GPU, {FACES_AT_ONCE['cpu']} on a CPU)",
+    )
+    group.add_argument("--precision", choices=PRECISIONS, help="of the backbone" + _default("precision"))
+
+
+def _default(name: str) -> str:
+    return f" (default: {DEFAULTS[name]})"
+
+
+def check_flags(given: Mapping[str, Any]) -> None:
+    """All faults of the command line in one message."""
+    faults = []
+    if "data_root" not in given:
+        faults.append(
+            "--data_root is missing: the folder that holds IJBB/ and IJBC/, with loose_crop/ and meta/ in "
+            "each. IJB is had from NIST; crops and lists in this layout are InsightFace's."
+        )
+    if "features" in given:
+        faults += [
+            f"--{name} has no effect with --features. Leave it away." for name in _EMBEDDING if name in given
+        ]
+    elif "weights" not in given:
+        faults.append(
+            "--weights is missing: the weights of a backbone, such as AdaFace's published ones; or "
+            "--features of an earlier run."
+        )
+    if "arch" in given and "weights" not in given:
+        faults.append("--arch has no effect without --weights. Leave it away.")
+    for name in ("weights", "features"):
+        if name in given and not Path(given[name]).exists():
+            faults.append(f"--{name} {given[name]}: there is no such file.")
+    faults += [
+        f"--aggregator_weights {path}: there is no such file."
+        for path in given.get("aggregator_weights", [])
+        if not Path(path).is_file()
+    ]
+    for name, least in (("coreset_size", 1), ("num_nodes", 1), ("cpu_processes", 1), ("batch_size", 1)):
+        if given.get(name, least) < least:
+            faults.append(f"--{name} {given[name]}: expected {least} or more.")
+    for name in ("num_workers", "replicates", "gpus"):
+        if given.get(name, 0) < 0:
+            faults.append(f"--{name} {given[name]}: expected 0 or more.")
+    faults += _device_faults(given)
+    names = given.get("aggregator", [])
+    faults += [f"--aggregator {name} stands there twice." for name in {*names} if names.count(name) > 1]
+    if "coreset_size" in given and not any("coreset_size" in options_of(name) for name in _poolings(names)):
+        faults.append("--coreset_size has no effect: it is of top_k, fps_mean and random_k. Leave it away.")
+    if faults:
+        raise InputError.from_faults(faults)
+
+
+def _device_faults(given: Mapping[str, Any]) -> list[str]:
+    there, faults = torch.cuda.device_count(), []
+    if given.get("gpus", 0) > there:
+        faults.append(f"--gpus {given['gpus']}: this machine shows {there} GPUs to PyTorch.")
+    if chosen_gpus(given) and given.get("cpu_processes", 1) > 1:
+        faults.append("--cpu_processes is for embedding without GPUs. Leave it away, or pass --gpus 0.")
+    if not chosen_gpus(given) and given.get("precision") == "16-mixed":
+        faults.append("--precision 16-mixed needs a GPU; bf16-mixed is the half precision of a CPU.")
+    return faults
+
+
+def chosen_gpus(values: Mapping[str, Any]) -> int:
+    """GPUs of a node; 0 is the CPU."""
+    gpus: int = values.get("gpus", min(1, torch.cuda.device_count()))
+    return gpus
+
+
+def changed_rules(given: Mapping[str, Any]) -> dict[str, str]:
+    """Single switches, as the rules name them."""
+    words = {"none": NOT_USED, "off": NOT_USED, "on": "multiplied"}
+    return {name: words.get(given[name], given[name]) for name in RULE_VALUES if name in given}
+
+
+def options_of(name: str) -> Mapping[str, inspect.Parameter]:
+    """Options of an aggregator; one with an `embedding_size` has to be trained."""
+    return inspect.signature(AGGREGATORS[name]).parameters
+
+
+def _poolings(names: list[str]) -> list[str]:
+    return [name for name in names if "embedding_size" not in options_of(name)]

@@ -1,0 +1,244 @@
+"""IJB-B, IJB-C and every set benchmark of their layout: images or features -> figures, 1:1 and 1:N.
+
+python validate_ijb.py --data_root DATA --dataset_name IJBB --weights WEIGHTS
+    embeds the images of DATA/IJBB, describes templates by the weights' own aggregator, else by media mean
+python validate_ijb.py ... --aggregator coreset mean norm_weighted media_mean
+    several aggregators share the features and stand in one table; differences are to the first
+python validate_ijb.py --data_root DATA --dataset_name IJBB --features FEATURES
+    evaluates features that an earlier run left, or an npz of InsightFace's
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from torch import nn
+
+from command import run_command
+from coreset import AGGREGATORS, build_aggregator
+from data.alignment import ALIGNMENT, LandmarkedFaces, similarity_transforms
+from embedding import EmbedOptions, backbone_digest, embed_faces
+from errors import InputError
+from evaluation.given_features import GivenFeatures, read_features
+from evaluation.ijb import NOT_USED, Rules, evaluate_ijb
+from evaluation.protocols import (
+    SetProtocol,
+    faces_digest,
+    image_stamps,
+    read_points,
+    read_protocol,
+)
+from evaluation.published import find_reference
+from files import sha256_of
+from net import Backbone
+from train_val import FACES_AT_ONCE
+from validation_mixed.ijb_flags import (
+    DEFAULT_AGGREGATOR,
+    DEFAULTS,
+    changed_rules,
+    check_flags,
+    chosen_gpus,
+    ijb_flags,
+    options_of,
+)
+from validation_mixed.ijb_report import Evaluated, report
+from weights import load_aggregator, load_backbone
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """An aggregator from a file, its name in the registry, and the digest of the backbone beside it."""
+
+    module: nn.Module
+    name: str
+    path: Path
+    backbone: str | None
+
+
+def main() -> int:
+    """Runs the command; gives its exit code."""
+    given = vars(ijb_flags(__doc__).parse_args())
+    return run_command(lambda: validate(given))
+
+
+def validate(given: Mapping[str, Any]) -> None:
+    """Evaluates as the flags say, and writes everything into the output folder.
+
+    Raises:
+        InputError: flags, files or data that cannot be used.
+    """
+    check_flags(given)
+    values = DEFAULTS | dict(given)
+    name = values["dataset_name"]
+    rules = Rules.of_paper(values["protocol"], changed_rules(given))
+    reference = find_reference(values["compare"], name) if "compare" in values else None
+    trained = _trained_aggregators(values)
+    aggregators = _aggregators(values, trained)
+    used = [trained[name] for name in aggregators if name in trained]
+    out = Path(values["out"]) if "out" in values else ROOT / "experiments" / name
+
+    began = time.perf_counter()
+    protocol = read_protocol(Path(values["data_root"]), name)
+    scores = None if rules.detector_score == NOT_USED else read_points(protocol).scores
+    seconds = {"read": time.perf_counter() - began}
+    began = time.perf_counter()
+    if "features" in values:
+        features = _given(values, rules, used)
+    else:
+        embedded = _embedded(values, rules, protocol, used, Path(values.get("cache", out / "features")))
+        if embedded is None:
+            return  # A process beside the first, which has done its share.
+        features = embedded
+    seconds["embed"] = time.perf_counter() - began
+
+    figures = evaluate_ijb(
+        protocol,
+        features.features,
+        features.norms,
+        aggregators,
+        rules,
+        detector_scores=scores,
+        replicates=values["replicates"],
+        published_helper=values["published_identification"],
+        device="cuda" if chosen_gpus(values) else "cpu",
+    )
+    figures.seconds = seconds | figures.seconds
+    hashes = {entry.name: sha256_of(entry.path) for entry in used}
+    report(Evaluated(protocol, rules, values["protocol"], features, figures, hashes), out, reference)
+
+
+def _given(values: Mapping[str, Any], rules: Rules, trained: Sequence[_Trained]) -> GivenFeatures:
+    """Features that were made before, if --weights and aggregators belong to them."""
+    features = read_features(Path(values["features"]), rules.flip)
+    made = features.identity.get("backbone_sha256")
+    if made is not None:
+        if "weights" in values and backbone_digest(_backbone(values)) != made:
+            raise InputError(
+                f"--features {values['features']}: were made by another backbone than --weights "
+                f"{values['weights']}. Leave one of them away."
+            )
+        _check_backbones(trained, made)
+    _check_sizes(trained, features.features.shape[1])
+    return features
+
+
+def _embedded(
+    values: Mapping[str, Any], rules: Rules, protocol: SetProtocol, trained: Sequence[_Trained], cache: Path
+) -> GivenFeatures | None:
+    weights = Path(values["weights"])
+    backbone = _backbone(values)
+    _check_backbones(trained, backbone_digest(backbone))
+    _check_sizes(trained, backbone.spec.embedding_size * (2 if rules.flip == "concat" else 1))
+    points = read_points(protocol)
+    stamps = image_stamps(protocol)
+    transforms = similarity_transforms(points.landmarks)
+    gpus = chosen_gpus(values)
+    store = embed_faces(
+        backbone,
+        LandmarkedFaces(protocol.image_folder, protocol.image_names, transforms),
+        {"faces": faces_digest(protocol, points), **ALIGNMENT},
+        cache,
+        EmbedOptions(
+            flip=rules.flip,
+            precision=values["precision"],
+            batch_size=values.get("batch_size", FACES_AT_ONCE["cuda" if gpus else "cpu"]),
+            num_workers=values["num_workers"],
+            gpu=gpus > 0,
+            devices=gpus or values["cpu_processes"],
+            num_nodes=values["num_nodes"],
+        ),
+        stamps=stamps,
+        about={"weights": weights.name, "weights_sha256": sha256_of(weights)},
+        name=protocol.name,
+    )
+    if store is None:
+        return None
+    return GivenFeatures(store.features, store.norms, store.identity, store.about)
+
+
+def _backbone(values: Mapping[str, Any]) -> Backbone:
+    return load_backbone(values["weights"], values.get("arch"))
+
+
+def _check_backbones(trained: Sequence[_Trained], made: str) -> None:
+    """An aggregator over another backbone than it was trained with gives figures without sense."""
+    for entry in trained:
+        if entry.backbone not in (None, made):
+            raise InputError(
+                f"{entry.path}: its {entry.name} was trained over another backbone than the one that makes "
+                "the features. Pass the weights of that one."
+            )
+
+
+def _check_sizes(trained: Sequence[_Trained], size: int) -> None:
+    for entry in trained:
+        if (wanted := getattr(entry.module, "embedding_size", size)) != size:
+            raise InputError(
+                f"{entry.path}: its {entry.name} takes features of {wanted} values, and these have {size}. "
+                "--flip concat doubles them."
+            )
+
+
+def _trained_aggregators(values: Mapping[str, Any]) -> dict[str, _Trained]:
+    """The aggregators in the files, by their names; --aggregator_weights come before the weights' own.
+
+    Raises:
+        InputError: a file has none, or two have one of the same name.
+    """
+    names = {kind: name for name, kind in AGGREGATORS.items()}
+    found: dict[str, _Trained] = {}
+    for path in map(Path, values.get("aggregator_weights", [])):
+        module = load_aggregator(path)
+        if module is None:
+            raise InputError(f"--aggregator_weights {path}: there is no aggregator in it.")
+        name = names[type(module)]
+        if name in found:
+            raise InputError(f"--aggregator_weights: {found[name].path} and {path} both hold a {name}.")
+        found[name] = _Trained(module, name, path, _backbone_beside(path))
+    own = load_aggregator(values["weights"]) if "weights" in values else None
+    if own is not None and (name := names[type(own)]) not in found:
+        path = Path(values["weights"])
+        found[name] = _Trained(own, name, path, _backbone_beside(path))
+    return found
+
+
+def _backbone_beside(path: Path) -> str | None:
+    try:
+        return backbone_digest(load_backbone(path))
+    except InputError:
+        return None
+
+
+def _aggregators(values: Mapping[str, Any], trained: Mapping[str, _Trained]) -> dict[str, nn.Module]:
+    """The modules by name, in the order asked for."""
+    names = values.get("aggregator") or list(trained) or [DEFAULT_AGGREGATOR]
+    if untrained := [name for name in names if name not in trained and "embedding_size" in options_of(name)]:
+        raise InputError(
+            f"--aggregator {' '.join(untrained)}: has to be trained, and no file given holds one. Pass "
+            "--aggregator_weights CHECKPOINT, or choose among "
+            f"{', '.join(name for name in AGGREGATORS if 'embedding_size' not in options_of(name))}."
+        )
+    for name, entry in trained.items():
+        if name not in names and str(entry.path) in values.get("aggregator_weights", []):
+            raise InputError(f"--aggregator_weights {entry.path}: holds a {name}; add it to --aggregator.")
+    return {
+        name: trained[name].module
+        if name in trained
+        else build_aggregator(
+            name, {"coreset_size": values["coreset_size"]} if "coreset_size" in options_of(name) else {}
+        )
+        for name in names
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
