@@ -73,16 +73,23 @@ class RocPoints:
             # Where the last mated score is accepted the ROC turns, so that point is kept.
             return self.mated
         kept = np.flatnonzero(self.kept)
+        distance = np.abs(fpr - far)
         place = int(np.searchsorted(fpr[kept], far, side="right"))
-        if place == 0:
-            return None
-        if self.true_accepts[kept[place - 1]] == self.mated:
-            return self.mated
         beyond = kept[np.searchsorted(fpr[kept], far) :]
-        if not len(beyond) or not (at_end or fpr[-1] > fpr[beyond[0]]):
+        # A kept point at or beyond the target of which all with the same FPR are known.
+        is_closed = len(beyond) > 0 and (at_end or bool(fpr[-1] > fpr[beyond[0]]))
+        if place:
+            before = kept[place - 1]
+            # Points after the stretch are further than its last one, or have a TPR of 1 as this one has.
+            if self.true_accepts[before] == self.mated:
+                return self.mated
+            is_sure = is_closed or distance[-1] > distance[before]
+        else:
+            # Points before the stretch are no nearer than its first one.
+            is_sure = is_closed and distance[beyond[0]] < distance[0]
+        if not is_sure:
             return None
-        distance = np.abs(fpr[kept] - far)
-        nearest = kept[len(kept) - 1 - int(np.argmin(distance[::-1]))]
+        nearest = kept[len(kept) - 1 - int(np.argmin(distance[kept][::-1]))]
         return int(self.true_accepts[nearest])
 
 

@@ -170,7 +170,7 @@ def paragraphs(
         if name in PROTOCOLS:
             known = [reference.figures.get(figure, float("nan")) for figure in wanted]
             rows.setdefault(reference.name, {})[name] = (known[0], known[1], known[2])
-    head = f"{heading(result, model)}\n\nClosed set in both galleries together, open set the mean of both galleries; per cent:"
+    head = f"{heading(result, model)}\n\nClosed set in both galleries together, open set the mean; per cent:"
     parts = [head, ijb_s_table(rows)]
     parts += ["\n".join(data.notes)] if data.notes else []
     first = next(iter(figures))

@@ -74,6 +74,20 @@ def test_mated_pairs_tell_the_right_order(tmp_path: Path) -> None:
     assert "--swap_color_channel" in swapped.sentence
 
 
+def test_faces_that_all_look_alike_when_swapped_are_no_mated_pairs(tmp_path: Path) -> None:
+    def embed(images: np.ndarray) -> np.ndarray:
+        # Told apart, if roughly, in true colours; a single point in swapped ones.
+        seen = images[..., 0].mean(axis=(1, 2)) > images[..., 2].mean(axis=(1, 2))
+        angle = np.where(
+            seen, images[..., 0].mean(axis=(1, 2)) / 3 + images[..., 2].mean(axis=(1, 2)) / 40, 0
+        )
+        return np.stack((np.cos(angle), np.sin(angle)), axis=1)
+
+    report = check_colour_order(ImageFolder(faces(tmp_path, (190, 140, 110))), embed, SPEC)
+    assert report.mean_swapped > report.mean_as_given
+    assert report.verdict == "undecided"
+
+
 def test_an_embedding_without_colours_decides_nothing(tmp_path: Path) -> None:
     def embed_green(images: np.ndarray) -> np.ndarray:
         return embed_red(np.roll(images, -1, axis=-1))

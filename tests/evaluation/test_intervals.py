@@ -25,7 +25,7 @@ def scored_subjects(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray
     second[: n // 3] = first[: n // 3]
     first[0], second[0], first[1], second[1] = 0, 0, 0, S - 1
     levels = draw(st.sampled_from([3, 20, 10_000]))
-    scores = rng.integers(0, levels, n) / levels + 0.3 * (first == second)
+    scores = (rng.integers(0, levels, n) + levels // 3 * (first == second)) / levels
     return first, second, scores.astype(np.float32)
 
 
@@ -77,16 +77,17 @@ def test_draws_are_with_replacement_and_follow_the_seed() -> None:
     assert (drawn != draw_subjects(50, replicates=40, seed=2)).any()
 
 
-def test_many_draws_of_one_subject_are_counted_right() -> None:
-    # 16 x 16 does not fit the small integers that are used otherwise.
+def test_many_draws_of_one_subject_are_counted_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    # 20 x 30 does not fit the small integers that are used otherwise.
+    class Draws:
+        def multinomial(self, *_: object, **__: object) -> np.ndarray:
+            return np.array([[20, 30]])
+
+    monkeypatch.setattr(intervals.np.random, "default_rng", lambda _: Draws())
     first, second = np.array([0, 0, 0, 1]), np.array([0, 1, 1, 1])
-    scores = np.array([0.9, 0.8, 0.1, 0.2])
-    drawn = np.array([[20], [30]])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(intervals, "draw_subjects", lambda *_, **__: drawn.astype(np.uint32))
-        bootstrap = PairBootstrap(first, second, first == second)
-        assert bootstrap.total.tolist() == [1200]
-        assert bootstrap.tar(scores, [0.0, 0.5]).tolist() == [[0.4, 1.0]]
+    bootstrap = PairBootstrap(first, second, first == second, replicates=1)
+    assert bootstrap.total.tolist() == [1200]
+    assert bootstrap.tar(np.array([0.9, 0.8, 0.1, 0.2]), [0.0, 0.5]).tolist() == [[0.4, 1.0]]
 
 
 def test_the_interval_of_subjects_is_wider_than_that_of_pairs() -> None:
@@ -145,7 +146,7 @@ def test_replicates_of_a_search_are_the_rates_of_probes_written_out(seed: int, l
     rng = np.random.default_rng(seed)
     gallery, probes = np.arange(6), rng.integers(0, 10, 50)
     probes[:2] = [0, 9]
-    similarity = rng.integers(0, levels, (50, 6)) / levels + 0.3 * (probes[:, None] == gallery)
+    similarity = (rng.integers(0, levels, (50, 6)) + levels // 3 * (probes[:, None] == gallery)) / levels
     found = search_similarity(similarity, probes, gallery)
     bootstrap = ProbeBootstrap(probes, replicates=10, seed=1)
     ranks, fpirs = [1, 3], [0.01, 0.1, 0.5, 1.0]

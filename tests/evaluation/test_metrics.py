@@ -78,6 +78,15 @@ def test_rates_of_a_tail_are_those_of_the_whole(seed: int) -> None:
         assert rate.strict == strict_by_trying(scores, is_mated, far)
 
 
+def test_the_published_rule_looks_as_far_down_as_it_must() -> None:
+    # Between the first non-mated score and the mated ones at the bottom the ROC has no corner.
+    scores, is_mated = np.arange(9000.0), np.arange(9000) < 3
+    rate = tar_at_far(scores, is_mated, [1e-3, 0.6])
+    assert rate["1e-03"].nearest == published_nearest(scores, is_mated, 1e-3) == 0.0
+    assert rate["6e-01"].nearest == published_nearest(scores, is_mated, 0.6) == 1.0
+    assert rate["6e-01"].strict == 0.0
+
+
 @settings(max_examples=200, deadline=None)
 @given(scored_pairs(), st.data())
 def test_a_stretch_of_the_roc_knows_the_rate_or_says_that_it_does_not(
@@ -94,8 +103,9 @@ def test_a_stretch_of_the_roc_knows_the_rate_or_says_that_it_does_not(
         nonmated_above=int(np.sum(scores[~is_mated] > high)),
         mated_above=int(np.sum(scores[is_mated] > high)),
     )
-    whole = tar_at_far(scores, is_mated, FARS)
-    for far in FARS:
+    fars = np.linspace(0, 1, 61).tolist()
+    whole = tar_at_far(scores, is_mated, fars)
+    for far in fars:
         assert points.decide(far) in (None, whole[rate_key(far)])
 
 
@@ -221,8 +231,9 @@ def searches(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     probes = rng.choice(np.append(gallery, [100, 101]), P)
     probes[:2] = [gallery[0], 100]
     levels = draw(st.sampled_from([2, 5, 1000]))
-    similarity = rng.integers(0, levels, (P, G)) / levels
-    return similarity + 0.3 * (probes[:, None] == gallery), probes, gallery
+    gain = draw(st.sampled_from([0, 1, levels // 3]))
+    similarity = (rng.integers(0, levels, (P, G)) + gain * (probes[:, None] == gallery)) / levels
+    return similarity, probes, gallery
 
 
 def slow_ranks(similarity: np.ndarray, probes: np.ndarray, gallery: np.ndarray) -> list[int | None]:

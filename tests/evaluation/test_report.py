@@ -126,6 +126,13 @@ def test_a_plain_value_in_place_of_an_object_is_named(
         check_result(result, "here")
 
 
+def test_what_json_cannot_say_is_not_written(result: dict[str, Any], tmp_path: Path) -> None:
+    result["seconds"]["score"] = float("nan")
+    with pytest.raises(ValueError, match="JSON"):
+        write_result(tmp_path, result)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_empty_object_lacks_its_keys(result: dict[str, Any]) -> None:
     result["model"] = {}
     with pytest.raises(InputError, match=r"model\.backbone is missing"):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from errors import InputError
 from evaluation import verification
 from evaluation.identification import exact_products, rounding_of_products
-from evaluation.metrics import TarAtFar, roc_curve, tar_at_far
+from evaluation.metrics import TarAtFar, rate_key, roc_curve, tar_at_far
 from evaluation.verification import few_scores_warnings, pair_scores, verify
 
 FARS = (1e-6, 1e-3, 0.01, 0.1, 0.3, 1.0)
@@ -22,7 +22,7 @@ def pair_lists(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     M, n, D = draw(st.integers(2, 40)), draw(st.integers(2, 400)), draw(st.sampled_from([2, 16, 40]))
     subjects = rng.integers(0, draw(st.sampled_from([2, 10])), M)
-    spread = draw(st.sampled_from([0.0, 1e-9, 1e-7, 0.2, 1.0]))
+    spread = draw(st.sampled_from([0.0, 1e-5, 1e-4, 0.2, 1.0]))
     centres = rng.normal(size=(10, D))
     descriptors = centres[subjects] + spread * rng.normal(size=(M, D))
     descriptors /= np.linalg.norm(descriptors, axis=1, keepdims=True)
@@ -50,6 +50,27 @@ def test_rates_are_those_of_all_scores_in_float64(
     assert found.rates == tar_at_far(exact, is_mated, FARS)
     assert np.abs(found.scores - exact).max() <= rounding_of_products(descriptors, descriptors)
     assert found.curve.auc == roc_curve(found.scores, is_mated).auc
+
+
+@pytest.mark.parametrize("reach", [1, 4])
+@pytest.mark.parametrize("levels", [20, 1000])
+@pytest.mark.parametrize("margin", [0.01, 0.04, 0.2])
+@pytest.mark.parametrize("pairs", [20, 60, 300])
+def test_scores_may_be_wrong_by_the_whole_margin(
+    pairs: int, margin: float, levels: int, reach: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verification, "_FIRST_REACH", reach)
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        is_mated = rng.random(pairs) < 0.3
+        is_mated[:2] = [True, False]
+        exact = (rng.integers(0, levels, pairs) / levels + 0.3 * is_mated).round(3)
+        scores = (exact + 0.999 * margin * rng.choice([-1, -0.5, 0, 1], pairs)).astype(np.float32)
+        fars = rng.permutation(np.linspace(0, 1, 23)).tolist()
+        decisions = verification._Decisions(
+            scores, is_mated, scores[is_mated], scores[~is_mated], margin, exact.__getitem__
+        )
+        assert {rate_key(far): decisions.decide(far) for far in fars} == tar_at_far(exact, is_mated, fars)
 
 
 @settings(max_examples=60, deadline=None)
