@@ -111,11 +111,8 @@ def test_a_real_backbone_tells_the_order_of_real_faces(shared: Path, tmp_path: P
     spec = BACKBONES["mobilefacenet"]
 
     def embed(images: np.ndarray) -> np.ndarray:
-        pixels = spec.from_rgb(images)
-        blocks = [
-            session.run(None, {"data": pixels[i : i + 32].astype(np.float32)})[0]
-            for i in range(0, len(pixels), 32)
-        ]
+        pixels = (spec.from_rgb(images).astype(np.float32) - spec.mean) / np.float32(spec.std)
+        blocks = [session.run(None, {"data": pixels[i : i + 32]})[0] for i in range(0, len(pixels), 32)]
         embeddings = np.concatenate(blocks)
         return embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
 
