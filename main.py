@@ -55,6 +55,7 @@ _MEANT = (
     r"Found \d+ module\(s\) in eval mode",
     ".*LeafSpec",
     ".*does not have many workers",
+    "This DataLoader will create",
 )
 # Of this process, as its launcher says it.
 _RANK: int = rank_zero_only.rank  # type: ignore[attr-defined]
