@@ -85,23 +85,21 @@ def _sentence(path: Path, columns: Mapping[str, type[Any]], csv: bool, fault: Ex
     """What is wrong with the first broken line; the file is read once more, slowly."""
     advice = "The file may be cut short; compare its size with the original."
     expected = (",...," if csv else " ").join(columns)
-    places = list(range(len(columns)))
+    places, width, header_due = list(range(len(columns))), len(columns), csv
     with path.open("rb") as stream:
         for number, raw in enumerate(stream, 1):
             line = raw.decode("utf-8", errors="replace").strip()
             if not line:
                 continue
             fields = line.split(",") if csv else line.split()
-            if csv and places == list(range(len(columns))) and number == 1:
-                header = [field.strip().upper() for field in fields]
-                if not set(columns) <= set(header):
-                    return (
-                        f"{path}, line 1: expected a header with {', '.join(columns)}, found '{line[:80]}'."
-                    )
-                places = [header.index(name) for name in columns]
-                width = len(header)
+            if header_due:
+                header_due, names = False, [field.strip().upper() for field in fields]
+                if not set(columns) <= set(names):
+                    wanted = f"a header with {', '.join(columns)}"
+                    return f"{path}, line {number}: expected {wanted}, found '{line[:80]}'."
+                places, width = [names.index(name) for name in columns], len(names)
                 continue
-            right = len(fields) == (width if csv else len(columns)) and all(
+            right = len(fields) == width and all(
                 _is(fields[place], kind) for place, kind in zip(places, columns.values(), strict=True)
             )
             if not right:

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -125,7 +126,8 @@ def _scores_and_margin(
             f"descriptors {descriptors.shape}, pairs {first.shape} and {second.shape}: "
             "expected (M, D), (n,) and (n,)."
         )
-    left, right = _Side.of(descriptors, first), _Side.of(descriptors, second)
+    with ThreadPoolExecutor(2) as pool:
+        left, right = pool.map(partial(_Side.of, descriptors), (first, second))
     scores = np.empty(len(first), np.float32)
     if len(first) < _WORTH_A_MATRIX * len(left.descriptors) * len(right.descriptors):
         _gather(left, right, first, second, scores)

@@ -206,8 +206,8 @@ def _trained_aggregators(values: Mapping[str, Any]) -> dict[str, _Trained]:
         found[name] = _Trained(module, name, path, _backbone_beside(path))
     own = load_aggregator(values["weights"]) if "weights" in values else None
     if own is not None and (name := names[type(own)]) not in found:
-        path = Path(values["weights"])
-        found[name] = _Trained(own, name, path, _backbone_beside(path))
+        # Its backbone is the one that embeds, or that given features are checked against.
+        found[name] = _Trained(own, name, Path(values["weights"]), None)
     return found
 
 
