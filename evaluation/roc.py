@@ -79,11 +79,8 @@ class RocPoints:
         # A kept point at or beyond the target of which all with the same FPR are known.
         is_closed = len(beyond) > 0 and (at_end or bool(fpr[-1] > fpr[beyond[0]]))
         if place:
-            before = kept[place - 1]
-            # Points after the stretch are further than its last one, or have a TPR of 1 as this one has.
-            if self.true_accepts[before] == self.mated:
-                return self.mated
-            is_sure = is_closed or distance[-1] > distance[before]
+            # Points after the stretch are further than its last one.
+            is_sure = is_closed or distance[-1] > distance[kept[place - 1]]
         else:
             # Points before the stretch are no nearer than its first one.
             is_sure = is_closed and distance[beyond[0]] < distance[0]

@@ -266,8 +266,10 @@ class _Decisions:
     def _take_tail(self, wanted: int) -> None:
         """The `wanted` largest non-mated scores, and the pairs that score in their range or above it."""
         at = max(0, len(self.nonmated) - wanted)
-        tail = np.partition(self.nonmated, at)[at:] if at else self.nonmated
-        self.tail_rising = np.sort(tail)
+        if at:
+            # In place: their order is of no use, and a copy of IJB-C's costs as much as the work itself.
+            self.nonmated.partition(at)
+        self.tail_rising = np.sort(self.nonmated[at:])
         # What rounding may lift into the range is taken too.
         floor = self.tail_rising[0] - np.float32(4 * self.margin) if at else -np.inf
         self.tail_pairs = np.flatnonzero(self.scores >= floor)

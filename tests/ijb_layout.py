@@ -68,16 +68,17 @@ def write_dataset(
             else:
                 data.probes.append(template)
             frames = 2 if which == 0 else int(rng.integers(1, 6))
-            rows += [(template, subject, which == 0 or frame % 3, frame) for frame in range(frames)]
+            # A still, and the rest is a clip.
+            rows += [(template, subject, 1 + (frame > 0)) for frame in range(frames)]
     # Faces of a template need not stand together in the files.
     order = rng.permutation(len(rows))
     for number, place in enumerate(order.tolist(), 1):
-        template, subject, _, frame = rows[place]
+        template, subject, medium = rows[place]
         file = f"{number}.jpg"
         crop, five = drawn_crop(subject, number)
         if images:
             cv2.imwrite(str(data.folder / "loose_crop" / file), crop)
-        data.faces.append((file, template, 1 + frame // 2))
+        data.faces.append((file, template, medium))
         points.append(f"{file} {' '.join(f'{v:.3f}' for v in five.ravel())} {rng.uniform(0.5, 1):.6f}")
     registered = data.gallery["S1"] + data.gallery["S2"]
     data.pairs = [

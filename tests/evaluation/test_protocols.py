@@ -6,12 +6,13 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from errors import InputError
-from evaluation import protocols
+from evaluation import pair_cache, protocols
 from evaluation.pair_cache import CACHE_FOLDER
 from evaluation.protocols import faces_digest, image_stamps, read_points, read_protocol
 from tests.ijb_layout import Dataset, write_dataset, write_lines
@@ -171,6 +172,7 @@ def test_a_label_is_0_or_1(data: Dataset, label: str) -> None:
     [
         (broken_line(6, "6.jpg 1 2 3 4 5 6 7 8 9 10"), r"line 6: expected 'FILE x1 y1 .* SCORE', found"),
         (broken_line(6, "6.jpg 1 2 3 4 5 6 7 8 9 nan 0.5"), r"line 6: expected 'FILE x1"),
+        (broken_line(6, "6.jpg 1 2 3 4 5 6 7 8 9 inf 0.5"), r"line 6: expected 'FILE x1"),
         (
             broken_line(6, "x.jpg 1 2 3 4 5 6 7 8 9 10 0.5"),
             r"line 6: expected image '6.jpg', .* found 'x.jpg'",
@@ -319,6 +321,23 @@ def test_a_changed_pair_file_is_read_again(data: Dataset) -> None:
         stream.write(swapped)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert read(data).pairs.is_mated.sum() == text.count(" 0\n")
+
+
+def test_a_pair_file_rewritten_within_one_tick_of_the_clock_is_noticed(
+    data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = data.meta("template_pair_label.txt")
+    size = path.stat().st_size
+    monkeypatch.setattr(
+        pair_cache.Path, "stat", lambda _: SimpleNamespace(st_size=size, st_mtime_ns=0, st_ctime_ns=0)
+    )
+    ids = np.unique([template for _, template, _ in data.faces])
+    first = np.zeros(3, np.int32)
+    pair_cache.keep_pairs(path, ids, first, first, first == 0)
+    assert pair_cache.cached_pairs(path, ids) is not None
+    text = path.read_bytes()
+    path.write_bytes(text.replace(b" 0\n", b" 1\n", 1))
+    assert pair_cache.cached_pairs(path, ids) is None
 
 
 def test_a_changed_template_list_is_noticed(data: Dataset) -> None:

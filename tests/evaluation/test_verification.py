@@ -11,6 +11,7 @@ from errors import InputError
 from evaluation import verification
 from evaluation.identification import exact_products, rounding_of_products
 from evaluation.metrics import TarAtFar, rate_key, roc_curve, tar_at_far
+from evaluation.roc import RocPoints
 from evaluation.verification import few_scores_warnings, pair_scores, verify
 
 FARS = (1e-6, 1e-3, 0.01, 0.1, 0.3, 1.0)
@@ -87,23 +88,45 @@ def test_gathered_and_multiplied_scores_are_equal(
     assert np.abs(scores[0] - scores[1]).max() <= 2 * rounding_of_products(descriptors, descriptors)
 
 
-def test_well_separated_scores_are_decided_without_looking_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many pairs were computed again, time after time."""
+    counts: list[int] = []
+    points = verification._Decisions._points
+
+    def counting(decisions: verification._Decisions, lowest: float, highest: float) -> RocPoints:
+        exact = decisions.exact
+        decisions.exact = lambda pairs: counts.append(len(pairs)) or exact(pairs)
+        try:
+            return points(decisions, lowest, highest)
+        finally:
+            decisions.exact = exact
+
+    monkeypatch.setattr(verification._Decisions, "_points", counting)
+    monkeypatch.setattr(verification, "_FIRST_REACH", 16)
+    return counts
+
+
+def test_well_separated_scores_are_decided_without_looking_at_all(looked_at: list[int]) -> None:
     # All mated pairs lie above every other; the published rule then needs no score from the bulk.
     rng = np.random.default_rng(0)
     centres = np.eye(40)[np.repeat(np.arange(40), 5)] + 0.01 * rng.normal(size=(200, 40))
     first, second = (side.ravel() for side in np.indices((200, 200)))
-    is_mated = first // 5 == second // 5
-    looked_at = []
-
-    def counting(*args: np.ndarray) -> np.ndarray:
-        looked_at.append(len(args[2]))
-        return exact_products(*args)
-
-    monkeypatch.setattr(verification, "exact_products", counting)
-    monkeypatch.setattr(verification, "_FIRST_REACH", 16)
-    rate = verify(centres, first, second, is_mated, [0.1]).rates["1e-01"]
+    rate = verify(centres, first, second, first // 5 == second // 5, [0.1]).rates["1e-01"]
     assert rate.strict == rate.nearest == 1.0
     assert max(looked_at) < len(first) / 20
+
+
+def test_few_mated_scores_in_the_bulk_are_found_at_once(looked_at: list[int]) -> None:
+    rng = np.random.default_rng(0)
+    descriptors = rng.normal(size=(200, 40))
+    descriptors /= np.linalg.norm(descriptors, axis=1, keepdims=True)
+    first, second = (side.ravel() for side in np.indices((200, 200)))
+    is_mated = (rng.permutation(40_000) < 5) & (first != second)
+    rates = verify(descriptors, first, second, is_mated, [0.1]).rates
+    assert rates == tar_at_far(exact_products(descriptors, descriptors, first, second), is_mated, [0.1])
+    assert len(looked_at) <= 3
+    assert sum(looked_at) < len(first) / 2
 
 
 def test_float32_alone_would_be_wrong() -> None:

@@ -85,10 +85,10 @@ def features_of(out: Path) -> Path:
     return folder
 
 
-def brute_force_tar(scores: np.ndarray, mated: np.ndarray, far: float) -> float:
-    thresholds = [np.inf, *scores]
-    allowed = [t for t in thresholds if np.mean(scores[~mated] >= t) <= far]
-    return float(np.mean(scores[mated] >= min(allowed)))
+def brute_force_tar(scores: np.ndarray, mated: np.ndarray, far: float) -> tuple[float, float]:
+    """Strict TAR, and the lowest threshold that gives it."""
+    allowed = min(t for t in [np.inf, *scores] if np.mean(scores[~mated] >= t) <= far)
+    return float(np.mean(scores[mated] >= allowed)), float(allowed)
 
 
 def test_images_to_figures(
@@ -121,7 +121,7 @@ def test_images_to_figures(
     pairs = protocol.pairs
     scores = np.einsum("nd,nd->n", descriptors[pairs.first], descriptors[pairs.second])
     for far in ijb.FARS:
-        wanted = brute_force_tar(scores, pairs.is_mated, far)
+        wanted, _ = brute_force_tar(scores, pairs.is_mated, far)
         assert result["verification"]["tar_at_far"][f"{far:.0e}"]["strict"] == pytest.approx(wanted)
     for number, gallery in enumerate(protocol.galleries, 1):
         similarity = descriptors[protocol.probes.templates] @ descriptors[gallery.templates].T
@@ -181,10 +181,35 @@ def test_the_papers_ways_are_what_they_say(data: Dataset, weights: Path, tmp_pat
             data, tmp_path / paper, features=str(features_of(tmp_path / "a")), protocol=paper, replicates=0
         )
         for far in (1e-3, 1e-2, 1e-1):
-            wanted = brute_force_tar(scores, protocol.pairs.is_mated, far)
+            wanted, threshold = brute_force_tar(scores, protocol.pairs.is_mated, far)
             found = result["verification"]["tar_at_far"][f"{far:.0e}"]
             assert found["strict"] == pytest.approx(wanted)
+            assert found["threshold"] == pytest.approx(threshold, abs=1e-6)
             assert found["interval95"] is None
+
+
+def test_under_adafaces_rules_every_aggregator_sees_media(
+    data: Dataset, weights: Path, tmp_path: Path
+) -> None:
+    run(data, tmp_path / "a", weights=str(weights), protocol="adaface")
+    thresholds = {}
+    for media in ("mean", "none"):
+        result = run(
+            data,
+            tmp_path / media,
+            features=str(features_of(tmp_path / "a")),
+            protocol="adaface",
+            media=media,
+            aggregator=["media_mean", "norm_weighted"],
+            replicates=0,
+        )
+        for name, figures in result["aggregators"].items():
+            rates = figures["verification"]["tar_at_far"].values()
+            thresholds[media, name] = [rate["threshold"] for rate in rates]
+    told = pytest.approx(thresholds["none", "media_mean"], abs=1e-6)
+    assert thresholds["mean", "media_mean"] == told
+    assert thresholds["mean", "norm_weighted"] == told
+    assert thresholds["none", "norm_weighted"] != told
 
 
 def test_single_switches_override_the_paper(data: Dataset, weights: Path, tmp_path: Path) -> None:
@@ -314,6 +339,18 @@ def test_a_replaced_image_is_embedded_again(data: Dataset, weights: Path, tmp_pa
     after = read_features(features_of(tmp_path / "out"), NOT_USED).features
     changed = np.abs(after - before).max(axis=1) > 1e-5
     assert np.flatnonzero(changed).tolist() == [1]
+
+
+def test_other_landmarks_never_meet_old_features(data: Dataset, weights: Path, tmp_path: Path) -> None:
+    run(data, tmp_path / "out", weights=str(weights))
+    path = data.meta("name_5pts_score.txt")
+    lines = path.read_text().splitlines()
+    name, x, *rest = lines[3].split()
+    lines[3] = " ".join([name, str(float(x) + 8), *rest])
+    path.write_text("\n".join(lines) + "\n")
+    run(data, tmp_path / "out", weights=str(weights))
+    first, second = (np.load(path) for path in (tmp_path / "out" / "features").glob("*/features.npy"))
+    assert np.flatnonzero(np.abs(first - second).max(axis=1) > 1e-5).tolist() == [3]
 
 
 def test_missing_images_stop_it_before_anything_is_embedded(
