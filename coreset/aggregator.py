@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from coreset.quality import FaceQuality
 from coreset.selection import (
     LARGEST_GAMMA,
     Sampling,
@@ -76,11 +77,13 @@ class CoresetAggregator(nn.Module):
         mask_picked: bool = True,
         num_heads: int = 8,
         dropout: float = 0.1,
+        quality: str = "norm",
     ) -> None:
         super().__init__()
         _check_options(embedding_size, coreset_size, gamma, num_heads, dropout)
         self.embedding_size = embedding_size
         self.coreset_size = coreset_size
+        self.quality = FaceQuality(quality, "coreset", embedding_size)
         self.gumbel_noise = gumbel_noise
         self.mask_picked = mask_picked
         self._scalar("gamma", gamma, learn_gamma)
@@ -117,12 +120,18 @@ class CoresetAggregator(nn.Module):
         Memory is that of one padded chunk (`FaceSets.chunks`) when no gradient is kept.
         """
         self._check_size(sets)
+        sets = self.quality.applied(sets)
         weights = None if self.training else sets.norms.new_zeros(sets.num_faces, dtype=torch.float32)
         order, vectors, picks = [], [], []
         for chunk in sets.chunks():
-            vector, pick, shares = self.aggregate_padded(
-                chunk.take(sets.features), chunk.take(sets.norms), chunk.mask
+            vector, pick, shares = self._aggregate(
+                at_least_float32(chunk.take(sets.features)),
+                at_least_float32(chunk.take(sets.norms)),
+                chunk.mask,
+                # Queries that have no face cost as much as those that have.
+                min(self.coreset_size, chunk.rows.shape[1]),
             )
+            pick = F.pad(pick, (0, self.coreset_size - pick.shape[1]), value=-1)
             order.append(chunk.sets)
             vectors.append(vector)
             picks.append(pick)
@@ -139,7 +148,7 @@ class CoresetAggregator(nn.Module):
 
         Args:
             features: (B, T, D) unit rows.
-            norms: (B, T).
+            norms: (B, T); with the quality 'detector' the detector's scores.
             mask: (B, T) bool, True where there is a face, at least one a set; other places may hold NaN.
 
         Returns:
@@ -150,7 +159,15 @@ class CoresetAggregator(nn.Module):
         features, norms = at_least_float32(features), at_least_float32(norms)
         if mask is not None:
             features, norms = features.masked_fill(~mask.unsqueeze(-1), 0), norms.masked_fill(~mask, 0)
-        picks, core, present = self._select(features, norms, mask, training=self.training)
+        return self._aggregate(features, self.quality(features, norms), mask, self.coreset_size)
+
+    def _aggregate(
+        self, features: Tensor, norms: Tensor, mask: Tensor | None, coreset_size: int
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """As `aggregate_padded`; all places hold finite values."""
+        picks, core, present = self._select(
+            features, norms, mask, coreset_size=coreset_size, training=self.training
+        )
         faces = features * norms.unsqueeze(-1)
         start = core + self._norm_code(torch.linalg.vector_norm(core, dim=-1))
         attended, _ = self.self_attention(start, start, start, present)
@@ -169,9 +186,16 @@ class CoresetAggregator(nn.Module):
     def evaluation_picks(self, sets: FaceSets) -> Tensor:
         """(B, K) picks that evaluation makes, in either mode of the module; see `pick_agreement`."""
         self._check_size(sets)
+        sets = self.quality.applied(sets)
         chunks = sets.chunks()
         picks = [
-            self._select(chunk.take(sets.features), chunk.take(sets.norms), chunk.mask, training=False).picks
+            self._select(
+                chunk.take(sets.features),
+                chunk.take(sets.norms),
+                chunk.mask,
+                coreset_size=self.coreset_size,
+                training=False,
+            ).picks
             for chunk in chunks
         ]
         return torch.cat(picks)[torch.cat([chunk.sets for chunk in chunks]).argsort()]
@@ -220,10 +244,18 @@ class CoresetAggregator(nn.Module):
                 f"{sets.embedding_size}. Use the backbone that this aggregator was trained with."
             )
 
-    def _select(self, features: Tensor, norms: Tensor, mask: Tensor | None, *, training: bool) -> Selection:
+    def _select(
+        self, features: Tensor, norms: Tensor, mask: Tensor | None, *, coreset_size: int, training: bool
+    ) -> Selection:
         sampling = Sampling(self.temperature, self.gumbel_noise, self.mask_picked) if training else None
         return select_faces(
-            features, norms, mask, coreset_size=self.coreset_size, gamma=self.gamma, sampling=sampling
+            features,
+            norms,
+            mask,
+            coreset_size=coreset_size,
+            gamma=self.gamma,
+            sampling=sampling,
+            hides_nothing=True,
         )
 
     def _norm_code(self, norms: Tensor) -> Tensor:
@@ -306,7 +338,10 @@ def norm_code(norms: Tensor, embedding_size: int) -> Tensor:
     """Sine (even j) and cosine (odd j) of r 2 pi / 10000^(2 floor(j/2)/D), j < D: norms (...) -> (..., D)."""
     pairs = torch.arange(0, embedding_size, 2, device=norms.device, dtype=norms.dtype)
     angles = norms.unsqueeze(-1) * (2 * math.pi) / 10000 ** (pairs / embedding_size)
-    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)[..., :embedding_size]
+    # Filled by halves: torch.stack takes as long again as sine and cosine do.
+    code = angles.new_empty(*angles.shape, 2)
+    code[..., 0], code[..., 1] = angles.sin(), angles.cos()
+    return code.flatten(-2)[..., :embedding_size]
 
 
 def published_state(state: Mapping[str, object], *, gamma: float | None = None) -> dict[str, Tensor]:

@@ -57,6 +57,7 @@ def select_faces(
     coreset_size: int,
     gamma: Tensor | float,
     sampling: Sampling | None = None,
+    hides_nothing: bool = False,
 ) -> Selection:
     """Chooses the face of largest norm, then again and again the face farthest from all chosen ones.
 
@@ -81,12 +82,13 @@ def select_faces(
         coreset_size: K; a set of T_b faces gets min(K, T_b) picks.
         gamma: weight of quality against diversity; used as if within 0..`LARGEST_GAMMA`.
         sampling: training; None is evaluation.
+        hides_nothing: what the mask leaves out is finite too, so that no copy without it is made.
     """
     with without_autocast(features):
         features, norms = at_least_float32(features), at_least_float32(norms)
         if mask is None:
             mask = torch.ones_like(norms, dtype=torch.bool)
-        else:
+        elif not hides_nothing:
             # Hidden behind zeros, not only left out: 0 x NaN would come back in the gradient.
             features, norms = features.masked_fill(~mask.unsqueeze(-1), 0), norms.masked_fill(~mask, 0)
         picks, core = _farthest_points(features.contiguous(), norms, mask, coreset_size, gamma, sampling)
@@ -113,7 +115,7 @@ def quality_weight(norms: Tensor, gamma: Tensor | float) -> Tensor:
     it back.
     """
     exponent = torch.as_tensor(gamma, dtype=norms.dtype, device=norms.device)
-    exponent = exponent + (exponent.clamp(0, LARGEST_GAMMA) - exponent).detach()
+    exponent = exponent + (exponent.clamp(0.0, LARGEST_GAMMA) - exponent).detach()
     base = norms.clamp_min(SMALLEST_NORM)
     if base.device.type != "cpu":
         return base**exponent
@@ -160,7 +162,7 @@ def _farthest_points(
             available = available & (places != pick.unsqueeze(1))
         if number + 1 < coreset_size:
             direction = _picked_direction(features, norms, directions, pick, soft)
-            distance = weight * _squared_length(directions - direction.unsqueeze(1)) / 4
+            distance = weight * _length(directions - direction.unsqueeze(1)).square() / 4
             nearest = distance if nearest is None else torch.minimum(nearest, distance)
             scores = nearest
     return torch.stack(picks, dim=1), torch.stack(core, dim=1)
@@ -213,9 +215,9 @@ def _row_at(rows: Tensor, pick: Tensor) -> Tensor:
 
 def _unit_rows(rows: Tensor) -> Tensor:
     # Rows of zeros (padding) stay zeros, with a bounded gradient.
-    return rows / _squared_length(rows).clamp_min(1e-12).sqrt().unsqueeze(-1)
+    return rows / _length(rows).clamp_min(1e-6).unsqueeze(-1)
 
 
-def _squared_length(rows: Tensor) -> Tensor:
+def _length(rows: Tensor) -> Tensor:
     wide = rows.device.type == "cuda"
-    return rows.square().sum(dim=-1, dtype=torch.float64 if wide else None).to(rows.dtype)
+    return torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64 if wide else None).to(rows.dtype)

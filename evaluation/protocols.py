@@ -118,8 +118,8 @@ def read_protocol(data_root: Path, name: str) -> SetProtocol:
         _meta(folder, "face_tid_mid.txt"), {"FILE": str, "TEMPLATE": np.int64, "MEDIA": np.int64}
     )
     ids, rows = np.unique(table["TEMPLATE"].to_numpy(), return_inverse=True)
-    pairs = _read_pairs(_meta(folder, "template_pair_label.txt"), ids)
-    galleries, probes = _read_one_to_many(folder, ids)
+    pairs = read_pairs(_meta(folder, "template_pair_label.txt"), ids)
+    galleries, probes = read_one_to_many(folder, ids)
     lists = [*galleries, probes] if probes is not None else list(galleries)
     protocol = SetProtocol(
         name=name,
@@ -238,7 +238,12 @@ def _check_folder(folder: Path, name: str) -> None:
     )
 
 
-def _read_pairs(path: Path, template_ids: NDArray[np.int64]) -> TemplatePairs:
+def read_pairs(path: Path, template_ids: NDArray[np.int64]) -> TemplatePairs:
+    """Reads a pair list, `template_ids` (M,) rising; in binary where it was read before.
+
+    Raises:
+        InputError: the file is missing or broken (with its line), or names other templates.
+    """
     if (kept := cached_pairs(path, template_ids)) is not None:
         return TemplatePairs(*kept)
     table = read_table(path, {"TEMPLATE": np.int32, "TEMPLATE_2": np.int32, "LABEL": np.int8})
@@ -280,10 +285,14 @@ def _rows_of(ids: Integers, template_ids: NDArray[np.int64], path: Path) -> NDAr
     )
 
 
-def _read_one_to_many(
+def read_one_to_many(
     folder: Path, template_ids: NDArray[np.int64]
 ) -> tuple[tuple[TemplateList, ...], TemplateList | None]:
-    """Galleries in the order of their names, and probes; nothing where there is none of the files."""
+    """Galleries in the order of their names, and probes; nothing where there is none of the files.
+
+    Raises:
+        InputError: some are missing, are broken (with the line), or name other templates.
+    """
     galleries = sorted((folder / "meta").glob(f"{folder.name.lower()}_1N_gallery_*.csv"))
     probes = _meta(folder, "1N_probe_mixed.csv")
     if not galleries and not probes.is_file():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +26,10 @@ FLIP_RULES = ("pre_norm_vector_add", "norm_weighted_avg", "average", "concat")
 
 Floats = NDArray[np.floating[Any]]
 
-# Faces handed to an aggregator at once; a larger template is alone. 32 MiB of float32 at 512 values.
-_FACES_AT_ONCE = 16_384
+# Work handed to an aggregator at once; a larger template is alone. Faces cost one each, and a template as
+# much as three, for what is done with its chosen ones. At most 16 MiB of float32 at 512 values, a thread.
+_WORK_AT_ONCE = 8_192
+_WORK_OF_TEMPLATE = 3
 
 
 def fuse_flips(
@@ -168,33 +171,52 @@ def describe_templates(
     if weights is not None and device.type == "cpu":
         return _weighted_sums(features, groups.rows, weights(norms[groups.rows], groups), groups.offsets)
     aggregator = aggregator.to(device).eval()
-    found: TemplateDescriptors | None = None
-    order = np.argsort(-groups.sizes, kind="stable")
-    for templates in _batches(order, groups.sizes):
-        sets = _sets_of(templates, features, norms, groups).to(device)
-        descriptor: SetDescriptor = aggregator(sets)
-        embedding = descriptor.embedding.float().cpu().numpy()
-        if found is None:
-            found = TemplateDescriptors(
-                np.empty((len(groups), embedding.shape[1]), np.float32), np.empty(len(groups), np.float32)
-            )
-        found.embedding[templates] = embedding
-        found.norm[templates] = descriptor.norm.float().cpu().numpy()
-    if found is None:
+    if not len(groups):
         raise InputError("there are no templates to describe.")
-    return found
+    batches = _batches(np.argsort(-groups.sizes, kind="stable"), groups.sizes)
+
+    def describe(templates: NDArray[np.int64]) -> TemplateDescriptors:
+        with torch.inference_mode():
+            sets = _sets_of(templates, features, norms, groups).to(device)
+            descriptor: SetDescriptor = aggregator(sets)
+            return TemplateDescriptors(
+                descriptor.embedding.float().cpu().numpy(), descriptor.norm.float().cpu().numpy()
+            )
+
+    parts = _by_threads(describe, batches) if device.type == "cpu" else list(map(describe, batches))
+    place = np.argsort(np.concatenate(batches))
+    return TemplateDescriptors(
+        np.concatenate([part.embedding for part in parts])[place],
+        np.concatenate([part.norm for part in parts])[place],
+    )
+
+
+def _by_threads(
+    work: Callable[[NDArray[np.int64]], TemplateDescriptors], batches: list[NDArray[np.int64]]
+) -> list[TemplateDescriptors]:
+    """One batch a thread: two threads that share one batch wait for each other at every step of it.
+
+    23,124 templates of IJB-C's sizes, two cores: 3.9 s in place of 5.0 s.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or len(batches) == 1:
+        return list(map(work, batches))
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(work, batches))
+    finally:
+        # Part of what the threads set for themselves holds for the whole process.
+        torch.set_num_threads(threads)
 
 
 def _batches(order: NDArray[np.int64], sizes: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Cuts templates in the given order into batches of at most `_FACES_AT_ONCE` faces, one at least."""
-    batches, first, faces = [], 0, 0
-    for place, size in enumerate(sizes[order].tolist()):
-        if place > first and faces + size > _FACES_AT_ONCE:
-            batches.append(order[first:place])
-            first, faces = place, 0
-        faces += size
-    if first < len(order):
-        batches.append(order[first:])
+    """Cuts templates in the given order into batches of at most `_WORK_AT_ONCE`, one template at least."""
+    work = np.cumsum(sizes[order] + _WORK_OF_TEMPLATE)
+    batches, first, before = [], 0, 0
+    while first < len(order):
+        last = max(first + 1, int(np.searchsorted(work, before + _WORK_AT_ONCE, side="right")))
+        batches.append(order[first:last])
+        first, before = last, int(work[last - 1])
     return batches
 
 

@@ -370,7 +370,7 @@ def test_where_the_data_cannot_be_written_the_users_cache_serves(
     monkeypatch.setattr(protocols, "read_table", None, raising=True)
     with pytest.raises(TypeError):
         read(data)
-    assert protocols._read_pairs(
+    assert protocols.read_pairs(
         data.meta("template_pair_label.txt"), np.unique([t for _, t, _ in data.faces])
     )
 

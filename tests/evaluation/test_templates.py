@@ -33,7 +33,7 @@ every_name = pytest.mark.parametrize("name", AGGREGATORS)
 @pytest.fixture(autouse=True, scope="module")
 def _batches_of_few_faces() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(templates_module, "_FACES_AT_ONCE", 24)
+        patch.setattr(templates_module, "_WORK_AT_ONCE", 24)
         yield
 
 
@@ -72,6 +72,23 @@ def one_at_a_time(module: nn.Module, features, norms, template, media) -> np.nda
             found = module(sets)
             rows.append(torch.cat([found.embedding[0], found.norm]).numpy())
     return np.stack(rows)
+
+
+@every_name
+def test_threads_change_nothing_and_are_given_back(name: str) -> None:
+    features, norms, template, media = dataset()
+    groups = group_faces(template, media, template.max() + 1)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = describe_templates(build(name), features, norms, groups)
+        torch.set_num_threads(3)
+        together = describe_templates(build(name), features, norms, groups)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert np.array_equal(together.embedding, alone.embedding)
+    assert np.array_equal(together.norm, alone.norm)
 
 
 @every_name
