@@ -1,4 +1,4 @@
-"""Brings data into the form that training reads, and back.
+"""Brings data and weights from one form to another.
 
 python convert.py --rec_path DATA/faces_emore --num_workers 8
     unpacks train.rec and the pair sets (*.bin) beside it, with the original bytes
@@ -6,12 +6,22 @@ python convert.py --pack FOLDER --out DIR
     packs a folder of <subject>/<image>
 python convert.py --draw_faces DIR --subjects 200
     draws synthetic faces: a pack and a pair set, for the demo and for tests
+python convert.py --list-weights
+    shows the published models that are known by name: figures, licences, where they are
+python convert.py --fetch-weights adaface_ir_50_ms1mv2
+    downloads one of them; commands then take its name as their weights
+python convert.py --weights IN OUT.safetensors
+    writes any weights that we read in our own form, with their architecture, colours, source and licence
+python convert.py --check-quality WEIGHTS IMAGES
+    degrades faces of the folder and says whether the norm of these weights is a measure of quality
+python convert.py --export onnx WEIGHTS --out DIR
+    writes backbone.onnx and, of a trained aggregator, aggregator.onnx, for programs in other languages
 """
 
 from __future__ import annotations
 
 import sys
-from argparse import SUPPRESS, ArgumentParser
+from argparse import SUPPRESS, ArgumentParser, _ArgumentGroup, _MutuallyExclusiveGroup
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,6 +38,11 @@ _MODES: dict[str, dict[str, Any]] = {
     "rec_path": {"out": "", "num_workers": 0, "image_format": "original", "quality": 95},
     "pack": {"out": None},
     "draw_faces": {"subjects": 200, "seed": 0},
+    "list_weights": {},
+    "fetch_weights": {"out": ""},
+    "weights": {"arch": "", "channel_order": "", "allow_pickle": False, "licence": ""},
+    "check_quality": {"arch": "", "channel_order": "", "num_images": 300, "seed": 0},
+    "export": {"out": None, "arch": "", "channel_order": ""},
 }
 
 
@@ -52,16 +67,63 @@ def flags() -> ArgumentParser:
     )
     modes.add_argument("--pack", metavar="DIR", help="pack this folder of <subject>/<image>")
     modes.add_argument("--draw_faces", metavar="DIR", help="draw faces into a pack and a pair set")
+    _weight_modes(modes)
     how = parser.add_argument_group("how")
-    how.add_argument("--out", metavar="DIR", help="where to (default: --rec_path's folder; --pack needs it)")
+    how.add_argument("--out", metavar="DIR", help="where to (default: --rec_path's folder, or the cache)")
     how.add_argument("--num_workers", type=int, help="--rec_path: processes (default: 0, this one)")
     how.add_argument(
         "--image_format", choices=FORMATS, help="--rec_path: of the files (default: original, the bytes)"
     )
     how.add_argument("--quality", type=int, help="--rec_path: of JPEG, with --image_format jpg (default: 95)")
     how.add_argument("--subjects", type=int, help="--draw_faces: how many (default: 200)")
-    how.add_argument("--seed", type=int, help="--draw_faces: the same seed draws the same faces (default: 0)")
+    how.add_argument("--seed", type=int, help="the same seed draws, or degrades, the same faces (default: 0)")
+    _weight_flags(parser.add_argument_group("weights"))
     return parser
+
+
+def _weight_modes(modes: _MutuallyExclusiveGroup) -> None:
+    modes.add_argument(
+        "--list-weights", "--list_weights", action="store_true", help="show the catalogue of published models"
+    )
+    modes.add_argument(
+        "--fetch-weights", "--fetch_weights", metavar="NAME", help="download a model of the catalogue"
+    )
+    modes.add_argument(
+        "--weights", nargs=2, metavar=("IN", "OUT"), help="write weights of any kind as OUT.safetensors"
+    )
+    modes.add_argument(
+        "--check-quality",
+        "--check_quality",
+        nargs=2,
+        metavar=("WEIGHTS", "IMAGES"),
+        help="is the norm of these weights a measure of quality? IMAGES: a folder of <subject>/<image>",
+    )
+    modes.add_argument(
+        "--export",
+        nargs=2,
+        metavar=("FORMAT", "WEIGHTS"),
+        help="write weights for other programs; FORMAT: onnx",
+    )
+
+
+def _weight_flags(group: _ArgumentGroup) -> None:
+    from net import BACKBONES
+
+    group.add_argument("--arch", choices=BACKBONES, help="of the weights, where their file does not say it")
+    group.add_argument(
+        "--channel_order",
+        "--channel-order",
+        choices=("BGR", "RGB"),
+        help="that the weights expect, where it is another than their kind's",
+    )
+    group.add_argument(
+        "--allow-pickle",
+        "--allow_pickle",
+        action="store_true",
+        help="--weights: read old files that hold more than tensors, which can run any code",
+    )
+    group.add_argument("--licence", metavar="TEXT", help="--weights: of them, as their author states it")
+    group.add_argument("--num_images", type=int, help="--check-quality: faces to degrade (default: 300)")
 
 
 def convert(given: Mapping[str, Any]) -> None:
@@ -83,7 +145,7 @@ def convert(given: Mapping[str, Any]) -> None:
         if default is None and name not in given
     ]
     values = allowed | dict(given)
-    for name, least in (("num_workers", 0), ("subjects", 2), ("seed", 0), ("quality", 1)):
+    for name, least in (("num_workers", 0), ("subjects", 2), ("seed", 0), ("quality", 1), ("num_images", 20)):
         if name in values and values[name] < least:
             faults.append(f"--{name} {values[name]}: expected {least} or more.")
     if values.get("quality", 0) > 100:
@@ -96,6 +158,11 @@ def convert(given: Mapping[str, Any]) -> None:
         "rec_path": _unpack,
         "pack": _pack,
         "draw_faces": _draw,
+        "list_weights": _list_weights,
+        "fetch_weights": _fetch_weights,
+        "weights": _convert_weights,
+        "check_quality": _check_quality,
+        "export": _export,
     }
     work[mode](values)
 
@@ -172,6 +239,70 @@ def _draw(values: Mapping[str, Any]) -> None:
         f"{out / REC_NAME}: {images:,} drawn images of {subjects:,} subjects; {out / 'synthetic.bin'}: "
         f"{pairs:,} pairs of other subjects"
     )
+
+
+def _list_weights(_: Mapping[str, Any]) -> None:
+    from weights.catalogue import CATALOGUE, catalogue_text
+    from weights.sources import fetched
+
+    print(catalogue_text(CATALOGUE.values(), [e.name for e in CATALOGUE.values() if fetched(e) is not None]))
+
+
+def _fetch_weights(values: Mapping[str, Any]) -> None:
+    from weights.fetching import entry_named, fetch
+
+    entry = entry_named(values["fetch_weights"])
+    path = fetch(entry, Path(values["out"]) if values["out"] else None)
+    print(
+        f"{path}\n  licence of the weights: {entry.weights_licence}; commercial use: {entry.commercial_use}"
+    )
+    print(f"  trained on {entry.training_data}: {entry.data_terms}")
+    print(f"  wherever weights are asked for, write {path if values['out'] else entry.name}")
+
+
+def _convert_weights(values: Mapping[str, Any]) -> None:
+    from weights.converting import PICKLE_WARNING, convert_weights
+
+    source, out = values["weights"]
+    if values["allow_pickle"]:
+        print(PICKLE_WARNING, file=sys.stderr)
+    done = convert_weights(
+        source,
+        Path(out),
+        arch=values["arch"] or None,
+        channel_order=values["channel_order"] or None,
+        allow_pickle=values["allow_pickle"],
+        licence=values["licence"] or None,
+    )
+    print(done)
+
+
+def _check_quality(values: Mapping[str, Any]) -> None:
+    from quality_check import check_quality
+    from weights import load_backbone
+
+    source, images = values["check_quality"]
+    backbone = load_backbone(source, values["arch"] or None, channel_order=values["channel_order"] or None)
+    report = check_quality(
+        backbone, Path(images), num_images=values["num_images"], seed=values["seed"], name=source
+    )
+    print(report.text)
+
+
+def _export(values: Mapping[str, Any]) -> None:
+    from export import FORMATS, export_onnx
+
+    form, source = values["export"]
+    if form not in FORMATS:
+        raise InputError(f"--export {form}: expected a format, {' or '.join(FORMATS)}, and then the weights.")
+    done = export_onnx(source, Path(values["out"]), values["arch"] or None, values["channel_order"] or None)
+    for each in done:
+        check = "not compared, as onnxruntime is not installed"
+        if each.difference is not None:
+            check = f"embeddings within {each.difference:.1g} of PyTorch's"
+        print(f"{each.path}: {each.path.stat().st_size / 2**20:.1f} MiB, {check}")
+    if len(done) == 1:
+        print(f"{source} holds no trained aggregator; poolings are a line in any language")
 
 
 if __name__ == "__main__":

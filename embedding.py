@@ -6,7 +6,6 @@ What comes out is a `data.feature_store` that says what it was made from; what i
 from __future__ import annotations
 
 import copy
-import hashlib
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -42,6 +41,7 @@ from data.feature_store import (
 from errors import InputError
 from evaluation.templates import fuse_flips
 from net import Backbone
+from weights import backbone_digest
 
 NO_FLIP = "not used"
 STAMP = "stamp"
@@ -58,7 +58,7 @@ class EmbedOptions:
     """How faces are embedded.
 
     `flip`: of `FLIP_RULES`, or `NO_FLIP`; `devices`: GPUs of a node, or processes on a CPU where `gpu` is
-    False; `precision`: as Lightning names it.
+    False; `precision`: as Lightning names it; `feature_type`: how features are kept, float32 or float16.
     """
 
     flip: str = NO_FLIP
@@ -68,6 +68,7 @@ class EmbedOptions:
     gpu: bool = False
     devices: int = 1
     num_nodes: int = 1
+    feature_type: str = "float32"
 
 
 def embed_faces(
@@ -78,6 +79,7 @@ def embed_faces(
     options: EmbedOptions,
     *,
     stamps: NDArray[np.uint64] | None = None,
+    columns: Mapping[str, NDArray[Any]] | None = None,
     about: Mapping[str, str] | None = None,
     name: str = "faces",
 ) -> FeatureStore | None:
@@ -94,6 +96,7 @@ def embed_faces(
         cache: folder of stores; on a disk that all nodes share.
         options: how.
         stamps: (N,) of the image files, such as their sizes and times; another stamp is another image.
+        columns: (N,) arrays to keep beside the features; they follow from what `images` says.
         about: what is only good to know of the features, beside device and versions.
         name: what the progress bar calls them.
 
@@ -113,12 +116,14 @@ def embed_faces(
             return store if _rank() == 0 else None
     size = backbone.spec.embedding_size * (2 if options.flip == "concat" else 1)
     rows = min(max(-(-len(faces) // _PARTS), _FEWEST_PART_ROWS), _MOST_PART_ROWS)
-    layout = StoreLayout(len(faces), size, columns={STAMP: "uint64"}, part_rows=rows)
+    beside = {STAMP: stamps, **(columns or {})}
+    kinds = {name: str(column.dtype) for name, column in beside.items()}
+    layout = StoreLayout(len(faces), size, options.feature_type, kinds, rows)
     place = (folder, layout, identity, _about(options) | dict(about or {}))
     if _rank() == 0:
         # Before the processes start: it may find no room.
         FeatureWriter(*place)
-    module = _Embedding(backbone, faces, options, stamps, place)
+    module = _Embedding(backbone, faces, options, beside, place)
     with _quiet_lightning():
         trainer = _trainer(options, name)
         try:
@@ -146,19 +151,10 @@ def identity_of(backbone: Backbone, images: Mapping[str, str], options: EmbedOpt
         "flip": options.flip,
         "precision": options.precision,
         "embedding": f"revision {_REVISION}",
+        # Stores of full precision keep the identity that they had before there was another.
+        **({} if options.feature_type == "float32" else {"features": options.feature_type}),
         **images,
     }
-
-
-def backbone_digest(backbone: nn.Module) -> str:
-    """SHA-256 over names and values of the weights, the same in whatever file they stand."""
-    digest = hashlib.sha256()
-    for key, value in sorted(backbone.state_dict().items()):
-        # Counts training steps, which no feature depends on.
-        if not key.endswith("num_batches_tracked"):
-            digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
-            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def fused_for_inference(backbone: Backbone) -> Backbone:
@@ -181,14 +177,14 @@ class _Embedding(pl.LightningModule):
         backbone: Backbone,
         faces: Faces,
         options: EmbedOptions,
-        stamps: NDArray[np.uint64],
+        columns: Mapping[str, NDArray[Any]],
         place: tuple[Path, StoreLayout, dict[str, str], dict[str, str]],
     ) -> None:
         super().__init__()
         self.backbone = fused_for_inference(backbone).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.faults: dict[int, str] = {}
         self.pending: list[int] = []
-        self._faces, self._options, self._stamps = faces, options, stamps
+        self._faces, self._options, self._columns = faces, options, columns
         self._place = place
         self.layout = place[1]
         self._made: list[tuple[Tensor, Tensor]] = []
@@ -198,7 +194,8 @@ class _Embedding(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """All processes learn from the first what is pending, so that none is left out or made twice."""
         folder = self._place[0]
-        pending = FeatureWriter(*self._place).pending({STAMP: self._stamps}) if self.global_rank == 0 else []
+        stamps = {STAMP: self._columns[STAMP]}
+        pending = FeatureWriter(*self._place).pending(stamps) if self.global_rank == 0 else []
         self.pending = self.trainer.strategy.broadcast(pending)
         if not (folder / MANIFEST).is_file():
             raise InputError(f"{folder}: is not seen from all nodes. It has to be on a disk that they share.")
@@ -243,7 +240,7 @@ class _Embedding(pl.LightningModule):
             # One transfer a part: a GPU is not kept waiting for each batch.
             "features": features[: len(rows)].float().cpu().numpy(),
             "norms": norms[: len(rows)].float().cpu().numpy(),
-            STAMP: self._stamps[rows.start : rows.stop],
+            **{name: column[rows.start : rows.stop] for name, column in self._columns.items()},
         }
         self._writer.write_part(part, arrays)
 

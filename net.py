@@ -10,7 +10,7 @@ import difflib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -152,10 +152,16 @@ class _Layout:
     stem_stride: int = 1
     bottleneck: bool = False
     squeeze_excitation: bool = False
+    insightface: bool = False
 
 
 class IResNet(Backbone):
-    """The residual network of ArcFace and AdaFace ('IR', METHOD 2); `ir_se` adds squeeze-excitation."""
+    """The residual network of ArcFace and AdaFace ('IR', METHOD 2); `ir_se` adds squeeze-excitation.
+
+    `iresnet*` are those of InsightFace's arcface_torch: each stage begins with a convolution in its shortcut,
+    where 'IR' has a stride alone if the width stays, and the last BatchNorm has a scale (fixed to 1) and a
+    bias. Source: its backbones/iresnet.py.
+    """
 
     def __init__(self, spec: BackboneSpec, layout: _Layout) -> None:
         super().__init__(spec)
@@ -170,8 +176,10 @@ class IResNet(Backbone):
             nn.Dropout(0.4),
             nn.Flatten(),
             nn.Linear(last * side * side, spec.embedding_size),
-            nn.BatchNorm1d(spec.embedding_size, affine=False),
+            nn.BatchNorm1d(spec.embedding_size, affine=layout.insightface),
         )
+        if layout.insightface:
+            self.output_layer[4].weight.requires_grad_(False)
         self.body = nn.Sequential()
         inputs = stem
         for units, width, stride in zip(layout.units, layout.widths, layout.strides, strict=True):
@@ -193,7 +201,7 @@ class _ResidualUnit(nn.Module):
         super().__init__()
         self.stride = stride
         self.shortcut_layer: nn.Module = nn.Identity()
-        if inputs != outputs:
+        if inputs != outputs or (layout.insightface and stride > 1):
             self.shortcut_layer = nn.Sequential(
                 nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
             )
@@ -363,11 +371,28 @@ _LAYOUTS = {
     # For tests and the demo. The full-size stem costs more than all else on a CPU, hence its stride.
     "ir_tiny": _Layout((1, 1, 1, 1), (8, 16, 32, 64), strides=(2, 2, 2, 1), stem_width=8, stem_stride=2),
 }
+# arcface_torch's, under its own names.
+_INSIGHTFACE = {
+    "iresnet18": _LAYOUTS["ir_18"],
+    "iresnet34": _LAYOUTS["ir_34"],
+    "iresnet50": _LAYOUTS["ir_50"],
+    "iresnet100": _LAYOUTS["ir_101"],
+    "iresnet200": _Layout((6, 26, 60, 6)),
+    "iresnet_tiny": _LAYOUTS["ir_tiny"],
+}
+_LAYOUTS |= {name: replace(layout, insightface=True) for name, layout in _INSIGHTFACE.items()}
 
-BACKBONES: dict[str, BackboneSpec] = {
-    name: BackboneSpec(name, 64 if name == "ir_tiny" else 512, "BGR", 127.5, 127.5, norm_is_quality=True)
-    for name in _LAYOUTS
-} | {"mobilefacenet": BackboneSpec("mobilefacenet", 128, "RGB", 127.5, 128.0, norm_is_quality=True)}
+
+def _spec(name: str) -> BackboneSpec:
+    """AdaFace ties the norm to quality and reads BGR; InsightFace's losses do not, and read RGB."""
+    adaface = name not in _INSIGHTFACE
+    size = 64 if name.endswith("_tiny") else 512
+    return BackboneSpec(name, size, "BGR" if adaface else "RGB", 127.5, 127.5, norm_is_quality=adaface)
+
+
+BACKBONES: dict[str, BackboneSpec] = {name: _spec(name) for name in _LAYOUTS} | {
+    "mobilefacenet": BackboneSpec("mobilefacenet", 128, "RGB", 127.5, 128.0, norm_is_quality=True)
+}
 
 _BUILDERS: dict[str, Callable[[BackboneSpec], Backbone]] = {
     **{name: partial(IResNet, layout=layout) for name, layout in _LAYOUTS.items()},

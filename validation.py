@@ -22,17 +22,15 @@ from torch import nn
 
 from coreset import AGGREGATORS, build_aggregator
 from data.feature_store import FeatureStore
-from embedding import NO_FLIP, EmbedOptions, backbone_digest, embed_faces
+from embedding import NO_FLIP, EmbedOptions, embed_faces
 from errors import InputError
 from evaluation.face_files import ListedFaces
-from evaluation.report import SCHEMA, Result, protocol_text
+from evaluation.report import SCHEMA, Result, protocol_text, versions, write_result
 from evaluation.templates import FLIP_RULES
-from files import atomic_write, sha256_of
+from files import atomic_write
 from net import BACKBONES, Backbone
-from run_folder import versions
-from settings import PRECISIONS
-from train_val import FACES_AT_ONCE
-from weights import load_aggregator, load_backbone
+from settings import FACES_AT_ONCE, PRECISIONS
+from weights import backbone_digest, load_aggregator, load_backbone, source_name, weights_sha256
 
 # Written whatever folder a command is called from.
 EXPERIMENTS = Path(__file__).resolve().parent / "experiments"
@@ -45,7 +43,11 @@ _Value = TypeVar("_Value")
 def add_model(parser: argparse.ArgumentParser, *, flip: str) -> None:
     """Adds the flags of the backbone and of embedding; `flip`: what the published code does."""
     group = parser.add_argument_group("model")
-    group.add_argument("--weights", type=Path, metavar="FILE", help="of a backbone: .ckpt, .pt, .safetensors")
+    group.add_argument(
+        "--weights",
+        metavar="SOURCE",
+        help="of a backbone: a file (.ckpt, .pt, .safetensors, .onnx), a name of the catalogue, hf://OWNER/REPO",
+    )
     group.add_argument("--arch", choices=BACKBONES, help="of the weights, where their file does not say it")
     group.add_argument(
         "--flip",
@@ -115,16 +117,21 @@ class Faults:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A backbone and how it embeds; `weights`: its file."""
+    """A backbone and how it embeds; `weights`: its source."""
 
     backbone: Backbone
-    weights: Path
+    weights: str
     options: EmbedOptions
 
     @property
     def embedding_size(self) -> int:
         """D of the features, those of the mirror images joined."""
         return self.backbone.spec.embedding_size * (2 if self.options.flip == "concat" else 1)
+
+    @property
+    def name(self) -> str:
+        """Of the weights, for tables."""
+        return source_name(self.weights)
 
     @property
     def device(self) -> str:
@@ -177,7 +184,7 @@ def open_model(args: argparse.Namespace, faults: Faults) -> Model | None:
 
 
 def open_aggregators(
-    names: Sequence[str], model: Model, weights: Path | None, default: str, faults: Faults
+    names: Sequence[str], model: Model, weights: str | None, default: str, faults: Faults
 ) -> dict[str, nn.Module]:
     """Aggregators by name; a trained one comes from `weights`, else from the backbone's own file.
 
@@ -212,7 +219,7 @@ def open_aggregators(
     return found
 
 
-def _check_fit(source: Path, trained: nn.Module | None, model: Model) -> None:
+def _check_fit(source: str, trained: nn.Module | None, model: Model) -> None:
     """An aggregator over another backbone than it was trained with gives figures without sense."""
     size = getattr(trained, "embedding_size", model.embedding_size)
     if size != model.embedding_size:
@@ -243,7 +250,7 @@ def embed(model: Model, faces: ListedFaces, cache: Path, *, name: str) -> Featur
         cache,
         model.options,
         stamps=faces.stamps(),
-        about={"weights": model.weights.name, "weights_sha256": sha256_of(model.weights)},
+        about={"weights": model.name, "weights_sha256": weights_sha256(model.weights)},
         name=name,
     )
 
@@ -288,7 +295,7 @@ def result_frame(
         "model": {
             "backbone": spec.name,
             "aggregator": aggregator,
-            "weights_sha256": sha256_of(model.weights),
+            "weights_sha256": weights_sha256(model.weights),
         },
         "data": {},
         "seconds": {name: round(value, 3) for name, value in seconds.phases.items()},
@@ -301,11 +308,13 @@ def result_frame(
 def heading(result: Result, model: Model) -> str:
     """What stands above a table: all that makes figures differ."""
     name = result["protocol"]["name"]
-    return f"# {name}\n\n{protocol_text(result)}\n- model: {model.weights.name}, {model.backbone.spec.name}"
+    return f"# {name}\n\n{protocol_text(result)}\n- model: {model.name}, {model.backbone.spec.name}"
 
 
-def write_report(out: Path, paragraphs: Sequence[str]) -> str:
-    """Writes `<out>/report.md` and returns its text."""
+def leave(out: Path, result: Result, paragraphs: Sequence[str]) -> None:
+    """Writes result.json and report.md into `out`, prints the report, and says where all is."""
+    write_result(out, result)
     text = "\n\n".join(paragraphs)
     atomic_write(out / "report.md", text + "\n")
-    return text
+    print(text)
+    print(f"\neverything is in {out}: result.json, report.md, features/")

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from usage import measured
+
 from embedding import fused_for_inference
 from net import BACKBONES, build_backbone
-from usage import measured
 
 
 def main() -> None:

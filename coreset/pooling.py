@@ -13,6 +13,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
+from coreset.quality import FaceQuality
 from coreset.selection import LARGEST_GAMMA, at_least_float32, select_faces, without_autocast
 from coreset.sets import FaceSets, SetDescriptor
 from errors import InputError
@@ -22,7 +23,13 @@ _HASHED_VALUES = 15
 
 
 class Pooling(nn.Module):
-    """Sums the unit features of each set with coefficients; the same in training and evaluation."""
+    """Sums the unit features of each set with coefficients; the same in training and evaluation.
+
+    Those that weigh faces take `quality`: by what; see `coreset.quality`.
+    """
+
+    # Annotated alone: a value in the class would hide the module of an instance.
+    quality: FaceQuality
 
     @abstractmethod
     def _coefficients(self, sets: FaceSets, norms: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,6 +41,8 @@ class Pooling(nn.Module):
     def forward(self, sets: FaceSets) -> SetDescriptor:
         """Descriptors of all sets; `weights` are the coefficients as shares, equal where all are zero."""
         with without_autocast(sets.features):
+            if "quality" in self._modules:
+                sets = self.quality.applied(sets)
             features, norms = at_least_float32(sets.features), at_least_float32(sets.norms)
             coefficients, picks = self._coefficients(sets, norms)
             vectors = _sum_by_set(features * coefficients.unsqueeze(1), sets)
@@ -52,6 +61,10 @@ class Mean(Pooling):
 class NormWeighted(Pooling):
     """Mean of the un-normalised features: a face counts as much as its norm."""
 
+    def __init__(self, *, quality: str = "norm") -> None:
+        super().__init__()
+        self.quality = FaceQuality(quality, "norm_weighted", "weigh")
+
     def _coefficients(self, sets: FaceSets, norms: Tensor) -> tuple[Tensor, Tensor]:
         return norms / _sizes_per_face(sets), _no_picks(sets)
 
@@ -62,6 +75,10 @@ class MediaMean(Pooling):
     Raises:
         InputError: the sets carry no media numbers.
     """
+
+    def __init__(self, *, quality: str = "norm") -> None:
+        super().__init__()
+        self.quality = FaceQuality(quality, "media_mean", "weigh")
 
     def _coefficients(self, sets: FaceSets, norms: Tensor) -> tuple[Tensor, Tensor]:
         if sets.media is None:
@@ -78,9 +95,10 @@ class MediaMean(Pooling):
 class TopK(Pooling):
     """Mean of the unit features of the `coreset_size` faces of largest norm."""
 
-    def __init__(self, *, coreset_size: int = 3) -> None:
+    def __init__(self, *, coreset_size: int = 3, quality: str = "norm") -> None:
         super().__init__()
         self.coreset_size = _checked_size("top_k", coreset_size)
+        self.quality = FaceQuality(quality, "top_k", "choose")
 
     def _coefficients(self, sets: FaceSets, norms: Tensor) -> tuple[Tensor, Tensor]:
         picks = _first_by(-norms, sets, self.coreset_size)
@@ -90,6 +108,10 @@ class TopK(Pooling):
 class BestNorm(Pooling):
     """The un-normalised feature of largest norm alone, so that the descriptor's norm is that face's."""
 
+    def __init__(self, *, quality: str = "norm") -> None:
+        super().__init__()
+        self.quality = FaceQuality(quality, "best_norm", "choose")
+
     def _coefficients(self, sets: FaceSets, norms: Tensor) -> tuple[Tensor, Tensor]:
         picks = _first_by(-norms, sets, 1)
         return norms * _picked_share(picks, sets, norms), picks
@@ -98,9 +120,10 @@ class BestNorm(Pooling):
 class FpsMean(Pooling):
     """Mean of the un-normalised features that quality-weighted farthest-point sampling picks."""
 
-    def __init__(self, *, coreset_size: int = 3, gamma: float = 1.0) -> None:
+    def __init__(self, *, coreset_size: int = 3, gamma: float = 1.0, quality: str = "norm") -> None:
         super().__init__()
         self.coreset_size = _checked_size("fps_mean", coreset_size)
+        self.quality = FaceQuality(quality, "fps_mean", "spread")
         if not 0 <= gamma <= LARGEST_GAMMA:
             raise InputError(f"fps_mean: gamma {gamma} must be in 0..{LARGEST_GAMMA:g}; 0 is pure diversity.")
         self.gamma = gamma

@@ -220,4 +220,5 @@ def _unit_rows(rows: Tensor) -> Tensor:
 
 def _length(rows: Tensor) -> Tensor:
     wide = rows.device.type == "cuda"
-    return torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64 if wide else None).to(rows.dtype)
+    length: Tensor = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64 if wide else None)
+    return length.to(rows.dtype)

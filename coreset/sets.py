@@ -180,7 +180,9 @@ class PaddedChunk:
     def take(self, values: Tensor) -> Tensor:
         """(N, ...) values of faces -> (b, T, ...); where they lie together, without a copy."""
         if self.first_row is not None:
-            return values.narrow(0, self.first_row, self.rows.numel()).view(*self.rows.shape, *values.shape[1:])
+            return values.narrow(0, self.first_row, self.rows.numel()).view(
+                *self.rows.shape, *values.shape[1:]
+            )
         return values.index_select(0, self.rows.flatten()).view(*self.rows.shape, *values.shape[1:])
 
 

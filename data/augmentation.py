@@ -97,8 +97,12 @@ def crop_window(height: int, width: int, rng: np.random.Generator) -> tuple[int,
 
 def low_resolution(image: Image, rng: np.random.Generator) -> Image:
     """Shrinks to 0.2..1 of the side and enlarges again, each with an interpolation of its own."""
+    return shrink_and_enlarge(image, rng.uniform(*LOW_RES_SIDE), rng)
+
+
+def shrink_and_enlarge(image: Image, side: float, rng: np.random.Generator) -> Image:
+    """Shrinks to `side` of the side (above 0, at most 1) and enlarges again, with drawn interpolations."""
     height, width = image.shape[:2]
-    side = rng.uniform(*LOW_RES_SIDE)
     small = (max(1, int(side * width)), max(1, int(side * height)))
     down, up = (LOW_RES_INTERPOLATIONS[i] for i in rng.integers(len(LOW_RES_INTERPOLATIONS), size=2))
     shrunk = cv2.resize(image, small, interpolation=down)

@@ -156,7 +156,7 @@ def evaluate_ijb(
         norms: (N,).
         aggregators: of `coreset.AGGREGATORS`, by the names that tables call them.
         rules: what is done to faces first.
-        detector_scores: (N,); needed where the rules use them.
+        detector_scores: (N,); needed where the rules use them, or an aggregator whose quality they are.
         replicates: draws of subjects for the intervals; 0 gives none.
         published_helper: also the published 1:N helper's own rates, which are not FPIR.
         device: where aggregators work.
@@ -171,13 +171,15 @@ def evaluate_ijb(
         )
     found = IjbFigures()
     with found.timed("prepare"):
-        features, norms, groups = _faces_by_rules(protocol, features, norms, detector_scores, rules)
+        features, norms, groups, scores = _faces_by_rules(protocol, features, norms, detector_scores, rules)
     with found.timed("intervals"):
         pair_draws = _pair_bootstrap(protocol, replicates, found.warnings)
     drawn: dict[str, NDArray[np.float64]] = {}
     for name, aggregator in aggregators.items():
         with found.timed(f"aggregate {name}"):
-            descriptors = describe_templates(aggregator, features, norms, groups, device).embedding
+            descriptors = describe_templates(
+                aggregator, features, norms, groups, device, detector_scores=scores
+            ).embedding
         with found.timed("score"):
             pairs = protocol.pairs
             verification = verify(descriptors, pairs.first, pairs.second, pairs.is_mated, FARS)
@@ -203,7 +205,8 @@ def evaluate_ijb(
 
 def _faces_by_rules(
     protocol: SetProtocol, features: Floats, norms: Floats, detector_scores: Floats | None, rules: Rules
-) -> tuple[Floats, Floats, FaceGroups]:
+) -> tuple[Floats, Floats, FaceGroups, Floats | None]:
+    """Features, norms, templates and scores of the faces, or of the media that they are joined to."""
     weights = norms if rules.norm != NOT_USED else np.ones_like(norms)
     if rules.detector_score != NOT_USED:
         if detector_scores is None or detector_scores.shape != norms.shape:
@@ -211,8 +214,13 @@ def _faces_by_rules(
         weights = weights * detector_scores
     groups = group_faces(protocol.template_of_face, protocol.media, len(protocol.template_ids))
     if rules.media == NOT_USED:
-        return features, weights, groups
-    return average_media(features, weights, groups)
+        return features, weights, groups, detector_scores
+    scores = None
+    if detector_scores is not None:
+        # A medium's score is the mean of its faces'.
+        sums = np.bincount(groups.media, weights=detector_scores[groups.rows])
+        scores = sums / np.bincount(groups.media)
+    return *average_media(features, weights, groups), scores
 
 
 def _pair_bootstrap(protocol: SetProtocol, replicates: int, warnings: list[str]) -> PairBootstrap | None:

@@ -6,7 +6,9 @@ Rates are fractions everywhere but in tables, which say per cent. Plots are in `
 from __future__ import annotations
 
 import json
+import platform
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -279,3 +281,9 @@ def _cell(rate: float | None, interval: Sequence[float] | None = None) -> str:
 def _mean(rates: Sequence[float | None]) -> float | None:
     there = [rate for rate in rates if rate is not None]
     return sum(there) / len(there) if len(there) == len(rates) else None
+
+
+def versions() -> dict[str, str]:
+    """Versions that a result may depend on."""
+    packages = ("torch", "pytorch-lightning", "numpy", "opencv-python-headless")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}

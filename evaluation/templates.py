@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from coreset.pooling import Mean, MediaMean, NormWeighted
+from coreset.quality import quality_of
 from coreset.sets import FaceSets, SetDescriptor, unit_and_norm
 from errors import InputError
 
@@ -145,6 +146,8 @@ def describe_templates(
     norms: Floats,
     groups: FaceGroups,
     device: torch.device | str = "cpu",
+    *,
+    detector_scores: Floats | None = None,
 ) -> TemplateDescriptors:
     """One descriptor a template.
 
@@ -157,6 +160,7 @@ def describe_templates(
         norms: (N,).
         groups: rows of these features.
         device: where the aggregator works.
+        detector_scores: (N,), for aggregators whose quality they are.
 
     Raises:
         InputError: shapes differ, or the aggregator refuses the features.
@@ -167,7 +171,7 @@ def describe_templates(
             "(N, D), (N,) and rows below N."
         )
     device = torch.device(device)
-    weights = _POOLING_WEIGHTS.get(type(aggregator))
+    weights = _POOLING_WEIGHTS.get(type(aggregator)) if quality_of(aggregator) == "norm" else None
     if weights is not None and device.type == "cpu":
         return _weighted_sums(features, groups.rows, weights(norms[groups.rows], groups), groups.offsets)
     aggregator = aggregator.to(device).eval()
@@ -177,7 +181,7 @@ def describe_templates(
 
     def describe(templates: NDArray[np.int64]) -> TemplateDescriptors:
         with torch.inference_mode():
-            sets = _sets_of(templates, features, norms, groups).to(device)
+            sets = _sets_of(templates, features, norms, groups, detector_scores).to(device)
             descriptor: SetDescriptor = aggregator(sets)
             return TemplateDescriptors(
                 descriptor.embedding.float().cpu().numpy(), descriptor.norm.float().cpu().numpy()
@@ -220,7 +224,13 @@ def _batches(order: NDArray[np.int64], sizes: NDArray[np.int64]) -> list[NDArray
     return batches
 
 
-def _sets_of(templates: NDArray[np.int64], features: Floats, norms: Floats, groups: FaceGroups) -> FaceSets:
+def _sets_of(
+    templates: NDArray[np.int64],
+    features: Floats,
+    norms: Floats,
+    groups: FaceGroups,
+    detector_scores: Floats | None,
+) -> FaceSets:
     sizes = groups.sizes[templates]
     offsets = np.concatenate([[0], np.cumsum(sizes)])
     places = np.arange(offsets[-1]) + np.repeat(groups.offsets[templates] - offsets[:-1], sizes)
@@ -230,6 +240,7 @@ def _sets_of(templates: NDArray[np.int64], features: Floats, norms: Floats, grou
         torch.from_numpy(norms[rows].astype(np.float32, copy=False)),
         torch.from_numpy(offsets),
         torch.from_numpy(groups.media[places]),
+        None if detector_scores is None else torch.from_numpy(detector_scores[rows].astype(np.float32)),
     )
 
 

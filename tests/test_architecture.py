@@ -15,13 +15,13 @@ LONGEST_FUNCTION = 60
 # From the left of ARCHITECTURE's arrow to its right; an import may only go to a higher number, or stay.
 FLOORS = [
     {"main", "convert", "inference", "validation_mixed", "validation_hq", "validation_lq"},
-    {"validation"},
+    {"validation", "recognition"},
     {"command"},
-    {"training_run"},
+    {"training_run", "training_flags", "feature_run", "run_parts"},
     {"run_folder"},
-    {"settings", "train_val", "embedding"},
+    {"settings", "train_val", "embedding", "feature_cache", "quality_check", "export"},
     {"data", "evaluation", "weights"},
-    {"net", "head", "coreset"},
+    {"net", "head", "coreset", "contrast", "recipe"},
     {"errors", "files"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

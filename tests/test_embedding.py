@@ -20,10 +20,11 @@ import embedding
 from data import feature_store
 from data.face_loader import FaceBatch
 from data.feature_store import is_complete
-from embedding import EmbedOptions, backbone_digest, embed_faces, fused_for_inference
+from embedding import EmbedOptions, embed_faces, fused_for_inference
 from errors import InputError
 from evaluation.templates import FLIP_RULES, fuse_flips
 from net import Backbone, build_backbone
+from weights import backbone_digest
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = {"faces": "drawn"}

@@ -291,12 +291,13 @@ def test_an_unknown_name_is_an_error_that_lists_the_names() -> None:
 
 
 def test_each_backbone_carries_the_spec_of_its_name() -> None:
-    assert list(BACKBONES) == [*PUBLISHED, "ir_tiny", "mobilefacenet"]
+    insightface = [*(f"iresnet{depth}" for depth in (18, 34, 50, 100, 200)), "iresnet_tiny"]
+    assert list(BACKBONES) == [*PUBLISHED, "ir_tiny", *insightface, "mobilefacenet"]
     for name, spec in BACKBONES.items():
         with torch.device("meta"):
             assert build_backbone(name).spec is spec
         assert spec.name == name
-        assert spec.channel_order == ("RGB" if name == "mobilefacenet" else "BGR")
+        assert spec.channel_order == ("RGB" if name == "mobilefacenet" or name in insightface else "BGR")
 
 
 def test_normalise_scales_pixels_and_keeps_the_memory_format() -> None:

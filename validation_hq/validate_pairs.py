@@ -33,7 +33,7 @@ from evaluation.pair_sets import (
     size_notes,
 )
 from evaluation.published import Reference, compare, find_reference
-from evaluation.report import Result, write_result
+from evaluation.report import Result
 from evaluation.verification import few_scores_warnings
 from validation import (
     Faults,
@@ -43,10 +43,10 @@ from validation import (
     add_output,
     embed,
     heading,
+    leave,
     open_model,
     parsed,
     result_frame,
-    write_report,
 )
 
 PROTOCOL = "pair_sets"
@@ -95,9 +95,7 @@ def validate(args: argparse.Namespace) -> None:
     figures = evaluate(model, pairs, args.cache or args.out / "features", seconds)
     if figures is not None:
         result = result_of(figures, model, seconds)
-        write_result(args.out, result)
-        print(write_report(args.out, paragraphs(figures, result, model, reference)))
-        print(f"\neverything is in {args.out}: result.json, report.md, features/")
+        leave(args.out, result, paragraphs(figures, result, model, reference))
 
 
 def find_pairs(
@@ -167,9 +165,6 @@ def result_of(figures: Mapping[str, PairFigures], model: Model, seconds: Seconds
         "genuine": sum(each.mated for each in figures.values()),
     }
     result["pair_sets"] = {name: each.to_dict() for name, each in figures.items()}
-    # Rates at a FAR, and so thresholds, are those of single sets.
-    auc = sum(each.auc for each in figures.values()) / len(figures)
-    result["verification"] = {"tar_at_far": {}, "auc": auc}
     result["figures"] = {f"{name} accuracy": each.accuracy.accuracy for name, each in figures.items()}
     result["figures"][mean] = mean_accuracy(figures)
     return result
@@ -180,7 +175,7 @@ def paragraphs(
 ) -> list[str]:
     """The report: the table like the seed's, the details of each set, and what a reader must know."""
     rows: dict[str, Mapping[str, float]] = {
-        model.weights.name: {name: each.accuracy.accuracy for name, each in figures.items()}
+        model.name: {name: each.accuracy.accuracy for name, each in figures.items()}
     }
     if reference is not None:
         known = {name: reference.figures.get(f"{name} accuracy") for name in figures}

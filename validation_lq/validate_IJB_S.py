@@ -24,7 +24,7 @@ from coreset import AGGREGATORS
 from evaluation.ijb_s import FPIRS, IjbSFigures, evaluate_ijb_s, ijb_s_table, sections, table_row
 from evaluation.ijb_s_lists import HOW_TO_GET, LAYOUT, PROTOCOLS, IjbS, read_ijb_s
 from evaluation.published import Reference, compare, find_reference
-from evaluation.report import Result, write_result
+from evaluation.report import Result
 from validation import (
     Faults,
     Model,
@@ -33,11 +33,11 @@ from validation import (
     add_output,
     embed,
     heading,
+    leave,
     open_aggregators,
     open_model,
     parsed,
     result_frame,
-    write_report,
 )
 
 NAME = "IJB-S"
@@ -74,9 +74,7 @@ def flags() -> argparse.ArgumentParser:
         nargs="+",
         help=f"how faces become one descriptor (default: that of the weights, else {DEFAULT_AGGREGATOR})",
     )
-    group.add_argument(
-        "--aggregator_weights", type=Path, metavar="FILE", help="checkpoint of a trained aggregator"
-    )
+    group.add_argument("--aggregator_weights", metavar="SOURCE", help="checkpoint of a trained aggregator")
     add_output(parser, NAME)
     return parser
 
@@ -108,9 +106,7 @@ def validate(args: argparse.Namespace) -> None:
     figures = evaluate(model, data, aggregators, args.cache or args.out / "features", seconds)
     if figures is not None:
         result = result_of(figures, data, model, seconds)
-        write_result(args.out, result)
-        print(write_report(args.out, paragraphs(figures, result, data, model, references)))
-        print(f"\neverything is in {args.out}: result.json, report.md, features/")
+        leave(args.out, result, paragraphs(figures, result, data, model, references))
 
 
 def find_references(wanted: str, protocols: Sequence[str]) -> dict[str, Reference]:

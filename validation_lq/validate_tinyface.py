@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command import build_parser, run_command
 from evaluation.published import Reference, compare, find_reference
-from evaluation.report import Result, markdown_table, percent, write_result
+from evaluation.report import Result, markdown_table, percent
 from evaluation.tinyface import (
     ALIGNED_FOLDERS,
     HOW_TO_GET,
@@ -33,10 +33,10 @@ from validation import (
     add_output,
     embed,
     heading,
+    leave,
     open_model,
     parsed,
     result_frame,
-    write_report,
 )
 
 PROTOCOL = "TinyFace"
@@ -85,9 +85,7 @@ def validate(args: argparse.Namespace) -> None:
     figures = evaluate(model, protocol, args.cache or args.out / "features", seconds)
     if figures is not None:
         result = result_of(figures, model, seconds)
-        write_result(args.out, result)
-        print(write_report(args.out, paragraphs(figures, result, model, protocol, reference)))
-        print(f"\neverything is in {args.out}: result.json, report.md, features/")
+        leave(args.out, result, paragraphs(figures, result, model, protocol, reference))
 
 
 def evaluate(model: Model, protocol: TinyFace, cache: Path, seconds: Seconds) -> TinyFaceFigures | None:
@@ -111,7 +109,7 @@ def paragraphs(
 ) -> list[str]:
     """The report: the table, what a reader must know, and the comparison."""
     names = [f"rank {rank}" for rank in RANKS]
-    rows = [[model.weights.name, *(percent(result["figures"][name]) for name in names)]]
+    rows = [[model.name, *(percent(result["figures"][name]) for name in names)]]
     if reference is not None:
         known = [reference.figures.get(name) for name in names]
         rows.append([reference.name, *("-" if rate is None else percent(rate) for rate in known)])

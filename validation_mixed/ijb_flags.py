@@ -12,12 +12,13 @@ import torch
 
 from command import build_parser
 from coreset import AGGREGATORS
+from coreset.quality import QUALITIES
 from errors import InputError
 from evaluation.ijb import NOT_USED, RULE_VALUES
 from evaluation.published import PAPER_RULES
 from net import BACKBONES
-from settings import PRECISIONS
-from train_val import FACES_AT_ONCE
+from settings import FACES_AT_ONCE, PRECISIONS
+from weights import resolve
 
 DEFAULT_AGGREGATOR = "media_mean"
 _SWITCHES = {"detector_score": ("off", "on"), "norm": ("off", "on"), "media": ("none", "mean")}
@@ -53,7 +54,11 @@ def _what_flags(group: _ArgumentGroup) -> None:
         metavar="NAME",
         help="IJBB, IJBC, or any folder of that layout" + _default("dataset_name"),
     )
-    group.add_argument("--weights", metavar="FILE", help="backbone, or a checkpoint with an aggregator too")
+    group.add_argument(
+        "--weights",
+        metavar="SOURCE",
+        help="backbone, with an aggregator or without: a file, a name of the catalogue, hf://OWNER/REPO",
+    )
     group.add_argument("--arch", choices=BACKBONES, help="of the weights, where their file does not say it")
     group.add_argument(
         "--aggregator",
@@ -62,13 +67,18 @@ def _what_flags(group: _ArgumentGroup) -> None:
         help=f"one or more (default: that of the weights, else {DEFAULT_AGGREGATOR})",
     )
     group.add_argument(
-        "--aggregator_weights", metavar="FILE", nargs="+", help="checkpoints of trained aggregators"
+        "--aggregator_weights", metavar="SOURCE", nargs="+", help="checkpoints of trained aggregators"
     )
     group.add_argument(
         "--coreset_size",
         type=int,
         metavar="K",
         help="of the poolings that choose faces" + _default("coreset_size"),
+    )
+    group.add_argument(
+        "--quality",
+        choices=[name for name in QUALITIES if name != "learned"],
+        help="what the poolings weigh faces by (default: norm); a trained aggregator has its own",
     )
     group.add_argument(
         "--features",
@@ -145,14 +155,11 @@ def check_flags(given: Mapping[str, Any]) -> None:
         )
     if "arch" in given and "weights" not in given:
         faults.append("--arch has no effect without --weights. Leave it away.")
-    for name in ("weights", "features"):
-        if name in given and not Path(given[name]).exists():
-            faults.append(f"--{name} {given[name]}: there is no such file.")
-    faults += [
-        f"--aggregator_weights {path}: there is no such file."
-        for path in given.get("aggregator_weights", [])
-        if not Path(path).is_file()
-    ]
+    if "features" in given and not Path(given["features"]).exists():
+        faults.append(f"--features {given['features']}: there is no such file.")
+    for name in ("weights", "aggregator_weights"):
+        sources = [given[name]] if name in given and name == "weights" else given.get(name, [])
+        faults += [fault for source in sources if (fault := _source_fault(name, source))]
     for name, least in (("coreset_size", 1), ("num_nodes", 1), ("cpu_processes", 1), ("batch_size", 1)):
         if given.get(name, least) < least:
             faults.append(f"--{name} {given[name]}: expected {least} or more.")
@@ -162,10 +169,21 @@ def check_flags(given: Mapping[str, Any]) -> None:
     faults += _device_faults(given)
     names = given.get("aggregator", [])
     faults += [f"--aggregator {name} stands there twice." for name in {*names} if names.count(name) > 1]
+    poolings = _poolings(names) if names else [DEFAULT_AGGREGATOR]
+    if "quality" in given and not any("quality" in options_of(name) for name in poolings):
+        faults.append("--quality has no effect: it is of poolings that weigh faces. Leave it away.")
     if "coreset_size" in given and not any("coreset_size" in options_of(name) for name in _poolings(names)):
         faults.append("--coreset_size has no effect: it is of top_k, fps_mean and random_k. Leave it away.")
     if faults:
         raise InputError.from_faults(faults)
+
+
+def _source_fault(flag: str, source: str) -> str | None:
+    try:
+        there = resolve(source).is_file()
+    except InputError as fault:
+        return f"--{flag} {fault}"
+    return None if there else f"--{flag} {source}: there is no such file."
 
 
 def _device_faults(given: Mapping[str, Any]) -> list[str]:

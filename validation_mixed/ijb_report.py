@@ -25,10 +25,10 @@ from evaluation.report import (
     percent,
     protocol_text,
     verification_table,
+    versions,
     write_result,
 )
 from files import atomic_write
-from run_folder import versions
 
 _CMC_RANKS = tuple(range(1, 51))
 _UNKNOWN = "unknown"

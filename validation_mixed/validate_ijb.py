@@ -23,8 +23,8 @@ from torch import nn
 
 from command import run_command
 from coreset import AGGREGATORS, build_aggregator
+from coreset.quality import quality_of
 from data.alignment import ALIGNMENT, LandmarkedFaces, similarity_transforms
-from embedding import EmbedOptions, backbone_digest, embed_faces
 from errors import InputError
 from evaluation.given_features import GivenFeatures, read_features
 from evaluation.ijb import NOT_USED, Rules, evaluate_ijb
@@ -36,9 +36,8 @@ from evaluation.protocols import (
     read_protocol,
 )
 from evaluation.published import find_reference
-from files import sha256_of
 from net import Backbone
-from train_val import FACES_AT_ONCE
+from settings import FACES_AT_ONCE
 from validation_mixed.ijb_flags import (
     DEFAULT_AGGREGATOR,
     DEFAULTS,
@@ -49,7 +48,7 @@ from validation_mixed.ijb_flags import (
     options_of,
 )
 from validation_mixed.ijb_report import Evaluated, report
-from weights import load_aggregator, load_backbone
+from weights import backbone_digest, load_aggregator, load_backbone, source_name, weights_sha256
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -60,7 +59,7 @@ class _Trained:
 
     module: nn.Module
     name: str
-    path: Path
+    path: str
     backbone: str | None
 
 
@@ -88,7 +87,8 @@ def validate(given: Mapping[str, Any]) -> None:
 
     began = time.perf_counter()
     protocol = read_protocol(Path(values["data_root"]), name)
-    scores = None if rules.detector_score == NOT_USED else read_points(protocol).scores
+    wanted = any(quality_of(module) == "detector" for module in aggregators.values())
+    scores = read_points(protocol).scores if wanted or rules.detector_score != NOT_USED else None
     seconds = {"read": time.perf_counter() - began}
     began = time.perf_counter()
     if "features" in values:
@@ -112,7 +112,7 @@ def validate(given: Mapping[str, Any]) -> None:
         device="cuda" if chosen_gpus(values) else "cpu",
     )
     figures.seconds = seconds | figures.seconds
-    hashes = {entry.name: sha256_of(entry.path) for entry in used}
+    hashes = {entry.name: weights_sha256(entry.path) for entry in used}
     report(Evaluated(protocol, rules, values["protocol"], features, figures, hashes), out, reference)
 
 
@@ -134,7 +134,9 @@ def _given(values: Mapping[str, Any], rules: Rules, trained: Sequence[_Trained])
 def _embedded(
     values: Mapping[str, Any], rules: Rules, protocol: SetProtocol, trained: Sequence[_Trained], cache: Path
 ) -> GivenFeatures | None:
-    weights = Path(values["weights"])
+    # Lightning takes seconds to import, and given features do not need it.
+    from embedding import EmbedOptions, embed_faces
+
     backbone = _backbone(values)
     _check_backbones(trained, backbone_digest(backbone))
     _check_sizes(trained, backbone.spec.embedding_size * (2 if rules.flip == "concat" else 1))
@@ -157,7 +159,10 @@ def _embedded(
             num_nodes=values["num_nodes"],
         ),
         stamps=stamps,
-        about={"weights": weights.name, "weights_sha256": sha256_of(weights)},
+        about={
+            "weights": source_name(values["weights"]),
+            "weights_sha256": weights_sha256(values["weights"]),
+        },
         name=protocol.name,
     )
     if store is None:
@@ -196,7 +201,7 @@ def _trained_aggregators(values: Mapping[str, Any]) -> dict[str, _Trained]:
     """
     names = {kind: name for name, kind in AGGREGATORS.items()}
     found: dict[str, _Trained] = {}
-    for path in map(Path, values.get("aggregator_weights", [])):
+    for path in values.get("aggregator_weights", []):
         module = load_aggregator(path)
         if module is None:
             raise InputError(f"--aggregator_weights {path}: there is no aggregator in it.")
@@ -207,11 +212,11 @@ def _trained_aggregators(values: Mapping[str, Any]) -> dict[str, _Trained]:
     own = load_aggregator(values["weights"]) if "weights" in values else None
     if own is not None and (name := names[type(own)]) not in found:
         # Its backbone is the one that embeds, or that given features are checked against.
-        found[name] = _Trained(own, name, Path(values["weights"]), None)
+        found[name] = _Trained(own, name, values["weights"], None)
     return found
 
 
-def _backbone_beside(path: Path) -> str | None:
+def _backbone_beside(path: str) -> str | None:
     try:
         return backbone_digest(load_backbone(path))
     except InputError:
@@ -228,13 +233,18 @@ def _aggregators(values: Mapping[str, Any], trained: Mapping[str, _Trained]) -> 
             f"{', '.join(name for name in AGGREGATORS if 'embedding_size' not in options_of(name))}."
         )
     for name, entry in trained.items():
-        if name not in names and str(entry.path) in values.get("aggregator_weights", []):
+        if name not in names and entry.path in values.get("aggregator_weights", []):
             raise InputError(f"--aggregator_weights {entry.path}: holds a {name}; add it to --aggregator.")
     return {
         name: trained[name].module
         if name in trained
         else build_aggregator(
-            name, {"coreset_size": values["coreset_size"]} if "coreset_size" in options_of(name) else {}
+            name,
+            {
+                option: values[option]
+                for option in ("coreset_size", "quality")
+                if option in options_of(name) and option in values
+            },
         )
         for name in names
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,7 +21,13 @@ D = 16
 OPTIONS: dict[str, dict[str, object]] = {"coreset": {"embedding_size": D}}
 HAS_PICKS = {"coreset": 3, "best_norm": 1, "top_k": 3, "fps_mean": 3, "random_k": 3}
 
-every_name = pytest.mark.parametrize("name", AGGREGATORS)
+# Whatever faces are weighed by, the promises are the same.
+QUALITIES = (
+    *("coreset/learned", "coreset/none", "coreset/detector", "norm_weighted/none", "media_mean/detector"),
+    *("fps_mean/none", "top_k/detector", "best_norm/detector"),
+)
+
+every_name = pytest.mark.parametrize("name", [*AGGREGATORS, *QUALITIES])
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -34,7 +41,16 @@ def _chunks_of_a_few_faces() -> Iterator[None]:
 
 def build(name: str) -> nn.Module:
     torch.manual_seed(0)
-    return build_aggregator(name, OPTIONS.get(name, {})).eval()
+    built = built_by(name)
+    if name.endswith("/learned"):
+        # At its start it finds all faces equal.
+        nn.init.normal_(built.get_parameter("quality.head.weight"))
+    return built.eval()
+
+
+def built_by(name: str) -> nn.Module:
+    name, _, quality = name.partition("/")
+    return build_aggregator(name, OPTIONS.get(name, {}) | ({"quality": quality} if quality else {}))
 
 
 def random_sets(sizes: list[int], seed: int = 0) -> FaceSets:
@@ -42,12 +58,16 @@ def random_sets(sizes: list[int], seed: int = 0) -> FaceSets:
     N = sum(sizes)
     features = F.normalize(torch.randn(N, D, generator=generator), dim=1)
     norms = 5 + 30 * torch.rand(N, generator=generator)
-    return FaceSets(features, norms, torch.tensor([0, *sizes]).cumsum(0), torch.arange(N) // 2)
+    scores = torch.rand(N, generator=generator)
+    return FaceSets(features, norms, torch.tensor([0, *sizes]).cumsum(0), torch.arange(N) // 2, scores)
 
 
 def reordered(sets: FaceSets, rows: Tensor) -> FaceSets:
     assert sets.media is not None
-    return FaceSets(sets.features[rows], sets.norms[rows], sets.offsets, sets.media[rows])
+    assert sets.detector_scores is not None
+    return FaceSets(
+        sets.features[rows], sets.norms[rows], sets.offsets, sets.media[rows], sets.detector_scores[rows]
+    )
 
 
 def assert_same(found: SetDescriptor, wanted: SetDescriptor, tolerance: float = 1e-5) -> None:
@@ -59,7 +79,7 @@ def assert_same(found: SetDescriptor, wanted: SetDescriptor, tolerance: float = 
 def test_shapes_dtypes_and_unit_rows(name: str) -> None:
     sizes = [1, 2, 9, 1, 30]
     found = build(name)(random_sets(sizes))
-    K = HAS_PICKS.get(name, 0)
+    K = HAS_PICKS.get(name.partition("/")[0], 0)
     assert found.embedding.shape == (5, D)
     assert found.embedding.dtype == found.norm.dtype == torch.float32
     assert found.norm.shape == (5,)
@@ -114,7 +134,9 @@ def test_the_rest_of_the_batch_does_not_matter(name: str, sizes: list[int], seed
     for b in range(len(sizes)):
         rows = slice(int(sets.offsets[b]), int(sets.offsets[b + 1]))
         offsets = torch.tensor([0, sizes[b]])
-        one = FaceSets(sets.features[rows], sets.norms[rows], offsets, sets.media[rows])
+        assert sets.detector_scores is not None
+        scores = sets.detector_scores[rows]
+        one = FaceSets(sets.features[rows], sets.norms[rows], offsets, sets.media[rows], scores)
         alone = aggregator(one)
         assert torch.equal(alone.picks[0], together.picks[b])
         torch.testing.assert_close(alone.embedding[0], together.embedding[b], rtol=0, atol=1e-5)
@@ -127,6 +149,7 @@ def test_ragged_equals_dense(name: str) -> None:
     ragged = random_sets([6] * 4)
     assert ragged.media is not None
     dense = FaceSets.dense(ragged.features.view(4, 6, D), ragged.norms.view(4, 6), ragged.media.view(4, 6))
+    dense = replace(dense, detector_scores=ragged.detector_scores)
     assert_same(aggregator(dense), aggregator(ragged), 0.0)
 
 
@@ -136,8 +159,13 @@ def test_a_set_of_equal_faces_is_that_face(name: str, T: int) -> None:
     """Picks stay distinct, and one face or many copies of it have the same direction."""
     aggregator = build(name)
     one = random_sets([1])
+    assert one.detector_scores is not None
     copies = FaceSets(
-        one.features.expand(T, D), one.norms.expand(T), torch.tensor([0, T]), torch.zeros(T).long()
+        one.features.expand(T, D),
+        one.norms.expand(T),
+        torch.tensor([0, T]),
+        torch.zeros(T).long(),
+        one.detector_scores.expand(T),
     )
     found, wanted = aggregator(copies), aggregator(one)
     torch.testing.assert_close(found.embedding, wanted.embedding, rtol=0, atol=1e-5)
@@ -146,7 +174,7 @@ def test_a_set_of_equal_faces_is_that_face(name: str, T: int) -> None:
 
 
 # The others pick by quality or chance alone, where copies count as faces.
-@pytest.mark.parametrize("name", ["coreset", "fps_mean"])
+@pytest.mark.parametrize("name", ["coreset", "fps_mean", "coreset/none", "coreset/learned", "fps_mean/none"])
 def test_copies_of_a_face_do_not_change_who_is_picked(name: str) -> None:
     """While there are other faces to pick, a copy is never preferred to them, and the first copy is meant."""
     aggregator = build(name)
@@ -163,7 +191,7 @@ def test_gradients_reach_the_features_and_are_finite(name: str, training: bool) 
     aggregator = build(name).train(training)
     plain = random_sets([1, 2, 12, 7])
     features, norms = plain.features.requires_grad_(), plain.norms.requires_grad_()
-    found = aggregator(FaceSets(features, norms, plain.offsets, plain.media))
+    found = aggregator(replace(plain, features=features, norms=norms))
     ((found.embedding * torch.randn(4, D)).sum() + found.norm.sum()).backward()
     assert features.grad is not None
     assert features.grad.isfinite().all()
@@ -196,7 +224,7 @@ def test_autocast_gives_nearly_the_same_in_float32(name: str, dtype: torch.dtype
 @every_name
 def test_half_precision_features_are_taken(name: str) -> None:
     sets = random_sets([1, 2, 12])
-    half = FaceSets(sets.features.half(), sets.norms.half(), sets.offsets, sets.media)
+    half = replace(sets, features=sets.features.half(), norms=sets.norms.half())
     found = build(name)(half)
     assert found.embedding.dtype == torch.float32
     torch.testing.assert_close(found.embedding.norm(dim=1), torch.ones(3))
@@ -209,7 +237,7 @@ def test_a_copy_and_a_saved_state_give_the_same(name: str) -> None:
     wanted = aggregator(sets)
     assert_same(copy.deepcopy(aggregator)(sets), wanted, 0.0)
     torch.manual_seed(9)
-    other = build_aggregator(name, OPTIONS.get(name, {})).eval()
+    other = built_by(name).eval()
     other.load_state_dict(aggregator.state_dict())
     assert_same(other(sets), wanted, 0.0)
 

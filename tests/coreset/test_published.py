@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from coreset.aggregator import CoresetAggregator, published_state
+from coreset.aggregator import CoresetAggregator
+from coreset.published import published_state
 from coreset.sets import FaceSets
 from errors import InputError
 

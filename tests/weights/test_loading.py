@@ -14,10 +14,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-import weights
 from errors import InputError
 from net import BACKBONES, Backbone, build_backbone
-from weights import load_backbone, save_backbone
+from weights import load_backbone, save_backbone, storing
 
 
 @pytest.fixture
@@ -214,7 +213,7 @@ def test_a_failed_save_leaves_the_old_file(
         Path(target).write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(weights, "save_file", torn)
+    monkeypatch.setattr(storing, "save_file", torn)
     with pytest.raises(OSError, match="disk full"):
         save_backbone(path, tiny)
     assert path.read_bytes() == before
@@ -293,8 +292,7 @@ INT8 = {"input_layer.0.weight": torch.zeros(8, 3, 3, 3, dtype=torch.int8)}
 DEEPER = {key: torch.zeros(8) for key in ("body.0.res_layer.1.weight", "body.4.res_layer.0.weight")}
 NAN = {"input_layer.1.bias": torch.full((8,), float("nan"))}
 GUESSES = {
-    "prefix": (lambda s: renamed(s, "backbone.net."), "seem to carry the prefix 'backbone.net.'"),
-    "insightface": (lambda s: {"layer1.0.conv1.weight": torch.zeros(8)}, "InsightFace's arcface_torch"),
+    "torchvision": (lambda s: {"layer1.0.conv1.weight": torch.zeros(8)}, "residual network of torchvision"),
     "other": (lambda s: {"conv1.weight": torch.zeros(64, 3, 7, 7)}, "another kind of network"),
     "embedding": (lambda s: s | SHORTER, "another image size, embedding size or precision"),
     "quantised": (lambda s: s | INT8, "int8 where floating point is expected"),
@@ -394,5 +392,5 @@ def test_missing_files_and_other_suffixes_are_errors(tiny: Backbone, tmp_path: P
         save_backbone(tmp_path / "tiny.pt", tiny)
     assert "there is no such file" in message_of(tmp_path / "none.pt")
     assert "there is no such file" in message_of(tmp_path)
-    (tmp_path / "a.onnx").write_bytes(b"{}")
-    assert "end in .safetensors, .ckpt, .pt, .pth" in message_of(tmp_path / "a.onnx")
+    (tmp_path / "a.bin").write_bytes(b"{}")
+    assert "end in .safetensors, .ckpt, .pt, .pth" in message_of(tmp_path / "a.bin")

@@ -1,0 +1,233 @@
+"""Weights -> ONNX graphs for other languages: the backbone, and the trained aggregator for ragged sets.
+
+Both carry what has to be known of them as metadata. Needs onnx and onnxscript; with onnxruntime what was
+written is compared with PyTorch.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.export import Dim
+
+from coreset.aggregator import SetAttention
+from coreset.sets import unit_and_norm
+from errors import InputError
+from files import atomic_write, require_free_space
+from net import Backbone
+from weights import OnnxBackbone, load_backbone, resolve
+from weights.aggregators import StoredAggregator, stored_aggregator
+from weights.reading import read_stored
+from weights.specs import metadata_of
+
+FORMATS = ("onnx",)
+BACKBONE_FILE, AGGREGATOR_FILE = "backbone.onnx", "aggregator.onnx"
+_OPSET = 18
+# Float32 in another order of summing; a graph that is wrong is off by far more.
+_LARGEST_DIFFERENCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was written; `difference` of its embeddings from PyTorch's, None without onnxruntime."""
+
+    path: Path
+    difference: float | None
+
+
+class PaddedAggregator(nn.Module):
+    """A trained aggregator behind plain tensors, for any number of sets and faces.
+
+    Raises:
+        InputError: it has no `aggregate_padded`, as poolings, which have no weights either.
+    """
+
+    def __init__(self, aggregator: nn.Module) -> None:
+        super().__init__()
+        if not hasattr(aggregator, "aggregate_padded"):
+            raise InputError(f"{type(aggregator).__name__}: has no padded form that could be exported.")
+        self.aggregator = copy.deepcopy(aggregator).eval()
+        for module in list(self.aggregator.modules()):
+            for name, child in list(module.named_children()):
+                if isinstance(child, SetAttention):
+                    setattr(module, name, _FoldedAttention(child))
+
+    def forward(self, features: Tensor, norms: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Embeddings (B, D) of length one, their norms (B,) before, and picks (B, K), -1 where none.
+
+        Args:
+            features: (B, T, D) float32, unit rows.
+            norms: (B, T) float32.
+            mask: (B, T) bool, True where there is a face, at least one a set; elsewhere anything may stand.
+        """
+        inner: Any = self.aggregator
+        vectors, picks, _ = inner.aggregate_padded(features, norms, mask)
+        return *unit_and_norm(vectors), picks
+
+
+class _FoldedAttention(nn.Module):
+    """Always folded: which way is faster depends on the number of faces, and a graph has one way for all."""
+
+    def __init__(self, attention: SetAttention) -> None:
+        super().__init__()
+        self.attention = attention
+
+    def forward(
+        self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        attended: tuple[Tensor, Tensor] = self.attention(queries, keys, values, mask, folded=True)
+        return attended
+
+
+class _PlainBackbone(nn.Module):
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        embedding, norm = self.backbone(images)
+        return embedding, norm.squeeze(1)
+
+
+def export_onnx(
+    source: Path | str, out: Path, arch: str | None = None, channel_order: str | None = None
+) -> list[Exported]:
+    """Writes backbone.onnx, and aggregator.onnx where the weights hold a trained one, into a folder.
+
+    Args:
+        source: whatever `weights.load_backbone` takes, as are `arch` and `channel_order`.
+        out: is made.
+
+    Raises:
+        InputError: a package is missing, weights that cannot be read or are an ONNX graph, or a full disk.
+    """
+    _require("onnx", "onnxscript")
+    backbone = load_backbone(source, arch, channel_order=channel_order)
+    if isinstance(backbone, OnnxBackbone):
+        raise InputError(f"{source}: is an ONNX graph already, without the layers that it was made from.")
+    aggregator = stored_aggregator(read_stored(resolve(source)))
+    wrapped = None
+    if aggregator is not None and any(True for _ in aggregator.module.parameters()):
+        wrapped = PaddedAggregator(aggregator.module)
+    parameters = [*backbone.state_dict().values(), *(wrapped.state_dict().values() if wrapped else ())]
+    require_free_space(out, 2 * sum(value.nbytes for value in parameters))
+    written = [export_backbone(backbone, out / BACKBONE_FILE)]
+    if aggregator is not None and wrapped is not None:
+        metadata = metadata_of(backbone.spec) | _about(aggregator)
+        written.append(export_aggregator(wrapped, out / AGGREGATOR_FILE, metadata))
+    return written
+
+
+def export_backbone(backbone: Backbone, path: Path) -> Exported:
+    """Writes a backbone for any number of images.
+
+    Input `images` (N, 3, H, W) float32, in the channel order of the metadata, normalised as (value - mean) /
+    std; outputs `embedding` (N, D), unit rows, and `norm` (N,). `weights.load_backbone` reads it back.
+    """
+    side = backbone.spec.image_size
+    images = backbone.spec.normalise(torch.randint(0, 256, (3, 3, side, side), dtype=torch.uint8))
+    names = ("images",), ("embedding", "norm")
+    shapes = {"images": {0: Dim("images")}}
+    module = _PlainBackbone(backbone.eval())
+    return _export(module, {"images": images}, names, shapes, path, metadata_of(backbone.spec))
+
+
+def export_aggregator(aggregator: PaddedAggregator, path: Path, metadata: Mapping[str, str]) -> Exported:
+    """Writes an aggregator; inputs and outputs are those of `PaddedAggregator.forward`, by their names."""
+    inner: Any = aggregator.aggregator
+    features = F.normalize(torch.randn(4, 30, inner.embedding_size), dim=-1)
+    mask = torch.arange(30) < torch.tensor([[30], [2], [1], [11]])
+    tensors = {"features": features, "norms": 5 + 20 * torch.rand(4, 30), "mask": mask}
+    sets, faces = Dim("sets"), Dim("faces")
+    shapes = {name: {0: sets, 1: faces} for name in tensors}
+    names = tuple(tensors), ("embedding", "norm", "picks")
+    return _export(aggregator, tensors, names, shapes, path, metadata)
+
+
+def _about(aggregator: StoredAggregator) -> dict[str, str]:
+    return {"aggregator_name": aggregator.name, "aggregator_options": json.dumps(aggregator.options)}
+
+
+def _export(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    names: tuple[Sequence[str], Sequence[str]],
+    shapes: Mapping[str, Mapping[int, Any]],
+    path: Path,
+    metadata: Mapping[str, str],
+) -> Exported:
+    import onnx
+
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            module.eval(),
+            tuple(tensors.values()),
+            input_names=list(names[0]),
+            output_names=list(names[1]),
+            dynamic_shapes=dict(shapes),
+            opset_version=_OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    if program is None:
+        raise RuntimeError("torch.onnx.export gave no program")
+    graph = program.model_proto
+    onnx.helper.set_model_props(graph, dict(metadata))
+    # Names and lines of our source for every node: as much text as a small graph has weights.
+    for node in graph.graph.node:
+        del node.metadata_props[:]
+        node.ClearField("doc_string")
+    content = graph.SerializeToString()
+    difference = _difference(content, module, tensors)
+    if difference is not None and not difference <= _LARGEST_DIFFERENCE:
+        raise RuntimeError(f"{path.name}: onnxruntime differs from PyTorch by {difference:g}; not written")
+    atomic_write(path, content)
+    return Exported(path, difference)
+
+
+def _difference(content: bytes, module: nn.Module, tensors: Mapping[str, Tensor]) -> float | None:
+    """The largest of the embeddings; None where onnxruntime is not installed."""
+    if find_spec("onnxruntime") is None:
+        return None
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    found = session.run(None, {name: value.numpy() for name, value in tensors.items()})[0]
+    with torch.no_grad():
+        wanted = module(*tensors.values())[0]
+    return float((torch.from_numpy(found) - wanted).abs().max())
+
+
+def _require(*packages: str) -> None:
+    missing = [name for name in packages if find_spec(name) is None]
+    if missing:
+        raise InputError(
+            f"an ONNX export needs {' and '.join(missing)}, not installed here: pip install "
+            f"{' '.join(missing)}"
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter speaks of its own inside, such as operators of packages that are not there."""
+    log = logging.getLogger("torch.onnx")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(before)

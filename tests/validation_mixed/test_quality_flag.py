@@ -1,0 +1,72 @@
+"""--quality of the IJB command: the meta files' detector scores reach poolings and fused models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from coreset import build_aggregator
+from errors import InputError
+from evaluation.protocols import read_points, read_protocol
+from evaluation.report import read_result
+from evaluation.templates import describe_templates, group_faces
+from net import build_backbone
+from tests.ijb_layout import Dataset, write_dataset
+from validation_mixed import validate_ijb
+from validation_mixed.ijb_flags import check_flags
+from weights import save_model
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Dataset:
+    return write_dataset(tmp_path / "sets")
+
+
+def test_scores_weigh_the_faces_of_a_template() -> None:
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(9, 8)).astype(np.float32)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    norms, scores = rng.uniform(5, 30, (2, 9)).astype(np.float32)
+    groups = group_faces(np.repeat([0, 1, 2], 3), np.arange(9), 3)
+    for name in ("norm_weighted", "media_mean", "fps_mean"):
+        by_score = build_aggregator(name, {"quality": "detector"})
+        found = describe_templates(by_score, features, norms, groups, detector_scores=scores).embedding
+        wanted = describe_templates(build_aggregator(name, {}), features, scores, groups).embedding
+        np.testing.assert_allclose(found, wanted, atol=1e-6)
+    with pytest.raises(InputError, match="these sets carry none"):
+        describe_templates(
+            build_aggregator("norm_weighted", {"quality": "detector"}), features, norms, groups
+        )
+
+
+@pytest.mark.parametrize("media", ["none", "mean"])
+def test_the_command_takes_the_scores_of_the_meta_files(media: str, data: Dataset, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    backbone = build_backbone("ir_tiny")
+    aggregator = build_aggregator("coreset", options := {"embedding_size": 64, "quality": "detector"})
+    save_model(tmp_path / "fused.safetensors", backbone, ("coreset", options, aggregator))
+    given = {
+        **{"data_root": str(data.root), "dataset_name": data.name, "out": str(tmp_path / "out"), "gpus": 0},
+        **{"weights": str(tmp_path / "fused.safetensors"), "num_workers": 0, "replicates": 0},
+        **{"aggregator": ["coreset", "norm_weighted"], "quality": "detector", "media": media},
+    }
+    validate_ijb.validate(given)
+    result = read_result(tmp_path / "out")
+    assert result["model"]["weights_sha256"]
+    scores = read_points(read_protocol(data.root, data.name)).scores
+    assert len(np.unique(scores)) > 1
+
+
+def test_a_flag_without_effect_is_refused(tmp_path: Path) -> None:
+    given = {"data_root": str(tmp_path), "features": str(tmp_path), "quality": "none"}
+    check_flags(given)
+    with pytest.raises(InputError, match="--quality has no effect"):
+        check_flags(given | {"aggregator": ["mean"]})

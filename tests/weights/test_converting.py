@@ -1,0 +1,168 @@
+"""convert.py's modes for weights: any kind -> our form, fetching, the catalogue, old pickles."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from convert import convert, flags
+from coreset import FaceSets, build_aggregator
+from errors import InputError
+from net import Backbone, build_backbone
+from weights import load_aggregator, load_backbone, load_weights
+
+
+@pytest.fixture
+def tiny() -> Backbone:
+    return build_backbone("ir_tiny").eval()
+
+
+def run(*given: str) -> None:
+    convert(vars(flags().parse_args([str(each) for each in given])))
+
+
+def metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as stored:
+        return dict(stored.metadata())
+
+
+def test_a_checkpoint_becomes_one_file_that_says_all(
+    tiny: Backbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = {f"net.{key}": value for key, value in tiny.state_dict().items()}
+    torch.save(state, tmp_path / "model.pt")
+    out = tmp_path / "new" / "tiny.safetensors"
+    run("--weights", tmp_path / "model.pt", out, "--licence", "MIT")
+    told = capsys.readouterr().out
+    assert "ir_tiny, 64 values a face; recognised as: CVLFace IR" in told
+    assert "colours RGB, pixels (value - 127.5) / 127.5" in told
+    stored = metadata(out)
+    wanted = {"architecture": "ir_tiny", "embedding_size": "64", "channel_order": "RGB", "version": "1"}
+    assert wanted.items() <= stored.items()
+    assert (stored["source"], stored["licence"]) == ("model.pt", "MIT")
+    loaded = load_weights(out)
+    assert loaded.kind == "ours"
+    assert loaded.backbone.spec.channel_order == "RGB"
+    # Again from our own form: what it says of its origin stays.
+    run("--weights", out, tmp_path / "again.safetensors")
+    assert metadata(tmp_path / "again.safetensors") == stored
+
+
+def test_colours_can_be_said_where_the_kind_does_not_know(tiny: Backbone, tmp_path: Path) -> None:
+    torch.save(tiny.state_dict(), tmp_path / "a.pt")
+    run("--weights", tmp_path / "a.pt", tmp_path / "a.safetensors", "--channel-order", "RGB")
+    assert load_backbone(tmp_path / "a.safetensors").spec.channel_order == "RGB"
+    assert metadata(tmp_path / "a.safetensors")["licence"] == "not stated"
+
+
+def some_sets() -> FaceSets:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.nn.functional.normalize(torch.randn(2, 5, 64, generator=generator), dim=2)
+    return FaceSets.dense(features, torch.rand(2, 5, generator=generator) * 20 + 5)
+
+
+@pytest.mark.parametrize("published", [True, False])
+def test_backbone_and_aggregator_become_one_file(
+    published: bool, tiny: Backbone, golden: Path, tmp_path: Path
+) -> None:
+    backbone = {f"model.{key}": value for key, value in tiny.state_dict().items()}
+    checkpoint: dict[str, Any]
+    if published:
+        with np.load(golden / "published_aggregator_d64.npz") as archive:
+            checkpoint = {"state_dict": backbone | {key: torch.tensor(archive[key]) for key in archive}}
+    else:
+        options = {"embedding_size": 64, "coreset_size": 2, "num_heads": 4}
+        own = build_aggregator("coreset", options).state_dict()
+        checkpoint = {
+            "state_dict": backbone | {f"aggregator.{key}": value for key, value in own.items()},
+            "aggregator_name": "coreset",
+            "aggregator_options": options,
+            "backbone_spec": tiny.spec.to_dict(),
+        }
+    torch.save(checkpoint, tmp_path / "whole.ckpt")
+    run("--weights", tmp_path / "whole.ckpt", tmp_path / "fused.safetensors")
+    before, after = (load_aggregator(tmp_path / name) for name in ("whole.ckpt", "fused.safetensors"))
+    assert before is not None
+    assert after is not None
+    assert torch.equal(before(some_sets()).embedding, after(some_sets()).embedding)
+    loaded = load_backbone(tmp_path / "fused.safetensors")
+    assert all(torch.equal(value, tiny.state_dict()[key]) for key, value in loaded.state_dict().items())
+    assert metadata(tmp_path / "fused.safetensors")["aggregator_name"] == "coreset"
+
+
+class Callback:
+    """Stands for a class of an old Lightning that a checkpoint pickled."""
+
+
+def test_an_old_pickle_needs_to_be_asked_for(
+    tiny: Backbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = {f"model.{key}": value for key, value in tiny.state_dict().items()}
+    old = {"state_dict": state, "hyper_parameters": argparse.Namespace(lr=0.1)}
+    torch.save(old, tmp_path / "old.ckpt")
+    out = tmp_path / "new.safetensors"
+    with pytest.raises(InputError, match=r"argparse\.Namespace to be unpickled.*--allow-pickle"):
+        run("--weights", tmp_path / "old.ckpt", out)
+    assert not out.exists()
+    run("--weights", tmp_path / "old.ckpt", out, "--allow-pickle")
+    assert "can run any code on this machine" in capsys.readouterr().err
+    assert torch.equal(
+        load_backbone(out).state_dict()["input_layer.0.weight"], state["model.input_layer.0.weight"]
+    )
+
+
+def test_classes_that_are_long_gone_do_not_stop_it(
+    tiny: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = {f"model.{key}": value for key, value in tiny.state_dict().items()}
+    module = types.ModuleType("lightning_of_old")
+    module.Callback = Callback  # type: ignore[attr-defined]
+    with monkeypatch.context() as then:
+        then.setattr(Callback, "__module__", "lightning_of_old")
+        then.setitem(sys.modules, "lightning_of_old", module)
+        torch.save({"state_dict": state, "callbacks": [Callback()]}, tmp_path / "old.ckpt")
+    with pytest.raises(InputError, match=r"lightning_of_old\.Callback to be unpickled"):
+        load_backbone(tmp_path / "old.ckpt")
+    run("--weights", tmp_path / "old.ckpt", tmp_path / "new.safetensors", "--allow-pickle")
+    assert load_backbone(tmp_path / "new.safetensors").spec.name == "ir_tiny"
+
+
+def test_a_whole_pickled_module_gives_its_weights(tiny: Backbone, tmp_path: Path) -> None:
+    torch.save(tiny, tmp_path / "module.pt")
+    run("--weights", tmp_path / "module.pt", tmp_path / "new.safetensors", "--allow-pickle")
+    assert load_backbone(tmp_path / "new.safetensors").spec.name == "ir_tiny"
+
+
+def test_a_damaged_pickle_stays_an_error_with_the_flag(tmp_path: Path) -> None:
+    (tmp_path / "old.ckpt").write_bytes(b"\x80\x02nothing")
+    with pytest.raises(InputError, match="no weights can be read"):
+        run("--weights", tmp_path / "old.ckpt", tmp_path / "new.safetensors", "--allow-pickle")
+
+
+def test_flags_of_another_mode_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--allow_pickle has no effect with --list_weights"):
+        run("--list-weights", "--allow-pickle")
+    with pytest.raises(InputError, match=r"choose a name that ends in it"):
+        run("--weights", tmp_path / "a.ckpt", tmp_path / "b.pt")
+
+
+@pytest.mark.parametrize("spelling", ["--list-weights", "--list_weights"])
+def test_the_catalogue_is_shown(
+    spelling: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    run(spelling)
+    assert "adaface_ir_101_webface12m" in capsys.readouterr().out
+
+
+def test_fetching_what_is_not_in_the_catalogue_is_an_error() -> None:
+    with pytest.raises(InputError, match="'nothing' is not in the catalogue"):
+        run("--fetch-weights", "nothing")

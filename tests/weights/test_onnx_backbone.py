@@ -1,0 +1,183 @@
+"""An ONNX graph as a backbone; small graphs are made here, MobileFaceNet's is compared with its weights."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from embedding import fused_for_inference
+from errors import InputError
+from weights import (
+    OnnxBackbone,
+    backbone_digest,
+    empty_backbone,
+    load_aggregator,
+    load_backbone,
+    save_backbone,
+)
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+METADATA = {
+    "architecture": "onnx",
+    "embedding_size": "3",
+    "channel_order": "RGB",
+    "mean": "127.5",
+    "std": "128.0",
+    "norm_is_quality": "false",
+}
+
+
+def means_of_channels(
+    path: Path,
+    metadata: dict[str, str] | None = None,
+    *,
+    batch: Any = "n",
+    norm: bool = False,
+    side: int = 112,
+) -> Path:
+    """A graph whose three features are the means of the channels; with `norm`: unit rows, and lengths."""
+    helper = onnx.helper
+    node, kind = helper.make_node, onnx.TensorProto.FLOAT
+    nodes = [node("GlobalAveragePool", ["data"], ["pooled"]), node("Flatten", ["pooled"], ["features"])]
+    outputs = [("features", [batch, 3])]
+    if norm:
+        nodes += [
+            node("ReduceL2", ["features"], ["norm"], axes=[1], keepdims=1),
+            node("Div", ["features", "norm"], ["embedding"]),
+        ]
+        outputs = [("embedding", [batch, 3]), ("norm", [batch, 1])]
+    graph = helper.make_graph(
+        nodes,
+        "means",
+        [helper.make_tensor_value_info("data", kind, [batch, 3, side, side])],
+        [helper.make_tensor_value_info(name, kind, shape) for name, shape in outputs],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    helper.set_model_props(model, metadata or {})
+    onnx.save(model, path)
+    return path
+
+
+def test_a_graph_with_metadata_has_the_call_of_a_backbone(tmp_path: Path) -> None:
+    backbone = load_backbone(means_of_channels(tmp_path / "a.onnx", METADATA))
+    spec = backbone.spec
+    assert (spec.name, spec.embedding_size, spec.channel_order) == ("onnx", 3, "RGB")
+    assert (spec.std, spec.norm_is_quality) == (128.0, False)
+    images = torch.randn(4, 3, 112, 112)
+    embedding, norm = backbone(images)
+    wanted = images.mean(dim=(2, 3))
+    torch.testing.assert_close(embedding * norm, wanted, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(norm, wanted.norm(dim=1, keepdim=True), rtol=1e-4, atol=1e-6)
+    assert backbone(images[:0])[0].shape == (0, 3)
+    assert load_aggregator(tmp_path / "a.onnx") is None
+
+
+@pytest.mark.parametrize("batch", ["n", 1, 2])
+def test_unit_rows_and_norms_as_outputs_and_fixed_batches_give_the_same(batch: Any, tmp_path: Path) -> None:
+    images = torch.randn(4, 3, 112, 112)
+    plain = load_backbone(means_of_channels(tmp_path / "a.onnx", METADATA))(images)
+    split = load_backbone(means_of_channels(tmp_path / "b.onnx", METADATA, batch=batch, norm=True))(images)
+    for one, other in zip(plain, split, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_a_fixed_batch_takes_what_is_left_over(tmp_path: Path) -> None:
+    backbone = load_backbone(means_of_channels(tmp_path / "a.onnx", METADATA, batch=4))
+    images = torch.randn(6, 3, 112, 112)
+    embedding, norm = backbone(images)
+    torch.testing.assert_close(embedding * norm, images.mean(dim=(2, 3)), rtol=1e-4, atol=1e-6)
+
+
+def test_without_metadata_it_has_to_be_said(tmp_path: Path) -> None:
+    path = means_of_channels(tmp_path / "a.onnx")
+    with pytest.raises(InputError, match=r"does not say which colours.*--arch, one of ir_18"):
+        load_backbone(path)
+    assert load_backbone(path, "mobilefacenet").spec.channel_order == "RGB"
+    assert load_backbone(path, "ir_50").spec.channel_order == "BGR"
+    assert load_backbone(path, "ir_50", channel_order="RGB").spec.channel_order == "RGB"
+    assert load_backbone(path, "ir_50").spec.embedding_size == 3
+
+
+def test_it_is_copied_sent_and_told_apart_as_any_backbone(tmp_path: Path) -> None:
+    backbone = load_backbone(means_of_channels(tmp_path / "a.onnx", METADATA))
+    images = torch.randn(2, 3, 112, 112)
+    wanted = backbone(images)[0]
+    for other in (
+        copy.deepcopy(backbone),
+        pickle.loads(pickle.dumps(backbone)),
+        fused_for_inference(backbone),
+    ):
+        assert torch.equal(other(images)[0], wanted)
+        assert backbone_digest(other) == backbone_digest(backbone)
+    another = load_backbone(means_of_channels(tmp_path / "b.onnx", METADATA, norm=True))
+    assert backbone_digest(another) != backbone_digest(backbone)
+
+
+def test_our_own_form_and_checkpoints_hold_the_graph(tmp_path: Path) -> None:
+    backbone = load_backbone(means_of_channels(tmp_path / "a.onnx", METADATA))
+    images = torch.randn(2, 3, 112, 112)
+    save_backbone(tmp_path / "ours.safetensors", backbone)
+    checkpoint = {
+        "state_dict": {f"model.{key}": value for key, value in backbone.state_dict().items()},
+        "backbone_spec": backbone.spec.to_dict(),
+    }
+    torch.save(checkpoint, tmp_path / "ours.ckpt")
+    for name in ("ours.safetensors", "ours.ckpt"):
+        again = load_backbone(tmp_path / name)
+        assert again.spec == backbone.spec
+        assert torch.equal(again(images)[0], backbone(images)[0])
+    resumed = empty_backbone(backbone.spec)
+    assert isinstance(resumed, OnnxBackbone)
+    resumed.load_state_dict(backbone.state_dict())
+    assert torch.equal(resumed(images)[0], backbone(images)[0])
+
+
+def test_weights_in_a_file_beside_the_graph_are_taken_with_it(tmp_path: Path) -> None:
+    path = means_of_channels(tmp_path / "a.onnx", METADATA)
+    images = torch.randn(2, 3, 112, 112)
+    wanted = load_backbone(path)(images)[0]
+    model = onnx.load(path)
+    scale = onnx.numpy_helper.from_array(np.full((1, 3), 2, np.float32), "scale")
+    model.graph.initializer.append(scale)
+    model.graph.node.append(onnx.helper.make_node("Mul", ["features", "scale"], ["scaled"]))
+    model.graph.output[0].name = "scaled"
+    onnx.save(model, path, save_as_external_data=True, location="a.data", size_threshold=0)
+    torch.testing.assert_close(load_backbone(path)(images)[0], wanted)
+    (tmp_path / "a.data").unlink()
+    with pytest.raises(InputError, match=r"a\.onnx: its weights stand in a file that cannot be read"):
+        load_backbone(path)
+
+
+@pytest.mark.parametrize("size", [0, 1, 100])
+def test_a_graph_that_was_cut_short_is_an_error(size: int, tmp_path: Path) -> None:
+    path = means_of_channels(tmp_path / "a.onnx", METADATA)
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(InputError, match=r"a\.onnx: (no ONNX graph can be read|expected)"):
+        load_backbone(path)
+
+
+def test_a_graph_of_something_else_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"expected one input \(n, 3, 112, 112\).*found data \['n', 3, 96, 96\]"
+    ):
+        load_backbone(means_of_channels(tmp_path / "a.onnx", METADATA, side=96))
+    with pytest.raises(InputError, match="there is no such file"):
+        load_backbone(tmp_path / "none.onnx")
+
+
+def test_mobilefacenets_graph_equals_its_weights(shared: Path) -> None:
+    graph = load_backbone(shared / "faces" / "mobilefacenet.onnx", "mobilefacenet")
+    backbone = load_backbone(shared / "faces" / "mobilefacenet.safetensors")
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 3, 112, 112), dtype=np.uint8)
+    images = backbone.spec.normalise(torch.from_numpy(pixels))
+    with torch.no_grad():
+        for one, other in zip(graph(images), backbone(images), strict=True):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)

@@ -1,0 +1,128 @@
+"""Every published weight -> a backbone (and an aggregator) that is ready to use, mapped strictly; and back.
+
+A source is a file, a name of the catalogue, or hf://owner/repo[@revision][/file]. Nothing is unpickled but
+tensors and plain containers, and whatever does not fit exactly is an InputError.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import nn
+
+from errors import InputError
+from net import BACKBONES, Backbone, BackboneSpec, build_backbone
+from weights.aggregators import stored_aggregator
+from weights.catalogue import CATALOGUE, Entry
+from weights.digest import backbone_digest
+from weights.fitting import fitted
+from weights.layouts import recognise
+from weights.onnx_backbone import GRAPH, OnnxBackbone, read_onnx
+from weights.reading import read_checkpoint, read_stored
+from weights.sources import licence_of, resolve, source_name, weights_sha256
+from weights.specs import ONNX, spec_in
+from weights.storing import save_backbone, save_model
+
+__all__ = [
+    "CATALOGUE",
+    "Entry",
+    "Loaded",
+    "OnnxBackbone",
+    "backbone_digest",
+    "empty_backbone",
+    "licence_of",
+    "load_aggregator",
+    "load_backbone",
+    "load_weights",
+    "read_checkpoint",
+    "resolve",
+    "save_backbone",
+    "save_model",
+    "source_name",
+    "weights_sha256",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A backbone, and whose layout its file has, for a person."""
+
+    backbone: Backbone
+    kind: str
+
+
+def load_backbone(
+    source: Path | str, arch: str | None = None, *, channel_order: str | None = None
+) -> Backbone:
+    """A backbone with the weights of a source, on the CPU, in float32 and evaluation mode.
+
+    Takes plain state dicts, Lightning checkpoints of AdaFace and FaceCoresetNet and our own (heads and
+    aggregators in them are passed over), CVLFace's files, arcface_torch's IResNets, MobileFaceNet under
+    MXNet's names, all below any prefix; our `.safetensors`; and ONNX graphs. The architecture is taken from
+    the file where it says one, else from the shapes; `spec` is the file's own where it holds one, else that
+    of its kind. `channel_order` overrules both.
+
+    Raises:
+        InputError: no such source, no weights, a pickle that needs more than tensors, another architecture
+            than `arch`, or any missing, unexpected, mis-shaped or non-finite entry.
+    """
+    return load_weights(source, arch, channel_order=channel_order).backbone
+
+
+def load_weights(
+    source: Path | str,
+    arch: str | None = None,
+    *,
+    channel_order: str | None = None,
+    allow_pickle: bool = False,
+) -> Loaded:
+    """`load_backbone`, and what was recognised; `allow_pickle`: see `read_checkpoint`.
+
+    Raises:
+        InputError: as `load_backbone`.
+    """
+    if arch is not None and arch not in BACKBONES:
+        raise InputError(f"{arch!r} is no backbone. There are: {', '.join(BACKBONES)}.")
+    path = resolve(source)
+    if path.suffix == ".onnx":
+        return Loaded(read_onnx(path, arch, channel_order), "ONNX graph")
+    stored = read_stored(path, allow_pickle=allow_pickle)
+    found = recognise(path, stored.state)
+    spec = spec_in(path, stored.backbone_spec)
+    if spec is not None and spec.name == ONNX:
+        if set(found.state) != {GRAPH}:
+            raise InputError(f"{path}: expected an ONNX graph, found {', '.join(found.state)}.")
+        backbone: Backbone = OnnxBackbone(spec, found.state[GRAPH].clone()).eval()
+    else:
+        backbone = fitted(path, found.state, arch, spec)
+    order = channel_order or (None if spec else found.channel_order)
+    if order is not None:
+        backbone.spec = replace(backbone.spec, channel_order=order)
+    return Loaded(backbone, "ours" if spec else found.kind)
+
+
+def load_aggregator(source: Path | str) -> nn.Module | None:
+    """The aggregator in weights of ours or in a published FaceCoresetNet checkpoint; None where none is.
+
+    On the CPU, in evaluation mode. A published checkpoint does not say its coreset size: 3, as published.
+
+    Raises:
+        InputError: as `load_backbone`, or an aggregator that does not fit what the file says of it.
+    """
+    path = resolve(source)
+    if path.suffix == ".onnx" or not path.is_file():
+        return None
+    found = stored_aggregator(read_stored(path))
+    return None if found is None else found.module
+
+
+def empty_backbone(spec: BackboneSpec) -> Backbone:
+    """A backbone of that spec for a checkpoint's weights, which are loaded into it afterwards.
+
+    Raises:
+        InputError: there is no such backbone.
+    """
+    backbone = OnnxBackbone(spec) if spec.name == ONNX else build_backbone(spec.name)
+    backbone.spec = spec
+    return backbone

@@ -1,0 +1,136 @@
+"""The published models that we know by name. They stand in catalogue.json; to add one is one entry there."""
+
+from __future__ import annotations
+
+import json
+import os
+import textwrap
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from errors import InputError
+from net import BACKBONES
+
+_FILE = Path(__file__).with_name("catalogue.json")
+# Large files are kept here; XDG_CACHE_HOME moves it, as for other programs.
+_CACHE = "face_coreset/weights"
+_WIDTH = 108
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One published model.
+
+    Attributes:
+        name: by which commands take it.
+        architecture: of `net.BACKBONES`.
+        training_data: the set's name; its terms are `data_terms`.
+        figures: published ones, per cent, by what they measure.
+        source: hf://owner/repo[/file], or the address of a file.
+        page: where a person finds it.
+        code_licence: of the code that made it.
+        weights_licence: of the weights themselves, where somebody states one.
+        commercial_use: whether anybody states it.
+        sha256: of the file, where we know it.
+        size: of the file in bytes, where we know it.
+    """
+
+    name: str
+    architecture: str
+    training_data: str
+    data_terms: str
+    source: str
+    page: str
+    code_licence: str
+    weights_licence: str
+    commercial_use: str
+    figures: dict[str, float] = field(default_factory=dict)
+    sha256: str | None = None
+    size: int | None = None
+    note: str = ""
+
+
+def read_catalogue(path: Path = _FILE) -> dict[str, Entry]:
+    """All entries by name, in the file's order.
+
+    Raises:
+        InputError: an entry with unknown or missing fields, an unknown architecture or terms that are not
+            described.
+    """
+    stored = json.loads(path.read_text())
+    terms: dict[str, str] = stored["data_terms"]
+    kinds: dict[str, dict[str, Any]] = stored["kinds"]
+    entries = [_entry(path, values, kinds, terms) for values in stored["models"]]
+    return {entry.name: entry for entry in entries}
+
+
+def fetched_path(entry: Entry) -> Path:
+    """Where a fetched entry that is no hub's lies, whether it is there or not."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    suffix = Path(entry.source.partition("?")[0]).suffix or ".ckpt"
+    return Path(root) / _CACHE / f"{entry.name}{suffix}"
+
+
+def catalogue_text(entries: Iterable[Entry], there: Iterable[str]) -> str:
+    """The catalogue for a person: a table, then the terms that it refers to.
+
+    `there`: names that were fetched.
+    """
+    entries, there = list(entries), set(there)
+    names = list(dict.fromkeys(name for entry in entries for name in entry.figures))
+    rows = [["name", "network", "trained on", *names, "here"]]
+    rows += [
+        [entry.name, entry.architecture, entry.training_data]
+        + [f"{entry.figures[name]:.2f}" if name in entry.figures else "-" for name in names]
+        + ["yes" if entry.name in there else "no"]
+        for entry in entries
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    paragraphs = ["\n".join(line.rstrip() for line in table)]
+    paragraphs.append("Published figures, per cent. IJB: TAR at FAR 1e-04. Five sets: mean accuracy.")
+    for title, text in (("code", "code_licence"), ("weights", "weights_licence")):
+        paragraphs.append(_grouped(f"licence of the {title}", entries, text))
+    paragraphs.append(_grouped("commercial use", entries, "commercial_use"))
+    data = {entry.training_data: entry.data_terms for entry in entries}
+    paragraphs += [_wrapped(f"terms of {name}: {terms}") for name, terms in data.items()]
+    paragraphs.append("\n".join(f"{entry.name}: {entry.page}" for entry in entries))
+    return "\n\n".join(paragraphs)
+
+
+def _grouped(title: str, entries: list[Entry], attribute: str) -> str:
+    groups: dict[str, list[str]] = {}
+    for entry in entries:
+        groups.setdefault(getattr(entry, attribute), []).append(entry.name)
+    return "\n".join(_wrapped(f"{title}: {text} ({', '.join(names)})") for text, names in groups.items())
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, _WIDTH, subsequent_indent="    ", break_on_hyphens=False)
+
+
+def _entry(
+    path: Path, values: dict[str, Any], kinds: dict[str, dict[str, Any]], terms: dict[str, str]
+) -> Entry:
+    """An entry takes what it leaves out from its kind, and the terms of its data from their table."""
+    given = dict(values)
+    joined = kinds.get(given.pop("kind", ""), {}) | given
+    data = str(joined.get("training_data"))
+    joined["data_terms"] = terms.get(data)
+    known = {field.name for field in fields(Entry)}
+    wrong = sorted(set(joined) - known)
+    try:
+        entry = Entry(**{key: value for key, value in joined.items() if key in known})
+    except TypeError as error:
+        raise InputError(f"{path}: the entry {values}: {error}.") from error
+    if wrong or entry.architecture not in BACKBONES or entry.data_terms is None:
+        raise InputError(
+            f"{path}: {entry.name}: expected a backbone of ours ({entry.architecture}), terms of its "
+            f"training data ({data}) and no unknown fields ({', '.join(wrong) or 'none'})."
+        )
+    return entry
+
+
+CATALOGUE = read_catalogue()

@@ -1,0 +1,109 @@
+"""Entries under our names -> a backbone that fits them exactly, or a message that lists what does not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from errors import InputError
+from net import BACKBONES, Backbone, BackboneSpec, build_backbone
+
+_SHOWN = 5
+
+
+def fitted(path: Path, state: dict[str, Tensor], arch: str | None, spec: BackboneSpec | None) -> Backbone:
+    """A backbone with these weights, on the CPU, in float32 and evaluation mode.
+
+    The architecture is `arch` or the spec's, else deduced from the shapes; its spec is that of `BACKBONES`,
+    unless one is given.
+
+    Raises:
+        InputError: another architecture than `arch`, or any missing, unexpected, mis-shaped or non-finite
+            entry.
+    """
+    name = _architecture(path, state, arch, spec)
+    # Built without memory: fresh weights would cost a second for a deep network, and draw random numbers.
+    with torch.device("meta"):
+        backbone = build_backbone(name)
+    backbone.to_empty(device="cpu").load_state_dict(state)
+    backbone.spec = spec or BACKBONES[name]
+    return backbone.eval()
+
+
+def _architecture(path: Path, state: dict[str, Tensor], arch: str | None, spec: BackboneSpec | None) -> str:
+    """The backbone's name; InputError unless names, shapes and values of the entries are right for it."""
+    if arch is not None and spec is not None and arch != spec.name:
+        raise InputError(f"{path}: holds {spec.name}, but {arch} was asked for. Ask for {spec.name} or none.")
+    name = arch or (spec.name if spec else None)
+    if name is None or _disagreements(state, _shapes_of(name)):
+        name = _deduced(path, state, name)
+    broken = [key for key, value in state.items() if not bool(value.isfinite().all())]
+    if broken:
+        raise InputError(
+            f"{path}: NaN or infinite values in {len(broken)} of its entries, the first is {broken[0]}. "
+            "The training that wrote it had failed; take an earlier checkpoint."
+        )
+    return name
+
+
+def _deduced(path: Path, state: dict[str, Tensor], asked: str | None) -> str:
+    """The backbone that fits, if none was asked for; else InputError says how the asked one differs."""
+    disagreements = {name: _disagreements(state, _shapes_of(name)) for name in BACKBONES}
+    fitting = next((name for name, faults in disagreements.items() if not faults), None)
+    if asked is None and fitting is not None:
+        return fitting
+    name = asked or min(BACKBONES, key=lambda name: len(disagreements[name]))
+    faults = disagreements[name]
+    lines = [f"{path}: the weights are not those of {name}{'' if asked else ', the closest backbone'}:"]
+    lines += [f"  {fault}" for fault in faults[:_SHOWN]]
+    lines += [f"  ... and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
+    raise InputError.from_faults([*lines, _guess(state, fitting, _shapes_of(name))])
+
+
+@cache
+def _shapes_of(name: str) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        return {key: tuple(value.shape) for key, value in build_backbone(name).state_dict().items()}
+
+
+def _disagreements(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    misshaped = [
+        f"{key}: {_form(state[key])} where {shape} is expected"
+        for key, shape in shapes.items()
+        if key in state and tuple(state[key].shape) != shape
+    ]
+    # A quantised file would be cast in silence.
+    misshaped += [
+        f"{key}: {_form(state[key])} where floating point is expected"
+        for key in shapes
+        if key in state and not (key.endswith("num_batches_tracked") or state[key].is_floating_point())
+    ]
+    missing = [f"{key}: missing" for key in shapes if key not in state]
+    return misshaped + missing + [f"{key}: unexpected" for key in state if key not in shapes]
+
+
+def _form(value: Tensor) -> str:
+    return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+
+
+def _guess(state: Mapping[str, Tensor], fitting: str | None, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """The likeliest cause of a disagreement, as a sentence."""
+    if fitting is not None:
+        return f"They are exactly those of {fitting}: ask for {fitting} or none."
+    if "layer1.0.conv1.weight" in state:
+        return (
+            "The names begin like those of a residual network of torchvision or of InsightFace, but blocks "
+            "of an IResNet (layer1.0.prelu) are not in it. It seems to be another network."
+        )
+    common = shapes.keys() & state.keys()
+    if not common:
+        return "No name is known. It seems to be another kind of network."
+    if len(common) == len(shapes) == len(state):
+        return "Only shapes differ: it seems to be made for another image size, embedding size or precision."
+    if len(common) == len(state):
+        return "Part of the network is missing: a deeper one was meant, or the file was written by halves."
+    return "It seems to be a network of the same family, but of another depth or with other blocks."

@@ -1,0 +1,135 @@
+"""hf://owner/repo[@revision][/file] -> a file, by huggingface_hub: its cache, its offline mode, its tokens.
+
+What the cache holds is used as it is, without a question to the hub: weights do not change by themselves.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from errors import InputError
+from files import sha256_of
+
+PREFIX = "hf://"
+# What repositories call their weights, best first; CVLFace's have both.
+_USUAL = ("model.safetensors", "pretrained_model/model.pt")
+# A CVLFace repository says its colour order in it; `layouts` looks for it beside the weights.
+_CONFIG = "config.json"
+_FORM = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([\w.-]+))?(?:/(.+))?")
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """An hf:// source in parts; no file: one of the usual names."""
+
+    repo: str
+    revision: str | None
+    file: str | None
+
+
+def parse(source: str) -> HubSource:
+    """The parts of hf://owner/repo[@revision][/file]; InputError for another form."""
+    match = _FORM.fullmatch(source)
+    if match is None:
+        raise InputError(f"{source}: expected hf://owner/repo, hf://owner/repo@revision, or one with /file.")
+    return HubSource(*match.groups())
+
+
+def cached_file(source: str) -> Path | None:
+    """The file of an hf:// source in the hub's cache, whole; None where it is not there.
+
+    Raises:
+        InputError: another form of source, or a file that is not what the hub holds.
+    """
+    wanted = parse(source)
+    hub = _library()
+    for name in (wanted.file,) if wanted.file else _USUAL:
+        found = hub.try_to_load_from_cache(wanted.repo, name, revision=wanted.revision)
+        if isinstance(found, str):
+            return _whole(source, Path(found))
+    return None
+
+
+def hub_file(source: str) -> Path:
+    """The file of an hf:// source, downloaded into the hub's cache unless it is there.
+
+    Raises:
+        InputError: another form of source, huggingface_hub is not installed, or the file cannot be had.
+    """
+    if (there := cached_file(source)) is not None:
+        return there
+    wanted = parse(source)
+    for name in (wanted.file,) if wanted.file else _USUAL:
+        if (found := _downloaded(source, wanted, name)) is not None:
+            # Best effort: not every repository has one.
+            _downloaded(source, wanted, _CONFIG)
+            return _whole(source, found)
+    looked = wanted.file or " nor ".join(_USUAL)
+    raise InputError(
+        f"{source}: there is no {looked} in it. Name the file: hf://{wanted.repo}/FILE (a .safetensors, .pt, "
+        ".pth, .ckpt or .onnx file)."
+    )
+
+
+def _downloaded(source: str, wanted: HubSource, name: str) -> Path | None:
+    """The file; None where the repository has none of that name."""
+    hub = _library()
+    from huggingface_hub import errors
+
+    try:
+        return Path(hub.hf_hub_download(wanted.repo, name, revision=wanted.revision))
+    except errors.LocalEntryNotFoundError as error:
+        if name == _CONFIG:
+            return None
+        raise InputError(
+            f"{source}: {name} is not in the hub's cache, and the hub cannot be asked for it (no network, or "
+            "HF_HUB_OFFLINE is set). Fetch it where there is a network: "
+            f"hf download {wanted.repo} {name}"
+        ) from error
+    except errors.EntryNotFoundError:
+        return None
+    except errors.GatedRepoError as error:
+        raise InputError(
+            f"{source}: its owner asks for consent first. Accept the terms on the repository's page, then "
+            "log in: hf auth login (or set HF_TOKEN)."
+        ) from error
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
+        raise InputError(
+            f"{source}: the hub has no such repository or revision, or it is private: hf auth login"
+        ) from error
+    except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{source}: the hub did not give {name}: {reason}") from error
+
+
+def _whole(source: str, path: Path) -> Path:
+    """The path, if its content is what the hub's cache says; large files lie there under their SHA-256."""
+    blob = path.resolve()
+    if re.fullmatch(r"[0-9a-f]{64}", blob.name):
+        status = blob.stat()
+        if _digest(blob, status.st_size, status.st_mtime_ns) != blob.name:
+            raise InputError(
+                f"{source}: {blob} is not the file that the hub holds ({status.st_size} bytes, another "
+                "SHA-256). The download was cut short or the disk is damaged: remove that file and the link "
+                f"{path}, and fetch it again."
+            )
+    return path
+
+
+@lru_cache(maxsize=32)
+def _digest(path: Path, size: int, changed: int) -> str:
+    return sha256_of(path)
+
+
+def _library() -> Any:
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise InputError(
+            "hf:// sources come through huggingface_hub, which is not installed: pip install huggingface_hub"
+        ) from error
+    return huggingface_hub

@@ -1,0 +1,175 @@
+"""An ONNX graph as a backbone: the call of `net.Backbone`, run by onnxruntime on the CPU.
+
+The graph's bytes are its state, so that checkpoints, digests and worker processes treat it as any other
+backbone; it cannot be trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from coreset.sets import unit_and_norm
+from errors import InputError
+from net import BACKBONES, Backbone, BackboneSpec
+from weights.specs import ONNX, spec_in
+
+GRAPH = "graph"
+
+
+class OnnxBackbone(Backbone):
+    """A graph with one input (N, 3, H, W) float32 and features (N, D), or unit rows and norms, as outputs.
+
+    Raises:
+        InputError: onnxruntime is not installed, or the graph is none of a backbone.
+    """
+
+    graph: Tensor
+
+    def __init__(self, spec: BackboneSpec, graph: Tensor | None = None) -> None:
+        super().__init__(spec)
+        self.register_buffer(GRAPH, torch.zeros(0, dtype=torch.uint8) if graph is None else graph)
+        self._session: Any = None
+
+    def features(self, images: Tensor) -> Tensor:
+        """See the base class."""
+        session = self._running()
+        name, shape = session.get_inputs()[0].name, session.get_inputs()[0].shape
+        pixels = images.detach().float().cpu().numpy()
+        count = len(pixels)
+        # An export without a free batch size takes so many images and no others: the last are filled up.
+        at_once = shape[0] if isinstance(shape[0], int) else max(1, count)
+        pixels = np.concatenate((pixels, np.zeros((-count % at_once, *pixels.shape[1:]), np.float32)))
+        parts = [
+            _features_of(session, session.run(None, {name: pixels[start : start + at_once]}))
+            for start in range(0, len(pixels), at_once)
+        ]
+        found = np.concatenate(parts) if parts else np.zeros((0, self.spec.embedding_size), np.float32)
+        return torch.from_numpy(found[:count]).to(images.device)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """See the base class; always float32."""
+        embedding, norm = unit_and_norm(self.features(images))
+        return embedding, norm.unsqueeze(1)
+
+    def _running(self) -> Any:
+        if self._session is None:
+            self._session = _opened(self.graph.cpu().numpy().tobytes())
+        return self._session
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A session can be neither copied nor sent to another process; it is opened again there.
+        return self.__dict__ | {"_session": None}
+
+    def _load_from_state_dict(self, state: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        graph = state.get(f"{prefix}{GRAPH}")
+        if isinstance(graph, Tensor):
+            self.graph, self._session = torch.empty_like(graph, device=self.graph.device), None
+        super()._load_from_state_dict(state, prefix, *rest)
+
+
+def read_onnx(path: Path, arch: str | None, channel_order: str | None) -> OnnxBackbone:
+    """The backbone of an .onnx file; its spec is that of its metadata, else that of `arch`.
+
+    Raises:
+        InputError: no such file, nothing says how pixels go in, or the graph is none of a backbone.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file; expected the weights of a backbone.")
+    content = path.read_bytes()
+    try:
+        session = _opened(content)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        if "xternal data" not in reason:
+            raise InputError(
+                f"{path}: no ONNX graph can be read from its {len(content)} bytes. It may be cut short. "
+                f"onnxruntime says: {reason}"
+            ) from error
+        content = _with_its_weights(path)
+        session = _opened(content)
+    graph = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    stored = dict(session.get_modelmeta().custom_metadata_map)
+    spec = spec_in(path, stored if "architecture" in stored else None) or (BACKBONES[arch] if arch else None)
+    if spec is None:
+        raise InputError(
+            f"{path}: an ONNX file does not say which colours and pixel values it takes. Say what it was "
+            f"made from: --arch, one of {', '.join(BACKBONES)}."
+        )
+    spec = replace(spec, name=ONNX, channel_order=channel_order or spec.channel_order)
+    return OnnxBackbone(_checked(path, session, spec), graph).eval()
+
+
+def _checked(path: Path, session: Any, spec: BackboneSpec) -> BackboneSpec:
+    """The spec with the graph's own embedding size, if the graph is one of a backbone for its images."""
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    shape, side = list(inputs[0].shape), spec.image_size
+    fits = len(shape) == 4 and all(
+        not isinstance(found, int) or found == wanted
+        for found, wanted in zip(shape[1:], (3, side, side), strict=True)
+    )
+    if len(inputs) != 1 or inputs[0].type != "tensor(float)" or not fits:
+        raise InputError(
+            f"{path}: expected one input (n, 3, {side}, {side}) of float32, found "
+            f"{', '.join(f'{each.name} {each.shape} {each.type}' for each in inputs)}. Is it the graph of a "
+            "backbone?"
+        )
+    count = shape[0] if isinstance(shape[0], int) else 1
+    images = np.zeros((count, 3, side, side), np.float32)
+    try:
+        found = _features_of(session, session.run(None, {inputs[0].name: images}))
+    except (InputError, ValueError, IndexError) as error:
+        names = ", ".join(f"{each.name} {each.shape}" for each in outputs)
+        raise InputError(f"{path}: expected features (n, D) as its output, found {names}.") from error
+    return replace(spec, embedding_size=int(found.shape[1]))
+
+
+def _features_of(session: Any, outputs: list[Any]) -> Any:
+    """Un-normalised features (N, D) from the outputs: the first, times `norm` where there is one."""
+    names = [each.name for each in session.get_outputs()]
+    features = outputs[0]
+    if features.ndim != 2 or features.dtype != np.float32:
+        raise InputError("no features")
+    if "norm" in names[1:]:
+        features = features * outputs[names.index("norm")].reshape(-1, 1)
+    return features
+
+
+def _opened(content: bytes) -> Any:
+    runtime = _onnxruntime()
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    return runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def _with_its_weights(path: Path) -> bytes:
+    """The graph with its weights, which stand in a file beside it, as torch.onnx.export writes them."""
+    try:
+        import onnx
+    except ImportError as error:
+        raise InputError(
+            f"{path}: its weights stand in another file. Install onnx (pip install onnx), or export it as "
+            "one file: torch.onnx.export(..., external_data=False)."
+        ) from error
+    try:
+        found: bytes = onnx.load(path).SerializeToString()
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        raise InputError(f"{path}: its weights stand in a file that cannot be read: {error}") from error
+    return found
+
+
+def _onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise InputError(
+            "an ONNX file is run by onnxruntime, which is not installed: pip install onnxruntime"
+        ) from error
+    return onnxruntime

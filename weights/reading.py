@@ -1,0 +1,177 @@
+"""A file of weights -> its tensors and what it says beside them. Nothing but tensors and plain containers is
+unpickled, unless a person asks for it; what the tensors mean is not looked at here.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import struct
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from errors import InputError
+
+TORCH_SUFFIXES = (".ckpt", ".pt", ".pth")
+# Under which a checkpoint keeps its state dict: Lightning and most others, arcface_torch.
+_STATE_KEYS = ("state_dict", "state_dict_backbone")
+_SHOWN = 5
+# What torch.load was seen to raise on some thousand damaged files, and its kin.
+_UNREADABLE = (
+    *(pickle.UnpicklingError, struct.error, zipfile.BadZipFile, RuntimeError, OSError, EOFError, MemoryError),
+    *(AssertionError, AttributeError, ArithmeticError, LookupError, TypeError, ValueError),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """What a file holds.
+
+    `backbone_spec`: as the file writes it, unchecked, None where it writes none; `aggregator`: name and
+    options, where it says them; `about`: other metadata (source, licence, ...).
+    """
+
+    path: Path
+    state: dict[str, Tensor]
+    backbone_spec: object = None
+    aggregator: tuple[object, object] | None = None
+    about: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_stored(path: Path, *, allow_pickle: bool = False) -> Stored:
+    """Tensors and facts of a .safetensors file or one of torch.save.
+
+    Raises:
+        InputError: no such file, another suffix, no weights, or a pickle that needs more than tensors.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file; expected the weights of a backbone.")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if path.suffix in TORCH_SUFFIXES:
+        return _read_torch(path, allow_pickle)
+    known = ", ".join((".safetensors", *TORCH_SUFFIXES, ".onnx"))
+    raise InputError(f"{path}: weights are read from files that end in {known}.")
+
+
+def read_checkpoint(path: Path, *, allow_pickle: bool = False) -> Any:
+    """What a file of `torch.save` holds; InputError unless it is tensors and plain containers alone.
+
+    `allow_pickle`: classes are imported and built as the file says, which can run any code; those that are
+    not installed become empty objects.
+    """
+    try:
+        if allow_pickle:
+            return torch.load(path, map_location="cpu", weights_only=False, pickle_module=_Forgiving)
+        # A mapped file costs memory for the entries that are used, not for heads and optimisers.
+        mapped = zipfile.is_zipfile(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except _UNREADABLE as error:
+        blocked = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if blocked:
+            raise InputError(
+                f"{path}: it needs {blocked[1]} to be unpickled, but a pickle can run any code, so only "
+                "tensors and plain containers are read. Save its state dict alone, "
+                "torch.save(model.state_dict(), ...), or ask its author for a .safetensors file. If you "
+                "trust its author: python convert.py --weights IN OUT.safetensors --allow-pickle"
+            ) from error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path}: {what_it_may_be(path)} The reader says: {reason}") from error
+
+
+def what_it_may_be(path: Path) -> str:
+    """What is said of a file that is no weight file, from its first bytes."""
+    with path.open("rb") as stream:
+        start = stream.read(64).lstrip()
+    if not start:
+        return "the file is empty."
+    if start.startswith(b"<"):
+        return "this is a web page, not weights. The download went wrong; fetch it again in a browser."
+    if start.startswith(b"version https://git-lfs"):
+        return "this is a Git LFS pointer, not the weights. Run 'git lfs pull' in its folder."
+    size = path.stat().st_size
+    return f"no weights can be read from its {size} bytes. It may be cut short; compare the original's size."
+
+
+def described(value: object) -> str:
+    """A value of a checkpoint, for a message."""
+    if isinstance(value, Mapping):
+        return f"a dictionary with the keys {', '.join(map(str, list(value)[:_SHOWN])) or '(none)'}"
+    return f"a {type(value).__name__}"
+
+
+def _read_safetensors(path: Path) -> Stored:
+    try:
+        with safe_open(path, framework="pt") as stored:
+            about = dict(stored.metadata() or {})
+            state = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 (it is no mapping)
+    except SafetensorError as error:
+        raise InputError(f"{path}: {what_it_may_be(path)} The reader says: {error}") from error
+    aggregator: tuple[object, object] | None = None
+    if "aggregator_name" in about:
+        try:
+            options = json.loads(about.get("aggregator_options", "{}"))
+        except ValueError as error:
+            raise InputError(f"{path}: its metadata cannot be read ({error}): {about}.") from error
+        aggregator = about["aggregator_name"], options
+    return Stored(path, state, about if "architecture" in about else None, aggregator, about)
+
+
+def _read_torch(path: Path, allow_pickle: bool) -> Stored:
+    checkpoint = read_checkpoint(path, allow_pickle=allow_pickle)
+    if allow_pickle and isinstance(checkpoint, nn.Module):
+        checkpoint = checkpoint.state_dict()
+    state = checkpoint
+    if isinstance(checkpoint, Mapping):
+        state = next((checkpoint[key] for key in _STATE_KEYS if key in checkpoint), checkpoint)
+    if not isinstance(state, Mapping):
+        raise InputError(f"{path}: expected a state dict or a checkpoint, found {described(checkpoint)}.")
+    strange = [
+        key for key, value in state.items() if not (isinstance(key, str) and isinstance(value, Tensor))
+    ]
+    if strange:
+        raise InputError(
+            f"{path}: expected a state dict (names and tensors), found {described(state)}; {strange[0]!r} "
+            f"is {described(state[strange[0]])}. Save the state dict under the key 'state_dict'."
+        )
+    if state is checkpoint:
+        return Stored(path, dict(state))
+    aggregator = None
+    if "aggregator_name" in checkpoint:
+        aggregator = checkpoint["aggregator_name"], checkpoint.get("aggregator_options")
+    return Stored(path, dict(state), checkpoint.get("backbone_spec"), aggregator)
+
+
+class _Absent:
+    """Stands for an object whose class is not installed; takes whatever its pickle gives it."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+
+class _Forgiving:
+    """The pickle module as torch.load wants it; old checkpoints name classes that are long gone."""
+
+    class Unpickler(pickle.Unpickler):
+        """Finds classes as ever, else gives an empty one."""
+
+        def find_class(self, module: str, name: str) -> Any:
+            """The class, or its stand-in."""
+            try:
+                return super().find_class(module, name)
+            except (ImportError, AttributeError):
+                return type(name, (_Absent,), {"__module__": module})
+
+    load = staticmethod(pickle.load)
+    loads = staticmethod(pickle.loads)

@@ -1,0 +1,79 @@
+"""What a person may call weights -> a file on this machine: a path, a name of the catalogue, hf://..."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from errors import InputError
+from files import sha256_of
+from weights.catalogue import CATALOGUE, Entry, fetched_path
+from weights.hub import PREFIX, cached_file, hub_file
+
+NOT_STATED = "not stated"
+
+
+def resolve(source: Path | str) -> Path:
+    """The file that a source means. A path is returned as it is, whether there is such a file or not.
+
+    An hf:// source is downloaded into the hub's own cache unless it is there. A name of the catalogue is not:
+    `convert.py --fetch-weights` does that, so that nothing large is downloaded by a slip.
+
+    Raises:
+        InputError: a name that was not fetched, or a hub file that cannot be had.
+    """
+    if isinstance(source, Path):
+        return source
+    if source.startswith(PREFIX):
+        return hub_file(source)
+    if Path(source).exists() or source not in CATALOGUE:
+        return _path(source)
+    entry = CATALOGUE[source]
+    if (there := fetched(entry)) is None:
+        raise InputError(
+            f"{source}: is in the catalogue, but was not fetched yet. Nothing is downloaded without being "
+            f"asked for: python convert.py --fetch-weights {source} (its terms: --list-weights)"
+        )
+    return there
+
+
+def fetched(entry: Entry) -> Path | None:
+    """Where an entry of the catalogue lies on this machine; None where it was not fetched."""
+    if entry.source.startswith(PREFIX):
+        return cached_file(entry.source)
+    path = fetched_path(entry)
+    return path if path.is_file() else None
+
+
+def weights_sha256(source: Path | str) -> str:
+    """Hexadecimal SHA-256 of the file that a source means.
+
+    Raises:
+        InputError: as `resolve`, or no such file.
+    """
+    path = resolve(source)
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file; expected the weights of a backbone.")
+    return sha256_of(path)
+
+
+def source_name(source: Path | str) -> str:
+    """What tables call a source: a file by its name, any other as it was given."""
+    return Path(source).name if isinstance(source, Path) or Path(source).is_file() else source
+
+
+def licence_of(source: Path | str) -> str:
+    """What the catalogue says of the weights' licence; for other sources that it is not stated."""
+    for entry in CATALOGUE.values():
+        if str(source) in (entry.name, entry.source):
+            return entry.weights_licence
+    return NOT_STATED
+
+
+def _path(source: str) -> Path:
+    path = Path(source)
+    if not path.exists() and not path.suffix and path.name == source:
+        near = difflib.get_close_matches(source, CATALOGUE, n=1, cutoff=0.6)
+        hint = f" Did you mean {near[0]}?" if near else " python convert.py --list-weights shows its names."
+        raise InputError(f"{source}: is neither a file nor a name of the catalogue.{hint}")
+    return path

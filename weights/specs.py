@@ -1,0 +1,70 @@
+"""The spec of a backbone as files carry it: plain values in a checkpoint, text in the metadata of a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from errors import InputError
+from net import BACKBONES, BackboneSpec
+from weights.reading import described
+
+# The name of a backbone that is an ONNX graph, which has no class of ours.
+ONNX = "onnx"
+
+
+def spec_in(path: Path, stored: object) -> BackboneSpec | None:
+    """The spec that a checkpoint (a dictionary of values) or metadata (of texts) hold; None for None.
+
+    What metadata leave out is as in `BACKBONES`.
+
+    Raises:
+        InputError: values that are none, or of a backbone that we cannot build.
+    """
+    if stored is None:
+        return None
+    if not isinstance(stored, Mapping):
+        raise InputError(f"{path}: backbone_spec must be a dictionary, found {described(stored)}.")
+    values = _of_texts(path, stored) if "architecture" in stored else dict(stored)
+    name = values.get("name")
+    if not isinstance(name, str) or name not in (*BACKBONES, ONNX):
+        raise InputError(f"{path}: holds a backbone {name!r}, which is none of {', '.join(BACKBONES)}.")
+    try:
+        spec = BackboneSpec.from_dict(values)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    built = BACKBONES.get(spec.name, spec)
+    if (spec.embedding_size, spec.image_size) != (built.embedding_size, built.image_size):
+        raise InputError(
+            f"{path}: its {spec.name} has {spec.embedding_size} values for {spec.image_size} pixels; "
+            f"expected {built.embedding_size} values for {built.image_size} pixels, as {spec.name} is built."
+        )
+    return spec
+
+
+def metadata_of(spec: BackboneSpec) -> dict[str, str]:
+    """The spec as texts; `spec_in` reads them."""
+    values = spec.to_dict()
+    texts = {"architecture": str(values.pop("name"))}
+    return texts | {key: _text(value) for key, value in values.items()}
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _of_texts(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    name = metadata["architecture"]
+    values: dict[str, Any] = BACKBONES[name].to_dict() if name in BACKBONES else {"name": name}
+    try:
+        if "scale" in metadata:
+            values["std"] = 1 / float(metadata["scale"])
+        for key in {field.name for field in fields(BackboneSpec)} & set(metadata) - {"name"}:
+            stored = metadata[key]
+            values[key] = stored if key == "channel_order" else json.loads(stored)
+    except (ValueError, ZeroDivisionError) as error:
+        raise InputError(f"{path}: its metadata cannot be read ({error}): {dict(metadata)}.") from error
+    return values

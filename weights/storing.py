@@ -1,0 +1,59 @@
+"""Backbones and whole models -> one .safetensors file in our form, with all that using it again needs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from errors import InputError
+from files import atomic_path, require_free_space
+from net import Backbone
+from weights.specs import metadata_of
+
+# Of this form; a reader may meet files of later ones.
+VERSION = "1"
+
+
+def save_backbone(path: Path, backbone: Backbone) -> None:
+    """Writes weights and spec as `.safetensors`, whole or not at all; `load_backbone` reads them back.
+
+    Raises:
+        InputError: another suffix, or too little room on the disk.
+    """
+    save_model(path, backbone)
+
+
+def save_model(
+    path: Path,
+    backbone: Backbone,
+    aggregator: tuple[str, Mapping[str, Any], nn.Module] | None = None,
+    about: Mapping[str, str] | None = None,
+) -> None:
+    """Writes a backbone, and an aggregator (its name, options and module) where there is one, into one file.
+
+    `about`: more metadata, such as source and licence.
+
+    Raises:
+        InputError: another suffix, or too little room on the disk.
+    """
+    if path.suffix != ".safetensors":
+        raise InputError(f"{path}: backbones are written as .safetensors; choose a name that ends in it.")
+    metadata = dict(about or {}) | {"format": "pt", "version": VERSION} | metadata_of(backbone.spec)
+    state = _tensors(backbone, "model." if aggregator else "")
+    if aggregator is not None:
+        name, options, module = aggregator
+        metadata |= {"aggregator_name": name, "aggregator_options": json.dumps(dict(options))}
+        state |= _tensors(module, "aggregator.")
+    require_free_space(path.parent, sum(value.nbytes for value in state.values()))
+    with atomic_path(path) as temporary:
+        save_file(state, temporary, metadata)
+
+
+def _tensors(module: nn.Module, prefix: str) -> dict[str, Tensor]:
+    state = module.state_dict()
+    return {f"{prefix}{key}": value.detach().cpu().contiguous() for key, value in state.items()}
