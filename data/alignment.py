@@ -30,6 +30,9 @@ ALIGNMENT = {
     "revision": "1",
 }
 
+# Of `align_photo`: below it a step of one pixel of the face skips pixels of the photo.
+_LEAST_SCALE = 0.5
+
 Floats = NDArray[np.floating[Any]]
 
 
@@ -68,6 +71,31 @@ def align(image: Image, transform: NDArray[np.float64]) -> Image:
         borderValue=0,
     )
     return aligned.astype(np.uint8, copy=False)
+
+
+def align_photo(photo: Image, landmarks: Floats) -> Image:
+    """(H, W, 3) photo and (5, 2) landmarks -> (112, 112, 3).
+
+    A face much larger than 112 pixels is shrunk by areas first: bilinear interpolation alone would take four
+    pixels of each patch and throw the others away, which shows as noise.
+    """
+    transform = similarity_transforms(landmarks[None])[0]
+    scale = float(np.hypot(transform[0, 0], transform[1, 0]))
+    if scale > _LEAST_SCALE:
+        return align(photo, transform)
+    # Only what the face needs: a photo of 100 million pixels is not copied.
+    corners = np.array([[0, 0], [FACE_SIZE, 0], [0, FACE_SIZE], [FACE_SIZE, FACE_SIZE]], np.float64)
+    reached = (corners - transform[:, 2]) @ np.linalg.inv(transform[:, :2]).T
+    height, width = photo.shape[:2]
+    left, top = np.clip(np.floor(reached.min(axis=0)) - 2, 0, (width - 1, height - 1)).astype(int).tolist()
+    right, bottom = np.clip(np.ceil(reached.max(axis=0)) + 2, 1, (width, height)).astype(int).tolist()
+    crop = photo[top : max(bottom, top + 1), left : max(right, left + 1)]
+    side = (max(1, round(crop.shape[1] * scale)), max(1, round(crop.shape[0] * scale)))
+    ratio = np.array(side) / (crop.shape[1], crop.shape[0])
+    small = np.asarray(cv2.resize(crop, side, interpolation=cv2.INTER_AREA), np.uint8)
+    # Pixel centres: (x + 0.5) * ratio - 0.5.
+    moved = (landmarks - (left, top) + 0.5) * ratio - 0.5
+    return align(small, similarity_transforms(moved[None])[0])
 
 
 @dataclass(frozen=True, eq=False)

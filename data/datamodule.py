@@ -7,15 +7,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
+from data.face_loader import Faces
+from data.feature_bank import FeatureBatch
+from data.feature_templates import DrawnFeatures, HeldOutFeatures, TemplateDrawer
 from data.pairs import PairSet
 from data.sampling import PositionSampler
 from data.sources import FaceSource
@@ -36,6 +40,8 @@ if TYPE_CHECKING:
 
 VALIDATION_FACES = 64
 VALIDATION_TEMPLATES = 8
+VALIDATION_FEATURES = 256
+_PICTURED = 20
 
 
 @dataclass(frozen=True)
@@ -56,10 +62,11 @@ class Loading:
 class _TrainingData(LightningDataModule, ABC):
     """Shards over ranks, and continues in the middle of an epoch by arithmetic on the optimiser's steps."""
 
-    def __init__(self, loading: Loading, num_rows: int) -> None:
+    def __init__(self, loading: Loading, num_rows: int, repeats: int = 1) -> None:
         super().__init__()
         self.loading = loading
         self._num_rows = num_rows
+        self._repeats = repeats
 
     @abstractmethod
     def train_dataloader(self) -> DataLoader[Any]:
@@ -83,6 +90,7 @@ class _TrainingData(LightningDataModule, ABC):
             seed=self.loading.seed,
             rank=rank,
             world_size=world_size,
+            repeats=self._repeats,
         )
 
     def _validation_loader(
@@ -143,7 +151,10 @@ class FaceData(_TrainingData):
 
 
 class TemplateData(_TrainingData):
-    """Coreset stage: templates to train on, templates of held-out subjects to validate on."""
+    """Coreset stage: templates to train on, templates of held-out subjects to validate on.
+
+    `paired`: positions 2p and 2p+1 are templates of one subject.
+    """
 
     def __init__(
         self,
@@ -155,6 +166,7 @@ class TemplateData(_TrainingData):
         *,
         max_template_size: int,
         sample_by: str,
+        paired: bool = False,
     ) -> None:
         self._dataset = TemplateDataset(
             source,
@@ -164,7 +176,7 @@ class TemplateData(_TrainingData):
             max_template_size=max_template_size,
             sample_by=sample_by,
         )
-        super().__init__(loading, len(self._dataset))
+        super().__init__(loading, len(self._dataset), 2 if paired else 1)
         self.held_out = held_out
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -182,6 +194,60 @@ class TemplateData(_TrainingData):
         probes = np.flatnonzero(~self.held_out.is_gallery)[:count]
         templates: list[Template] = [self.held_out[int(number)] for number in probes]
         return collate_templates(templates)
+
+    def pictured(self, batch: TemplateBatch) -> TemplateBatch:
+        """The images of a batch."""
+        return batch
+
+
+class FeatureTemplateData(_TrainingData):
+    """Coreset stage from cached features: as `TemplateData`, with rows of a bank in place of images.
+
+    `faces`: what the rows of the bank were made from, for pictures; None where it is not known. A batch is
+    drawn in a few milliseconds, so there are no workers.
+    """
+
+    def __init__(
+        self,
+        drawer: TemplateDrawer,
+        held_out: HeldOutFeatures,
+        loading: Loading,
+        spec: BackboneSpec,
+        faces: Faces | None,
+    ) -> None:
+        super().__init__(replace(loading, num_workers=0), drawer.num_rows, 2 if drawer.recipe.paired else 1)
+        self._dataset = DrawnFeatures(drawer)
+        self._spec = spec
+        self._faces = faces
+        self.held_out = held_out
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Batches of `FeatureBatch`."""
+        return self._train_loader(self._dataset, _as_it_is)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """(numbers (B,), FeatureBatch) of the held-out templates."""
+        held_out = self.held_out
+        return self._validation_loader(held_out, len(held_out), VALIDATION_FEATURES, held_out.collate)
+
+    def example(self, count: int) -> FeatureBatch:
+        """The first held-out probe templates, for a picture."""
+        probes = np.flatnonzero(~self.held_out.is_gallery)[:count]
+        return self.held_out.collate([self.held_out[int(number)] for number in probes])
+
+    def pictured(self, batch: FeatureBatch) -> TemplateBatch | None:
+        """The images that the first templates of a batch were made from; None where they are not known."""
+        if self._faces is None:
+            return None
+        count = min(len(batch), _PICTURED)
+        faces = int(batch.offsets[count])
+        images = np.stack([self._faces.image(row) for row in batch.rows[:faces].tolist()])
+        return TemplateBatch(
+            images=torch.from_numpy(self._spec.from_rgb(images)),
+            offsets=batch.offsets[: count + 1].cpu(),
+            labels=batch.labels[:count].cpu(),
+            media=batch.media[:faces].cpu(),
+        )
 
 
 def position_after(global_step: int, batches: int, accumulate: int) -> tuple[int, int]:
@@ -234,6 +300,10 @@ class _PairImages(Dataset[tuple[NDArray[np.uint8], int]]):
 
     def __getitem__(self, number: int) -> tuple[NDArray[np.uint8], int]:
         return self._spec.from_rgb(self._pairs.image(number)), 0
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def _one_thread(_worker: int) -> None:

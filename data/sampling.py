@@ -32,7 +32,8 @@ class PositionSampler(Sampler[list[Item]]):
     batch is left out.
 
     `num_rows`: rows to draw from. `num_items`: positions of an epoch, `num_rows` where it is None; where it
-    is more, one permutation follows another. `batch_size`: items of one rank. `start`: batch number that the
+    is more, one permutation follows another. `repeats`: so many positions in a row hold the same row, such as
+    two templates of one subject. `batch_size`: items of one rank. `start`: batch number that the
     next pass begins at; it holds for that pass alone and is 0 again after it, so that the epoch after a
     resumed one is whole.
 
@@ -52,6 +53,7 @@ class PositionSampler(Sampler[list[Item]]):
         rank: int = 0,
         world_size: int = 1,
         shuffle: bool = True,
+        repeats: int = 1,
     ) -> None:
         self.num_rows = num_rows
         self.num_items = num_rows if num_items is None else num_items
@@ -62,6 +64,7 @@ class PositionSampler(Sampler[list[Item]]):
         self.rank = rank
         self.world_size = world_size
         self.shuffle = shuffle
+        self.repeats = repeats
         if not len(self):
             raise InputError(
                 f"an epoch has {self.num_items:,} items, fewer than one batch of {batch_size * world_size:,} "
@@ -96,8 +99,8 @@ class PositionSampler(Sampler[list[Item]]):
             ]
 
     def _rows(self, epoch: int) -> NDArray[np.int64]:
-        passes = -(-self.num_items // self.num_rows)
+        passes = -(-self.num_items // (self.num_rows * self.repeats))
         if not self.shuffle:
-            return np.tile(np.arange(self.num_rows), passes)
+            return np.tile(np.arange(self.num_rows), passes).repeat(self.repeats)
         rng = np.random.default_rng([self.seed, epoch])
-        return np.concatenate([rng.permutation(self.num_rows) for _ in range(passes)])
+        return np.concatenate([rng.permutation(self.num_rows) for _ in range(passes)]).repeat(self.repeats)

@@ -67,29 +67,39 @@ def hold_out(source: FaceSource, fraction_or_count: float, seed: int) -> tuple[F
     Raises:
         InputError: too few subjects for that.
     """
+    counts = SubjectIndex(source.labels).counts()
+    chosen = held_out_subjects(source.name, source.subjects, counts, fraction_or_count, seed)
+    held_out = np.isin(source.labels, chosen)
+    return select(source, np.flatnonzero(~held_out)), select(source, np.flatnonzero(held_out))
+
+
+def held_out_subjects(
+    name: str, subjects: list[str], counts: NDArray[np.int64], fraction_or_count: float, seed: int
+) -> list[int]:
+    """The subjects that `hold_out` holds out of data of that name; `counts` (S,): images of each.
+
+    Raises:
+        InputError: too few subjects for that.
+    """
     if not fraction_or_count > 0 or (fraction_or_count > 1 and fraction_or_count != int(fraction_or_count)):
         raise InputError(
             f"cannot hold out {fraction_or_count:g} of the subjects: expected a share above 0 and below 1, "
             "or a whole number of subjects."
         )
-    counts = SubjectIndex(source.labels).counts()
-    order = _drawn_order(source.subjects, seed, "hold out")
+    order = _drawn_order(subjects, seed, "hold out")
     eligible = [subject for subject in order if counts[subject] >= 2]
     if fraction_or_count < 1:
-        wanted = sum(
-            _hash(source.subjects[s], seed, "hold out") < fraction_or_count * 2**64 for s in eligible
-        )
+        wanted = sum(_hash(subjects[s], seed, "hold out") < fraction_or_count * 2**64 for s in eligible)
     else:
         wanted = int(fraction_or_count)
     wanted = max(2, wanted)
     if wanted > len(eligible) or len(order) - wanted < 2:
         raise InputError(
-            f"{source.name}: cannot hold out {wanted:,} of {len(order):,} subjects ({len(eligible):,} have "
+            f"{name}: cannot hold out {wanted:,} of {len(order):,} subjects ({len(eligible):,} have "
             "two images or more); two or more must be held out and two be left to train on. Hold out fewer, "
             "or use more data."
         )
-    held_out = np.isin(source.labels, eligible[:wanted])
-    return select(source, np.flatnonzero(~held_out)), select(source, np.flatnonzero(held_out))
+    return eligible[:wanted]
 
 
 def _indexed(source: FaceSource, path: Path) -> tuple[FaceSource, str]:

@@ -1,0 +1,242 @@
+"""Faces in photos: found by OpenCV's YuNet, landmarked again at the size it is best at, aligned.
+
+The detector's model file is fetched once from its official home and known by its hash. Photos are read in
+`data.photos`; which transform the landmarks give is said in `data.alignment`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from data.alignment import align_photo
+from data.sources import Image
+from errors import InputError
+from files import atomic_write, sha256_of
+
+# Of several faces in a photo; the first is the default.
+FACES = ("largest", "central", "all")
+
+DETECTOR_NAME = "face_detection_yunet_2023mar.onnx"
+DETECTOR_SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
+DETECTOR_URL = "https://github.com/opencv/opencv_zoo/raw/main/models/face_detection_yunet/face_detection_yunet_2023mar.onnx"
+_DOWNLOAD_SECONDS = 60
+_ERRORS_ALONE = cv2.utils.logging.LOG_LEVEL_ERROR
+
+# YuNet finds faces of about 10 to 300 pixels, so a photo is searched at one size after the other until some
+# are found: the longer side in pixels.
+_SEARCH_SIDES = (640, 1280, 320)
+# For all faces of a photo the small ones count from the start.
+_SEARCH_SIDES_ALL = (1280, 640, 320)
+_FIND_SCORE, _LANDMARK_SCORE = 0.6, 0.3
+_SAME_FACE = 0.3
+# Landmarks are best when the face is about 200 pixels high, and still jump with the size: the mean of three
+# sizes is nearer to the points of a larger model (2.3 pixels at the median, faces 120 high) than one (2.8).
+_LANDMARK_HEIGHTS = (200.0, 240.0, 280.0)
+_LANDMARK_MARGIN = 0.75
+
+
+@dataclass(frozen=True, eq=False)
+class DetectedFace:
+    """A face in a photo.
+
+    `box`: x, y, width, height in pixels; `landmarks`: (5, 2) x, y in image order (left eye first);
+    `score`: the detector's, 0 to 1.
+    """
+
+    box: tuple[float, float, float, float]
+    landmarks: NDArray[np.float32]
+    score: float
+
+    def aligned(self, photo: Image) -> Image:
+        """(112, 112, 3) of the photo it was found in."""
+        return align_photo(photo, self.landmarks)
+
+
+class FaceDetector:
+    """YuNet in two passes. One instance serves one thread.
+
+    Raises:
+        InputError: the file is no detector.
+    """
+
+    def __init__(self, model: Path) -> None:
+        level = cv2.utils.logging.getLogLevel()
+        try:
+            # OpenCV 5 says on stderr that its new engine has but one target.
+            cv2.utils.logging.setLogLevel(_ERRORS_ALONE)
+            self._yunet = cv2.FaceDetectorYN.create(str(model), "", (320, 320), _FIND_SCORE)
+        except cv2.error as fault:
+            raise InputError(
+                f"{model}: OpenCV cannot read it as YuNet ({fault.err}). Expected {DETECTOR_NAME}."
+            ) from None
+        finally:
+            cv2.utils.logging.setLogLevel(level)
+
+    def detect(self, photo: Image, faces: str = FACES[0]) -> list[DetectedFace]:
+        """Finds faces.
+
+        Args:
+            photo: (H, W, 3) uint8 RGB, upright.
+            faces: of `FACES`: the largest, the most central, or all, the largest first.
+
+        Returns:
+            None or one face; with 'all' any number.
+        """
+        image = np.asarray(cv2.cvtColor(photo, cv2.COLOR_RGB2BGR), np.uint8)
+        found = self._find(image, _SEARCH_SIDES_ALL if faces == "all" else _SEARCH_SIDES)
+        return [self._landmarked(image, face) for face in chosen_faces(found, image.shape[:2], faces)]
+
+    def _find(self, image: Image, sides: tuple[int, ...]) -> list[DetectedFace]:
+        longer, tried = max(image.shape[:2]), set()
+        for side in sides:
+            # A small photo is not blown up for the search, but shrunk if it is all face.
+            scale = min(1.0, side / longer)
+            if scale not in tried and (found := self._run(image, scale, _FIND_SCORE)):
+                return found
+            tried.add(scale)
+        return []
+
+    def _landmarked(self, image: Image, face: DetectedFace) -> DetectedFace:
+        """The same face, landmarked at the best size; as it was where the second pass does not see it."""
+        left, top, width, height = face.box
+        margin = _LANDMARK_MARGIN * max(width, height)
+        x, y = max(0, int(left - margin)), max(0, int(top - margin))
+        crop = image[y : int(top + height + margin) + 1, x : int(left + width + margin) + 1]
+        if not crop.size or height < 1:
+            return face
+        crop = np.ascontiguousarray(crop)
+        seen = [
+            best
+            for tall in _LANDMARK_HEIGHTS
+            for best in _same_face(face, self._run(crop, tall / height, _LANDMARK_SCORE), x, y)
+        ]
+        if not seen:
+            return face
+        landmarks = np.stack([each.landmarks for each in seen]).mean(axis=0)
+        return DetectedFace(seen[0].box, np.asarray(landmarks, np.float32), face.score)
+
+    def _run(self, image: Image, scale: float, score: float) -> list[DetectedFace]:
+        """Faces of an image that is searched at `scale`, in its own pixels."""
+        height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+        kind = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+        resized = (
+            image
+            if (height, width) == image.shape[:2]
+            else cv2.resize(image, (width, height), None, 0, 0, kind)
+        )
+        self._yunet.setScoreThreshold(score)
+        self._yunet.setInputSize((width, height))
+        rows = self._yunet.detect(resized)[1]
+        ratio = np.array([image.shape[1] / width, image.shape[0] / height], np.float32)
+        return [] if rows is None else [_face(row, ratio) for row in rows]
+
+
+def chosen_faces(found: list[DetectedFace], shape: tuple[int, ...], faces: str) -> list[DetectedFace]:
+    """Those of `found` that `faces` (of `FACES`) means, in a photo of `shape` (height, width)."""
+    if not found:
+        return []
+    largest_first = sorted(found, key=lambda face: -face.box[2] * face.box[3])
+    if faces == "all":
+        return largest_first
+    if faces == "largest":
+        return largest_first[:1]
+    if faces == "central":
+        return [min(largest_first, key=lambda face: _distance_to_centre(face, shape))]
+    raise InputError(f"faces {faces!r}: expected {', '.join(FACES)}.")
+
+
+def find_detector(given: Path | None = None, *, cache: Path | None = None) -> Path:
+    """The detector's model file: the one given, or the cache folder's, which is filled by one download.
+
+    Args:
+        given: used as it is.
+        cache: folder; None is `cache_folder()`.
+
+    Raises:
+        InputError: it is not there and cannot be fetched, or what was fetched is another file.
+    """
+    if given is not None:
+        if not given.is_file():
+            raise InputError(f"--detector {given}: there is no such file. {_how_to_get(given)}")
+        return given
+    path = (cache or cache_folder()) / DETECTOR_NAME
+    if path.is_file():
+        if sha256_of(path) != DETECTOR_SHA256:
+            raise InputError(
+                f"{path}: is damaged (its SHA-256 is another one). Remove it. {_how_to_get(path)}"
+            )
+        return path
+    try:
+        with urllib.request.urlopen(DETECTOR_URL, timeout=_DOWNLOAD_SECONDS) as answer:
+            content: bytes = answer.read()
+    except (OSError, ValueError) as fault:
+        reason = getattr(fault, "reason", None) or fault
+        raise InputError(
+            f"the face detector is not in {path.parent} and cannot be fetched ({reason}). {_how_to_get(path)}"
+        ) from None
+    _check_hash(content, path)
+    atomic_write(path, content)
+    return path
+
+
+def cache_folder() -> Path:
+    """Where the detector is kept: below XDG_CACHE_HOME, or ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "face_coreset"
+
+
+def _how_to_get(path: Path) -> str:
+    return (
+        f"Fetch {DETECTOR_URL} (SHA-256 {DETECTOR_SHA256}, 232,589 bytes), and put it at {path}, or "
+        "name it by --detector FILE. Faces that are aligned already need none: --aligned."
+    )
+
+
+def _check_hash(content: bytes, path: Path) -> None:
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != DETECTOR_SHA256:
+        raise InputError(
+            f"what {DETECTOR_URL} sent is another file ({len(content):,} bytes, SHA-256 {digest}); it is not "
+            f"kept. {_how_to_get(path)}"
+        )
+
+
+def _face(row: NDArray[np.float32], ratio: NDArray[np.float32]) -> DetectedFace:
+    """YuNet's row: box, the points from the left of the image on, score."""
+    left, top, width, height = (row[:4].reshape(2, 2) * ratio).flatten().tolist()
+    return DetectedFace((left, top, width, height), row[4:14].reshape(5, 2) * ratio, float(row[14]))
+
+
+def _same_face(face: DetectedFace, found: list[DetectedFace], x: float, y: float) -> list[DetectedFace]:
+    """The one among those of a crop at x, y that is `face`; none where nothing overlaps it enough."""
+    moved = [_moved(each, x, y) for each in found]
+    best = max(moved, key=lambda each: _overlap(each.box, face.box), default=None)
+    return [] if best is None or _overlap(best.box, face.box) < _SAME_FACE else [best]
+
+
+def _moved(face: DetectedFace, x: float, y: float) -> DetectedFace:
+    left, top, width, height = face.box
+    shift = np.array([x, y], np.float32)
+    return DetectedFace((left + x, top + y, width, height), face.landmarks + shift, face.score)
+
+
+def _overlap(first: tuple[float, ...], second: tuple[float, ...]) -> float:
+    """Intersection over union of two boxes."""
+    width = min(first[0] + first[2], second[0] + second[2]) - max(first[0], second[0])
+    height = min(first[1] + first[3], second[1] + second[3]) - max(first[1], second[1])
+    common = max(width, 0.0) * max(height, 0.0)
+    total = first[2] * first[3] + second[2] * second[3] - common
+    return common / total if total > 0 else 0.0
+
+
+def _distance_to_centre(face: DetectedFace, shape: tuple[int, ...]) -> float:
+    left, top, width, height = face.box
+    return float(np.hypot(left + width / 2 - shape[1] / 2, top + height / 2 - shape[0] / 2))

@@ -1,0 +1,301 @@
+"""Features of single faces by subject, image and view, mapped from the disk; and batches gathered from them.
+
+Where the features come from: a store of views that we made, or features made elsewhere. Which rows make a
+template is decided in `data.feature_templates`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from data.feature_store import MANIFEST, FeatureStore, open_store
+from data.views import Kind, ViewPlan
+from errors import InputError
+
+# Beside the arrays of a store of views: names of the subjects, and what the views are.
+FACES = "faces.json"
+LABEL = "label"
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureBank:
+    """Features of single faces by subject, image and view.
+
+    `features` (N, D) unit rows as stored, mapped or not; `norms` (N,) float32; `subjects`: S names; `labels`
+    (I,) subject of each image; `starts`, `lengths` (I,): the rows of image i are `starts[i]` and the
+    `lengths[i] - 1` after it; `plan`: what the rows of each image are, or None where they are frames of one
+    medium; `digest`: fingerprint of all that;
+    `backbone_sha256`: `weights.backbone_digest` of what made the features, where it is known.
+    """
+
+    name: str
+    features: NDArray[Any]
+    norms: NDArray[np.float32]
+    subjects: list[str]
+    labels: Ints
+    starts: Ints
+    lengths: Ints
+    plan: ViewPlan | None
+    digest: str
+    backbone_sha256: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def embedding_size(self) -> int:
+        """D."""
+        return int(self.features.shape[1])
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all images here; the arrays may hold more."""
+        return int(self.lengths.sum())
+
+    def of_subjects(self, names: Collection[str]) -> FeatureBank:
+        """These subjects alone, numbered anew in the order of their names."""
+        wanted = sorted(set(names) & set(self.subjects))
+        number = {name: place for place, name in enumerate(wanted)}
+        new = np.array([number.get(name, -1) for name in self.subjects], np.int64)[self.labels]
+        return self.taken(np.flatnonzero(new >= 0), new[new >= 0], wanted)
+
+    def taken(self, images: Ints, labels: Ints, subjects: list[str]) -> FeatureBank:
+        """These images (I',) under other labels (I',) and names."""
+        digest = hashlib.sha256(self.digest.encode() + images.tobytes() + labels.tobytes()).hexdigest()
+        return replace(
+            self,
+            subjects=subjects,
+            labels=labels,
+            starts=self.starts[images],
+            lengths=self.lengths[images],
+            digest=digest,
+        )
+
+    def clean_means(self) -> NDArray[np.float32]:
+        """(S, D) unit mean of each subject's plain views; of all its rows where there is no plan."""
+        sums = np.zeros((len(self.subjects), self.embedding_size), np.float32)
+        lengths = np.ones_like(self.lengths) if self.plan else self.lengths
+        for part in np.array_split(np.arange(len(self)), max(1, len(self) // 8192)):
+            rows, within = spread(self.starts[part], lengths[part])
+            values = np.asarray(self.features[rows], np.float32) / lengths[part][within][:, None]
+            np.add.at(sums, self.labels[part][within], values)
+        sums /= np.linalg.norm(sums, axis=1, keepdims=True).clip(1e-12)
+        return sums
+
+
+@dataclass(frozen=True)
+class FeatureTemplate:
+    """`rows` (T,) of the bank, `media` (T,) equal in a medium."""
+
+    rows: Ints
+    media: Ints
+    label: int
+
+
+@dataclass(frozen=True)
+class FeatureBatch:
+    """Templates as one ragged batch of features.
+
+    `features` (N, D) as stored; `norms` (N,) float32; `offsets` (B+1,), `labels` (B,), `media` (N,) int64 as
+    in `data.templates.TemplateBatch`; `rows` (N,) int64 of the bank.
+    """
+
+    features: Tensor
+    norms: Tensor
+    offsets: Tensor
+    labels: Tensor
+    media: Tensor
+    rows: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def pin_memory(self) -> FeatureBatch:
+        """The same batch in pinned memory; DataLoader calls it."""
+        return replace(self, **{field.name: getattr(self, field.name).pin_memory() for field in fields(self)})
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> FeatureBatch:
+        """The same batch on `device`; Lightning calls it."""
+        moved = {
+            field.name: getattr(self, field.name).to(device, non_blocking=non_blocking)
+            for field in fields(self)
+        }
+        return replace(self, **moved)
+
+
+def bank_of_views(store: FeatureStore, subjects: Sequence[str], labels: Ints, plan: ViewPlan) -> FeatureBank:
+    """The bank of a store of views: row `image * V + view`; `labels` (I,) of the images."""
+    V = len(plan)
+    starts = np.arange(len(labels), dtype=np.int64) * V
+    digest = hashlib.sha256(repr((sorted(store.identity.items()), list(subjects))).encode())
+    digest.update(np.asarray(labels, np.int64).tobytes())
+    return FeatureBank(
+        name=str(store.folder),
+        features=store.features,
+        norms=store.norms,
+        subjects=list(subjects),
+        labels=np.asarray(labels, np.int64),
+        starts=starts,
+        lengths=np.full_like(starts, V),
+        plan=plan,
+        digest=digest.hexdigest(),
+        backbone_sha256=store.identity.get("backbone_sha256"),
+    )
+
+
+def bank_of_rows(
+    name: str, features: NDArray[Any], norms: NDArray[Any], labels: NDArray[Any], media: NDArray[Any] | None
+) -> FeatureBank:
+    """The bank of features made elsewhere, which may come in any order.
+
+    Args:
+        name: of it, for messages.
+        features: (N, D) floating, unit rows, or of length `norms`.
+        norms: (N,).
+        labels: (N,) numbers or names of subjects.
+        media: (N,) numbers or names of the photo or video of each face; None: each is a photo of its own.
+
+    Raises:
+        InputError: shapes or values that cannot be used; all faults in one message.
+    """
+    _check_rows(name, features, norms, labels, media)
+    texts, subject = np.unique(labels.astype(str), return_inverse=True)
+    subject = subject.reshape(-1).astype(np.int64)
+    medium = np.arange(len(subject))
+    if media is not None:
+        medium = np.unique(media, return_inverse=True)[1].reshape(-1)
+    order = np.lexsort((medium, subject))
+    if not np.array_equal(order, np.arange(len(order))):
+        features, norms, subject, medium = features[order], norms[order], subject[order], medium[order]
+    new = np.flatnonzero(np.diff(subject, prepend=-1) | np.diff(medium, prepend=-1))
+    norms = np.asarray(norms, np.float32)
+    digest = hashlib.sha256(b"".join(text.encode() + b"\0" for text in texts.tolist()))
+    for array in (norms, subject, new, features[:: max(1, len(features) // 4096)]):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return FeatureBank(
+        name=name,
+        features=_unit_rows(features),
+        norms=norms,
+        subjects=[str(text) for text in texts],
+        labels=subject[new],
+        starts=new.astype(np.int64),
+        lengths=np.diff(new, append=len(subject)).astype(np.int64),
+        plan=None,
+        digest=digest.hexdigest(),
+    )
+
+
+def gathered(bank: FeatureBank, rows: Ints, offsets: Ints, labels: Ints, media: Ints) -> FeatureBatch:
+    """Reads the rows of a batch. A row that comes more than once (a frame repeated) is read once."""
+    once, where = np.unique(rows, return_inverse=True)
+    place = torch.from_numpy(where.reshape(-1))
+    return FeatureBatch(
+        features=torch.from_numpy(np.asarray(bank.features[once])).index_select(0, place),
+        norms=torch.from_numpy(np.asarray(bank.norms[once], np.float32)).index_select(0, place),
+        offsets=torch.from_numpy(np.asarray(offsets, np.int64)),
+        labels=torch.from_numpy(np.array(labels, np.int64)),
+        media=torch.from_numpy(np.asarray(media, np.int64)),
+        rows=torch.from_numpy(rows),
+    )
+
+
+def spread(starts: Ints, lengths: Ints) -> tuple[Ints, Ints]:
+    """The integers of all ranges start..start+length-1 (n,), and which range each is of."""
+    which = np.repeat(np.arange(len(lengths)), lengths)
+    begin = np.cumsum(lengths) - lengths
+    return starts[which] + np.arange(len(which)) - begin[which], which
+
+
+def read_given(path: Path) -> FeatureBank:
+    """Opens features to train from: a store of views of ours, or an npz that was made elsewhere.
+
+    An npz holds 'features' (N, D), 'norms' (N,), 'labels' (N,) and, if it is known which faces come from one
+    photo or video, 'media' (N,).
+
+    Raises:
+        InputError: nothing of the kind is there, or it cannot be used.
+    """
+    if path.is_dir() and (path / MANIFEST).is_file():
+        return read_view_store(path)
+    if path.suffix == ".npz" and path.is_file():
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                if missing := {"features", "norms", "labels"} - set(stored.files):
+                    raise InputError(
+                        f"{path}: has no {', no '.join(sorted(missing))}; expected 'features' (N, D), "
+                        "'norms' (N,), 'labels' (N,) and, if known, 'media' (N,)."
+                    )
+                media = stored["media"] if "media" in stored.files else None
+                arrays = [stored[name] for name in ("features", "norms", "labels")]
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as fault:
+            raise InputError(f"{path}: cannot be read as an npz of features ({fault}).") from None
+        return bank_of_rows(str(path), arrays[0], arrays[1], arrays[2], media)
+    raise InputError(
+        f"{path}: holds no features to train from. Expected a folder that --cache_features wrote, or an npz "
+        "with 'features', 'norms', 'labels' and, if known, 'media'."
+    )
+
+
+def read_view_store(folder: Path) -> FeatureBank:
+    """Opens and verifies a store of views, with the subjects that stand beside it.
+
+    Raises:
+        InputError: it is incomplete or damaged, or no store of views.
+    """
+    store = open_store(folder, None)
+    path = folder / FACES
+    try:
+        faces = json.loads(path.read_text())
+        subjects = [str(name) for name in faces["subjects"]]
+        plan = ViewPlan(tuple(Kind[name] for name in faces["kinds"]), tuple(faces["groups"]))
+        labels = np.asarray(store.columns[LABEL][:: len(plan)], np.int64)
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(
+            f"{folder}: its features are not views to train from, {FACES} is missing or damaged. Make them "
+            "with --cache_features."
+        ) from None
+    return bank_of_views(store, subjects, labels, plan)
+
+
+def _check_rows(
+    name: str, features: NDArray[Any], norms: NDArray[Any], labels: NDArray[Any], media: NDArray[Any] | None
+) -> None:
+    faults = []
+    if features.ndim != 2 or features.dtype.kind != "f" or not len(features):
+        faults.append(f"{name}: features {features.shape} {features.dtype}; expected (N, D) floating.")
+    for what, array in (("norms", norms), ("labels", labels), ("media", media)):
+        if array is not None and array.shape != features.shape[:1]:
+            faults.append(
+                f"{name}: {what} {array.shape}; expected one for each of {len(features):,} features."
+            )
+    if not faults:
+        if norms.dtype.kind not in "fiu" or not np.isfinite(norms).all() or (norms < 0).any():
+            faults.append(f"{name}: norms have to be finite numbers of 0 or more.")
+        finite = np.isfinite(features).all(axis=1)
+        if not finite.all():
+            faults.append(f"{name}: the feature of row {int(np.argmin(finite))} is not finite.")
+        if len(np.unique(labels)) < 2:
+            faults.append(f"{name}: expected two subjects or more in labels.")
+    if faults:
+        raise InputError.from_faults(faults)
+
+
+def _unit_rows(features: NDArray[Any]) -> NDArray[Any]:
+    lengths = np.linalg.norm(features.astype(np.float32), axis=1, keepdims=True)
+    if (np.abs(lengths - 1) < 1e-2).all():
+        return features
+    unit: NDArray[np.float32] = features / lengths.clip(1e-12)
+    return unit.astype(np.float32, copy=False)

@@ -1,0 +1,89 @@
+"""Frames of a video, a few a second, decoded one after another: memory does not grow with its length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from data.sources import Image
+from errors import InputError
+
+VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".3gp", ".mts")
+# Containers without a rate of their own say 0 or something absurd.
+_ASSUMED_RATE, _HIGHEST_RATE = 25.0, 1000.0
+# A header's count is an estimate; only a clear gap says that the file is cut short.
+_WHOLE = 0.9
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """`seconds` from the start; `image`: (H, W, 3) uint8 RGB, upright as the video's rotation tag says."""
+
+    seconds: float
+    image: Image
+
+
+def frames(path: Path, fps: float) -> Iterator[Frame]:
+    """The first frame, and then the next one after every 1/fps seconds; all frames where it has fewer.
+
+    Frames between are not converted. Times are the container's own (the rate may vary), or counted by the
+    frame rate where it has none.
+
+    Raises:
+        InputError: no video that can be decoded; or, after the last good frame, that the file ends early.
+    """
+    video = cv2.VideoCapture(str(path))
+    try:
+        if not video.isOpened():
+            raise InputError(f"{path}: {_why_closed(path)}")
+        rate, count = _rate(video), video.get(cv2.CAP_PROP_FRAME_COUNT)
+        wanted, number, last = 0, 0, -1.0
+        while video.grab():
+            told = video.get(cv2.CAP_PROP_POS_MSEC) / 1000
+            seconds = told if told > last else max(number / rate, last)
+            number, last = number + 1, seconds
+            # Half a frame of tolerance, so that 5 of 25 frames a second are evenly 5 apart.
+            if seconds + 0.5 / rate < wanted / fps:
+                continue
+            whole, image = video.retrieve()
+            if whole and image is not None:
+                wanted = int((seconds + 0.5 / rate) * fps) + 1
+                yield Frame(seconds, np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8))
+        if number == 0:
+            raise InputError(f"{path}: no frame of it can be decoded. It may be cut short or damaged.")
+        if count > 0 and number < _WHOLE * count:
+            raise InputError(
+                f"{path}: ends after {number:,} of {count:,.0f} frames. It may be cut short; what could be "
+                "read of it is used."
+            )
+    finally:
+        video.release()
+
+
+def expected_frames(path: Path, fps: float) -> int:
+    """About how many frames `frames` gives, for a progress bar; 1 where the container does not tell."""
+    video = cv2.VideoCapture(str(path))
+    try:
+        count = video.get(cv2.CAP_PROP_FRAME_COUNT) if video.isOpened() else 0.0
+        return max(1, round(min(count, count / _rate(video) * fps)))
+    finally:
+        video.release()
+
+
+def _rate(video: cv2.VideoCapture) -> float:
+    rate: float = video.get(cv2.CAP_PROP_FPS)
+    return rate if 0 < rate <= _HIGHEST_RATE else _ASSUMED_RATE
+
+
+def _why_closed(path: Path) -> str:
+    try:
+        size = path.stat().st_size
+        with path.open("rb"):
+            pass
+    except OSError as fault:
+        return f"cannot be read ({fault.strerror})."
+    return "the file is empty." if size == 0 else "is not a video, or of a kind that OpenCV does not read."

@@ -1,0 +1,223 @@
+"""Photos of people -> one descriptor a set, how alike the sets are, and why.
+
+python inference.py --weights WEIGHTS anna_holiday/ anna_passport.jpg visitor.mp4
+    each SET is a folder of photos and videos, one photo, or one video
+python inference.py --weights WEIGHTS --images_root people/
+    every subfolder is a set
+python inference.py
+    example sets of drawn faces
+python inference.py enroll|search|remove|list --help
+    a gallery of enrolled sets
+
+Prints the similarity matrix and what to look at before enrolling a set; writes report.html (open it in a
+browser), similarity.csv and descriptors.npz into --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import cv2
+
+from command import build_parser, run_command
+from data.detection import find_detector
+from data.sources import Image
+from data.synthetic import draw_faces, draw_portrait
+from errors import InputError
+from files import atomic_write
+from recognition.calibration import Threshold, read_threshold
+from recognition.enrolment import EnrolmentLimits, check_set
+from recognition.flags import add_model_flags, add_set_flags, model_of, set_options_of, sources_of
+from recognition.model import embed_images, embed_set, load_model
+from recognition.page import Report, write_page
+from recognition.results import check_text, matrix_text, similarities, write_descriptors, write_similarity
+from recognition.sets import DescribedSet, EmptySet, describe_sets
+
+__all__ = ["embed_images", "embed_set", "load_model"]
+
+ROOT = Path(__file__).resolve().parent
+EXPERIMENTS = ROOT / "experiments"
+DEMO_WEIGHTS = ROOT / "demo" / "coreset_0" / "best.ckpt"
+GALLERY_COMMANDS = ("enroll", "search", "remove", "list")
+_REJECTED_SHOWN = 10
+# Subjects that the demo's network has not seen: it learns from those of seed 0.
+_EXAMPLE_SEED, _EXAMPLE_SUBJECT, _EXAMPLE_FACES = 1, 2, 9
+_Value = TypeVar("_Value")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; gives its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given and given[0] in GALLERY_COMMANDS:
+        return _gallery(given[0], given[1:])
+    args = flags().parse_args(given)
+    return run_command(lambda: infer(args))
+
+
+def flags() -> argparse.ArgumentParser:
+    """The command's flags."""
+    parser = build_parser(__doc__)
+    add_set_flags(parser)
+    add_model_flags(parser)
+    limits = EnrolmentLimits()
+    group = parser.add_argument_group("enrolment check")
+    group.add_argument(
+        "--duplicate",
+        type=float,
+        default=limits.duplicate,
+        help="cosine from which on faces repeat each other",
+    )
+    group.add_argument(
+        "--stranger",
+        type=float,
+        default=limits.stranger,
+        help="cosine with the rest of the set below which a face looks like someone else",
+    )
+    group.add_argument(
+        "--poor",
+        type=float,
+        default=limits.poor,
+        help="share of the good faces' norm below which one is poor",
+    )
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        default=EXPERIMENTS / "inference",
+        help="folder of all that is written",
+    )
+    group.add_argument(
+        "--calibration", type=Path, metavar="FILE", default=argparse.SUPPRESS, help="thresholds of this model"
+    )
+    group.add_argument(
+        "--fmr",
+        metavar="RATE",
+        default=argparse.SUPPRESS,
+        help="false match rate whose threshold is shown (default: the lowest in --calibration)",
+    )
+    return parser
+
+
+def infer(args: argparse.Namespace) -> None:
+    """Flags to files.
+
+    Raises:
+        InputError: flags, weights or sets that cannot be used, all in one message.
+    """
+    if not args.sets and "images_root" not in args:
+        _use_example(args)
+    faults: list[str] = []
+    limits = _tried(faults, lambda: EnrolmentLimits(args.duplicate, args.stranger, args.poor))
+    options = _tried(faults, lambda: set_options_of(args))
+    sources = _tried(faults, lambda: sources_of(args))
+    model = _tried(faults, lambda: model_of(args))
+    if options is not None and not options.aligned:
+        _tried(faults, lambda: find_detector(options.detector))
+    threshold = _tried(faults, lambda: _threshold(args, None if model is None else model.fingerprint))
+    if limits is None or options is None or sources is None or model is None or faults:
+        raise InputError.from_faults(faults)
+    print(model.about)
+    sets, empty = describe_sets(model, sources, options)
+    print(_rejected_text(sets, empty), end="")
+    if not sets:
+        raise InputError("no face was found in any of the sets; nothing is written.")
+    matrix = similarities(sets)
+    checks = [check_set(model, each, limits) for each in sets]
+    write_similarity(args.out / "similarity.csv", sets, matrix)
+    write_descriptors(args.out / "descriptors.npz", sets, model)
+    write_page(args.out / "report.html", Report(model, sets, empty, matrix, checks, threshold))
+    print(f"\n{matrix_text(sets, matrix, threshold)}\n\n{check_text(sets, checks)}")
+    print(f"\neverything is in {args.out}: report.html, similarity.csv, descriptors.npz")
+
+
+def draw_example(folder: Path) -> list[Path]:
+    """Writes three sets of drawn faces: two of one subject, and one of another with a face of the first."""
+    if folder.exists():
+        shutil.rmtree(folder)
+
+    def png(face: Image) -> bytes:
+        return bytes(cv2.imencode(".png", cv2.cvtColor(face, cv2.COLOR_RGB2BGR))[1])
+
+    subjects: list[list[bytes]] = [[], []]
+    drawn = draw_faces(num_subjects=len(subjects), seed=_EXAMPLE_SEED, first_subject=_EXAMPLE_SUBJECT)
+    for face in drawn:
+        subjects[face.subject - _EXAMPLE_SUBJECT].append(png(face.image))
+    first, second = subjects
+    # The last ones of a subject are clips.
+    sets = {
+        "alex_album": first[:_EXAMPLE_FACES],
+        "alex_camera": first[-_EXAMPLE_FACES:],
+        "robin_album": [*second[:_EXAMPLE_FACES], png(draw_portrait(_EXAMPLE_SUBJECT, seed=_EXAMPLE_SEED))],
+    }
+    for name, faces in sets.items():
+        for number, encoded in enumerate(faces):
+            atomic_write(folder / name / f"{number:02}.png", encoded)
+    return [folder / name for name in sets]
+
+
+def _tried(faults: list[str], step: Callable[[], _Value]) -> _Value | None:
+    """What `step` gives; its InputError is added to `faults`, so that all are told at once."""
+    try:
+        return step()
+    except InputError as fault:
+        faults.append(str(fault))
+        return None
+
+
+def _threshold(args: argparse.Namespace, fingerprint: str | None) -> Threshold | None:
+    calibration, fmr = vars(args).get("calibration"), vars(args).get("fmr")
+    if calibration is None and fmr is not None:
+        raise InputError("--fmr chooses a threshold of --calibration FILE, which is missing.")
+    if calibration is None or fingerprint is None:
+        return None
+    return read_threshold(calibration, fingerprint, fmr)
+
+
+def _use_example(args: argparse.Namespace) -> None:
+    """Without sets: drawn ones, and the demo's network where no weights are given."""
+    how = (
+        "To see your own: python inference.py --weights WEIGHTS SET_A SET_B ..., each SET a folder of "
+        "photos, an image or a video; python inference.py --help shows all flags."
+    )
+    if vars(args).get("weights") is None:
+        if not DEMO_WEIGHTS.is_file():
+            raise InputError(
+                "no sets were given, and the example of drawn faces needs weights: looked for "
+                f"{DEMO_WEIGHTS}, which 'bash demo.sh' trains in a few minutes; or name some by --weights "
+                f"(python convert.py --list-weights). {how}"
+            )
+        args.weights = str(DEMO_WEIGHTS)
+    print(f"No sets were given: three sets of drawn faces are shown. {how}\n")
+    args.sets = [str(path) for path in draw_example(args.out / "example_sets")]
+    args.aligned = True
+
+
+def _rejected_text(sets: Sequence[DescribedSet], empty: Sequence[EmptySet]) -> str:
+    lines = [f"{each.name}: no face in it; it is left out." for each in empty]
+    rejected = [f"{each.name}/{one.name}: {one.reason}" for each in sets for one in each.rejected]
+    rejected += [f"{each.name}/{one.name}: {one.reason}" for each in empty for one in each.rejected]
+    lines += rejected[:_REJECTED_SHOWN]
+    if len(rejected) > _REJECTED_SHOWN:
+        lines.append(f"... and {len(rejected) - _REJECTED_SHOWN:,} more, which report.html lists.")
+    return "".join(f"left out: {line}\n" for line in lines)
+
+
+def _gallery(name: str, arguments: Sequence[str]) -> int:
+    from recognition.gallery_commands import COMMANDS
+
+    command = COMMANDS[name]
+    parser = build_parser(command.__doc__)
+    parser.prog = f"{parser.prog} {name}"
+    command.add_flags(parser)
+    args = parser.parse_args(arguments)
+    return run_command(lambda: command.run(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,244 @@
+"""A gallery of enrolled people in one file: exact search, an open-set threshold, writers that lose nothing.
+
+Arrays in, arrays out: nothing is described here, and nothing is printed. The commands are in
+`gallery_commands`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from errors import InputError
+from files import atomic_path, require_free_space
+
+SCHEMA = 1
+SUFFIX = ".npz"
+# A writer holds the lock for one reading and one writing of the file: some ten seconds at two million.
+_LOCK_SECONDS = 300.0
+_NAMES_SHOWN = 5
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Gallery:
+    """Descriptors of enrolled people, one each, in the order of enrolment.
+
+    Attributes:
+        names: N different names.
+        descriptors: (N, D) float32, unit rows.
+        norms: (N,) float32 lengths before, the quality of each set in the aggregator's own scale.
+        files: of each, the names of its photos.
+        fingerprint: of the model that made the descriptors; others cannot be compared with them.
+    """
+
+    names: tuple[str, ...]
+    descriptors: Floats
+    norms: Floats
+    files: tuple[tuple[str, ...], ...]
+    fingerprint: str
+
+    def __post_init__(self) -> None:
+        faults = _faults_of(self)
+        if faults:
+            raise InputError.from_faults(faults)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def with_people(self, others: Gallery, *, replace: bool = False) -> Gallery:
+        """This one and others behind; InputError for names that are there, unless they are replaced."""
+        _check_fingerprint(others.fingerprint, self.fingerprint, "the new descriptors")
+        if self.names and self.descriptors.shape[1] != others.descriptors.shape[1]:
+            raise InputError(
+                f"gallery: holds descriptors of {self.descriptors.shape[1]} values, the new ones have "
+                f"{others.descriptors.shape[1]}. Use the model that the gallery was made with."
+            )
+        known = set(self.names)
+        there = [name for name in others.names if name in known]
+        if there and not replace:
+            raise InputError(
+                f"gallery: {_listed(there)} already enrolled. Nothing was changed. Remove them first, "
+                "replace them with --replace, or give the new sets other names."
+            )
+        kept = self.without(there) if there else self
+        if not kept.names:
+            return others
+        return Gallery(
+            kept.names + others.names,
+            np.concatenate([kept.descriptors, others.descriptors]),
+            np.concatenate([kept.norms, others.norms]),
+            kept.files + others.files,
+            self.fingerprint,
+        )
+
+    def without(self, names: Sequence[str]) -> Gallery:
+        """All others; raises InputError for names that are not there, and removes nothing then."""
+        known = set(self.names)
+        strangers = [name for name in names if name not in known]
+        if strangers:
+            raise InputError(
+                f"gallery: {_listed(strangers)} not enrolled. Nothing was changed; 'list' shows who is."
+            )
+        gone = set(names)
+        rows = [row for row, name in enumerate(self.names) if name not in gone]
+        return Gallery(
+            tuple(self.names[row] for row in rows),
+            self.descriptors[rows],
+            self.norms[rows],
+            tuple(self.files[row] for row in rows),
+            self.fingerprint,
+        )
+
+    def check_model(self, fingerprint: str) -> None:
+        """Raises InputError unless that is the model which made the gallery."""
+        _check_fingerprint(fingerprint, self.fingerprint, "this model")
+
+
+def open_gallery(path: Path) -> Gallery:
+    """Reads a gallery; what another process writes meanwhile is seen whole or not at all.
+
+    Raises:
+        InputError: there is none, it is damaged, or no gallery.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such gallery. Make it with 'enroll'.")
+    try:
+        # Reading a member whole also compares its checksum.
+        with np.load(path, allow_pickle=False) as stored:
+            values = {name: stored[name] for name in stored.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as fault:
+        raise InputError(
+            f"{path}: cannot be read as a gallery ({fault}). Restore it from a copy, or enroll anew."
+        ) from None
+    wanted = {"schema", "names", "descriptors", "norms", "files", "fingerprint"}
+    if missing := sorted(wanted - set(values)):
+        raise InputError(f"{path}: is no gallery: {', '.join(missing)} missing. Expected a file of 'enroll'.")
+    if int(values["schema"]) != SCHEMA:
+        raise InputError(
+            f"{path}: a gallery of form {int(values['schema'])}, this program reads form {SCHEMA}."
+        )
+    try:
+        return Gallery(
+            tuple(values["names"].tolist()),
+            values["descriptors"],
+            values["norms"],
+            tuple(tuple(names) for names in json.loads(values["files"].tobytes())),
+            str(values["fingerprint"]),
+        )
+    except (InputError, ValueError, TypeError) as fault:
+        raise InputError(f"{path}: {fault}") from None
+
+
+def enroll(path: Path, people: Gallery, *, replace: bool = False) -> Gallery:
+    """Adds people to the gallery of that path, or makes it; gives what it holds then.
+
+    Several processes may do so at once: each waits for its turn, and a kill at any moment leaves the gallery
+    as it was before or as it is after.
+
+    Raises:
+        InputError: as `Gallery.with_people` and `open_gallery`; the gallery is as it was.
+    """
+    return _changed(path, lambda there: there.with_people(people, replace=replace) if there else people)
+
+
+def remove(path: Path, names: Sequence[str]) -> Gallery:
+    """Takes people out, as `enroll` adds them. Raises InputError for names that are not there."""
+
+    def less(there: Gallery | None) -> Gallery:
+        # With the words for a gallery that is not there.
+        return (there or open_gallery(path)).without(names)
+
+    return _changed(path, less)
+
+
+def _changed(path: Path, change: Callable[[Gallery | None], Gallery]) -> Gallery:
+    if path.suffix != SUFFIX:
+        raise InputError(f"{path}: a gallery is a file that ends in {SUFFIX}.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A file of its own: the gallery is replaced, and a lock on what was replaced protects nothing. The system
+    # frees it when its holder is killed.
+    lock = FileLock(path.with_name(path.name + ".lock"), timeout=_LOCK_SECONDS)
+    try:
+        with lock:
+            gallery = change(open_gallery(path) if path.exists() else None)
+            _remove_leftovers(path)
+            _write(path, gallery)
+    except Timeout:
+        raise InputError(
+            f"{path}: another process has been writing it for {_LOCK_SECONDS:.0f} seconds. Try again later."
+        ) from None
+    return gallery
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Of writers that were killed: nobody else writes while we hold the lock."""
+    made_here = re.compile(rf"\.{re.escape(path.stem)}\.[a-z0-9_]{{8}}{re.escape(path.suffix)}")
+    for other in path.parent.iterdir():
+        if made_here.fullmatch(other.name):
+            other.unlink(missing_ok=True)
+
+
+def _write(path: Path, gallery: Gallery) -> None:
+    files = np.frombuffer(json.dumps(gallery.files).encode(), np.uint8)
+    values: dict[str, NDArray[Any]] = {
+        "schema": np.array(SCHEMA),
+        "names": np.array(gallery.names, dtype=np.str_),
+        "descriptors": gallery.descriptors,
+        "norms": gallery.norms,
+        "files": files,
+        "fingerprint": np.array(gallery.fingerprint),
+    }
+    require_free_space(path.parent, sum(value.nbytes for value in values.values()) + 4096)
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        np.savez(stream, **values)  # type: ignore[arg-type]
+
+
+def _faults_of(gallery: Gallery) -> list[str]:
+    N, descriptors = len(gallery.names), gallery.descriptors
+    if descriptors.ndim != 2 or descriptors.dtype != np.float32 or len(descriptors) != N:
+        form = f"{descriptors.shape} {descriptors.dtype}"
+        return [f"gallery: expected descriptors ({N}, D) float32, one for each name; found {form}."]
+    faults = []
+    if gallery.norms.shape != (N,) or gallery.norms.dtype != np.float32 or len(gallery.files) != N:
+        faults.append(f"gallery: expected {N} float32 norms and as many lists of files, one for each name.")
+    # By parts: the squares of a few million descriptors would fill the memory once more.
+    lengths = [np.linalg.norm(descriptors[row : row + 65_536], axis=1) for row in range(0, N, 65_536)]
+    # A NaN is not within either.
+    bad = np.flatnonzero(~(np.abs(np.concatenate([*lengths, np.ones(0)]) - 1) < 1e-3))
+    if len(bad):
+        faults.append(
+            f"gallery: the descriptor of {gallery.names[bad[0]]!r} is not of length one ({len(bad)} such)."
+        )
+    if len(set(gallery.names)) < N:
+        twice = [name for name, count in Counter(gallery.names).items() if count > 1]
+        faults.append(f"gallery: {_listed(twice)} named more than once. Give each set a name of its own.")
+    if any(not name or name != name.strip("\0") for name in gallery.names):
+        faults.append("gallery: a name is empty or ends in a zero character. Give each set a name.")
+    return faults
+
+
+def _check_fingerprint(found: str, wanted: str, whose: str) -> None:
+    if found != wanted:
+        raise InputError(
+            f"gallery: made with the model {wanted[:12]}, but {whose} is {found[:12]}: other weights, "
+            "another aggregator or other options, whose descriptors cannot be compared. Use the model that "
+            "the gallery was made with, or enroll anew into another file."
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(map(repr, names[:_NAMES_SHOWN]))
+    more = f" and {len(names) - _NAMES_SHOWN:,} more" if len(names) > _NAMES_SHOWN else ""
+    return f"{shown}{more} {'is' if len(names) == 1 else 'are'}"

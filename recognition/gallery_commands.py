@@ -1,0 +1,261 @@
+"""The gallery commands of `inference.py`: flags -> files and text.
+
+What a gallery is stands in `gallery`, how it is searched in `search`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from errors import InputError
+from recognition.flags import add_model_flags, add_set_flags, model_of, set_options_of, sources_of
+from recognition.gallery import SUFFIX, Gallery, enroll, open_gallery, remove
+from recognition.model import FaceModel
+from recognition.search import (
+    Matches,
+    OpenSetThreshold,
+    check_strangers,
+    search,
+    threshold_from_gallery,
+    threshold_from_strangers,
+)
+from recognition.sets import DescribedSet, EmptySet, SetOptions, SetSource, describe_sets, find_sets
+from validation import Faults
+
+_NAMES_SHOWN = 5
+
+
+class GalleryCommand:
+    """One command: what it is for, its flags, and what it does."""
+
+    def __init__(
+        self,
+        text: str,
+        add_flags: Callable[[argparse.ArgumentParser], None],
+        run: Callable[[argparse.Namespace], None],
+    ) -> None:
+        self.help = text
+        # What `build_parser` shows.
+        self.__doc__ = text
+        self.add_flags = add_flags
+        self.run = run
+
+
+def enroll_sets(args: argparse.Namespace) -> None:
+    """Sets of the flags into the gallery, all in one writing.
+
+    Raises:
+        InputError: flags, sets, weights or a gallery that cannot be used; nothing was changed then.
+    """
+    sources, options, model, gallery = _opened(args, may_be_missing=True)
+    if gallery is not None and not args.replace:
+        # Hours before the photos are embedded, not after.
+        there = sorted({source.name for source in sources} & set(gallery.names))
+        if there:
+            raise InputError(
+                f"{args.gallery}: {', '.join(there[:_NAMES_SHOWN])} of the sets' names are enrolled. Nothing "
+                "was changed. Add --replace to replace them, 'remove' them before, or rename the folders."
+            )
+    sets, empty = describe_sets(model, sources, options)
+    _tell_empty(empty)
+    if not sets:
+        raise InputError("no face was found in any of the sets; the gallery is as it was.")
+    people = Gallery(
+        tuple(each.name for each in sets),
+        _descriptors(sets),
+        np.array([each.norm for each in sets], np.float32),
+        tuple(tuple(each.files) for each in sets),
+        model.fingerprint,
+    )
+    after = enroll(args.gallery, people, replace=args.replace)
+    for each in sets:
+        print(f"enrolled {each.name}: {len(each.faces):,} faces, norm {each.norm:.2f}")
+    print(f"{args.gallery}: {len(after):,} people")
+
+
+def search_sets(args: argparse.Namespace) -> None:
+    """Says who the sets of the flags are most like, and with --fpir whether they are anybody who is enrolled.
+
+    Raises:
+        InputError: flags, sets, weights or a gallery that cannot be used.
+    """
+    faults = Faults()
+    if args.top < 1:
+        faults.sentences.append(f"--top {args.top}: expected 1 or more.")
+    fpir, root = vars(args).get("fpir"), vars(args).get("non_mated")
+    if root is not None and fpir is None:
+        faults.sentences.append("--non_mated has an effect with --fpir alone. Leave it away, or give --fpir.")
+    strangers = faults.of(lambda: [] if root is None else find_sets([], Path(root)))
+    if root is not None and fpir is not None and strangers is not None:
+        count = len(strangers)
+        faults.of(lambda: check_strangers(count, fpir))
+    opened = faults.of(lambda: _opened(args, may_be_missing=False))
+    faults.raise_if_any()
+    if opened is None:
+        return
+    sources, options, model, gallery = opened
+    if gallery is None or not len(gallery):
+        raise InputError(f"{args.gallery}: nobody is enrolled.")
+    threshold = None
+    if fpir is not None and not strangers:
+        # Before the photos are embedded: a small gallery does not support every FPIR.
+        threshold = threshold_from_gallery(gallery.descriptors, fpir)
+    elif fpir is not None:
+        others, empty = describe_sets(model, strangers or [], options)
+        _tell_empty(empty)
+        threshold = threshold_from_strangers(_descriptors(others), gallery.descriptors, fpir)
+    sets, empty = describe_sets(model, sources, options)
+    _tell_empty(empty)
+    if not sets:
+        raise InputError("no face was found in any of the sets.")
+    found = search(_descriptors(sets), gallery.descriptors, args.top)
+    print(matches_text(sets, gallery, found, threshold))
+    if threshold is not None:
+        print(f"\n{threshold_text(threshold, gallery)}")
+
+
+def remove_people(args: argparse.Namespace) -> None:
+    """Takes people out of the gallery."""
+    names = list(dict.fromkeys(args.names))
+    after = remove(args.gallery, names)
+    print(f"removed {', '.join(names)}\n{args.gallery}: {len(after):,} people")
+
+
+def list_people(args: argparse.Namespace) -> None:
+    """Shows who is enrolled."""
+    gallery = open_gallery(args.gallery)
+    width = max((len(name) for name in gallery.names), default=0)
+    for name, norm, files in zip(gallery.names, gallery.norms, gallery.files, strict=True):
+        print(f"{name:{width}}  {len(files):6,} faces  norm {norm:6.2f}")
+    print(
+        f"{args.gallery}: {len(gallery):,} people, {gallery.descriptors.shape[1]} values each, "
+        f"made with the model {gallery.fingerprint[:12]}"
+    )
+
+
+def matches_text(
+    sets: Sequence[DescribedSet], gallery: Gallery, found: Matches, threshold: OpenSetThreshold | None
+) -> str:
+    """The best matches of each set, and with a threshold who it is."""
+    lines = []
+    for each, rows, scores in zip(sets, found.rows, found.scores, strict=True):
+        answer = ""
+        if threshold is not None:
+            known = scores[0] >= threshold.threshold
+            answer = f": {gallery.names[rows[0]]}" if known else ": nobody who is enrolled"
+        lines.append(f"{each.name}{answer}")
+        lines += [
+            f"  {rank}. {score:7.4f}  {gallery.names[row]}"
+            for rank, (row, score) in enumerate(zip(rows, scores, strict=True), 1)
+        ]
+    return "\n".join(lines)
+
+
+def threshold_text(threshold: OpenSetThreshold, gallery: Gallery) -> str:
+    """What the threshold is and what it rests on."""
+    low, high = threshold.interval95
+    text = (
+        f"threshold {threshold.threshold:.4f} for FPIR {threshold.fpir:g}: {threshold.alarms:,} of "
+        f"{threshold.comparisons:,} searches of people who were not there reach it (95 % interval of the "
+        f"rate {low:.2g} to {high:.2g})."
+    )
+    if threshold.closest is None:
+        return text
+    first, second = (gallery.names[row] for row in threshold.closest)
+    return (
+        f"{text}\nThey are the enrolled themselves, each searched among all others; probes poorer than what "
+        "was enrolled are found less often. The two most alike among these: "
+        f"{first} and {second}; are they one person?"
+    )
+
+
+def _opened(
+    args: argparse.Namespace, *, may_be_missing: bool
+) -> tuple[list[SetSource], SetOptions, FaceModel, Gallery | None]:
+    """Sets, how to read them, the model and the gallery of the flags; all faults in one message."""
+    faults = Faults()
+    missing = may_be_missing and not args.gallery.exists()
+    if may_be_missing and args.gallery.suffix != SUFFIX:
+        faults.sentences.append(f"--gallery {args.gallery}: expected a name that ends in {SUFFIX}.")
+    gallery = None if missing else faults.of(lambda: open_gallery(args.gallery))
+    sources = faults.of(lambda: sources_of(args))
+    options = faults.of(lambda: set_options_of(args))
+    model = faults.of(lambda: model_of(args))
+    if gallery is not None and model is not None:
+        faults.of(lambda: gallery.check_model(model.fingerprint))
+    faults.raise_if_any()
+    if sources is None or options is None or model is None:
+        raise RuntimeError("what is None has left a fault")
+    return sources, options, model, gallery
+
+
+def _descriptors(sets: Sequence[DescribedSet]) -> NDArray[np.float32]:
+    return np.stack([each.embedding for each in sets]).astype(np.float32) if sets else np.empty((0, 0), "f4")
+
+
+def _tell_empty(empty: Sequence[EmptySet]) -> None:
+    for each in empty:
+        reasons = "; ".join(f"{one.name}: {one.reason}" for one in each.rejected[:_NAMES_SHOWN])
+        print(f"left out: {each.name}: no face in it{f' ({reasons})' if reasons else ''}")
+
+
+def _gallery_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--gallery",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        default=argparse.SUPPRESS,
+        help=f"the gallery, {SUFFIX}",
+    )
+
+
+def _enroll_flags(parser: argparse.ArgumentParser) -> None:
+    _gallery_flag(parser)
+    add_set_flags(parser)
+    add_model_flags(parser)
+    parser.add_argument("--replace", action="store_true", help="replace people of the same names")
+
+
+def _search_flags(parser: argparse.ArgumentParser) -> None:
+    _gallery_flag(parser)
+    add_set_flags(parser)
+    add_model_flags(parser)
+    group = parser.add_argument_group("search")
+    group.add_argument("--top", type=int, default=5, help="matches shown of each set")
+    group.add_argument(
+        "--fpir",
+        type=float,
+        default=argparse.SUPPRESS,
+        metavar="RATE",
+        help="say who it is, so that this share of people who are not enrolled is taken for somebody",
+    )
+    group.add_argument(
+        "--non_mated",
+        default=argparse.SUPPRESS,
+        metavar="DIR",
+        help="find the threshold of --fpir with these: every subfolder a person who is not enrolled "
+        "(default: with the enrolled, each searched among the others)",
+    )
+
+
+def _remove_flags(parser: argparse.ArgumentParser) -> None:
+    _gallery_flag(parser)
+    parser.add_argument("names", nargs="+", metavar="NAME", help="who goes")
+
+
+COMMANDS = {
+    "enroll": GalleryCommand(
+        "Adds sets of photos to a gallery, each a person under the name of its folder or file.",
+        _enroll_flags,
+        enroll_sets,
+    ),
+    "search": GalleryCommand("Says who in a gallery each set is most like.", _search_flags, search_sets),
+    "remove": GalleryCommand("Takes people out of a gallery.", _remove_flags, remove_people),
+    "list": GalleryCommand("Shows who is in a gallery.", _gallery_flag, list_people),
+}

@@ -1,0 +1,308 @@
+"""A face model as a library: weights in, then faces to features, and the features of a set to one descriptor.
+
+Faces are aligned RGB images; where they come from is the work of `recognition.sets`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from command import chosen_device
+from coreset import AGGREGATORS, FaceSets, build_aggregator
+from data.alignment import ALIGNMENT
+from data.sources import FACE_SIZE
+from errors import InputError
+from evaluation.templates import FLIP_RULES, fuse_flips
+from net import Backbone, BackboneSpec
+from weights import load_aggregator, load_backbone
+
+NO_FLIP = "none"
+# What a bare backbone is given: no training, and the best of the means on every set that we measured.
+DEFAULT_POOLING = "norm_weighted"
+_FACES_AT_ONCE = {"cpu": 16, "cuda": 256}
+# Rises with every change here that changes a descriptor.
+_REVISION = 1
+
+Floats = NDArray[np.float32]
+Images = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
+class FaceModel:
+    """A backbone and an aggregator, ready to use on `device`.
+
+    Attributes:
+        spec: what the backbone expects and gives.
+        aggregator_name: of `coreset.AGGREGATORS`.
+        about: one sentence on how sets are described, for the person who reads the result.
+        flip: `NO_FLIP` or one of `FLIP_RULES`.
+        fingerprint: 64 hexadecimal digits; two models with the same one give the same descriptors. Covers
+            the backbone's weights, its pixels, alignment, flip, and the aggregator's name, options and
+            weights.
+    """
+
+    backbone: Backbone
+    aggregator: nn.Module
+    spec: BackboneSpec
+    aggregator_name: str
+    about: str
+    flip: str
+    device: torch.device
+    batch_size: int
+    fingerprint: str
+
+    @property
+    def embedding_size(self) -> int:
+        """D of features and descriptors, those of mirror images joined."""
+        return self.spec.embedding_size * (2 if self.flip == "concat" else 1)
+
+
+@dataclass(frozen=True, eq=False)
+class SetEmbedding:
+    """One set as numbers.
+
+    Attributes:
+        embedding: (D,) float32, of length one.
+        norm: its length before, the quality of the set in the aggregator's own scale.
+        picks: (k,) int64 chosen faces in the order of choice; empty where the aggregator chooses none.
+        weights: (T,) float32 share of each face, summing to 1; None where the aggregator tells none.
+    """
+
+    embedding: Floats
+    norm: float
+    picks: NDArray[np.int64]
+    weights: Floats | None
+
+
+def load_model(
+    weights: Path | str,
+    aggregator_weights: Path | str | None = None,
+    aggregator: str | None = None,
+    *,
+    arch: str | None = None,
+    flip: str = NO_FLIP,
+    device: torch.device | str = "auto",
+    batch_size: int | None = None,
+) -> FaceModel:
+    """Opens weights: a checkpoint with its aggregator, or a bare backbone, which is given a pooling.
+
+    Args:
+        weights: whatever `weights.load_backbone` takes.
+        aggregator_weights: a checkpoint with a trained aggregator; None looks for it in `weights`.
+        aggregator: a name of `coreset.AGGREGATORS`; None is the trained one, else `DEFAULT_POOLING`.
+        arch: of the backbone, where its file does not say it.
+        flip: `NO_FLIP`, or a rule of `evaluation.templates.FLIP_RULES`.
+        device: auto is a GPU if there is one.
+        batch_size: faces at once; None decides by the device.
+
+    Raises:
+        InputError: weights that cannot be read or do not fit each other, no such aggregator, flip or device.
+    """
+    place = chosen_device(device) if isinstance(device, str) else device
+    faults = []
+    if flip not in (NO_FLIP, *FLIP_RULES):
+        faults.append(f"flip {flip!r}: expected {', '.join((NO_FLIP, *FLIP_RULES))}.")
+    if batch_size is not None and batch_size < 1:
+        faults.append(f"batch_size {batch_size}: expected 1 or more.")
+    if faults:
+        raise InputError.from_faults(faults)
+    backbone = load_backbone(weights, arch)
+    module, name, about = _chosen_aggregator(weights, aggregator_weights, aggregator)
+    size = backbone.spec.embedding_size * (2 if flip == "concat" else 1)
+    _check_fit(module, size, aggregator_weights or weights)
+    fingerprint = _fingerprint(backbone, flip, module, name)
+    return FaceModel(
+        # Up to twice as fast on a CPU.
+        backbone=backbone.to(place, memory_format=torch.channels_last),  # type: ignore[call-overload]
+        aggregator=module.to(place).eval(),
+        spec=backbone.spec,
+        aggregator_name=name,
+        about=about,
+        flip=flip,
+        device=place,
+        batch_size=batch_size or _FACES_AT_ONCE[place.type],
+        fingerprint=fingerprint,
+    )
+
+
+def embed_images(model: FaceModel, faces: Images) -> tuple[Floats, Floats]:
+    """Embeds aligned faces, in batches.
+
+    Args:
+        model: from `load_model`.
+        faces: (N, 112, 112, 3) uint8 RGB; N may be 0.
+
+    Returns:
+        features (N, D) float32 with unit rows, and their norms (N,) before.
+
+    Raises:
+        InputError: another shape or dtype, or features that are not finite.
+    """
+    faces = np.asarray(faces)
+    if faces.ndim != 4 or faces.shape[1:] != (FACE_SIZE, FACE_SIZE, 3) or faces.dtype != np.uint8:
+        raise InputError(
+            f"embed_images: expected aligned faces as uint8 RGB of shape (N, {FACE_SIZE}, {FACE_SIZE}, 3), "
+            f"found {faces.dtype} of shape {faces.shape}."
+        )
+    parts = [_embedded(model, batch) for batch in _batches(faces, model.batch_size)]
+    if not parts:
+        return np.empty((0, model.embedding_size), np.float32), np.empty(0, np.float32)
+    features, norms = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
+    if not (np.isfinite(features).all() and np.isfinite(norms).all()):
+        raise InputError(f"{model.spec.name}: features that are not finite; the weights may be damaged.")
+    return features, norms
+
+
+def embed_set(model: FaceModel, faces: Images) -> SetEmbedding:
+    """Aligned faces of one person, (T, 112, 112, 3) uint8 RGB, to one descriptor.
+
+    Raises:
+        InputError: no face, or as `embed_images`.
+    """
+    return describe_features(model, *embed_images(model, faces))
+
+
+def describe_features(
+    model: FaceModel, features: Floats, norms: Floats, media: NDArray[np.int64] | None = None
+) -> SetEmbedding:
+    """Features of one set to one descriptor.
+
+    Args:
+        model: from `load_model`.
+        features: (T, D) float32, unit rows, T at least 1.
+        norms: (T,).
+        media: (T,) number of the photo or video that each face is from; None: each from a photo of its own.
+
+    Raises:
+        InputError: no face, or shapes that do not fit.
+    """
+    if len(features) == 0:
+        raise InputError("a set without any face has no descriptor. Leave it out, or give it photos.")
+    numbers = np.arange(len(features)) if media is None else media
+    sets = FaceSets(
+        torch.from_numpy(np.ascontiguousarray(features, np.float32)),
+        torch.from_numpy(np.ascontiguousarray(norms, np.float32)),
+        torch.tensor([0, len(features)]),
+        torch.from_numpy(np.ascontiguousarray(numbers, np.int64)),
+    )
+    return describe_batch(model, sets)[0]
+
+
+@torch.inference_mode()
+def describe_batch(model: FaceModel, sets: FaceSets) -> list[SetEmbedding]:
+    """Descriptors of several sets at once, in their order."""
+    found = model.aggregator(sets.to(model.device))
+    weights = None if found.weights is None else found.weights.cpu().float().numpy()
+    bounds = sets.offsets.tolist()
+    described = []
+    columns = (found.embedding.cpu().float().numpy(), found.norm.cpu().numpy(), found.picks.cpu().numpy())
+    for number, (embedding, norm, picks) in enumerate(zip(*columns, strict=True)):
+        share = None if weights is None else weights[bounds[number] : bounds[number + 1]]
+        described.append(SetEmbedding(embedding, float(norm), picks[picks >= 0], share))
+    return described
+
+
+@torch.inference_mode()
+def _embedded(model: FaceModel, faces: Images) -> tuple[Tensor, Tensor]:
+    images = torch.from_numpy(model.spec.from_rgb(faces)).to(model.device)
+    pixels = model.spec.normalise(images).contiguous(memory_format=torch.channels_last)
+    first, first_norms = model.backbone(pixels)
+    first_norms = first_norms.squeeze(1)
+    if model.flip != NO_FLIP:
+        second, second_norms = model.backbone(pixels.flip(3))
+        first, first_norms = fuse_flips(first, second, first_norms, second_norms.squeeze(1), model.flip)
+    return first.float().cpu(), first_norms.float().cpu()
+
+
+def _batches(faces: Images, size: int) -> Iterator[Images]:
+    for start in range(0, len(faces), size):
+        yield faces[start : start + size]
+
+
+def _chosen_aggregator(
+    weights: Path | str, aggregator_weights: Path | str | None, name: str | None
+) -> tuple[nn.Module, str, str]:
+    """The aggregator, its name, and a sentence on where it is from."""
+    source = aggregator_weights or weights
+    trained = load_aggregator(source)
+    own = next((key for key, kind in AGGREGATORS.items() if type(trained) is kind), None)
+    if aggregator_weights is not None and own is None:
+        raise InputError(f"{aggregator_weights}: there is no aggregator in it. Give a coreset checkpoint.")
+    wanted = name or own or DEFAULT_POOLING
+    if wanted == own and trained is not None:
+        return trained, wanted, f"Sets are described by the trained aggregator '{own}' of {_short(source)}."
+    if aggregator_weights is not None:
+        raise InputError(f"{aggregator_weights}: holds the aggregator '{own}', not '{wanted}'; ask for one.")
+    if wanted not in AGGREGATORS:
+        return build_aggregator(wanted, {}), wanted, ""
+    if "embedding_size" in inspect.signature(AGGREGATORS[wanted]).parameters:
+        raise InputError(
+            f"aggregator {wanted}: it has to be trained, and {source} holds {own or 'none'}. Give a "
+            "checkpoint with a trained one (--aggregator_weights), or choose a pooling such as norm_weighted."
+        )
+    reason = (
+        f"as asked for (the weights hold '{own}' too)"
+        if name and own
+        else "as asked for"
+        if name
+        else "as the weights hold a backbone alone"
+    )
+    return build_aggregator(wanted, {}), wanted, f"Sets are described by the pooling '{wanted}', {reason}."
+
+
+def _short(source: Path | str) -> str:
+    """A path by its last two parts: reports are passed on, and folders of a machine are nobody's business."""
+    return "/".join(Path(source).parts[-2:]) if Path(source).exists() else str(source)
+
+
+def _check_fit(aggregator: nn.Module, size: int, source: Path | str) -> None:
+    wanted = getattr(aggregator, "embedding_size", size)
+    if wanted != size:
+        raise InputError(
+            f"{source}: its aggregator takes features of {wanted} values, but the backbone gives {size}. Use "
+            "the backbone that it was trained with, and no flip rule but its own."
+        )
+
+
+def _digest(module: nn.Module) -> str:
+    """SHA-256 over names and values of the weights, the same in whatever file they stand."""
+    digest = hashlib.sha256()
+    for key, value in sorted(module.state_dict().items()):
+        # Counts training steps, which no feature depends on.
+        if not key.endswith("num_batches_tracked"):
+            values = value.detach().cpu().contiguous().numpy()
+            digest.update(f"{key}{values.shape}{values.dtype}".encode())
+            digest.update(values.tobytes())
+    return digest.hexdigest()
+
+
+def _fingerprint(backbone: Backbone, flip: str, aggregator: nn.Module, name: str) -> str:
+    # Options are read from the modules: a checkpoint of somebody else's does not tell them.
+    options = {
+        f"{place}.{key}": value
+        for place, module in aggregator.named_modules()
+        if type(module).__module__.split(".")[0] == "coreset"
+        for key, value in vars(module).items()
+        if isinstance(value, (bool, int, float, str)) and not key.startswith("_") and key != "training"
+    }
+    parts = {
+        "revision": _REVISION,
+        "backbone": _digest(backbone),
+        "spec": backbone.spec.to_dict(),
+        "flip": flip,
+        "alignment": ALIGNMENT,
+        "aggregator": name,
+        "options": options,
+        "aggregator_weights": _digest(aggregator),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

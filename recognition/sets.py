@@ -1,0 +1,345 @@
+"""From what a person has (folders, photos, videos) to described sets: each face with its source and its part.
+
+Photos are read, searched and embedded in a stream: what is kept of a face is its feature, a thumbnail and
+what there is to say about it. How faces are found is in `data`; what is wrong with a set is said in
+`enrolment`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from data.detection import FaceDetector, find_detector
+from data.photos import check_aligned, read_photo, thumbnail
+from data.sources import Image
+from data.videos import VIDEO_SUFFIXES, expected_frames, frames
+from errors import InputError
+from recognition.model import FaceModel, describe_features, embed_images
+
+# Photos that are read and searched at a time, each of up to 450 MB while it is.
+_READERS = max(1, min(4, os.cpu_count() or 1))
+_NOT_PHOTOS = ("thumbs.db", "desktop.ini")
+
+
+@dataclass(frozen=True)
+class SetSource:
+    """Where a set is: a folder of photos and videos, one photo, or one video."""
+
+    name: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class SetOptions:
+    """How photos are read: `faces` of `data.detection.FACES`; `fps` of videos; `detector`: YuNet's file."""
+
+    faces: str = "largest"
+    aligned: bool = False
+    fps: float = 2.0
+    detector: Path | None = None
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A file, frame or photo that gave no face, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class FaceRecord:
+    """What is known of a face.
+
+    Attributes:
+        name: file, with the second of a video and the number among several faces of a photo.
+        medium: number of the photo or video within its set.
+        thumbnail: the aligned face as JPEG.
+        size: height of the face in its photo, pixels; None for aligned images.
+        score: the detector's, 0 to 1; None for aligned images.
+        landmarks: (5, 2) x, y in its photo; None for aligned images.
+    """
+
+    name: str
+    medium: int
+    thumbnail: bytes
+    size: float | None = None
+    score: float | None = None
+    landmarks: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class DescribedSet:
+    """A set with at least one face, and its descriptor.
+
+    Attributes:
+        faces: T of them; `features` (T, D) float32 unit rows; `norms` (T,).
+        embedding: (D,) float32, of length one.
+        norm: its length before.
+        picks: (k,) int64 chosen faces in the order of choice, may be empty.
+        weights: (T,) float32 share of each face; None where the aggregator tells none.
+        rejected: what gave no face.
+    """
+
+    name: str
+    path: Path
+    faces: list[FaceRecord]
+    features: NDArray[np.float32]
+    norms: NDArray[np.float32]
+    embedding: NDArray[np.float32]
+    norm: float
+    picks: NDArray[np.int64]
+    weights: NDArray[np.float32] | None
+    rejected: list[Rejected]
+
+    @property
+    def files(self) -> list[str]:
+        """(T,) names of the faces' sources."""
+        return [face.name for face in self.faces]
+
+
+@dataclass(frozen=True)
+class EmptySet:
+    """A set in which no face was found, and why."""
+
+    name: str
+    path: Path
+    rejected: list[Rejected]
+
+
+def find_sets(paths: Sequence[Path], images_root: Path | None = None) -> list[SetSource]:
+    """The sets that are meant, named by folder or file; equal names get their parents in front.
+
+    Raises:
+        InputError: no set, or paths that are none; all in one message.
+    """
+    faults = [fault for path in paths if (fault := _fault_of_set(path))]
+    found = list(paths)
+    if images_root is not None:
+        folders = sorted(_subfolders(images_root)) if images_root.is_dir() else []
+        if not folders:
+            faults.append(f"--images_root {images_root}: expected a folder whose subfolders are sets.")
+        found += folders
+    if not found and not faults:
+        faults.append("no set: give folders of photos, images or videos, one for each person.")
+    if faults:
+        raise InputError.from_faults(faults)
+    return [SetSource(name, path) for name, path in zip(_names(found), found, strict=True)]
+
+
+def describe_sets(
+    model: FaceModel, sources: Sequence[SetSource], options: SetOptions, *, progress: bool = True
+) -> tuple[list[DescribedSet], list[EmptySet]]:
+    """Describes sets, in their order; those without any face are told apart.
+
+    Args:
+        model: from `load_model`.
+        sources: from `find_sets`.
+        options: how they are read.
+        progress: shows a bar.
+
+    Raises:
+        InputError: no detector. A file that cannot be read is no error: it is among `rejected`.
+    """
+    detector = None if options.aligned else find_detector(options.detector)
+    gathered = [_Gathered([], [], [], []) for _ in sources]
+    waiting: list[tuple[_Gathered, Image]] = []
+    with tqdm(desc="finding faces", unit=" images", disable=not progress, mininterval=0.5) as bar:
+        bar.total = sum(_expected(file, options.fps) for each in sources for file in _files(each.path))
+        for number, look in looks(sources, options, detector):
+            into = gathered[number]
+            into.rejected.extend(look.rejected)
+            into.faces.extend(record for record, _ in look.faces)
+            waiting.extend((into, image) for _, image in look.faces)
+            while len(waiting) >= model.batch_size:
+                _embed(model, waiting[: model.batch_size])
+                del waiting[: model.batch_size]
+            bar.update()
+        _embed(model, waiting)
+    described = [
+        _described(model, source, into) for source, into in zip(sources, gathered, strict=True) if into.faces
+    ]
+    empty = [
+        EmptySet(source.name, source.path, into.rejected)
+        for source, into in zip(sources, gathered, strict=True)
+        if not into.faces
+    ]
+    return described, empty
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What one photo or one frame gave: faces as record and (112, 112, 3) RGB, or why there are none."""
+
+    faces: list[tuple[FaceRecord, Image]]
+    rejected: list[Rejected]
+
+
+def looks(
+    sources: Sequence[SetSource], options: SetOptions, detector: Path | None
+) -> Iterator[tuple[int, Look]]:
+    """The number of a set, and what its next photo or frame gave; in order, while photos are read ahead."""
+    reader = _Reader(options, detector)
+    files = [
+        (number, medium, file)
+        for number, source in enumerate(sources)
+        for medium, file in enumerate(_files(source.path))
+    ]
+    photos = iter([(file, medium) for _, medium, file in files if not _is_video(file)])
+    ahead: deque[Future[Look]] = deque()
+    with ThreadPoolExecutor(_READERS) as pool:
+        for number, medium, file in files:
+            if _is_video(file):
+                for look in reader.video(file, medium):
+                    yield number, look
+                continue
+            while len(ahead) < 2 * _READERS and (job := next(photos, None)) is not None:
+                ahead.append(pool.submit(reader.photo, *job))
+            yield number, ahead.popleft().result()
+
+
+class _Reader:
+    """Photos and videos to looks. Threads take turns at the detectors, of which each serves one at a time."""
+
+    def __init__(self, options: SetOptions, detector: Path | None) -> None:
+        self._options = options
+        self._detectors: SimpleQueue[FaceDetector] = SimpleQueue()
+        if detector is not None:
+            for _ in range(_READERS + 1):
+                self._detectors.put(FaceDetector(detector))
+
+    def photo(self, path: Path, medium: int) -> Look:
+        try:
+            photo = read_photo(path)
+        except InputError as fault:
+            return Look([], [Rejected(path.name, _without_path(fault, path))])
+        return self._faces(photo, path.name, medium)
+
+    def video(self, path: Path, medium: int) -> Iterator[Look]:
+        try:
+            for frame in frames(path, self._options.fps):
+                yield self._faces(frame.image, f"{path.name} at {frame.seconds:.2f} s", medium)
+        except InputError as fault:
+            yield Look([], [Rejected(path.name, _without_path(fault, path))])
+
+    def _faces(self, photo: Image, name: str, medium: int) -> Look:
+        if self._options.aligned:
+            try:
+                return Look([(FaceRecord(name, medium, thumbnail(photo)), check_aligned(photo))], [])
+            except InputError as fault:
+                return Look([], [Rejected(name, str(fault))])
+        detector = self._detectors.get()
+        try:
+            found = detector.detect(photo, self._options.faces)
+        finally:
+            self._detectors.put(detector)
+        records = []
+        for number, face in enumerate(found, start=1):
+            aligned = face.aligned(photo)
+            own = name if len(found) == 1 else f"{name} #{number}"
+            about = FaceRecord(own, medium, thumbnail(aligned), face.box[3], face.score, face.landmarks)
+            records.append((about, aligned))
+        return Look(records, [] if found else [Rejected(name, "no face was found in it.")])
+
+
+@dataclass(frozen=True, eq=False)
+class _Gathered:
+    """A set while its faces come in."""
+
+    faces: list[FaceRecord]
+    features: list[NDArray[np.float32]]
+    norms: list[NDArray[np.float32]]
+    rejected: list[Rejected]
+
+
+def _embed(model: FaceModel, faces: list[tuple[_Gathered, Image]]) -> None:
+    if not faces:
+        return
+    features, norms = embed_images(model, np.stack([image for _, image in faces]))
+    for (into, _), feature, norm in zip(faces, features, norms, strict=True):
+        into.features.append(feature)
+        into.norms.append(norm)
+
+
+def _described(model: FaceModel, source: SetSource, gathered: _Gathered) -> DescribedSet:
+    features, norms = np.stack(gathered.features), np.stack(gathered.norms)
+    media = np.array([face.medium for face in gathered.faces], np.int64)
+    found = describe_features(model, features, norms, media)
+    return DescribedSet(
+        name=source.name,
+        path=source.path,
+        faces=gathered.faces,
+        features=features,
+        norms=norms,
+        embedding=found.embedding,
+        norm=found.norm,
+        picks=found.picks,
+        weights=found.weights,
+        rejected=gathered.rejected,
+    )
+
+
+def _files(path: Path) -> list[Path]:
+    """The files of a set by name; what systems leave in every folder is no one's photo."""
+    if not path.is_dir():
+        return [path]
+    return sorted(
+        file
+        for file in path.iterdir()
+        if file.is_file() and not file.name.startswith(".") and file.name.lower() not in _NOT_PHOTOS
+    )
+
+
+def _subfolders(path: Path) -> list[Path]:
+    return [each for each in path.iterdir() if each.is_dir() and not each.name.startswith(".")]
+
+
+def _fault_of_set(path: Path) -> str | None:
+    if not path.exists():
+        return f"{path}: there is no such folder, image or video."
+    if path.is_dir() and not _files(path):
+        inside = _subfolders(path)
+        hint = f" It holds folders: did you mean --images_root {path}?" if inside else ""
+        return f"{path}: there are no photos in this folder.{hint}"
+    return None
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Last parts of the paths, as many as tell them apart; the same path twice is numbered."""
+    whole = [Path(os.path.abspath(path)).parts for path in paths]
+    names = [parts[-1] for parts in whole]
+    for depth in range(2, max((len(parts) for parts in whole), default=1)):
+        counts = Counter(names)
+        if len(counts) == len(names):
+            return names
+        names = [
+            "/".join(parts[-depth:]) if counts[name] > 1 else name
+            for name, parts in zip(names, whole, strict=True)
+        ]
+    seen: Counter[str] = Counter()
+    for number, name in enumerate(names):
+        seen[name] += 1
+        names[number] = name if seen[name] == 1 else f"{name} ({seen[name]})"
+    return names
+
+
+def _is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def _expected(path: Path, fps: float) -> int:
+    return expected_frames(path, fps) if _is_video(path) else 1
+
+
+def _without_path(fault: InputError, path: Path) -> str:
+    return str(fault).removeprefix(f"{path}: ")

@@ -1,0 +1,89 @@
+"""A small network with random weights, sets of drawn faces, and described sets that need no photos."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from coreset import build_aggregator
+from data.photos import thumbnail
+from net import Backbone, build_backbone
+from recognition.model import FaceModel, describe_features, load_model
+from recognition.sets import DescribedSet, FaceRecord, Rejected
+from weights import save_backbone
+
+NAME, D = "ir_tiny", 64
+
+
+def _backbone() -> Backbone:
+    torch.manual_seed(3)
+    return build_backbone(NAME).eval()
+
+
+@pytest.fixture(scope="session")
+def bare_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A backbone alone."""
+    path = tmp_path_factory.mktemp("bare") / "backbone.safetensors"
+    save_backbone(path, _backbone())
+    return path
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of ours: backbone and coreset aggregator."""
+    backbone = _backbone()
+    options = {"embedding_size": D, "coreset_size": 3}
+    aggregator = build_aggregator("coreset", options)
+    state = {f"model.{key}": value for key, value in backbone.state_dict().items()}
+    state |= {f"aggregator.{key}": value for key, value in aggregator.state_dict().items()}
+    path = tmp_path_factory.mktemp("whole") / "best.ckpt"
+    content = {"state_dict": state, "backbone_spec": backbone.spec.to_dict()}
+    torch.save(content | {"aggregator_name": "coreset", "aggregator_options": options}, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def model(checkpoint: Path) -> FaceModel:
+    return load_model(checkpoint, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def bare_model(bare_weights: Path) -> FaceModel:
+    return load_model(bare_weights, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def drawn_set() -> Callable[..., DescribedSet]:
+    return described_from
+
+
+def described_from(
+    model: FaceModel,
+    features: np.ndarray,
+    norms: Sequence[float] | None = None,
+    name: str = "anna",
+    rejected: Sequence[Rejected] = (),
+) -> DescribedSet:
+    """A set of faces with those features; they are made unit rows."""
+    rows = np.asarray(features, np.float32)
+    rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    lengths = np.full(len(rows), 10, np.float32) if norms is None else np.array(norms, np.float32)
+    small = thumbnail(np.full((112, 112, 3), 128, np.uint8))
+    faces = [FaceRecord(f"{number:04}.jpg", number, small) for number in range(len(rows))]
+    found = describe_features(model, rows, lengths)
+    return DescribedSet(
+        name=name,
+        path=Path(name),
+        faces=faces,
+        features=rows,
+        norms=lengths,
+        embedding=found.embedding,
+        norm=found.norm,
+        picks=found.picks,
+        weights=found.weights,
+        rejected=list(rejected),
+    )

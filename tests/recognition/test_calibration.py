@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from errors import InputError
+from recognition.calibration import read_threshold
+
+MINE = "a" * 64
+
+
+def written(folder: Path, **changes: object) -> Path:
+    content: dict[str, object] = {
+        "schema": 1,
+        "fingerprint": MINE,
+        "thresholds": {"1e-02": {"threshold": 0.3, "interval95": [0.2, 0.4]}, "1e-03": {"threshold": 0.4}},
+        "made_by": "a later tool",
+    }
+    path = folder / "calibration.json"
+    path.write_text(json.dumps(content | changes))
+    return path
+
+
+def test_the_threshold_of_a_rate_is_read_however_it_is_written(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    for text in ("1e-02", "0.01", "1e-2"):
+        assert read_threshold(path, MINE, text).value == 0.3
+    assert read_threshold(path, MINE).fmr == "1e-03"
+    assert read_threshold(path, MINE).value == 0.4
+
+
+def test_another_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="another model"):
+        read_threshold(written(tmp_path), "b" * 64, "1e-02")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"schema": 2}, "schema"),
+        ({"thresholds": {}}, "no thresholds"),
+        ({"thresholds": {"often": {"threshold": 0.1}}}, "often"),
+        ({"thresholds": {"1e-02": 0.1}}, "1e-02"),
+        ({"thresholds": {"1e-02": {"threshold": "high"}}}, "1e-02"),
+        ({"thresholds": {"1e-02": {"threshold": float("nan")}}}, "no threshold"),
+    ],
+)
+def test_other_files_say_what_is_wrong(tmp_path: Path, changes: dict[str, object], reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        read_threshold(written(tmp_path, **changes), MINE)
+
+
+def test_a_rate_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there are 1e-02, 1e-03"):
+        read_threshold(written(tmp_path), MINE, "1e-06")
+    with pytest.raises(InputError, match="expected a rate"):
+        read_threshold(written(tmp_path), MINE, "seldom")
+
+
+def test_no_file_and_no_json_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be read"):
+        read_threshold(tmp_path / "gone.json", MINE)
+    (tmp_path / "c.json").write_text("threshold: 0.3")
+    with pytest.raises(InputError, match="JSON"):
+        read_threshold(tmp_path / "c.json", MINE)

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from errors import InputError
+from recognition import enrolment
+from recognition.enrolment import (
+    EnrolmentLimits,
+    check_set,
+    duplicate_groups,
+    shifts,
+    similarity_to_rest,
+)
+from recognition.model import FaceModel, describe_features
+from recognition.sets import DescribedSet
+
+Make = Callable[..., DescribedSet]
+D = 64
+
+
+def person(count: int, seed: int = 0, spread: float = 0.7) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=D) + spread * rng.normal(size=(count, D))
+
+
+def test_a_face_of_someone_else_is_found(model: FaceModel, drawn_set: Make) -> None:
+    features = np.concatenate([person(6), person(1, seed=9)])
+    check = check_set(model, drawn_set(model, features), EnrolmentLimits())
+    assert check.stranger.tolist() == [False] * 6 + [True]
+    assert check.similarity[:6].min() > 0.5
+    assert abs(check.similarity[6]) < 0.3
+
+
+def test_the_limit_decides_who_is_a_stranger(model: FaceModel, drawn_set: Make) -> None:
+    described = drawn_set(model, person(5))
+    check = check_set(model, described, EnrolmentLimits(stranger=0.999))
+    assert check.stranger.all()
+
+
+def test_similarity_is_to_the_others_not_to_itself() -> None:
+    features = np.eye(3, dtype=np.float32)
+    assert similarity_to_rest(features, np.array([1, 2, 3], np.float32)) == pytest.approx(np.zeros(3))
+    pair = np.array([[1, 0], [0.6, 0.8]], np.float32)
+    assert similarity_to_rest(pair, np.array([5, 1], np.float32)) == pytest.approx([0.6, 0.6])
+
+
+def test_a_face_alone_is_nobodys_stranger_or_duplicate(model: FaceModel, drawn_set: Make) -> None:
+    check = check_set(model, drawn_set(model, person(1)), EnrolmentLimits())
+    assert np.isnan(check.similarity).all()
+    assert np.isnan(check.shift).all()
+    assert not check.stranger.any()
+    assert check.num_groups == 0
+
+
+def test_poor_faces_are_told_by_their_norm(model: FaceModel, drawn_set: Make) -> None:
+    described = drawn_set(model, person(6), norms=[10, 11, 9, 10, 5, 6.5])
+    assert check_set(model, described, EnrolmentLimits()).poor.tolist() == [False] * 4 + [True, False]
+    assert check_set(model, described, EnrolmentLimits(poor=0.7)).poor.tolist() == [False] * 4 + [True, True]
+
+
+def test_duplicates_are_grouped_in_the_order_of_their_first_faces() -> None:
+    rng = np.random.default_rng(0)
+    a, b, c = np.linalg.qr(rng.normal(size=(8, 3)))[0].T
+    chain = [np.cos(0.2 * k) * a + np.sin(0.2 * k) * c for k in range(3)]
+    rows = np.array([b, chain[0], c - 0.0, chain[1], b, chain[2]], np.float32)
+    # Faces 1 and 5 are joined by 3 alone.
+    assert rows[1] @ rows[5] < 0.95 < rows[1] @ rows[3]
+    assert duplicate_groups(rows, 0.95).tolist() == [0, 1, -1, 1, 0, 1]
+
+
+def test_groups_do_not_depend_on_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(1)
+    rows = rng.normal(size=(60, 6)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    whole = duplicate_groups(rows, 0.9)
+    assert whole.max() > 0
+    monkeypatch.setattr(enrolment, "_ROWS_AT_ONCE", 7)
+    assert duplicate_groups(rows, 0.9).tolist() == whole.tolist()
+
+
+def test_the_shift_is_that_of_the_set_without_the_face(
+    model: FaceModel, drawn_set: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    described = drawn_set(model, np.concatenate([person(8), person(1, seed=5)]), norms=range(5, 14))
+    moved = shifts(model, described)
+    for face in range(9):
+        rest = [other for other in range(9) if other != face]
+        without = describe_features(model, described.features[rest], described.norms[rest])
+        assert moved[face] == pytest.approx(1 - without.embedding @ described.embedding, abs=1e-5)
+    monkeypatch.setattr(enrolment, "_FACES_AT_ONCE", 20)
+    assert shifts(model, described) == pytest.approx(moved, abs=1e-6)
+
+
+def test_of_a_large_set_the_faces_that_can_move_it_are_measured(model: FaceModel, drawn_set: Make) -> None:
+    described = drawn_set(model, person(200), norms=np.linspace(5, 15, 200))
+    moved = shifts(model, described)
+    assert 32 <= np.isfinite(moved).sum() < 60
+    assert np.isfinite(moved[described.picks]).all()
+
+
+@pytest.mark.parametrize("values", [{"duplicate": 1.5}, {"stranger": float("nan")}, {"poor": -0.1}])
+def test_limits_outside_their_range_are_refused(values: dict[str, float]) -> None:
+    with pytest.raises(InputError, match=f"--{next(iter(values))}"):
+        EnrolmentLimits(**values)

@@ -1,0 +1,143 @@
+"""The gallery commands end to end, on small drawn faces and an untrained network."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import inference
+from net import build_backbone
+from recognition import gallery_commands
+from recognition.gallery import open_gallery
+from weights import save_backbone
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save_backbone(path, build_backbone("ir_tiny").eval())
+    return path
+
+
+class Commands:
+    """Runs commands on one gallery; keeps what was said."""
+
+    def __init__(self, gallery: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.gallery, self.weights, self._capsys = gallery, weights, capsys
+
+    def __call__(self, name: str, *arguments: object, code: int = 0) -> str:
+        model = ["--weights", self.weights, "--aligned"] if name in ("enroll", "search") else []
+        given = [name, *map(str, arguments), "--gallery", str(self.gallery), *map(str, model)]
+        assert inference.main(given) == code
+        said = self._capsys.readouterr()
+        return said.out if code == 0 else said.err
+
+
+@pytest.fixture
+def run(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> Commands:
+    return Commands(tmp_path / "g.npz", weights, capsys)
+
+
+def test_who_is_enrolled_is_found_and_who_is_removed_is_not(
+    run: Commands, face_folder: Callable[..., Path]
+) -> None:
+    root = face_folder(4, 3)
+    said = run("enroll", root / "s000", root / "s001", root / "s002")
+    assert "enrolled s001: 3 faces" in said
+    assert said.endswith("g.npz: 3 people\n")
+    assert "g.npz: 4 people" in run("enroll", root / "s003")
+    found = run("search", root / "s002", root / "s003" / "0.png", "--top", 2).splitlines()
+    assert [line.split()[-1] for line in found[:2]] == ["s002", "s002"]
+    assert found[1].split()[1] == "1.0000"
+    assert [line.split()[-1] for line in found[3:5]] == ["0.png", "s003"]
+    assert len(found) == 6
+    assert "removed s002" in run("remove", "s002", "s002")
+    assert "s002  " not in run("search", root / "s002").split("\n", 1)[1]
+    listed = run("list").splitlines()
+    assert [line.split()[0] for line in listed[:-1]] == ["s000", "s001", "s003"]
+    assert "3 people, 64 values each" in listed[-1]
+    assert open_gallery(run.gallery).files[0] == ("0.png", "1.png", "2.png")
+
+
+def test_a_name_that_is_there_is_refused_before_the_photos_are_read(
+    run: Commands, face_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = face_folder(2, 2)
+    run("enroll", "--images_root", root)
+    before = run.gallery.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(gallery_commands, "describe_sets", None)
+        assert "s001 of the sets' names are enrolled" in run("enroll", root / "s001", code=2)
+    assert run.gallery.read_bytes() == before
+    assert "2 people" in run("enroll", root / "s001", "--replace")
+
+
+def test_other_weights_are_refused(
+    run: Commands, face_folder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = face_folder(2, 2)
+    run("enroll", root / "s000")
+    torch.manual_seed(1)
+    other = tmp_path / "other.safetensors"
+    save_backbone(other, build_backbone("ir_tiny").eval())
+    strange = Commands(run.gallery, other, capsys)
+    for name in ("search", "enroll"):
+        assert "other weights, another aggregator" in strange(name, root / "s001", code=2)
+        assert "cannot be compared" in run(name, root / "s001", "--aggregator", "mean", code=2)
+
+
+def test_the_open_set_answer(run: Commands, face_folder: Callable[..., Path]) -> None:
+    known, strangers, probes = face_folder(12, 2), face_folder(30, 1, "others"), face_folder(13, 3, "probes")
+    run("enroll", "--images_root", known)
+    refused = run("search", probes / "s000", "--fpir", 0.01, code=2)
+    assert "needs 500 people in the gallery" in refused
+    said = run("search", probes / "s005", "--fpir", 0.5, "--top", 1)
+    assert said.startswith("s005: s005\n")
+    assert "of 12 searches of people who were not there" in said
+    assert "are they one person?" in said
+    # Subjects 12 to 29 are not enrolled; those before are, and their searches are as high as can be.
+    for subject in range(12):
+        for file in (strangers / f"s{subject:03}").iterdir():
+            file.unlink()
+        (strangers / f"s{subject:03}").rmdir()
+    said = run("search", probes / "s005", "--fpir", 0.3, "--non_mated", strangers)
+    assert said.startswith("s005: s005\n")
+    assert "5 of 18 searches" in said
+    assert "needs 50 people who are not enrolled" in run(
+        "search", probes / "s000", "--fpir", 0.1, "--non_mated", strangers, code=2
+    )
+
+
+def test_nobody_is_an_answer(run: Commands, face_folder: Callable[..., Path]) -> None:
+    run("enroll", "--images_root", face_folder(20, 2))
+    stranger = run.gallery.parent / "noise"
+    stranger.mkdir()
+    image = np.random.default_rng(0).integers(0, 255, (112, 112, 3)).astype(np.uint8)
+    cv2.imwrite(str(stranger / "a.png"), image)
+    assert "noise: nobody who is enrolled" in run("search", stranger, "--fpir", 0.25)
+
+
+def test_all_faults_are_told_at_once(run: Commands, tmp_path: Path) -> None:
+    said = run("search", tmp_path / "nowhere", "--top", 0, "--non_mated", tmp_path, code=2)
+    assert "--top 0" in said
+    assert "--non_mated has an effect with --fpir alone" in said
+    assert "nowhere" in said
+    assert "there is no such gallery" in said
+
+
+def test_help_shows_the_flags_of_a_command() -> None:
+    command = [sys.executable, str(ROOT / "inference.py"), "search", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Says who in a gallery" in done.stdout
+    assert "--non_mated" in done.stdout

@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from data.detection import DETECTOR_NAME
+from data.photos import read_photo
+from errors import InputError
+from recognition import sets as module
+from recognition.model import FaceModel, embed_set
+from recognition.sets import SetOptions, SetSource, describe_sets, find_sets, looks
+
+ALIGNED = SetOptions(aligned=True)
+
+
+def clip(path: Path, count: int, side: int = 112) -> Path:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (side, side))
+    for number in range(count):
+        writer.write(np.random.default_rng(number // 5).integers(0, 255, (side, side, 3), np.uint8))
+    writer.release()
+    return path
+
+
+def describe(model: FaceModel, *paths: Path, options: SetOptions = ALIGNED):
+    return describe_sets(model, find_sets(list(paths)), options, progress=False)
+
+
+def test_a_folder_is_described_by_all_its_faces(model: FaceModel, face_folder: Callable[..., Path]) -> None:
+    root = face_folder(2, 5)
+    found, empty = describe_sets(model, find_sets([], root), ALIGNED, progress=False)
+    assert [each.name for each in found] == ["s000", "s001"]
+    assert empty == []
+    for each in found:
+        assert each.files == [f"{number}.png" for number in range(5)]
+        images = np.stack([read_photo(each.path / name) for name in each.files])
+        expected = embed_set(model, images)
+        assert np.abs(each.embedding - expected.embedding).max() < 1e-5
+        assert each.picks.tolist() == expected.picks.tolist()
+        assert each.rejected == []
+
+
+def test_faces_keep_their_set_when_batches_run_over_sets(
+    model: FaceModel, face_folder: Callable[..., Path]
+) -> None:
+    from dataclasses import replace
+
+    root = face_folder(5, 3)
+    small, _ = describe_sets(replace(model, batch_size=2), find_sets([], root), ALIGNED, progress=False)
+    large, _ = describe_sets(replace(model, batch_size=64), find_sets([], root), ALIGNED, progress=False)
+    for one, other in zip(small, large, strict=True):
+        assert one.files == other.files
+        assert np.abs(one.features - other.features).max() < 1e-5
+
+
+def test_what_cannot_be_used_is_told_by_name_and_the_rest_is_used(
+    model: FaceModel, face_folder: Callable[..., Path]
+) -> None:
+    folder = face_folder(1, 3) / "s000"
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "notes.txt").write_text("who is who")
+    (folder / "half.png").write_bytes((folder / "0.png").read_bytes()[:200])
+    cv2.imwrite(str(folder / "large.png"), np.zeros((200, 300, 3), np.uint8))
+    (folder / "broken.mp4").write_bytes(b"no video")
+    (folder / ".hidden").write_bytes(b"x")
+    (folder / "Thumbs.db").write_bytes(b"x")
+    (folder / "sub").mkdir()
+    (found,), _ = describe(model, folder)
+    assert found.files == ["0.png", "1.png", "2.png"]
+    reasons = {each.name: each.reason for each in found.rejected}
+    assert reasons.keys() == {"empty.jpg", "notes.txt", "half.png", "large.png", "broken.mp4"}
+    assert "empty" in reasons["empty.jpg"]
+    assert "not an image" in reasons["notes.txt"]
+    assert "cut short" in reasons["half.png"]
+    assert "300 x 200" in reasons["large.png"]
+    assert str(folder) not in "".join(reasons.values())
+
+
+def test_a_set_without_any_face_is_left_out(
+    model: FaceModel, face_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    empty_one = tmp_path / "nobody"
+    empty_one.mkdir()
+    (empty_one / "a.jpg").write_bytes(b"")
+    found, empty = describe(model, face_folder(1, 2) / "s000", empty_one)
+    assert [each.name for each in found] == ["s000"]
+    assert [(each.name, len(each.rejected)) for each in empty] == [("nobody", 1)]
+
+
+def test_a_video_is_a_set_of_its_frames_and_one_medium(model: FaceModel, tmp_path: Path) -> None:
+    path = clip(tmp_path / "walk.avi", 30)
+    (found,), _ = describe(model, path, options=SetOptions(aligned=True, fps=2))
+    assert found.name == "walk.avi"
+    assert found.files == [f"walk.avi at {second:.2f} s" for second in (0, 0.5, 1, 1.5, 2, 2.5)]
+    assert {face.medium for face in found.faces} == {0}
+
+
+def test_a_folder_may_hold_videos_beside_photos(
+    model: FaceModel, face_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = face_folder(1, 2) / "s000"
+    clip(folder / "0b.avi", 10)
+    (found,), _ = describe(model, folder)
+    assert found.files == ["0.png", "0b.avi at 0.00 s", "0b.avi at 0.50 s", "1.png"]
+    assert [face.medium for face in found.faces] == [0, 1, 1, 2]
+
+
+def test_an_image_is_a_set_of_one(model: FaceModel, face_folder: Callable[..., Path]) -> None:
+    (found,), _ = describe(model, face_folder(1, 1) / "s000" / "0.png")
+    assert found.name == "0.png"
+    assert len(found.faces) == 1
+
+
+def test_photos_are_read_ahead_but_not_all_at_once(
+    monkeypatch: pytest.MonkeyPatch, face_folder: Callable[..., Path]
+) -> None:
+    reads: list[Path] = []
+
+    def reading(path: Path) -> np.ndarray:
+        reads.append(path)
+        return read_photo(path)
+
+    monkeypatch.setattr(module, "read_photo", reading)
+    root = face_folder(1, 60)
+    stream = looks([SetSource("s", root / "s000")], ALIGNED, None)
+    next(stream)
+    assert len(reads) <= 2 * module._READERS
+    assert len(list(stream)) == 59
+
+
+def test_names_tell_sets_apart(tmp_path: Path) -> None:
+    for name in ("a/x", "b/x", "c"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "1.png").write_bytes(b"1")
+    found = find_sets([tmp_path / "a" / "x", tmp_path / "b" / "x", tmp_path / "c", tmp_path / "c"])
+    assert len({each.name for each in found}) == 4
+    assert [each.name for each in found][:2] == ["a/x", "b/x"]
+    assert found[2].name.endswith("c")
+
+
+def test_all_that_is_no_set_is_told_at_once(tmp_path: Path) -> None:
+    (tmp_path / "people" / "anna").mkdir(parents=True)
+    (tmp_path / "void").mkdir()
+    with pytest.raises(InputError) as fault:
+        find_sets([tmp_path / "gone", tmp_path / "void", tmp_path / "people"], tmp_path / "void")
+    text = str(fault.value)
+    assert "gone: there is no such folder" in text
+    assert "void: there are no photos" in text
+    assert f"did you mean --images_root {tmp_path / 'people'}?" in text
+    assert "--images_root" in text.splitlines()[-1]
+    with pytest.raises(InputError, match="no set"):
+        find_sets([])
+
+
+def test_real_photos_are_found_aligned_and_told_with_their_source(
+    shared: Path, bare_model: FaceModel, tmp_path: Path
+) -> None:
+    shutil.unpack_archive(shared / "faces" / "raw_sample.tar", tmp_path)
+    folder = tmp_path / "Liam_Neeson"
+    cv2.imwrite(str(folder / "wall.png"), np.full((200, 200, 3), 130, np.uint8))
+    options = SetOptions(detector=shared / "faces" / DETECTOR_NAME)
+    (found,), _ = describe(bare_model, folder, options=options)
+    assert len(found.faces) == 3
+    assert [(each.name, each.reason) for each in found.rejected] == [("wall.png", "no face was found in it.")]
+    for face in found.faces:
+        assert face.size is not None
+        assert 80 < face.size < 200
+        assert face.score is not None
+        assert 0.6 < face.score <= 1
+        assert face.landmarks is not None
+        assert face.landmarks.shape == (5, 2)
+
+
+def test_all_faces_of_a_photo_are_numbered(shared: Path, bare_model: FaceModel, tmp_path: Path) -> None:
+    shutil.unpack_archive(shared / "faces" / "raw_sample.tar", tmp_path)
+    pair = [read_photo(path) for path in sorted((tmp_path / "Liam_Neeson").iterdir())[:2]]
+    cv2.imwrite(str(tmp_path / "pair.png"), np.concatenate(pair, axis=1)[..., ::-1])
+    options = SetOptions(faces="all", detector=shared / "faces" / DETECTOR_NAME)
+    (found,), _ = describe(bare_model, tmp_path / "pair.png", options=options)
+    # Somebody may stand behind them.
+    assert found.files == [f"pair.png #{number}" for number in range(1, len(found.faces) + 1)]
+    assert len(found.faces) >= 2
+    sizes = [face.size for face in found.faces]
+    assert min(sizes[:2]) > 80
