@@ -44,11 +44,12 @@ from run_folder import (
     validation_summary,
     write_run_json,
 )
+from run_parts import TEST_RUN_EPOCHS, Run, saved_run
 from settings import PRECISIONS, STAGE_DEFAULTS, STAGES, Settings, resolve
 from train_val import BACKBONE_MONITOR, CORESET_MONITOR, BackboneTrainer, FaceCoresetNet
-from training_run import Run, build_run, saved_run
+from training_flags import add_feature_flags, add_recipe_flags
+from training_run import build_run
 
-_TEST_RUN_EPOCHS = 2
 # Warnings of what is meant to be so: the run folder is ours, a frozen backbone is in evaluation mode.
 _MEANT = (
     "(Experiment logs|Checkpoint) directory",
@@ -95,10 +96,10 @@ def train(given: Mapping[str, Any]) -> None:
     saved = None if checkpoint is None else saved_run(Path(checkpoint))
     settings = resolve(flags_given, None if saved is None else saved.hparams)
     accelerator, devices = _devices(settings)
-    run = build_run(settings, saved, processes=devices * settings.num_nodes)
+    processes = devices * settings.num_nodes
+    run = build_run(settings, saved, processes=processes, gpu=accelerator == "gpu")
     folder = Path(settings.out)
     if _RANK == 0:
-        processes = devices * settings.num_nodes
         each = f"{processes} x {accelerator}, {settings.batch_size // processes} of a batch on each"
         _say(run, settings, checkpoint, evaluate, each)
         if not settings.fast_dev_run:
@@ -126,7 +127,10 @@ def flags() -> ArgumentParser:
     _data_flags(parser.add_argument_group("data"))
     _model_flags(parser.add_argument_group("model"))
     _coreset_flags(parser.add_argument_group("coreset stage"))
-    _recipe_flags(parser.add_argument_group("recipe"))
+    add_feature_flags(parser.add_argument_group("coreset stage from features"))
+    recipe = parser.add_argument_group("recipe")
+    add_recipe_flags(recipe)
+    _recipe_flags(recipe)
     _run_flags(parser.add_argument_group("run"))
     return parser
 
@@ -167,7 +171,11 @@ def _model_flags(group: _ArgumentGroup) -> None:
     group.add_argument(
         "--arch", choices=BACKBONES, help="backbone (default: that of the weights, else ir_18)"
     )
-    group.add_argument("--start_from_model_statedict", metavar="FILE", help="weights of the backbone")
+    group.add_argument(
+        "--start_from_model_statedict",
+        metavar="SOURCE",
+        help="weights of the backbone: a file, a name of the catalogue, or hf://OWNER/REPO",
+    )
     group.add_argument("--head", choices=HEADS, help="margin head" + _default("head"))
     group.add_argument(
         "--m", type=float, help="margin of the head" + _by_stage("m") + "; arcface 0.5, cosface 0.4"
@@ -259,7 +267,7 @@ def _run_flags(group: _ArgumentGroup) -> None:
     group.add_argument(
         "--test_run",
         action="store_true",
-        help=f"the whole way in short: {_TEST_RUN_EPOCHS} epochs of 10 steps",
+        help=f"the whole way in short: {TEST_RUN_EPOCHS} epochs of 10 steps",
     )
     group.add_argument("--save_all_models", action="store_true", help="keep a checkpoint of every epoch")
 
@@ -322,7 +330,7 @@ def _trainer(settings: Settings, run: Run, folder: Path, accelerator: str, devic
         num_nodes=settings.num_nodes,
         strategy=distributed if processes > 1 else "auto",
         precision=settings.precision,  # type: ignore[arg-type]
-        max_epochs=_TEST_RUN_EPOCHS if settings.test_run else settings.epochs,
+        max_epochs=TEST_RUN_EPOCHS if settings.test_run else settings.epochs,
         accumulate_grad_batches=settings.accumulate_grad_batches,
         gradient_clip_val=settings.gradient_clip_val or None,
         fast_dev_run=settings.fast_dev_run,

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -28,6 +26,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from data.sheets import face_sheet, template_sheet
 from errors import InputError
 from evaluation.curves import draw_curves
+from evaluation.report import versions
 from files import atomic_path, atomic_write
 from train_val import BackboneTrainer, FaceCoresetNet
 
@@ -140,7 +139,9 @@ class Pictures(Callback):
         self._fed = True
         path = self._folder / "training_samples" / f"step_{trainer.global_step}.png"
         if isinstance(pl_module, FaceCoresetNet):
-            template_sheet(batch, pl_module.model.spec, path)
+            shown = trainer.datamodule.pictured(batch)  # type: ignore[attr-defined]
+            if shown is not None:
+                template_sheet(shown, pl_module.model.spec, path)
         else:
             face_sheet(batch[0], pl_module.model.spec, path)
 
@@ -174,8 +175,11 @@ class Pictures(Callback):
 def chosen_faces(trainer: pl.Trainer, module: FaceCoresetNet, path: Path) -> None:
     """Draws some held-out templates, a row each, with the chosen faces framed and numbered by their order."""
     batch = trainer.datamodule.example(_PICTURED_TEMPLATES)  # type: ignore[attr-defined]
+    shown = trainer.datamodule.pictured(batch)  # type: ignore[attr-defined]
+    if shown is None:
+        return
     descriptor = module.aggregator(module.embedded(batch.to(module.device)))
-    template_sheet(batch, module.model.spec, path, picks=descriptor.picks.cpu())
+    template_sheet(shown, module.model.spec, path, picks=descriptor.picks.cpu())
 
 
 def run_folder(root: Path, prefix: str, resumed: Path | None) -> Path:
@@ -208,12 +212,6 @@ def write_run_json(folder: Path, flags: Mapping[str, Any], facts: Mapping[str, A
     start = {"command": sys.argv, "versions": versions(), "commit": _commit()}
     run = {"flags": dict(flags), **facts, "starts": [*before, start]}
     atomic_write(path, json.dumps(run, indent=1) + "\n")
-
-
-def versions() -> dict[str, str]:
-    """Versions that a result may depend on."""
-    packages = ("torch", "pytorch-lightning", "numpy", "opencv-python-headless")
-    return {"python": platform.python_version()} | {name: version(name) for name in packages}
 
 
 def validation_summary(module: BackboneTrainer | FaceCoresetNet) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,77 +19,42 @@ from numpy.typing import NDArray
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, distributed, nn
 
+from contrast import pair_contrast
 from coreset import build_aggregator
 from coreset.aggregator import CoresetAggregator
 from coreset.selection import pick_agreement
 from coreset.sets import FaceSets, SetDescriptor
-from data.datamodule import FaceData, TemplateData
+from data.datamodule import FaceData, FeatureTemplateData, TemplateData
+from data.feature_bank import FeatureBatch
 from data.templates import TemplateBatch
 from errors import InputError
 from evaluation.held_out import MONITORED_FAR, HeldOutFigures, held_out_figures
 from evaluation.metrics import FoldAccuracy, fold_accuracy, rate_key
 from evaluation.templates import fuse_flips
-from head import build_head
-from net import Backbone
+from net import Backbone, BackboneSpec
+from recipe import Recipe, TemperatureSchedule
+from settings import FACES_AT_ONCE
 
 Value = TypeVar("Value")
 
-# Images that go through the backbone at once where no gradient is kept. On a CPU what fits its caches is
-# fast: MobileFaceNet on one core embeds 80 images/s by 16, 52 by 64 and 34 by 192.
-FACES_AT_ONCE = {"cpu": 16, "cuda": 512}
 # What every held-out validation shows beside the trained aggregator.
 POOLINGS = ("mean", "norm_weighted")
 BACKBONE_MONITOR = "val/accuracy"
 CORESET_MONITOR = f"val/tar_at_far_{rate_key(MONITORED_FAR)}"
 
 
-@dataclass(frozen=True)
-class HeadOptions:
-    """A margin head; `m` None is its own margin. `h` and `t_alpha` are AdaFace's."""
+class UnknownBackbone(Backbone):
+    """Stands where features were made elsewhere and nothing is known of what made them but their size."""
 
-    name: str = "adaface"
-    m: float | None = None
-    h: float = 0.333
-    s: float = 64.0
-    t_alpha: float = 0.01
+    def __init__(self, embedding_size: int) -> None:
+        super().__init__(BackboneSpec("unknown", embedding_size, "RGB", 127.5, 127.5, True))
 
-    def build(self, embedding_size: int, num_classes: int) -> nn.Module:
-        """The head with fresh columns."""
-        return build_head(
-            self.name, embedding_size, num_classes, m=self.m, h=self.h, s=self.s, t_alpha=self.t_alpha
+    def features(self, images: Tensor) -> Tensor:
+        """Raises InputError: there is nothing to embed with."""
+        raise InputError(
+            "This run has features and no backbone to embed images with. Give the one that made them by "
+            "--start_from_model_statedict."
         )
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Optimisation; METHOD 6 has the published values of both stages.
-
-    `lr_milestones`: epochs after which the rates are multiplied by `lr_gamma`. `gamma_lr` (of the selection's
-    gamma and temperature) and `backbone_lr` (of a backbone that is fine-tuned) are the coreset stage's,
-    `momentum` is the backbone stage's.
-    """
-
-    lr: float
-    weight_decay: float
-    lr_milestones: tuple[int, ...]
-    lr_gamma: float = 0.1
-    momentum: float = 0.9
-    gamma_lr: float = 1e-4
-    backbone_lr: float = 1e-5
-
-
-@dataclass(frozen=True)
-class TemperatureSchedule:
-    """The selection's temperature falls geometrically from `start` to `end` over `epochs`."""
-
-    start: float
-    end: float
-    epochs: int
-
-    def at(self, epoch: int) -> float:
-        """Temperature of an epoch; that of the last one is `end`."""
-        share = min(1.0, epoch / max(1, self.epochs - 1))
-        return float(self.start ** (1 - share) * self.end**share)
 
 
 class _Trained(pl.LightningModule, ABC):
@@ -118,6 +82,11 @@ class _Trained(pl.LightningModule, ABC):
         self.identity = dict(identity)
         self.last_checkpoint = "none was written yet"
         self._subjects = subjects
+
+    @property
+    def num_subjects(self) -> int:
+        """Classes of the head."""
+        return len(self._subjects)
 
     @abstractmethod
     def _loss(self, batch: Any) -> tuple[Tensor, Tensor]:
@@ -153,13 +122,13 @@ class _Trained(pl.LightningModule, ABC):
             self.log(name, value, prog_bar=prog_bar)
 
     def _scheduled(self, optimizer: torch.optim.Optimizer) -> Any:
-        milestones = list(self.recipe.lr_milestones)
-        schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=self.recipe.lr_gamma)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
+        schedule, interval = self.recipe.scheduler(optimizer)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": interval}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the backbone's spec and the run's identity."""
-        checkpoint["backbone_spec"] = self.model.spec.to_dict()
+        """Adds the backbone's spec, where there is a backbone, and the run's identity."""
+        if not isinstance(self.model, UnknownBackbone):
+            checkpoint["backbone_spec"] = self.model.spec.to_dict()
         checkpoint.update(self.identity)
 
     def _embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -233,6 +202,8 @@ class BackboneTrainer(_Trained):
 class FaceCoresetNet(_Trained):
     """Coreset stage: templates through aggregator and head; the backbone frozen, or fine-tuned.
 
+    Templates are images, or features that the frozen backbone made before; the rest is one way.
+
     The backbone stays in evaluation mode, as published: the frames of a clip are too much alike for batch
     statistics. Validated on templates of held-out subjects, beside plain poolings.
     """
@@ -269,18 +240,25 @@ class FaceCoresetNet(_Trained):
         self.model.eval()
         return self
 
-    def embedded(self, batch: TemplateBatch) -> FaceSets:
+    def embedded(self, batch: TemplateBatch | FeatureBatch) -> FaceSets:
         """The faces of a batch as features; with gradient only where the backbone is trained."""
+        if isinstance(batch, FeatureBatch):
+            return FaceSets(batch.features.float(), batch.norms, batch.offsets, batch.media)
         trained = self.finetune_backbone and self.training
         features, norms = (self._embed if trained else self._embed_in_parts)(batch.images)
         return FaceSets(features, norms, batch.offsets, batch.media)
 
-    def _loss(self, batch: TemplateBatch) -> tuple[Tensor, Tensor]:
+    def _loss(self, batch: TemplateBatch | FeatureBatch) -> tuple[Tensor, Tensor]:
         sets = self.embedded(batch)
         descriptor: SetDescriptor = self.aggregator(sets)
         logits = self.head(descriptor.embedding, descriptor.norm.unsqueeze(1), batch.labels)
+        loss = F.cross_entropy(logits, batch.labels)
+        if self.recipe.contrast_weight:
+            contrast = pair_contrast(descriptor.embedding, batch.labels)
+            self.log("train/contrast", contrast.detach(), batch_size=sets.num_sets)
+            loss = loss + self.recipe.contrast_weight * contrast
         self._log_selection(sets, descriptor)
-        return F.cross_entropy(logits, batch.labels), batch.labels
+        return loss, batch.labels
 
     def _log_selection(self, sets: FaceSets, descriptor: SetDescriptor) -> None:
         if not isinstance(self.aggregator, CoresetAggregator):
@@ -301,7 +279,9 @@ class FaceCoresetNet(_Trained):
         """Forgets the last validation; the features of a frozen backbone are kept."""
         self._validated = {name: {} for name in (self.aggregator_name, *self.poolings)}
 
-    def validation_step(self, batch: tuple[NDArray[np.int64], TemplateBatch], batch_idx: int) -> None:
+    def validation_step(
+        self, batch: tuple[NDArray[np.int64], TemplateBatch | FeatureBatch], batch_idx: int
+    ) -> None:
         """Descriptors of held-out templates by the aggregator and by each pooling."""
         numbers, templates = batch
         sets = self._known.get(batch_idx) or self.embedded(templates)
@@ -343,7 +323,12 @@ class FaceCoresetNet(_Trained):
                 {"params": weights, "lr": rate, "name": "backbone"},
                 {"params": norms, "lr": rate, "weight_decay": 0.0, "name": "backbone_batch_norms"},
             ]
-        return self._scheduled(torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay))
+        # One pass over weights, gradients and moments in place of ten. Under a gradient scaler Lightning does
+        # not clip what a fused step unscales.
+        fused = self.trainer.precision != "16-mixed"
+        return self._scheduled(
+            torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=fused)
+        )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what is needed to build the aggregator."""
@@ -351,7 +336,7 @@ class FaceCoresetNet(_Trained):
         checkpoint["aggregator_name"] = self.aggregator_name
         checkpoint["aggregator_options"] = self.aggregator_options
 
-    def _template_data(self) -> TemplateData:
+    def _template_data(self) -> TemplateData | FeatureTemplateData:
         return self.trainer.datamodule  # type: ignore[attr-defined, no-any-return]
 
 

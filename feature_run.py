@@ -1,0 +1,175 @@
+"""The coreset stage from features: a run whose templates are rows of a bank, made here once or given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data.datamodule import FeatureTemplateData
+from data.feature_bank import FeatureBank
+from data.feature_templates import HeldOutFeatures, TemplateDrawer, TemplateRecipe
+from data.sources import FaceSource, open_source
+from data.subsets import held_out_subjects
+from embedding import EmbedOptions
+from errors import InputError
+from feature_cache import Cache, CachedViews, cached_views, given_features
+from net import Backbone
+from run_parts import (
+    MOST_HELD_OUT,
+    Run,
+    SavedRun,
+    aggregator_options,
+    common,
+    coreset_module,
+    finished_run,
+    head_of,
+    loading_of,
+    trained_aggregator,
+)
+from settings import FACES_AT_ONCE, Settings
+from train_val import UnknownBackbone
+from weights import backbone_digest, load_weights
+
+_FOLDER = "features"
+
+
+def run_of_cached(
+    settings: Settings,
+    saved: SavedRun | None,
+    backbone: Backbone,
+    source: FaceSource,
+    lines: list[str],
+    *,
+    processes: int,
+    gpu: bool,
+) -> Run:
+    """Embeds what is not there yet; `source`: all images, of which some subjects are held out."""
+    folder = Path(settings.cache_features or Path(settings.out) / _FOLDER)
+    how = EmbedOptions(
+        precision=settings.precision,
+        batch_size=FACES_AT_ONCE["cuda" if gpu else "cpu"],
+        num_workers=settings.num_workers,
+        gpu=gpu,
+        devices=processes // settings.num_nodes,
+        num_nodes=settings.num_nodes,
+        feature_type=settings.cache_dtype,
+    )
+    cache = Cache(folder, settings.views, settings.seed, how)
+    cached = cached_views(backbone, source, cache)
+    others = None
+    if settings.val_data_path is not None:
+        path = Path(settings.data_root) / settings.val_data_path
+        other_source = open_source(path, settings.use_mxrecord, settings.swap_color_channel)
+        others = cached_views(backbone, other_source, cache)
+    lines.append(f"features {cached.bank.name}: {settings.views} views, {settings.cache_dtype}")
+    return _run(settings, saved, backbone, cached, others, lines)
+
+
+def run_of_given(settings: Settings, saved: SavedRun | None) -> Run:
+    """Opens --features and, where one is known, the backbone that made them.
+
+    Raises:
+        InputError: the backbone is not the one that made them, as far as that can be told.
+    """
+    root = Path(settings.data_root)
+    given = given_features(root / str(settings.features))
+    others = None if settings.val_data_path is None else given_features(root / settings.val_data_path)
+    bank = given.bank
+    start = settings.start_from_model_statedict
+    if start is None:
+        backbone: Backbone = UnknownBackbone(bank.embedding_size)
+        weights = (
+            "none: checkpoints hold aggregator and head; evaluate with the weights that made the features"
+        )
+    else:
+        loaded = load_weights(start if saved is None else saved.path, settings.arch)
+        backbone, weights = loaded.backbone, f"{loaded.backbone.spec.name} of {start}: {loaded.kind}"
+        for known in (bank, *(() if others is None else (others.bank,))):
+            _check_backbone(backbone, known, start)
+    lines = [f"weights  {weights}", f"features {bank.name}"]
+    return _run(settings, saved, backbone, given, others, lines)
+
+
+def _check_backbone(backbone: Backbone, bank: FeatureBank, start: str) -> None:
+    if backbone.spec.embedding_size != bank.embedding_size:
+        raise InputError(
+            f"--start_from_model_statedict {start}: makes features of {backbone.spec.embedding_size} values, "
+            f"and those in {bank.name} have {bank.embedding_size}."
+        )
+    if bank.backbone_sha256 not in (None, backbone_digest(backbone)):
+        raise InputError(
+            f"--start_from_model_statedict {start}: the features in {bank.name} were made by other weights. "
+            "Pass those."
+        )
+
+
+def _run(
+    settings: Settings,
+    saved: SavedRun | None,
+    backbone: Backbone,
+    cached: CachedViews,
+    others: CachedViews | None,
+    lines: list[str],
+) -> Run:
+    bank, held_out_bank = _split(settings, cached.bank, others)
+    recipe = TemplateRecipe(
+        style=settings.template_style,
+        max_size=settings.max_template_size,
+        longest_clip=settings.longest_clip,
+        share_wrong_media=settings.share_wrong_media,
+        paired=settings.contrast_weight > 0,
+    )
+    drawer = TemplateDrawer(bank, recipe, seed=settings.seed, sample_by=settings.sample_by)
+    held_out = HeldOutFeatures(held_out_bank, recipe, seed=settings.seed, max_subjects=MOST_HELD_OUT)
+    data = FeatureTemplateData(
+        drawer,
+        held_out,
+        loading_of(settings, settings.epoch_items or max(settings.batch_size, len(bank) // 10)),
+        backbone.spec,
+        cached.faces if others is None else None,
+    )
+    columns = torch.from_numpy(bank.clean_means()) if settings.head_init == "centroids" else None
+    module = coreset_module(
+        settings,
+        backbone,
+        head_of(settings, backbone, len(bank.subjects), columns),
+        aggregator_options(settings, bank.embedding_size),
+        data,
+        common(settings, saved, bank.name, bank.digest, bank.subjects),
+    )
+    lines += [
+        f"classes  {len(bank.subjects):,} subjects with {len(bank):,} images, {bank.num_rows:,} features",
+        f"validate {len(np.unique(held_out.labels)):,} of {len(held_out_bank.subjects):,} held-out subjects: "
+        f"{len(held_out):,} templates",
+    ]
+    wrong = f", {settings.share_wrong_media:.0%} with a wrong medium" if settings.share_wrong_media else ""
+    return finished_run(
+        settings,
+        module,
+        data,
+        f"trains {trained_aggregator(settings)} and an {settings.head} head on templates of features",
+        lines,
+        num_images=len(bank),
+        each=f"{settings.batch_size} templates of 1 to {settings.max_template_size} faces{wrong}",
+        validates=True,
+        warnings=[],
+    )
+
+
+def _split(
+    settings: Settings, bank: FeatureBank, others: CachedViews | None
+) -> tuple[FeatureBank, FeatureBank]:
+    """The bank that is trained from and the one that is validated on, without a common subject."""
+    if others is None:
+        counts = np.bincount(bank.labels)
+        chosen = held_out_subjects(bank.name, bank.subjects, counts, settings.held_out, settings.seed)
+        names = {bank.subjects[subject] for subject in chosen}
+        return bank.of_subjects(set(bank.subjects) - names), bank.of_subjects(names)
+    if both := sorted(set(bank.subjects) & set(others.bank.subjects)):
+        raise InputError(
+            f"--val_data_path: {len(both):,} of its subjects are trained on ({', '.join(both[:5])}). "
+            "Validate on other subjects."
+        )
+    return bank, others.bank

@@ -1,0 +1,76 @@
+"""What a run trains with: the margin head, optimisation and schedules, as values and how to build them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
+
+from head import build_head, start_columns_at
+
+LR_SCHEDULES = ("milestones", "one_cycle")
+
+
+@dataclass(frozen=True)
+class HeadOptions:
+    """A margin head; `m` None is its own margin. `h` and `t_alpha` are AdaFace's."""
+
+    name: str = "adaface"
+    m: float | None = None
+    h: float = 0.333
+    s: float = 64.0
+    t_alpha: float = 0.01
+
+    def build(self, embedding_size: int, num_classes: int, columns: Tensor | None = None) -> nn.Module:
+        """The head with random columns, or with those of `columns` (num_classes, embedding_size)."""
+        head = build_head(
+            self.name, embedding_size, num_classes, m=self.m, h=self.h, s=self.s, t_alpha=self.t_alpha
+        )
+        if columns is not None:
+            start_columns_at(head, columns)
+        return head
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Optimisation; METHOD 6 has the published values of both stages.
+
+    `lr_schedule` "milestones": the rates are multiplied by `lr_gamma` after the epochs `lr_milestones`;
+    "one_cycle": they rise and fall once over `total_steps`. `gamma_lr` (of the selection's gamma and
+    temperature), `backbone_lr` (of a backbone that is fine-tuned) and `contrast_weight` are the coreset
+    stage's, `momentum` is the backbone stage's.
+    """
+
+    lr: float
+    weight_decay: float
+    lr_milestones: tuple[int, ...]
+    lr_gamma: float = 0.1
+    momentum: float = 0.9
+    gamma_lr: float = 1e-4
+    backbone_lr: float = 1e-5
+    contrast_weight: float = 0.0
+    lr_schedule: str = "milestones"
+    total_steps: int = 1
+
+    def scheduler(self, optimizer: Optimizer) -> tuple[LRScheduler, str]:
+        """The schedule of the rates that the optimizer's groups have, and after what it steps."""
+        if self.lr_schedule == "one_cycle":
+            rates = [float(group["lr"]) for group in optimizer.param_groups]
+            return OneCycleLR(optimizer, rates, total_steps=self.total_steps, cycle_momentum=False), "step"
+        return MultiStepLR(optimizer, list(self.lr_milestones), gamma=self.lr_gamma), "epoch"
+
+
+@dataclass(frozen=True)
+class TemperatureSchedule:
+    """The selection's temperature falls geometrically from `start` to `end` over `epochs`."""
+
+    start: float
+    end: float
+    epochs: int
+
+    def at(self, epoch: int) -> float:
+        """Temperature of an epoch; that of the last one is `end`."""
+        share = min(1.0, epoch / max(1, self.epochs - 1))
+        return float(self.start ** (1 - share) * self.end**share)

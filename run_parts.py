@@ -1,0 +1,220 @@
+"""Parts that all training runs have: what a checkpoint says, the recipe of the flags, the first lines."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from coreset import AGGREGATORS
+from data.datamodule import FaceData, FeatureTemplateData, Loading, TemplateData
+from errors import InputError
+from evaluation.report import versions
+from net import Backbone
+from recipe import HeadOptions, Recipe, TemperatureSchedule
+from settings import Settings
+from train_val import BackboneTrainer, FaceCoresetNet
+from weights import read_checkpoint
+
+MOST_HELD_OUT = 500
+_TEST_RUN_STEPS = 10
+TEST_RUN_EPOCHS = 2
+_SAVED = ("hparams", "data_fingerprint")
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """What a checkpoint of ours says beside its weights; no spec where there was no backbone."""
+
+    path: Path
+    hparams: Mapping[str, Any]
+    data_fingerprint: str
+    backbone_spec: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run ready for the Trainer. `what` and `lines` say what will happen; `facts` go into run.json."""
+
+    module: BackboneTrainer | FaceCoresetNet
+    data: FaceData | TemplateData | FeatureTemplateData
+    what: str
+    lines: list[str]
+    warnings: list[str]
+    facts: dict[str, Any]
+    validates: bool
+    steps_per_epoch: int
+
+
+def saved_run(path: Path) -> SavedRun:
+    """Reads what a run is resumed or evaluated by.
+
+    Raises:
+        InputError: no such file, or no checkpoint of main.py.
+    """
+    if not path.is_file():
+        raise InputError(
+            f"{path}: there is no such checkpoint. A run keeps last.ckpt and best.ckpt in its folder."
+        )
+    checkpoint = read_checkpoint(path)
+    missing = [key for key in _SAVED if not isinstance(checkpoint, dict) or key not in checkpoint]
+    if missing:
+        raise InputError(
+            f"{path}: is no checkpoint of main.py, it has no {' and no '.join(missing)}. To start from the "
+            "weights of another project use --start_from_model_statedict."
+        )
+    hparams, data = (checkpoint[key] for key in _SAVED)
+    return SavedRun(path, hparams, data, checkpoint.get("backbone_spec"))
+
+
+def aggregator_options(settings: Settings, embedding_size: int) -> dict[str, Any]:
+    """What the checkpoint stores to build the aggregator again.
+
+    Raises:
+        InputError: an aggregator that has nothing to train.
+    """
+    given = dict(settings.aggregator_options or {})
+    kind = AGGREGATORS[settings.aggregator]
+    if "embedding_size" not in inspect.signature(kind).parameters:
+        raise InputError(f"--aggregator {settings.aggregator}: has nothing to train. Evaluate it as it is.")
+    if settings.aggregator != "coreset":
+        own = {"quality": settings.quality} if "quality" in inspect.signature(kind).parameters else {}
+        if settings.quality != "norm" and not own:
+            raise InputError(f"--quality {settings.quality}: {settings.aggregator} has no such option.")
+        return {"embedding_size": embedding_size, **own, **given}
+    return {
+        "embedding_size": embedding_size,
+        "coreset_size": settings.coreset_size,
+        "gamma": settings.gamma,
+        # With one pick gamma chooses nothing; a parameter without gradient would stop distributed training.
+        "learn_gamma": settings.gamma_lr > 0 and settings.coreset_size > 1,
+        "selection_temperature": settings.selection_temperature,
+        "learn_temperature": settings.learn_temperature,
+        "quality": settings.quality,
+        **given,
+    }
+
+
+def finished_run(
+    settings: Settings,
+    module: BackboneTrainer | FaceCoresetNet,
+    data: FaceData | TemplateData | FeatureTemplateData,
+    what: str,
+    lines: list[str],
+    *,
+    num_images: int,
+    each: str,
+    validates: bool,
+    warnings: list[str],
+) -> Run:
+    """Adds what is said of the batches; `each`: what a batch is."""
+    steps = steps_per_epoch(settings, data)
+    accumulated = settings.accumulate_grad_batches
+    lines.append(
+        f"batches  {each} in all"
+        + (f", {accumulated} batches a step" if accumulated > 1 else "")
+        + f"; {steps:,} steps an epoch, {settings.epochs} epochs"
+    )
+    facts = {"classes": module.num_subjects, "images": num_images, **module.identity}
+    del facts["hparams"]
+    return Run(module, data, what, lines, warnings, facts, validates, steps)
+
+
+def steps_per_epoch(settings: Settings, data: FaceData | TemplateData | FeatureTemplateData) -> int:
+    """Optimiser steps of an epoch, the same for any number of processes."""
+    return -(-len(data.sampler()) // settings.accumulate_grad_batches)
+
+
+def common(
+    settings: Settings, saved: SavedRun | None, name: str, data: str, subjects: Sequence[str]
+) -> dict[str, Any]:
+    """What both modules are told; `data`: fingerprint of what is trained on, `name`: what messages call it.
+
+    Raises:
+        InputError: a resumed run had other data.
+    """
+    if saved is not None and data != saved.data_fingerprint:
+        raise InputError(
+            f"{saved.path}: was trained on other data than {name} as it is now (other subjects, "
+            "images or subset). A run is resumed or evaluated on its own data."
+        )
+    hparams = settings.to_dict()
+    identity = {"hparams": hparams, "data_fingerprint": data, "versions": versions()}
+    return {"seed": settings.seed, "identity": identity, "subjects": subjects}
+
+
+def head_of(
+    settings: Settings, backbone: Backbone, num_classes: int, columns: Tensor | None = None
+) -> torch.nn.Module:
+    """The margin head; `columns` (C, D) in place of random ones."""
+    torch.manual_seed(settings.seed)
+    options = HeadOptions(settings.head, settings.m, settings.h, settings.s, settings.t_alpha)
+    return options.build(backbone.spec.embedding_size, num_classes, columns)
+
+
+def coreset_module(
+    settings: Settings,
+    backbone: Backbone,
+    head: torch.nn.Module,
+    options: Mapping[str, Any],
+    data: TemplateData | FeatureTemplateData,
+    told: Mapping[str, Any],
+) -> FaceCoresetNet:
+    """The coreset stage's module; `options`: the aggregator's; `told`: from `common`."""
+    schedule = None
+    if settings.selection_temperature_end is not None:
+        schedule = TemperatureSchedule(
+            settings.selection_temperature, settings.selection_temperature_end, settings.epochs
+        )
+    return FaceCoresetNet(
+        backbone,
+        head,
+        recipe_of(settings, steps_per_epoch(settings, data)),
+        aggregator=settings.aggregator,
+        aggregator_options=options,
+        finetune_backbone=settings.finetune_backbone,
+        schedule=schedule,
+        **told,
+    )
+
+
+def trained_aggregator(settings: Settings) -> str:
+    """The aggregator in words."""
+    if settings.aggregator != "coreset":
+        return f"the aggregator {settings.aggregator}"
+    gamma = "fixed" if settings.gamma_lr == 0 else "learned"
+    return f"the aggregator (K {settings.coreset_size}, gamma {settings.gamma:g} {gamma})"
+
+
+def recipe_of(settings: Settings, steps: int) -> Recipe:
+    """The optimisation that the flags ask for, with `steps` an epoch."""
+    return Recipe(
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+        lr_milestones=settings.lr_milestones,
+        lr_gamma=settings.lr_gamma,
+        momentum=settings.momentum,
+        gamma_lr=settings.gamma_lr,
+        backbone_lr=settings.backbone_lr,
+        contrast_weight=settings.contrast_weight,
+        lr_schedule=settings.lr_schedule,
+        total_steps=steps * (TEST_RUN_EPOCHS if settings.test_run else settings.epochs),
+    )
+
+
+def loading_of(settings: Settings, epoch_items: int | None) -> Loading:
+    """How batches are made."""
+    if settings.test_run:
+        epoch_items = _TEST_RUN_STEPS * settings.accumulate_grad_batches * settings.batch_size
+    return Loading(
+        batch_size=settings.batch_size,
+        num_workers=settings.num_workers,
+        seed=settings.seed,
+        accumulate=settings.accumulate_grad_batches,
+        epoch_items=epoch_items,
+    )

@@ -1,0 +1,325 @@
+"""The coreset stage from features through the command: cached once, resumed, given, and equal to images."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import feature_cache
+import main
+import train_val
+import training_run
+from errors import InputError
+from net import build_backbone
+from run_folder import StoppedBySignal
+from settings import resolve
+from weights import load_aggregator, load_backbone, save_backbone
+
+ROOT = Path(__file__).resolve().parents[1]
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+@pytest.fixture
+def flags(tmp_path: Path, face_folder: Callable[..., Path]) -> dict[str, Any]:
+    folder = face_folder(8, 5)
+    torch.manual_seed(1)
+    save_backbone(tmp_path / "tiny.safetensors", build_backbone("ir_tiny"))
+    return {
+        "train_data_path": str(folder),
+        "start_from_model_statedict": str(tmp_path / "tiny.safetensors"),
+        "out": str(tmp_path / "experiments"),
+        "cache_features": str(tmp_path / "cache"),
+        "views": 6,
+        "held_out": 3.0,
+        "num_workers": 0,
+        "batch_size": 8,
+        "gpus": 0,
+        "epochs": 2,
+        "epoch_items": 32,
+    }
+
+
+@pytest.fixture
+def good(flags: dict[str, Any]) -> dict[str, Any]:
+    return flags | {"preset": "good", "batch_size": 8}
+
+
+def weights_of(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def assert_same(first: Path, second: Path) -> None:
+    one, other = weights_of(first), weights_of(second)
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+def store_of(flags: dict[str, Any]) -> Path:
+    (folder,) = Path(flags["cache_features"]).iterdir()
+    return folder
+
+
+def test_a_run_from_cached_features_leaves_what_one_from_images_leaves(
+    good: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main.train(good)
+    run = tmp_path / "experiments" / "run_0"
+    names = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+    assert {"run.json", "metrics.csv", "last.ckpt", "best.ckpt", "validation.json"} <= names
+    assert {"plots/curves.png", "plots/chosen_faces.png", "training_samples/step_0.png"} <= names
+    assert json.loads((run / "validation.json").read_text()).keys() == {"coreset", "mean", "norm_weighted"}
+    metrics = pd.read_csv(run / "metrics.csv")
+    assert {"train/loss", "train/contrast", "train/gamma", "val/rank1"} <= set(metrics.columns)
+    start = load_backbone(good["start_from_model_statedict"]).state_dict()
+    kept = load_backbone(run / "last.ckpt").state_dict()
+    assert all(torch.equal(start[name], kept[name]) for name in start)
+    assert load_aggregator(run / "last.ckpt") is not None
+    assert "6 views, float16" in capsys.readouterr().out
+
+
+def test_features_are_made_once(good: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    training_run.build_run(resolve(good, None), None, processes=1)
+
+    def never(*_: Any, **__: Any) -> Any:
+        raise AssertionError("embedded again")
+
+    monkeypatch.setattr(feature_cache.ViewedFaces, "image", never)
+    training_run.build_run(resolve(good | {"held_out": 2.0, "seed": 42, "m": 0.1}, None), None, processes=1)
+    assert len(list(Path(good["cache_features"]).iterdir())) == 1
+
+
+def test_other_weights_images_views_or_types_are_other_stores(good: dict[str, Any], tmp_path: Path) -> None:
+    def made(**change: Any) -> None:
+        training_run.build_run(resolve(good | change, None), None, processes=1)
+
+    made()
+    torch.manual_seed(2)
+    save_backbone(tmp_path / "other.safetensors", build_backbone("ir_tiny"))
+    made(start_from_model_statedict=str(tmp_path / "other.safetensors"))
+    made(views=3)
+    made(cache_dtype="float32")
+    made(seed=1)
+    (tmp_path / "imgs" / "s000" / "0.png").rename(tmp_path / "imgs" / "s000" / "9.png")
+    made()
+    assert len(list((tmp_path / "cache").iterdir())) == 6
+
+
+def test_a_damaged_store_is_refused(good: dict[str, Any]) -> None:
+    training_run.build_run(resolve(good, None), None, processes=1)
+    path = store_of(good) / "features.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(InputError, match="parts are damaged"):
+        training_run.build_run(resolve(good, None), None, processes=1)
+
+
+def test_features_equal_images_on_plain_views(flags: dict[str, Any]) -> None:
+    given = flags | {"views": 1, "cache_dtype": "float32", "batch_size": 8}
+    run = training_run.build_run(resolve(given, None), None, processes=1)
+    features = next(iter(run.data.train_dataloader()))
+    images = run.data.pictured(features)
+    assert images.images.shape == (len(features.rows), 3, 112, 112)
+    module = run.module.eval()
+    losses = []
+    for batch in (features, images):
+        sets = module.embedded(batch)
+        descriptor = module.aggregator(sets)
+        logits = module.head(descriptor.embedding, descriptor.norm[:, None], batch.labels)
+        losses.append(torch.nn.functional.cross_entropy(logits, batch.labels))
+        torch.testing.assert_close(sets.features, features.features, rtol=0, atol=2e-6)
+        torch.testing.assert_close(sets.norms, features.norms, rtol=1e-5, atol=0)
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("step", [1, 4])
+@pytest.mark.parametrize("preset", ["good", "published"])
+def test_a_stopped_run_goes_on_exactly(
+    flags: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, preset: str
+) -> None:
+    flags = flags | {"preset": preset, "batch_size": 8, "epochs": 2}
+    main.train(flags | {"prefix": "whole"})
+    original = train_val._Trained.training_step
+    sent: list[int] = []
+
+    def training_step(self: Any, batch: Any, batch_idx: int) -> torch.Tensor:
+        if self.global_step == step and not sent:
+            sent.append(step)
+            signal.raise_signal(signal.SIGTERM)
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(train_val._Trained, "training_step", training_step)
+    with pytest.raises(StoppedBySignal):
+        main.train(flags | {"prefix": "broken"})
+    broken = tmp_path / "experiments" / "broken_0"
+    main.train({"resume_from_checkpoint": str(broken / "last.ckpt")})
+    assert_same(broken / "last.ckpt", tmp_path / "experiments" / "whole_0" / "last.ckpt")
+
+
+@pytest.mark.slow
+def test_a_killed_store_goes_on_where_it_was(flags: dict[str, Any], tmp_path: Path) -> None:
+    slow = tmp_path / "slow.py"
+    slow.write_text(
+        "import sys, time\nimport main\nfrom data import views\nplain = views.make_view\n"
+        "def make_view(*a):\n    time.sleep(0.02)\n    return plain(*a)\n"
+        "views.make_view = make_view\nsys.exit(main.main())\n"
+    )
+    command = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, str(slow), *command], env=environment)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("cache/*/parts/[0-9]*.json")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    kept = len(list(tmp_path.glob("cache/*/parts/[0-9]*.json")))
+    assert kept
+    made: list[int] = []
+    original = feature_cache.ViewedFaces.image
+    try:
+        feature_cache.ViewedFaces.image = lambda self, number: (  # type: ignore[method-assign]
+            made.append(number),
+            original(self, number),
+        )[1]
+        bank = training_run.build_run(resolve(flags, None), None, processes=1).data._dataset._drawer.bank
+    finally:
+        feature_cache.ViewedFaces.image = original  # type: ignore[method-assign]
+    assert len(set(made)) == 8 * 5 * 6 - kept * 32
+    fresh = flags | {"cache_features": str(tmp_path / "fresh")}
+    again = training_run.build_run(resolve(fresh, None), None, processes=1).data._dataset._drawer.bank
+    assert np.array_equal(bank.features, again.features)
+
+
+def test_features_made_elsewhere_train_an_aggregator(flags: dict[str, Any], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    np.savez(
+        tmp_path / "f.npz",
+        features=rng.standard_normal((120, 64)).astype(np.float32),
+        norms=rng.uniform(5, 30, 120),
+        labels=np.repeat([f"p{n}" for n in range(10)], 12),
+        media=np.arange(120) // 3,
+    )
+    kept = ("out", "batch_size", "gpus", "epochs", "epoch_items", "held_out")
+    given = {name: flags[name] for name in kept} | {"features": str(tmp_path / "f.npz"), "preset": "good"}
+    main.train(given)
+    last = tmp_path / "experiments" / "run_0" / "last.ckpt"
+    assert load_aggregator(last) is not None
+    checkpoint = torch.load(last, weights_only=True)
+    assert "backbone_spec" not in checkpoint
+    assert not any(name.startswith("model.") for name in checkpoint["state_dict"])
+    main.train({"resume_from_checkpoint": str(last), "evaluate": True})
+
+
+def test_a_store_trains_again_by_its_folder(flags: dict[str, Any], tmp_path: Path) -> None:
+    main.train(flags | {"prefix": "cached"})
+    made = {"features": str(store_of(flags))}
+    left_out = ("train_data_path", "cache_features", "views", "num_workers")
+    given = {name: value for name, value in flags.items() if name not in left_out} | made
+    main.train(given | {"prefix": "given"})
+    out = tmp_path / "experiments"
+    assert_same(out / "cached_0" / "last.ckpt", out / "given_0" / "last.ckpt")
+    torch.manual_seed(2)
+    save_backbone(tmp_path / "other.safetensors", build_backbone("ir_tiny"))
+    with pytest.raises(InputError, match="were made by other weights"):
+        main.train(given | {"start_from_model_statedict": str(tmp_path / "other.safetensors")})
+
+
+def test_the_head_starts_at_the_subjects_means(good: dict[str, Any]) -> None:
+    run = training_run.build_run(resolve(good, None), None, processes=1)
+    means = torch.from_numpy(run.data._dataset._drawer.bank.clean_means())
+    torch.testing.assert_close(run.module.head.kernel.detach().T, means)
+
+
+def test_options_reach_the_aggregator(good: dict[str, Any], tmp_path: Path) -> None:
+    given = vars(main.flags().parse_args(["--aggregator_options", "num_heads=4", "mask_picked=false"]))
+    run = training_run.build_run(resolve(good | given, None), None, processes=1)
+    assert run.module.aggregator.self_attention.num_heads == 4
+    assert run.module.aggregator.mask_picked is False
+    with pytest.raises(InputError, match="has no option 'no_such'"):
+        training_run.build_run(
+            resolve(good | {"aggregator_options": {"no_such": 1}}, None), None, processes=1
+        )
+    with pytest.raises(InputError, match="--aggregator mean: has nothing to train"):
+        training_run.build_run(resolve(good | {"aggregator": "mean"}, None), None, processes=1)
+
+
+def test_a_contrast_needs_pairs_on_each_process(good: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="templates in pairs"):
+        training_run.build_run(resolve(good | {"batch_size": 6}, None), None, processes=2)
+
+
+def test_the_image_path_can_contrast_too(flags: dict[str, Any]) -> None:
+    plain = {k: v for k, v in flags.items() if k not in ("cache_features", "views")}
+    main.train(plain | {"contrast_weight": 1.0, "epochs": 1, "max_template_size": 4})
+    run = training_run.build_run(
+        resolve(plain | {"contrast_weight": 1.0, "max_template_size": 4}, None), None, processes=1
+    )
+    batch = next(iter(run.data.train_dataloader()))
+    assert torch.equal(batch.labels[0::2], batch.labels[1::2])
+
+
+WEIGHTS = {"train_data_path": "imgs", "start_from_model_statedict": "w.ckpt"}
+CACHED = WEIGHTS | {"cache_features": ""}
+
+
+def test_presets_are_values_that_flags_override() -> None:
+    good = resolve(CACHED | {"preset": "good", "s": 40.0}, None)
+    assert (good.head, good.m, good.s, good.head_init) == ("cosface", 0.25, 40.0, "centroids")
+    assert (good.lr, good.lr_schedule, good.contrast_weight) == (1e-3, "one_cycle", 1.0)
+    published = resolve(WEIGHTS | {"preset": "published"}, None)
+    plain = resolve(WEIGHTS, None)
+    assert published.aggregator_options == {"mask_picked": False}
+    assert {k: v for k, v in published.to_dict().items() if k not in ("preset", "aggregator_options")} == {
+        k: v for k, v in plain.to_dict().items() if k not in ("preset", "aggregator_options")
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (WEIGHTS | {"preset": "good"}, "--preset good needs features: add --cache_features"),
+        (WEIGHTS | {"head_init": "centroids"}, "--head_init centroids needs features"),
+        (WEIGHTS | {"share_wrong_media": 0.5}, "--share_wrong_media needs features"),
+        (WEIGHTS | {"views": 4}, "--views belongs to --cache_features"),
+        (CACHED | {"features": "x"}, "choose one"),
+        (CACHED | {"finetune_backbone": True}, "--finetune_backbone has no effect on features"),
+        (CACHED | {"crop_augmentation_prob": 0.1}, "--crop_augmentation_prob has no effect"),
+        (CACHED | {"longest_clip": 9}, "--longest_clip belongs to --template_style media"),
+        (CACHED | {"preset": "good", "lr_milestones": (3,)}, "no effect on the schedule one_cycle"),
+        (CACHED | {"aggregator": "mean", "coreset_size": 4}, "belongs to --aggregator coreset"),
+        ({"features": "x", "num_workers": 2}, "--num_workers is about images"),
+        ({"features": "x", "train_data_path": "imgs"}, "--train_data_path is about images"),
+        (CACHED | {"share_wrong_media": 1.5}, "from 0 to 1"),
+    ],
+)
+def test_what_has_no_effect_is_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        resolve(given, None)
+
+
+def test_a_rate_that_rises_and_falls_once_cannot_go_on() -> None:
+    saved = resolve(CACHED | {"preset": "good"}, None).to_dict()
+    assert resolve({"num_workers": 1}, saved).epochs == 20
+    with pytest.raises(InputError, match="rises and falls once over its 20 epochs"):
+        resolve({"epochs": 30}, saved)
+
+
+def test_checkpoints_of_before_resume_with_the_defaults() -> None:
+    saved = resolve(WEIGHTS, None).to_dict()
+    for name in ("preset", "contrast_weight", "lr_schedule", "aggregator"):
+        del saved[name]
+    assert resolve({}, saved) == resolve(WEIGHTS, None)

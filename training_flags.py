@@ -1,0 +1,116 @@
+"""Flags of main.py about cached features and the recipe that goes with them."""
+
+from __future__ import annotations
+
+import json
+from argparse import Action, ArgumentParser, ArgumentTypeError, Namespace, _ArgumentGroup
+from typing import Any
+
+from coreset import AGGREGATORS
+from coreset.quality import QUALITIES
+from data.feature_templates import STYLES
+from recipe import LR_SCHEDULES
+from settings import PRESETS, Settings
+
+HEAD_INITS = ("random", "centroids")
+
+
+def add_feature_flags(group: _ArgumentGroup) -> None:
+    """Where features come from, and what templates are made of them."""
+    group.add_argument(
+        "--cache_features",
+        nargs="?",
+        const="",
+        metavar="DIR",
+        help="embed each image once in several views and train from the features, a hundred times as fast; "
+        "without a value they are kept in <out>/features",
+    )
+    group.add_argument("--views", type=int, help="views of an image" + _default("views"))
+    group.add_argument(
+        "--cache_dtype", choices=("float32", "float16"), help="how they are kept" + _default("cache_dtype")
+    )
+    group.add_argument(
+        "--features",
+        metavar="DIR_OR_NPZ",
+        help="train from features that are there: a folder of --cache_features, or an npz with 'features', "
+        "'norms', 'labels' and, if known, 'media'",
+    )
+    group.add_argument(
+        "--template_style",
+        choices=STYLES,
+        help="templates from features: published clips, or media (moderate stills, poor stills, poor clips)"
+        + _default("template_style"),
+    )
+    group.add_argument(
+        "--longest_clip",
+        type=int,
+        help="frames of such a clip, log-uniform from 2 to this" + _default("longest_clip"),
+    )
+    group.add_argument(
+        "--share_wrong_media",
+        type=float,
+        help="share of templates with a medium of somebody else" + _default("share_wrong_media"),
+    )
+
+
+def add_recipe_flags(group: _ArgumentGroup) -> None:
+    """Presets, and what they are made of."""
+    group.add_argument(
+        "--preset",
+        choices=PRESETS,
+        help="good: what learns best from cached features; published: the paper's recipe. Other flags win",
+    )
+    group.add_argument(
+        "--aggregator", choices=AGGREGATORS, help="what is trained, coreset stage" + _default("aggregator")
+    )
+    group.add_argument(
+        "--aggregator_options",
+        nargs="+",
+        type=_option,
+        action=_Options,
+        metavar="NAME=VALUE",
+        help="options of its constructor beside those that have flags",
+    )
+    group.add_argument(
+        "--quality",
+        choices=QUALITIES,
+        help="what the aggregator weighs faces by; see convert.py --check-quality" + _default("quality"),
+    )
+    group.add_argument(
+        "--head_init",
+        choices=HEAD_INITS,
+        help="the head's columns at the start: random, or the subjects' mean clean features"
+        + _default("head_init"),
+    )
+    group.add_argument(
+        "--contrast_weight",
+        type=float,
+        help="weight of a contrast of two templates of a subject against all others of the batch; above 0 "
+        "each subject comes twice in a row" + _default("contrast_weight"),
+    )
+    group.add_argument(
+        "--lr_schedule", choices=LR_SCHEDULES, help="course of the rates" + _default("lr_schedule")
+    )
+
+
+class _Options(Action):
+    """Gathers NAME=VALUE to a dictionary."""
+
+    def __call__(
+        self, parser: ArgumentParser, namespace: Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        setattr(namespace, self.dest, dict(values))
+
+
+def _option(text: str) -> tuple[str, Any]:
+    name, given, value = text.partition("=")
+    if not name or not given:
+        raise ArgumentTypeError(f"expected NAME=VALUE, found {text!r}")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
+def _default(name: str) -> str:
+    return f" (default: {Settings.__dataclass_fields__[name].default})"
