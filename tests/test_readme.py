@@ -13,11 +13,20 @@ from pathlib import Path
 import pytest
 
 import convert
+import inference
 import main
+from recognition.gallery_commands import COMMANDS
+from validation_mixed.ijb_flags import ijb_flags
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-PARSERS: dict[str, Callable[[], ArgumentParser]] = {"main.py": main.flags, "convert.py": convert.flags}
+PARSERS: dict[str, Callable[[], ArgumentParser]] = {
+    "main.py": main.flags,
+    "convert.py": convert.flags,
+    "inference.py": inference.flags,
+    "validation_mixed/validate_ijb.py": lambda: ijb_flags(None),
+    "validation_mixed/eval_ijb.sh": lambda: ijb_flags(None),
+}
 
 
 def blocks(language: str) -> list[str]:
@@ -26,7 +35,7 @@ def blocks(language: str) -> list[str]:
 
 def commands() -> list[list[str]]:
     lines = "".join(blocks("bash")).replace("\\\n", " ").splitlines()
-    inline = re.findall(r"`(?:python )?(\w+\.py --[^`]+)`", README)
+    inline = re.findall(r"`(?:python )?([\w/]+\.py --[^`]+)`", README)
     return [shlex.split(line, comments=True) for line in [*lines, *inline] if line.strip()]
 
 
@@ -41,6 +50,10 @@ def test_commands_are_understood(words: list[str]) -> None:
     words = words[1:] if words[0] in ("python", "bash", "cd") else words
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    elif words[0] == "inference.py" and words[1:] and words[1] in COMMANDS:
+        parser = ArgumentParser()
+        COMMANDS[words[1]].add_flags(parser)
+        parser.parse_args(words[2:])
     elif words[0] in PARSERS and "--help" not in words:
         PARSERS[words[0]]().parse_args(words[1:])
     else:
