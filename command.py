@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 import torch
 
 from coreset import AGGREGATORS
-from errors import InputError
+from errors import InputError, InputWarning
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -77,7 +79,9 @@ def existing_file(text: str) -> Path:
 def run_command(work: Callable[[], None]) -> int:
     """Runs a command and gives its exit code; what a person can mend is printed without a traceback."""
     try:
-        work()
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            work()
     except InputError as fault:
         print(f"error: {fault}", file=sys.stderr)
         return EXIT_BAD_INPUT
@@ -85,6 +89,21 @@ def run_command(work: Callable[[], None]) -> int:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A warning of ours as a sentence, any other one as Python shows it."""
+    text = f"warning: {message}\n"
+    if not issubclass(category, InputWarning):
+        text = warnings.formatwarning(message, category, filename, lineno, line)
+    (file or sys.stderr).write(text)
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

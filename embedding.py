@@ -28,6 +28,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from data.colour_order import FEWEST_PAIRS, GivenFaces, LabelledFaces, check_colour_order, wrong_order_advice
 from data.face_loader import FaceBatch, Faces, face_loader
 from data.feature_store import (
     MANIFEST,
@@ -38,9 +39,10 @@ from data.feature_store import (
     is_complete,
     open_store,
 )
-from errors import InputError
+from errors import InputError, InputWarning
 from evaluation.templates import fuse_flips
 from net import Backbone
+from settings import FACES_AT_ONCE
 from weights import backbone_digest
 
 NO_FLIP = "not used"
@@ -48,6 +50,8 @@ STAMP = "stamp"
 # Rises with every change here that changes a feature.
 _REVISION = "1"
 _SHOWN = 10
+# Mated pairs that are embedded in both colour orders before all others: a second or two on a CPU.
+_COLOUR_PAIRS = 40
 # Rows of a part: 4 MiB at 512 values. A kill costs one, about three minutes of an IR-50 on two cores; small
 # sets are cut in more parts than there are processes.
 _MOST_PART_ROWS, _FEWEST_PART_ROWS, _PARTS = 2048, 32, 64
@@ -80,6 +84,7 @@ def embed_faces(
     *,
     stamps: NDArray[np.uint64] | None = None,
     columns: Mapping[str, NDArray[Any]] | None = None,
+    labels: NDArray[np.int64] | None = None,
     about: Mapping[str, str] | None = None,
     name: str = "faces",
 ) -> FeatureStore | None:
@@ -97,6 +102,8 @@ def embed_faces(
         options: how.
         stamps: (N,) of the image files, such as their sizes and times; another stamp is another image.
         columns: (N,) arrays to keep beside the features; they follow from what `images` says.
+        labels: (N,) subjects 0..S-1, where they are known: some mated pairs are looked at first, and an
+            InputWarning tells that the backbone wants another colour order.
         about: what is only good to know of the features, beside device and versions.
         name: what the progress bar calls them.
 
@@ -123,6 +130,8 @@ def embed_faces(
     if _rank() == 0:
         # Before the processes start: it may find no room.
         FeatureWriter(*place)
+        if labels is not None:
+            _warn_of_colours(backbone, GivenFaces(name, labels, faces.image))
     module = _Embedding(backbone, faces, options, beside, place)
     with _quiet_lightning():
         trainer = _trainer(options, name)
@@ -155,6 +164,40 @@ def identity_of(backbone: Backbone, images: Mapping[str, str], options: EmbedOpt
         **({} if options.feature_type == "float32" else {"features": options.feature_type}),
         **images,
     }
+
+
+@torch.no_grad()
+def embed_arrays(backbone: Backbone, images: NDArray[np.uint8]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """A few faces on the CPU, nothing kept: (N, 112, 112, 3) RGB -> unit features (N, D), norms (N,)."""
+    backbone.eval()
+    pixels = torch.from_numpy(backbone.spec.from_rgb(images))
+    parts = [backbone(backbone.spec.normalise(part)) for part in torch.split(pixels, FACES_AT_ONCE["cpu"])]
+    features, norms = (torch.cat(column) for column in zip(*parts, strict=True))
+    return features.numpy(), norms.squeeze(1).numpy()
+
+
+def colour_warning(backbone: Backbone, faces: LabelledFaces) -> str:
+    """A sentence where the backbone seems to want the colours in the other order; else nothing.
+
+    The faces are known to be in true colours.
+    """
+    report = check_colour_order(
+        faces,
+        lambda images: embed_arrays(backbone, images)[0],
+        backbone.spec,
+        num_pairs=_COLOUR_PAIRS,
+        advice=wrong_order_advice(backbone.spec),
+    )
+    return report.sentence if report.verdict == "swapped" and report.num_pairs >= FEWEST_PAIRS else ""
+
+
+def _warn_of_colours(backbone: Backbone, faces: LabelledFaces) -> None:
+    try:
+        warning = colour_warning(backbone, faces)
+    except InputError:
+        return  # An image that cannot be used: embedding tells it together with all others.
+    if warning:
+        warnings.warn(warning, InputWarning, stacklevel=2)
 
 
 def fused_for_inference(backbone: Backbone) -> Backbone:

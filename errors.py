@@ -12,3 +12,7 @@ class InputError(Exception):
     def from_faults(cls, faults: Sequence[str]) -> InputError:
         """Joins all faults of one input in one message, one a line, so that they are mended in one go."""
         return cls("\n".join(faults))
+
+
+class InputWarning(UserWarning):
+    """What a person should look at, though the work goes on; commands print it as a sentence."""

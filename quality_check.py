@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from data.augmentation import shrink_and_enlarge
-from data.colour_order import check_colour_order
+from data.colour_order import FEWEST_PAIRS, check_colour_order, wrong_order_advice
 from data.sources import Image, open_source
+from embedding import embed_arrays
 from errors import InputError
 from net import Backbone
 
@@ -24,8 +24,6 @@ from net import Backbone
 STRONG, WEAK = -0.5, -0.3
 # 11 of 112 pixels: the worst face that a detector still finds. Halving the side is one step, wherever from.
 SMALLEST_SIDE = 0.1
-_FACES_AT_ONCE = 64
-_FEWEST_PAIRS = 30
 
 
 @dataclass(frozen=True)
@@ -96,32 +94,19 @@ def _advice(correlation: float) -> str:
 
 
 def _colour_lines(backbone: Backbone, images: Path, seed: int) -> list[str]:
-    def embed(faces: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return _embedded(backbone, list(faces))[0]
-
-    report = check_colour_order(open_source(images), embed, backbone.spec, seed=seed)
-    if report.num_pairs < _FEWEST_PAIRS:
+    report = check_colour_order(
+        open_source(images),
+        lambda faces: embed_arrays(backbone, faces)[0],
+        backbone.spec,
+        seed=seed,
+        advice=wrong_order_advice(backbone.spec),
+    )
+    if report.num_pairs < FEWEST_PAIRS:
         return []
     if report.verdict != "swapped":
         return [report.sentence]
-    other = "RGB" if backbone.spec.channel_order == "BGR" else "BGR"
-    return [
-        f"warning: {report.sentence}",
-        f"If the images are in true colours, the weights want {other}: convert.py --weights IN "
-        f"OUT.safetensors --channel_order {other}",
-    ]
+    return [f"warning: {report.sentence}"]
 
 
 def _norms(backbone: Backbone, faces: list[Image]) -> NDArray[np.float32]:
-    return _embedded(backbone, faces)[1]
-
-
-@torch.no_grad()
-def _embedded(backbone: Backbone, faces: list[Image]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    backbone.eval()
-    parts = []
-    for start in range(0, len(faces), _FACES_AT_ONCE):
-        pixels = backbone.spec.from_rgb(np.stack(faces[start : start + _FACES_AT_ONCE]))
-        parts.append(backbone(backbone.spec.normalise(torch.from_numpy(pixels))))
-    features, norms = (torch.cat(column) for column in zip(*parts, strict=True))
-    return features.numpy(), norms.squeeze(1).numpy()
+    return embed_arrays(backbone, np.stack(faces))[1]

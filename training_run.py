@@ -6,18 +6,17 @@ All that can be refused is refused here, before any training starts.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from data.colour_order import check_colour_order, check_skin_colour
+from data.colour_order import FEWEST_PAIRS, check_colour_order, check_skin_colour
 from data.datamodule import FaceData, TemplateData, check_batch_split
 from data.pairs import find_pair_sets, read_pair_set
 from data.sources import FaceSource, fingerprint, open_source
 from data.subsets import hold_out, train_subset
 from data.templates import Augmentation, held_out_templates
+from embedding import embed_arrays
 from errors import InputError
 from feature_run import run_of_cached, run_of_given
 from net import Backbone, BackboneSpec, build_backbone
@@ -35,13 +34,12 @@ from run_parts import (
     steps_per_epoch,
     trained_aggregator,
 )
-from settings import FACES_AT_ONCE, Settings
+from settings import Settings
 from train_val import BackboneTrainer
 from weights import empty_backbone, load_weights
 
 DEFAULT_ARCH = "ir_18"
 # Fewer say nothing of a backbone whose weights are poor.
-_FEWEST_PAIRS = 30
 
 
 def build_run(settings: Settings, saved: SavedRun | None, *, processes: int, gpu: bool = False) -> Run:
@@ -194,8 +192,8 @@ def _colour_warnings(settings: Settings, source: FaceSource, backbone: Backbone 
     skin = check_skin_colour(source, seed=settings.seed)
     warnings = [skin.warning] if skin.warning else []
     if backbone is not None:
-        report = check_colour_order(source, _embedder(backbone), backbone.spec)
-        if report.verdict == "swapped" and report.num_pairs >= _FEWEST_PAIRS:
+        report = check_colour_order(source, lambda images: embed_arrays(backbone, images)[0], backbone.spec)
+        if report.verdict == "swapped" and report.num_pairs >= FEWEST_PAIRS:
             warnings.append(report.sentence)
     return warnings
 
@@ -206,15 +204,3 @@ def _augmentation(settings: Settings) -> Augmentation:
         low_res_prob=settings.low_res_augmentation_prob,
         photometric_prob=settings.photometric_augmentation_prob,
     )
-
-
-def _embedder(backbone: Backbone) -> Any:
-    @torch.no_grad()
-    def embed(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        pixels = torch.from_numpy(backbone.spec.from_rgb(images))
-        backbone.eval()
-        at_once = torch.split(pixels, FACES_AT_ONCE["cpu"])
-        parts = [backbone(backbone.spec.normalise(part))[0] for part in at_once]
-        return torch.cat(parts).numpy()
-
-    return embed

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,10 +24,36 @@ if TYPE_CHECKING:
 _SKIN = np.s_[FACE_SIZE // 4 : -FACE_SIZE // 4, FACE_SIZE // 4 : -FACE_SIZE // 4]
 _GREY_LEVELS = 4.0
 _FEWEST_COLOURED = 10
+# Fewer mated pairs say nothing sure.
+FEWEST_PAIRS = 10
 _ADVICE = (
     "If the folder was unpacked by the old published convert.py, pass --swap_color_channel; "
     "if it was not, leave that flag away."
 )
+
+
+class LabelledFaces(Protocol):
+    """What a look at mated pairs needs."""
+
+    @property
+    def name(self) -> str:
+        """What messages call them."""
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """(N,) subjects."""
+
+    def image(self, row: int, /) -> Image:
+        """(112, 112, 3) RGB."""
+
+
+@dataclass(frozen=True, eq=False)
+class GivenFaces:
+    """`LabelledFaces` of parts: `labels` (N,) int64 subjects 0..S-1, `image` gives each face."""
+
+    name: str
+    labels: NDArray[np.int64]
+    image: Callable[[int], Image]
 
 
 @dataclass(frozen=True)
@@ -78,17 +104,19 @@ def check_skin_colour(source: FaceSource, *, num_images: int = 200, seed: int = 
 
 
 def check_colour_order(
-    source: FaceSource,
+    source: LabelledFaces,
     embed: Callable[[Image], NDArray[np.float32]],
     spec: BackboneSpec,
     *,
     num_pairs: int = 200,
     seed: int = 0,
+    advice: str = _ADVICE,
 ) -> ColourOrderReport:
     """Compares mated pairs in both colour orders: they are more alike in the order the backbone was trained
     with.
 
     `embed` takes (n, 112, 112, 3) uint8 RGB and gives (n, D) unit rows; it converts to the order of `spec`.
+    `advice`: what a person may do about swapped colours.
     The verdict needs three standard errors: a wrong order costs some backbones only 0.03 in cosine.
     """
     first, second = _mated_pairs(source, num_pairs, seed)
@@ -108,11 +136,22 @@ def check_colour_order(
         verdict = "undecided"
     means = float(as_given.mean()), float(swapped.mean())
     sentence = _sentence(source, spec, verdict, len(first), *means)
+    if verdict == "swapped":
+        sentence = f"{sentence} {advice}"
     return ColourOrderReport(len(first), *means, error, verdict, sentence)
 
 
+def wrong_order_advice(spec: BackboneSpec) -> str:
+    """What to do about weights that seem to want another order, where the images are known to be true."""
+    other = "RGB" if spec.channel_order == "BGR" else "BGR"
+    return (
+        f"If the images are in true colours, the weights want {other}: python convert.py --weights IN "
+        f"OUT.safetensors --channel_order {other}, and use OUT."
+    )
+
+
 def _sentence(
-    source: FaceSource, spec: BackboneSpec, verdict: str, pairs: int, as_given: float, swapped: float
+    source: LabelledFaces, spec: BackboneSpec, verdict: str, pairs: int, as_given: float, swapped: float
 ) -> str:
     measured = (
         f"mean cosine of {pairs} mated pairs of {source.name} by {spec.name} ({spec.channel_order}): "
@@ -120,7 +159,7 @@ def _sentence(
     )
     return {
         "true": f"The colour order is right: {measured}.",
-        "swapped": f"The colour order looks wrong: {measured}. {_ADVICE}",
+        "swapped": f"The colour order looks wrong: {measured}.",
         "undecided": f"The colour order makes no clear difference: {measured}.",
     }[verdict]
 
@@ -131,7 +170,7 @@ def _red_minus_blue(image: Image) -> float:
 
 
 def _mated_pairs(
-    source: FaceSource, num_pairs: int, seed: int
+    source: LabelledFaces, num_pairs: int, seed: int
 ) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
     index = SubjectIndex(source.labels)
     rng = np.random.default_rng([seed, 2])

@@ -8,6 +8,7 @@ what there is to say about it. How faces are found is in `data`; what is wrong w
 from __future__ import annotations
 
 import os
+import warnings
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,7 +24,8 @@ from data.detection import FaceDetector, find_detector
 from data.photos import check_aligned, read_photo, thumbnail
 from data.sources import Image
 from data.videos import VIDEO_SUFFIXES, expected_frames, frames
-from errors import InputError
+from errors import InputError, InputWarning
+from recognition.colours import ColourSample
 from recognition.model import FaceModel, describe_features, embed_images
 
 # Photos that are read and searched at a time, each of up to 450 MB while it is.
@@ -154,18 +156,23 @@ def describe_sets(
     detector = None if options.aligned else find_detector(options.detector)
     gathered = [_Gathered([], [], [], []) for _ in sources]
     waiting: list[tuple[_Gathered, Image]] = []
+    colours = ColourSample()
     with tqdm(desc="finding faces", unit=" images", disable=not progress, mininterval=0.5) as bar:
         bar.total = sum(_expected(file, options.fps) for each in sources for file in _files(each.path))
         for number, look in looks(sources, options, detector):
             into = gathered[number]
             into.rejected.extend(look.rejected)
             into.faces.extend(record for record, _ in look.faces)
+            for _, image in look.faces:
+                colours.add(number, image)
             waiting.extend((into, image) for _, image in look.faces)
             while len(waiting) >= model.batch_size:
                 _embed(model, waiting[: model.batch_size])
                 del waiting[: model.batch_size]
             bar.update()
         _embed(model, waiting)
+    if warning := colours.warning(model):
+        warnings.warn(warning, InputWarning, stacklevel=2)
     described = [
         _described(model, source, into) for source, into in zip(sources, gathered, strict=True) if into.faces
     ]

@@ -159,6 +159,7 @@ def _embedded(
             num_nodes=values["num_nodes"],
         ),
         stamps=stamps,
+        labels=protocol.subjects[protocol.template_of_face],
         about={
             "weights": source_name(values["weights"]),
             "weights_sha256": weights_sha256(values["weights"]),
