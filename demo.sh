@@ -21,3 +21,4 @@ run main.py --stage backbone --arch ir_tiny --data_root "$DEMO/faces" --train_da
 run main.py --stage coreset --start_from_model_statedict "$DEMO/backbone_0/best.ckpt" \
   --data_root "$DEMO/faces" --train_data_path imgs --held_out 50 --max_template_size 20 --coreset_size 6 \
   --epochs 20 --lr 3e-3 --lr_milestones 14,18 --m 0.2 --h 0.333 --s 32 --num_workers 1 --out "$DEMO" --prefix coreset
+run inference.py --weights "$DEMO/coreset_0/best.ckpt" --out "$DEMO/inference"
