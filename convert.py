@@ -13,9 +13,12 @@ python convert.py --fetch-weights adaface_ir_50_ms1mv2
 python convert.py --weights IN OUT.safetensors
     writes any weights that we read in our own form, with their architecture, colours, source and licence
 python convert.py --check-quality WEIGHTS IMAGES
-    degrades faces of the folder and says whether the norm of these weights is a measure of quality
+    degrades faces of the folder and says whether the norm of these weights is a measure of quality, and
+    which measure to weigh faces by; --out DIR plots error versus reject, --store FILE keeps the choice
 python convert.py --export onnx WEIGHTS --out DIR
     writes backbone.onnx and, of a trained aggregator, aggregator.onnx, for programs in other languages
+python convert.py --build_set_benchmark FOLDER --out DATA --name MINE --protocol mixed
+    makes a set benchmark in the IJB layout of a folder of subjects, for validation_mixed
 """
 
 from __future__ import annotations
@@ -41,8 +44,19 @@ _MODES: dict[str, dict[str, Any]] = {
     "list_weights": {},
     "fetch_weights": {"out": ""},
     "weights": {"arch": "", "channel_order": "", "allow_pickle": False, "licence": ""},
-    "check_quality": {"arch": "", "channel_order": "", "num_images": 300, "seed": 0},
+    "check_quality": {
+        **{"arch": "", "channel_order": "", "num_images": 300, "seed": 0},
+        **{"out": "", "store": "", "detector": ""},
+    },
     "export": {"out": None, "arch": "", "channel_order": ""},
+    "build_set_benchmark": {
+        "out": None,
+        "name": None,
+        "protocol": "stills",
+        "seed": 0,
+        "detector": "",
+        "without_subjects": "",
+    },
 }
 
 
@@ -67,6 +81,12 @@ def flags() -> ArgumentParser:
     )
     modes.add_argument("--pack", metavar="DIR", help="pack this folder of <subject>/<image>")
     modes.add_argument("--draw_faces", metavar="DIR", help="draw faces into a pack and a pair set")
+    modes.add_argument(
+        "--build_set_benchmark",
+        metavar="SOURCE",
+        help="make a set benchmark of a folder of subjects (images, folders of frames, videos), a folder "
+        "with train.rec, or cached features",
+    )
     _weight_modes(modes)
     how = parser.add_argument_group("how")
     how.add_argument("--out", metavar="DIR", help="where to (default: --rec_path's folder, or the cache)")
@@ -77,8 +97,20 @@ def flags() -> ArgumentParser:
     how.add_argument("--quality", type=int, help="--rec_path: of JPEG, with --image_format jpg (default: 95)")
     how.add_argument("--subjects", type=int, help="--draw_faces: how many (default: 200)")
     how.add_argument("--seed", type=int, help="the same seed draws, or degrades, the same faces (default: 0)")
+    _benchmark_flags(parser.add_argument_group("set benchmark"))
     _weight_flags(parser.add_argument_group("weights"))
     return parser
+
+
+def _benchmark_flags(group: _ArgumentGroup) -> None:
+    group.add_argument("--name", help="of the data set; --out is the data root that evaluations are given")
+    group.add_argument(
+        "--protocol", metavar="FILE|PRESET", help="stills, mixed, stress, or .json or .toml (default: stills)"
+    )
+    group.add_argument("--detector", metavar="FILE", help="YuNet; --check-quality: to score faces")
+    group.add_argument(
+        "--without_subjects", metavar="FILE", help="names to leave out, one a line, such as those trained on"
+    )
 
 
 def _weight_modes(modes: _MutuallyExclusiveGroup) -> None:
@@ -124,6 +156,11 @@ def _weight_flags(group: _ArgumentGroup) -> None:
     )
     group.add_argument("--licence", metavar="TEXT", help="--weights: of them, as their author states it")
     group.add_argument("--num_images", type=int, help="--check-quality: faces to degrade (default: 300)")
+    group.add_argument(
+        "--store",
+        metavar="FILE",
+        help="--check-quality: write the weights with what was chosen, .safetensors",
+    )
 
 
 def convert(given: Mapping[str, Any]) -> None:
@@ -163,6 +200,7 @@ def convert(given: Mapping[str, Any]) -> None:
         "weights": _convert_weights,
         "check_quality": _check_quality,
         "export": _export,
+        "build_set_benchmark": _build_set_benchmark,
     }
     work[mode](values)
 
@@ -279,14 +317,17 @@ def _convert_weights(values: Mapping[str, Any]) -> None:
 
 def _check_quality(values: Mapping[str, Any]) -> None:
     from quality_check import check_quality
+    from quality_choice import Wish, choose_and_keep
     from weights import load_backbone
 
     source, images = values["check_quality"]
+    given = {name: Path(values[name]) if values[name] else None for name in ("out", "store", "detector")}
+    wish = Wish(**given, num_images=values["num_images"], seed=values["seed"])
     backbone = load_backbone(source, values["arch"] or None, channel_order=values["channel_order"] or None)
     report = check_quality(
         backbone, Path(images), num_images=values["num_images"], seed=values["seed"], name=source
     )
-    print(report.text)
+    print(f"{report.text}\n\n{choose_and_keep(backbone, source, Path(images), wish)}")
 
 
 def _export(values: Mapping[str, Any]) -> None:
@@ -303,6 +344,23 @@ def _export(values: Mapping[str, Any]) -> None:
         print(f"{each.path}: {each.path.stat().st_size / 2**20:.1f} MiB, {check}")
     if len(done) == 1:
         print(f"{source} holds no trained aggregator; poolings are a line in any language")
+
+
+def _build_set_benchmark(values: Mapping[str, Any]) -> None:
+    from data.benchmark_protocol import read_benchmark_protocol
+    from data.set_benchmark import build_set_benchmark, read_names
+
+    without = Path(values["without_subjects"]) if values["without_subjects"] else None
+    built = build_set_benchmark(
+        Path(values["build_set_benchmark"]),
+        Path(values["out"]),
+        name=values["name"],
+        protocol=read_benchmark_protocol(values["protocol"]),
+        seed=values["seed"],
+        detector=Path(values["detector"]) if values["detector"] else None,
+        without=read_names(without) if without else frozenset(),
+    )
+    print(built.text)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from evaluation.protocols import SetProtocol, TemplateList
 from evaluation.published import PAPER_RULES
 from evaluation.report import Interval, Result, closed_section, open_section, verification_section
 from evaluation.roc import RocCurve, TarAtFar
+from evaluation.strata import StratumFigures, figures_of_strata, find_strata, strata_section
 from evaluation.templates import FLIP_RULES, FaceGroups, average_media, describe_templates, group_faces
 from evaluation.verification import few_scores_warnings, verify
 
@@ -87,9 +88,10 @@ class AggregatorFigures:
     curve: RocCurve
     galleries: dict[str, GalleryFigures]
     published_helper: PublishedHelperRates | None
+    strata: list[StratumFigures] = field(default_factory=list)
 
     def sections(self) -> Result:
-        """'verification' and 'identification' of a result.json."""
+        """'verification', 'identification' and 'strata' of a result.json."""
         result: Result = {
             "verification": verification_section(self.tar, self.curve.auc, self.tar_intervals),
         }
@@ -106,6 +108,8 @@ class AggregatorFigures:
                 "rank": helper.rank_rates,
                 "accepted_at": helper.accepted_at,
             }
+        if self.strata:
+            result["strata"] = strata_section(self.strata)
         return result
 
 
@@ -172,6 +176,7 @@ def evaluate_ijb(
     found = IjbFigures()
     with found.timed("prepare"):
         features, norms, groups, scores = _faces_by_rules(protocol, features, norms, detector_scores, rules)
+        strata = find_strata(protocol)
     with found.timed("intervals"):
         pair_draws = _pair_bootstrap(protocol, replicates, found.warnings)
     drawn: dict[str, NDArray[np.float64]] = {}
@@ -183,6 +188,7 @@ def evaluate_ijb(
         with found.timed("score"):
             pairs = protocol.pairs
             verification = verify(descriptors, pairs.first, pairs.second, pairs.is_mated, FARS)
+            of_strata = figures_of_strata(strata, verification.scores, pairs.is_mated)
         with found.timed("intervals"):
             if pair_draws is not None:
                 drawn[name] = pair_draws.tar(verification.scores, FARS)
@@ -195,6 +201,7 @@ def evaluate_ijb(
             verification.curve,
             galleries,
             helper,
+            of_strata,
         )
         if len(found.aggregators) == 1:
             # They say of the pair list more than of the aggregator: once is enough.

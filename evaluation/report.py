@@ -128,6 +128,8 @@ def check_result(result: object, where: str) -> None:
         _check_verification(result, faults)
     if "identification" in result:
         _check_identification(result, faults)
+    if "strata" in result:
+        _check_strata(result, faults)
     if "figures" in result:
         figures = faults.look_for(result, ("figures",))
         faults.check_rates("", figures, tuple(figures))
@@ -156,6 +158,16 @@ def _check_identification(result: Result, faults: _Faults) -> None:
             rate = faults.look_for(result, (*place, key))
             faults.need(rate, (*place, key), _TPIR_KEYS)
             faults.check_rates(f"{gallery} TPIR@FPIR {key} ", rate, ("tpir",))
+
+
+def _check_strata(result: Result, faults: _Faults) -> None:
+    for title in faults.look_for(result, ("strata",)):
+        for name in faults.look_for(result, ("strata", title)):
+            place = ("strata", title, name)
+            faults.need(faults.look_for(result, place), place, ("pairs", "mated"))
+            for key in faults.look_for(result, (*place, "tar_at_far")):
+                rate = faults.look_for(result, (*place, "tar_at_far", key))
+                faults.check_rates(f"{title} {name} TAR@FAR {key} ", rate, ("strict",))
 
 
 # Stands for an object that is not there.

@@ -28,6 +28,7 @@ from evaluation.report import (
     versions,
     write_result,
 )
+from evaluation.strata import strata_table
 from files import atomic_write
 
 _CMC_RANKS = tuple(range(1, 51))
@@ -123,6 +124,10 @@ def _text(done: Evaluated, results: Mapping[str, Result], comparison: str | None
     if done.figures.aggregators and "identification" in main:
         parts.append(identification_table(results))
     parts += _helper_table(done.figures.aggregators)
+    if (strata := strata_table(results)) is not None:
+        parts.append(
+            f"{strata}\n\nEach stratum at its own threshold; '-': too few non-mated pairs for the FAR."
+        )
     if any(figures.tar_intervals for figures in done.figures.aggregators.values()):
         parts.append("Brackets: 95 % intervals, bootstrap over subjects.")
     parts += [f"warning: {warning}" for warning in done.figures.warnings]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from errors import InputError
@@ -14,6 +15,7 @@ PICKLE_WARNING = (
     "--allow-pickle: the file is unpickled as it asks for, and a pickle can run any code on this machine "
     "with your rights. Do it for files alone whose author you trust, on a machine without secrets."
 )
+_NOT_MEASURED = "not measured"
 
 
 def convert_weights(
@@ -24,10 +26,12 @@ def convert_weights(
     channel_order: str | None = None,
     allow_pickle: bool = False,
     licence: str | None = None,
+    quality: str | None = None,
 ) -> str:
     """Writes a source's backbone, and its aggregator where it has one, to `out`; says what was written.
 
-    `licence`: of the weights; None is what the file or the catalogue says.
+    `licence`: of the weights; None is what the file or the catalogue says. `quality`: the measure of a face's
+    quality that was chosen for them, which also says whether their norm is one; None is what the file says.
 
     Raises:
         InputError: as `load_backbone`, or `out` is none of .safetensors.
@@ -44,8 +48,11 @@ def convert_weights(
     about = {
         "source": about.get("source") or source_name(source),
         "licence": licence or (known if known != NOT_STATED else about.get("licence", known)),
+        "quality": quality or about.get("quality", _NOT_MEASURED),
     }
     backbone = loaded.backbone
+    if quality:
+        backbone.spec = replace(backbone.spec, norm_is_quality=quality == "norm")
     parts = None if aggregator is None else (aggregator.name, aggregator.options, aggregator.module)
     save_model(out, backbone, parts, about)
     spec = backbone.spec
@@ -53,6 +60,11 @@ def convert_weights(
         f"{out}: {spec.name}, {spec.embedding_size} values a face; recognised as: {loaded.kind}",
         f"  colours {spec.channel_order}, pixels (value - {spec.mean:g}) / {spec.std:g}",
         f"  aggregator {aggregator.name if aggregator else 'none'}",
+        f"  quality of a face {about['quality']}; its norm {_norm_text(spec.norm_is_quality)}",
         f"  source {about['source']}; licence of the weights: {about['licence']}",
     ]
     return "\n".join(lines)
+
+
+def _norm_text(is_quality: bool) -> str:
+    return "counts as a measure of it" if is_quality else "is no measure of it"

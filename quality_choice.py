@@ -1,0 +1,259 @@
+"""Which measure of quality should faces be weighed by? Measured by what rejecting the poorest ones saves.
+
+Faces of known people are degraded, each once and in its own way, and compared with each other; the maths is
+in `evaluation.reject_curves`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from coreset.quality import FaceQuality
+from data.quality_measures import detector_scores, sharpness
+from data.sources import Image, SubjectIndex, open_source
+from data.views import degrade, draw_degradation
+from embedding import embed_arrays
+from errors import InputError
+from evaluation.metrics import FEWEST_DECIDING, rate_key
+from evaluation.plots import plot_reject
+from evaluation.reject_curves import (
+    MOST_REJECTED,
+    PARTIAL,
+    RANDOM,
+    FacePairs,
+    RejectCurves,
+    choice_text,
+    reject_curves,
+    rejected_shares,
+)
+from files import atomic_write
+from net import BACKBONES, Backbone
+from weights import load_aggregator
+from weights.converting import convert_weights
+
+NONE = "none"
+# The strictest that the pairs of people support.
+_RATES = (1e-3, 1e-2, 1e-1)
+_FACES_OF_ONE = 4
+_FEWEST_PEOPLE = 15
+
+
+class TooFewPeopleError(InputError):
+    """A folder in which no two images, or too few, are of one person."""
+
+
+@dataclass(frozen=True, eq=False)
+class QualityChoice:
+    """`name`: norm, detector, learned, sharpness, or `NONE`; `text`: all of it for a person."""
+
+    name: str
+    curves: RejectCurves
+    text: str
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a person asks for beside the choice.
+
+    Attributes:
+        out: folder of the plot and the figures.
+        store: where the weights are written with the choice, .safetensors.
+        detector: YuNet's file.
+
+    Raises:
+        InputError: a detector that is not there, or a name that weights cannot have.
+    """
+
+    out: Path | None = None
+    store: Path | None = None
+    detector: Path | None = None
+    num_images: int = 300
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        faults = []
+        if self.detector is not None and not self.detector.is_file():
+            faults.append(f"--detector {self.detector}: there is no such file.")
+        if self.store is not None and self.store.suffix != ".safetensors":
+            faults.append(f"--store {self.store}: expected a name that ends in .safetensors.")
+        if faults:
+            raise InputError.from_faults(faults)
+
+
+def choose_and_keep(backbone: Backbone, source: str, images: Path, wish: Wish) -> str:
+    """Chooses for the weights `source`, writes what is wished, and says all of it.
+
+    Raises:
+        InputError: as `choose_quality`, where something is to be written; else it is only told.
+    """
+    try:
+        choice = choose_quality(
+            backbone,
+            images,
+            aggregator=load_aggregator(source),
+            detector=wish.detector,
+            num_images=wish.num_images,
+            seed=wish.seed,
+        )
+    except TooFewPeopleError as few:
+        if wish.out is not None or wish.store is not None:
+            raise
+        return f"Error versus reject was not measured: {few}"
+    parts = [choice.text]
+    if wish.out is not None:
+        title = f"Rejecting poor faces, {Path(source).name}"
+        plot_reject(wish.out / "error_versus_reject.png", choice.curves, title=title)
+        text = json.dumps(curves_content(choice, Path(source).name), indent=1)
+        atomic_write(wish.out / "quality.json", f"{text}\n")
+        parts.append(f"{wish.out}: error_versus_reject.png, quality.json")
+    if wish.store is not None:
+        order, arch = backbone.spec.channel_order, backbone.spec.name
+        known = arch if arch in BACKBONES else None
+        parts.append(
+            convert_weights(source, wish.store, arch=known, channel_order=order, quality=choice.name)
+        )
+    return "\n".join(parts)
+
+
+def choose_quality(
+    backbone: Backbone,
+    images: Path,
+    *,
+    aggregator: nn.Module | None = None,
+    detector: Path | None = None,
+    num_images: int = 300,
+    seed: int = 0,
+    replicates: int = 200,
+) -> QualityChoice:
+    """Compares measures of quality on degraded faces of a folder of <subject>/<image>.
+
+    Args:
+        backbone: whose norm is looked at, and which compares the faces.
+        images: the folder; subjects with two images or more are used, at most four images of each.
+        aggregator: whose learned quality is looked at, if it has one.
+        detector: YuNet's file; None leaves its score out.
+        num_images: faces at most.
+        seed: of the faces, the degradation and the draws of subjects.
+        replicates: draws of subjects for the intervals.
+
+    Raises:
+        TooFewPeopleError: too few subjects with two images.
+        InputError: features that are not finite.
+    """
+    faces, subjects, people = _degraded(images, num_images, seed)
+    features, norms = embed_arrays(backbone, np.stack(faces))
+    if not (np.isfinite(features).all() and np.isfinite(norms).all()):
+        raise InputError("features that are not finite; the weights may be damaged.")
+    qualities = {"norm": norms, "sharpness": np.array([sharpness(face) for face in faces], np.float32)}
+    left_out = []
+    if detector is None:
+        left_out.append("detector (no --detector FILE)")
+    else:
+        qualities["detector"] = detector_scores(faces, detector)
+    learned = _learned(aggregator, features, norms)
+    if learned is None:
+        left_out.append("learned (the weights hold no aggregator with a learned quality)")
+    else:
+        qualities["learned"] = learned
+    fmr = next((rate for rate in _RATES if people * (people - 1) / 2 * rate >= FEWEST_DECIDING), _RATES[-1])
+    found = reject_curves(
+        FacePairs(subjects, np.clip(features @ features.T, -1, 1)),
+        qualities,
+        fmr,
+        favourite="norm",
+        replicates=replicates,
+        seed=seed,
+    )
+    return QualityChoice(found.choice or NONE, found, _text(found, len(faces), people, left_out))
+
+
+def curves_content(choice: QualityChoice, name: str) -> dict[str, Any]:
+    """What a file keeps of it; `name`: of the weights."""
+    found = choice.curves
+    return {
+        "weights": name,
+        "choice": choice.name,
+        "fmr": found.fmr,
+        "threshold": found.threshold,
+        "mated": found.mated,
+        "nonmated": found.nonmated,
+        "rejected": rejected_shares().round(4).tolist(),
+        "measures": {
+            key: asdict(curve) | {"fnmr": curve.fnmr.tolist()} for key, curve in found.curves.items()
+        },
+        "partial_minus_choice": found.differences,
+    }
+
+
+def _degraded(images: Path, num_images: int, seed: int) -> tuple[list[Image], NDArray[np.int64], int]:
+    """Faces, the number (N,) of each one's subject, and how many subjects."""
+    source = open_source(images)
+    rng = np.random.default_rng([seed, 11])
+    chosen: list[tuple[int, int]] = []
+    people = 0
+    index = SubjectIndex(source.labels)
+    for subject in rng.permutation(len(index)):
+        rows = index.images_of(int(subject))
+        if len(rows) < 2:
+            continue
+        if len(chosen) >= num_images - 1:
+            break
+        some = rng.permutation(rows)[: min(_FACES_OF_ONE, num_images - len(chosen))]
+        chosen += [(int(row), people) for row in some]
+        people += 1
+    if people < _FEWEST_PEOPLE:
+        raise TooFewPeopleError(
+            f"{images}: {people} subjects with two images or more (of the {num_images} images looked at); "
+            f"expected {_FEWEST_PEOPLE} or more to tell what rejecting poor faces saves."
+        )
+    faces = [degrade(source.image(row), draw_degradation(rng, float(rng.random())), rng) for row, _ in chosen]
+    return faces, np.array([subject for _, subject in chosen], np.int64), people
+
+
+@torch.no_grad()
+def _learned(
+    aggregator: nn.Module | None, features: NDArray[Any], norms: NDArray[Any]
+) -> NDArray[np.float32] | None:
+    quality = getattr(aggregator, "quality", None)
+    if not isinstance(quality, FaceQuality) or quality.kind != "learned":
+        return None
+    found = quality(torch.from_numpy(features), torch.from_numpy(norms))
+    return np.asarray(found.float().numpy(), np.float32)
+
+
+def _text(found: RejectCurves, faces: int, people: int, left_out: Sequence[str]) -> str:
+    lines = [
+        f"Error versus reject: {faces} degraded faces of {people} people, {found.mated:,} mated and "
+        f"{found.nonmated:,} non-mated pairs; % missed at FMR {rate_key(found.fmr)} as the poorest pairs go:",
+        f"{'measure':<11}{'none gone':>10}{'10 % gone':>11}{'30 % gone':>11}  {f'mean to {PARTIAL:.0%}':<27}"
+        f"{f'mean to {MOST_REJECTED:.0%} (AUERC)':<27}against random",
+    ]
+    places = [int(np.argmin(np.abs(rejected_shares() - share))) for share in (0.0, 0.1, 0.3)]
+    for name, curve in sorted(found.curves.items(), key=lambda each: each[1].partial):
+        rates = "".join(
+            f"{100 * curve.fnmr[place]:>{width}.2f}"
+            for place, width in zip(places, (10, 11, 11), strict=True)
+        )
+        low, high = (100 * value for value in curve.against_random)
+        against = "" if name == RANDOM else f"{low:+.2f} to {high:+.2f}"
+        lines.append(
+            f"{name:<11}{rates}  {_area(curve.partial, curve.partial95):<27}"
+            f"{_area(curve.area, curve.area95):<27}{against}"
+        )
+    if left_out:
+        lines.append(f"Not measured: {'; '.join(left_out)}.")
+    return "\n".join([*lines, choice_text(found)])
+
+
+def _area(value: float, interval: tuple[float, float]) -> str:
+    low, high = interval
+    return f"{100 * value:.2f} ({100 * low:.2f} to {100 * high:.2f})"

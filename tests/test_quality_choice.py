@@ -1,0 +1,165 @@
+"""Which quality is chosen, on backbones whose norm is known to be one or not; MobileFaceNet for real."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from convert import convert
+from coreset.quality import FaceQuality
+from data.quality_measures import sharpness
+from errors import InputError
+from net import BACKBONES, Backbone, build_backbone
+from quality_choice import NONE, TooFewPeopleError, Wish, choose_quality, curves_content
+from weights import load_weights, save_backbone
+from weights.converting import convert_weights
+
+PEOPLE = 50
+
+
+class Coarse(Backbone):
+    """The direction is the coarse picture; the norm falls with what degradation leaves of it, or rises."""
+
+    def __init__(self, sense: int) -> None:
+        super().__init__(BACKBONES["ir_tiny"])
+        self.scale = nn.Parameter(torch.ones(1))
+        self.sense = sense
+
+    def features(self, images: Tensor) -> Tensor:
+        coarse = nn.functional.avg_pool2d(images.mean(dim=1, keepdim=True), 14).flatten(1)
+        direction = nn.functional.normalize(coarse - coarse.mean(dim=1, keepdim=True), dim=1)
+        detail = (images[..., 1:] - images[..., :-1]).abs().mean(dim=(1, 2, 3)) + 0.01
+        return direction * detail[:, None] ** self.sense * self.scale
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Patterns of a person, with fine noise that is lost first."""
+    root = tmp_path_factory.mktemp("people")
+    for subject in range(PEOPLE):
+        (root / f"s{subject:02}").mkdir()
+        pattern = np.random.default_rng(subject).integers(40, 210, (8, 8, 1)).repeat(14, 0).repeat(14, 1)
+        for number in range(3):
+            noise = np.random.default_rng([subject, number]).normal(0, 25, (112, 112, 3))
+            image = (pattern + noise).clip(0, 255).astype(np.uint8)
+            cv2.imwrite(str(root / f"s{subject:02}" / f"{number}.png"), image)
+    return root
+
+
+def test_measures_are_compared_on_degraded_faces(people: Path) -> None:
+    found = choose_quality(Coarse(1), people, num_images=150, replicates=30)
+    assert set(found.curves.curves) == {"norm", "sharpness", "random"}
+    assert found.name == (found.curves.choice or NONE)
+    assert found.curves.mated == PEOPLE * 3
+    assert found.curves.fmr == 1e-2
+    assert "detector (no --detector FILE)" in found.text
+    assert "learned (the weights hold no" in found.text
+    other = choose_quality(Coarse(-1), people, num_images=150, replicates=30)
+    # The same faces, whose norms are ordered the other way.
+    assert other.curves.curves["sharpness"].partial == found.curves.curves["sharpness"].partial
+    assert other.curves.curves["norm"].partial != found.curves.curves["norm"].partial
+    assert other.curves.choice != "norm" or found.curves.choice != "norm"
+
+
+def test_it_is_deterministic(people: Path) -> None:
+    one, again = (choose_quality(Coarse(1), people, num_images=100, replicates=20) for _ in range(2))
+    assert one.text == again.text
+    assert choose_quality(Coarse(1), people, num_images=100, replicates=20, seed=1).text != one.text
+    assert len(curves_content(one, "w")["measures"]["norm"]["fnmr"]) == 96
+
+
+def test_a_learned_quality_is_measured_too(people: Path) -> None:
+    class Aggregator(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.quality = FaceQuality("learned", "coreset", "weigh", 64)
+
+    found = choose_quality(Coarse(1), people, aggregator=Aggregator(), num_images=60, replicates=20)
+    # An untrained head gives every face the same.
+    assert found.curves.curves["learned"].fnmr == pytest.approx(found.curves.curves["random"].fnmr)
+
+
+def test_sharpness_falls_with_blur() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (112, 112, 3), np.uint8)
+    assert sharpness(image) > 10 * sharpness(cv2.GaussianBlur(image, (0, 0), 2))
+    assert sharpness(np.full((112, 112, 3), 7, np.uint8)) == 0
+
+
+def test_what_cannot_be_compared_says_so(people: Path, tmp_path: Path) -> None:
+    with pytest.raises(TooFewPeopleError, match=r"10 subjects with two images .* expected 15 or more"):
+        choose_quality(Coarse(1), people, num_images=30)
+    with pytest.raises(InputError) as told:
+        Wish(store=tmp_path / "w.pt", detector=tmp_path / "gone.onnx")
+    assert "--store" in str(told.value)
+    assert "--detector" in str(told.value)
+
+
+def test_the_command_plots_and_keeps_the_choice(
+    people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    weights, kept = tmp_path / "w.safetensors", tmp_path / "q.safetensors"
+    save_backbone(weights, build_backbone("ir_tiny").eval())
+    given = {"check_quality": (str(weights), str(people)), "num_images": 60}
+    convert(given | {"out": str(tmp_path / "out"), "store": str(kept)})
+    said = capsys.readouterr().out
+    assert "rank correlation of norm and degradation" in said
+    assert "Error versus reject: 60 degraded faces" in said
+    assert (tmp_path / "out" / "error_versus_reject.png").read_bytes()[1:4] == b"PNG"
+    content = json.loads((tmp_path / "out" / "quality.json").read_text())
+    with safe_open(kept, framework="pt") as stored:
+        assert stored.metadata()["quality"] == content["choice"]
+    assert load_weights(kept).backbone.spec.norm_is_quality == (content["choice"] == "norm")
+
+
+def test_the_choice_travels_with_the_weights(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save_backbone(tmp_path / "w.safetensors", build_backbone("ir_tiny").eval())
+    names = [str(tmp_path / f"{name}.safetensors") for name in "wabc"]
+    assert "quality of a face not measured" in convert_weights(names[0], Path(names[1]))
+    convert_weights(names[0], Path(names[1]), quality="sharpness")
+    assert "quality of a face sharpness; its norm is no" in convert_weights(names[1], Path(names[2]))
+    assert not load_weights(Path(names[2])).backbone.spec.norm_is_quality
+    assert "its norm counts" in convert_weights(names[2], Path(names[3]), quality="norm")
+    assert load_weights(Path(names[3])).backbone.spec.norm_is_quality
+
+
+def test_a_folder_without_pairs_is_told_unless_something_is_to_be_written(
+    people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    weights = tmp_path / "w.safetensors"
+    save_backbone(weights, build_backbone("ir_tiny").eval())
+    for subject in range(20):
+        (tmp_path / "few" / str(subject)).mkdir(parents=True)
+        image = (people / f"s{subject:02}" / "0.png").read_bytes()
+        (tmp_path / "few" / str(subject) / "0.png").write_bytes(image)
+    given = {"check_quality": (str(weights), str(tmp_path / "few"))}
+    convert(given)
+    assert "0 subjects with two images or more" in capsys.readouterr().out
+    with pytest.raises(InputError, match="0 subjects with two images or more"):
+        convert(given | {"out": str(tmp_path / "out")})
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_the_norm_of_mobilefacenet_helps(shared: Path, tmp_path: Path) -> None:
+    with tarfile.open(shared / "faces" / "lfw_dev112.tar") as archive:
+        archive.extractall(tmp_path, members=archive.getmembers()[:1500], filter="data")
+    root = next(path.parent.parent for path in tmp_path.rglob("*.jpg"))
+    backbone = load_weights(shared / "faces" / "mobilefacenet.safetensors").backbone
+    found = choose_quality(
+        backbone, root, detector=shared / "faces" / "face_detection_yunet_2023mar.onnx", num_images=300
+    )
+    norm, random = found.curves.curves["norm"], found.curves.curves["random"]
+    assert norm.against_random[1] < 0
+    assert norm.partial < random.partial
+    assert found.name in ("norm", "detector")
