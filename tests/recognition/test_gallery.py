@@ -183,7 +183,9 @@ def test_a_kill_at_any_moment_leaves_a_whole_gallery(tmp_path: Path) -> None:
         done = int(said.split()[-1])
         mine = {int(name.split("-")[1]) for name in found.names if name.startswith(f"{run}-")}
         removed = {number - 1 for number in range(2, done + 1, 3)}
-        assert mine >= set(range(done + 1)) - removed - {done + 1}
+        # What was begun after the last word may be done too.
+        begun = {number - 1 for number in range(2, done + 2, 3)}
+        assert mine >= set(range(done + 1)) - begun
         assert mine <= set(range(done + 2)) - removed
     enroll(path, people("last"))
     assert sorted(file.name for file in tmp_path.glob("*g*")) == ["g.npz", "g.npz.lock"]
