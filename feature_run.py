@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +16,20 @@ from data.subsets import held_out_subjects
 from embedding import EmbedOptions
 from errors import InputError
 from feature_cache import Cache, CachedViews, cached_views, given_features
+from label_run import faces_of_bank
 from net import Backbone
 from run_parts import (
     MOST_HELD_OUT,
     Run,
     SavedRun,
     aggregator_options,
+    check_apart,
     common,
     coreset_module,
     finished_run,
     head_of,
     loading_of,
+    losses_of,
     trained_aggregator,
 )
 from settings import FACES_AT_ONCE, Settings
@@ -64,7 +68,8 @@ def run_of_cached(
         other_source = open_source(path, settings.use_mxrecord, settings.swap_color_channel)
         others = cached_views(backbone, other_source, cache)
     lines.append(f"features {cached.bank.name}: {settings.views} views, {settings.cache_dtype}")
-    return _run(settings, saved, backbone, cached, others, lines)
+    run = _run(settings, saved, backbone, cached, others, lines)
+    return replace(run, faces=lambda: faces_of_bank(cached.bank, source))
 
 
 def run_of_given(settings: Settings, saved: SavedRun | None) -> Run:
@@ -74,7 +79,7 @@ def run_of_given(settings: Settings, saved: SavedRun | None) -> Run:
         InputError: the backbone is not the one that made them, as far as that can be told.
     """
     root = Path(settings.data_root)
-    given = given_features(root / str(settings.features))
+    given = _enough_images(given_features(root / str(settings.features)), settings.fewest_images)
     others = None if settings.val_data_path is None else given_features(root / settings.val_data_path)
     bank = given.bank
     start = settings.start_from_model_statedict
@@ -89,7 +94,23 @@ def run_of_given(settings: Settings, saved: SavedRun | None) -> Run:
         for known in (bank, *(() if others is None else (others.bank,))):
             _check_backbone(backbone, known, start)
     lines = [f"weights  {weights}", f"features {bank.name}"]
-    return _run(settings, saved, backbone, given, others, lines)
+    run = _run(settings, saved, backbone, given, others, lines)
+    return replace(run, faces=lambda: faces_of_bank(bank, None))
+
+
+def _enough_images(given: CachedViews, fewest: int) -> CachedViews:
+    """Without the subjects that have fewer images."""
+    bank = given.bank
+    counts = np.bincount(bank.labels, minlength=len(bank.subjects))
+    if (counts >= fewest).all():
+        return given
+    kept = [name for name, count in zip(bank.subjects, counts.tolist(), strict=True) if count >= fewest]
+    if len(kept) < 2:
+        raise InputError(
+            f"{bank.name}: {len(kept)} subjects have {fewest} images or more (--fewest_images), and training "
+            "takes two subjects or more. Ask for fewer images."
+        )
+    return replace(given, bank=bank.of_subjects(kept))
 
 
 def _check_backbone(backbone: Backbone, bank: FeatureBank, start: str) -> None:
@@ -114,6 +135,7 @@ def _run(
     lines: list[str],
 ) -> Run:
     bank, held_out_bank = _split(settings, cached.bank, others)
+    settings, few = losses_of(settings, len(bank.subjects))
     recipe = TemplateRecipe(
         style=settings.template_style,
         max_size=settings.max_template_size,
@@ -139,8 +161,10 @@ def _run(
         data,
         common(settings, saved, bank.name, bank.digest, bank.subjects),
     )
+    single = int((np.bincount(bank.labels) == 1).sum())
     lines += [
-        f"classes  {len(bank.subjects):,} subjects with {len(bank):,} images, {bank.num_rows:,} features",
+        f"classes  {len(bank.subjects):,} subjects with {len(bank):,} images, {bank.num_rows:,} features"
+        + (f"; {single:,} of one image, others are told from them" if single else ""),
         f"validate {len(np.unique(held_out.labels)):,} of {len(held_out_bank.subjects):,} held-out subjects: "
         f"{len(held_out):,} templates",
     ]
@@ -154,7 +178,7 @@ def _run(
         num_images=len(bank),
         each=f"{settings.batch_size} templates of 1 to {settings.max_template_size} faces{wrong}",
         validates=True,
-        warnings=[],
+        warnings=[few] if few else [],
     )
 
 
@@ -167,9 +191,5 @@ def _split(
         chosen = held_out_subjects(bank.name, bank.subjects, counts, settings.held_out, settings.seed)
         names = {bank.subjects[subject] for subject in chosen}
         return bank.of_subjects(set(bank.subjects) - names), bank.of_subjects(names)
-    if both := sorted(set(bank.subjects) & set(others.bank.subjects)):
-        raise InputError(
-            f"--val_data_path: {len(both):,} of its subjects are trained on ({', '.join(both[:5])}). "
-            "Validate on other subjects."
-        )
+    check_apart(bank.subjects, others.bank.subjects)
     return bank, others.bank

@@ -8,9 +8,11 @@ python inference.py
     example sets of drawn faces
 python inference.py enroll|search|remove|list --help
     a gallery of enrolled sets
+python inference.py calibrate --help
+    thresholds from photos of people whose names are known, for --calibration
 
 Prints the similarity matrix and what to look at before enrolling a set; writes report.html (open it in a
-browser), similarity.csv and descriptors.npz into --out.
+browser), similarity.csv, descriptors.npz and descriptors.json into --out.
 """
 
 from __future__ import annotations
@@ -30,13 +32,16 @@ from data.sources import Image
 from data.synthetic import draw_faces, draw_portrait
 from errors import InputError
 from files import atomic_write
-from recognition.calibration import Threshold, read_threshold
+from recognition.adviser import advise
+from recognition.calibration import Calibration, read_calibration
+from recognition.decisions import decide_sets, decisions_text, write_decisions
 from recognition.enrolment import EnrolmentLimits, check_set
 from recognition.flags import add_model_flags, add_set_flags, model_of, set_options_of, sources_of
 from recognition.model import embed_images, embed_set, load_model
 from recognition.page import Report, write_page
 from recognition.results import check_text, matrix_text, similarities, write_descriptors, write_similarity
 from recognition.sets import DescribedSet, EmptySet, describe_sets
+from recognition.summary import advice_text, write_summary
 
 __all__ = ["embed_images", "embed_set", "load_model"]
 
@@ -44,6 +49,7 @@ ROOT = Path(__file__).resolve().parent
 EXPERIMENTS = ROOT / "experiments"
 DEMO_WEIGHTS = ROOT / "demo" / "coreset_0" / "best.ckpt"
 GALLERY_COMMANDS = ("enroll", "search", "remove", "list")
+CALIBRATE = "calibrate"
 _REJECTED_SHOWN = 10
 # Subjects that the demo's network has not seen: it learns from those of seed 0.
 _EXAMPLE_SEED, _EXAMPLE_SUBJECT, _EXAMPLE_FACES = 1, 2, 9
@@ -53,8 +59,8 @@ _Value = TypeVar("_Value")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; gives its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given and given[0] in GALLERY_COMMANDS:
-        return _gallery(given[0], given[1:])
+    if given and given[0] in (*GALLERY_COMMANDS, CALIBRATE):
+        return _command(given[0], given[1:])
     args = flags().parse_args(given)
     return run_command(lambda: infer(args))
 
@@ -76,7 +82,7 @@ def flags() -> argparse.ArgumentParser:
         "--stranger",
         type=float,
         default=limits.stranger,
-        help="cosine with the rest of the set below which a face looks like someone else",
+        help="probability of showing someone else from which on a photo or video is named",
     )
     group.add_argument(
         "--poor",
@@ -99,7 +105,7 @@ def flags() -> argparse.ArgumentParser:
         "--fmr",
         metavar="RATE",
         default=argparse.SUPPRESS,
-        help="false match rate whose threshold is shown (default: the lowest in --calibration)",
+        help="false match rate whose threshold decides (default: the lowest in --calibration)",
     )
     return parser
 
@@ -119,7 +125,9 @@ def infer(args: argparse.Namespace) -> None:
     model = _tried(faults, lambda: model_of(args))
     if options is not None and not options.aligned:
         _tried(faults, lambda: find_detector(options.detector))
-    threshold = _tried(faults, lambda: _threshold(args, None if model is None else model.fingerprint))
+    aligned = None if options is None else options.aligned
+    fingerprint = None if model is None else model.fingerprint
+    calibration = _tried(faults, lambda: _calibration(args, fingerprint, aligned))
     if limits is None or options is None or sources is None or model is None or faults:
         raise InputError.from_faults(faults)
     print(model.about)
@@ -130,10 +138,19 @@ def infer(args: argparse.Namespace) -> None:
     matrix = similarities(sets)
     checks = [check_set(model, each, limits) for each in sets]
     write_similarity(args.out / "similarity.csv", sets, matrix)
+    advice = [advise(each, check) for each, check in zip(sets, checks, strict=True)]
     write_descriptors(args.out / "descriptors.npz", sets, model)
-    write_page(args.out / "report.html", Report(model, sets, empty, matrix, checks, threshold))
-    print(f"\n{matrix_text(sets, matrix, threshold)}\n\n{check_text(sets, checks)}")
-    print(f"\neverything is in {args.out}: report.html, similarity.csv, descriptors.npz")
+    write_summary(args.out / "descriptors.json", model, sets, empty, checks, advice)
+    decisions = None if calibration is None else decide_sets(calibration, sets, matrix)
+    write_page(args.out / "report.html", Report(model, sets, empty, matrix, checks, decisions))
+    print(f"\n{matrix_text(sets, matrix, decisions)}\n\n{check_text(sets, checks)}")
+    print(f"\n{advice_text(sets, advice)}")
+    if decisions is not None:
+        write_decisions(args.out / "decisions.csv", sets, matrix, decisions)
+        print(f"\n{decisions_text(sets, decisions)}")
+    written = ["report.html", "similarity.csv", "descriptors.npz", "descriptors.json"]
+    written += [] if decisions is None else ["decisions.csv"]
+    print(f"\neverything is in {args.out}: {', '.join(written)}")
 
 
 def draw_example(folder: Path) -> list[Path]:
@@ -170,13 +187,15 @@ def _tried(faults: list[str], step: Callable[[], _Value]) -> _Value | None:
         return None
 
 
-def _threshold(args: argparse.Namespace, fingerprint: str | None) -> Threshold | None:
+def _calibration(
+    args: argparse.Namespace, fingerprint: str | None, aligned: bool | None
+) -> Calibration | None:
     calibration, fmr = vars(args).get("calibration"), vars(args).get("fmr")
     if calibration is None and fmr is not None:
         raise InputError("--fmr chooses a threshold of --calibration FILE, which is missing.")
     if calibration is None or fingerprint is None:
         return None
-    return read_threshold(calibration, fingerprint, fmr)
+    return read_calibration(calibration, fingerprint, fmr, aligned=aligned)
 
 
 def _use_example(args: argparse.Namespace) -> None:
@@ -208,10 +227,10 @@ def _rejected_text(sets: Sequence[DescribedSet], empty: Sequence[EmptySet]) -> s
     return "".join(f"left out: {line}\n" for line in lines)
 
 
-def _gallery(name: str, arguments: Sequence[str]) -> int:
-    from recognition.gallery_commands import COMMANDS
+def _command(name: str, arguments: Sequence[str]) -> int:
+    from recognition import calibrate_command, gallery_commands
 
-    command = COMMANDS[name]
+    command = (gallery_commands.COMMANDS | calibrate_command.COMMANDS)[name]
     parser = build_parser(command.__doc__)
     parser.prog = f"{parser.prog} {name}"
     command.add_flags(parser)

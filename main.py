@@ -33,6 +33,7 @@ from evaluation.held_out import held_out_table
 from evaluation.report import markdown_table
 from files import atomic_write
 from head import HEADS
+from label_run import checked_labels
 from net import BACKBONES
 from run_folder import (
     BEST,
@@ -47,7 +48,7 @@ from run_folder import (
 from run_parts import TEST_RUN_EPOCHS, Run, saved_run
 from settings import PRECISIONS, STAGE_DEFAULTS, STAGES, Settings, resolve
 from train_val import BACKBONE_MONITOR, CORESET_MONITOR, BackboneTrainer, FaceCoresetNet
-from training_flags import add_feature_flags, add_recipe_flags
+from training_flags import add_feature_flags, add_label_flags, add_recipe_flags
 from training_run import build_run
 
 # Warnings of what is meant to be so: the run folder is ours, a frozen backbone is in evaluation mode.
@@ -91,7 +92,7 @@ def train(given: Mapping[str, Any]) -> None:
         StoppedBySignal: after SIGINT or SIGTERM, with everything kept.
     """
     flags_given = dict(given)
-    evaluate = flags_given.pop("evaluate", False)
+    evaluate, dry = (flags_given.pop(name, False) for name in ("evaluate", "dry_run"))
     checkpoint = flags_given.pop("resume_from_checkpoint", None)
     saved = None if checkpoint is None else saved_run(Path(checkpoint))
     settings = resolve(flags_given, None if saved is None else saved.hparams)
@@ -102,11 +103,15 @@ def train(given: Mapping[str, Any]) -> None:
     if _RANK == 0:
         each = f"{processes} x {accelerator}, {settings.batch_size // processes} of a batch on each"
         _say(run, settings, checkpoint, evaluate, each)
-        if not settings.fast_dev_run:
+        if dry:
+            print(checked_labels(run, folder))
+        elif not settings.fast_dev_run:
             resumed = None if checkpoint is None or evaluate else Path(checkpoint)
             folder = run_folder(folder, settings.prefix, resumed)
             write_run_json(folder, settings.to_dict(), run.facts)
             print(f"run      {folder}", flush=True)
+    if dry:
+        return
     trainer = _trainer(settings, run, folder, accelerator, devices)
     if evaluate:
         trainer.validate(run.module, run.data, ckpt_path=checkpoint, verbose=False)
@@ -124,7 +129,9 @@ def flags() -> ArgumentParser:
     """The command's flags; what is not given is absent from the namespace."""
     parser = build_parser(__doc__)
     parser.argument_default = SUPPRESS
-    _data_flags(parser.add_argument_group("data"))
+    data = parser.add_argument_group("data")
+    _data_flags(data)
+    add_label_flags(data)
     _model_flags(parser.add_argument_group("model"))
     _coreset_flags(parser.add_argument_group("coreset stage"))
     add_feature_flags(parser.add_argument_group("coreset stage from features"))

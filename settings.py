@@ -124,6 +124,7 @@ class Settings:
     use_mxrecord: bool = False
     swap_color_channel: bool = False
     held_out: float = 0.1
+    fewest_images: int = 1
     arch: str | None = None
     start_from_model_statedict: str | None = None
     head: str = "adaface"
@@ -338,7 +339,7 @@ def _shown(value: Any) -> str:
 
 _AT_LEAST_ONE = (
     *("batch_size", "epochs", "coreset_size", "max_template_size", "accumulate_grad_batches"),
-    *("epoch_items", "num_nodes", "cpu_processes", "views", "longest_clip"),
+    *("epoch_items", "num_nodes", "cpu_processes", "views", "longest_clip", "fewest_images"),
 )
 _NOT_NEGATIVE = (
     *("num_workers", "gpus", "seed", "lr", "gamma_lr", "backbone_lr", "weight_decay", "momentum"),

@@ -256,7 +256,8 @@ class FaceCoresetNet(_Trained):
         if self.recipe.contrast_weight:
             contrast = pair_contrast(descriptor.embedding, batch.labels)
             self.log("train/contrast", contrast.detach(), batch_size=sets.num_sets)
-            loss = loss + self.recipe.contrast_weight * contrast
+            # Times 0 the head stays in the graph, as training on several processes needs it.
+            loss = self.recipe.head_weight * loss + self.recipe.contrast_weight * contrast
         self._log_selection(sets, descriptor)
         return loss, batch.labels
 

@@ -53,6 +53,21 @@ def add_feature_flags(group: _ArgumentGroup) -> None:
     )
 
 
+def add_label_flags(group: _ArgumentGroup) -> None:
+    """What is wrong with the names of one's own people, and which of them are trained on."""
+    group.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="show what would be trained, list images under a wrong name, people under two names and "
+        "duplicates in <out>/label_check, and stop",
+    )
+    group.add_argument(
+        "--fewest_images",
+        type=int,
+        help="leave out subjects with fewer" + _default("fewest_images"),
+    )
+
+
 def add_recipe_flags(group: _ArgumentGroup) -> None:
     """Presets, and what they are made of."""
     group.add_argument(

@@ -5,6 +5,7 @@ All that can be refused is refused here, before any training starts.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,22 +15,26 @@ from data.colour_order import FEWEST_PAIRS, check_colour_order, check_skin_colou
 from data.datamodule import FaceData, TemplateData, check_batch_split
 from data.pairs import find_pair_sets, read_pair_set
 from data.sources import FaceSource, fingerprint, open_source
-from data.subsets import hold_out, train_subset
+from data.subsets import hold_out, train_subset, with_enough_images
 from data.templates import Augmentation, held_out_templates
 from embedding import embed_arrays
 from errors import InputError
 from feature_run import run_of_cached, run_of_given
+from label_run import faces_of_source
 from net import Backbone, BackboneSpec, build_backbone
 from run_parts import (
+    ENOUGH_CLASSES,
     MOST_HELD_OUT,
     Run,
     SavedRun,
     aggregator_options,
+    check_apart,
     common,
     coreset_module,
     finished_run,
     head_of,
     loading_of,
+    losses_of,
     recipe_of,
     steps_per_epoch,
     trained_aggregator,
@@ -64,11 +69,14 @@ def build_run(settings: Settings, saved: SavedRun | None, *, processes: int, gpu
         root / str(settings.train_data_path), settings.use_mxrecord, settings.swap_color_channel
     )
     source, subset = train_subset(source, settings.train_data_subset, settings.seed)
-    lines = [f"weights  {weights_line}", f"data     {subset}"]
+    source, few = with_enough_images(source, settings.fewest_images)
+    lines = [f"weights  {weights_line}", f"data     {subset}", *([f"         {few}"] if few else [])]
     if settings.cache_features is not None:
         return run_of_cached(settings, saved, backbone, source, lines, processes=processes, gpu=gpu)
     build = _coreset_run if settings.stage == "coreset" else _backbone_run
-    return build(settings, saved, backbone, source, lines)
+    run = build(settings, saved, backbone, source, lines)
+    known = settings.start_from_model_statedict is not None
+    return replace(run, faces=lambda: faces_of_source(backbone, source)) if known else run
 
 
 def _backbone(settings: Settings, saved: SavedRun | None) -> tuple[Backbone, str]:
@@ -131,7 +139,7 @@ def _backbone_run(
         num_images=len(source),
         each=f"{settings.batch_size} faces",
         validates=bool(pair_sets),
-        warnings=_colour_warnings(settings, source),
+        warnings=[*_few_classes(len(source.subjects)), *_colour_warnings(settings, source)],
     )
 
 
@@ -143,6 +151,7 @@ def _coreset_run(
     else:
         path = Path(settings.data_root) / settings.val_data_path
         others = open_source(path, settings.use_mxrecord, settings.swap_color_channel)
+        check_apart(source.subjects, others.subjects)
     augmentation = _augmentation(settings)
     held_out = held_out_templates(
         others,
@@ -152,6 +161,7 @@ def _coreset_run(
         max_template_size=settings.max_template_size,
         max_subjects=MOST_HELD_OUT,
     )
+    settings, few = losses_of(settings, len(source.subjects))
     loading = loading_of(settings, settings.epoch_items or max(settings.batch_size, len(source) // 10))
     data = TemplateData(
         source,
@@ -183,8 +193,18 @@ def _coreset_run(
         num_images=len(source),
         each=f"{settings.batch_size} templates of 1 to {settings.max_template_size} faces",
         validates=True,
-        warnings=_colour_warnings(settings, source, None if saved else backbone),
+        warnings=[*([few] if few else []), *_colour_warnings(settings, source, None if saved else backbone)],
     )
+
+
+def _few_classes(count: int) -> list[str]:
+    if count >= ENOUGH_CLASSES:
+        return []
+    return [
+        f"{count} subjects are too few to train a backbone by a margin head (fewer than {ENOUGH_CLASSES}): "
+        "it would learn those and no others. Train the aggregator over weights that are there "
+        "(--stage coreset)."
+    ]
 
 
 def _colour_warnings(settings: Settings, source: FaceSource, backbone: Backbone | None = None) -> list[str]:

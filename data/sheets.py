@@ -56,6 +56,21 @@ def template_sheet(
     _write(path, grid, media)
 
 
+def contact_sheet(rows: list[list[list[Image]]], path: Path) -> None:
+    """Writes a PNG of numbered rows of groups of (H, W, 3) RGB images of one size; a white line parts groups.
+
+    The rows are numbered from 1.
+    """
+    side = rows[0][0][0].shape
+    grid, media = [], []
+    for number, groups in enumerate(rows, start=1):
+        label = np.zeros(side, np.uint8)
+        cv2.putText(label, str(number), (12, 70), cv2.FONT_HERSHEY_SIMPLEX, 1.4, (255, 255, 255), 2)
+        grid.append([label, *(image for group in groups for image in group)])
+        media.append(np.repeat(np.arange(-1, len(groups)), [1, *map(len, groups)]))
+    _write(path, grid, media)
+
+
 def _framed(face: Image, order: int) -> Image:
     framed = np.ascontiguousarray(face)
     side = framed.shape[0]

@@ -57,6 +57,32 @@ def train_subset(source: FaceSource, spec: str | None, seed: int) -> tuple[FaceS
     return _share(source, fraction, seed)
 
 
+def with_enough_images(source: FaceSource, fewest: int) -> tuple[FaceSource, str]:
+    """Leaves out subjects with fewer than `fewest` images, and says so; a sentence, or nothing to say.
+
+    With 1 all stay: a subject of one image is never held out, and a class that others are told from.
+
+    Raises:
+        InputError: fewer than two subjects are left.
+    """
+    counts = SubjectIndex(source.labels).counts()
+    few, single = int((counts < fewest).sum()), int((counts == 1).sum())
+    if few:
+        kept = np.flatnonzero(counts[source.labels] >= fewest)
+        if len(counts) - few < 2:
+            raise InputError(
+                f"{source.name}: {few:,} of {len(counts):,} subjects have fewer than {fewest} images "
+                "(--fewest_images), and training takes two subjects or more. Ask for fewer images."
+            )
+        return select(source, kept), f"{few:,} subjects of fewer than {fewest} images are left out"
+    if single:
+        return source, (
+            f"{single:,} subjects have one image: others are told from them, they are never held out; "
+            "--fewest_images 2 leaves them out"
+        )
+    return source, ""
+
+
 def hold_out(source: FaceSource, fraction_or_count: float, seed: int) -> tuple[FaceSource, FaceSource]:
     """Splits off subjects that are never trained on: (the rest, the held out).
 

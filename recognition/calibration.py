@@ -1,62 +1,155 @@
 """Thresholds for a chosen false match rate, as a calibration file holds them; made for one model alone.
 
-{"schema": 1, "fingerprint": "<FaceModel.fingerprint>",
- "thresholds": {"1e-03": {"threshold": 0.41, ...}, ...}}
+{"schema": 1, "fingerprint": "<FaceModel.fingerprint>", "aligned": true,
+ "thresholds": {"1e-03": {"threshold": 0.41, "interval95": [0.38, 0.45], ...}, ...},
+ "curve": {"fmr": [...], "score": [...]},
+ "by_size": {"1 x 2-4": {"thresholds": {...}, "curve": {...}, ...}, ...},
+ "normalisation": {"top": 100, "people": 300, "values": 512, "descriptors": "<base64 of float32>", ...}}
 
-The keys of `thresholds` are false match rates. Other entries are for people and other readers.
+The keys of `thresholds` are false match rates. The first two entries and `thresholds` are needed, all others
+may be absent; what else `calibrate_command` writes is for people and other readers.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from errors import InputError
+from evaluation.normalisation import adaptive_snorm, cohort_statistics
 
 SCHEMA = 1
+_SOURCE = "a calibration file"
+
+Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """`fmr`: as the file writes it; `value`: a cosine; at or above it two sets count as one person."""
+    """`fmr`: as the file writes it; `value`: at or above it two sets count as one person; `interval95`: of
+    it, None where the file tells none.
+    """
 
     fmr: str
     value: float
+    interval95: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Group:
+    """Thresholds by rate, and the curve: rising false match rates and the score that reaches each."""
+
+    thresholds: dict[str, Threshold]
+    fmr: tuple[float, ...] = ()
+    score: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Cohort:
+    """People whom scores are normalised with: `descriptors` (C, D), of which the `top` nearest count."""
+
+    descriptors: Floats
+    top: int
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """What a file says for one rate, `fmr`: of all sets, and by the name of a pair of size groups."""
+
+    fmr: str
+    everything: Group
+    by_size: Mapping[str, Group] = field(default_factory=dict)
+    cohort: Cohort | None = None
+
+    @property
+    def threshold(self) -> Threshold:
+        """That of sets of any sizes."""
+        return self.everything.thresholds[self.fmr]
+
+    def compared(self, cosines: Floats, first: Floats, second: Floats) -> NDArray[np.float64]:
+        """Scores (N, M) that the thresholds are for: the cosines of (N, D) and (M, D), or normalised ones."""
+        if self.cohort is None:
+            return np.asarray(cosines, np.float64)
+        rows, columns = (
+            cohort_statistics(side @ self.cohort.descriptors.T, self.cohort.top) for side in (first, second)
+        )
+        return adaptive_snorm(
+            cosines, (rows[0][:, None], rows[1][:, None]), (columns[0][None, :], columns[1][None, :])
+        )
 
 
 def read_threshold(path: Path, fingerprint: str, fmr: str | None = None) -> Threshold:
-    """The threshold for a false match rate.
+    """The threshold for a false match rate, of sets of any sizes; otherwise as `read_calibration`."""
+    return read_calibration(path, fingerprint, fmr).threshold
+
+
+def read_calibration(
+    path: Path, fingerprint: str, fmr: str | None = None, *, aligned: bool | None = None
+) -> Calibration:
+    """What a file says for a false match rate.
 
     Args:
         path: a calibration file.
         fingerprint: of the model in use.
         fmr: as text, 1e-03 or 0.001; None is the lowest rate in the file.
+        aligned: whether the faces in use are read as aligned ones; None does not ask.
 
     Raises:
-        InputError: not such a file, one for another model, or without that rate.
+        InputError: not such a file, one for another model or other photos, or without that rate.
     """
     content = _read(path)
-    thresholds = _thresholds(path, content)
+    everything = _group(path, "", content)
+    if not everything.thresholds:
+        raise InputError(f"{path}: holds no thresholds.")
     if content.get("fingerprint") != fingerprint:
         other = str(content.get("fingerprint"))[:12]
         raise InputError(
             f"{path}: was made for another model (fingerprint {other}..., this one is "
-            f"{fingerprint[:12]}...). Thresholds hold for the weights, the aggregator and the flip "
-            "rule that they were measured with: use those, or calibrate again."
+            f"{fingerprint[:12]}...). Thresholds hold for the weights, the aggregator, the pixels and the "
+            "flip rule that they were measured with: use those, or calibrate again."
         )
+    made_aligned = content.get("aligned")
+    if aligned is not None and isinstance(made_aligned, bool) and made_aligned != aligned:
+        how = ("found and aligned here", "read as aligned ones (--aligned)")
+        raise InputError(
+            f"{path}: was made with faces that were {how[made_aligned]}, these are {how[aligned]}. Read them "
+            "the same way, or calibrate again."
+        )
+    by_size = content.get("by_size", {})
+    if not isinstance(by_size, dict) or not all(isinstance(entry, dict) for entry in by_size.values()):
+        raise InputError(f"{path}: by_size: expected a dictionary of pairs of sizes.")
+    return Calibration(
+        _chosen(path, everything, fmr),
+        everything,
+        {name: _group(path, f"by_size, {name!r}, ", entry) for name, entry in by_size.items()},
+        _cohort(path, content.get("normalisation")),
+    )
+
+
+def encoded(descriptors: Floats) -> str:
+    """Descriptors (C, D) as text, which `normalisation` keeps."""
+    return base64.b64encode(np.ascontiguousarray(descriptors, "<f4").tobytes()).decode()
+
+
+def _chosen(path: Path, group: Group, fmr: str | None) -> str:
     if fmr is None:
-        key = min(thresholds, key=float)
-        return Threshold(key, thresholds[key])
+        return min(group.thresholds, key=float)
     wanted = _rate(fmr)
     if wanted is None:
         raise InputError(f"--fmr {fmr}: expected a rate such as 1e-03.")
-    for key, value in thresholds.items():
+    for key in group.thresholds:
         if math.isclose(float(key), wanted, rel_tol=1e-6):
-            return Threshold(key, value)
-    raise InputError(f"{path}: has no threshold for the rate {fmr}; there are {', '.join(thresholds)}.")
+            return key
+    raise InputError(f"{path}: has no threshold for the rate {fmr}; there are {', '.join(group.thresholds)}.")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -65,25 +158,68 @@ def _read(path: Path) -> dict[str, Any]:
     except OSError as fault:
         raise InputError(f"{path}: cannot be read ({fault.strerror}).") from None
     except (ValueError, RecursionError) as fault:
-        raise InputError(f"{path}: expected a calibration file (JSON); {fault}.") from None
+        raise InputError(f"{path}: expected {_SOURCE} (JSON); {fault}.") from None
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        raise InputError(f"{path}: expected a calibration file with 'schema': {SCHEMA}.")
+        raise InputError(f"{path}: expected {_SOURCE} with 'schema': {SCHEMA}.")
     return content
 
 
-def _thresholds(path: Path, content: dict[str, Any]) -> dict[str, float]:
+def _group(path: Path, where: str, content: Mapping[str, Any]) -> Group:
     entries = content.get("thresholds")
     found = {}
     for key, entry in entries.items() if isinstance(entries, dict) else ():
         value = entry.get("threshold") if isinstance(entry, dict) else None
         if _rate(key) is None or isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise InputError(f"{path}: thresholds, {key!r}: expected a rate, and {{'threshold': number}}.")
+            raise InputError(
+                f"{path}: {where}thresholds, {key!r}: expected a rate, and {{'threshold': number}}."
+            )
         if not math.isfinite(value):
-            raise InputError(f"{path}: thresholds, {key!r}: {value} is no threshold.")
-        found[key] = float(value)
-    if not found:
-        raise InputError(f"{path}: holds no thresholds.")
-    return found
+            raise InputError(f"{path}: {where}thresholds, {key!r}: {value} is no threshold.")
+        interval = _numbers(entry.get("interval95"), 2)
+        found[key] = Threshold(key, float(value), None if interval is None else (interval[0], interval[1]))
+    curve = content.get("curve")
+    if curve is None:
+        return Group(found)
+    rates, scores = (
+        _numbers(curve.get(key) if isinstance(curve, dict) else None) for key in ("fmr", "score")
+    )
+    if (
+        not rates
+        or not scores
+        or len(rates) != len(scores)
+        or (np.diff(rates) <= 0).any()
+        or (np.diff(scores) >= 0).any()
+    ):
+        raise InputError(
+            f"{path}: {where}curve: expected as many 'score', falling, as 'fmr', rising. It may be damaged."
+        )
+    return Group(found, rates, scores)
+
+
+def _cohort(path: Path, content: object) -> Cohort | None:
+    if content is None:
+        return None
+    try:
+        if not isinstance(content, dict):
+            raise ValueError("it is no dictionary")
+        values = np.frombuffer(base64.b64decode(content["descriptors"], validate=True), "<f4")
+        descriptors = values.reshape(int(content["people"]), int(content["values"])).astype(np.float32)
+        top = int(content["top"])
+        if not 2 <= top <= len(descriptors) or not np.isfinite(descriptors).all():
+            raise ValueError(f"top is {top}, of {len(descriptors)} people")
+    except (KeyError, TypeError, ValueError, binascii.Error) as fault:
+        raise InputError(f"{path}: normalisation: is damaged ({fault}). Calibrate again.") from None
+    return Cohort(descriptors, top)
+
+
+def _numbers(value: object, count: int | None = None) -> tuple[float, ...] | None:
+    """A list of finite numbers (so many) as a tuple, else None."""
+    if not isinstance(value, list) or count not in (None, len(value)):
+        return None
+    if any(isinstance(each, bool) or not isinstance(each, (int, float)) for each in value):
+        return None
+    numbers = tuple(float(each) for each in value)
+    return numbers if all(math.isfinite(each) for each in numbers) else None
 
 
 def _rate(text: str) -> float | None:

@@ -17,6 +17,7 @@ from coreset import FaceSets
 from errors import InputError
 from recognition.model import FaceModel, describe_batch
 from recognition.sets import DescribedSet
+from recognition.strangers import face_units, stranger_odds
 
 # Leaving each face out describes T sets of T - 1 faces: in full up to here, beyond for the faces that can
 # move anything, the picks and the heaviest ones.
@@ -25,6 +26,8 @@ _HEAVIEST = 32
 _ROWS_AT_ONCE = 1024
 # Faces of one batch of sets with a face left out: 64 MB at 512 values.
 _FACES_AT_ONCE = 32_768
+# Beyond, a probability is 0 or 1.
+_LARGEST_ODDS = 50.0
 # What a good face of the set has: high, but not the single luckiest one.
 _GOOD_SHARE = 0.9
 
@@ -33,13 +36,15 @@ _GOOD_SHARE = 0.9
 class EnrolmentLimits:
     """When a face is worth a word.
 
-    The defaults were measured on LFW with MobileFaceNet, sets of 8 to 10: 99 in 100 faces are nearer than
-    0.39 to the rest of their set, and 99 in 100 faces of other people farther than 0.26; of two photos of one
-    person the nearest in 2,000 were at 0.95, and so were 19 in 20 re-encoded ones and above.
+    The defaults were measured with MobileFaceNet. On LFW, of two photos of one person the nearest in 2,000
+    were at 0.95, and so were 19 in 20 re-encoded ones and above. On LFWS with one foreign medium in every
+    second template, 0.22 finds 8 in 10 of them and accuses 1 in 20 of the right ones, which are poor ones; of
+    plain photos of LFW it accuses 1 in 400 (`benchmarks/foreign_media.py`).
 
     Attributes:
         duplicate: cosine of two faces from which on they are near-duplicates.
-        stranger: cosine of a face with the mean of the others below which it looks like someone else.
+        stranger: probability that a photo or video shows somebody else (`recognition.strangers`) from which
+            on its faces are named.
         poor: share of the norm of the set's good faces below which a face is too poor to help.
 
     Raises:
@@ -47,11 +52,11 @@ class EnrolmentLimits:
     """
 
     duplicate: float = 0.95
-    stranger: float = 0.3
+    stranger: float = 0.22
     poor: float = 0.6
 
     def __post_init__(self) -> None:
-        ranges = {"duplicate": (-1, 1), "stranger": (-1, 1), "poor": (0, 1)}
+        ranges = {"duplicate": (-1, 1), "stranger": (0, 1), "poor": (0, 1)}
         faults = [
             f"--{name} {getattr(self, name):g}: expected {low} to {high}."
             for name, (low, high) in ranges.items()
@@ -68,7 +73,9 @@ class EnrolmentCheck:
     Attributes:
         group: (T,) int64 number of its near-duplicates, counted by their first face; -1 where it has none.
         similarity: (T,) cosine with the norm-weighted mean of the other faces; NaN for a face alone.
-        stranger: (T,) bool.
+        doubt: (T,) probability that its photo or video shows someone else than the others; NaN in sets of
+            fewer than three.
+        stranger: (T,) bool, where the doubt reaches its limit.
         poor: (T,) bool; nowhere where the backbone's norm does not tell quality.
         shift: (T,) 1 - cosine of the set's descriptor with the one without this face; NaN where it was not
             measured.
@@ -76,6 +83,7 @@ class EnrolmentCheck:
 
     group: NDArray[np.int64]
     similarity: NDArray[np.float64]
+    doubt: NDArray[np.float64]
     stranger: NDArray[np.bool_]
     poor: NDArray[np.bool_]
     shift: NDArray[np.float64]
@@ -89,17 +97,32 @@ class EnrolmentCheck:
 def check_set(model: FaceModel, described: DescribedSet, limits: EnrolmentLimits) -> EnrolmentCheck:
     """Checks one set; time grows with the square of its faces (3,000: about a second beside the rest)."""
     features, norms = described.features, described.norms
-    similarity = similarity_to_rest(features, norms)
+    group = duplicate_groups(features, limits.duplicate)
+    odds = stranger_odds(features, norms, face_units(told_media(described), group))
+    doubt = 1 / (1 + np.exp(-odds.clip(-_LARGEST_ODDS, _LARGEST_ODDS)))
     good = float(np.quantile(norms, _GOOD_SHARE))
     poor = norms < limits.poor * good if model.spec.norm_is_quality else np.zeros(len(norms), bool)
     return EnrolmentCheck(
-        group=duplicate_groups(features, limits.duplicate),
-        similarity=similarity,
-        # A comparison with NaN is False: a single face is nobody's stranger.
-        stranger=similarity < limits.stranger,
+        group=group,
+        similarity=similarity_to_rest(features, norms),
+        doubt=doubt,
+        # A comparison with NaN is False: of two photos nobody knows which one is wrong.
+        stranger=doubt >= limits.stranger,
         poor=np.asarray(poor, np.bool_),
         shift=shifts(model, described),
     )
+
+
+def told_media(described: DescribedSet) -> NDArray[np.int64]:
+    """(T,) numbers of photos and videos that are known to show one person.
+
+    Where a photo or a frame gave several faces, each face counts for itself.
+    """
+    media = np.array([face.medium for face in described.faces], np.int64)
+    crowded = np.unique(media[[not face.alone for face in described.faces]])
+    apart = np.isin(media, crowded)
+    media[apart] = media.max() + 1 + np.arange(int(apart.sum()))
+    return media
 
 
 def duplicate_groups(features: NDArray[np.float32], limit: float) -> NDArray[np.int64]:

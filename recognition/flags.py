@@ -60,6 +60,11 @@ def add_set_flags(parser: argparse.ArgumentParser) -> None:
     )
     group = parser.add_argument_group("photos")
     group.add_argument("--images_root", default=_ABSENT, metavar="DIR", help="every subfolder is a set")
+    add_photo_flags(group)
+
+
+def add_photo_flags(group: argparse._ActionsContainer) -> None:
+    """Adds the flags that `set_options_of` reads."""
     group.add_argument("--faces", choices=FACES, default=FACES[0], help="of a photo that shows several")
     group.add_argument(
         "--aligned", action="store_true", help="the images are aligned 112 x 112 faces; nothing is detected"

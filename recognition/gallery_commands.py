@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from errors import InputError
+from recognition.calibration import Calibration, read_calibration
+from recognition.decisions import Decisions, decide
 from recognition.flags import add_model_flags, add_set_flags, model_of, set_options_of, sources_of
 from recognition.gallery import SUFFIX, Gallery, enroll, open_gallery, remove
 from recognition.model import FaceModel
@@ -94,11 +96,17 @@ def search_sets(args: argparse.Namespace) -> None:
     if root is not None and fpir is not None and strangers is not None:
         count = len(strangers)
         faults.of(lambda: check_strangers(count, fpir))
+    calibration, fmr = vars(args).get("calibration"), vars(args).get("fmr")
+    if fmr is not None and calibration is None:
+        faults.sentences.append("--fmr chooses a threshold of --calibration FILE, which is missing.")
     opened = faults.of(lambda: _opened(args, may_be_missing=False))
     faults.raise_if_any()
     if opened is None:
         return
     sources, options, model, gallery = opened
+    calibrated = None
+    if calibration is not None:
+        calibrated = read_calibration(calibration, model.fingerprint, fmr, aligned=options.aligned)
     if gallery is None or not len(gallery):
         raise InputError(f"{args.gallery}: nobody is enrolled.")
     threshold = None
@@ -114,9 +122,12 @@ def search_sets(args: argparse.Namespace) -> None:
     if not sets:
         raise InputError("no face was found in any of the sets.")
     found = search(_descriptors(sets), gallery.descriptors, args.top)
-    print(matches_text(sets, gallery, found, threshold))
+    decisions = None if calibrated is None else decide_matches(calibrated, sets, gallery, found)
+    print(matches_text(sets, gallery, found, threshold, decisions))
     if threshold is not None:
         print(f"\n{threshold_text(threshold, gallery)}")
+    if decisions is not None:
+        print(f"\n{decisions_note(decisions, gallery)}")
 
 
 def remove_people(args: argparse.Namespace) -> None:
@@ -139,21 +150,64 @@ def list_people(args: argparse.Namespace) -> None:
 
 
 def matches_text(
-    sets: Sequence[DescribedSet], gallery: Gallery, found: Matches, threshold: OpenSetThreshold | None
+    sets: Sequence[DescribedSet],
+    gallery: Gallery,
+    found: Matches,
+    threshold: OpenSetThreshold | None,
+    decisions: Decisions | None = None,
 ) -> str:
-    """The best matches of each set, and with a threshold who it is."""
+    """The best matches of each set, with a threshold who it is, and with (P, k) decisions what they say."""
     lines = []
-    for each, rows, scores in zip(sets, found.rows, found.scores, strict=True):
+    for probe, (each, rows, scores) in enumerate(zip(sets, found.rows, found.scores, strict=True)):
         answer = ""
         if threshold is not None:
             known = scores[0] >= threshold.threshold
             answer = f": {gallery.names[rows[0]]}" if known else ": nobody who is enrolled"
         lines.append(f"{each.name}{answer}")
         lines += [
-            f"  {rank}. {score:7.4f}  {gallery.names[row]}"
+            f"  {rank}. {score:7.4f}  {gallery.names[row]}{_decided(decisions, (probe, rank - 1))}"
             for rank, (row, score) in enumerate(zip(rows, scores, strict=True), 1)
         ]
     return "\n".join(lines)
+
+
+def decide_matches(
+    calibration: Calibration, sets: Sequence[DescribedSet], gallery: Gallery, found: Matches
+) -> Decisions:
+    """Decisions (P, k) on the matches of P sets, each as if the two had been compared alone."""
+    cosines = found.scores.astype(np.float64)
+    if calibration.cohort is not None:
+        rows = [gallery.descriptors[best] for best in found.rows]
+        embeddings = _descriptors(sets)
+        cosines = np.concatenate(
+            [
+                calibration.compared(found.scores[place : place + 1], embeddings[place : place + 1], others)
+                for place, others in enumerate(rows)
+            ]
+        )
+    first = np.array([len(each.faces) for each in sets])
+    second = np.array([len(files) for files in gallery.files])[found.rows]
+    return decide(calibration, cosines, first[:, None], second)
+
+
+def decisions_note(decisions: Decisions, gallery: Gallery) -> str:
+    """What the decisions rest on, and what a search makes of their rate."""
+    alarms = len(gallery) * float(decisions.fmr)
+    return (
+        f"one person or two: at a false match rate of {decisions.fmr}, for each comparison. A search makes "
+        f"{len(gallery):,}, so that of people who are not there {min(alarms, 1.0):.1e} or less are taken for "
+        "somebody: --fpir sets that rate itself."
+    )
+
+
+def _decided(decisions: Decisions | None, place: tuple[int, int]) -> str:
+    if decisions is None:
+        return ""
+    score = f"normalised {decisions.scores[place]:.4f}, " if decisions.normalised else ""
+    return (
+        f"  {decisions.verdict(place)} ({score}threshold {decisions.threshold_text(place)} for "
+        f"{decisions.sizes_text(place)}; flips at FMR {decisions.flip_text(place)})"
+    )
 
 
 def threshold_text(threshold: OpenSetThreshold, gallery: Gallery) -> str:
@@ -241,6 +295,19 @@ def _search_flags(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="find the threshold of --fpir with these: every subfolder a person who is not enrolled "
         "(default: with the enrolled, each searched among the others)",
+    )
+    group.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="FILE",
+        default=argparse.SUPPRESS,
+        help="say of each match whether it is one person, by the thresholds of 'calibrate'",
+    )
+    group.add_argument(
+        "--fmr",
+        metavar="RATE",
+        default=argparse.SUPPRESS,
+        help="false match rate of a comparison (default: the lowest in --calibration)",
     )
 
 

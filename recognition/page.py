@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from files import atomic_write
-from recognition.calibration import Threshold
+from recognition.adviser import advise
+from recognition.decisions import Decisions, about_threshold, nearest_pairs
 from recognition.enrolment import EnrolmentCheck
 from recognition.model import FaceModel
-from recognition.sets import DescribedSet, EmptySet, Rejected
+from recognition.sets import DescribedSet, EmptySet, FaceRecord, Rejected
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 # More cells than a person reads: beyond, the nearest sets of each are named.
@@ -29,7 +30,6 @@ _LARGEST_MATRIX = 60
 _NEAREST = 5
 # Shown at once; the other faces of a set are unfolded.
 _FACES_SHOWN = 120
-_NAMES_IN_FINDING = 4
 # Of a face; the ends of file names tell them apart.
 _LONGEST_NAME = 15
 # From this share of the accent colour on, text is the colour made for it.
@@ -45,7 +45,7 @@ class Report:
     empty: Sequence[EmptySet]
     matrix: NDArray[np.float32]
     checks: Sequence[EnrolmentCheck]
-    threshold: Threshold | None = None
+    decisions: Decisions | None = None
     title: str = "From faces to one descriptor"
 
 
@@ -79,6 +79,7 @@ def page(report: Report) -> str:
         totals=totals,
         about=_text(about),
         matrix=_matrix_section(report),
+        decisions=_decisions_section(report),
         sets="\n".join(sections),
         empty=_empty_section(report.empty),
         # '<' would end the script element early.
@@ -99,11 +100,8 @@ def _matrix_section(report: Report) -> str:
         if wide
         else 'Cosine of the descriptors: 0 <span class="scale" aria-hidden="true"></span> 1'
     )
-    if report.threshold is not None:
-        note += (
-            f". Framed: at or above {report.threshold.value:.4f}, the threshold for a false match rate of "
-            f"{_text(report.threshold.fmr)}."
-        )
+    if report.decisions is not None:
+        note += f". Framed: one person, by the {_text(about_threshold(report.decisions))}."
     return (
         f'<section aria-labelledby="similarity"><h2 id="similarity">Similarity</h2><p class="soft">{note}</p>'
         f'<div class="scroll" tabindex="0" role="region" aria-labelledby="similarity">{body}</div></section>'
@@ -131,7 +129,7 @@ def _cell(report: Report, row: int, column: int) -> str:
         return '<td class="self">1</td>'
     heat = round(100 * min(max(value, 0.0), 1.0))
     kinds = ["hot"] if heat >= _HOT else []
-    if report.threshold is not None and value >= report.threshold.value:
+    if report.decisions is not None and report.decisions.is_same[row, column]:
         kinds.append("match")
     return f'<td class="{" ".join(kinds)}" style="--heat:{heat}">{_cosine(value)}</td>'
 
@@ -145,7 +143,7 @@ def _nearest_table(report: Report) -> str:
             value = float(report.matrix[row, column])
             heat = round(100 * min(max(value, 0.0), 1.0))
             kinds = ["hot"] if heat >= _HOT else []
-            if report.threshold is not None and value >= report.threshold.value:
+            if report.decisions is not None and report.decisions.is_same[row, column]:
                 kinds.append("match")
             name = _text(report.sets[column].name)
             cells.append(
@@ -158,6 +156,35 @@ def _nearest_table(report: Report) -> str:
 
 def _row_head(row: int, name: str) -> str:
     return f'<th scope="row" title="{name}"><span>{row + 1}</span><a href="#set-{row}">{name}</a></th>'
+
+
+def _decisions_section(report: Report) -> str:
+    decisions = report.decisions
+    if decisions is None or len(report.sets) < 2:
+        return ""
+    heads = ("", "Score", "Says", "Threshold (95 %)", "Of sizes", "Flips at FMR")
+    rows = []
+    for place in nearest_pairs(decisions):
+        names = " and ".join(f'<a href="#set-{each}">{_text(report.sets[each].name)}</a>' for each in place)
+        cells = (
+            f"{decisions.scores[place]:.4f}",
+            decisions.verdict(place),
+            decisions.threshold_text(place),
+            decisions.sizes_text(place),
+            decisions.flip_text(place),
+        )
+        rows.append(
+            f'<tr><th scope="row">{names}</th>' + "".join(f"<td>{_text(c)}</td>" for c in cells) + "</tr>"
+        )
+    kind = "scores are normalised with a cohort" if decisions.normalised else "scores are cosines"
+    head = "".join(f'<th scope="col">{each}</th>' for each in heads)
+    return (
+        '<section aria-labelledby="decisions"><h2 id="decisions">One person or two?</h2><p class="soft">The '
+        f"pairs nearest to their threshold for a false match rate (FMR) of {_text(decisions.fmr)}; {kind}. "
+        "The last column is the rate from which on it would say one person; decisions.csv has all pairs.</p>"
+        '<div class="scroll" tabindex="0" role="region" aria-labelledby="decisions"><table class="plain">'
+        f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div></section>"
+    )
 
 
 # ---------------------------------------------------------------------------------------------- sets
@@ -215,28 +242,7 @@ def ordered_units(described: DescribedSet, check: EnrolmentCheck) -> list[list[i
 
 def set_findings(described: DescribedSet, check: EnrolmentCheck) -> list[str]:
     """What a person should look at before enrolling the set, in sentences."""
-    found = []
-    strangers = np.flatnonzero(check.stranger)
-    if len(strangers):
-        nearest = float(check.similarity[strangers].max())
-        found.append(
-            f"{_count(len(strangers), 'face')} may show someone else, similarity to the rest at most "
-            f"{nearest:.2f}: {_names_of(described, strangers)}"
-        )
-    poor = np.flatnonzero(check.poor)
-    if len(poor):
-        found.append(f"{_count(len(poor), 'face')} may be too poor to help: {_names_of(described, poor)}")
-    if check.num_groups:
-        spare = int((check.group >= 0).sum()) - check.num_groups
-        groups = _count(check.num_groups, "group")
-        found.append(f"Near-duplicates: {groups}, in which {_count(spare, 'face')} could be left away.")
-    return found
-
-
-def _names_of(described: DescribedSet, faces: NDArray[np.int64]) -> str:
-    names = [described.faces[int(face)].name for face in faces[:_NAMES_IN_FINDING]]
-    more = f" and {len(faces) - len(names):,} more" if len(faces) > len(names) else ""
-    return f"{', '.join(names)}{more}."
+    return [each.text[:1].upper() + each.text[1:] for each in advise(described, check)]
 
 
 def _unit(
@@ -276,8 +282,9 @@ def _face_data(described: DescribedSet, check: EnrolmentCheck, face: int) -> dic
         facts.append(("Weight", f"{_percent(float(described.weights[face]))} of the descriptor"))
     facts.append(("Norm (quality)", f"{described.norms[face]:.2f}" + (", poor" if check.poor[face] else "")))
     if not math.isnan(check.similarity[face]):
-        stranger = ", perhaps someone else" if check.stranger[face] else ""
-        facts.append(("Similarity to the rest", f"{check.similarity[face]:.2f}{stranger}"))
+        facts.append(("Similarity to the rest", f"{check.similarity[face]:.2f}"))
+    if not math.isnan(check.doubt[face]):
+        facts.append(("Someone else?", f"probability {check.doubt[face]:.2f}"))
     if not math.isnan(check.shift[face]):
         facts.append(("If left out", f"the descriptor moves by {check.shift[face]:.4f} (1 - cosine)"))
     if check.group[face] >= 0:
@@ -285,7 +292,22 @@ def _face_data(described: DescribedSet, check: EnrolmentCheck, face: int) -> dic
         facts.append(("Near-duplicates", f"{others} more"))
     if record.size is not None and record.score is not None:
         facts.append(("In the photo", f"{record.size:.0f} pixels high, detector's score {record.score:.2f}"))
+    facts += _measured(record)
     return {"image": base64.b64encode(record.thumbnail).decode(), "name": record.name, "facts": facts}
+
+
+def _measured(record: FaceRecord) -> list[tuple[str, str]]:
+    measures = record.measures
+    if measures is None:
+        return []
+    facts = []
+    if not math.isnan(measures.yaw):
+        side = "left" if measures.yaw < 0 else "right"
+        height = "down" if measures.pitch < 0 else "up"
+        looks = f"{abs(measures.yaw):.0f} degrees to the {side}, {abs(measures.pitch):.0f} {height}"
+        facts.append(("Looks", looks))
+    light = f"{measures.brightness:.0f} of 255, contrast {measures.contrast:.0f}"
+    return [*facts, ("Sharpness", f"{measures.sharpness:.2f}"), ("Light", light)]
 
 
 # ------------------------------------------------------------------------------------------ rejected

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from files import atomic_path, atomic_write
-from recognition.calibration import Threshold
+from recognition.decisions import Decisions, about_threshold
 from recognition.enrolment import EnrolmentCheck
 from recognition.model import FaceModel
 from recognition.sets import DescribedSet
@@ -68,9 +68,9 @@ def write_descriptors(path: Path, sets: Sequence[DescribedSet], model: FaceModel
 
 
 def matrix_text(
-    sets: Sequence[DescribedSet], matrix: NDArray[np.float32], threshold: Threshold | None
+    sets: Sequence[DescribedSet], matrix: NDArray[np.float32], decisions: Decisions | None
 ) -> str:
-    """The similarity matrix with names; '*' marks other sets at or above the threshold."""
+    """The similarity matrix with names; '*' marks other sets that are held to be the same person."""
     names = [_short(each.name) for each in sets]
     width = max(map(len, names))
     shown = min(len(sets), _MOST_COLUMNS)
@@ -80,15 +80,14 @@ def matrix_text(
         cells = []
         for column in range(shown):
             value = matrix[row, column]
-            mark = "*" if threshold is not None and row != column and value >= threshold.value else " "
+            same = decisions is not None and row != column and decisions.is_same[row, column]
+            mark = "*" if same else " "
             cells.append(f"{value:8.4f}{mark}")
         lines.append(f"{row + 1:>{digits}}  {name:<{width}}" + "".join(cells))
     if shown < len(sets):
         lines.append(f"... and {len(sets) - shown} more columns, which similarity.csv has.")
-    if threshold is not None:
-        lines.append(
-            f"threshold for a false match rate of {threshold.fmr}: {threshold.value:.4f} (* = one person)"
-        )
+    if decisions is not None and len(sets) > 1:
+        lines.append(f"{about_threshold(decisions)} (* = one person)")
     return "\n".join(lines)
 
 

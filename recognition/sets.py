@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from data.detection import FaceDetector, find_detector
+from data.face_measures import FaceMeasures, measure_face
 from data.photos import check_aligned, read_photo, thumbnail
 from data.sources import Image
 from data.videos import VIDEO_SUFFIXES, expected_frames, frames
@@ -70,6 +71,8 @@ class FaceRecord:
         size: height of the face in its photo, pixels; None for aligned images.
         score: the detector's, 0 to 1; None for aligned images.
         landmarks: (5, 2) x, y in its photo; None for aligned images.
+        measures: pose, sharpness and light; None where nobody measured.
+        alone: no other face of the same photo or frame is in the set.
     """
 
     name: str
@@ -78,6 +81,8 @@ class FaceRecord:
     size: float | None = None
     score: float | None = None
     landmarks: NDArray[np.float32] | None = None
+    measures: FaceMeasures | None = None
+    alone: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,7 +247,9 @@ class _Reader:
     def _faces(self, photo: Image, name: str, medium: int) -> Look:
         if self._options.aligned:
             try:
-                return Look([(FaceRecord(name, medium, thumbnail(photo)), check_aligned(photo))], [])
+                check_aligned(photo)
+                own = FaceRecord(name, medium, thumbnail(photo), measures=measure_face(photo, None))
+                return Look([(own, photo)], [])
             except InputError as fault:
                 return Look([], [Rejected(name, str(fault))])
         detector = self._detectors.get()
@@ -253,8 +260,16 @@ class _Reader:
         records = []
         for number, face in enumerate(found, start=1):
             aligned = face.aligned(photo)
-            own = name if len(found) == 1 else f"{name} #{number}"
-            about = FaceRecord(own, medium, thumbnail(aligned), face.box[3], face.score, face.landmarks)
+            about = FaceRecord(
+                name if len(found) == 1 else f"{name} #{number}",
+                medium,
+                thumbnail(aligned),
+                face.box[3],
+                face.score,
+                face.landmarks,
+                measure_face(aligned, face.landmarks),
+                alone=len(found) == 1,
+            )
             records.append((about, aligned))
         return Look(records, [] if found else [Rejected(name, "no face was found in it.")])
 

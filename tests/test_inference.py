@@ -40,7 +40,7 @@ def run(*arguments: object) -> int:
     return inference.main([str(each) for each in arguments])
 
 
-def test_folders_become_a_matrix_and_three_files(
+def test_folders_become_a_matrix_and_files(
     checkpoint: Path, face_folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root, out = face_folder(3, 4), tmp_path / "out"
@@ -62,7 +62,16 @@ def test_folders_become_a_matrix_and_three_files(
     text = (out / "report.html").read_text()
     assert "notes.txt" in text
     assert text.count("data-face=") == 12
-    assert {path.name for path in out.iterdir()} == {"similarity.csv", "descriptors.npz", "report.html"}
+    assert {path.name for path in out.iterdir()} == {
+        "similarity.csv",
+        "descriptors.npz",
+        "descriptors.json",
+        "report.html",
+    }
+    told = json.loads((out / "descriptors.json").read_text())["sets"]
+    assert [each["name"] for each in told] == ["s000", "s001", "s002"]
+    for advice in (advice["text"] for each in told for advice in each["advice"]):
+        assert advice in said
 
 
 def test_the_command_runs_from_anywhere(checkpoint: Path, face_folder: Folder, tmp_path: Path) -> None:

@@ -15,11 +15,13 @@ import pytest
 import convert
 import inference
 import main
-from recognition.gallery_commands import COMMANDS
+from recognition.calibrate_command import COMMANDS as CALIBRATION
+from recognition.gallery_commands import COMMANDS as GALLERY
 from validation_mixed.ijb_flags import ijb_flags
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
+COMMANDS = {**GALLERY, **CALIBRATION}
 PARSERS: dict[str, Callable[[], ArgumentParser]] = {
     "main.py": main.flags,
     "convert.py": convert.flags,

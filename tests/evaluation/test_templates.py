@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,7 +27,11 @@ from evaluation.templates import (
 )
 
 D = 16
-OPTIONS: dict[str, dict[str, object]] = {"coreset": {"embedding_size": D}}
+OPTIONS: dict[str, dict[str, object]] = {
+    name: {"embedding_size": D}
+    for name, kind in AGGREGATORS.items()
+    if "embedding_size" in inspect.signature(kind).parameters
+}
 every_name = pytest.mark.parametrize("name", AGGREGATORS)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -36,8 +37,25 @@ def test_a_face_of_someone_else_is_found(model: FaceModel, drawn_set: Make) -> N
 
 def test_the_limit_decides_who_is_a_stranger(model: FaceModel, drawn_set: Make) -> None:
     described = drawn_set(model, person(5))
-    check = check_set(model, described, EnrolmentLimits(stranger=0.999))
-    assert check.stranger.all()
+    assert not check_set(model, described, EnrolmentLimits(stranger=0.5)).stranger.any()
+    assert check_set(model, described, EnrolmentLimits(stranger=0)).stranger.all()
+
+
+def test_of_two_photos_nobody_knows_which_one_is_wrong(model: FaceModel, drawn_set: Make) -> None:
+    described = drawn_set(model, np.concatenate([person(1), person(1, seed=9)]))
+    check = check_set(model, described, EnrolmentLimits())
+    assert np.isnan(check.doubt).all()
+    assert not check.stranger.any()
+
+
+def test_a_crowded_frame_does_not_vouch_for_its_faces(model: FaceModel, drawn_set: Make) -> None:
+    described = drawn_set(model, np.concatenate([person(5), person(1, seed=9)]))
+    one_video = [replace(face, medium=0) for face in described.faces]
+    told = check_set(model, replace(described, faces=one_video), EnrolmentLimits())
+    assert np.isnan(told.doubt).all()
+    crowded = [replace(face, alone=False) for face in one_video]
+    check = check_set(model, replace(described, faces=crowded), EnrolmentLimits())
+    assert check.stranger.tolist() == [False] * 5 + [True]
 
 
 def test_similarity_is_to_the_others_not_to_itself() -> None:

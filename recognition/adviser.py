@@ -1,0 +1,260 @@
+"""What would help a set most before it is enrolled: advice in sentences, the most urgent first.
+
+Made of what `enrolment` found, of the faces' measures (`data.face_measures`) and of the set's size. Nothing
+is measured here; a limit that decides whether a sentence is said stands in `AdviceLimits`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recognition.enrolment import EnrolmentCheck, told_media
+from recognition.sets import DescribedSet
+from recognition.strangers import face_units, pooled
+
+_NAMES_SHOWN = 4
+_NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven")
+
+Floats = NDArray[np.float64]
+
+
+class Topic(Enum):
+    """What a piece of advice is about, the most urgent first."""
+
+    STRANGER = "stranger"
+    DISAGREEMENT = "disagreement"
+    REPEATS = "repeats"
+    SIZE = "size"
+    SHARPNESS = "sharpness"
+    LIGHT = "light"
+    QUALITY = "quality"
+    NUMBER = "number"
+    POSE = "pose"
+
+
+@dataclass(frozen=True)
+class Advice:
+    """`text`: one sentence for a person; `faces`: (n,) which faces of the set it is about, may be empty."""
+
+    topic: Topic
+    text: str
+    faces: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class AdviceLimits:
+    """When something is worth a word.
+
+    Sharpness was measured on 60 press photos: 0.18 to 0.28 in 8 of 10; shrunk to 28 x 28 pixels before, 0.09
+    to 0.13. Of pairs of degraded photos of two people 82 in 100 are less alike than `alike`, of one person 26
+    (LFW's views), so that it is a reason to look, not a verdict. The others are conventions: 40 pixels are
+    what backbones of 112 x 112 still get by with.
+
+    Attributes:
+        small: height of a face in its photo, pixels.
+        blurred: sharpness below which a face is blurred.
+        dark, bright: mean level of the face.
+        flat: standard deviation of its levels below which it has hardly any contrast.
+        side_light: difference of the two halves of the face, as share of their sum.
+        turned: degrees of yaw from which on a face is seen from the side.
+        few: photos and videos below which more would help.
+        alike: cosine below which the only two photos may show two people.
+        most: share of the faces from which on a fault counts as the set's.
+    """
+
+    small: float = 40.0
+    blurred: float = 0.13
+    dark: float = 50.0
+    bright: float = 210.0
+    flat: float = 14.0
+    side_light: float = 0.35
+    turned: float = 15.0
+    few: int = 3
+    alike: float = 0.15
+    most: float = 0.5
+
+
+def advise(
+    described: DescribedSet, check: EnrolmentCheck, limits: AdviceLimits | None = None
+) -> list[Advice]:
+    """Advice on one set, the most urgent first; none where nothing is to be said."""
+    limits = limits or AdviceLimits()
+    found = [
+        *_people(described, check, limits),
+        *_repeats(described, check),
+        *_faults(described, check, limits),
+        *_few(described, check, limits),
+        *_views(described, limits),
+    ]
+    order = list(Topic)
+    return sorted(found, key=lambda each: order.index(each.topic))
+
+
+def _people(described: DescribedSet, check: EnrolmentCheck, limits: AdviceLimits) -> list[Advice]:
+    strangers = np.flatnonzero(check.stranger)
+    if len(strangers):
+        verb, them = ("looks", "it") if len(strangers) == 1 else ("look", "them")
+        which = f"{_number_of(len(strangers))} of {_number_of(len(described.faces))} faces"
+        text = (
+            f"{which} {verb} like somebody else: {_names(described, strangers)}. "
+            f"Look at {them} before enrolling the set."
+        )
+        return [Advice(Topic.STRANGER, text, _places(strangers))]
+    units = face_units(told_media(described), check.group)
+    if int(units.max()) != 1:
+        return []
+    alike = _cosine(described, units)
+    if alike >= limits.alike:
+        return []
+    first, second = np.unique(units, return_index=True)[1].tolist()
+    text = (
+        f"{described.faces[first].name} and {described.faces[second].name} are little alike ({alike:.2f}) "
+        "and may show two people. A third photo would tell."
+    )
+    return [Advice(Topic.DISAGREEMENT, text, tuple(range(len(described.faces))))]
+
+
+def _repeats(described: DescribedSet, check: EnrolmentCheck) -> list[Advice]:
+    """The frames of a video are near-duplicates by nature; photos that repeat each other are not."""
+    media = told_media(described)
+    groups = [np.flatnonzero(check.group == group) for group in range(check.num_groups)]
+    groups = [faces for faces in groups if len(np.unique(media[faces])) > 1]
+    if len(groups) > _NAMES_SHOWN:
+        faces = np.concatenate(groups)
+        text = (
+            f"{len(faces):,} faces repeat {len(groups):,} moments: {len(faces) - len(groups):,} of them "
+            "could be left away."
+        )
+        return [Advice(Topic.REPEATS, text, _places(np.sort(faces)))]
+    return [
+        Advice(
+            Topic.REPEATS,
+            f"these {_number_of(len(faces))} faces are one photo: {_names(described, faces)}. One is enough.",
+            _places(faces),
+        )
+        for faces in groups
+    ]
+
+
+def _faults(described: DescribedSet, check: EnrolmentCheck, limits: AdviceLimits) -> list[Advice]:
+    """Size, sharpness, light and what the backbone itself makes of the faces."""
+    light = "Photos in better light would help."
+    # A comparison with NaN, which nobody measured, is False.
+    kinds = (
+        (
+            Topic.SIZE,
+            sizes(described) < limits.small,
+            f"under {limits.small:.0f} px high",
+            "Larger photos, or from nearer, would help most.",
+        ),
+        (
+            Topic.SHARPNESS,
+            measured(described, "sharpness") < limits.blurred,
+            "blurred",
+            "Sharp photos would help most.",
+        ),
+        (Topic.LIGHT, measured(described, "brightness") < limits.dark, "too dark", light),
+        (Topic.LIGHT, measured(described, "brightness") > limits.bright, "overexposed", light),
+        (Topic.LIGHT, measured(described, "contrast") < limits.flat, "almost without contrast", light),
+        (
+            Topic.LIGHT,
+            np.abs(measured(described, "side_light")) > limits.side_light,
+            "lit from one side alone",
+            "Photos with light from the front would help.",
+        ),
+        (Topic.QUALITY, check.poor, "too poor to help", "Better ones would add more than many of these."),
+    )
+    found = [
+        _fault(described, topic, np.flatnonzero(mask), what, remedy, limits)
+        for topic, mask, what, remedy in kinds
+    ]
+    return [advice for advice in found if advice is not None]
+
+
+def _fault(
+    described: DescribedSet,
+    topic: Topic,
+    faces: NDArray[np.int64],
+    what: str,
+    remedy: str,
+    limits: AdviceLimits,
+) -> Advice | None:
+    count = len(described.faces)
+    if not len(faces):
+        return None
+    if len(faces) == count:
+        which = "the only face is" if count == 1 else f"all {_number_of(count)} faces are"
+        return Advice(topic, f"{which} {what}. {remedy}", _places(faces))
+    verb = "is" if len(faces) == 1 else "are"
+    text = f"{_number_of(len(faces))} of {_number_of(count)} faces {verb} {what}: {_names(described, faces)}."
+    return Advice(topic, f"{text} {remedy}" if len(faces) >= limits.most * count else text, _places(faces))
+
+
+def _few(described: DescribedSet, check: EnrolmentCheck, limits: AdviceLimits) -> list[Advice]:
+    units = num_units(described, check)
+    if units >= limits.few:
+        return []
+    what = "one photo or video" if units == 1 else f"{_number_of(units)} different photos or videos"
+    verb = "is" if units == 1 else "are"
+    return [Advice(Topic.NUMBER, f"there {verb} only {what}. More from other days would help.")]
+
+
+def _views(described: DescribedSet, limits: AdviceLimits) -> list[Advice]:
+    """Which sides are missing; nothing where no landmarks tell."""
+    yaws = measured(described, "yaw")
+    yaws = yaws[np.isfinite(yaws)]
+    if len(yaws) < 2:
+        return []
+    front = bool((np.abs(yaws) < limits.turned).any())
+    left, right = bool((yaws <= -limits.turned).any()), bool((yaws >= limits.turned).any())
+    if not (left or right):
+        return [Advice(Topic.POSE, "no view from the side: all faces look to the front.")]
+    missing = [] if front else ["from the front"]
+    missing += [] if left else ["with the face turned to the left of the picture"]
+    missing += [] if right else ["with the face turned to the right of the picture"]
+    return [Advice(Topic.POSE, f"no view {text}.") for text in missing]
+
+
+def sizes(described: DescribedSet) -> Floats:
+    """(T,) heights in the photo, pixels; NaN where they are not known."""
+    return np.array([math.nan if face.size is None else face.size for face in described.faces])
+
+
+def measured(described: DescribedSet, name: str) -> Floats:
+    """(T,) one of the fields of `FaceMeasures`; NaN where nobody measured."""
+    return np.array(
+        [
+            math.nan if face.measures is None else float(getattr(face.measures, name))
+            for face in described.faces
+        ]
+    )
+
+
+def num_units(described: DescribedSet, check: EnrolmentCheck) -> int:
+    """Photos and videos that differ: near-duplicates count once."""
+    return int(face_units(told_media(described), check.group).max()) + 1
+
+
+def _cosine(described: DescribedSet, units: NDArray[np.int64]) -> float:
+    """Of the two units of a set."""
+    directions, _ = pooled(described.features, described.norms, units)
+    return float(directions[0] @ directions[1])
+
+
+def _names(described: DescribedSet, faces: NDArray[np.int64]) -> str:
+    names = [described.faces[face].name for face in faces[:_NAMES_SHOWN].tolist()]
+    more = f" and {len(faces) - len(names):,} more" if len(faces) > len(names) else ""
+    return f"{', '.join(names)}{more}"
+
+
+def _places(faces: NDArray[np.int64]) -> tuple[int, ...]:
+    return tuple(faces.tolist())
+
+
+def _number_of(number: int) -> str:
+    return _NUMBERS[number] if number < len(_NUMBERS) else f"{number:,}"

@@ -1,0 +1,171 @@
+"""A folder of people whose names are known -> described sets of several sizes, for a calibration.
+
+Every subfolder of the root is a subject. The subfolders of a subject are its sets. Photos that lie in a
+subject's own folder are split into sets that share no photo or video, of sizes drawn from each size group
+that the photos suffice for, so that one folder a person is enough.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from errors import InputError
+from evaluation.calibration import FEWEST_PEOPLE, SIZE_GROUPS
+from recognition.model import FaceModel, describe_features
+from recognition.sets import DescribedSet, SetOptions, SetSource, describe_sets
+
+# Of a set that is drawn: beyond, descriptors change little.
+_LARGEST_SET = 32
+# Of one person's photos, so that nobody with hundreds decides alone.
+_MOST_SETS = 8
+
+
+@dataclass(frozen=True)
+class LabelledSource:
+    """A folder with photos of a subject; `is_set`: all of one set, not to be split."""
+
+    subject: str
+    source: SetSource
+    is_set: bool
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledSets:
+    """N sets of known people.
+
+    Attributes:
+        people: S names, of those who have a set.
+        subjects: (N,) int64 rows of `people`.
+        names: N of the sets.
+        sizes: (N,) int64 faces of each.
+        descriptors: (N, D) float32, unit rows.
+        notes: sentences on what was left out.
+    """
+
+    people: list[str]
+    subjects: NDArray[np.int64]
+    names: list[str]
+    sizes: NDArray[np.int64]
+    descriptors: NDArray[np.float32]
+    notes: list[str]
+
+
+def find_labelled(root: Path, flag: str, fewest: int = FEWEST_PEOPLE) -> list[LabelledSource]:
+    """The folders with photos below `root`.
+
+    Raises:
+        InputError: no folder, fewer subjects than `fewest`, or two names for one folder.
+    """
+    subjects = _folders(root) if root.is_dir() else []
+    if not subjects:
+        raise InputError(
+            f"{flag} {root}: expected a folder whose subfolders are people, each with photos, or with a "
+            "subfolder for each set."
+        )
+    found = []
+    real: dict[Path, Path] = {}
+    for subject in subjects:
+        places = [(subject, False), *((folder, True) for folder in _folders(subject))]
+        for folder, is_set in places:
+            first = real.setdefault(folder.resolve(), folder)
+            if first != folder:
+                raise InputError(
+                    f"{flag} {root}: {first.relative_to(root)} and {folder.relative_to(root)} are one folder "
+                    "under two names. Keep one of them."
+                )
+            if _has_files(folder):
+                name = str(folder.relative_to(root))
+                found.append(LabelledSource(subject.name, SetSource(name, folder), is_set))
+    people = {each.subject for each in found}
+    if len(people) < fewest:
+        raise InputError(
+            f"{flag} {root}: {len(people)} people with photos; expected {fewest} or more, each a subfolder."
+        )
+    return found
+
+
+def describe_labelled(
+    model: FaceModel, sources: Sequence[LabelledSource], options: SetOptions, *, seed: int = 0
+) -> LabelledSets:
+    """Describes all sets; the same seed splits photos alike, whoever else is in the folder.
+
+    Raises:
+        InputError: no face in any folder.
+    """
+    described, empty = describe_sets(model, [each.source for each in sources], options)
+    of_name = {each.source.name: each for each in sources}
+    notes = [f"{each.name}: no face in it; it is left out." for each in empty]
+    if not described:
+        raise InputError("no face was found in any of the folders; nothing is written.")
+    names, sizes, descriptors, subjects = [], [], [], []
+    for each in described:
+        labelled = of_name[each.name]
+        media = np.array([face.medium for face in each.faces], np.int64)
+        parts = (
+            [np.arange(len(media))]
+            if labelled.is_set
+            else split_photos(media, np.random.default_rng([seed, zlib.crc32(each.name.encode())]))
+        )
+        for number, rows in enumerate(parts):
+            names.append(each.name if labelled.is_set else f"{each.name} (set {number + 1})")
+            sizes.append(len(rows))
+            descriptors.append(_descriptor(model, each, rows, media))
+            subjects.append(labelled.subject)
+    people, numbers = np.unique(subjects, return_inverse=True)
+    return LabelledSets(
+        people=people.tolist(),
+        subjects=numbers.astype(np.int64),
+        names=names,
+        sizes=np.array(sizes, np.int64),
+        descriptors=np.stack(descriptors),
+        notes=notes,
+    )
+
+
+def split_photos(media: NDArray[np.int64], rng: np.random.Generator) -> list[NDArray[np.int64]]:
+    """Rows of a subject's faces as sets: disjoint by photo and video, two or more where it can be.
+
+    Each set is of a size group drawn from those that the photos left over suffice for. At most eight sets.
+
+    Args:
+        media: (T,) number of the photo or video of each face.
+        rng: draws.
+    """
+    numbers, counts = np.unique(media, return_counts=True)
+    order = rng.permutation(len(numbers))
+    numbers, counts = numbers[order], counts[order]
+    parts: list[NDArray[np.int64]] = []
+    at = 0
+    while at < len(numbers) and len(parts) < _MOST_SETS:
+        # The first leaves something for a second.
+        end = len(numbers) - (1 if not parts and len(numbers) > 1 else 0)
+        left = int(counts[at:end].sum())
+        groups = [(low, high) for low, high in SIZE_GROUPS if low <= left]
+        low, high = groups[rng.integers(len(groups))]
+        target = int(rng.integers(low, min(high or _LARGEST_SET, left) + 1))
+        taken = at + 1 + int(np.searchsorted(counts[at:end].cumsum(), target))
+        parts.append(np.flatnonzero(np.isin(media, numbers[at : min(taken, end)])))
+        at = min(taken, end)
+    return parts
+
+
+def _descriptor(
+    model: FaceModel, each: DescribedSet, rows: NDArray[np.int64], media: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    if len(rows) == len(media):
+        return each.embedding
+    return describe_features(model, each.features[rows], each.norms[rows], media[rows]).embedding
+
+
+def _folders(path: Path) -> list[Path]:
+    return sorted(each for each in path.iterdir() if each.is_dir() and not each.name.startswith("."))
+
+
+def _has_files(path: Path) -> bool:
+    return any(each.is_file() and not each.name.startswith(".") for each in path.iterdir())

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from errors import InputError
+from evaluation.calibration import groups_of
+from recognition.labelled_sets import describe_labelled, find_labelled, split_photos
+from recognition.model import FaceModel
+from recognition.sets import SetOptions
+
+Folder = Callable[..., Path]
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=60), st.integers(0, 5))
+def test_sets_of_a_person_share_no_photo_and_no_video(faces: list[int], seed: int) -> None:
+    media = np.repeat(np.arange(len(faces)), faces)
+    parts = split_photos(media, np.random.default_rng(seed))
+    rows = np.concatenate(parts)
+    assert len(rows) == len(set(rows.tolist()))
+    assert min(map(len, parts)) > 0
+    whole = [set(media[part].tolist()) for part in parts]
+    assert sum(map(len, whole)) == len(set.union(*whole))
+    for part in parts:
+        for medium in set(media[part].tolist()):
+            assert (media[part] == medium).sum() == faces[medium]
+    assert len(parts) <= 8
+    assert len(parts) >= min(2, len(faces))
+
+
+def test_all_sizes_come_of_many_photos() -> None:
+    rng = np.random.default_rng(0)
+    sizes = [len(part) for _ in range(40) for part in split_photos(np.arange(60), rng)]
+    assert set(groups_of(np.array(sizes)).tolist()) == {0, 1, 2, 3}
+
+
+def test_subfolders_are_sets_and_loose_photos_are_split(
+    model: FaceModel, face_folder: Folder, tmp_path: Path, drawn_face: Callable[[int, int], bytes]
+) -> None:
+    root = face_folder(12, 3)
+    for name in ("2019", "2024"):
+        (root / "s000" / name).mkdir()
+        for number in range(4):
+            (root / "s000" / name / f"{number}.png").write_bytes(drawn_face(0, 40 + number))
+    (root / "s011" / "0.png").write_bytes(b"")
+    for number in (1, 2):
+        (root / "s011" / f"{number}.png").unlink()
+    found = describe_labelled(model, find_labelled(root, "--images_root"), SetOptions(aligned=True), seed=1)
+    assert found.people == [f"s{number:03}" for number in range(11)]
+    own = [found.names[row] for row in np.flatnonzero(found.subjects == 0)]
+    assert {"s000/2019", "s000/2024"} <= set(own)
+    assert len(own) >= 4
+    sizes = dict(zip(found.names, found.sizes.tolist(), strict=True))
+    assert sizes["s000/2019"] == 4
+    assert found.sizes.sum() == 11 * 3 + 8
+    assert found.notes == ["s011: no face in it; it is left out."]
+    assert np.allclose(np.linalg.norm(found.descriptors, axis=1), 1, atol=1e-5)
+    # Who else is there does not change a person's sets.
+    for number in range(2, 12):
+        (root / f"s{number:03}" / "0.png").unlink()
+    again = describe_labelled(model, find_labelled(root, "--images_root"), SetOptions(aligned=True), seed=1)
+    rows = [[f.names.index(name) for name in f.names if name.startswith("s001")] for f in (found, again)]
+    assert np.allclose(found.descriptors[rows[0]], again.descriptors[rows[1]], atol=1e-5)
+
+
+def test_folders_that_cannot_be_used_are_told(face_folder: Folder, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--images_root .*gone: expected a folder whose subfolders are"):
+        find_labelled(tmp_path / "gone", "--images_root")
+    root = face_folder(9, 1)
+    (root / "empty").mkdir()
+    with pytest.raises(InputError, match="9 people with photos; expected 10 or more"):
+        find_labelled(root, "--cohort")
+    os.symlink(root / "s000", root / "s000_again")
+    with pytest.raises(InputError, match="s000 and s000_again are one folder under two names"):
+        find_labelled(root, "--cohort")
