@@ -14,8 +14,15 @@ from typing import get_type_hints
 from torch import nn
 
 from coreset.aggregator import CoresetAggregator
+from coreset.attention_pooling import ConditionalAggregation, NeuralAggregation
+from coreset.cluster_aggregate import ClusterAggregate
+from coreset.inverse_variance import InverseVariance
+from coreset.learned_map import LearnedMap
 from coreset.pooling import BestNorm, FpsMean, Mean, MediaMean, NormWeighted, RandomK, TopK
+from coreset.proxy_fusion import ProxyFusion
+from coreset.set_transformer import SetTransformer
 from coreset.sets import FaceSets, SetDescriptor
+from coreset.weighted_coreset import WeightedCoreset
 from errors import InputError
 
 __all__ = ["AGGREGATORS", "FaceSets", "SetDescriptor", "build_aggregator"]
@@ -30,6 +37,14 @@ AGGREGATORS: dict[str, type[nn.Module]] = {
     "top_k": TopK,
     "fps_mean": FpsMean,
     "random_k": RandomK,
+    "learned_map": LearnedMap,
+    "weighted_coreset": WeightedCoreset,
+    "nan": NeuralAggregation,
+    "conan": ConditionalAggregation,
+    "inverse_variance": InverseVariance,
+    "proxy_fusion": ProxyFusion,
+    "caface": ClusterAggregate,
+    "set_transformer": SetTransformer,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import tarfile
 import time
@@ -26,7 +27,7 @@ FACES = tuple[Tensor, Tensor]
 
 def build(name: str, **options: object) -> nn.Module:
     torch.manual_seed(0)
-    if name == "coreset":
+    if "embedding_size" in inspect.signature(AGGREGATORS[name]).parameters:
         options = {"embedding_size": D} | options
     return build_aggregator(name, options).eval()
 

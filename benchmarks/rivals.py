@@ -1,0 +1,326 @@
+"""Every rival aggregator in one table: the same recipe, features, budget and seeds, judged on one benchmark.
+
+python benchmarks/rivals.py --features STORE --data_root DATA --dataset_name LFWS --judge_features FEATURES \
+    --judged_subjects SUBJECTS.txt
+    trains all with a seed or more each, judges them and the poolings, writes rivals.md and rivals.csv
+python benchmarks/rivals.py ... --aggregators nan weighted_coreset --seeds 0 --steps 100
+    some of them, in short
+
+A row that is in <out>/rows is not made again, so that a run that was stopped goes on with what is missing.
+Training is main.py's own, from cached features; its command stands in each row, its words in <out>/logs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+from torch import nn
+
+from benchmarks.rivals_table import FARS, Row, write_tables
+from command import build_parser, run_command
+from coreset import build_aggregator
+from data.feature_bank import read_given
+from errors import InputError
+from evaluation.given_features import read_features
+from evaluation.ijb import NOT_USED, AggregatorFigures, Floats, Rules, evaluate_ijb
+from evaluation.intervals import PairBootstrap
+from evaluation.metrics import rate_key
+from evaluation.protocols import SetProtocol, read_protocol
+from evaluation.templates import FaceGroups, describe_templates, group_faces
+from evaluation.verification import verify
+from files import atomic_write
+from weights import load_aggregator
+
+ROOT = Path(__file__).resolve().parents[1]
+_BATCH = 96
+_TIMED_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A line of the table: an aggregator, its options, and the preset it is trained with; None: nothing to
+    train.
+    """
+
+    aggregator: str
+    preset: str | None = "good"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+RIVALS = {
+    "coreset": Rival("coreset"),
+    "coreset_published": Rival("coreset", "published"),
+    "weighted_coreset": Rival("weighted_coreset"),
+    "learned_map": Rival("learned_map"),
+    "nan": Rival("nan"),
+    "conan": Rival("conan"),
+    "inverse_variance": Rival("inverse_variance"),
+    "proxy_fusion": Rival("proxy_fusion"),
+    "caface": Rival("caface"),
+    "set_transformer": Rival("set_transformer"),
+    "set_transformer_sab": Rival("set_transformer", options={"inducing_points": 0}),
+    **{
+        name: Rival(name, None)
+        for name in ("mean", "norm_weighted", "media_mean", "top_k", "fps_mean", "best_norm", "random_k")
+    },
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """The benchmark: its protocol, features (N, D), norms (N,), templates and the draws of its subjects."""
+
+    protocol: SetProtocol
+    features: Floats
+    norms: Floats
+    groups: FaceGroups
+    draws: PairBootstrap
+
+    @classmethod
+    def of(cls, data_root: Path, name: str, features: Path, replicates: int) -> Judge:
+        """Reads all that is judged by.
+
+        Raises:
+            InputError: as `read_protocol` and `read_features`, or they do not belong together.
+        """
+        protocol = read_protocol(data_root, name)
+        given = read_features(features, NOT_USED)
+        if len(given.norms) != len(protocol.image_names):
+            raise InputError(
+                f"{features}: features of {len(given.norms):,} images, and {name} has "
+                f"{len(protocol.image_names):,}. They belong to another data set."
+            )
+        pairs, subjects = protocol.pairs, protocol.subjects.astype(np.int32)
+        draws = PairBootstrap(
+            subjects[pairs.first], subjects[pairs.second], pairs.is_mated, replicates=replicates
+        )
+        groups = group_faces(protocol.template_of_face, protocol.media, len(protocol.template_ids))
+        return cls(protocol, given.features, given.norms, groups, draws)
+
+    def figures(self, name: str, module: nn.Module) -> dict[str, Any]:
+        """A row's figures, rates as fractions: TAR by FAR and its draws (R, FARs), rank-1, TPIR, speed."""
+        rules = Rules.of_paper("facecoresetnet", {})
+        found = evaluate_ijb(
+            self.protocol, self.features, self.norms, {name: module}, rules, replicates=0
+        ).aggregators[name]
+        seconds = []
+        for _ in range(_TIMED_ROUNDS):
+            start = time.process_time()
+            embedding = describe_templates(module, self.features, self.norms, self.groups).embedding
+            seconds.append(time.process_time() - start)
+        pairs = self.protocol.pairs
+        scores = verify(embedding, pairs.first, pairs.second, pairs.is_mated, FARS).scores
+        return {
+            "tar": {rate_key(far): found.tar[rate_key(far)].strict for far in FARS},
+            "drawn": self.draws.tar(scores, FARS).round(6).tolist(),
+            **_identification(found),
+            "templates_per_second": len(self.groups) / min(seconds),
+            "parameters": sum(p.numel() for p in module.parameters()),
+        }
+
+
+def main() -> int:
+    """Runs the command; gives its exit code."""
+    args = flags().parse_args()
+    return run_command(lambda: compare(args))
+
+
+def flags() -> argparse.ArgumentParser:
+    """The command's flags."""
+    parser = build_parser(__doc__)
+    parser.add_argument(
+        "--features", type=Path, required=True, help="store of --cache_features to train from"
+    )
+    parser.add_argument("--data_root", type=Path, required=True, help="folder that holds the benchmark's")
+    parser.add_argument("--dataset_name", required=True, help="the benchmark, of the IJB layout")
+    parser.add_argument(
+        "--judge_features", type=Path, required=True, help="its features, as validate_ijb.py --features takes"
+    )
+    parser.add_argument(
+        "--judged_subjects", type=Path, required=True, help="names of its subjects, one a line: never trained"
+    )
+    parser.add_argument("--aggregators", nargs="+", choices=RIVALS, default=list(RIVALS), help="rows")
+    parser.add_argument("--reference", choices=RIVALS, default="coreset", help="differences are to this row")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of each that is trained")
+    parser.add_argument("--steps", type=int, default=2000, help="of training, at 96 templates")
+    parser.add_argument("--epochs", type=int, default=10, help="the steps are divided into; validations")
+    parser.add_argument("--replicates", type=int, default=400, help="draws of subjects for the intervals")
+    parser.add_argument("--batch_size", type=int, default=_BATCH, help="templates of a step")
+    parser.add_argument("--out", type=Path, default=Path("experiments/rivals"), help="folder of all results")
+    return parser
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Makes the rows that are missing, then the tables.
+
+    Raises:
+        InputError: flags or data that cannot be used, or rows in <out> that were made with others.
+    """
+    _check(args)
+    names = list(dict.fromkeys([args.reference, *args.aggregators]))
+    judge = Judge.of(args.data_root, args.dataset_name, args.judge_features, args.replicates)
+    rows: list[Row] = []
+    made_with = _identity(args, judge)
+    for name in names:
+        for seed in args.seeds if RIVALS[name].preset else [0]:
+            path = args.out / "rows" / f"{name}-seed{seed}.json"
+            if not path.is_file():
+                content = _made(args, judge, name, seed) | {"made_with": made_with}
+                atomic_write(path, json.dumps(content) + "\n")
+            rows.append(_read(path, made_with))
+            print(f"{name}, seed {seed}: {rows[-1].summary()}", flush=True)
+    print(write_tables(args.out, rows, args.reference))
+
+
+def _check(args: argparse.Namespace) -> None:
+    faults = [
+        f"--{name} {getattr(args, name)}: expected 1 or more."
+        for name in ("steps", "epochs", "replicates", "batch_size")
+        if getattr(args, name) < 1
+    ]
+    if not faults and args.steps % args.epochs:
+        faults.append(f"--steps {args.steps}: expected a multiple of --epochs {args.epochs}.")
+    if args.batch_size % 2:
+        faults.append(f"--batch_size {args.batch_size}: expected an even number, templates come in pairs.")
+    if not args.judged_subjects.is_file():
+        faults.append(f"--judged_subjects {args.judged_subjects}: there is no such file.")
+    if faults:
+        raise InputError.from_faults(faults)
+    judged = set(args.judged_subjects.read_text().split())
+    if both := sorted(judged & set(read_given(args.features).subjects)):
+        raise InputError(
+            f"--features {args.features}: {len(both):,} subjects are trained on and judged "
+            f"({', '.join(both[:5])}). Make a store without them."
+        )
+
+
+def _identity(args: argparse.Namespace, judge: Judge) -> dict[str, Any]:
+    """What all rows of a table have in common."""
+    return {
+        "features": read_given(args.features).digest,
+        "judge": {"name": judge.protocol.name, **judge.protocol.sizes},
+        "judge_norms": float(np.asarray(judge.norms, np.float64).sum().round(3)),
+        "steps": args.steps,
+        "epochs": args.epochs,
+        "batch_size": args.batch_size,
+        "replicates": args.replicates,
+    }
+
+
+def _read(path: Path, made_with: dict[str, Any]) -> Row:
+    content = json.loads(path.read_text())
+    if differing := [key for key, value in made_with.items() if content["made_with"].get(key) != value]:
+        raise InputError(
+            f"{path}: was made with other {', '.join(differing)}, and does not belong into this table. Use "
+            "another --out, or remove it."
+        )
+    del content["made_with"]
+    return Row(**content)
+
+
+def _made(args: argparse.Namespace, judge: Judge, name: str, seed: int) -> dict[str, Any]:
+    """Trains, where there is something to train, and judges."""
+    rival = RIVALS[name]
+    row: dict[str, Any] = {"name": name, "seed": seed, "options": rival.options, "preset": rival.preset}
+    if rival.preset is None:
+        module = build_aggregator(rival.aggregator, rival.options)
+        row |= {"train_seconds": 0.0, "train_cpu_seconds": 0.0, "command": ""}
+    else:
+        trained = _trained(args, rival, name, seed)
+        found = load_aggregator(trained["checkpoint"])
+        if found is None:
+            raise RuntimeError(f"{trained['checkpoint']}: holds no aggregator")
+        module = found
+        del trained["checkpoint"]
+        row |= trained
+    return row | judge.figures(name, module)
+
+
+def _trained(args: argparse.Namespace, rival: Rival, name: str, seed: int) -> dict[str, Any]:
+    """One training as a process of its own: its command, its time and its last checkpoint.
+
+    The last and not the best: a rival's luck on held-out subjects is no part of the comparison, and every
+    recipe ends where it means to end.
+    """
+    runs = args.out / "runs" / f"{name}-seed{seed}"
+    # What a stopped training left; one that is done left a row.
+    shutil.rmtree(runs, ignore_errors=True)
+    command = training_command(args, rival, seed, runs)
+    log = args.out / "logs" / f"{name}-seed{seed}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    before, start = _cpu_of_children(), time.perf_counter()
+    with log.open("w") as words:
+        code = subprocess.run(
+            [sys.executable, *command], cwd=ROOT, stdout=words, stderr=words, env=os.environ, check=False
+        ).returncode
+    if code:
+        raise InputError(f"training of {name} ended with code {code}; its words are in {log}.")
+    (checkpoint,) = runs.glob("*/last.ckpt")
+    return {
+        "train_seconds": time.perf_counter() - start,
+        "train_cpu_seconds": _cpu_of_children() - before,
+        "command": shlex.join(["python", *command]),
+        "checkpoint": checkpoint,
+    }
+
+
+def training_command(args: argparse.Namespace, rival: Rival, seed: int, out: Path) -> list[str]:
+    """Arguments of python for one training: the same budget of templates for all, and templates drawn alike.
+
+    The published recipe differs in what it is: rates, head, start and no contrast.
+    """
+    flags_of = {
+        "features": args.features.resolve(),
+        "preset": rival.preset,
+        "aggregator": rival.aggregator,
+        "seed": seed,
+        "batch_size": args.batch_size,
+        "epochs": args.epochs,
+        "epoch_items": args.steps // args.epochs * args.batch_size,
+        "out": out.resolve(),
+    }
+    if rival.preset == "published":
+        flags_of |= {"template_style": "media", "max_template_size": 160, "share_wrong_media": 0.2}
+        flags_of |= {"sample_by": "subject"}
+    command = ["main.py"]
+    for flag, value in flags_of.items():
+        command += [f"--{flag}", str(value)]
+    if rival.options:
+        command += ["--aggregator_options", *(f"{k}={json.dumps(v)}" for k, v in rival.options.items())]
+    return command
+
+
+def _identification(found: AggregatorFigures) -> dict[str, float | None]:
+    """Means over the galleries; None where the benchmark has none."""
+    galleries = list(found.galleries.values())
+    keys = [list(gallery.tpir) for gallery in galleries]
+    tpir = [gallery.tpir[key[-1]].tpir for gallery, key in zip(galleries, keys, strict=True) if key]
+    return {
+        "rank1": float(np.mean([gallery.cmc["1"] for gallery in galleries])) if galleries else None,
+        "tpir": float(np.mean(tpir)) if tpir else None,
+    }
+
+
+def _cpu_of_children() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
+    sys.exit(main())

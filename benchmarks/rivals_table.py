@@ -1,0 +1,145 @@
+"""The table of benchmarks/rivals.py: rows of single trainings -> means over seeds and paired intervals."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation.intervals import interval95
+from evaluation.metrics import rate_key
+from evaluation.report import markdown_table
+from files import atomic_write
+
+FARS = (1e-1, 1e-2, 1e-3)
+# The FARs that are compared with the reference.
+_COMPARED = (1e-2, 1e-3)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One aggregator trained with one seed, and judged; rates are fractions.
+
+    `drawn`: TAR of each draw of subjects (R, FARs), the same draws for every row; `rank1`, `tpir` (at the
+    largest FPIR, 0.1) are means over the galleries; `templates_per_second` of one core's time.
+    """
+
+    name: str
+    seed: int
+    options: dict[str, Any]
+    preset: str | None
+    train_seconds: float
+    train_cpu_seconds: float
+    command: str
+    tar: dict[str, float]
+    drawn: list[list[float]]
+    rank1: float | None
+    tpir: float | None
+    templates_per_second: float
+    parameters: int
+
+    def summary(self) -> str:
+        """The figures in a line."""
+        tar = ", ".join(f"{key} {_percent([value])}" for key, value in self.tar.items())
+        return f"TAR@FAR {tar}; rank-1 {_percent([self.rank1])}, TPIR {_percent([self.tpir])}"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """TAR at a FAR less the reference's on the same draws: mean over the seeds, and its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def write_tables(out: Path, rows: Sequence[Row], reference: str) -> str:
+    """Writes rivals.md (one line an aggregator) and rivals.csv (one line a row); gives the table."""
+    names = list(dict.fromkeys(row.name for row in rows))
+    of_name = {name: [row for row in rows if row.name == name] for name in names}
+    table = markdown_table(
+        [
+            "aggregator",
+            "seeds",
+            *(f"TAR@FAR {rate_key(far)}" for far in FARS),
+            "rank-1",
+            "TPIR@FPIR 0.1",
+            "parameters",
+            "training, CPU minutes",
+            "templates/s",
+            *(f"less {reference}, {rate_key(far)}" for far in _COMPARED),
+        ],
+        [_line(of_name[name], of_name[reference]) for name in names],
+    )
+    text = (
+        f"{table}\n\nPer cent; mean over seeds, with the standard deviation where there are several. "
+        f"Differences to {reference}: points, with the 95 % interval of a paired bootstrap over subjects. "
+        "Templates/s of one core.\n\n"
+    )
+    commands = {row.name: row.command for row in rows if row.command}
+    text += "".join(f"- {name}: `{command}`\n" for name, command in commands.items())
+    atomic_write(out / "rivals.md", text)
+    atomic_write(out / "rivals.csv", _csv(rows))
+    return table
+
+
+def difference(rows: Sequence[Row], reference: Sequence[Row], far: float) -> Difference:
+    """Of one aggregator's rows against the reference's; both are means over their seeds."""
+    ours, theirs = _mean_drawn(rows, far), _mean_drawn(reference, far)
+    low, high = interval95((ours - theirs)[:, None])
+    key = rate_key(far)
+    mean = np.mean([row.tar[key] for row in rows]) - np.mean([row.tar[key] for row in reference])
+    return Difference(float(mean), float(low[0]), float(high[0]))
+
+
+def _mean_drawn(rows: Sequence[Row], far: float) -> NDArray[np.float64]:
+    drawn = np.array([row.drawn for row in rows], np.float64)
+    mean: NDArray[np.float64] = drawn[:, :, FARS.index(far)].mean(axis=0)
+    return mean
+
+
+def _line(rows: Sequence[Row], reference: Sequence[Row]) -> list[str]:
+    keys = [rate_key(far) for far in FARS]
+    first = rows[0]
+    compared = ["reference"] * len(_COMPARED)
+    if first.name != reference[0].name:
+        found = [difference(rows, reference, far) for far in _COMPARED]
+        compared = [f"{100 * d.mean:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]" for d in found]
+    return [
+        first.name,
+        str(len(rows)) if first.preset else "-",
+        *(_percent([row.tar[key] for row in rows]) for key in keys),
+        _percent([row.rank1 for row in rows]),
+        _percent([row.tpir for row in rows]),
+        f"{first.parameters:,}",
+        f"{np.mean([row.train_cpu_seconds for row in rows]) / 60:.1f}" if first.preset else "-",
+        f"{np.mean([row.templates_per_second for row in rows]):,.0f}",
+        *compared,
+    ]
+
+
+def _percent(values: Sequence[float | None]) -> str:
+    known = [100 * value for value in values if value is not None]
+    if not known:
+        return "-"
+    spread = f" ± {np.std(known, ddof=1):.1f}" if len(known) > 1 else ""
+    return f"{np.mean(known):.1f}{spread}"
+
+
+def _csv(rows: Sequence[Row]) -> str:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    tars = [f"tar_at_far_{rate_key(far)}" for far in FARS]
+    others = ["rank1", "tpir_at_fpir_0.1", "parameters", "train_cpu_seconds", "train_seconds"]
+    writer.writerow(["aggregator", "seed", "preset", *tars, *others, "templates_per_second", "command"])
+    for row in rows:
+        rates = [*(row.tar[rate_key(far)] for far in FARS), row.rank1, row.tpir]
+        costs = [row.parameters, row.train_cpu_seconds, row.train_seconds, row.templates_per_second]
+        writer.writerow([row.name, row.seed, row.preset or "", *rates, *costs, row.command])
+    return stream.getvalue()

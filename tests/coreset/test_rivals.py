@@ -1,0 +1,358 @@
+"""The rival aggregators equal a slow twin of each: one set at a time, face by face, as the paper says it.
+
+What all aggregators promise is tested over the registry in test_contract.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from coreset import AGGREGATORS, FaceSets, build_aggregator
+from coreset.learned import LearnedAggregator
+from errors import InputError
+
+D = 16
+SIZES = [1, 2, 30, 5, 9, 1]
+Twin = Callable[[nn.Module, Tensor, Tensor], Tensor]
+
+
+def build(name: str, **options: object) -> nn.Module:
+    """In float64, with every parameter drawn, so that nothing is at its start."""
+    torch.manual_seed(0)
+    module = build_aggregator(name, {"embedding_size": D} | options).double().eval()
+    for parameter in module.parameters():
+        if parameter.ndim < 2:
+            nn.init.normal_(parameter, 1.0, 0.3)
+        else:
+            nn.init.normal_(parameter, 0.0, 1.5 / math.sqrt(parameter.shape[-1]))
+    return module
+
+
+def random_sets(sizes: list[int], seed: int = 0) -> FaceSets:
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(sum(sizes), D, generator=generator, dtype=torch.float64)
+    norms = 5 + 30 * torch.rand(sum(sizes), generator=generator, dtype=torch.float64)
+    return FaceSets(F.normalize(features, dim=1), norms, torch.tensor([0, *sizes]).cumsum(0))
+
+
+def nan_twin(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
+    def attend(q: Tensor) -> Tensor:
+        e = torch.stack([(q @ face).exp() for face in f])
+        return e / e.sum()
+
+    first = sum(a * face for a, face in zip(attend(module.query), f, strict=True))
+    second = torch.tanh(module.transfer.weight @ first + module.transfer.bias)
+    return scaled(attend(second), f, r)
+
+
+def conan_twin(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
+    mean, variance = f.mean(dim=0), f.var(dim=0, unbiased=False)
+    context = module.context(torch.cat([mean * math.sqrt(D), variance * D]))
+    e = torch.stack([(context @ face).exp() for face in f])
+    return scaled(e / e.sum(), f, r)
+
+
+def inverse_variance_twin(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
+    inputs = [torch.cat([face * math.sqrt(D), norm.log().view(1)]) for face, norm in zip(f, r, strict=True)]
+    variance = torch.stack([module.log_variance(each).exp() for each in inputs])
+    total = (1 / variance).sum(dim=0)
+    fused = (f / variance).sum(dim=0) / total
+    return fused * (((1 / variance) / total).mean(dim=1) @ r)
+
+
+def proxy_fusion_twin(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
+    x = f * r[:, None]
+    cosines = torch.stack(
+        [
+            torch.stack([F.cosine_similarity(module.transform(a), module.transform(p), dim=0) for a in x])
+            for p in module.proxies
+        ]
+    ).mean(dim=1)
+    chosen = cosines.argsort(descending=True)[: module.num_chosen].tolist()
+    parts = []
+    for p in chosen:
+        hidden = torch.cat([x.mean(dim=0), x.var(dim=0, unbiased=False), module.proxies[p]])
+        for layer in (*module.experts, module.contexts):
+            hidden = F.leaky_relu(hidden @ layer.weight[p] + layer.bias[p])
+        parts.append((x @ hidden).softmax(dim=0))
+    shares = cosines[chosen].softmax(dim=0) @ torch.stack(parts)
+    return scaled(shares, f, r)
+
+
+def caface_twin(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
+    T, M = len(f), len(module.centres)
+    logs = r.log()
+    by_norm = r / r.sum()
+    rows = []
+    for face, log in zip(f, logs, strict=True):
+        to_all = torch.stack([face @ other for other in f])
+        statistics = torch.stack([to_all.mean(), to_all @ by_norm, log - logs.mean()])
+        code = []
+        for j in range(64):
+            angle = log * 2 * math.pi / 10000 ** (2 * (j // 2) / 64)
+            code.append(angle.sin() if j % 2 == 0 else angle.cos())
+        style = module.style(torch.cat([face * math.sqrt(D), statistics]))
+        rows.append(torch.cat([style, torch.stack(code)]))
+    tokens = torch.cat([torch.stack(rows), module.centres])
+    for block in module.blocks:
+        tokens = block_twin(block, tokens)
+    faces = module.face_norm(tokens[:T])
+    keys = [module.keys(face) for face in faces]
+    queries = [module.queries(module.centre_norm(centre)) for centre in module.centres]
+    logits = torch.stack([torch.stack([q @ k / math.sqrt(128) for k in keys]) for q in queries])
+    assigned = logits.exp() / logits.exp().sum(dim=0)
+    assigned = assigned / assigned.sum(dim=1, keepdim=True)
+    mixed = torch.cat([module.centres, assigned @ faces], dim=1)
+    for mixer in module.mixers:
+        mixed = mixed + mixer.over_tokens(mixer.before_tokens(mixed).T).T
+        mixed = torch.stack([row + mixer.over_channels(mixer.before_channels(row)) for row in mixed])
+    weights = torch.stack([module.confidence(row) for row in mixed]).softmax(dim=0)
+    vector = sum(weights[m] * (assigned[m] @ f) for m in range(M))
+    return vector * (weights.mean(dim=1) @ assigned @ r)
+
+
+def set_transformer_twin(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
+    inputs = [torch.cat([face * math.sqrt(D), norm.log().view(1)]) for face, norm in zip(f, r, strict=True)]
+    tokens = torch.stack([module.token(each) for each in inputs])
+
+    def mab(block: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        h = block.after_attention(x + attention_twin(block.attention, x, y))
+        return block.after_hidden(h + block.hidden(h))
+
+    for block in module.blocks:
+        if hasattr(block, "points"):
+            tokens = mab(block.spread, tokens, mab(block.gather, block.points, tokens))
+        else:
+            tokens = mab(block.block, tokens, tokens)
+    keys, values = module.keys(tokens), module.values(tokens)
+    size = keys.shape[1] // module.num_heads
+    shares, pooled = [], []
+    for head in range(module.num_heads):
+        part = slice(head * size, (head + 1) * size)
+        a = (keys[:, part] @ module.seed[part] / math.sqrt(size)).softmax(dim=0)
+        shares.append(a)
+        pooled.append(a @ values[:, part])
+    share = torch.stack(shares).mean(dim=0)
+    vector = share @ f + module.output(module.after_seed(module.seed + torch.cat(pooled)))
+    return vector * (share @ r)
+
+
+def learned_map_twin(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
+    weight = r ** module.exponent()
+    mean = (weight[:, None] * f).sum(dim=0) / weight.sum()
+    unit = mean / mean.norm()
+    return (unit + module.map(unit * math.sqrt(D))) * mean.norm() * (weight @ r) / weight.sum()
+
+
+def weighted_coreset_twin(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
+    T = len(f)
+    picks = [int(r.argmax())]
+    near = (f @ f.T).detach().tolist()
+    while len(picks) < min(module.coreset_size, T):
+        worth = [
+            -1.0 if i in picks else float(r[i]) ** module.gamma * min((1 - near[i][j]) / 2 for j in picks)
+            for i in range(T)
+        ]
+        picks.append(max(range(T), key=worth.__getitem__))
+    parts: list[list[int]] = [[] for _ in picks]
+    for i in range(T):
+        parts[max(range(len(picks)), key=lambda k: near[i][picks[k]])].append(i)
+    whole = f.mean(dim=0) / f.mean(dim=0).norm()
+    tokens, means, norms = [], [], []
+    for part in parts:
+        w = r[part] ** module.exponent()
+        w = w / w.sum()
+        mean = w @ f[part]
+        unit = mean / mean.norm()
+        logs = r[part].log()
+        share = torch.tensor(len(part) / T, dtype=f.dtype)
+        statistics = torch.stack([share, w @ logs, logs.max(), unit @ whole, mean.norm()])
+        tokens.append(module.token(torch.cat([unit * math.sqrt(D), statistics])))
+        means.append(unit)
+        norms.append(w @ r[part])
+    rows = torch.stack(tokens)
+    for layer in module.layers:
+        rows = block_twin(layer, rows)
+    output = module.output(module.output_norm(rows))
+    weights = output[:, 0].softmax(dim=0)
+    return (weights @ (torch.stack(means) + output[:, 1:])) * (weights @ torch.stack(norms))
+
+
+def scaled(shares: Tensor, f: Tensor, r: Tensor) -> Tensor:
+    return (shares @ f) * (shares @ r)
+
+
+def attention_twin(attention: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    queries, keys, values = attention.queries(x), attention.keys(y), attention.values(y)
+    size = x.shape[1] // attention.num_heads
+    heads = []
+    for head in range(attention.num_heads):
+        part = slice(head * size, (head + 1) * size)
+        logits = queries[:, part] @ keys[:, part].T / math.sqrt(size)
+        heads.append(logits.softmax(dim=1) @ values[:, part])
+    return attention.output(torch.cat(heads, dim=1))
+
+
+def block_twin(block: nn.Module, tokens: Tensor) -> Tensor:
+    seen = block.before_attention(tokens)
+    tokens = tokens + attention_twin(block.attention, seen, seen)
+    return tokens + block.hidden(tokens)
+
+
+TWINS: dict[str, tuple[str, dict[str, object], Twin]] = {
+    "nan": ("nan", {}, nan_twin),
+    "conan": ("conan", {}, conan_twin),
+    "inverse_variance": ("inverse_variance", {}, inverse_variance_twin),
+    "proxy_fusion": ("proxy_fusion", {}, proxy_fusion_twin),
+    "caface": ("caface", {}, caface_twin),
+    "set_transformer": ("set_transformer", {"inducing_points": 3}, set_transformer_twin),
+    "set_transformer, SAB": ("set_transformer", {"inducing_points": 0}, set_transformer_twin),
+    "learned_map": ("learned_map", {}, learned_map_twin),
+    "weighted_coreset": ("weighted_coreset", {}, weighted_coreset_twin),
+}
+every_twin = pytest.mark.parametrize("case", TWINS)
+
+
+def test_every_rival_has_a_twin() -> None:
+    learned = {name for name, kind in AGGREGATORS.items() if issubclass(kind, LearnedAggregator)}
+    assert {name for name, _, _ in TWINS.values()} == learned
+
+
+@every_twin
+@pytest.mark.parametrize("seed", [0, 1])
+def test_equals_its_slow_twin_one_set_at_a_time(case: str, seed: int) -> None:
+    name, options, twin = TWINS[case]
+    module = build(name, **options)
+    sets = random_sets(SIZES, seed)
+    with torch.no_grad():
+        found = module(sets)
+        for b in range(sets.num_sets):
+            rows = slice(int(sets.offsets[b]), int(sets.offsets[b + 1]))
+            wanted = twin(module, sets.features[rows], sets.norms[rows])
+            torch.testing.assert_close(found.embedding[b] * found.norm[b], wanted, rtol=1e-6, atol=1e-7)
+
+
+@every_twin
+def test_gradients_equal_the_twins(case: str) -> None:
+    name, options, twin = TWINS[case]
+    module = build(name, **options)
+    sets = random_sets([7, 2, 12])
+    direction = torch.randn(D, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    features = sets.features.clone().requires_grad_()
+    found = module(FaceSets(features, sets.norms, sets.offsets))
+    ((found.embedding * found.norm[:, None]) @ direction).sum().backward()
+    ours = {key: p.grad for key, p in module.named_parameters()}
+    module.zero_grad()
+    twins = sets.features.clone().requires_grad_()
+    for a, b in zip(sets.offsets[:-1], sets.offsets[1:], strict=True):
+        (twin(module, twins[a:b], sets.norms[a:b]) @ direction).backward()
+    torch.testing.assert_close(features.grad, twins.grad, rtol=1e-6, atol=1e-7)
+    for key, parameter in module.named_parameters():
+        wanted = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        torch.testing.assert_close(ours[key], wanted, rtol=1e-6, atol=1e-7)
+
+
+@every_twin
+def test_what_stands_where_no_face_is_does_not_matter(case: str) -> None:
+    name, options, _ = TWINS[case]
+    module = build(name, **options)
+    sets = random_sets([9] * 3)
+    features, norms = sets.features.view(3, 9, D).clone(), sets.norms.view(3, 9).clone()
+    mask = torch.arange(9) < torch.tensor([[9], [4], [1]])
+    features[~mask], norms[~mask] = torch.nan, torch.nan
+    vectors, picks, shares = module.aggregate_padded(features, norms, mask)
+    ragged = FaceSets(features[mask], norms[mask], torch.tensor([0, 9, 13, 14]))
+    wanted = module(ragged)
+    torch.testing.assert_close(vectors, wanted.embedding * wanted.norm[:, None])
+    assert torch.equal(picks, wanted.picks)
+    torch.testing.assert_close(shares[mask].float(), wanted.weights)
+    assert not shares[~mask].any()
+
+
+@every_twin
+@pytest.mark.parametrize("norm", [0.0, 1e-30, 1e6])
+def test_norms_of_any_size_stay_finite(case: str, norm: float) -> None:
+    name, options, _ = TWINS[case]
+    module = build(name, **options).float().train()
+    sets = random_sets([1, 6])
+    norms = sets.norms.float().clone()
+    norms[:4] = norm
+    features = sets.features.float().requires_grad_()
+    found = module(FaceSets(features, norms.requires_grad_(), sets.offsets))
+    assert found.embedding.isfinite().all()
+    found.embedding.sum().backward()
+    assert features.grad.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in module.parameters())
+
+
+def test_those_that_start_as_a_pooling_do_so() -> None:
+    sets = random_sets([1, 4, 20])
+    mean = build_aggregator("mean", {})(sets).embedding
+    weighted = build_aggregator("norm_weighted", {})(sets).embedding
+    for name, wanted in (("nan", mean), ("learned_map", weighted)):
+        found = build_aggregator(name, {"embedding_size": D}).double().eval()(sets)
+        torch.testing.assert_close(found.embedding, wanted)
+
+
+def test_a_copied_face_is_counted_once_as_a_pick_and_as_a_part() -> None:
+    """Copies of picks go to the first of them: no pick stands for nothing."""
+    module = build("weighted_coreset")
+    sets = random_sets([3])
+    rows = torch.tensor([0, 1, 1, 2, 2, 2])
+    copies = FaceSets(sets.features[rows], sets.norms[rows], torch.tensor([0, 6]))
+    found = module(copies)
+    assert sorted(rows[found.picks[0, :3]].tolist()) == [0, 1, 2]
+    once = module(sets)
+    assert found.weights[[0, 1, 3]].gt(0).all()
+    assert once.picks[0, 3] == -1
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("nan", {"embedding_size": 0}, "embedding_size 0 must be at least 1"),
+        ("conan", {"hidden_size": 0}, "conan: hidden_size 0 must be at least 1"),
+        ("caface", {"num_centres": 0}, "num_centres 0"),
+        ("proxy_fusion", {"num_chosen": 12}, "num_chosen 12 of num_proxies 11"),
+        ("proxy_fusion", {"dropout": 1.0}, "dropout 1.0 must be"),
+        ("set_transformer", {"inducing_points": -1}, "inducing_points -1"),
+        ("set_transformer", {"num_heads": 3}, "width 128 must be a positive multiple of num_heads 3"),
+        ("weighted_coreset", {"gamma": -1.0}, "gamma -1.0 must be in 0..8"),
+        ("weighted_coreset", {"coreset_size": 0}, "coreset_size 0"),
+    ],
+)
+def test_options_out_of_range_are_refused(name: str, options: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        build_aggregator(name, {"embedding_size": D} | options)
+
+
+def test_features_of_another_size_are_refused() -> None:
+    with pytest.raises(InputError, match="made for features of 8 values, found 16"):
+        build_aggregator("nan", {"embedding_size": 8})(random_sets([2]))
+
+
+def products_of(name: str, options: dict[str, object], num_faces: int) -> int:
+    """Multiplications in products of matrices for one set, attention spelled out."""
+    module = build_aggregator(name, {"embedding_size": D} | options).eval().requires_grad_(False)
+    sets = random_sets([num_faces])
+    single = FaceSets(sets.features.float(), sets.norms.float(), sets.offsets)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        module(single)
+    return int(counter.get_total_flops())
+
+
+@every_twin
+def test_the_cost_is_linear_but_where_the_paper_has_it_otherwise(case: str) -> None:
+    """Counted and not timed: four times the faces cost at most four times the products."""
+    name, options, _ = TWINS[case]
+    quadratic = case in ("caface", "set_transformer, SAB")
+    ratio = products_of(name, options, 800) / products_of(name, options, 200)
+    assert (ratio > 4.5) == quadratic
