@@ -30,6 +30,7 @@ from run_parts import (
     head_of,
     loading_of,
     losses_of,
+    quality_warnings,
     trained_aggregator,
 )
 from settings import FACES_AT_ONCE, Settings
@@ -178,7 +179,7 @@ def _run(
         num_images=len(bank),
         each=f"{settings.batch_size} templates of 1 to {settings.max_template_size} faces{wrong}",
         validates=True,
-        warnings=[few] if few else [],
+        warnings=[*([few] if few else []), *quality_warnings(settings, backbone)],
     )
 
 

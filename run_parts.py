@@ -273,3 +273,13 @@ def loading_of(settings: Settings, epoch_items: int | None) -> Loading:
         accumulate=settings.accumulate_grad_batches,
         epoch_items=epoch_items,
     )
+
+
+def quality_warnings(settings: Settings, backbone: Backbone | None) -> list[str]:
+    """A sentence where faces are weighed by a norm that the backbone's spec says is no measure of quality."""
+    if backbone is None or backbone.spec.norm_is_quality or settings.quality != "norm":
+        return []
+    return [
+        f"The norm of {backbone.spec.name} is no measure of quality, by what its weights say: --quality "
+        "learned may do better. python convert.py --check_quality WEIGHTS IMAGES measures it."
+    ]

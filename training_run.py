@@ -35,6 +35,7 @@ from run_parts import (
     head_of,
     loading_of,
     losses_of,
+    quality_warnings,
     recipe_of,
     steps_per_epoch,
     trained_aggregator,
@@ -193,7 +194,11 @@ def _coreset_run(
         num_images=len(source),
         each=f"{settings.batch_size} templates of 1 to {settings.max_template_size} faces",
         validates=True,
-        warnings=[*([few] if few else []), *_colour_warnings(settings, source, None if saved else backbone)],
+        warnings=[
+            *([few] if few else []),
+            *quality_warnings(settings, backbone),
+            *_colour_warnings(settings, source, None if saved else backbone),
+        ],
     )
 
 

@@ -28,7 +28,8 @@ from weights import load_aggregator, load_backbone
 
 NO_FLIP = "none"
 # What a bare backbone is given: no training, and the best of the means on every set that we measured.
-DEFAULT_POOLING = "norm_weighted"
+# Of a bare backbone: where its norm is a measure of quality, and where it is none.
+DEFAULT_POOLING, POOLING_WITHOUT_NORM = "norm_weighted", "mean"
 _FACES_AT_ONCE = {"cpu": 16, "cuda": 256}
 # Rises with every change here that changes a descriptor.
 _REVISION = 1
@@ -99,7 +100,8 @@ def load_model(
     Args:
         weights: whatever `weights.load_backbone` takes.
         aggregator_weights: a checkpoint with a trained aggregator; None looks for it in `weights`.
-        aggregator: a name of `coreset.AGGREGATORS`; None is the trained one, else `DEFAULT_POOLING`.
+        aggregator: a name of `coreset.AGGREGATORS`; None is the trained one, else `DEFAULT_POOLING`, or
+            `POOLING_WITHOUT_NORM` where the spec says that the norm is no quality.
         arch: of the backbone, where its file does not say it.
         flip: `NO_FLIP`, or a rule of `evaluation.templates.FLIP_RULES`.
         device: auto is a GPU if there is one.
@@ -117,7 +119,9 @@ def load_model(
     if faults:
         raise InputError.from_faults(faults)
     backbone = load_backbone(weights, arch)
-    module, name, about = _chosen_aggregator(weights, aggregator_weights, aggregator)
+    module, name, about = _chosen_aggregator(
+        weights, aggregator_weights, aggregator, backbone.spec.norm_is_quality
+    )
     size = backbone.spec.embedding_size * (2 if flip == "concat" else 1)
     _check_fit(module, size, aggregator_weights or weights)
     fingerprint = _fingerprint(backbone, flip, module, name)
@@ -230,7 +234,10 @@ def _batches(faces: Images, size: int) -> Iterator[Images]:
 
 
 def _chosen_aggregator(
-    weights: Path | str, aggregator_weights: Path | str | None, name: str | None
+    weights: Path | str,
+    aggregator_weights: Path | str | None,
+    name: str | None,
+    norm_is_quality: bool,
 ) -> tuple[nn.Module, str, str]:
     """The aggregator, its name, and a sentence on where it is from."""
     source = aggregator_weights or weights
@@ -238,7 +245,7 @@ def _chosen_aggregator(
     own = next((key for key, kind in AGGREGATORS.items() if type(trained) is kind), None)
     if aggregator_weights is not None and own is None:
         raise InputError(f"{aggregator_weights}: there is no aggregator in it. Give a coreset checkpoint.")
-    wanted = name or own or DEFAULT_POOLING
+    wanted = name or own or (DEFAULT_POOLING if norm_is_quality else POOLING_WITHOUT_NORM)
     if wanted == own and trained is not None:
         return trained, wanted, f"Sets are described by the trained aggregator '{own}' of {_short(source)}."
     if aggregator_weights is not None:
@@ -256,6 +263,8 @@ def _chosen_aggregator(
         else "as asked for"
         if name
         else "as the weights hold a backbone alone"
+        if norm_is_quality
+        else "as the weights hold a backbone alone, whose norm is no measure of quality"
     )
     return build_aggregator(wanted, {}), wanted, f"Sets are described by the pooling '{wanted}', {reason}."
 

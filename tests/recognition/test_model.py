@@ -9,6 +9,7 @@ import torch
 
 from coreset import FaceSets
 from errors import InputError
+from net import build_backbone
 from recognition.model import (
     FaceModel,
     describe_features,
@@ -16,7 +17,7 @@ from recognition.model import (
     embed_set,
     load_model,
 )
-from weights import load_aggregator, load_backbone
+from weights import load_aggregator, load_backbone, save_backbone
 
 
 def faces(count: int, seed: int = 0) -> np.ndarray:
@@ -175,3 +176,14 @@ def test_faults_say_what_to_do(bare_weights: Path, checkpoint: Path) -> None:
         load_model(checkpoint, device="cpu", flip="sideways", batch_size=0)
     assert "sideways" in str(fault.value)
     assert "batch_size" in str(fault.value)
+
+
+def test_a_norm_that_is_no_quality_is_not_weighed_by(tmp_path: Path) -> None:
+    backbone = build_backbone("ir_tiny").eval()
+    names = {}
+    for is_quality in (True, False):
+        backbone.spec = replace(backbone.spec, norm_is_quality=is_quality)
+        save_backbone(tmp_path / f"{is_quality}.safetensors", backbone)
+        model = load_model(tmp_path / f"{is_quality}.safetensors")
+        names[is_quality] = model.aggregator_name, "no measure of quality" in model.about
+    assert names == {True: ("norm_weighted", False), False: ("mean", True)}
