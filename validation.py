@@ -68,6 +68,18 @@ def add_model(parser: argparse.ArgumentParser, *, flip: str) -> None:
     group.add_argument("--precision", choices=PRECISIONS, default="32", help="of the backbone")
 
 
+def add_sets(parser: argparse.ArgumentParser, default: str) -> None:
+    """Adds --aggregator, one or more, and --aggregator_weights; `default`: of weights without one."""
+    group = parser.add_argument_group("sets")
+    group.add_argument(
+        "--aggregator",
+        choices=AGGREGATORS,
+        nargs="+",
+        help=f"how faces become one descriptor (default: that of the weights, else {default})",
+    )
+    group.add_argument("--aggregator_weights", metavar="SOURCE", help="checkpoint of a trained aggregator")
+
+
 def add_output(parser: argparse.ArgumentParser, name: str) -> None:
     """Adds --out, --cache and --compare; `name`: of the output folder among the experiments."""
     group = parser.add_argument_group("output")

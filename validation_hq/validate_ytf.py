@@ -20,7 +20,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from torch import nn
 
 from command import build_parser, run_command
-from coreset import AGGREGATORS
 from data.detection import find_detector
 from errors import InputError
 from evaluation.published import Reference, compare, find_reference
@@ -41,6 +40,7 @@ from validation import (
     Seconds,
     add_model,
     add_output,
+    add_sets,
     embed,
     heading,
     leave,
@@ -76,14 +76,7 @@ def flags() -> argparse.ArgumentParser:
         "--detector", type=Path, metavar="FILE", help="YuNet, for frames that are not aligned faces"
     )
     add_model(parser, flip="pre_norm_vector_add")
-    group = parser.add_argument_group("sets")
-    group.add_argument(
-        "--aggregator",
-        choices=AGGREGATORS,
-        nargs="+",
-        help=f"how frames become one descriptor (default: that of the weights, else {DEFAULT_AGGREGATOR})",
-    )
-    group.add_argument("--aggregator_weights", metavar="SOURCE", help="checkpoint of a trained aggregator")
+    add_sets(parser, DEFAULT_AGGREGATOR)
     add_output(parser, "ytf")
     return parser
 

@@ -20,7 +20,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from torch import nn
 
 from command import build_parser, run_command
-from coreset import AGGREGATORS
 from evaluation.ijb_s import FPIRS, IjbSFigures, evaluate_ijb_s, ijb_s_table, sections, table_row
 from evaluation.ijb_s_lists import HOW_TO_GET, LAYOUT, PROTOCOLS, IjbS, read_ijb_s
 from evaluation.published import Reference, compare, find_reference
@@ -31,6 +30,7 @@ from validation import (
     Seconds,
     add_model,
     add_output,
+    add_sets,
     embed,
     heading,
     leave,
@@ -67,14 +67,7 @@ def flags() -> argparse.ArgumentParser:
     )
     # The published evaluation of IJB-S takes no mirror images.
     add_model(parser, flip="none")
-    group = parser.add_argument_group("sets")
-    group.add_argument(
-        "--aggregator",
-        choices=AGGREGATORS,
-        nargs="+",
-        help=f"how faces become one descriptor (default: that of the weights, else {DEFAULT_AGGREGATOR})",
-    )
-    group.add_argument("--aggregator_weights", metavar="SOURCE", help="checkpoint of a trained aggregator")
+    add_sets(parser, DEFAULT_AGGREGATOR)
     add_output(parser, NAME)
     return parser
 
