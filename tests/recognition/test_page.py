@@ -174,7 +174,7 @@ addEventListener("load", () => setTimeout(() => {
   said.named = document.getElementById("card-name").textContent === faces[list[1].dataset.face].name;
   press("ArrowRight");
   said.turned = document.getElementById("card-name").textContent === faces[list[2].dataset.face].name;
-  card.close();
+  document.getElementById("close").click();
   setTimeout(() => {
     said.back = list.indexOf(document.activeElement);
     const images = [...document.querySelectorAll(".face img")];
