@@ -43,7 +43,7 @@ from errors import InputError, InputWarning
 from evaluation.templates import fuse_flips
 from net import Backbone
 from settings import FACES_AT_ONCE
-from weights import backbone_digest
+from weights import weights_digest
 
 NO_FLIP = "not used"
 STAMP = "stamp"
@@ -154,7 +154,7 @@ def identity_of(backbone: Backbone, images: Mapping[str, str], options: EmbedOpt
     spec = backbone.spec
     return {
         "backbone": spec.name,
-        "backbone_sha256": backbone_digest(backbone),
+        "backbone_sha256": weights_digest(backbone),
         "colour_order": spec.channel_order,
         "pixel_scale": f"(value - {spec.mean:g}) / {spec.std:g}",
         "flip": options.flip,

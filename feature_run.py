@@ -35,7 +35,7 @@ from run_parts import (
 )
 from settings import FACES_AT_ONCE, Settings
 from train_val import UnknownBackbone
-from weights import backbone_digest, load_weights
+from weights import load_weights, weights_digest
 
 _FOLDER = "features"
 
@@ -120,7 +120,7 @@ def _check_backbone(backbone: Backbone, bank: FeatureBank, start: str) -> None:
             f"--start_from_model_statedict {start}: makes features of {backbone.spec.embedding_size} values, "
             f"and those in {bank.name} have {bank.embedding_size}."
         )
-    if bank.backbone_sha256 not in (None, backbone_digest(backbone)):
+    if bank.backbone_sha256 not in (None, weights_digest(backbone)):
         raise InputError(
             f"--start_from_model_statedict {start}: the features in {bank.name} were made by other weights. "
             "Pass those."

@@ -30,7 +30,7 @@ from evaluation.templates import FLIP_RULES
 from files import atomic_write
 from net import BACKBONES, Backbone
 from settings import FACES_AT_ONCE, PRECISIONS
-from weights import backbone_digest, load_aggregator, load_backbone, source_name, weights_sha256
+from weights import load_aggregator, load_backbone, source_name, weights_digest, weights_sha256
 
 # Written whatever folder a command is called from.
 EXPERIMENTS = Path(__file__).resolve().parent / "experiments"
@@ -231,6 +231,17 @@ def open_aggregators(
     return found
 
 
+def open_model_of_sets(
+    args: argparse.Namespace, default: str, faults: Faults
+) -> tuple[Model | None, dict[str, nn.Module]]:
+    """The model and the aggregators of the flags; none where a fault was added."""
+    model = open_model(args, faults)
+    if model is None:
+        return None, {}
+    names = args.aggregator or []
+    return model, open_aggregators(names, model, args.aggregator_weights, default, faults)
+
+
 def _check_fit(source: str, trained: nn.Module | None, model: Model) -> None:
     """An aggregator over another backbone than it was trained with gives figures without sense."""
     size = getattr(trained, "embedding_size", model.embedding_size)
@@ -240,10 +251,10 @@ def _check_fit(source: str, trained: nn.Module | None, model: Model) -> None:
             f"mirror images {model.options.flip}."
         )
     try:
-        beside = backbone_digest(load_backbone(source))
+        beside = weights_digest(load_backbone(source))
     except InputError:
         return
-    if beside != backbone_digest(model.backbone):
+    if beside != weights_digest(model.backbone):
         raise InputError(
             f"{source}: its aggregator was trained over another backbone than {model.weights}. Pass the "
             "weights of that one."

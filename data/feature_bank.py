@@ -38,7 +38,7 @@ class FeatureBank:
     (I,) subject of each image; `starts`, `lengths` (I,): the rows of image i are `starts[i]` and the
     `lengths[i] - 1` after it; `plan`: what the rows of each image are, or None where they are frames of one
     medium; `digest`: fingerprint of all that;
-    `backbone_sha256`: `weights.backbone_digest` of what made the features, where it is known.
+    `backbone_sha256`: `weights.weights_digest` of what made the features, where it is known.
     """
 
     name: str

@@ -24,7 +24,7 @@ from data.sources import FACE_SIZE
 from errors import InputError
 from evaluation.templates import FLIP_RULES, fuse_flips
 from net import Backbone, BackboneSpec
-from weights import load_aggregator, load_backbone
+from weights import load_aggregator, load_backbone, weights_digest
 
 NO_FLIP = "none"
 # What a bare backbone is given: no training, and the best of the means on every set that we measured.
@@ -283,18 +283,6 @@ def _check_fit(aggregator: nn.Module, size: int, source: Path | str) -> None:
         )
 
 
-def _digest(module: nn.Module) -> str:
-    """SHA-256 over names and values of the weights, the same in whatever file they stand."""
-    digest = hashlib.sha256()
-    for key, value in sorted(module.state_dict().items()):
-        # Counts training steps, which no feature depends on.
-        if not key.endswith("num_batches_tracked"):
-            values = value.detach().cpu().contiguous().numpy()
-            digest.update(f"{key}{values.shape}{values.dtype}".encode())
-            digest.update(values.tobytes())
-    return digest.hexdigest()
-
-
 def _fingerprint(backbone: Backbone, flip: str, aggregator: nn.Module, name: str) -> str:
     # Options are read from the modules: a checkpoint of somebody else's does not tell them.
     options = {
@@ -306,12 +294,12 @@ def _fingerprint(backbone: Backbone, flip: str, aggregator: nn.Module, name: str
     }
     parts = {
         "revision": _REVISION,
-        "backbone": _digest(backbone),
+        "backbone": weights_digest(backbone),
         "spec": backbone.spec.to_dict(),
         "flip": flip,
         "alignment": ALIGNMENT,
         "aggregator": name,
         "options": options,
-        "aggregator_weights": _digest(aggregator),
+        "aggregator_weights": weights_digest(aggregator),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

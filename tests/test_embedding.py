@@ -24,7 +24,7 @@ from embedding import EmbedOptions, embed_faces, fused_for_inference
 from errors import InputError
 from evaluation.templates import FLIP_RULES, fuse_flips
 from net import Backbone, build_backbone
-from weights import backbone_digest
+from weights import weights_digest
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = {"faces": "drawn"}
@@ -182,11 +182,11 @@ def test_workers_give_the_same(backbone: Backbone, tmp_path: Path) -> None:
 
 
 def test_the_digest_knows_weights_and_nothing_else(backbone: Backbone) -> None:
-    before = backbone_digest(backbone)
+    before = weights_digest(backbone)
     backbone.input_layer[1].num_batches_tracked += 1
-    assert backbone_digest(backbone) == before
+    assert weights_digest(backbone) == before
     backbone.input_layer[1].running_mean[0] += 1e-4
-    assert backbone_digest(backbone) != before
+    assert weights_digest(backbone) != before
 
 
 def test_a_batch_goes_where_it_is_sent() -> None:

@@ -44,8 +44,7 @@ from validation import (
     embed,
     heading,
     leave,
-    open_aggregators,
-    open_model,
+    open_model_of_sets,
     parsed,
     result_frame,
 )
@@ -88,12 +87,7 @@ def validate(args: argparse.Namespace) -> None:
         InputError: flags, weights or data that cannot be used, all in one message.
     """
     faults, seconds = Faults(), Seconds()
-    model = open_model(args, faults)
-    aggregators: dict[str, nn.Module] = {}
-    if model is not None:
-        aggregators = open_aggregators(
-            args.aggregator or [], model, args.aggregator_weights, DEFAULT_AGGREGATOR, faults
-        )
+    model, aggregators = open_model_of_sets(args, DEFAULT_AGGREGATOR, faults)
     with seconds.of("read"):
         pairs = faults.of(lambda: find_videos(args.data_root, args.splits, args.frames, args.detector))
     reference = faults.of(lambda: find_reference(args.compare, NAME)) if args.compare else None

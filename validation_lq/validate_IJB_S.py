@@ -34,8 +34,7 @@ from validation import (
     embed,
     heading,
     leave,
-    open_aggregators,
-    open_model,
+    open_model_of_sets,
     parsed,
     result_frame,
 )
@@ -79,12 +78,7 @@ def validate(args: argparse.Namespace) -> None:
         InputError: flags, weights or data that cannot be used, all in one message.
     """
     faults, seconds = Faults(), Seconds()
-    model = open_model(args, faults)
-    aggregators: dict[str, nn.Module] = {}
-    if model is not None:
-        aggregators = open_aggregators(
-            args.aggregator or [], model, args.aggregator_weights, DEFAULT_AGGREGATOR, faults
-        )
+    model, aggregators = open_model_of_sets(args, DEFAULT_AGGREGATOR, faults)
     data = None
     if args.data_root is None:
         faults.sentences.append(f"--data_root is missing: the folder of IJB-S. {LAYOUT} {HOW_TO_GET}")

@@ -48,7 +48,7 @@ from validation_mixed.ijb_flags import (
     options_of,
 )
 from validation_mixed.ijb_report import Evaluated, report
-from weights import backbone_digest, load_aggregator, load_backbone, source_name, weights_sha256
+from weights import load_aggregator, load_backbone, source_name, weights_digest, weights_sha256
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -121,7 +121,7 @@ def _given(values: Mapping[str, Any], rules: Rules, trained: Sequence[_Trained])
     features = read_features(Path(values["features"]), rules.flip)
     made = features.identity.get("backbone_sha256")
     if made is not None:
-        if "weights" in values and backbone_digest(_backbone(values)) != made:
+        if "weights" in values and weights_digest(_backbone(values)) != made:
             raise InputError(
                 f"--features {values['features']}: were made by another backbone than --weights "
                 f"{values['weights']}. Leave one of them away."
@@ -138,7 +138,7 @@ def _embedded(
     from embedding import EmbedOptions, embed_faces
 
     backbone = _backbone(values)
-    _check_backbones(trained, backbone_digest(backbone))
+    _check_backbones(trained, weights_digest(backbone))
     _check_sizes(trained, backbone.spec.embedding_size * (2 if rules.flip == "concat" else 1))
     points = read_points(protocol)
     stamps = image_stamps(protocol)
@@ -219,7 +219,7 @@ def _trained_aggregators(values: Mapping[str, Any]) -> dict[str, _Trained]:
 
 def _backbone_beside(path: str) -> str | None:
     try:
-        return backbone_digest(load_backbone(path))
+        return weights_digest(load_backbone(path))
     except InputError:
         return None
 

@@ -15,7 +15,7 @@ from errors import InputError
 from net import BACKBONES, Backbone, BackboneSpec, build_backbone
 from weights.aggregators import stored_aggregator
 from weights.catalogue import CATALOGUE, Entry
-from weights.digest import backbone_digest
+from weights.digest import weights_digest
 from weights.fitting import fitted
 from weights.layouts import recognise
 from weights.onnx_backbone import GRAPH, OnnxBackbone, read_onnx
@@ -29,7 +29,6 @@ __all__ = [
     "Entry",
     "Loaded",
     "OnnxBackbone",
-    "backbone_digest",
     "empty_backbone",
     "licence_of",
     "load_aggregator",
@@ -40,6 +39,7 @@ __all__ = [
     "save_backbone",
     "save_model",
     "source_name",
+    "weights_digest",
     "weights_sha256",
 ]
 

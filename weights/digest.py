@@ -1,4 +1,4 @@
-"""What a backbone is, whatever file it came from."""
+"""What a backbone or an aggregator is, whatever file it came from."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 
-def backbone_digest(backbone: nn.Module) -> str:
+def weights_digest(module: nn.Module) -> str:
     """SHA-256 over names and values of the weights, the same in whatever file they stand."""
     digest = hashlib.sha256()
-    for key, value in sorted(backbone.state_dict().items()):
+    for key, value in sorted(module.state_dict().items()):
         # Counts training steps, which no feature depends on.
         if not key.endswith("num_batches_tracked"):
             digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
-            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -15,11 +15,11 @@ from embedding import fused_for_inference
 from errors import InputError
 from weights import (
     OnnxBackbone,
-    backbone_digest,
     empty_backbone,
     load_aggregator,
     load_backbone,
     save_backbone,
+    weights_digest,
 )
 
 onnx = pytest.importorskip("onnx")
@@ -116,9 +116,9 @@ def test_it_is_copied_sent_and_told_apart_as_any_backbone(tmp_path: Path) -> Non
         fused_for_inference(backbone),
     ):
         assert torch.equal(other(images)[0], wanted)
-        assert backbone_digest(other) == backbone_digest(backbone)
+        assert weights_digest(other) == weights_digest(backbone)
     another = load_backbone(means_of_channels(tmp_path / "b.onnx", METADATA, norm=True))
-    assert backbone_digest(another) != backbone_digest(backbone)
+    assert weights_digest(another) != weights_digest(backbone)
 
 
 def test_our_own_form_and_checkpoints_hold_the_graph(tmp_path: Path) -> None:
