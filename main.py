@@ -37,6 +37,7 @@ from label_run import checked_labels
 from net import BACKBONES
 from run_folder import (
     BEST,
+    KeepBest,
     KeepLast,
     Pictures,
     SafeCheckpointIO,
@@ -326,9 +327,9 @@ def _trainer(settings: Settings, run: Run, folder: Path, accelerator: str, devic
     monitor = CORESET_MONITOR if settings.stage == "coreset" else BACKBONE_MONITOR
     keep: list[pl.Callback] = [] if settings.fast_dev_run else [Pictures(folder)]
     if run.validates:
-        keep.append(_checkpoints(folder, Path(BEST).stem, monitor=monitor, mode="max"))
+        keep.append(_checkpoints(KeepBest, folder, Path(BEST).stem, monitor=monitor, mode="max"))
     if settings.save_all_models:
-        keep.append(_checkpoints(folder, "epoch_{epoch}", save_top_k=-1))
+        keep.append(_checkpoints(ModelCheckpoint, folder, "epoch_{epoch}", save_top_k=-1))
     keep += [] if settings.fast_dev_run else [KeepLast(folder)]
     steps = run.steps_per_epoch
     return pl.Trainer(
@@ -352,8 +353,8 @@ def _trainer(settings: Settings, run: Run, folder: Path, accelerator: str, devic
     )
 
 
-def _checkpoints(folder: Path, name: str, **which: Any) -> ModelCheckpoint:
-    return ModelCheckpoint(
+def _checkpoints(kind: type[ModelCheckpoint], folder: Path, name: str, **which: Any) -> ModelCheckpoint:
+    return kind(
         folder,
         name,
         auto_insert_metric_name=False,

@@ -19,9 +19,10 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, Checkpoint
+from pytorch_lightning.callbacks import Callback, Checkpoint, ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.trainer.states import TrainerFn
+from torch import Tensor
 
 from data.sheets import face_sheet, template_sheet
 from errors import InputError
@@ -59,6 +60,18 @@ class SafeCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = True) -> Any:
         """See the base class."""
         return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+
+
+class KeepBest(ModelCheckpoint):
+    """Writes best.ckpt; of epochs that are equally good, the last one.
+
+    A few held-out subjects give a figure of few steps, which untrained weights may reach as well.
+    """
+
+    def check_monitor_top_k(self, trainer: pl.Trainer, current: Tensor | None = None) -> bool:
+        """See the base class."""
+        tied = current is not None and self.best_model_score is not None and current == self.best_model_score
+        return bool(tied) or super().check_monitor_top_k(trainer, current)
 
 
 class KeepLast(Checkpoint):
