@@ -1,0 +1,329 @@
+"""What spoils a set, and how much of it each aggregator bears: curves of TAR@FAR and rank 1.
+
+python benchmarks/robustness.py --data_root ROOT --dataset_name LFWS --features FEATURES --weights BACKBONE
+    --aggregator mean norm_weighted media_mean --aggregator_weights coreset=RUN/best.ckpt
+    FEATURES of its faces as validation_mixed keeps them (<out>/features/...), made by the backbone
+
+Every template, gallery and probe, is spoiled in one way at a time, by chance that follows from --seed:
+    repeats     its face of the smallest norm is there so many times
+    foreign     so large a share of its faces is of other subjects, each drawn by itself
+    unreadable  so large a share of its faces is noise, a blank, or drawn hair without a face
+    size        so many of its faces are left; where it has fewer, they come again
+A share that is no whole number of faces is rounded up or down by chance, so that it is right in the mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import cv2
+import numpy as np
+import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import nn
+
+from command import build_parser, run_command
+from coreset import build_aggregator
+from embedding import embed_arrays
+from errors import InputError
+from evaluation.given_features import read_features
+from evaluation.identification import search
+from evaluation.metrics import cmc_of
+from evaluation.protocols import SetProtocol, read_protocol
+from evaluation.templates import FaceGroups, describe_templates, group_faces
+from evaluation.verification import verify
+from files import atomic_path, atomic_write
+from weights import load_aggregator, load_backbone
+
+FARS = (1e-2, 1e-3)
+AMOUNTS: dict[str, tuple[float, ...]] = {
+    "repeats": (1, 5, 20, 100, 500),
+    "foreign": (0, 0.1, 0.2, 0.3, 0.4),
+    "unreadable": (0, 0.1, 0.2, 0.3, 0.4),
+    "size": (1, 3, 10, 30, 100, 300, 1000),
+}
+LABELS = {
+    "repeats": "times that the worst face is there",
+    "foreign": "share of faces of other subjects",
+    "unreadable": "share of unreadable faces",
+    "size": "faces of a template",
+}
+NUM_UNREADABLE = 60
+REQUIRED_COSINE, REQUIRED_SHARE = 0.98, 0.5
+REFERENCE = "norm_weighted"
+STROKES = ("-", "--", ":")
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Faces:
+    """`features` (N, D) unit rows and `norms` (N,) of the benchmark's faces, then of unreadable ones.
+
+    `subjects` (N,) of each face, -1 for the unreadable.
+    """
+
+    features: Array
+    norms: Array
+    subjects: Array
+
+
+def main() -> int:
+    """Runs the benchmark."""
+    parser = build_parser(__doc__)
+    parser.add_argument("--data_root", type=Path, required=True)
+    parser.add_argument("--dataset_name", required=True)
+    parser.add_argument("--features", type=Path, required=True, help="of all its faces, in its order")
+    parser.add_argument("--weights", type=Path, required=True, help="the backbone, for unreadable faces")
+    parser.add_argument("--aggregator", nargs="+", default=["mean", REFERENCE, "media_mean"], help="poolings")
+    parser.add_argument("--aggregator_weights", nargs="+", default=[], metavar="NAME=FILE", help="trained")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("robustness"))
+    args = parser.parse_args()
+    return run_command(lambda: compare(args))
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Flags to robustness.csv, robustness.md and robustness.png in --out.
+
+    Raises:
+        InputError: data, features or weights that cannot be used.
+    """
+    aggregators = _aggregators(args.aggregator, args.aggregator_weights)
+    protocol = read_protocol(args.data_root, args.dataset_name)
+    given = read_features(args.features, "not used")
+    count = len(protocol.image_names)
+    if len(given.norms) != count:
+        raise InputError(f"--features {args.features}: {len(given.norms):,} faces, expected {count:,}.")
+    backbone = load_backbone(args.weights)
+    odd_features, odd_norms = embed_arrays(backbone, unreadable_images(NUM_UNREADABLE, args.seed))
+    if odd_features.shape[1] != given.features.shape[1]:
+        raise InputError(
+            f"--weights {args.weights}: {odd_features.shape[1]} values a face, --features have "
+            f"{given.features.shape[1]}; give the backbone that made them."
+        )
+    faces = Faces(
+        np.concatenate([np.asarray(given.features, np.float32), odd_features]),
+        np.concatenate([np.asarray(given.norms, np.float32), odd_norms]),
+        np.concatenate([protocol.subjects[protocol.template_of_face], np.full(NUM_UNREADABLE, -1)]),
+    )
+    groups = group_faces(protocol.template_of_face, protocol.media, len(protocol.template_ids))
+    rows: list[dict[str, object]] = []
+    for kind, amounts in AMOUNTS.items():
+        for amount in amounts:
+            spoiled = SPOILERS[kind](groups, faces, amount, args.seed)
+            for name, aggregator in aggregators.items():
+                embedding = describe_templates(aggregator, faces.features, faces.norms, spoiled).embedding
+                rows.append(
+                    {"aggregator": name, "spoiled": kind, "amount": amount, **_rates(protocol, embedding)}
+                )
+            print(f"{kind} {amount:g}: done")
+    table = pd.DataFrame(rows)
+    cosines = {name: repeat_cosine(aggregator, groups, faces) for name, aggregator in aggregators.items()}
+    args.out.mkdir(parents=True, exist_ok=True)
+    atomic_write(args.out / "robustness.csv", table.to_csv(index=False, float_format="%.4f"))
+    draw(table, args.out / "robustness.png")
+    text = report(table, cosines, args.dataset_name)
+    atomic_write(args.out / "robustness.md", text + "\n")
+    print(f"\n{text}\n\n{args.out}: robustness.csv, robustness.md, robustness.png")
+
+
+def _aggregators(poolings: Sequence[str], trained: Sequence[str]) -> dict[str, nn.Module]:
+    found = {name: build_aggregator(name, {}) for name in dict.fromkeys([*poolings, REFERENCE])}
+    for word in trained:
+        name, _, path = word.partition("=")
+        aggregator = load_aggregator(path) if path else None
+        if aggregator is None or name in found:
+            raise InputError(
+                f"--aggregator_weights {word}: expected NAME=FILE, a name of its own and weights that "
+                "hold an aggregator."
+            )
+        found[name] = aggregator
+    return found
+
+
+def unreadable_images(count: int, seed: int) -> Array:
+    """(count, 112, 112, 3) RGB: noise, blanks and drawn hair by turns."""
+    images = np.empty((count, 112, 112, 3), np.uint8)
+    for number in range(count):
+        rng = np.random.default_rng([seed, number])
+        if number % 3 == 0:
+            images[number] = rng.integers(0, 256, images[number].shape)
+        elif number % 3 == 1:
+            images[number] = rng.integers(0, 256, 3)
+        else:
+            images[number] = rng.integers(90, 220, 3)
+            hair = rng.integers(10, 120, 3)
+            cv2.ellipse(images[number], (56, 60), (42, 52), 0, 0, 360, hair.tolist(), -1)
+            strands = cv2.blur(rng.normal(0, 40, (112, 112)), (1, 15))
+            images[number] = np.clip(images[number] + strands[..., None], 0, 255)
+    return images
+
+
+def with_repeats(groups: FaceGroups, faces: Faces, amount: float, seed: int) -> FaceGroups:
+    """The face of the smallest norm of each template, `amount` times."""
+
+    def spoiled(rows: Array, rng: np.random.Generator) -> Array:
+        worst = rows[np.argmin(faces.norms[rows])]
+        return np.concatenate([rows, np.full(int(amount) - 1, worst)])
+
+    return _each(groups, seed, spoiled)
+
+
+def with_foreign(groups: FaceGroups, faces: Faces, amount: float, seed: int) -> FaceGroups:
+    """Faces of other subjects are added until they are the share `amount`."""
+
+    def spoiled(rows: Array, rng: np.random.Generator) -> Array:
+        subject = faces.subjects[rows[0]]
+        others = np.flatnonzero((faces.subjects != subject) & (faces.subjects >= 0))
+        return np.concatenate([rows, rng.choice(others, _added(len(rows), amount, rng))])
+
+    return _each(groups, seed, spoiled)
+
+
+def with_unreadable(groups: FaceGroups, faces: Faces, amount: float, seed: int) -> FaceGroups:
+    """Unreadable faces are added until they are the share `amount`."""
+    odd = np.flatnonzero(faces.subjects < 0)
+
+    def spoiled(rows: Array, rng: np.random.Generator) -> Array:
+        return np.concatenate([rows, rng.choice(odd, _added(len(rows), amount, rng))])
+
+    return _each(groups, seed, spoiled)
+
+
+def of_size(groups: FaceGroups, faces: Faces, amount: float, seed: int) -> FaceGroups:
+    """`amount` faces of each template, in a drawn order; where it has fewer, they come again."""
+
+    def spoiled(rows: Array, rng: np.random.Generator) -> Array:
+        return np.resize(rng.permutation(rows), int(amount))
+
+    return _each(groups, seed, spoiled)
+
+
+SPOILERS: Mapping[str, Callable[[FaceGroups, Faces, float, int], FaceGroups]] = {
+    "repeats": with_repeats,
+    "foreign": with_foreign,
+    "unreadable": with_unreadable,
+    "size": of_size,
+}
+
+
+def _added(count: int, share: float, rng: np.random.Generator) -> int:
+    wanted = count * share / (1 - share)
+    return int(wanted) + int(rng.random() < wanted % 1)
+
+
+def _each(
+    groups: FaceGroups, seed: int, spoiled: Callable[[Array, np.random.Generator], Array]
+) -> FaceGroups:
+    """Templates of other faces. A face keeps its medium; one that was not there is a medium of its own."""
+    rows, media, next_medium = [], [], int(groups.media.max()) + 1
+    for number in range(len(groups)):
+        place = slice(groups.offsets[number], groups.offsets[number + 1])
+        own = dict(zip(groups.rows[place].tolist(), groups.media[place].tolist(), strict=True))
+        found = spoiled(groups.rows[place], np.random.default_rng([seed, number]))
+        rows.append(found)
+        for row in found.tolist():
+            if row not in own:
+                own[row] = next_medium
+                next_medium += 1
+            media.append(own[row])
+    offsets = np.concatenate([[0], np.cumsum([len(found) for found in rows])])
+    return FaceGroups(np.concatenate(rows), offsets, np.array(media))
+
+
+def repeat_cosine(aggregator: nn.Module, groups: FaceGroups, faces: Faces) -> tuple[float, float]:
+    """Mean and smallest cosine of each descriptor with that of its worst face repeated 500 times."""
+    before, after = (
+        describe_templates(aggregator, faces.features, faces.norms, each).embedding
+        for each in (groups, with_repeats(groups, faces, AMOUNTS["repeats"][-1], 0))
+    )
+    cosines = (before * after).sum(axis=1)
+    return float(cosines.mean()), float(cosines.min())
+
+
+def _rates(protocol: SetProtocol, embedding: Array) -> dict[str, float]:
+    pairs = protocol.pairs
+    verified = verify(embedding, pairs.first, pairs.second, pairs.is_mated, FARS).rates
+    rates = {f"tar_at_far_{key}": 100 * rate.strict for key, rate in verified.items()}
+    if protocol.probes is None or not protocol.galleries:
+        return rates
+    ranks = []
+    probes = embedding[protocol.probes.templates]
+    for gallery in protocol.galleries:
+        known = embedding[gallery.templates]
+        found = search(probes, known, protocol.probes.subjects, gallery.subjects)
+        ranks.append(cmc_of(found, (1,))["1"])
+    return rates | {"rank1": 100 * float(np.mean(ranks))}
+
+
+def report(table: pd.DataFrame, cosines: Mapping[str, tuple[float, float]], name: str) -> str:
+    """Markdown: a table of each way, and what the repeats and a fifth of foreign faces do."""
+    parts = [f"# {name}: what spoils a set (TAR@FAR 1e-02 / 1e-03 / rank 1, %)"]
+    figures = [column for column in table.columns if column.startswith("tar") or column == "rank1"]
+    for kind, amounts in AMOUNTS.items():
+        here = table[table["spoiled"] == kind]
+        lines = [f"| {LABELS[kind]} | {' | '.join(f'{amount:g}' for amount in amounts)} |"]
+        lines.append("|---|" + "---:|" * len(amounts))
+        for aggregator, of_it in here.groupby("aggregator", sort=False):
+            cells = [" / ".join(f"{value:.1f}" for value in row) for row in of_it[figures].to_numpy()]
+            lines.append(f"| {aggregator} | {' | '.join(cells)} |")
+        parts.append("\n".join(lines))
+    first = table[(table["spoiled"] == "foreign")].set_index(["aggregator", "amount"])["tar_at_far_1e-02"]
+    limit = REQUIRED_SHARE * (first[REFERENCE, 0.0] - first[REFERENCE, 0.2])
+    lines = [
+        "| | cosine after 500 repeats: mean (least) | TAR@FAR 1e-02 lost at 20 % foreign |",
+        "|---|---|---|",
+    ]
+    for aggregator, (mean, least) in cosines.items():
+        lost = first[aggregator, 0.0] - first[aggregator, 0.2]
+        lines.append(
+            f"| {aggregator} | {mean:.3f} ({least:.3f}), {_holds(mean >= REQUIRED_COSINE)} | "
+            f"{lost:.1f}, {_holds(lost <= limit)} |"
+        )
+    parts.append("\n".join(lines))
+    parts.append(
+        f"Asked: mean cosine of {REQUIRED_COSINE} or more; at most half of what {REFERENCE} "
+        f"loses, {limit:.1f}."
+    )
+    return "\n\n".join(parts)
+
+
+def _holds(is_so: bool) -> str:
+    return "holds" if is_so else "does not hold"
+
+
+def draw(table: pd.DataFrame, path: Path) -> None:
+    """A column for each way, TAR@FAR 1e-02 above and rank 1 below."""
+    figures = [name for name in ("tar_at_far_1e-02", "rank1") if name in table]
+    figure = Figure(figsize=(4.2 * len(AMOUNTS), 3.4 * len(figures) + 0.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(figures), len(AMOUNTS), squeeze=False)
+    for column, kind in enumerate(AMOUNTS):
+        here = table[table["spoiled"] == kind]
+        for row, name in enumerate(figures):
+            panel = axes[row, column]
+            for number, (aggregator, of_it) in enumerate(here.groupby("aggregator", sort=False)):
+                # Ten colours; those after them are told apart by their stroke.
+                stroke = {"color": f"C{number % 10}", "linestyle": STROKES[number // 10 % len(STROKES)]}
+                panel.plot(of_it["amount"], of_it[name], marker="o", markersize=3, label=aggregator, **stroke)
+            if kind in ("repeats", "size"):
+                panel.set_xscale("log")
+            panel.set_xlabel(LABELS[kind])
+            panel.set_ylabel("rank 1, %" if name == "rank1" else "TAR@FAR 1e-02, %")
+            panel.grid(alpha=0.3)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=7)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=90)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
