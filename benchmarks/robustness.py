@@ -2,11 +2,14 @@
 
 python benchmarks/robustness.py --data_root ROOT --dataset_name LFWS --features FEATURES --weights BACKBONE
     --aggregator mean norm_weighted media_mean --aggregator_weights coreset=RUN/best.ckpt
-    FEATURES of its faces as validation_mixed keeps them (<out>/features/...), made by the backbone
+    --donors VIEWS
+    FEATURES of its faces as validation_mixed keeps them (<out>/features/...), made by the backbone; VIEWS as
+    main.py --cache_features keeps them, of people who are not in the benchmark
 
 Every template, gallery and probe, is spoiled in one way at a time, by chance that follows from --seed:
     repeats     its face of the smallest norm is there so many times
-    foreign     so large a share of its faces is of other subjects, each drawn by itself
+    foreign     so large a share of its faces is of donors, each drawn by itself; not of other subjects of the
+                benchmark, lest the very same image stand in two sets that are compared
     unreadable  so large a share of its faces is noise, a blank, or drawn hair without a face
     size        so many of its faces are left; where it has fewer, they come again
 A share that is no whole number of faces is rounded up or down by chance, so that it is right in the mean.
@@ -31,6 +34,7 @@ from torch import nn
 
 from command import build_parser, run_command
 from coreset import build_aggregator
+from data.feature_bank import read_given
 from embedding import embed_arrays
 from errors import InputError
 from evaluation.given_features import read_features
@@ -51,11 +55,12 @@ AMOUNTS: dict[str, tuple[float, ...]] = {
 }
 LABELS = {
     "repeats": "times that the worst face is there",
-    "foreign": "share of faces of other subjects",
+    "foreign": "share of faces of other people",
     "unreadable": "share of unreadable faces",
     "size": "faces of a template",
 }
-NUM_UNREADABLE = 60
+NUM_UNREADABLE, NUM_DONATED = 60, 20_000
+UNREADABLE, DONOR = -1, -2
 REQUIRED_COSINE, REQUIRED_SHARE = 0.98, 0.5
 REFERENCE = "norm_weighted"
 STROKES = ("-", "--", ":")
@@ -65,9 +70,9 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Faces:
-    """`features` (N, D) unit rows and `norms` (N,) of the benchmark's faces, then of unreadable ones.
+    """`features` (N, D) unit rows and `norms` (N,) of the benchmark's faces, then of what spoils them.
 
-    `subjects` (N,) of each face, -1 for the unreadable.
+    `subjects` (N,) of each face, `UNREADABLE` or `DONOR` for the others.
     """
 
     features: Array
@@ -82,6 +87,7 @@ def main() -> int:
     parser.add_argument("--dataset_name", required=True)
     parser.add_argument("--features", type=Path, required=True, help="of all its faces, in its order")
     parser.add_argument("--weights", type=Path, required=True, help="the backbone, for unreadable faces")
+    parser.add_argument("--donors", type=Path, required=True, help="views of other people's faces")
     parser.add_argument("--aggregator", nargs="+", default=["mean", REFERENCE, "media_mean"], help="poolings")
     parser.add_argument("--aggregator_weights", nargs="+", default=[], metavar="NAME=FILE", help="trained")
     parser.add_argument("--seed", type=int, default=0)
@@ -102,17 +108,8 @@ def compare(args: argparse.Namespace) -> None:
     count = len(protocol.image_names)
     if len(given.norms) != count:
         raise InputError(f"--features {args.features}: {len(given.norms):,} faces, expected {count:,}.")
-    backbone = load_backbone(args.weights)
-    odd_features, odd_norms = embed_arrays(backbone, unreadable_images(NUM_UNREADABLE, args.seed))
-    if odd_features.shape[1] != given.features.shape[1]:
-        raise InputError(
-            f"--weights {args.weights}: {odd_features.shape[1]} values a face, --features have "
-            f"{given.features.shape[1]}; give the backbone that made them."
-        )
-    faces = Faces(
-        np.concatenate([np.asarray(given.features, np.float32), odd_features]),
-        np.concatenate([np.asarray(given.norms, np.float32), odd_norms]),
-        np.concatenate([protocol.subjects[protocol.template_of_face], np.full(NUM_UNREADABLE, -1)]),
+    faces = _faces(
+        args, protocol, np.asarray(given.features, np.float32), np.asarray(given.norms, np.float32)
     )
     groups = group_faces(protocol.template_of_face, protocol.media, len(protocol.template_ids))
     rows: list[dict[str, object]] = []
@@ -133,6 +130,26 @@ def compare(args: argparse.Namespace) -> None:
     text = report(table, cosines, args.dataset_name)
     atomic_write(args.out / "robustness.md", text + "\n")
     print(f"\n{text}\n\n{args.out}: robustness.csv, robustness.md, robustness.png")
+
+
+def _faces(args: argparse.Namespace, protocol: SetProtocol, features: Array, norms: Array) -> Faces:
+    odd_features, odd_norms = embed_arrays(
+        load_backbone(args.weights), unreadable_images(NUM_UNREADABLE, args.seed)
+    )
+    donors = read_given(args.donors)
+    for flag, width in (("weights", odd_features.shape[1]), ("donors", donors.features.shape[1])):
+        if width != features.shape[1]:
+            raise InputError(
+                f"--{flag}: {width} values a face, --features have {features.shape[1]}; give what "
+                "one backbone made."
+            )
+    chosen = np.sort(np.random.default_rng(args.seed).permutation(len(donors.norms))[:NUM_DONATED])
+    kinds = np.repeat([UNREADABLE, DONOR], [NUM_UNREADABLE, len(chosen)])
+    return Faces(
+        np.concatenate([features, odd_features, np.asarray(donors.features[chosen], np.float32)]),
+        np.concatenate([norms, odd_norms, np.asarray(donors.norms[chosen], np.float32)]),
+        np.concatenate([protocol.subjects[protocol.template_of_face], kinds]),
+    )
 
 
 def _aggregators(poolings: Sequence[str], trained: Sequence[str]) -> dict[str, nn.Module]:
@@ -178,11 +195,10 @@ def with_repeats(groups: FaceGroups, faces: Faces, amount: float, seed: int) -> 
 
 
 def with_foreign(groups: FaceGroups, faces: Faces, amount: float, seed: int) -> FaceGroups:
-    """Faces of other subjects are added until they are the share `amount`."""
+    """Faces of donors are added until they are the share `amount`."""
+    others = np.flatnonzero(faces.subjects == DONOR)
 
     def spoiled(rows: Array, rng: np.random.Generator) -> Array:
-        subject = faces.subjects[rows[0]]
-        others = np.flatnonzero((faces.subjects != subject) & (faces.subjects >= 0))
         return np.concatenate([rows, rng.choice(others, _added(len(rows), amount, rng))])
 
     return _each(groups, seed, spoiled)
@@ -190,7 +206,7 @@ def with_foreign(groups: FaceGroups, faces: Faces, amount: float, seed: int) -> 
 
 def with_unreadable(groups: FaceGroups, faces: Faces, amount: float, seed: int) -> FaceGroups:
     """Unreadable faces are added until they are the share `amount`."""
-    odd = np.flatnonzero(faces.subjects < 0)
+    odd = np.flatnonzero(faces.subjects == UNREADABLE)
 
     def spoiled(rows: Array, rng: np.random.Generator) -> Array:
         return np.concatenate([rows, rng.choice(odd, _added(len(rows), amount, rng))])
