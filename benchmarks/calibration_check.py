@@ -17,13 +17,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
+from benchmarks.judged import read_judged
 from command import build_parser, run_command
 from coreset import build_aggregator
 from errors import InputError
 from evaluation.calibration import ScoredPairs, all_pairs, calibrate
-from evaluation.given_features import read_features
-from evaluation.protocols import read_protocol
-from evaluation.templates import describe_templates, group_faces
+from evaluation.templates import describe_templates
 
 RATES = (1e-1, 1e-2, 1e-3)
 
@@ -48,21 +47,11 @@ def check(args: argparse.Namespace) -> None:
     """
     if args.splits < 1:
         raise InputError(f"--splits {args.splits}: expected 1 or more.")
-    protocol = read_protocol(args.data_root, args.dataset_name)
-    given = read_features(args.features, "not used")
-    if len(given.norms) != len(protocol.image_names):
-        raise InputError(
-            f"--features {args.features}: {len(given.norms):,} faces, {args.dataset_name} has "
-            f"{len(protocol.image_names):,}."
-        )
-    groups = group_faces(protocol.template_of_face, protocol.media, len(protocol.template_ids))
-    described = describe_templates(
-        build_aggregator(args.aggregator, {}),
-        np.asarray(given.features, np.float32),
-        np.asarray(given.norms, np.float32),
-        groups,
-    )
-    subjects = np.unique(protocol.subjects)
+    aggregator = build_aggregator(args.aggregator, {})
+    judged = read_judged(args.data_root, args.dataset_name, args.features)
+    groups, subject_of = judged.groups, judged.protocol.subjects
+    described = describe_templates(aggregator, judged.features, judged.norms, groups)
+    subjects = np.unique(subject_of)
     print(f"{args.dataset_name}, {args.aggregator}: {len(subjects)} subjects, {len(groups)} templates")
     print(
         f"{'split':<7}{'FMR':<7}{'threshold':<11}{'foretold (95 %)':<22}{'found':<9}{'inside':<9}"
@@ -74,7 +63,7 @@ def check(args: argparse.Namespace) -> None:
         halves = np.array_split(shuffled, 2)
         for turn in (0, 1):
             here, there = (
-                _pairs(described.embedding, protocol.subjects, groups.sizes, halves[part])
+                _pairs(described.embedding, subject_of, groups.sizes, halves[part])
                 for part in (turn, 1 - turn)
             )
             inside += _lines(here, there, f"{seed}{'ab'[turn]}", seed)

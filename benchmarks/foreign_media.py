@@ -25,10 +25,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
+from benchmarks.judged import read_judged
 from data.feature_bank import FeatureBank, read_given
 from data.views import Kind
-from evaluation.given_features import read_features
-from evaluation.protocols import SetProtocol, read_protocol
+from evaluation.protocols import SetProtocol
 from recognition.enrolment import EnrolmentLimits, duplicate_groups, similarity_to_rest
 from recognition.strangers import (
     DEFAULT_RULE,
@@ -80,10 +80,9 @@ def main() -> int:
         rule = fit(args.fit, args.without)
     if args.data_root is None or args.features is None:
         return 0
-    protocol = read_protocol(args.data_root, args.dataset_name)
-    given = read_features(args.features, "not used")
-    features, norms = np.asarray(given.features, np.float32), np.asarray(given.norms, np.float32)
-    mixes = [mixed(protocol, features, norms, seed, args.foreign_media) for seed in range(args.seeds)]
+    judged = read_judged(args.data_root, args.dataset_name, args.features)
+    features, norms = np.asarray(judged.features, np.float32), np.asarray(judged.norms, np.float32)
+    mixes = [mixed(judged.protocol, features, norms, seed, args.foreign_media) for seed in range(args.seeds)]
     report("a face's cosine with the others, as before", mixes, _cosine_score)
     report("told", mixes, lambda each: _odds(each, rule, told=True))
     report("frames", mixes, lambda each: _odds(each, rule, told=False))

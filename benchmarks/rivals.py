@@ -31,17 +31,16 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks.judged import Judged, read_judged
 from benchmarks.rivals_table import FARS, Row, write_tables
 from command import build_parser, run_command
 from coreset import build_aggregator
 from data.feature_bank import read_given
 from errors import InputError
-from evaluation.given_features import read_features
-from evaluation.ijb import NOT_USED, AggregatorFigures, Floats, Rules, evaluate_ijb
+from evaluation.ijb import AggregatorFigures, Rules, evaluate_ijb
 from evaluation.intervals import PairBootstrap
 from evaluation.metrics import rate_key
-from evaluation.protocols import SetProtocol, read_protocol
-from evaluation.templates import FaceGroups, describe_templates, group_faces
+from evaluation.templates import describe_templates
 from evaluation.verification import verify
 from files import atomic_write
 from weights import load_aggregator
@@ -82,13 +81,9 @@ RIVALS = {
 
 
 @dataclass(frozen=True, eq=False)
-class Judge:
-    """The benchmark: its protocol, features (N, D), norms (N,), templates and the draws of its subjects."""
+class Judge(Judged):
+    """The benchmark, and the draws of its subjects."""
 
-    protocol: SetProtocol
-    features: Floats
-    norms: Floats
-    groups: FaceGroups
     draws: PairBootstrap
 
     @classmethod
@@ -96,21 +91,14 @@ class Judge:
         """Reads all that is judged by.
 
         Raises:
-            InputError: as `read_protocol` and `read_features`, or they do not belong together.
+            InputError: as `read_judged`.
         """
-        protocol = read_protocol(data_root, name)
-        given = read_features(features, NOT_USED)
-        if len(given.norms) != len(protocol.image_names):
-            raise InputError(
-                f"{features}: features of {len(given.norms):,} images, and {name} has "
-                f"{len(protocol.image_names):,}. They belong to another data set."
-            )
-        pairs, subjects = protocol.pairs, protocol.subjects.astype(np.int32)
+        judged = read_judged(data_root, name, features)
+        pairs, subjects = judged.protocol.pairs, judged.protocol.subjects.astype(np.int32)
         draws = PairBootstrap(
             subjects[pairs.first], subjects[pairs.second], pairs.is_mated, replicates=replicates
         )
-        groups = group_faces(protocol.template_of_face, protocol.media, len(protocol.template_ids))
-        return cls(protocol, given.features, given.norms, groups, draws)
+        return cls(judged.protocol, judged.features, judged.norms, judged.groups, draws)
 
     def figures(self, name: str, module: nn.Module) -> dict[str, Any]:
         """A row's figures, rates as fractions: TAR by FAR and its draws (R, FARs), rank-1, TPIR, speed."""

@@ -21,6 +21,7 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -32,16 +33,16 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import nn
 
+from benchmarks.judged import Judged, read_judged
 from command import build_parser, run_command
 from coreset import build_aggregator
 from data.feature_bank import read_given
 from embedding import embed_arrays
 from errors import InputError
-from evaluation.given_features import read_features
 from evaluation.identification import search
 from evaluation.metrics import cmc_of
-from evaluation.protocols import SetProtocol, read_protocol
-from evaluation.templates import FaceGroups, describe_templates, group_faces
+from evaluation.protocols import SetProtocol
+from evaluation.templates import FaceGroups, describe_templates
 from evaluation.verification import verify
 from files import atomic_path, atomic_write
 from weights import load_aggregator, load_backbone
@@ -103,24 +104,16 @@ def compare(args: argparse.Namespace) -> None:
         InputError: data, features or weights that cannot be used.
     """
     aggregators = _aggregators(args.aggregator, args.aggregator_weights)
-    protocol = read_protocol(args.data_root, args.dataset_name)
-    given = read_features(args.features, "not used")
-    count = len(protocol.image_names)
-    if len(given.norms) != count:
-        raise InputError(f"--features {args.features}: {len(given.norms):,} faces, expected {count:,}.")
-    faces = _faces(
-        args, protocol, np.asarray(given.features, np.float32), np.asarray(given.norms, np.float32)
-    )
-    groups = group_faces(protocol.template_of_face, protocol.media, len(protocol.template_ids))
+    judged = read_judged(args.data_root, args.dataset_name, args.features)
+    faces, groups = _faces(args, judged), judged.groups
     rows: list[dict[str, object]] = []
     for kind, amounts in AMOUNTS.items():
         for amount in amounts:
             spoiled = SPOILERS[kind](groups, faces, amount, args.seed)
             for name, aggregator in aggregators.items():
                 embedding = describe_templates(aggregator, faces.features, faces.norms, spoiled).embedding
-                rows.append(
-                    {"aggregator": name, "spoiled": kind, "amount": amount, **_rates(protocol, embedding)}
-                )
+                row: dict[str, object] = {"aggregator": name, "spoiled": kind, "amount": amount}
+                rows.append(row | _rates(judged.protocol, embedding))
             print(f"{kind} {amount:g}: done")
     table = pd.DataFrame(rows)
     cosines = {name: repeat_cosine(aggregator, groups, faces) for name, aggregator in aggregators.items()}
@@ -132,7 +125,8 @@ def compare(args: argparse.Namespace) -> None:
     print(f"\n{text}\n\n{args.out}: robustness.csv, robustness.md, robustness.png")
 
 
-def _faces(args: argparse.Namespace, protocol: SetProtocol, features: Array, norms: Array) -> Faces:
+def _faces(args: argparse.Namespace, judged: Judged) -> Faces:
+    features, norms = np.asarray(judged.features, np.float32), np.asarray(judged.norms, np.float32)
     odd_features, odd_norms = embed_arrays(
         load_backbone(args.weights), unreadable_images(NUM_UNREADABLE, args.seed)
     )
@@ -148,7 +142,7 @@ def _faces(args: argparse.Namespace, protocol: SetProtocol, features: Array, nor
     return Faces(
         np.concatenate([features, odd_features, np.asarray(donors.features[chosen], np.float32)]),
         np.concatenate([norms, odd_norms, np.asarray(donors.norms[chosen], np.float32)]),
-        np.concatenate([protocol.subjects[protocol.template_of_face], kinds]),
+        np.concatenate([judged.protocol.subjects[judged.protocol.template_of_face], kinds]),
     )
 
 
@@ -194,9 +188,9 @@ def with_repeats(groups: FaceGroups, faces: Faces, amount: float, seed: int) -> 
     return _each(groups, seed, spoiled)
 
 
-def with_foreign(groups: FaceGroups, faces: Faces, amount: float, seed: int) -> FaceGroups:
-    """Faces of donors are added until they are the share `amount`."""
-    others = np.flatnonzero(faces.subjects == DONOR)
+def _with_added(whose: int, groups: FaceGroups, faces: Faces, amount: float, seed: int) -> FaceGroups:
+    """Faces of donors, or unreadable ones, are added until they are the share `amount`."""
+    others = np.flatnonzero(faces.subjects == whose)
 
     def spoiled(rows: Array, rng: np.random.Generator) -> Array:
         return np.concatenate([rows, rng.choice(others, _added(len(rows), amount, rng))])
@@ -204,14 +198,8 @@ def with_foreign(groups: FaceGroups, faces: Faces, amount: float, seed: int) -> 
     return _each(groups, seed, spoiled)
 
 
-def with_unreadable(groups: FaceGroups, faces: Faces, amount: float, seed: int) -> FaceGroups:
-    """Unreadable faces are added until they are the share `amount`."""
-    odd = np.flatnonzero(faces.subjects == UNREADABLE)
-
-    def spoiled(rows: Array, rng: np.random.Generator) -> Array:
-        return np.concatenate([rows, rng.choice(odd, _added(len(rows), amount, rng))])
-
-    return _each(groups, seed, spoiled)
+with_foreign = partial(_with_added, DONOR)
+with_unreadable = partial(_with_added, UNREADABLE)
 
 
 def of_size(groups: FaceGroups, faces: Faces, amount: float, seed: int) -> FaceGroups:

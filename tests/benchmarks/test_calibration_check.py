@@ -69,7 +69,7 @@ def test_features_of_other_faces_are_refused(args: Namespace) -> None:
     norms = np.load(args.features / "norms.npy")
     np.save(args.features / "norms.npy", norms[:-1])
     np.save(args.features / "features.npy", np.load(args.features / "features.npy")[:-1])
-    with pytest.raises(InputError, match="faces, TINY has"):
+    with pytest.raises(InputError, match="images, and TINY has"):
         calibration_check.check(args)
     with pytest.raises(InputError, match="--splits 0"):
         calibration_check.check(Namespace(**vars(args) | {"splits": 0}))
