@@ -43,7 +43,7 @@ _MODES: dict[str, dict[str, Any]] = {
     "draw_faces": {"subjects": 200, "seed": 0},
     "list_weights": {},
     "fetch_weights": {"out": ""},
-    "weights": {"arch": "", "channel_order": "", "allow_pickle": False, "licence": ""},
+    "weights": {"arch": "", "channel_order": "", "allow_pickle": False, "licence": "", "level_light": False},
     "check_quality": {
         **{"arch": "", "channel_order": "", "num_images": 300, "seed": 0},
         **{"out": "", "store": "", "detector": ""},
@@ -153,6 +153,12 @@ def _weight_flags(group: _ArgumentGroup) -> None:
         "--allow_pickle",
         action="store_true",
         help="--weights: read old files that hold more than tensors, which can run any code",
+    )
+    group.add_argument(
+        "--level_light",
+        "--level-light",
+        action="store_true",
+        help="--weights: bring each face to one brightness and contrast before these weights see it",
     )
     group.add_argument("--licence", metavar="TEXT", help="--weights: of them, as their author states it")
     group.add_argument("--num_images", type=int, help="--check-quality: faces to degrade (default: 300)")
@@ -311,6 +317,7 @@ def _convert_weights(values: Mapping[str, Any]) -> None:
         channel_order=values["channel_order"] or None,
         allow_pickle=values["allow_pickle"],
         licence=values["licence"] or None,
+        level_light=values["level_light"],
     )
     print(done)
 

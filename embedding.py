@@ -156,7 +156,7 @@ def identity_of(backbone: Backbone, images: Mapping[str, str], options: EmbedOpt
         "backbone": spec.name,
         "backbone_sha256": weights_digest(backbone),
         "colour_order": spec.channel_order,
-        "pixel_scale": f"(value - {spec.mean:g}) / {spec.std:g}",
+        "pixel_scale": f"{'levelled, ' if spec.levels_light else ''}(value - {spec.mean:g}) / {spec.std:g}",
         "flip": options.flip,
         "precision": options.precision,
         "embedding": f"revision {_REVISION}",

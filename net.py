@@ -10,107 +10,17 @@ import difflib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from backbone_spec import BackboneSpec
 from errors import InputError
 
 # A shorter feature is taken to be this long: a zero one gives a zero embedding and a bounded gradient.
 _SHORTEST_FEATURE = 1e-6
-
-
-@dataclass(frozen=True)
-class BackboneSpec:
-    """What a backbone expects and gives; it travels with the weights, so that preprocessing is never guessed.
-
-    `channel_order` is "BGR" or "RGB"; `mean` and `std` are on pixel values 0..255; `norm_is_quality` says
-    that the feature norm falls with image quality; `image_size` is the side in pixels. Any other value raises
-    InputError.
-    """
-
-    name: str
-    embedding_size: int
-    channel_order: str
-    mean: float
-    std: float
-    norm_is_quality: bool
-    image_size: int = 112
-
-    def __post_init__(self) -> None:
-        faults = [
-            f"backbone spec: {field.name} must be of type {field.type}, found {getattr(self, field.name)!r}."
-            for field in fields(self)
-            if not _is_plain(getattr(self, field.name), str(field.type))
-        ]
-        if not faults:
-            if self.channel_order not in ("BGR", "RGB"):
-                faults.append(f"backbone spec: channel_order is BGR or RGB, not {self.channel_order!r}.")
-            if min(self.embedding_size, self.image_size) < 1:
-                faults.append("backbone spec: embedding_size and image_size must be positive.")
-            if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
-                faults.append("backbone spec: mean must be finite and std finite and positive.")
-        if faults:
-            raise InputError.from_faults(faults)
-
-    def normalise(self, images: Tensor) -> Tensor:
-        """(value - mean) / std of images that stand in the spec's channel order.
-
-        Args:
-            images: (N, 3, H, W) uint8; the memory format is kept.
-
-        Returns:
-            (N, 3, H, W) float32.
-
-        Raises:
-            InputError: the images are no uint8, so that they may have been normalised before.
-        """
-        if images.dtype != torch.uint8:
-            raise InputError(
-                f"{self.name}: images must be uint8 with values 0..255, found {images.dtype}. "
-                "Hand over the pixels as they are; they are normalised here, once."
-            )
-        return (images.to(torch.float32) - self.mean) / self.std
-
-    def from_rgb(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """True colours to the layout of the network.
-
-        Args:
-            images: (..., H, W, 3) uint8 RGB.
-
-        Returns:
-            (..., 3, H, W) uint8 in the spec's channel order, contiguous and writable.
-
-        Raises:
-            InputError: another dtype, or no three channels at the end.
-        """
-        if images.dtype != np.uint8 or images.ndim < 3 or images.shape[-1] != 3:
-            raise InputError(
-                f"{self.name}: expected RGB images as uint8 of shape (..., height, width, 3), "
-                f"found {images.dtype} of shape {tuple(images.shape)}."
-            )
-        ordered = images[..., ::-1] if self.channel_order == "BGR" else images
-        return np.array(np.moveaxis(ordered, -1, -3), order="C")
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain JSON types."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> BackboneSpec:
-        """The inverse of `to_dict`; InputError on a missing, unknown or wrong field."""
-        known = {field.name for field in fields(cls)}
-        faults = [f"backbone spec: unknown field {name!r}." for name in sorted(set(values) - known)]
-        missing = known - set(values) - {"image_size"}
-        faults += [f"backbone spec: {name} is missing." for name in sorted(missing)]
-        if faults:
-            raise InputError.from_faults(faults)
-        return cls(**values)
 
 
 class Backbone(nn.Module, ABC):
@@ -350,14 +260,6 @@ def _initialise(backbone: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-
-
-def _is_plain(value: object, type_name: str) -> bool:
-    """JSON has one kind of number: a whole one may stand for a float, but True for none."""
-    if isinstance(value, bool) or type_name == "bool":
-        return isinstance(value, bool) and type_name == "bool"
-    kinds: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float)}
-    return isinstance(value, kinds[type_name])
 
 
 _LAYOUTS = {

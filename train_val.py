@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, distributed, nn
 
+from backbone_spec import BackboneSpec
 from contrast import pair_contrast
 from coreset import build_aggregator
 from coreset.aggregator import CoresetAggregator
@@ -31,7 +32,7 @@ from errors import InputError
 from evaluation.held_out import MONITORED_FAR, HeldOutFigures, held_out_figures
 from evaluation.metrics import FoldAccuracy, fold_accuracy, rate_key
 from evaluation.templates import fuse_flips
-from net import Backbone, BackboneSpec
+from net import Backbone
 from recipe import Recipe, TemperatureSchedule
 from settings import FACES_AT_ONCE
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from backbone_spec import BackboneSpec
 from data.colour_order import FEWEST_PAIRS, check_colour_order, check_skin_colour
 from data.datamodule import FaceData, TemplateData, check_batch_split
 from data.pairs import find_pair_sets, read_pair_set
@@ -21,7 +22,7 @@ from embedding import embed_arrays
 from errors import InputError
 from feature_run import run_of_cached, run_of_given
 from label_run import faces_of_source
-from net import Backbone, BackboneSpec, build_backbone
+from net import Backbone, build_backbone
 from run_parts import (
     ENOUGH_CLASSES,
     MOST_HELD_OUT,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from data.sources import FACE_SIZE, FaceSource, Image, SubjectIndex
 
 if TYPE_CHECKING:
-    from net import BackboneSpec
+    from backbone_spec import BackboneSpec
 
 # The middle of an aligned face is skin. Of 1,500 aligned LFW faces 99.6 % are redder than blue there by more
 # than 8 levels, half of them by more than 65; the rest are grey photographs.

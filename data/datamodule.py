@@ -36,7 +36,7 @@ from data.templates import (
 from errors import InputError
 
 if TYPE_CHECKING:
-    from net import BackboneSpec
+    from backbone_spec import BackboneSpec
 
 VALIDATION_FACES = 64
 VALIDATION_TEMPLATES = 8

@@ -17,7 +17,7 @@ from data.sources import Image
 from errors import InputError
 
 if TYPE_CHECKING:
-    from net import BackboneSpec
+    from backbone_spec import BackboneSpec
 
 
 class Faces(Protocol):

@@ -15,8 +15,8 @@ from data.sources import Image
 from files import atomic_write
 
 if TYPE_CHECKING:
+    from backbone_spec import BackboneSpec
     from data.templates import TemplateBatch
-    from net import BackboneSpec
 
 _GAP = 2
 _SAME_MEDIUM = 0

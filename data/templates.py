@@ -25,7 +25,7 @@ from data.sources import FaceSource, Image, SubjectIndex
 from errors import InputError
 
 if TYPE_CHECKING:
-    from net import BackboneSpec
+    from backbone_spec import BackboneSpec
 
 LONGEST_CLIP = 3
 GALLERY_STILLS = 3

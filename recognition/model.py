@@ -17,13 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from backbone_spec import BackboneSpec
 from command import chosen_device
 from coreset import AGGREGATORS, FaceSets, build_aggregator
 from data.alignment import ALIGNMENT
 from data.sources import FACE_SIZE
 from errors import InputError
 from evaluation.templates import FLIP_RULES, fuse_flips
-from net import Backbone, BackboneSpec
+from net import Backbone
 from weights import load_aggregator, load_backbone, weights_digest
 
 NO_FLIP = "none"

@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from backbone_spec import BackboneSpec
 from errors import InputError
-from net import BACKBONES, Backbone, BackboneSpec, IResNet, _Layout, build_backbone
+from net import BACKBONES, Backbone, IResNet, _Layout, build_backbone
 
 PUBLISHED = ["ir_18", "ir_34", "ir_50", "ir_101", "ir_152", "ir_200", "ir_se_50"]
 SMALL = ["ir_tiny", "mobilefacenet"]

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from torch import nn
 
+from backbone_spec import BackboneSpec
 from errors import InputError
-from net import BACKBONES, Backbone, BackboneSpec, build_backbone
+from net import BACKBONES, Backbone, build_backbone
 from weights.aggregators import stored_aggregator
 from weights.catalogue import CATALOGUE, Entry
 from weights.digest import weights_digest

@@ -27,11 +27,13 @@ def convert_weights(
     allow_pickle: bool = False,
     licence: str | None = None,
     quality: str | None = None,
+    level_light: bool = False,
 ) -> str:
     """Writes a source's backbone, and its aggregator where it has one, to `out`; says what was written.
 
     `licence`: of the weights; None is what the file or the catalogue says. `quality`: the measure of a face's
     quality that was chosen for them, which also says whether their norm is one; None is what the file says.
+    `level_light`: faces are to be brought to one brightness and contrast for them, from now on.
 
     Raises:
         InputError: as `load_backbone`, or `out` is none of .safetensors.
@@ -53,12 +55,20 @@ def convert_weights(
     backbone = loaded.backbone
     if quality:
         backbone.spec = replace(backbone.spec, norm_is_quality=quality == "norm")
+    if level_light:
+        if aggregator is not None and not backbone.spec.levels_light:
+            raise InputError(
+                f"{path}: --level_light changes every feature, and its aggregator was trained on those of "
+                "faces as they are. Level a backbone, then train an aggregator for it."
+            )
+        backbone.spec = replace(backbone.spec, levels_light=True)
     parts = None if aggregator is None else (aggregator.name, aggregator.options, aggregator.module)
     save_model(out, backbone, parts, about)
     spec = backbone.spec
     lines = [
         f"{out}: {spec.name}, {spec.embedding_size} values a face; recognised as: {loaded.kind}",
-        f"  colours {spec.channel_order}, pixels (value - {spec.mean:g}) / {spec.std:g}",
+        f"  colours {spec.channel_order}, {'light levelled, ' if spec.levels_light else ''}"
+        f"pixels (value - {spec.mean:g}) / {spec.std:g}",
         f"  aggregator {aggregator.name if aggregator else 'none'}",
         f"  quality of a face {about['quality']}; its norm {_norm_text(spec.norm_is_quality)}",
         f"  source {about['source']}; licence of the weights: {about['licence']}",

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from backbone_spec import BackboneSpec
 from errors import InputError
-from net import BACKBONES, Backbone, BackboneSpec, build_backbone
+from net import BACKBONES, Backbone, build_backbone
 
 _SHOWN = 5
 

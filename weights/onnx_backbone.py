@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from backbone_spec import BackboneSpec
 from coreset.sets import unit_and_norm
 from errors import InputError
-from net import BACKBONES, Backbone, BackboneSpec
+from net import BACKBONES, Backbone
 from weights.specs import ONNX, spec_in
 
 GRAPH = "graph"

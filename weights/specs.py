@@ -8,8 +8,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from backbone_spec import BackboneSpec
 from errors import InputError
-from net import BACKBONES, BackboneSpec
+from net import BACKBONES
 from weights.reading import described
 
 # The name of a backbone that is an ONNX graph, which has no class of ours.

@@ -9,9 +9,10 @@ import cv2
 import numpy as np
 import pytest
 
+from backbone_spec import BackboneSpec
 from data.colour_order import check_colour_order, check_skin_colour
 from data.sources import ImageFolder
-from net import BACKBONES, BackboneSpec
+from net import BACKBONES
 
 SPEC = BackboneSpec("fake", 4, "RGB", 127.5, 127.5, True)
 

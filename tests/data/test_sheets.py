@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from backbone_spec import BackboneSpec
 from data.sheets import face_sheet, template_sheet
 from data.templates import TemplateBatch
-from net import BackboneSpec
 
 COLOURS = [(250, 10, 30), (20, 240, 30), (30, 20, 230), (200, 190, 10), (60, 70, 80)]
 

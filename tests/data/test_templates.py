@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 import data.templates
+from backbone_spec import BackboneSpec
 from data.sampling import Item, PositionSampler
 from data.sources import SubjectIndex, select
 from data.templates import (
@@ -27,7 +28,6 @@ from data.templates import (
     held_out_templates,
 )
 from errors import InputError
-from net import BackboneSpec
 
 NEVER = Augmentation(0.0, 0.0, 0.0)
 ALWAYS = Augmentation(1.0, 1.0, 1.0)
