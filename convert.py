@@ -355,7 +355,8 @@ def _export(values: Mapping[str, Any]) -> None:
 
 def _build_set_benchmark(values: Mapping[str, Any]) -> None:
     from data.benchmark_protocol import read_benchmark_protocol
-    from data.set_benchmark import build_set_benchmark, read_names
+    from data.set_benchmark import build_set_benchmark
+    from data.subsets import read_names
 
     without = Path(values["without_subjects"]) if values["without_subjects"] else None
     built = build_set_benchmark(

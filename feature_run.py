@@ -12,7 +12,7 @@ from data.datamodule import FeatureTemplateData
 from data.feature_bank import FeatureBank
 from data.feature_templates import HeldOutFeatures, TemplateDrawer, TemplateRecipe
 from data.sources import FaceSource, open_source
-from data.subsets import held_out_subjects
+from data.subsets import held_out_subjects, kept_subjects
 from embedding import EmbedOptions
 from errors import InputError
 from feature_cache import Cache, CachedViews, cached_views, given_features
@@ -80,7 +80,13 @@ def run_of_given(settings: Settings, saved: SavedRun | None) -> Run:
         InputError: the backbone is not the one that made them, as far as that can be told.
     """
     root = Path(settings.data_root)
-    given = _enough_images(given_features(root / str(settings.features)), settings.fewest_images)
+    given = given_features(root / str(settings.features))
+    notes = []
+    if settings.without_subjects is not None:
+        kept, left_out = kept_subjects(given.bank.name, given.bank.subjects, settings.without_subjects)
+        given = replace(given, bank=given.bank.of_subjects(kept))
+        notes.append(f"         {left_out}")
+    given = _enough_images(given, settings.fewest_images)
     others = None if settings.val_data_path is None else given_features(root / settings.val_data_path)
     bank = given.bank
     start = settings.start_from_model_statedict
@@ -94,7 +100,7 @@ def run_of_given(settings: Settings, saved: SavedRun | None) -> Run:
         backbone, weights = loaded.backbone, f"{loaded.backbone.spec.name} of {start}: {loaded.kind}"
         for known in (bank, *(() if others is None else (others.bank,))):
             _check_backbone(backbone, known, start)
-    lines = [f"weights  {weights}", f"features {bank.name}"]
+    lines = [f"weights  {weights}", f"features {bank.name}", *notes]
     run = _run(settings, saved, backbone, given, others, lines)
     return replace(run, faces=lambda: faces_of_bank(bank, None))
 

@@ -125,6 +125,7 @@ class Settings:
     swap_color_channel: bool = False
     held_out: float = 0.1
     fewest_images: int = 1
+    without_subjects: str | None = None
     arch: str | None = None
     start_from_model_statedict: str | None = None
     head: str = "adaface"

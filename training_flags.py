@@ -66,6 +66,11 @@ def add_label_flags(group: _ArgumentGroup) -> None:
         type=int,
         help="leave out subjects with fewer" + _default("fewest_images"),
     )
+    group.add_argument(
+        "--without_subjects",
+        metavar="FILE",
+        help="leave out the subjects of these names, one a line, such as those that will be judged",
+    )
 
 
 def add_recipe_flags(group: _ArgumentGroup) -> None:

@@ -15,12 +15,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import resource
 import shlex
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,9 @@ from torch import nn
 from benchmarks.judged import Judged, read_judged
 from benchmarks.rivals_table import FARS, Row, write_tables
 from command import build_parser, run_command
-from coreset import build_aggregator
+from coreset import FaceSets, build_aggregator
+from coreset.aggregator import CoresetAggregator
+from coreset.selection import pick_agreement
 from data.feature_bank import read_given
 from errors import InputError
 from evaluation.ijb import AggregatorFigures, Rules, evaluate_ijb
@@ -52,13 +56,14 @@ _TIMED_ROUNDS = 3
 
 @dataclass(frozen=True)
 class Rival:
-    """A line of the table: an aggregator, its options, and the preset it is trained with; None: nothing to
-    train.
+    """A line of the table: an aggregator, the preset that trains it (None: nothing to train), its options,
+    and more flags of main.py (None: one without a value).
     """
 
     aggregator: str
     preset: str | None = "good"
     options: dict[str, Any] = field(default_factory=dict)
+    flags: dict[str, Any] = field(default_factory=dict)
 
 
 RIVALS = {
@@ -119,18 +124,46 @@ class Judge(Judged):
             **_identification(found),
             "templates_per_second": len(self.groups) / min(seconds),
             "parameters": sum(p.numel() for p in module.parameters()),
+            **self._picks(module),
+        }
+
+    def _picks(self, module: nn.Module) -> dict[str, float]:
+        """How far an aggregator that draws its picks in training draws those of evaluation, and copies."""
+        if not isinstance(module, CoresetAggregator):
+            return {}
+        rows = self.groups.rows
+        sets = FaceSets(
+            torch.from_numpy(self.features[rows]),
+            torch.from_numpy(self.norms[rows]),
+            torch.from_numpy(self.groups.offsets),
+        )
+        torch.manual_seed(0)
+        with torch.no_grad():
+            evaluated = module.eval().evaluation_picks(sets)
+            drawn = module.train()(sets).picks
+        module.eval()
+        return {
+            "agreement": float(pick_agreement(drawn, evaluated)),
+            "duplicates": duplicate_share(drawn),
         }
 
 
 def main() -> int:
     """Runs the command; gives its exit code."""
-    args = flags().parse_args()
-    return run_command(lambda: compare(args))
+    args = flags(__doc__, RIVALS, "coreset").parse_args()
+    return run_command(lambda: compare(args, RIVALS))
 
 
-def flags() -> argparse.ArgumentParser:
-    """The command's flags."""
-    parser = build_parser(__doc__)
+def duplicate_share(picks: torch.Tensor) -> float:
+    """Share of the picks (B, K; -1 where none) that are an earlier pick of their set again."""
+    earlier = torch.ones(picks.shape[1], picks.shape[1], dtype=torch.bool).tril(-1)
+    again = ((picks.unsqueeze(2) == picks.unsqueeze(1)) & earlier).any(dim=2) & (picks >= 0)
+    return float(again.sum() / (picks >= 0).sum())
+
+
+def flags(description: str | None, rivals: Mapping[str, Rival], reference: str) -> argparse.ArgumentParser:
+    """The flags of a comparison."""
+    parser = build_parser(description)
     parser.add_argument(
         "--features", type=Path, required=True, help="store of --cache_features to train from"
     )
@@ -140,10 +173,13 @@ def flags() -> argparse.ArgumentParser:
         "--judge_features", type=Path, required=True, help="its features, as validate_ijb.py --features takes"
     )
     parser.add_argument(
-        "--judged_subjects", type=Path, required=True, help="names of its subjects, one a line: never trained"
+        "--judged_subjects",
+        type=Path,
+        required=True,
+        help="names of its subjects, one a line: left out of training",
     )
-    parser.add_argument("--aggregators", nargs="+", choices=RIVALS, default=list(RIVALS), help="rows")
-    parser.add_argument("--reference", choices=RIVALS, default="coreset", help="differences are to this row")
+    parser.add_argument("--aggregators", nargs="+", choices=rivals, default=list(rivals), help="rows")
+    parser.add_argument("--reference", choices=rivals, default=reference, help="differences are to this row")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of each that is trained")
     parser.add_argument("--steps", type=int, default=2000, help="of training, at 96 templates")
     parser.add_argument("--epochs", type=int, default=10, help="the steps are divided into; validations")
@@ -153,8 +189,10 @@ def flags() -> argparse.ArgumentParser:
     return parser
 
 
-def compare(args: argparse.Namespace) -> None:
-    """Makes the rows that are missing, then the tables.
+def compare(
+    args: argparse.Namespace, rivals: Mapping[str, Rival], program: Sequence[str] = ("main.py",)
+) -> None:
+    """Makes the rows that are missing, then the tables; `program`: what python is given to train.
 
     Raises:
         InputError: flags or data that cannot be used, or rows in <out> that were made with others.
@@ -165,10 +203,11 @@ def compare(args: argparse.Namespace) -> None:
     rows: list[Row] = []
     made_with = _identity(args, judge)
     for name in names:
-        for seed in args.seeds if RIVALS[name].preset else [0]:
-            path = args.out / "rows" / f"{name}-seed{seed}.json"
+        for seed in args.seeds if rivals[name].preset else [0]:
+            path = args.out / "rows" / f"{_file_name(name)}-seed{seed}.json"
             if not path.is_file():
-                content = _made(args, judge, name, seed) | {"made_with": made_with}
+                made = _made(args, judge, name, rivals[name], seed, program)
+                content = made | {"made_with": made_with}
                 atomic_write(path, json.dumps(content) + "\n")
             rows.append(_read(path, made_with))
             print(f"{name}, seed {seed}: {rows[-1].summary()}", flush=True)
@@ -189,12 +228,6 @@ def _check(args: argparse.Namespace) -> None:
         faults.append(f"--judged_subjects {args.judged_subjects}: there is no such file.")
     if faults:
         raise InputError.from_faults(faults)
-    judged = set(args.judged_subjects.read_text().split())
-    if both := sorted(judged & set(read_given(args.features).subjects)):
-        raise InputError(
-            f"--features {args.features}: {len(both):,} subjects are trained on and judged "
-            f"({', '.join(both[:5])}). Make a store without them."
-        )
 
 
 def _identity(args: argparse.Namespace, judge: Judge) -> dict[str, Any]:
@@ -221,15 +254,16 @@ def _read(path: Path, made_with: dict[str, Any]) -> Row:
     return Row(**content)
 
 
-def _made(args: argparse.Namespace, judge: Judge, name: str, seed: int) -> dict[str, Any]:
+def _made(
+    args: argparse.Namespace, judge: Judge, name: str, rival: Rival, seed: int, program: Sequence[str]
+) -> dict[str, Any]:
     """Trains, where there is something to train, and judges."""
-    rival = RIVALS[name]
     row: dict[str, Any] = {"name": name, "seed": seed, "options": rival.options, "preset": rival.preset}
     if rival.preset is None:
         module = build_aggregator(rival.aggregator, rival.options)
         row |= {"train_seconds": 0.0, "train_cpu_seconds": 0.0, "command": ""}
     else:
-        trained = _trained(args, rival, name, seed)
+        trained = _trained(args, rival, _file_name(name), seed, program)
         found = load_aggregator(trained["checkpoint"])
         if found is None:
             raise RuntimeError(f"{trained['checkpoint']}: holds no aggregator")
@@ -239,7 +273,9 @@ def _made(args: argparse.Namespace, judge: Judge, name: str, seed: int) -> dict[
     return row | judge.figures(name, module)
 
 
-def _trained(args: argparse.Namespace, rival: Rival, name: str, seed: int) -> dict[str, Any]:
+def _trained(
+    args: argparse.Namespace, rival: Rival, name: str, seed: int, program: Sequence[str]
+) -> dict[str, Any]:
     """One training as a process of its own: its command, its time and its last checkpoint.
 
     The last and not the best: a rival's luck on held-out subjects is no part of the comparison, and every
@@ -248,7 +284,7 @@ def _trained(args: argparse.Namespace, rival: Rival, name: str, seed: int) -> di
     runs = args.out / "runs" / f"{name}-seed{seed}"
     # What a stopped training left; one that is done left a row.
     shutil.rmtree(runs, ignore_errors=True)
-    command = training_command(args, rival, seed, runs)
+    command = [*program, *training_flags(args, rival, seed, runs)]
     log = args.out / "logs" / f"{name}-seed{seed}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     before, start = _cpu_of_children(), time.perf_counter()
@@ -267,13 +303,14 @@ def _trained(args: argparse.Namespace, rival: Rival, name: str, seed: int) -> di
     }
 
 
-def training_command(args: argparse.Namespace, rival: Rival, seed: int, out: Path) -> list[str]:
-    """Arguments of python for one training: the same budget of templates for all, and templates drawn alike.
+def training_flags(args: argparse.Namespace, rival: Rival, seed: int, out: Path) -> list[str]:
+    """Flags of main.py for one training: the same budget of templates for all, and templates drawn alike.
 
     The published recipe differs in what it is: rates, head, start and no contrast.
     """
     flags_of = {
         "features": args.features.resolve(),
+        "without_subjects": args.judged_subjects.resolve(),
         "preset": rival.preset,
         "aggregator": rival.aggregator,
         "seed": seed,
@@ -285,12 +322,16 @@ def training_command(args: argparse.Namespace, rival: Rival, seed: int, out: Pat
     if rival.preset == "published":
         flags_of |= {"template_style": "media", "max_template_size": 160, "share_wrong_media": 0.2}
         flags_of |= {"sample_by": "subject"}
-    command = ["main.py"]
-    for flag, value in flags_of.items():
-        command += [f"--{flag}", str(value)]
+    command = []
+    for flag, value in (flags_of | rival.flags).items():
+        command += [f"--{flag}", *([] if value is None else [str(value)])]
     if rival.options:
         command += ["--aggregator_options", *(f"{k}={json.dumps(v)}" for k, v in rival.options.items())]
     return command
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^a-z0-9._]+", "_", name.lower())
 
 
 def _identification(found: AggregatorFigures) -> dict[str, float | None]:

@@ -27,7 +27,9 @@ class Row:
     """One aggregator trained with one seed, and judged; rates are fractions.
 
     `drawn`: TAR of each draw of subjects (R, FARs), the same draws for every row; `rank1`, `tpir` (at the
-    largest FPIR, 0.1) are means over the galleries; `templates_per_second` of one core's time.
+    largest FPIR, 0.1) are means over the galleries; `templates_per_second` of one core's time; `agreement`:
+    share of the picks of training that evaluation makes too, `duplicates`: that are made again, None where
+    nothing is drawn.
     """
 
     name: str
@@ -43,6 +45,8 @@ class Row:
     tpir: float | None
     templates_per_second: float
     parameters: int
+    agreement: float | None = None
+    duplicates: float | None = None
 
     def summary(self) -> str:
         """The figures in a line."""
@@ -73,6 +77,8 @@ def write_tables(out: Path, rows: Sequence[Row], reference: str) -> str:
             "parameters",
             "training, CPU minutes",
             "templates/s",
+            "picks as in evaluation",
+            "picked again",
             *(f"less {reference}, {rate_key(far)}" for far in _COMPARED),
         ],
         [_line(of_name[name], of_name[reference]) for name in names],
@@ -120,6 +126,8 @@ def _line(rows: Sequence[Row], reference: Sequence[Row]) -> list[str]:
         f"{first.parameters:,}",
         f"{np.mean([row.train_cpu_seconds for row in rows]) / 60:.1f}" if first.preset else "-",
         f"{np.mean([row.templates_per_second for row in rows]):,.0f}",
+        _percent([row.agreement for row in rows]),
+        _percent([row.duplicates for row in rows]),
         *compared,
     ]
 
@@ -136,10 +144,19 @@ def _csv(rows: Sequence[Row]) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     tars = [f"tar_at_far_{rate_key(far)}" for far in FARS]
-    others = ["rank1", "tpir_at_fpir_0.1", "parameters", "train_cpu_seconds", "train_seconds"]
+    others = [
+        "rank1",
+        "tpir_at_fpir_0.1",
+        "parameters",
+        "train_cpu_seconds",
+        "train_seconds",
+        "agreement",
+        "duplicates",
+    ]
     writer.writerow(["aggregator", "seed", "preset", *tars, *others, "templates_per_second", "command"])
     for row in rows:
         rates = [*(row.tar[rate_key(far)] for far in FARS), row.rank1, row.tpir]
-        costs = [row.parameters, row.train_cpu_seconds, row.train_seconds, row.templates_per_second]
+        costs = [row.parameters, row.train_cpu_seconds, row.train_seconds, row.agreement, row.duplicates]
+        costs.append(row.templates_per_second)
         writer.writerow([row.name, row.seed, row.preset or "", *rates, *costs, row.command])
     return stream.getvalue()

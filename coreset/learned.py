@@ -147,19 +147,20 @@ class Attention(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention and a hidden layer, each with a residual and a LayerNorm before it."""
+    """Self-attention and a hidden layer, each with a residual, dropout on it, and a LayerNorm before."""
 
-    def __init__(self, width: int, num_heads: int, hidden_size: int) -> None:
+    def __init__(self, width: int, num_heads: int, hidden_size: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.before_attention = nn.LayerNorm(width)
         self.attention = Attention(width, num_heads)
         self.hidden = nn.Sequential(nn.LayerNorm(width), hidden_layers(width, hidden_size, width))
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """Tokens (B, T, W), mask (B, T); what comes out where the mask is False is of no use."""
         seen = self.before_attention(tokens)
-        tokens = tokens + self.attention(seen, seen, mask)
-        refined: Tensor = tokens + self.hidden(tokens)
+        tokens = tokens + self.dropout(self.attention(seen, seen, mask))
+        refined: Tensor = tokens + self.dropout(self.hidden(tokens))
         return refined
 
 

@@ -42,11 +42,14 @@ class Sampling:
             temperature). 1 is the published value; towards 0 the picks become those of evaluation.
         gumbel_noise: without it the picks are those of evaluation, and only the gradient is soft.
         mask_picked: a face is chosen once. The published training allows repeats.
+        equal_scores: scores of a template are brought to mean 0 and deviation 1 over the faces that can be
+            chosen, so that the temperature means the same for the first pick, of norms, and for later ones.
     """
 
     temperature: Tensor | float = 1.0
     gumbel_noise: bool = True
     mask_picked: bool = True
+    equal_scores: bool = False
 
 
 def select_faces(
@@ -173,6 +176,8 @@ def _choose(scores: Tensor, choice: Tensor, sampling: Sampling | None) -> tuple[
     if sampling is None:
         # torch.argmax promises the first of equal values.
         return scores.masked_fill(~choice, -torch.inf).argmax(dim=1), None
+    if sampling.equal_scores:
+        scores = _equalised(scores, choice)
     scores = scores / sampling.temperature
     if sampling.gumbel_noise:
         # An exponential draw can round to zero, whose logarithm would make the softmax NaN.
@@ -181,6 +186,14 @@ def _choose(scores: Tensor, choice: Tensor, sampling: Sampling | None) -> tuple[
     # Masked after the division: the gradient of -inf / temperature is NaN.
     scores = scores.masked_fill(~choice, -torch.inf)
     return scores.argmax(dim=1), scores.softmax(dim=1)
+
+
+def _equalised(scores: Tensor, choice: Tensor) -> Tensor:
+    count = choice.sum(dim=1, keepdim=True)
+    centred = scores - scores.masked_fill(~choice, 0).sum(dim=1, keepdim=True) / count
+    variance = centred.masked_fill(~choice, 0).square().sum(dim=1, keepdim=True) / count
+    # Where all are alike there is nothing to tell apart, and no root of zero for a gradient.
+    return centred / (variance + SMALLEST_NORM).sqrt()
 
 
 def _picked_feature(features: Tensor, norms: Tensor, pick: Tensor, soft: Tensor | None) -> Tensor:

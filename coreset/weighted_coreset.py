@@ -12,8 +12,10 @@ from coreset.learned import (
     TransformerBlock,
     check_counts,
     check_heads,
+    hidden_layers,
     log_norms,
     masked_softmax,
+    starting_at_zero,
     weighted_sum,
 )
 from coreset.selection import LARGEST_GAMMA, select_faces
@@ -22,6 +24,7 @@ from errors import InputError
 
 # Share, mean and largest log norm, coherence, cosine to the whole set.
 _STATISTICS = 5
+_QUALITY_WIDTH = 128
 # Of a face's quality within its part, against the best of the set: a part of zero norms still has a mean.
 _SMALLEST_QUALITY = 1e-20
 
@@ -30,14 +33,15 @@ class WeightedCoreset(LearnedAggregator):
     """K picks by farthest-point sampling; a small transformer weighs and repairs what they stand for.
 
     The prototype of METHOD 10. Each face goes to the nearest pick. A pick's token says the quality-weighted
-    mean of its faces, their share of the set, norms, coherence (length of that mean) and cosine to the whole
-    set; two layers over the K tokens give each a weight and a residual on its mean. A pick whose faces all
-    lie as near to an earlier one (a copy) has none left and no token. O(T K D) before, O(K) in the
-    transformer: linear in the faces, and a few faces are named as the reason.
+    mean of its faces, the pick itself, their share of the set, norms, coherence (length of that mean) and
+    cosine to the whole set; two layers over the K tokens give each a weight and a residual on its mean. A
+    pick whose faces all lie as near to an earlier one (a copy) has none left and no token. O(T K D) before,
+    O(K) in the transformer: linear in the faces, and a few faces are named as the reason.
 
     METHOD 10 leaves open: the number of faces is told as a share of the set, so that a set of copies is that
     face; picks are those of evaluation in training too, without a gradient through the choice; gamma is
-    fixed; the weight of a face within its part is its norm to a learned power, at 1 to begin with.
+    fixed; the weight of a face within its part is its norm to a learned power, 2 to begin with, times what a
+    small network makes of its feature and norm.
     """
 
     def __init__(
@@ -46,9 +50,10 @@ class WeightedCoreset(LearnedAggregator):
         embedding_size: int,
         coreset_size: int = 4,
         gamma: float = 1.0,
-        width: int = 128,
+        width: int = 256,
         num_heads: int = 4,
         num_layers: int = 2,
+        dropout: float = 0.2,
     ) -> None:
         super().__init__(embedding_size)
         check_counts("weighted_coreset", coreset_size=coreset_size, num_layers=num_layers)
@@ -57,9 +62,14 @@ class WeightedCoreset(LearnedAggregator):
             raise InputError(f"weighted_coreset: gamma {gamma} must be in 0..{LARGEST_GAMMA:g}.")
         self.coreset_size = coreset_size
         self.gamma = gamma
-        self.exponent = LearnedExponent(1.0)
-        self.token = nn.Linear(embedding_size + _STATISTICS, width)
-        self.layers = nn.ModuleList(TransformerBlock(width, num_heads, 2 * width) for _ in range(num_layers))
+        if not 0 <= dropout < 1:
+            raise InputError(f"weighted_coreset: dropout {dropout} must be at least 0 and below 1.")
+        self.exponent = LearnedExponent(2.0)
+        self.quality = starting_at_zero(hidden_layers(embedding_size + 1, _QUALITY_WIDTH, 1))
+        self.token = nn.Linear(2 * embedding_size + _STATISTICS, width)
+        self.layers = nn.ModuleList(
+            TransformerBlock(width, num_heads, 2 * width, dropout) for _ in range(num_layers)
+        )
         self.output_norm = nn.LayerNorm(width)
         # Its first output is the weight's logit, the others the residual; starts as the mean of the parts.
         self.output = nn.Linear(width, 1 + embedding_size)
@@ -73,7 +83,8 @@ class WeightedCoreset(LearnedAggregator):
         )
         members = _members(features, selection.picks, selection.present, mask)
         logs = log_norms(norms)
-        quality = self.exponent() * logs
+        seen = torch.cat([features * D**0.5, logs.unsqueeze(2)], dim=2)
+        quality = self.exponent() * logs + self.quality(seen).squeeze(2)
         best = quality.masked_fill(~mask, -torch.inf).amax(dim=1, keepdim=True)
         quality = (quality - best).masked_fill(~mask, 0).exp().clamp_min(_SMALLEST_QUALITY)
         within = members * quality.unsqueeze(1)
@@ -81,7 +92,9 @@ class WeightedCoreset(LearnedAggregator):
         mean, coherence = unit_and_norm(torch.bmm(within, features))
         filled = members.any(dim=2)
         statistics = _statistics(features, logs, mask, members, within, mean)
-        tokens = self.token(torch.cat([mean * D**0.5, statistics, coherence.unsqueeze(2)], dim=2))
+        picked = _picked(features, selection.picks)
+        parts = [mean * D**0.5, picked * D**0.5, statistics, coherence.unsqueeze(2)]
+        tokens = self.token(torch.cat(parts, dim=2))
         for layer in self.layers:
             tokens = layer(tokens, filled)
         logit, residual = self.output(self.output_norm(tokens)).split([1, D], dim=2)
@@ -90,16 +103,19 @@ class WeightedCoreset(LearnedAggregator):
         return Described(weighted_sum(weights, mean + residual), shares, selection.picks)
 
 
+def _picked(features: Tensor, picks: Tensor) -> Tensor:
+    """(B, K, D): the picks' features; for a pick that is none, some face's."""
+    return features.gather(1, picks.clamp_min(0).unsqueeze(2).expand(-1, -1, features.shape[2]))
+
+
 def _members(features: Tensor, picks: Tensor, present: Tensor, mask: Tensor) -> Tensor:
     """(B, K, T) bool: the faces that lie nearest to each pick; ties go to the earlier pick.
 
     By differences and not by a product, whose last bits could part copies of one face.
     """
     distances = []
-    for number in range(picks.shape[1]):
-        place = picks[:, number].clamp_min(0)
-        pick = features.gather(1, place[:, None, None].expand(-1, 1, features.shape[2]))
-        distance = (features - pick).square().sum(dim=2)
+    for number, pick in enumerate(_picked(features, picks).unbind(1)):
+        distance = (features - pick.unsqueeze(1)).square().sum(dim=2)
         distances.append(distance.masked_fill(~present[:, number : number + 1], torch.inf))
     nearest = torch.stack(distances, dim=1).argmin(dim=1, keepdim=True)
     numbers = torch.arange(picks.shape[1], device=picks.device)

@@ -85,23 +85,6 @@ def build_set_benchmark(
     return BuiltBenchmark(out / name, manifest, text)
 
 
-def read_names(path: Path) -> frozenset[str]:
-    """Names of subjects, one a line.
-
-    Raises:
-        InputError: the file cannot be read, or names nobody.
-    """
-    try:
-        names = frozenset(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines())
-    except (OSError, UnicodeDecodeError) as fault:
-        raise InputError(
-            f"{path}: cannot be read ({fault}). Expected names of subjects, one a line."
-        ) from None
-    if not names - {""}:
-        raise InputError(f"{path}: is empty. Expected names of subjects, one a line.")
-    return names - {""}
-
-
 def _check_target(source: Path, out: Path, name: str) -> None:
     faults = []
     if not _NAME.fullmatch(name):

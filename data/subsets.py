@@ -57,6 +57,40 @@ def train_subset(source: FaceSource, spec: str | None, seed: int) -> tuple[FaceS
     return _share(source, fraction, seed)
 
 
+def read_names(path: Path) -> frozenset[str]:
+    """Names of subjects, one a line.
+
+    Raises:
+        InputError: the file cannot be read, or names nobody.
+    """
+    try:
+        names = frozenset(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines())
+    except (OSError, UnicodeDecodeError) as fault:
+        raise InputError(
+            f"{path}: cannot be read ({fault}). Expected names of subjects, one a line."
+        ) from None
+    if not names - {""}:
+        raise InputError(f"{path}: is empty. Expected names of subjects, one a line.")
+    return names - {""}
+
+
+def kept_subjects(name: str, subjects: list[str], path: str) -> tuple[list[str], str]:
+    """The subjects that the file of `--without_subjects` does not name, and a sentence that says so.
+
+    Raises:
+        InputError: as `read_names`, or fewer than two subjects are left; `name` is that of the data.
+    """
+    named = read_names(Path(path))
+    kept = [subject for subject in subjects if subject not in named]
+    if len(kept) < 2:
+        raise InputError(
+            f"{name}: --without_subjects {path} leaves {len(kept)} of {len(subjects):,} subjects, and "
+            "training takes two or more. Name fewer."
+        )
+    left_out = len(subjects) - len(kept)
+    return kept, f"{left_out:,} subjects are left out, of {len(named):,} names in {path}"
+
+
 def with_enough_images(source: FaceSource, fewest: int) -> tuple[FaceSource, str]:
     """Leaves out subjects with fewer than `fewest` images, and says so; a sentence, or nothing to say.
 

@@ -167,15 +167,17 @@ def weighted_coreset_twin(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
         parts[max(range(len(picks)), key=lambda k: near[i][picks[k]])].append(i)
     whole = f.mean(dim=0) / f.mean(dim=0).norm()
     tokens, means, norms = [], [], []
-    for part in parts:
-        w = r[part] ** module.exponent()
+    for pick, part in zip(picks, parts, strict=True):
+        seen = [torch.cat([f[i] * math.sqrt(D), r[i].log().reshape(1)]) for i in part]
+        learned = torch.stack([module.quality(row).exp().squeeze() for row in seen])
+        w = r[part] ** module.exponent() * learned
         w = w / w.sum()
         mean = w @ f[part]
         unit = mean / mean.norm()
         logs = r[part].log()
         share = torch.tensor(len(part) / T, dtype=f.dtype)
         statistics = torch.stack([share, w @ logs, logs.max(), unit @ whole, mean.norm()])
-        tokens.append(module.token(torch.cat([unit * math.sqrt(D), statistics])))
+        tokens.append(module.token(torch.cat([unit * math.sqrt(D), f[pick] * math.sqrt(D), statistics])))
         means.append(unit)
         norms.append(w @ r[part])
     rows = torch.stack(tokens)
