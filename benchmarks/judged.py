@@ -7,7 +7,7 @@ from pathlib import Path
 
 from errors import InputError
 from evaluation.given_features import read_features
-from evaluation.ijb import NOT_USED, Floats
+from evaluation.ijb import Floats
 from evaluation.protocols import SetProtocol, read_protocol
 from evaluation.templates import FaceGroups, group_faces
 
@@ -23,13 +23,13 @@ class Judged:
 
 
 def read_judged(data_root: Path, name: str, features: Path) -> Judged:
-    """Reads both, without embedding anything.
+    """Reads both, without embedding anything; mirror images are in the features if they were made so.
 
     Raises:
         InputError: as `read_protocol` and `read_features`, or they do not belong together.
     """
     protocol = read_protocol(data_root, name)
-    given = read_features(features, NOT_USED)
+    given = read_features(features, None)
     if len(given.norms) != len(protocol.image_names):
         raise InputError(
             f"{features}: features of {len(given.norms):,} images, and {name} has "

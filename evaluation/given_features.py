@@ -36,7 +36,7 @@ class GivenFeatures:
     about: Mapping[str, str]
 
 
-def read_features(path: Path, flip: str) -> GivenFeatures:
+def read_features(path: Path, flip: str | None) -> GivenFeatures:
     """Opens features without embedding anything.
 
     Args:
@@ -44,16 +44,18 @@ def read_features(path: Path, flip: str) -> GivenFeatures:
             'embs' and 'embs_f', un-normalised features of the images and of their mirror images, as
             InsightFace's ijb_evals.py saves them.
         flip: the rule that is asked for: one of `evaluation.ijb.RULE_VALUES`. An npz is joined by it; the
-            others have to be made with it, as far as is known.
+            others have to be made with it, as far as is known. None: a store however it was made, an npz
+            without mirror images.
 
     Raises:
         InputError: nothing of the kind is there, it is damaged, or was made with another flip rule.
     """
     if path.suffix == ".npz" and path.is_file():
-        return _from_npz(path, flip)
+        return _from_npz(path, flip or "not used")
     if (path / MANIFEST).is_file():
         store = open_store(path, None)
-        if (made := store.identity.get("flip", flip)) != flip:
+        made = store.identity.get("flip", flip)
+        if flip is not None and made != flip:
             asked = "none" if flip == "not used" else flip
             other = "none" if made == "not used" else made
             raise InputError(
