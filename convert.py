@@ -44,6 +44,7 @@ _MODES: dict[str, dict[str, Any]] = {
     "list_weights": {},
     "fetch_weights": {"out": ""},
     "weights": {"arch": "", "channel_order": "", "allow_pickle": False, "licence": "", "level_light": False},
+    "aggregator": {"licence": ""},
     "check_quality": {
         **{"arch": "", "channel_order": "", "num_images": 300, "seed": 0},
         **{"out": "", "store": "", "detector": ""},
@@ -124,6 +125,12 @@ def _weight_modes(modes: _MutuallyExclusiveGroup) -> None:
         "--weights", nargs=2, metavar=("IN", "OUT"), help="write weights of any kind as OUT.safetensors"
     )
     modes.add_argument(
+        "--aggregator",
+        nargs=2,
+        metavar=("CHECKPOINT", "OUT"),
+        help="write a checkpoint's trained aggregator alone as OUT.safetensors",
+    )
+    modes.add_argument(
         "--check-quality",
         "--check_quality",
         nargs=2,
@@ -160,7 +167,9 @@ def _weight_flags(group: _ArgumentGroup) -> None:
         action="store_true",
         help="--weights: bring each face to one brightness and contrast before these weights see it",
     )
-    group.add_argument("--licence", metavar="TEXT", help="--weights: of them, as their author states it")
+    group.add_argument(
+        "--licence", metavar="TEXT", help="--weights, --aggregator: of them, as their author states it"
+    )
     group.add_argument("--num_images", type=int, help="--check-quality: faces to degrade (default: 300)")
     group.add_argument(
         "--store",
@@ -204,6 +213,7 @@ def convert(given: Mapping[str, Any]) -> None:
         "list_weights": _list_weights,
         "fetch_weights": _fetch_weights,
         "weights": _convert_weights,
+        "aggregator": _extract_aggregator,
         "check_quality": _check_quality,
         "export": _export,
         "build_set_benchmark": _build_set_benchmark,
@@ -320,6 +330,13 @@ def _convert_weights(values: Mapping[str, Any]) -> None:
         level_light=values["level_light"],
     )
     print(done)
+
+
+def _extract_aggregator(values: Mapping[str, Any]) -> None:
+    from weights.converting import extract_aggregator
+
+    source, out = values["aggregator"]
+    print(extract_aggregator(source, Path(out), values["licence"] or None))
 
 
 def _check_quality(values: Mapping[str, Any]) -> None:

@@ -30,7 +30,7 @@ from evaluation.templates import FLIP_RULES
 from files import atomic_write
 from net import BACKBONES, Backbone
 from settings import FACES_AT_ONCE, PRECISIONS
-from weights import load_aggregator, load_backbone, source_name, weights_digest, weights_sha256
+from weights import load_aggregator, load_backbone, prepare_for, source_name, weights_digest, weights_sha256
 
 # Written whatever folder a command is called from.
 EXPERIMENTS = Path(__file__).resolve().parent / "experiments"
@@ -207,6 +207,8 @@ def open_aggregators(
     own = next((name for name, kind in AGGREGATORS.items() if type(trained) is kind), None)
     if weights is not None and own is None and not faults.sentences:
         faults.sentences.append(f"--aggregator_weights {weights}: there is no aggregator in it.")
+    if weights is not None:
+        faults.of(lambda: prepare_for(model.backbone, [weights]))
     wanted = list(names) or [own or default]
     if own is not None and own in wanted:
         faults.of(lambda: _check_fit(source, trained, model))

@@ -25,7 +25,7 @@ from data.sources import FACE_SIZE
 from errors import InputError
 from evaluation.templates import FLIP_RULES, fuse_flips
 from net import Backbone
-from weights import load_aggregator, load_backbone, weights_digest
+from weights import load_aggregator, load_backbone, prepare_for, weights_digest
 
 NO_FLIP = "none"
 # What a bare backbone is given: no training, and the best of the means on every set that we measured.
@@ -120,6 +120,8 @@ def load_model(
     if faults:
         raise InputError.from_faults(faults)
     backbone = load_backbone(weights, arch)
+    if aggregator_weights is not None:
+        prepare_for(backbone, [aggregator_weights])
     module, name, about = _chosen_aggregator(
         weights, aggregator_weights, aggregator, backbone.spec.norm_is_quality
     )

@@ -104,6 +104,21 @@ def test_without_weights_labels_are_not_checked_and_it_is_said(
 
 
 @pytest.mark.parametrize("kind", ["flags", "cached"])
+def test_subjects_that_will_be_judged_are_left_out(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    given = {name: value for name, value in request.getfixturevalue(kind).items() if name != "dry_run"}
+    names = tmp_path / "judged.txt"
+    names.write_text("s000\ns003\nnobody\n")
+    run = training_run.build_run(resolve(given | {"without_subjects": str(names)}, None), None, processes=1)
+    assert not {"s000", "s003"} & set(run.module._subjects)
+    assert any("2 subjects are left out, of 3 names" in line for line in run.lines)
+    names.write_text("".join(f"s{number:03}\n" for number in range(100)))
+    with pytest.raises(InputError, match=r"--without_subjects .* leaves 0 of"):
+        training_run.build_run(resolve(given | {"without_subjects": str(names)}, None), None, processes=1)
+
+
+@pytest.mark.parametrize("kind", ["flags", "cached"])
 def test_subjects_of_few_images_are_left_out_if_asked(kind: str, request: pytest.FixtureRequest) -> None:
     given = {name: value for name, value in request.getfixturevalue(kind).items() if name != "dry_run"}
     run = training_run.build_run(resolve(given, None), None, processes=1)

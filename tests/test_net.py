@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from backbone_spec import BackboneSpec
+from backbone_spec import BackboneSpec, level_light
 from errors import InputError
 from net import BACKBONES, Backbone, IResNet, _Layout, build_backbone
 
@@ -381,3 +382,30 @@ def test_a_wrong_spec_is_an_error(field: str, value: object, message: str) -> No
 def test_a_spec_names_all_that_it_lacks() -> None:
     with pytest.raises(InputError, match=r"(?s)channel_order is missing.*mean is missing.*std is missing"):
         BackboneSpec.from_dict({"name": "ir_50", "embedding_size": 512, "norm_is_quality": True})
+
+
+def test_levelled_light_is_the_same_face_in_any_light() -> None:
+    rng = np.random.default_rng(0)
+    face = torch.from_numpy(rng.normal(120, 30, (1, 3, 112, 112)).clip(60, 190)).float()
+    darker = face * 0.4 + 15
+    flat = torch.full((1, 3, 112, 112), 7.0)
+    levelled = level_light(torch.cat([face, darker, flat]))
+    torch.testing.assert_close(levelled[0], levelled[1], atol=1e-3, rtol=0)
+    inner = levelled[0, :, 20:100, 20:92]
+    assert inner.mean().item() == pytest.approx(118, abs=1)
+    assert inner.std(correction=0).item() == pytest.approx(52, abs=2)
+    assert levelled.min() >= 0
+    assert levelled.max() <= 255
+    # No contrast to bring back: grey, not noise.
+    torch.testing.assert_close(levelled[2], torch.full((3, 112, 112), 118.0))
+
+
+def test_a_spec_levels_before_it_normalises_and_says_so_only_then() -> None:
+    plain = BACKBONES["mobilefacenet"]
+    spec = replace(plain, levels_light=True)
+    images = torch.randint(0, 256, (2, 3, 112, 112), dtype=torch.uint8)
+    expected = (level_light(images.float()) - spec.mean) / spec.std
+    torch.testing.assert_close(spec.normalise(images), expected)
+    assert BackboneSpec.from_dict(spec.to_dict()) == spec
+    assert BackboneSpec.from_dict(plain.to_dict()) == plain
+    assert "levels_light" not in plain.to_dict()

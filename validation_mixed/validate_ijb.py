@@ -48,7 +48,15 @@ from validation_mixed.ijb_flags import (
     options_of,
 )
 from validation_mixed.ijb_report import Evaluated, report
-from weights import load_aggregator, load_backbone, source_name, weights_digest, weights_sha256
+from weights import (
+    backbone_digest_beside,
+    load_aggregator,
+    load_backbone,
+    prepare_for,
+    source_name,
+    weights_digest,
+    weights_sha256,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -172,7 +180,9 @@ def _embedded(
 
 
 def _backbone(values: Mapping[str, Any]) -> Backbone:
-    return load_backbone(values["weights"], values.get("arch"))
+    backbone = load_backbone(values["weights"], values.get("arch"))
+    prepare_for(backbone, values.get("aggregator_weights", []))
+    return backbone
 
 
 def _check_backbones(trained: Sequence[_Trained], made: str) -> None:
@@ -209,19 +219,12 @@ def _trained_aggregators(values: Mapping[str, Any]) -> dict[str, _Trained]:
         name = names[type(module)]
         if name in found:
             raise InputError(f"--aggregator_weights: {found[name].path} and {path} both hold a {name}.")
-        found[name] = _Trained(module, name, path, _backbone_beside(path))
+        found[name] = _Trained(module, name, path, backbone_digest_beside(path))
     own = load_aggregator(values["weights"]) if "weights" in values else None
     if own is not None and (name := names[type(own)]) not in found:
         # Its backbone is the one that embeds, or that given features are checked against.
         found[name] = _Trained(own, name, values["weights"], None)
     return found
-
-
-def _backbone_beside(path: str) -> str | None:
-    try:
-        return weights_digest(load_backbone(path))
-    except InputError:
-        return None
 
 
 def _aggregators(values: Mapping[str, Any], trained: Mapping[str, _Trained]) -> dict[str, nn.Module]:

@@ -6,6 +6,7 @@ tensors and plain containers, and whatever does not fit exactly is an InputError
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,20 +24,23 @@ from weights.onnx_backbone import GRAPH, OnnxBackbone, read_onnx
 from weights.reading import read_checkpoint, read_stored
 from weights.sources import licence_of, resolve, source_name, weights_sha256
 from weights.specs import ONNX, spec_in
-from weights.storing import save_backbone, save_model
+from weights.storing import BACKBONE_DIGEST, save_aggregator, save_backbone, save_model
 
 __all__ = [
     "CATALOGUE",
     "Entry",
     "Loaded",
     "OnnxBackbone",
+    "backbone_digest_beside",
     "empty_backbone",
     "licence_of",
     "load_aggregator",
     "load_backbone",
     "load_weights",
+    "prepare_for",
     "read_checkpoint",
     "resolve",
+    "save_aggregator",
     "save_backbone",
     "save_model",
     "source_name",
@@ -116,6 +120,48 @@ def load_aggregator(source: Path | str) -> nn.Module | None:
         return None
     found = stored_aggregator(read_stored(path))
     return None if found is None else found.module
+
+
+def backbone_digest_beside(source: Path | str) -> str | None:
+    """Digest of the backbone whose features an aggregator's file is for; None where the file does not say."""
+    stored = read_stored(resolve(source))
+    if BACKBONE_DIGEST in stored.about:
+        return stored.about[BACKBONE_DIGEST]
+    try:
+        return weights_digest(load_backbone(source))
+    except InputError:
+        return None
+
+
+def prepare_for(backbone: Backbone, sources: Sequence[Path | str]) -> None:
+    """Has a backbone prepare its faces as these aggregators' training did, in place: light levelled or not.
+
+    Files that do not say what they were trained on are believed to fit.
+
+    Raises:
+        InputError: an aggregator is for other weights, or two of them are for other preparations.
+    """
+    wanted: dict[bool, Path | str] = {}
+    for source in sources:
+        path = resolve(source)
+        if path.suffix == ".onnx" or not path.is_file():
+            continue
+        stored = read_stored(path)
+        digest = stored.about.get(BACKBONE_DIGEST)
+        if digest is not None and digest != weights_digest(backbone):
+            raise InputError(
+                f"{source}: its aggregator was trained on features of other {backbone.spec.name} weights "
+                f"({digest[:16]}, not {weights_digest(backbone)[:16]}). Give those, or train one for yours."
+            )
+        spec = spec_in(path, stored.backbone_spec)
+        if spec is not None:
+            wanted.setdefault(spec.levels_light, source)
+    if len(wanted) > 1:
+        raise InputError(
+            f"{wanted[True]} is for faces levelled in light and {wanted[False]} is not: give one at a time."
+        )
+    for levels_light in wanted:
+        backbone.spec = replace(backbone.spec, levels_light=levels_light)
 
 
 def empty_backbone(spec: BackboneSpec) -> Backbone:

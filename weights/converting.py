@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from errors import InputError
-from weights import load_weights, resolve, save_model
+from weights import load_weights, resolve, save_aggregator, save_model, weights_digest
 from weights.aggregators import stored_aggregator
 from weights.reading import read_stored
 from weights.sources import NOT_STATED, licence_of, source_name
@@ -74,6 +74,28 @@ def convert_weights(
         f"  source {about['source']}; licence of the weights: {about['licence']}",
     ]
     return "\n".join(lines)
+
+
+def extract_aggregator(source: str, out: Path, licence: str | None = None) -> str:
+    """Writes the trained aggregator of a checkpoint alone to `out`; says what was written.
+
+    Raises:
+        InputError: no aggregator or no backbone in it, or `out` is none of .safetensors.
+    """
+    stored = read_stored(resolve(source))
+    found = stored_aggregator(stored)
+    if found is None:
+        raise InputError(f"{source}: there is no aggregator in it. Give a checkpoint of the coreset stage.")
+    backbone = load_weights(source).backbone
+    about = {"licence": licence or NOT_STATED}
+    save_aggregator(out, backbone, (found.name, found.options, found.module), about)
+    size = sum(parameter.numel() for parameter in found.module.parameters())
+    light = "of faces levelled in light" if backbone.spec.levels_light else "of faces as they are"
+    return (
+        f"{out}: {found.name}, {size:,} parameters as float16\n"
+        f"  for features of {backbone.spec.name}, {light}; weights {weights_digest(backbone)[:16]}\n"
+        f"  licence: {about['licence']}"
+    )
 
 
 def _norm_text(is_quality: bool) -> str:

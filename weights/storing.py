@@ -13,10 +13,13 @@ from torch import Tensor, nn
 from errors import InputError
 from files import atomic_path, require_free_space
 from net import Backbone
+from weights.digest import weights_digest
 from weights.specs import metadata_of
 
 # Of this form; a reader may meet files of later ones.
 VERSION = "1"
+# Metadata of an aggregator's file: of the weights whose features it was trained on.
+BACKBONE_DIGEST = "backbone_sha256"
 
 
 def save_backbone(path: Path, backbone: Backbone) -> None:
@@ -49,6 +52,34 @@ def save_model(
         name, options, module = aggregator
         metadata |= {"aggregator_name": name, "aggregator_options": json.dumps(dict(options))}
         state |= _tensors(module, "aggregator.")
+    require_free_space(path.parent, sum(value.nbytes for value in state.values()))
+    with atomic_path(path) as temporary:
+        save_file(state, temporary, metadata)
+
+
+def save_aggregator(
+    path: Path,
+    backbone: Backbone,
+    aggregator: tuple[str, Mapping[str, Any], nn.Module],
+    about: Mapping[str, str] | None = None,
+) -> None:
+    """Writes an aggregator alone, as float16, with what says which backbone's features it is for.
+
+    That is the backbone's spec and the digest of its weights; `weights.prepare_for` reads them.
+
+    Raises:
+        InputError: another suffix, or too little room on the disk.
+    """
+    if path.suffix != ".safetensors":
+        raise InputError(f"{path}: aggregators are written as .safetensors; choose a name that ends in it.")
+    name, options, module = aggregator
+    metadata = dict(about or {}) | {"format": "pt", "version": VERSION} | metadata_of(backbone.spec)
+    metadata |= {"aggregator_name": name, "aggregator_options": json.dumps(dict(options))}
+    metadata[BACKBONE_DIGEST] = weights_digest(backbone)
+    state = {
+        key: value.half() if value.is_floating_point() else value
+        for key, value in _tensors(module, "aggregator.").items()
+    }
     require_free_space(path.parent, sum(value.nbytes for value in state.values()))
     with atomic_path(path) as temporary:
         save_file(state, temporary, metadata)

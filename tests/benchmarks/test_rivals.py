@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
 from benchmarks import rivals
@@ -61,7 +62,7 @@ def args(tmp_path: Path, data: Dataset, monkeypatch: pytest.MonkeyPatch) -> Name
     }
     words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
     words += ["--steps", "4", "--epochs", "2", "--batch_size", "8", "--replicates", "50", "--seeds", "3"]
-    return rivals.flags().parse_args(words)
+    return rivals.flags("", rivals.RIVALS, "coreset").parse_args(words)
 
 
 @pytest.mark.slow
@@ -69,7 +70,7 @@ def test_two_are_trained_judged_and_not_made_again(
     args: Namespace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     args.aggregators, args.reference = ["learned_map", "mean"], "nan"
-    rivals.compare(args)
+    rivals.compare(args, rivals.RIVALS)
     table = (args.out / "rivals.md").read_text()
     assert "| nan" in table
     assert "reference" in table
@@ -84,7 +85,7 @@ def test_two_are_trained_judged_and_not_made_again(
     assert set(rows) == {"nan-seed3.json", "learned_map-seed3.json", "mean-seed0.json"}
     (args.out / "rivals.md").unlink()
     (args.out / "rows" / "mean-seed0.json").unlink()
-    rivals.compare(args)
+    rivals.compare(args, rivals.RIVALS)
     again = {path.name: path.stat().st_mtime_ns for path in (args.out / "rows").iterdir()}
     assert {name for name in rows if again[name] != rows[name]} == {"mean-seed0.json"}
     # But for the line of what was judged again: its speed is measured anew.
@@ -103,17 +104,17 @@ def test_a_training_that_fails_leaves_no_row_and_says_where_its_words_are(args: 
         labels=np.array(["a", "a", "b", "b"]),
     )
     with pytest.raises(InputError, match="training of nan ended with code 2; its words are in"):
-        rivals.compare(args)
+        rivals.compare(args, rivals.RIVALS)
     assert "error:" in (args.out / "logs" / "nan-seed3.log").read_text()
     assert [path.name for path in (args.out / "rows").iterdir()] == ["mean-seed0.json"]
 
 
 def test_rows_of_another_comparison_are_refused(args: Namespace) -> None:
     args.aggregators, args.reference = ["top_k"], "mean"
-    rivals.compare(args)
+    rivals.compare(args, rivals.RIVALS)
     args.steps = 6
     with pytest.raises(InputError, match=r"mean-seed0\.json: was made with other steps"):
-        rivals.compare(args)
+        rivals.compare(args, rivals.RIVALS)
 
 
 def test_figures_are_those_of_the_evaluation(args: Namespace) -> None:
@@ -144,28 +145,32 @@ def test_the_budget_is_the_same_for_all(args: Namespace, tmp_path: Path) -> None
     for rival in rivals.RIVALS.values():
         if rival.preset is None:
             continue
-        command = rivals.training_command(args, rival, 7, tmp_path)
+        command = rivals.training_flags(args, rival, 7, tmp_path)
         assert flag(command, "epoch_items") == "16"
         assert flag(command, "epochs") == "2"
         assert flag(command, "seed") == "7"
         assert flag(command, "aggregator") == rival.aggregator
-    sab = rivals.training_command(args, rivals.RIVALS["set_transformer_sab"], 7, tmp_path)
+        # Who is judged is never trained on.
+        assert flag(command, "without_subjects") == str(args.judged_subjects)
+    sab = rivals.training_flags(args, rivals.RIVALS["set_transformer_sab"], 7, tmp_path)
     assert sab[-2:] == ["--aggregator_options", "inducing_points=0"]
 
 
 def test_flags_and_data_that_cannot_be_used_are_refused(args: Namespace) -> None:
-    args.judged_subjects.write_text("judged_1\ntrained_4\n")
-    with pytest.raises(InputError, match=r"1 subjects are trained on and judged \(trained_4\)"):
-        rivals.compare(args)
     args.steps, args.batch_size, args.judged_subjects = 5, 7, Path("nowhere.txt")
     with pytest.raises(InputError) as error:
-        rivals.compare(args)
+        rivals.compare(args, rivals.RIVALS)
     for part in ("multiple of --epochs 2", "expected an even number", "no such file"):
         assert part in str(error.value)
     np.save(args.judge_features / "features.npy", np.ones((3, D), np.float32) / 4)
     np.save(args.judge_features / "norms.npy", np.ones(3, np.float32))
     with pytest.raises(InputError, match="features of 3 images, and TINY has"):
         rivals.Judge.of(args.data_root, args.dataset_name, args.judge_features, 10)
+
+
+def test_duplicates_are_counted_within_a_set() -> None:
+    picks = torch.tensor([[3, 3, 3, -1], [0, 1, 0, 1], [2, -1, -1, -1]])
+    assert rivals.duplicate_share(picks) == pytest.approx(4 / 8)
 
 
 def row(name: str, seed: int, level: float, draws: list[float]) -> Row:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,15 @@ from convert import convert, flags
 from coreset import FaceSets, build_aggregator
 from errors import InputError
 from net import Backbone, build_backbone
-from weights import load_aggregator, load_backbone, load_weights
+from weights import (
+    backbone_digest_beside,
+    load_aggregator,
+    load_backbone,
+    load_weights,
+    prepare_for,
+    save_model,
+    weights_digest,
+)
 
 
 @pytest.fixture
@@ -166,3 +175,55 @@ def test_the_catalogue_is_shown(
 def test_fetching_what_is_not_in_the_catalogue_is_an_error() -> None:
     with pytest.raises(InputError, match="'nothing' is not in the catalogue"):
         run("--fetch-weights", "nothing")
+
+
+@pytest.fixture
+def trained(tiny: Backbone, tmp_path: Path) -> Path:
+    """A checkpoint of ours: a backbone that levels light, and an aggregator trained for it."""
+    tiny.spec = replace(tiny.spec, levels_light=True)
+    module = build_aggregator("learned_map", {"embedding_size": 64})
+    path = tmp_path / "trained.safetensors"
+    save_model(path, tiny, ("learned_map", {"embedding_size": 64}, module))
+    return path
+
+
+def test_levelled_light_travels_with_the_weights(tiny: Backbone, tmp_path: Path, trained: Path) -> None:
+    torch.save(tiny.state_dict(), tmp_path / "a.pt")
+    run("--weights", tmp_path / "a.pt", tmp_path / "b.safetensors", "--level_light")
+    assert metadata(tmp_path / "b.safetensors")["levels_light"] == "true"
+    assert load_backbone(tmp_path / "b.safetensors").spec.levels_light
+    run("--weights", tmp_path / "b.safetensors", tmp_path / "c.safetensors")
+    assert load_backbone(tmp_path / "c.safetensors").spec.levels_light
+
+
+def test_an_aggregator_alone_says_what_it_is_for(
+    tiny: Backbone, tmp_path: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "alone.safetensors"
+    run("--aggregator", trained, out, "--licence", "CC BY 4.0")
+    assert "of faces levelled in light" in capsys.readouterr().out
+    alone, whole = load_aggregator(out), load_aggregator(trained)
+    assert alone is not None
+    assert whole is not None
+    for key, value in whole.state_dict().items():
+        torch.testing.assert_close(alone.state_dict()[key], value.half().float())
+    with safe_open(out, "pt") as stored:
+        assert all(key.startswith("aggregator.") for key in stored.keys())  # noqa: SIM118
+    # A backbone as it was published is prepared as in training; other weights are refused.
+    plain = build_backbone("ir_tiny").eval()
+    plain.load_state_dict(tiny.state_dict())
+    prepare_for(plain, [out])
+    assert plain.spec.levels_light
+    with pytest.raises(InputError, match="trained on features of other ir_tiny weights"):
+        prepare_for(build_backbone("ir_tiny"), [out])
+    assert backbone_digest_beside(out) == weights_digest(tiny)
+
+
+def test_levelling_below_a_trained_aggregator_is_refused(tiny: Backbone, tmp_path: Path) -> None:
+    module = build_aggregator("learned_map", {"embedding_size": 64})
+    save_model(tmp_path / "a.safetensors", tiny, ("learned_map", {"embedding_size": 64}, module))
+    with pytest.raises(InputError, match="--level_light changes every feature"):
+        run("--weights", tmp_path / "a.safetensors", tmp_path / "b.safetensors", "--level_light")
+    torch.save(tiny.state_dict(), tmp_path / "c.pt")
+    with pytest.raises(InputError, match="there is no aggregator in it"):
+        run("--aggregator", tmp_path / "c.pt", tmp_path / "d.safetensors")
