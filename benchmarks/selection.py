@@ -99,7 +99,8 @@ class CoresetVariant(CoresetAggregator):
         else:
             scores = norms
         picks = scores.masked_fill(~mask, -torch.inf).topk(min(coreset_size, norms.shape[1]), dim=1).indices
-        present = torch.arange(picks.shape[1]) < mask.sum(dim=1, keepdim=True)
+        picks = F.pad(picks, (0, coreset_size - picks.shape[1]))
+        present = torch.arange(coreset_size) < mask.sum(dim=1, keepdim=True)
         faces = features * norms.unsqueeze(2)
         core = faces.gather(1, picks.unsqueeze(2).expand(-1, -1, faces.shape[2]))
         return Selection(picks.masked_fill(~present, -1), core.masked_fill(~present.unsqueeze(2), 0), present)

@@ -40,6 +40,7 @@ def test_top_and_random_choices_fill_what_there_is(sets: FaceSets) -> None:
         best = sets.norms[first:last].argsort(descending=True)[:3].tolist()
         assert top[number, : len(best)].tolist() == best
     assert top[0].tolist() == [0, -1, -1]
+    assert torch.equal(variant(choice="largest_norm").evaluation_picks(sets), top)
     by_chance = variant(choice="random")
     assert torch.equal(by_chance(sets).picks, by_chance(sets).picks)
     assert not torch.equal(by_chance(sets).picks, top)
