@@ -180,7 +180,7 @@ def _run(
         settings,
         module,
         data,
-        f"trains {trained_aggregator(settings)} and an {settings.head} head on templates of features",
+        f"trains {trained_aggregator(settings)} and a head of {settings.head} on templates of features",
         lines,
         num_images=len(bank),
         each=f"{settings.batch_size} templates of 1 to {settings.max_template_size} faces{wrong}",

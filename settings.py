@@ -49,6 +49,7 @@ STAGE_DEFAULTS: dict[str, dict[str, Any]] = {
 _OPTIMISED: dict[str, dict[str, Any]] = {
     # METHOD 10: what learns in minutes from cached features.
     "good": {
+        "aggregator": "weighted_coreset",
         "batch_size": 96,
         "epochs": 20,
         "epoch_items": 9600,

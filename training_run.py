@@ -136,7 +136,7 @@ def _backbone_run(
         f"validate {sets or 'nothing: no --val_data_path was given, so last.ckpt is all there will be'}"
     )
     what = (
-        f"trains {backbone.spec.name} and an {settings.head} head of {len(source.subjects):,} classes on "
+        f"trains {backbone.spec.name} and a head of {settings.head} of {len(source.subjects):,} classes on "
         "single faces"
     )
     return finished_run(
@@ -196,7 +196,7 @@ def _coreset_run(
         settings,
         module,
         data,
-        f"trains {trained_aggregator(settings)} and an {settings.head} head on templates; the backbone "
+        f"trains {trained_aggregator(settings)} and a head of {settings.head} on templates; the backbone "
         f"{backbone.spec.name} is {state}",
         lines,
         num_images=len(source),
