@@ -2,15 +2,17 @@
 
 python benchmarks/robustness.py --data_root ROOT --dataset_name LFWS --features FEATURES --weights BACKBONE
     --aggregator mean norm_weighted media_mean --aggregator_weights coreset=RUN/best.ckpt
-    --donors VIEWS
+    --donors VIEWS --judged_subjects SUBJECTS.txt
     FEATURES of its faces as validation_mixed keeps them (<out>/features/...), made by the backbone; VIEWS as
-    main.py --cache_features keeps them, of people who are not in the benchmark
+    main.py --cache_features keeps them; SUBJECTS are the benchmark's, who are no donors
 
 Every template, gallery and probe, is spoiled in one way at a time, by chance that follows from --seed:
     repeats     its face of the smallest norm is there so many times
     foreign     so large a share of its faces is of donors, each drawn by itself; not of other subjects of the
                 benchmark, lest the very same image stand in two sets that are compared
     unreadable  so large a share of its faces is noise, a blank, or drawn hair without a face
+    wrong       so large a share of the templates has one more medium, a donor's: a still, or a clip of 4 to
+                40 frames
     size        so many of its faces are left; where it has fewer, they come again
 A share that is no whole number of faces is rounded up or down by chance, so that it is right in the mean.
 """
@@ -36,7 +38,9 @@ from torch import nn
 from benchmarks.judged import Judged, read_judged
 from command import build_parser, run_command
 from coreset import build_aggregator
-from data.feature_bank import read_given
+from data.feature_bank import FeatureBank, read_given
+from data.subsets import kept_subjects
+from data.views import Kind
 from embedding import embed_arrays
 from errors import InputError
 from evaluation.identification import search
@@ -52,15 +56,18 @@ AMOUNTS: dict[str, tuple[float, ...]] = {
     "repeats": (1, 5, 20, 100, 500),
     "foreign": (0, 0.1, 0.2, 0.3, 0.4),
     "unreadable": (0, 0.1, 0.2, 0.3, 0.4),
+    "wrong": (0, 0.25, 0.5, 1),
     "size": (1, 3, 10, 30, 100, 300, 1000),
 }
 LABELS = {
     "repeats": "times that the worst face is there",
     "foreign": "share of faces of other people",
     "unreadable": "share of unreadable faces",
+    "wrong": "share of templates with a wrong medium",
     "size": "faces of a template",
 }
 NUM_UNREADABLE, NUM_DONATED = 60, 20_000
+CLIP_FRAMES = (4, 40)
 UNREADABLE, DONOR = -1, -2
 REQUIRED_COSINE, REQUIRED_SHARE = 0.98, 0.5
 REFERENCE = "norm_weighted"
@@ -73,12 +80,14 @@ Array = np.ndarray
 class Faces:
     """`features` (N, D) unit rows and `norms` (N,) of the benchmark's faces, then of what spoils them.
 
-    `subjects` (N,) of each face, `UNREADABLE` or `DONOR` for the others.
+    `subjects` (N,) of each face, `UNREADABLE` or `DONOR` for the others; `donated`: the faces of each medium
+    of a donor.
     """
 
     features: Array
     norms: Array
     subjects: Array
+    donated: Sequence[Array]
 
 
 def main() -> int:
@@ -89,6 +98,7 @@ def main() -> int:
     parser.add_argument("--features", type=Path, required=True, help="of all its faces, in its order")
     parser.add_argument("--weights", type=Path, required=True, help="the backbone, for unreadable faces")
     parser.add_argument("--donors", type=Path, required=True, help="views of other people's faces")
+    parser.add_argument("--judged_subjects", type=Path, required=True, help="names, one a line: no donors")
     parser.add_argument("--aggregator", nargs="+", default=["mean", REFERENCE, "media_mean"], help="poolings")
     parser.add_argument("--aggregator_weights", nargs="+", default=[], metavar="NAME=FILE", help="trained")
     parser.add_argument("--seed", type=int, default=0)
@@ -131,19 +141,39 @@ def _faces(args: argparse.Namespace, judged: Judged) -> Faces:
         load_backbone(args.weights), unreadable_images(NUM_UNREADABLE, args.seed)
     )
     donors = read_given(args.donors)
-    for flag, width in (("weights", odd_features.shape[1]), ("donors", donors.features.shape[1])):
+    kept, _ = kept_subjects(donors.name, donors.subjects, str(args.judged_subjects))
+    donors = donors.of_subjects(kept)
+    for flag, width in (("weights", odd_features.shape[1]), ("donors", donors.embedding_size)):
         if width != features.shape[1]:
             raise InputError(
                 f"--{flag}: {width} values a face, --features have {features.shape[1]}; give what "
                 "one backbone made."
             )
-    chosen = np.sort(np.random.default_rng(args.seed).permutation(len(donors.norms))[:NUM_DONATED])
+    media = _media_of(donors, np.random.default_rng(args.seed))
+    chosen = np.concatenate(media)
+    first = len(features) + NUM_UNREADABLE
+    places = np.split(np.arange(first, first + len(chosen)), np.cumsum([len(rows) for rows in media])[:-1])
     kinds = np.repeat([UNREADABLE, DONOR], [NUM_UNREADABLE, len(chosen)])
     return Faces(
         np.concatenate([features, odd_features, np.asarray(donors.features[chosen], np.float32)]),
         np.concatenate([norms, odd_norms, np.asarray(donors.norms[chosen], np.float32)]),
         np.concatenate([judged.protocol.subjects[judged.protocol.template_of_face], kinds]),
+        places,
     )
+
+
+def _media_of(donors: FeatureBank, rng: np.random.Generator) -> list[Array]:
+    """Rows of the media of some images, drawn by chance, of `NUM_DONATED` faces about."""
+    media: list[Array] = []
+    count = 0
+    for image in rng.permutation(len(donors)):
+        start, length = donors.starts[image], donors.lengths[image]
+        parts = [(0, length)] if donors.plan is None else donors.plan.media(*Kind).tolist()
+        media += [np.arange(start + first, start + first + size) for first, size in parts]
+        count += length
+        if count >= NUM_DONATED:
+            break
+    return media
 
 
 def _aggregators(poolings: Sequence[str], trained: Sequence[str]) -> dict[str, nn.Module]:
@@ -202,6 +232,19 @@ with_foreign = partial(_with_added, DONOR)
 with_unreadable = partial(_with_added, UNREADABLE)
 
 
+def with_wrong_medium(groups: FaceGroups, faces: Faces, amount: float, seed: int) -> FaceGroups:
+    """A medium of a donor in each template of a share `amount` of them."""
+
+    def spoiled(rows: Array, rng: np.random.Generator) -> Array:
+        if rng.random() >= amount:
+            return rows
+        medium = faces.donated[rng.integers(len(faces.donated))]
+        frames = 1 if len(medium) == 1 else round(np.exp(rng.uniform(*np.log(CLIP_FRAMES))))
+        return np.concatenate([rows, np.resize(medium, frames)])
+
+    return _each(groups, seed, spoiled, together=True)
+
+
 def of_size(groups: FaceGroups, faces: Faces, amount: float, seed: int) -> FaceGroups:
     """`amount` faces of each template, in a drawn order; where it has fewer, they come again."""
 
@@ -215,6 +258,7 @@ SPOILERS: Mapping[str, Callable[[FaceGroups, Faces, float, int], FaceGroups]] = 
     "repeats": with_repeats,
     "foreign": with_foreign,
     "unreadable": with_unreadable,
+    "wrong": with_wrong_medium,
     "size": of_size,
 }
 
@@ -225,9 +269,15 @@ def _added(count: int, share: float, rng: np.random.Generator) -> int:
 
 
 def _each(
-    groups: FaceGroups, seed: int, spoiled: Callable[[Array, np.random.Generator], Array]
+    groups: FaceGroups,
+    seed: int,
+    spoiled: Callable[[Array, np.random.Generator], Array],
+    *,
+    together: bool = False,
 ) -> FaceGroups:
-    """Templates of other faces. A face keeps its medium; one that was not there is a medium of its own."""
+    """Templates of other faces. A face keeps its medium; one that was not there is a medium of its own, or
+    (`together`) all such of a template are one.
+    """
     rows, media, next_medium = [], [], int(groups.media.max()) + 1
     for number in range(len(groups)):
         place = slice(groups.offsets[number], groups.offsets[number + 1])
@@ -237,8 +287,9 @@ def _each(
         for row in found.tolist():
             if row not in own:
                 own[row] = next_medium
-                next_medium += 1
+                next_medium += not together
             media.append(own[row])
+        next_medium += together
     offsets = np.concatenate([[0], np.cumsum([len(found) for found in rows])])
     return FaceGroups(np.concatenate(rows), offsets, np.array(media))
 

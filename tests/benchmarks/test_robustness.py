@@ -17,6 +17,7 @@ from benchmarks.robustness import (
     with_foreign,
     with_repeats,
     with_unreadable,
+    with_wrong_medium,
 )
 from coreset import build_aggregator
 from errors import InputError
@@ -35,6 +36,7 @@ def sets() -> tuple[FaceGroups, Faces]:
         rows / np.linalg.norm(rows, axis=1, keepdims=True),
         rng.uniform(1, 9, 182).astype(np.float32),
         subjects,
+        [np.arange(172, 173), np.arange(173, 177), np.arange(177, 182)],
     )
     return FaceGroups(np.arange(160), np.arange(41) * 4, np.arange(160) // 2), faces
 
@@ -117,3 +119,21 @@ def test_the_report_says_what_holds() -> None:
 def test_weights_without_an_aggregator_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected NAME=FILE"):
         robustness.compare(Namespace(aggregator=["mean"], aggregator_weights=["coreset"]))
+
+
+def test_a_wrong_medium_is_one_medium_of_one_donor(sets: tuple[FaceGroups, Faces]) -> None:
+    groups, faces = sets
+    assert np.array_equal(with_wrong_medium(groups, faces, 0, 0).rows, groups.rows)
+    found = with_wrong_medium(groups, faces, 0.5, 0)
+    spoiled = 0
+    for number in range(len(groups)):
+        place = slice(found.offsets[number], found.offsets[number + 1])
+        added, media = found.rows[place][4:], found.media[place][4:]
+        assert np.array_equal(found.rows[place][:4], np.arange(4 * number, 4 * number + 4))
+        if len(added):
+            spoiled += 1
+            assert any(set(added.tolist()) <= set(medium.tolist()) for medium in faces.donated)
+            assert len(added) == 1 or 4 <= len(added) <= 40
+            assert len(set(media.tolist())) == 1
+            assert media[0] not in groups.media
+    assert 10 < spoiled < 30
