@@ -185,6 +185,12 @@ def flags(description: str | None, rivals: Mapping[str, Rival], reference: str) 
     parser.add_argument("--epochs", type=int, default=10, help="the steps are divided into; validations")
     parser.add_argument("--replicates", type=int, default=400, help="draws of subjects for the intervals")
     parser.add_argument("--batch_size", type=int, default=_BATCH, help="templates of a step")
+    parser.add_argument(
+        "--trained_in",
+        type=Path,
+        metavar="OUT",
+        help="judge what an earlier comparison trained, train nothing",
+    )
     parser.add_argument("--out", type=Path, default=Path("experiments/rivals"), help="folder of all results")
     return parser
 
@@ -230,15 +236,21 @@ def _check(args: argparse.Namespace) -> None:
         raise InputError.from_faults(faults)
 
 
-def _identity(args: argparse.Namespace, judge: Judge) -> dict[str, Any]:
-    """What all rows of a table have in common."""
+def _made_with(args: argparse.Namespace) -> dict[str, Any]:
+    """What all trainings of a table have in common."""
     return {
         "features": read_given(args.features).digest,
-        "judge": {"name": judge.protocol.name, **judge.protocol.sizes},
-        "judge_norms": float(np.asarray(judge.norms, np.float64).sum().round(3)),
         "steps": args.steps,
         "epochs": args.epochs,
         "batch_size": args.batch_size,
+    }
+
+
+def _identity(args: argparse.Namespace, judge: Judge) -> dict[str, Any]:
+    """What all rows of a table have in common."""
+    return _made_with(args) | {
+        "judge": {"name": judge.protocol.name, **judge.protocol.sizes},
+        "judge_norms": float(np.asarray(judge.norms, np.float64).sum().round(3)),
         "replicates": args.replicates,
     }
 
@@ -263,7 +275,12 @@ def _made(
         module = build_aggregator(rival.aggregator, rival.options)
         row |= {"train_seconds": 0.0, "train_cpu_seconds": 0.0, "command": ""}
     else:
-        trained = _trained(args, rival, _file_name(name), seed, program)
+        file_name = _file_name(name)
+        trained = (
+            _trained_before(args, file_name, seed)
+            if args.trained_in
+            else _trained(args, rival, file_name, seed, program)
+        )
         found = load_aggregator(trained["checkpoint"])
         if found is None:
             raise RuntimeError(f"{trained['checkpoint']}: holds no aggregator")
@@ -301,6 +318,23 @@ def _trained(
         "command": shlex.join(["python", *command]),
         "checkpoint": checkpoint,
     }
+
+
+def _trained_before(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
+    """As `_trained`, of a training that is there."""
+    row = args.trained_in / "rows" / f"{name}-seed{seed}.json"
+    found = list((args.trained_in / "runs" / f"{name}-seed{seed}").glob("*/last.ckpt"))
+    if not row.is_file() or len(found) != 1:
+        raise InputError(
+            f"--trained_in {args.trained_in}: there is no finished training of {name} with seed {seed}."
+        )
+    content = json.loads(row.read_text())
+    same = ("features", "steps", "epochs", "batch_size")
+    made_with = _made_with(args)
+    if differing := [key for key in same if content["made_with"][key] != made_with[key]]:
+        raise InputError(f"{row}: was made with other {', '.join(differing)} than are asked for here.")
+    kept = ("train_seconds", "train_cpu_seconds", "command")
+    return {key: content[key] for key in kept} | {"checkpoint": found[0]}
 
 
 def training_flags(args: argparse.Namespace, rival: Rival, seed: int, out: Path) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
@@ -92,6 +93,25 @@ def test_two_are_trained_judged_and_not_made_again(
     assert [line for line in (args.out / "rivals.md").read_text().splitlines() if "| mean" not in line] == [
         line for line in table.splitlines() if "| mean" not in line
     ]
+
+
+@pytest.mark.slow
+def test_what_was_trained_is_judged_elsewhere_without_training(args: Namespace, tmp_path: Path) -> None:
+    args.aggregators, args.reference = ["learned_map"], "learned_map"
+    rivals.compare(args, rivals.RIVALS)
+    first = json.loads((args.out / "rows" / "learned_map-seed3.json").read_text())
+    args.trained_in, args.out = args.out, tmp_path / "elsewhere"
+    rivals.compare(args, rivals.RIVALS)
+    again = json.loads((args.out / "rows" / "learned_map-seed3.json").read_text())
+    assert {**again, "templates_per_second": 0} == {**first, "templates_per_second": 0}
+    assert not (args.out / "runs").exists()
+    (args.out / "rows" / "learned_map-seed3.json").unlink()
+    args.steps = 6
+    with pytest.raises(InputError, match="other steps than are asked for here"):
+        rivals.compare(args, rivals.RIVALS)
+    args.aggregators, args.reference = ["nan"], "nan"
+    with pytest.raises(InputError, match="no finished training of nan with seed 3"):
+        rivals.compare(args, rivals.RIVALS)
 
 
 @pytest.mark.slow
