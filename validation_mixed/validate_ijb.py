@@ -54,6 +54,7 @@ from weights import (
     load_backbone,
     prepare_for,
     source_name,
+    trained_on_levelled,
     weights_digest,
     weights_sha256,
 )
@@ -135,6 +136,14 @@ def _given(values: Mapping[str, Any], rules: Rules, trained: Sequence[_Trained])
                 f"{values['weights']}. Leave one of them away."
             )
         _check_backbones(trained, made)
+    levelled = features.identity.get("pixel_scale", "").startswith("levelled")
+    for entry in trained if "pixel_scale" in features.identity else ():
+        if trained_on_levelled(entry.path) not in (None, levelled):
+            raise InputError(
+                f"--features {values['features']}: were made of faces {'' if levelled else 'not '}levelled "
+                f"in light, and the {entry.name} of {entry.path} was trained on the other kind. Leave "
+                "--features away to make those."
+            )
     _check_sizes(trained, features.features.shape[1])
     return features
 

@@ -44,6 +44,7 @@ __all__ = [
     "save_backbone",
     "save_model",
     "source_name",
+    "trained_on_levelled",
     "weights_digest",
     "weights_sha256",
 ]
@@ -133,6 +134,15 @@ def backbone_digest_beside(source: Path | str) -> str | None:
         return None
 
 
+def trained_on_levelled(source: Path | str) -> bool | None:
+    """Whether an aggregator was trained on faces levelled in light; None where its file does not say."""
+    path = resolve(source)
+    if path.suffix == ".onnx" or not path.is_file():
+        return None
+    spec = spec_in(path, read_stored(path).backbone_spec)
+    return None if spec is None else spec.levels_light
+
+
 def prepare_for(backbone: Backbone, sources: Sequence[Path | str]) -> None:
     """Has a backbone prepare its faces as these aggregators' training did, in place: light levelled or not.
 
@@ -143,19 +153,16 @@ def prepare_for(backbone: Backbone, sources: Sequence[Path | str]) -> None:
     """
     wanted: dict[bool, Path | str] = {}
     for source in sources:
-        path = resolve(source)
-        if path.suffix == ".onnx" or not path.is_file():
+        levels_light = trained_on_levelled(source)
+        if levels_light is None:
             continue
-        stored = read_stored(path)
-        digest = stored.about.get(BACKBONE_DIGEST)
+        wanted.setdefault(levels_light, source)
+        digest = read_stored(resolve(source)).about.get(BACKBONE_DIGEST)
         if digest is not None and digest != weights_digest(backbone):
             raise InputError(
                 f"{source}: its aggregator was trained on features of other {backbone.spec.name} weights "
                 f"({digest[:16]}, not {weights_digest(backbone)[:16]}). Give those, or train one for yours."
             )
-        spec = spec_in(path, stored.backbone_spec)
-        if spec is not None:
-            wanted.setdefault(spec.levels_light, source)
     if len(wanted) > 1:
         raise InputError(
             f"{wanted[True]} is for faces levelled in light and {wanted[False]} is not: give one at a time."
