@@ -54,7 +54,7 @@ def flags(tmp_path: Path, face_folder: Callable[..., Path]) -> dict[str, Any]:
 
 @pytest.fixture
 def good(flags: dict[str, Any]) -> dict[str, Any]:
-    return flags | {"preset": "good", "batch_size": 8}
+    return flags | {"preset": "good", "aggregator": "coreset", "batch_size": 8}
 
 
 def weights_of(path: Path) -> dict[str, torch.Tensor]:
