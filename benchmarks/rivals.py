@@ -196,9 +196,14 @@ def flags(description: str | None, rivals: Mapping[str, Rival], reference: str) 
 
 
 def compare(
-    args: argparse.Namespace, rivals: Mapping[str, Rival], program: Sequence[str] = ("main.py",)
+    args: argparse.Namespace,
+    rivals: Mapping[str, Rival],
+    program: Sequence[str] = ("main.py",),
+    title: str = "rivals",
 ) -> None:
-    """Makes the rows that are missing, then the tables; `program`: what python is given to train.
+    """Makes the rows that are missing, then the tables, whose files `title` names.
+
+    `program`: what python is given to train.
 
     Raises:
         InputError: flags or data that cannot be used, or rows in <out> that were made with others.
@@ -217,7 +222,7 @@ def compare(
                 atomic_write(path, json.dumps(content) + "\n")
             rows.append(_read(path, made_with))
             print(f"{name}, seed {seed}: {rows[-1].summary()}", flush=True)
-    print(write_tables(args.out, rows, args.reference))
+    print(write_tables(args.out, rows, args.reference, title))
 
 
 def _check(args: argparse.Namespace) -> None:

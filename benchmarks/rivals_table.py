@@ -63,8 +63,8 @@ class Difference:
     high: float
 
 
-def write_tables(out: Path, rows: Sequence[Row], reference: str) -> str:
-    """Writes rivals.md (one line an aggregator) and rivals.csv (one line a row); gives the table."""
+def write_tables(out: Path, rows: Sequence[Row], reference: str, title: str = "rivals") -> str:
+    """Writes <title>.md (one line an aggregator) and <title>.csv (one line a row); gives the table."""
     names = list(dict.fromkeys(row.name for row in rows))
     of_name = {name: [row for row in rows if row.name == name] for name in names}
     table = markdown_table(
@@ -90,8 +90,8 @@ def write_tables(out: Path, rows: Sequence[Row], reference: str) -> str:
     )
     commands = {row.name: row.command for row in rows if row.command}
     text += "".join(f"- {name}: `{command}`\n" for name, command in commands.items())
-    atomic_write(out / "rivals.md", text)
-    atomic_write(out / "rivals.csv", _csv(rows))
+    atomic_write(out / f"{title}.md", text)
+    atomic_write(out / f"{title}.csv", _csv(rows))
     return table
 
 

@@ -164,7 +164,7 @@ def main() -> int:
         del sys.argv[1]
         return train()
     args = flags(__doc__, VARIANTS, "as it is").parse_args()
-    return run_command(lambda: compare(args, VARIANTS, ("benchmarks/selection.py", "--train")))
+    return run_command(lambda: compare(args, VARIANTS, ("benchmarks/selection.py", "--train"), "selection"))
 
 
 if __name__ == "__main__":
