@@ -15,8 +15,8 @@ from backbone_spec import BackboneSpec
 from data.colour_order import FEWEST_PAIRS, check_colour_order, check_skin_colour
 from data.datamodule import FaceData, TemplateData, check_batch_split
 from data.pairs import find_pair_sets, read_pair_set
-from data.sources import FaceSource, fingerprint, open_source, select
-from data.subsets import hold_out, kept_subjects, train_subset, with_enough_images
+from data.sources import FaceSource, fingerprint, open_source
+from data.subsets import hold_out, train_subset, with_enough_images, without_subjects
 from data.templates import Augmentation, held_out_templates
 from embedding import embed_arrays
 from errors import InputError
@@ -73,9 +73,7 @@ def build_run(settings: Settings, saved: SavedRun | None, *, processes: int, gpu
     source, subset = train_subset(source, settings.train_data_subset, settings.seed)
     notes = []
     if settings.without_subjects is not None:
-        kept, left_out = kept_subjects(source.name, source.subjects, settings.without_subjects)
-        numbers = [number for number, name in enumerate(source.subjects) if name in set(kept)]
-        source = select(source, np.flatnonzero(np.isin(source.labels, numbers)))
+        source, left_out = without_subjects(source, settings.without_subjects)
         notes.append(left_out)
     source, few = with_enough_images(source, settings.fewest_images)
     notes += [few] if few else []

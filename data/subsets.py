@@ -91,6 +91,17 @@ def kept_subjects(name: str, subjects: list[str], path: str) -> tuple[list[str],
     return kept, f"{left_out:,} subjects are left out, of {len(named):,} names in {path}"
 
 
+def without_subjects(source: FaceSource, path: str) -> tuple[FaceSource, str]:
+    """`source` without the subjects that `kept_subjects` leaves out, and its sentence.
+
+    Raises:
+        InputError: as `kept_subjects`.
+    """
+    names, sentence = kept_subjects(source.name, source.subjects, path)
+    kept = np.isin(source.subjects, names)
+    return select(source, np.flatnonzero(kept[source.labels])), sentence
+
+
 def with_enough_images(source: FaceSource, fewest: int) -> tuple[FaceSource, str]:
     """Leaves out subjects with fewer than `fewest` images, and says so; a sentence, or nothing to say.
 

@@ -136,11 +136,17 @@ def backbone_digest_beside(source: Path | str) -> str | None:
 
 def trained_on_levelled(source: Path | str) -> bool | None:
     """Whether an aggregator was trained on faces levelled in light; None where its file does not say."""
+    return _light_and_digest(source)[0]
+
+
+def _light_and_digest(source: Path | str) -> tuple[bool | None, str | None]:
+    """What an aggregator's file says of its training: faces levelled or not, the backbone's digest."""
     path = resolve(source)
     if path.suffix == ".onnx" or not path.is_file():
-        return None
-    spec = spec_in(path, read_stored(path).backbone_spec)
-    return None if spec is None else spec.levels_light
+        return None, None
+    stored = read_stored(path)
+    spec = spec_in(path, stored.backbone_spec)
+    return None if spec is None else spec.levels_light, stored.about.get(BACKBONE_DIGEST)
 
 
 def prepare_for(backbone: Backbone, sources: Sequence[Path | str]) -> None:
@@ -153,15 +159,14 @@ def prepare_for(backbone: Backbone, sources: Sequence[Path | str]) -> None:
     """
     wanted: dict[bool, Path | str] = {}
     for source in sources:
-        levels_light = trained_on_levelled(source)
+        levels_light, digest = _light_and_digest(source)
         if levels_light is None:
             continue
         wanted.setdefault(levels_light, source)
-        digest = read_stored(resolve(source)).about.get(BACKBONE_DIGEST)
-        if digest is not None and digest != weights_digest(backbone):
+        if digest is not None and digest != (found := weights_digest(backbone)):
             raise InputError(
                 f"{source}: its aggregator was trained on features of other {backbone.spec.name} weights "
-                f"({digest[:16]}, not {weights_digest(backbone)[:16]}). Give those, or train one for yours."
+                f"({digest[:16]}, not {found[:16]}). Give those, or train one for yours."
             )
     if len(wanted) > 1:
         raise InputError(
