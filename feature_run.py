@@ -148,6 +148,7 @@ def _run(
         max_size=settings.max_template_size,
         longest_clip=settings.longest_clip,
         share_wrong_media=settings.share_wrong_media,
+        share_foreign_faces=settings.share_foreign_faces,
         paired=settings.contrast_weight > 0,
     )
     drawer = TemplateDrawer(bank, recipe, seed=settings.seed, sample_by=settings.sample_by)
@@ -159,7 +160,8 @@ def _run(
         backbone.spec,
         cached.faces if others is None else None,
     )
-    columns = torch.from_numpy(bank.clean_means()) if settings.head_init == "centroids" else None
+    means = torch.from_numpy(bank.clean_means())
+    columns = means if settings.head_init == "centroids" else None
     module = coreset_module(
         settings,
         backbone,
@@ -167,6 +169,7 @@ def _run(
         aggregator_options(settings, bank.embedding_size),
         data,
         common(settings, saved, bank.name, bank.digest, bank.subjects),
+        means,
     )
     single = int((np.bincount(bank.labels) == 1).sum())
     lines += [
@@ -176,6 +179,8 @@ def _run(
         f"{len(held_out):,} templates",
     ]
     wrong = f", {settings.share_wrong_media:.0%} with a wrong medium" if settings.share_wrong_media else ""
+    if settings.share_foreign_faces:
+        wrong += f", {settings.share_foreign_faces:.0%} with faces of other people"
     return finished_run(
         settings,
         module,

@@ -46,21 +46,25 @@ class _MarginHead(nn.Module, ABC):
         kernel = torch.empty(embedding_size, num_classes).uniform_(-1, 1)
         self.kernel = nn.Parameter(F.normalize(kernel, dim=0))
 
-    def forward(self, embedding: Tensor, norm: Tensor, label: Tensor) -> Tensor:
+    def forward(
+        self, embedding: Tensor, norm: Tensor, label: Tensor, more_columns: Tensor | None = None
+    ) -> Tensor:
         """Logits for cross entropy.
 
         Args:
             embedding: (B, D), unit rows.
             norm: (B, 1), length of each feature before it was normalised; no gradient flows into it.
             label: (B,) int64, columns of the true classes.
+            more_columns: (V, D) unit directions of classes C..C+V-1 that are not learned.
 
         Returns:
-            (B, C) float32 (float64 where embedding or kernel are), scaled by s.
+            (B, C + V) float32 (float64 where embedding or kernel are), scaled by s.
         """
+        kernel = self.kernel if more_columns is None else torch.cat([self.kernel, more_columns.T], dim=1)
         with torch.autocast(embedding.device.type, enabled=False):
             dtype = torch.promote_types(embedding.dtype, self.kernel.dtype)
             dtype = torch.promote_types(dtype, torch.float32)
-            cosine = _cosines(embedding.to(dtype), self.kernel.to(dtype))
+            cosine = _cosines(embedding.to(dtype), kernel.to(dtype))
             cosine = cosine.clamp(-1 + self._eps, 1 - self._eps)
             column = label.unsqueeze(1)
             target = self._with_margin(cosine.gather(1, column), norm.detach().to(dtype))

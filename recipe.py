@@ -39,8 +39,9 @@ class Recipe:
 
     `lr_schedule` "milestones": the rates are multiplied by `lr_gamma` after the epochs `lr_milestones`;
     "one_cycle": they rise and fall once over `total_steps`. `gamma_lr` (of the selection's gamma and
-    temperature), `backbone_lr` (of a backbone that is fine-tuned), `contrast_weight` and
-    `head_weight` (0: the head is not trained by) are the coreset stage's, `momentum` is the backbone stage's.
+    temperature), `backbone_lr` (of a backbone that is fine-tuned), `contrast_weight`, `head_weight` (0: the
+    head is not trained by) and `share_virtual_subjects` are the coreset stage's, `momentum` is the backbone
+    stage's.
     """
 
     lr: float
@@ -52,6 +53,7 @@ class Recipe:
     backbone_lr: float = 1e-5
     contrast_weight: float = 0.0
     head_weight: float = 1.0
+    share_virtual_subjects: float = 0.0
     lr_schedule: str = "milestones"
     total_steps: int = 1
 

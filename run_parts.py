@@ -216,8 +216,12 @@ def coreset_module(
     options: Mapping[str, Any],
     data: TemplateData | FeatureTemplateData,
     told: Mapping[str, Any],
+    subject_means: torch.Tensor | None = None,
 ) -> FaceCoresetNet:
-    """The coreset stage's module; `options`: the aggregator's; `told`: from `common`."""
+    """The coreset stage's module; `options`: the aggregator's; `told`: from `common`.
+
+    `subject_means`: (S, D) unit rows, which virtual subjects are drawn from.
+    """
     schedule = None
     if settings.selection_temperature_end is not None:
         schedule = TemperatureSchedule(
@@ -234,6 +238,7 @@ def coreset_module(
         aggregator_options=options,
         finetune_backbone=settings.finetune_backbone,
         schedule=schedule,
+        subject_means=subject_means if settings.share_virtual_subjects else None,
         **told,
     )
 
@@ -255,6 +260,7 @@ def recipe_of(settings: Settings, steps: int) -> Recipe:
         lr_gamma=settings.lr_gamma,
         momentum=settings.momentum,
         gamma_lr=settings.gamma_lr,
+        share_virtual_subjects=settings.share_virtual_subjects,
         backbone_lr=settings.backbone_lr,
         contrast_weight=settings.contrast_weight,
         lr_schedule=settings.lr_schedule,

@@ -62,7 +62,8 @@ _OPTIMISED: dict[str, dict[str, Any]] = {
         "contrast_weight": 1.0,
         "template_style": "media",
         "max_template_size": 160,
-        "share_wrong_media": 0.2,
+        "share_wrong_media": 0.1,
+        "share_virtual_subjects": 0.5,
         "sample_by": "subject",
     },
     # The stage's defaults are the published recipe; its training may choose a face again.
@@ -77,12 +78,16 @@ ONLY_IN = {"momentum": "backbone"} | dict.fromkeys(
         *("finetune_backbone", "backbone_lr"),
         *("preset", "aggregator", "aggregator_options", "quality", "contrast_weight", "head_init"),
         *("cache_features", "features", "views", "cache_dtype"),
-        *("template_style", "longest_clip", "share_wrong_media"),
+        *("template_style", "longest_clip", "share_wrong_media", "share_foreign_faces"),
+        "share_virtual_subjects",
     ),
     "coreset",
 )
 # Flags that have no effect unless features are trained from, and unless they are made here.
-_OF_FEATURES = ("template_style", "longest_clip", "share_wrong_media")
+_OF_FEATURES = (
+    *("template_style", "longest_clip", "share_wrong_media", "share_foreign_faces"),
+    "share_virtual_subjects",
+)
 _OF_CACHING = ("views", "cache_dtype")
 # Options of one aggregator.
 _OF_CORESET = (
@@ -149,6 +154,8 @@ class Settings:
     template_style: str = "clips"
     longest_clip: int = 40
     share_wrong_media: float = 0.0
+    share_foreign_faces: float = 0.0
+    share_virtual_subjects: float = 0.0
     contrast_weight: float = 0.0
     head_init: str = "random"
     lr_schedule: str = "milestones"
@@ -258,6 +265,10 @@ def _misplaced(settings: Settings, given: Mapping[str, Any]) -> list[str]:
     ]
     if "backbone_lr" in given and settings.stage == "coreset" and not settings.finetune_backbone:
         faults.append("--backbone_lr has no effect on a frozen backbone. Add --finetune_backbone.")
+    if settings.share_virtual_subjects and not settings.contrast_weight:
+        faults.append(
+            "--share_virtual_subjects needs pairs of templates of one subject: add --contrast_weight 1."
+        )
     if settings.learn_temperature and settings.selection_temperature_end is not None:
         faults.append("--learn_temperature and --selection_temperature_end: choose one of them.")
     if "held_out" in given and settings.val_data_path is not None:
@@ -350,6 +361,8 @@ _NOT_NEGATIVE = (
 _SHARES = (
     *("low_res_augmentation_prob", "crop_augmentation_prob", "photometric_augmentation_prob"),
     "share_wrong_media",
+    "share_foreign_faces",
+    "share_virtual_subjects",
 )
 _RANGES: tuple[tuple[tuple[str, ...], Any, str], ...] = (
     (_AT_LEAST_ONE, lambda value: value >= 1, "1 or more"),

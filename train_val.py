@@ -35,6 +35,7 @@ from evaluation.templates import fuse_flips
 from net import Backbone
 from recipe import Recipe, TemperatureSchedule
 from settings import FACES_AT_ONCE
+from virtual_subjects import with_virtual_subjects
 
 Value = TypeVar("Value")
 
@@ -219,9 +220,13 @@ class FaceCoresetNet(_Trained):
         aggregator_options: Mapping[str, Any],
         finetune_backbone: bool = False,
         schedule: TemperatureSchedule | None = None,
+        subject_means: Tensor | None = None,
         **common: Any,
     ) -> None:
         super().__init__(backbone, head, recipe, **common)
+        # Made from the data anew by every run; None where there are no virtual subjects.
+        self.register_buffer("subject_means", subject_means, persistent=False)
+        self.subject_means: Tensor | None
         self.aggregator_name = aggregator
         self.aggregator_options = dict(aggregator_options)
         self.aggregator = build_aggregator(aggregator, aggregator_options)
@@ -250,12 +255,16 @@ class FaceCoresetNet(_Trained):
         return FaceSets(features, norms, batch.offsets, batch.media)
 
     def _loss(self, batch: TemplateBatch | FeatureBatch) -> tuple[Tensor, Tensor]:
-        sets = self.embedded(batch)
+        sets, labels, people = self.embedded(batch), batch.labels, None
+        if self.subject_means is not None:
+            sets, labels, people = with_virtual_subjects(
+                sets, labels, self.subject_means, self.recipe.share_virtual_subjects
+            )
         descriptor: SetDescriptor = self.aggregator(sets)
-        logits = self.head(descriptor.embedding, descriptor.norm.unsqueeze(1), batch.labels)
-        loss = F.cross_entropy(logits, batch.labels)
+        logits = self.head(descriptor.embedding, descriptor.norm.unsqueeze(1), labels, people)
+        loss = F.cross_entropy(logits, labels)
         if self.recipe.contrast_weight:
-            contrast = pair_contrast(descriptor.embedding, batch.labels)
+            contrast = pair_contrast(descriptor.embedding, labels)
             self.log("train/contrast", contrast.detach(), batch_size=sets.num_sets)
             # Times 0 the head stays in the graph, as training on several processes needs it.
             loss = self.recipe.head_weight * loss + self.recipe.contrast_weight * contrast

@@ -51,6 +51,18 @@ def add_feature_flags(group: _ArgumentGroup) -> None:
         type=float,
         help="share of templates with a medium of somebody else" + _default("share_wrong_media"),
     )
+    group.add_argument(
+        "--share_foreign_faces",
+        type=float,
+        help="share of templates with single faces of other people scattered in"
+        + _default("share_foreign_faces"),
+    )
+    group.add_argument(
+        "--share_virtual_subjects",
+        type=float,
+        help="share of pairs of templates that get the identity of somebody who does not exist"
+        + _default("share_virtual_subjects"),
+    )
 
 
 def add_label_flags(group: _ArgumentGroup) -> None:

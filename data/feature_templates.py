@@ -27,7 +27,10 @@ from errors import InputError
 STYLES = ("clips", "media")
 MOST_MEDIA = 4
 LONGEST_CLIP = 40
+# Of the faces of a template with foreign ones.
+MOST_FOREIGN = 0.4
 _PUBLISHED_CLIP = 3
+_GALLERY_SHARE, _MOST_OF_GALLERY = 0.25, 2
 # Moderate stills, poor stills, poor clips.
 _SHARES = (0.35, 0.25, 0.4)
 _KINDS = ((Kind.PLAIN, Kind.FLIP, Kind.MODERATE), (Kind.POOR,), (Kind.CLIP,))
@@ -43,9 +46,11 @@ class TemplateRecipe:
 
     `style` "clips" (published): T ~ U{1..max_size} faces, in clips of up to three frames. "media": one to
     `MOST_MEDIA` media, each a moderate still, a poor still or a poor clip whose length is log-uniform in
-    2..`longest_clip`, so that T has a heavy tail; cut off at `max_size`. `share_wrong_media`: of the
-    templates, one medium of another subject is added to. `paired`: positions 2p and 2p+1 are two templates of
-    one subject, without a common image where it has two.
+    2..`longest_clip`, so that T has a heavy tail; cut off at `max_size`. A quarter of them are as those of a
+    gallery: one or two moderate stills, nothing wrong. `share_wrong_media`: of the other templates, one
+    medium of another subject is added to. `share_foreign_faces`: of the other templates, single faces are
+    scattered in, each of another subject, up to `MOST_FOREIGN` of the faces. `paired`: positions 2p and 2p+1
+    are two templates of one subject, without a common image where it has two.
 
     Raises:
         InputError: an unknown style, or a value out of range.
@@ -55,6 +60,7 @@ class TemplateRecipe:
     max_size: int = 160
     longest_clip: int = LONGEST_CLIP
     share_wrong_media: float = 0.0
+    share_foreign_faces: float = 0.0
     paired: bool = False
 
     def __post_init__(self) -> None:
@@ -63,8 +69,9 @@ class TemplateRecipe:
             faults.append(f"templates are drawn as {' or '.join(STYLES)}, not as {self.style!r}.")
         if min(self.max_size, self.longest_clip) < 1:
             faults.append("templates and clips: expected one face or more.")
-        if not 0 <= self.share_wrong_media <= 1:
-            faults.append(f"share of wrong media {self.share_wrong_media}: expected 0 to 1.")
+        for what, share in (("media", self.share_wrong_media), ("faces", self.share_foreign_faces)):
+            if not 0 <= share <= 1:
+                faults.append(f"share of templates with wrong {what} {share}: expected 0 to 1.")
         if faults:
             raise InputError.from_faults(faults)
 
@@ -85,8 +92,8 @@ class TemplateDrawer:
         self._index = SubjectIndex(bank.labels)
         self._counts = self._index.counts()
         self.num_rows = len(bank) if self._by_image else len(self._counts)
-        if recipe.share_wrong_media and len(self._counts) < 2:
-            raise InputError(f"{bank.name}: wrong media need two subjects or more.")
+        if recipe.share_wrong_media + recipe.share_foreign_faces and len(self._counts) < 2:
+            raise InputError(f"{bank.name}: wrong media and foreign faces need two subjects or more.")
         self._slots = None if bank.plan is None else _slots(bank.plan)
 
     def draw(self, epoch: int, positions: Ints, rows: Ints) -> list[FeatureTemplate]:
@@ -114,11 +121,10 @@ class TemplateDrawer:
         M = frames.shape[1]
         of_subject = np.repeat(subjects[:, None], M, axis=1)
         lot = self._lots(epoch, positions, subjects, M)
-        wrong = chance.draw(0) < self.recipe.share_wrong_media
+        wrong = (chance.draw(0) < self.recipe.share_wrong_media) & ~self._of_gallery(chance)
         if wrong.any():
             # The last place is free for it.
-            step = 1 + (chance.draw(1) * (len(self._counts) - 1)).astype(np.int64)
-            other = (subjects + step) % len(self._counts)
+            other = self._another(subjects, chance.draw(1))
             of_subject[:, -1] = other
             lot[:, -1] = (chance.draw(2) * self._counts[other]).astype(np.int64)
             kinds[:, -1] = self._kinds(chance.draw(3))
@@ -128,15 +134,50 @@ class TemplateDrawer:
         if self._slots is None:
             frames = np.minimum(frames, length)
         frames = _cut(frames, self.recipe.max_size, keep_last=wrong)
-        return _rows_of(start, length, frames, chance.draw_each(7, M))
+        drawn = _rows_of(start, length, frames, chance.draw_each(7, M))
+        return self._with_foreign(chance, subjects, *drawn) if self.recipe.share_foreign_faces else drawn
+
+    def _with_foreign(
+        self, chance: _Chance, subjects: Ints, rows: Ints, offsets: Ints, media: Ints
+    ) -> tuple[Ints, Ints, Ints]:
+        """The same with faces of other subjects at the end of some templates, each a medium of its own."""
+        sizes = np.diff(offsets)
+        spoiled = (chance.draw(12) < self.recipe.share_foreign_faces) & ~self._of_gallery(chance)
+        share = chance.draw(13) * MOST_FOREIGN
+        wanted = (sizes * share / (1 - share) + chance.draw(14)).astype(np.int64)
+        count = np.where(spoiled, np.minimum(wanted, self.recipe.max_size - sizes), 0)
+        number, template = spread(np.zeros(len(count), np.int64), count)
+        # One table of chance for each thing that is drawn of a face.
+        most = max(1, int(count.max()))
+        whose, lot, kind, slot, frame = (chance.draw_each(n, most)[template, number] for n in range(15, 20))
+        other = self._another(subjects[template], whose)
+        image = self._index.rows[self._index.offsets[other] + (lot * self._counts[other]).astype(np.int64)]
+        start, length = self._pools(image.astype(np.int64), self._kinds(kind), slot)
+        foreign = start + (frame * length).astype(np.int64)
+        order = np.concatenate([np.repeat(np.arange(len(sizes)), sizes), template]).argsort(kind="stable")
+        new_media = int(media.max()) + 1 + np.arange(len(foreign))
+        return (
+            np.concatenate([rows, foreign])[order],
+            np.concatenate([[0], np.cumsum(sizes + count)]),
+            np.concatenate([media, new_media])[order],
+        )
+
+    def _another(self, subjects: Ints, chance: NDArray[np.float64]) -> Ints:
+        step = 1 + (chance * (len(self._counts) - 1)).astype(np.int64)
+        return (subjects + step) % len(self._counts)
+
+    def _of_gallery(self, chance: _Chance) -> NDArray[np.bool_]:
+        """(B,) which templates are one or two moderate stills."""
+        return chance.draw(21) < (_GALLERY_SHARE if self.recipe.style == "media" else 0)
 
     def _composed(self, chance: _Chance) -> tuple[Ints, Ints]:
         """Kinds and frames (B, M) of the right media; no frames where there is no medium."""
         if self.recipe.style == "clips":
             return self._published(chance)
         M = MOST_MEDIA
-        count = 1 + (chance.draw(5) * M).astype(np.int64)
-        kinds = self._kinds(chance.draw_each(8, M + 1))
+        of_gallery = self._of_gallery(chance)
+        count = 1 + (chance.draw(5) * np.where(of_gallery, _MOST_OF_GALLERY, M)).astype(np.int64)
+        kinds = np.where(of_gallery[:, None], _STILL, self._kinds(chance.draw_each(8, M + 1)))
         frames = self._frames(kinds, chance.draw_each(9, M + 1))
         return kinds, np.where(np.arange(M + 1) < count[:, None], frames, 0)
 
@@ -234,7 +275,8 @@ class HeldOutFeatures(Dataset[FeatureTemplate]):
         labels = np.repeat(np.arange(len(several)), [len(part) for part in probes])
         names = [bank.subjects[subject] for subject in several]
         half = bank.taken(np.concatenate(probes), labels, names)
-        drawer = TemplateDrawer(half, replace(recipe, share_wrong_media=0.0, paired=False), seed=seed)
+        clean = replace(recipe, share_wrong_media=0.0, share_foreign_faces=0.0, paired=False)
+        drawer = TemplateDrawer(half, clean, seed=seed)
         subjects = np.repeat(np.arange(len(several)), PROBES)
         # An epoch that training never comes to.
         drawn = drawer.draw(2**40, np.arange(len(subjects)), subjects)

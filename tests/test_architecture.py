@@ -21,7 +21,7 @@ FLOORS = [
     {"run_folder"},
     {"settings", "train_val", "embedding", "feature_cache", "quality_check", "quality_choice", "export"},
     {"data", "evaluation", "weights"},
-    {"net", "head", "coreset", "contrast", "recipe"},
+    {"net", "head", "coreset", "contrast", "recipe", "virtual_subjects"},
     {"backbone_spec", "errors", "files"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

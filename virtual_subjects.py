@@ -1,0 +1,50 @@
+"""Virtual subjects: templates given the identity of people who do not exist, so that few subjects go further.
+
+An augmentation of features within a batch; what is lost on descriptors is the affair of `head`, `contrast`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from coreset.selection import at_least_float32
+from coreset.sets import FaceSets, unit_and_norm
+
+
+def with_virtual_subjects(
+    sets: FaceSets, labels: Tensor, means: Tensor, share: float
+) -> tuple[FaceSets, Tensor, Tensor]:
+    """Turns a share of the pairs of templates into pairs of new people.
+
+    A face f of subject a becomes the direction of f + max(0, f m_a) (v - m_a): as much of the person as it
+    shows is exchanged for v, and what a poor picture made of it stays. v is the direction of a random
+    combination of all means, so that new people are spread as real ones are. Faces of others in the set stay
+    nearly as they are, norms and the norm's meaning too. Ours; no source.
+
+    Args:
+        sets: B templates; 2p and 2p + 1 are of one subject.
+        labels: (B,) int64 in 0..S-1.
+        means: (S, D) unit rows, the subjects' clean means.
+        share: of the pairs, drawn by torch's generator.
+
+    Returns:
+        The templates; labels, of which those of new people are S, S + 1, ...; the new people's directions
+        (V, D), unit rows.
+    """
+    of_pair = labels[0::2]
+    P, S = len(of_pair), len(means)
+    chosen = torch.rand(P, device=means.device) < share
+    number = chosen.cumsum(0) - 1
+    people = F.normalize(torch.randn(P, S, device=means.device) @ means, dim=1)
+    faces = sets.offsets.diff()
+    pair = torch.arange(len(labels), device=labels.device).repeat_interleave(faces) // 2
+    own = means[of_pair]
+    features = at_least_float32(sets.features)
+    shown = (features * own[pair]).sum(dim=1, keepdim=True).clamp_min(0) * chosen[pair].unsqueeze(1)
+    moved, _ = unit_and_norm(features + shown * (people - own)[pair])
+    renamed = torch.where(chosen, S + number, of_pair).repeat_interleave(2)
+    return replace(sets, features=moved), renamed, people[chosen]
