@@ -27,6 +27,11 @@ _STATISTICS = 5
 _QUALITY_WIDTH = 128
 # Of a face's quality within its part, against the best of the set: a part of zero norms still has a mean.
 _SMALLEST_QUALITY = 1e-20
+# How much more a face counts in the second centre that lies nearer to the first.
+_SHARPNESS = 5.0
+_CENTRES = 2
+# A face that agrees with nothing can still be picked where no other is far.
+_LEAST_TRUST = 0.1
 
 
 class WeightedCoreset(LearnedAggregator):
@@ -41,7 +46,11 @@ class WeightedCoreset(LearnedAggregator):
     METHOD 10 leaves open: the number of faces is told as a share of the set, so that a set of copies is that
     face; picks are those of evaluation in training too, without a gradient through the choice; gamma is
     fixed; the weight of a face within its part is its norm to a learned power, 2 to begin with, times what a
-    small network makes of its feature and norm.
+    small network makes of its feature, its norm and its agreement with the set: its cosines to the
+    norm-weighted mean, and to the mean of those that lie near it.
+
+    `trust`: the quality in the metric is the norm times the second of them, at least 0.1, so that scattered
+    faces of other people, who are far from all, are not what is picked.
     """
 
     def __init__(
@@ -54,18 +63,20 @@ class WeightedCoreset(LearnedAggregator):
         num_heads: int = 4,
         num_layers: int = 2,
         dropout: float = 0.2,
+        trust: bool = False,
     ) -> None:
         super().__init__(embedding_size)
         check_counts("weighted_coreset", coreset_size=coreset_size, num_layers=num_layers)
         check_heads("weighted_coreset", width, num_heads)
         if not 0 <= gamma <= LARGEST_GAMMA:
             raise InputError(f"weighted_coreset: gamma {gamma} must be in 0..{LARGEST_GAMMA:g}.")
-        self.coreset_size = coreset_size
-        self.gamma = gamma
         if not 0 <= dropout < 1:
             raise InputError(f"weighted_coreset: dropout {dropout} must be at least 0 and below 1.")
+        self.coreset_size = coreset_size
+        self.gamma = gamma
+        self.trust = trust
         self.exponent = LearnedExponent(2.0)
-        self.quality = starting_at_zero(hidden_layers(embedding_size + 1, _QUALITY_WIDTH, 1))
+        self.quality = starting_at_zero(hidden_layers(embedding_size + 1 + _CENTRES, _QUALITY_WIDTH, 1))
         self.token = nn.Linear(2 * embedding_size + _STATISTICS, width)
         self.layers = nn.ModuleList(
             TransformerBlock(width, num_heads, 2 * width, dropout) for _ in range(num_layers)
@@ -78,12 +89,14 @@ class WeightedCoreset(LearnedAggregator):
 
     def _describe(self, features: Tensor, norms: Tensor, mask: Tensor) -> Described:
         D = features.shape[-1]
+        agreement = _agreement(features, norms, mask)
+        worth = norms * agreement[..., -1].clamp(_LEAST_TRUST, 1) if self.trust else norms
         selection = select_faces(
-            features, norms, mask, coreset_size=self.coreset_size, gamma=self.gamma, hides_nothing=True
+            features, worth, mask, coreset_size=self.coreset_size, gamma=self.gamma, hides_nothing=True
         )
         members = _members(features, selection.picks, selection.present, mask)
         logs = log_norms(norms)
-        seen = torch.cat([features * D**0.5, logs.unsqueeze(2)], dim=2)
+        seen = torch.cat([features * D**0.5, logs.unsqueeze(2), agreement], dim=2)
         quality = self.exponent() * logs + self.quality(seen).squeeze(2)
         best = quality.masked_fill(~mask, -torch.inf).amax(dim=1, keepdim=True)
         quality = (quality - best).masked_fill(~mask, 0).exp().clamp_min(_SMALLEST_QUALITY)
@@ -101,6 +114,21 @@ class WeightedCoreset(LearnedAggregator):
         weights = masked_softmax(logit.squeeze(2), filled)
         shares = torch.bmm(weights.unsqueeze(1), within).squeeze(1)
         return Described(weighted_sum(weights, mean + residual), shares, selection.picks)
+
+
+def _agreement(features: Tensor, norms: Tensor, mask: Tensor) -> Tensor:
+    """(B, T, 2): cosines of each face to the mean by squared norms, and to that of those near this mean.
+
+    Row by row and not by a product, whose last bits could part copies of one face.
+    """
+    weights = norms.masked_fill(~mask, 0).square()
+    found = []
+    for _ in range(_CENTRES):
+        centre, _ = unit_and_norm(weighted_sum(weights, features))
+        cosine = (features * centre.unsqueeze(1)).sum(dim=2)
+        found.append(cosine)
+        weights = weights * (_SHARPNESS * cosine).exp()
+    return torch.stack(found, dim=2)
 
 
 def _picked(features: Tensor, picks: Tensor) -> Tensor:

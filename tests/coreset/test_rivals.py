@@ -154,11 +154,19 @@ def learned_map_twin(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
 
 def weighted_coreset_twin(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
     T = len(f)
-    picks = [int(r.argmax())]
+    first = (r**2) @ f
+    first = first / first.norm()
+    second = sum(r[i] ** 2 * (5 * (f[i] @ first)).exp() * f[i] for i in range(T))
+    second = second / second.norm()
+    agreement = torch.stack([f @ first, f @ second], dim=1)
+    worth_of = r * agreement[:, 1].clamp(0.1, 1) if module.trust else r
+    picks = [int(worth_of.argmax())]
     near = (f @ f.T).detach().tolist()
     while len(picks) < min(module.coreset_size, T):
         worth = [
-            -1.0 if i in picks else float(r[i]) ** module.gamma * min((1 - near[i][j]) / 2 for j in picks)
+            -1.0
+            if i in picks
+            else float(worth_of[i].detach()) ** module.gamma * min((1 - near[i][j]) / 2 for j in picks)
             for i in range(T)
         ]
         picks.append(max(range(T), key=worth.__getitem__))
@@ -168,7 +176,7 @@ def weighted_coreset_twin(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
     whole = f.mean(dim=0) / f.mean(dim=0).norm()
     tokens, means, norms = [], [], []
     for pick, part in zip(picks, parts, strict=True):
-        seen = [torch.cat([f[i] * math.sqrt(D), r[i].log().reshape(1)]) for i in part]
+        seen = [torch.cat([f[i] * math.sqrt(D), r[i].log().reshape(1), agreement[i]]) for i in part]
         learned = torch.stack([module.quality(row).exp().squeeze() for row in seen])
         w = r[part] ** module.exponent() * learned
         w = w / w.sum()
@@ -219,6 +227,7 @@ TWINS: dict[str, tuple[str, dict[str, object], Twin]] = {
     "set_transformer, SAB": ("set_transformer", {"inducing_points": 0}, set_transformer_twin),
     "learned_map": ("learned_map", {}, learned_map_twin),
     "weighted_coreset": ("weighted_coreset", {}, weighted_coreset_twin),
+    "weighted_coreset/trust": ("weighted_coreset", {"trust": True}, weighted_coreset_twin),
 }
 every_twin = pytest.mark.parametrize("case", TWINS)
 
