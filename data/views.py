@@ -27,10 +27,10 @@ Image = NDArray[np.uint8]
 
 DEFAULT_VIEWS = 16
 # Rises with every change here that changes a pixel of a view.
-_REVISION = "2"
+_REVISION = "3"
 _CLIP_VIEWS = 4
 # How strong a still is degraded, between not at all and hardly a face any more.
-_MODERATE, _POOR = (0.15, 0.45), (0.5, 0.9)
+_MODERATE, _POOR = (0.05, 0.35), (0.45, 0.85)
 # Most causes at once, each of them milder: poor video is dark and small and compressed and blurred, all at
 # once. A prototype of such views trained better than a few strong causes; this form was not told from the
 # levelled light that came with it.
@@ -212,9 +212,11 @@ def draw_degradation(rng: np.random.Generator, strength: float, often: float | N
         values["motion"] = float(rng.uniform(2, 4 + 13 * s))
         values["motion_angle"] = float(rng.uniform(0, 180))
     if comes(1.4):
-        smallest, largest = max(_FEWEST_PIXELS, 112 * (1 - 0.9 * s)), 112 * (1 - 0.4 * s)
-        values["side"] = math.exp(rng.uniform(math.log(smallest), math.log(largest)))
-        values["through"] = tuple(rng.choice(_INTERPOLATIONS, 2).tolist())
+        values["side"] = max(_FEWEST_PIXELS, 112 * math.exp(-s * rng.uniform(0.8, 2.4)))
+        values["through"] = (
+            _one_of(rng, [cv2.INTER_AREA], 0.7),
+            _one_of(rng, [cv2.INTER_LINEAR, cv2.INTER_LINEAR, cv2.INTER_CUBIC], 0.8),
+        )
     if comes():
         values["noise"] = float(rng.uniform(1, 4 + 20 * s))
     if comes(0.4):
@@ -223,6 +225,11 @@ def draw_degradation(rng: np.random.Generator, strength: float, often: float | N
         values["quality"] = int(rng.uniform(95 - 85 * s, 95))
         values["small_jpeg"] = bool(rng.random() < 0.5)
     return Degradation(**values)  # type: ignore[arg-type]
+
+
+def _one_of(rng: np.random.Generator, usual: Sequence[int], share: float) -> int:
+    """An interpolation: a sensor sums up over its pixels, and players enlarge smoothly; few do otherwise."""
+    return int(rng.choice(usual if rng.random() < share else _INTERPOLATIONS))
 
 
 def neighbour(draw: Degradation, rng: np.random.Generator) -> Degradation:
