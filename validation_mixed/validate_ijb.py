@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +93,7 @@ def validate(given: Mapping[str, Any]) -> None:
     trained = _trained_aggregators(values)
     aggregators = _aggregators(values, trained)
     used = [trained[name] for name in aggregators if name in trained]
+    _warn_of_doubled_norms(rules, used)
     out = Path(values["out"]) if "out" in values else ROOT / "experiments" / name
 
     began = time.perf_counter()
@@ -202,6 +204,16 @@ def _check_backbones(trained: Sequence[_Trained], made: str) -> None:
                 f"{entry.path}: its {entry.name} was trained over another backbone than the one that makes "
                 "the features. Pass the weights of that one."
             )
+
+
+def _warn_of_doubled_norms(rules: Rules, trained: Sequence[_Trained]) -> None:
+    """A network that reads norms sees other ones than in training; poolings know no scale."""
+    if trained and rules.flip == "pre_norm_vector_add":
+        warnings.warn(
+            f"--flip pre_norm_vector_add: norms are sums of two images', and {trained[0].name} was trained "
+            "with those of one. --flip norm_weighted_avg has the same directions, and means of both norms.",
+            stacklevel=2,
+        )
 
 
 def _check_sizes(trained: Sequence[_Trained], size: int) -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -295,6 +296,18 @@ def test_an_aggregator_over_another_backbone_is_refused(data: Dataset, weights: 
         run(data, tmp_path / "b", features=features, weights=other)
     bare = str(checkpoint(tmp_path / "bare.ckpt", backbone=False))
     assert run(data, tmp_path / "b", features=features, aggregator_weights=[bare])
+
+
+def test_a_flip_rule_that_doubles_norms_is_told_where_a_network_reads_them(
+    data: Dataset, weights: Path, tmp_path: Path
+) -> None:
+    trained = str(checkpoint(tmp_path / "best.ckpt"))
+    with pytest.warns(UserWarning, match="coreset was trained with those of one. --flip norm_weighted_avg"):
+        run(data, tmp_path / "a", weights=trained, flip="pre_norm_vector_add")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(data, tmp_path / "b", weights=trained, flip="norm_weighted_avg")
+        run(data, tmp_path / "c", weights=str(weights), flip="pre_norm_vector_add", aggregator=["mean"])
 
 
 def test_doubled_features_are_refused_before_they_are_made(data: Dataset, tmp_path: Path) -> None:
