@@ -12,7 +12,8 @@ Every template, gallery and probe, is spoiled in one way at a time, by chance th
                 benchmark, lest the very same image stand in two sets that are compared
     unreadable  so large a share of its faces is noise, a blank, or drawn hair without a face
     wrong       so large a share of the templates has one more medium, a donor's: a still, or a clip of 4 to
-                40 frames
+                40 frames. Where there was one medium before, nothing tells which of the two is meant; hence
+    among_several  the same, in templates of two media or more alone
     size        so many of its faces are left; where it has fewer, they come again
 A share that is no whole number of faces is rounded up or down by chance, so that it is right in the mean.
 """
@@ -57,6 +58,7 @@ AMOUNTS: dict[str, tuple[float, ...]] = {
     "foreign": (0, 0.1, 0.2, 0.3, 0.4),
     "unreadable": (0, 0.1, 0.2, 0.3, 0.4),
     "wrong": (0, 0.25, 0.5, 1),
+    "among_several": (0, 0.25, 0.5, 1),
     "size": (1, 3, 10, 30, 100, 300, 1000),
 }
 LABELS = {
@@ -64,6 +66,7 @@ LABELS = {
     "foreign": "share of faces of other people",
     "unreadable": "share of unreadable faces",
     "wrong": "share of templates with a wrong medium",
+    "among_several": "the same, of templates of several media",
     "size": "faces of a template",
 }
 NUM_UNREADABLE, NUM_DONATED = 60, 20_000
@@ -231,17 +234,22 @@ with_foreign = partial(_with_added, DONOR)
 with_unreadable = partial(_with_added, UNREADABLE)
 
 
-def with_wrong_medium(groups: FaceGroups, faces: Faces, amount: float, seed: int) -> FaceGroups:
-    """A medium of a donor in each template of a share `amount` of them."""
+def _with_wrong_medium(fewest: int, groups: FaceGroups, faces: Faces, amount: float, seed: int) -> FaceGroups:
+    """A medium of a donor in each template of a share `amount` of those with `fewest` media and more."""
+    medium_of = dict(zip(groups.rows.tolist(), groups.media.tolist(), strict=True))
 
     def spoiled(rows: Array, rng: np.random.Generator) -> Array:
-        if rng.random() >= amount:
+        if rng.random() >= amount or len({medium_of[row] for row in rows.tolist()}) < fewest:
             return rows
         medium = faces.donated[rng.integers(len(faces.donated))]
         frames = 1 if len(medium) == 1 else round(np.exp(rng.uniform(*np.log(CLIP_FRAMES))))
         return np.concatenate([rows, np.resize(medium, frames)])
 
     return _each(groups, seed, spoiled, together=True)
+
+
+with_wrong_medium = partial(_with_wrong_medium, 1)
+with_wrong_among_several = partial(_with_wrong_medium, 2)
 
 
 def of_size(groups: FaceGroups, faces: Faces, amount: float, seed: int) -> FaceGroups:
@@ -258,6 +266,7 @@ SPOILERS: Mapping[str, Callable[[FaceGroups, Faces, float, int], FaceGroups]] = 
     "foreign": with_foreign,
     "unreadable": with_unreadable,
     "wrong": with_wrong_medium,
+    "among_several": with_wrong_among_several,
     "size": of_size,
 }
 

@@ -17,6 +17,7 @@ from benchmarks.robustness import (
     with_foreign,
     with_repeats,
     with_unreadable,
+    with_wrong_among_several,
     with_wrong_medium,
 )
 from coreset import build_aggregator
@@ -137,3 +138,15 @@ def test_a_wrong_medium_is_one_medium_of_one_donor(sets: tuple[FaceGroups, Faces
             assert len(set(media.tolist())) == 1
             assert media[0] not in groups.media
     assert 10 < spoiled < 30
+
+
+def test_sets_of_one_medium_can_be_left_alone(sets: tuple[FaceGroups, Faces]) -> None:
+    groups, faces = sets
+    # The first twenty sets have one medium now.
+    media = np.where(groups.rows < 80, groups.rows // 4, groups.media)
+    mixed = FaceGroups(groups.rows, groups.offsets, media)
+    found = with_wrong_among_several(mixed, faces, 1, 0)
+    assert (found.sizes[:20] == 4).all()
+    everywhere = with_wrong_medium(mixed, faces, 1, 0)
+    assert (everywhere.sizes > 4).all()
+    assert np.array_equal(found.rows[found.offsets[20] :], everywhere.rows[everywhere.offsets[20] :])
