@@ -11,6 +11,7 @@ from torch import nn
 from coreset import build_aggregator
 from coreset.aggregator import CoresetAggregator
 from errors import InputError
+from weights.fitting import disagreements, shortened
 from weights.reading import Stored, described
 
 _OURS = "aggregator."
@@ -44,7 +45,11 @@ def stored_aggregator(stored: Stored) -> StoredAggregator | None:
         if not isinstance(name, str) or not isinstance(options, Mapping):
             raise InputError(f"its aggregator_name and aggregator_options are {described(options)}.")
         built = build_aggregator(name, options)
-        built.load_state_dict(own)
-    except (RuntimeError, InputError) as error:
+    except InputError as error:
         raise InputError(f"{stored.path}: its aggregator cannot be built: {error}") from error
+    expected = {key: tuple(value.shape) for key, value in built.state_dict().items()}
+    if faults := disagreements(own, expected):
+        first = f"{stored.path}: its {name} cannot be built; if an earlier release made it, train it again:"
+        raise InputError.from_faults([first, *shortened(faults)])
+    built.load_state_dict(own)
     return StoredAggregator(built.eval(), name, dict(options))

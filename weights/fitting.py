@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def _architecture(path: Path, state: dict[str, Tensor], arch: str | None, spec: 
     if arch is not None and spec is not None and arch != spec.name:
         raise InputError(f"{path}: holds {spec.name}, but {arch} was asked for. Ask for {spec.name} or none.")
     name = arch or (spec.name if spec else None)
-    if name is None or _disagreements(state, _shapes_of(name)):
+    if name is None or disagreements(state, _shapes_of(name)):
         name = _deduced(path, state, name)
     broken = [key for key, value in state.items() if not bool(value.isfinite().all())]
     if broken:
@@ -53,15 +53,14 @@ def _architecture(path: Path, state: dict[str, Tensor], arch: str | None, spec: 
 
 def _deduced(path: Path, state: dict[str, Tensor], asked: str | None) -> str:
     """The backbone that fits, if none was asked for; else InputError says how the asked one differs."""
-    disagreements = {name: _disagreements(state, _shapes_of(name)) for name in BACKBONES}
-    fitting = next((name for name, faults in disagreements.items() if not faults), None)
+    of_each = {name: disagreements(state, _shapes_of(name)) for name in BACKBONES}
+    fitting = next((name for name, faults in of_each.items() if not faults), None)
     if asked is None and fitting is not None:
         return fitting
-    name = asked or min(BACKBONES, key=lambda name: len(disagreements[name]))
-    faults = disagreements[name]
+    name = asked or min(BACKBONES, key=lambda name: len(of_each[name]))
+    faults = of_each[name]
     lines = [f"{path}: the weights are not those of {name}{'' if asked else ', the closest backbone'}:"]
-    lines += [f"  {fault}" for fault in faults[:_SHOWN]]
-    lines += [f"  ... and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
+    lines += shortened(faults)
     raise InputError.from_faults([*lines, _guess(state, fitting, _shapes_of(name))])
 
 
@@ -71,7 +70,8 @@ def _shapes_of(name: str) -> dict[str, tuple[int, ...]]:
         return {key: tuple(value.shape) for key, value in build_backbone(name).state_dict().items()}
 
 
-def _disagreements(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+def disagreements(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """How entries differ in name, shape or type from those expected, a sentence each."""
     misshaped = [
         f"{key}: {_form(state[key])} where {shape} is expected"
         for key, shape in shapes.items()
@@ -85,6 +85,12 @@ def _disagreements(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, 
     ]
     missing = [f"{key}: missing" for key in shapes if key not in state]
     return misshaped + missing + [f"{key}: unexpected" for key in state if key not in shapes]
+
+
+def shortened(faults: Sequence[str]) -> list[str]:
+    """The first few as lines, and how many there are more."""
+    more = [f"  ... and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
+    return [f"  {fault}" for fault in faults[:_SHOWN]] + more
 
 
 def _form(value: Tensor) -> str:

@@ -107,6 +107,26 @@ def test_backbone_and_aggregator_become_one_file(
     assert metadata(tmp_path / "fused.safetensors")["aggregator_name"] == "coreset"
 
 
+def test_an_aggregator_of_another_form_says_how_it_differs(tmp_path: Path) -> None:
+    state = build_aggregator("weighted_coreset", {"embedding_size": 64}).state_dict()
+    # As a former release had them.
+    state = {f"aggregator.old_{number}": value for number, value in enumerate(state.values())}
+    torch.save(
+        {
+            "state_dict": state,
+            "aggregator_name": "weighted_coreset",
+            "aggregator_options": {"embedding_size": 64},
+        },
+        tmp_path / "old.ckpt",
+    )
+    with pytest.raises(InputError, match="earlier release made it, train it again") as error:
+        load_aggregator(tmp_path / "old.ckpt")
+    text = str(error.value)
+    assert "exponent.tenth: missing" in text
+    assert "more" in text.splitlines()[-1]
+    assert len(text.splitlines()) < 10
+
+
 class Callback:
     """Stands for a class of an old Lightning that a checkpoint pickled."""
 
