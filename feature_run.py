@@ -160,8 +160,11 @@ def _run(
         backbone.spec,
         cached.faces if others is None else None,
     )
-    means = torch.from_numpy(bank.clean_means())
-    columns = means if settings.head_init == "centroids" else None
+    at_means = settings.head_init == "centroids"
+    means = None
+    if at_means or settings.share_virtual_subjects:
+        means = torch.from_numpy(bank.clean_means())
+    columns = means if at_means else None
     module = coreset_module(
         settings,
         backbone,

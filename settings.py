@@ -267,7 +267,8 @@ def _misplaced(settings: Settings, given: Mapping[str, Any]) -> list[str]:
         faults.append("--backbone_lr has no effect on a frozen backbone. Add --finetune_backbone.")
     if settings.share_virtual_subjects and not settings.contrast_weight:
         faults.append(
-            "--share_virtual_subjects needs pairs of templates of one subject: add --contrast_weight 1."
+            "--share_virtual_subjects needs pairs of templates of one subject: give --contrast_weight above "
+            "0, or --share_virtual_subjects 0."
         )
     if settings.learn_temperature and settings.selection_temperature_end is not None:
         faults.append("--learn_temperature and --selection_temperature_end: choose one of them.")

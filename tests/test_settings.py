@@ -56,6 +56,10 @@ def test_16_bit_is_a_precision() -> None:
         (PATH | {"crop_augmentation_prob": 1.5}, "a probability from 0 to 1"),
         (WEIGHTS | {"selection_temperature": 0.0}, "a number above 0"),
         (PATH | {"lr_milestones": (5, 3)}, "--lr_milestones 5,3"),
+        ({"features": "f", "share_virtual_subjects": 0.5}, "needs pairs of templates of one subject"),
+        ({"features": "f", "preset": "good", "contrast_weight": 0.0}, "or --share_virtual_subjects 0"),
+        (WEIGHTS | {"share_foreign_faces": 0.2}, "--share_foreign_faces needs features"),
+        ({"features": "f", "share_foreign_faces": 1.2}, "a probability from 0 to 1"),
     ],
 )
 def test_what_cannot_be_is_refused(given: dict[str, object], message: str) -> None:
