@@ -160,11 +160,7 @@ def _run(
         backbone.spec,
         cached.faces if others is None else None,
     )
-    at_means = settings.head_init == "centroids"
-    means = None
-    if at_means or settings.share_virtual_subjects:
-        means = torch.from_numpy(bank.clean_means())
-    columns = means if at_means else None
+    columns, means = _clean_means(settings, bank)
     module = coreset_module(
         settings,
         backbone,
@@ -195,6 +191,13 @@ def _run(
         validates=True,
         warnings=[*([few] if few else []), *quality_warnings(settings, backbone)],
     )
+
+
+def _clean_means(settings: Settings, bank: FeatureBank) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """The subjects' means (S, D) for the head's columns and for virtual subjects, where they are wanted."""
+    for_head, for_people = settings.head_init == "centroids", settings.share_virtual_subjects > 0
+    means = torch.from_numpy(bank.clean_means()) if for_head or for_people else None
+    return (means if for_head else None), (means if for_people else None)
 
 
 def _split(

@@ -220,7 +220,7 @@ def coreset_module(
 ) -> FaceCoresetNet:
     """The coreset stage's module; `options`: the aggregator's; `told`: from `common`.
 
-    `subject_means`: (S, D) unit rows, which virtual subjects are drawn from.
+    `subject_means`: (S, D) unit rows, which virtual subjects are drawn from; None for none.
     """
     schedule = None
     if settings.selection_temperature_end is not None:
@@ -238,7 +238,7 @@ def coreset_module(
         aggregator_options=options,
         finetune_backbone=settings.finetune_backbone,
         schedule=schedule,
-        subject_means=subject_means if settings.share_virtual_subjects else None,
+        subject_means=subject_means,
         **told,
     )
 
