@@ -367,3 +367,32 @@ def test_the_cost_is_linear_but_where_the_paper_has_it_otherwise(case: str) -> N
     quadratic = case in ("caface", "set_transformer, SAB")
     ratio = products_of(name, options, 800) / products_of(name, options, 200)
     assert (ratio > 4.5) == quadratic
+
+
+def test_picks_by_trust_depend_neither_on_the_batch_nor_on_order() -> None:
+    module = build("weighted_coreset", trust=True)
+    sets = random_sets(SIZES)
+    together = module(sets).picks
+    for b in range(sets.num_sets):
+        rows = torch.arange(int(sets.offsets[b]), int(sets.offsets[b + 1]))
+        order = torch.randperm(len(rows))
+        alone = FaceSets(sets.features[rows[order]], sets.norms[rows[order]], torch.tensor([0, len(rows)]))
+        picks = module(alone).picks[0]
+        assert torch.equal(order[picks[picks >= 0]], together[b][together[b] >= 0])
+
+
+def test_a_stranger_is_far_and_trusted_little() -> None:
+    torch.manual_seed(0)
+    person, stranger = torch.eye(2, D, dtype=torch.float64)
+    faces = torch.nn.functional.normalize(person + 0.2 * torch.randn(9, D, dtype=torch.float64), dim=1)
+    features = torch.cat([faces, stranger[None]])
+    # The sharpest face of all is somebody else's.
+    norms = torch.tensor([10.0] * 9 + [12.0], dtype=torch.float64)
+    sets = FaceSets(features, norms, torch.tensor([0, 10]))
+    assert 9 in module_picks(sets, trust=False)
+    assert 9 not in module_picks(sets, trust=True)
+
+
+def module_picks(sets: FaceSets, **options: object) -> list[int]:
+    picks: list[int] = build("weighted_coreset", coreset_size=3, **options)(sets).picks[0].tolist()
+    return picks
