@@ -26,7 +26,7 @@ from embedding import NO_FLIP, EmbedOptions, embed_faces
 from errors import InputError
 from evaluation.face_files import ListedFaces
 from evaluation.report import SCHEMA, Result, protocol_text, versions, write_result
-from evaluation.templates import FLIP_RULES
+from evaluation.templates import FLIP_RULES, warn_of_doubled_norms
 from files import atomic_write
 from net import BACKBONES, Backbone
 from settings import FACES_AT_ONCE, PRECISIONS
@@ -223,6 +223,7 @@ def open_aggregators(
     for name in wanted:
         if name == own and trained is not None:
             found[name] = trained
+            warn_of_doubled_norms(model.options.flip, trained, name)
         elif name in poolings:
             found[name] = build_aggregator(name, {})
         else:

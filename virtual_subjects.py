@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from coreset.selection import at_least_float32
+from coreset.selection import at_least_float32, without_autocast
 from coreset.sets import FaceSets, unit_and_norm
 
 
@@ -39,7 +39,8 @@ def with_virtual_subjects(
     P, S = len(of_pair), len(means)
     chosen = torch.rand(P, device=means.device) < share
     number = chosen.cumsum(0) - 1
-    people = F.normalize(torch.randn(P, S, device=means.device) @ means, dim=1)
+    with without_autocast(means):
+        people = F.normalize(torch.randn(P, S, device=means.device) @ means, dim=1)
     faces = sets.offsets.diff()
     pair = torch.arange(len(labels), device=labels.device).repeat_interleave(faces) // 2
     own = means[of_pair]

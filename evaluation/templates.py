@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from coreset.pooling import Mean, MediaMean, NormWeighted
 from coreset.quality import quality_of
 from coreset.sets import FaceSets, SetDescriptor, unit_and_norm
-from errors import InputError
+from errors import InputError, InputWarning
 
 FLIP_RULES = ("pre_norm_vector_add", "norm_weighted_avg", "average", "concat")
 
@@ -62,6 +62,17 @@ def fuse_flips(
     if rule == "concat":
         return unit_and_norm(torch.cat([first, second], dim=1))[0], mean
     raise InputError(f"{rule!r} is no rule of flip fusion. There are: {', '.join(FLIP_RULES)}.")
+
+
+def warn_of_doubled_norms(flip: str, aggregator: nn.Module, name: str) -> None:
+    """Warns where a network that reads norms sees other ones than in training; poolings know no scale."""
+    if flip == "pre_norm_vector_add" and hasattr(aggregator, "embedding_size"):
+        warnings.warn(
+            f"--flip {flip}: norms are sums of two images', and {name} was trained with those of one. "
+            "--flip norm_weighted_avg has the same directions, and means of both norms.",
+            InputWarning,
+            stacklevel=3,
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,7 +23,7 @@ from coreset import AGGREGATORS, FaceSets, build_aggregator
 from data.alignment import ALIGNMENT
 from data.sources import FACE_SIZE
 from errors import InputError
-from evaluation.templates import FLIP_RULES, fuse_flips
+from evaluation.templates import FLIP_RULES, fuse_flips, warn_of_doubled_norms
 from net import Backbone
 from weights import load_aggregator, load_backbone, prepare_for, weights_digest
 
@@ -127,6 +127,7 @@ def load_model(
     )
     size = backbone.spec.embedding_size * (2 if flip == "concat" else 1)
     _check_fit(module, size, aggregator_weights or weights)
+    warn_of_doubled_norms(flip, module, name)
     fingerprint = _fingerprint(backbone, flip, module, name)
     return FaceModel(
         # Up to twice as fast on a CPU.

@@ -39,6 +39,16 @@ def test_equals_its_slow_twin_one_face_at_a_time() -> None:
             torch.testing.assert_close(moved.features[i], f)
 
 
+def test_autocast_changes_nothing() -> None:
+    sets, labels, means = batch()
+    plain = with_virtual_subjects(sets, labels, means, 0.5)
+    sets, labels, means = batch()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = with_virtual_subjects(sets, labels, means, 0.5)
+    assert torch.equal(half[2], plain[2])
+    assert torch.equal(half[0].features, plain[0].features)
+
+
 def test_pairs_stay_pairs_and_each_new_one_is_somebody_else() -> None:
     sets, labels, means = batch()
     moved, renamed, people = with_virtual_subjects(sets, labels, means, 0.5)

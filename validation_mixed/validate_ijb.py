@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import sys
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +36,7 @@ from evaluation.protocols import (
     read_protocol,
 )
 from evaluation.published import find_reference
+from evaluation.templates import warn_of_doubled_norms
 from net import Backbone
 from settings import FACES_AT_ONCE
 from validation_mixed.ijb_flags import (
@@ -93,7 +93,8 @@ def validate(given: Mapping[str, Any]) -> None:
     trained = _trained_aggregators(values)
     aggregators = _aggregators(values, trained)
     used = [trained[name] for name in aggregators if name in trained]
-    _warn_of_doubled_norms(rules, used)
+    for entry in used:
+        warn_of_doubled_norms(rules.flip, entry.module, entry.name)
     out = Path(values["out"]) if "out" in values else ROOT / "experiments" / name
 
     began = time.perf_counter()
@@ -204,16 +205,6 @@ def _check_backbones(trained: Sequence[_Trained], made: str) -> None:
                 f"{entry.path}: its {entry.name} was trained over another backbone than the one that makes "
                 "the features. Pass the weights of that one."
             )
-
-
-def _warn_of_doubled_norms(rules: Rules, trained: Sequence[_Trained]) -> None:
-    """A network that reads norms sees other ones than in training; poolings know no scale."""
-    if trained and rules.flip == "pre_norm_vector_add":
-        warnings.warn(
-            f"--flip pre_norm_vector_add: norms are sums of two images', and {trained[0].name} was trained "
-            "with those of one. --flip norm_weighted_avg has the same directions, and means of both norms.",
-            stacklevel=2,
-        )
 
 
 def _check_sizes(trained: Sequence[_Trained], size: int) -> None:

@@ -110,6 +110,11 @@ def test_the_mirror_image_is_joined_by_the_rule(bare_weights: Path) -> None:
     assert load_model(bare_weights, device="cpu", flip="concat").embedding_size == 2 * plain.embedding_size
 
 
+def test_norms_that_double_under_a_trained_aggregator_are_told(checkpoint: Path) -> None:
+    with pytest.warns(UserWarning, match="coreset was trained with those of one"):
+        load_model(checkpoint, device="cpu", flip="pre_norm_vector_add")
+
+
 def changed_weights(source: Path, folder: Path, key: str) -> Path:
     content = torch.load(source, weights_only=True)
     content["state_dict"][key] = content["state_dict"][key] * 1.001
