@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -221,7 +223,12 @@ def coreset_module(
     """The coreset stage's module; `options`: the aggregator's; `told`: from `common`.
 
     `subject_means`: (S, D) unit rows, which virtual subjects are drawn from; None for none.
+
+    Raises:
+        InputError: there is no compiler for --compile.
     """
+    if settings.compile:
+        _check_compiler()
     schedule = None
     if settings.selection_temperature_end is not None:
         schedule = TemperatureSchedule(
@@ -237,10 +244,21 @@ def coreset_module(
         aggregator=settings.aggregator,
         aggregator_options=options,
         finetune_backbone=settings.finetune_backbone,
+        compiled=settings.compile,
         schedule=schedule,
         subject_means=subject_means,
         **told,
     )
+
+
+def _check_compiler() -> None:
+    """torch.compile looks for one at the first step, and ends with a page of its own words."""
+    names = [*(os.environ.get(name, "") for name in ("CC", "CXX")), "gcc", "g++", "clang", "clang++"]
+    if not any(name and shutil.which(name) for name in names):
+        raise InputError(
+            "--compile needs a C compiler, and neither gcc nor clang is found. Install one, tell its path by "
+            "CC and CXX, or leave the flag away."
+        )
 
 
 def trained_aggregator(settings: Settings) -> str:

@@ -75,7 +75,7 @@ ONLY_IN = {"momentum": "backbone"} | dict.fromkeys(
     (
         *("coreset_size", "gamma", "gamma_lr", "max_template_size", "sample_by", "held_out"),
         *("selection_temperature", "selection_temperature_end", "learn_temperature"),
-        *("finetune_backbone", "backbone_lr"),
+        *("finetune_backbone", "backbone_lr", "compile"),
         *("preset", "aggregator", "aggregator_options", "quality", "contrast_weight", "head_init"),
         *("cache_features", "features", "views", "cache_dtype"),
         *("template_style", "longest_clip", "share_wrong_media", "share_foreign_faces"),
@@ -98,7 +98,7 @@ CHANGEABLE = {
     *("data_root", "train_data_path", "val_data_path", "use_mxrecord", "swap_color_channel"),
     *("cache_features", "features"),
     *("epochs", "num_workers", "gpus", "num_nodes", "cpu_processes", "precision"),
-    *("fast_dev_run", "save_all_models"),
+    *("fast_dev_run", "save_all_models", "compile"),
 }
 
 
@@ -175,6 +175,7 @@ class Settings:
     num_nodes: int = 1
     cpu_processes: int = 1
     precision: str = "32"
+    compile: bool = False
     fast_dev_run: bool = False
     test_run: bool = False
     save_all_models: bool = False

@@ -219,6 +219,7 @@ class FaceCoresetNet(_Trained):
         aggregator: str,
         aggregator_options: Mapping[str, Any],
         finetune_backbone: bool = False,
+        compiled: bool = False,
         schedule: TemperatureSchedule | None = None,
         subject_means: Tensor | None = None,
         **common: Any,
@@ -230,6 +231,8 @@ class FaceCoresetNet(_Trained):
         self.aggregator_name = aggregator
         self.aggregator_options = dict(aggregator_options)
         self.aggregator = build_aggregator(aggregator, aggregator_options)
+        if compiled:
+            self.aggregator.compile_maths()  # type: ignore[operator]
         self.poolings = nn.ModuleDict({name: build_aggregator(name, {}) for name in POOLINGS})
         self.finetune_backbone = finetune_backbone
         self.schedule = schedule

@@ -123,6 +123,11 @@ def add_recipe_flags(group: _ArgumentGroup) -> None:
     group.add_argument(
         "--lr_schedule", choices=LR_SCHEDULES, help="course of the rates" + _default("lr_schedule")
     )
+    group.add_argument(
+        "--compile",
+        action="store_true",
+        help="torch.compile the aggregator: half a minute first, then shorter steps on a GPU; for long runs",
+    )
 
 
 class _Options(Action):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -255,6 +256,26 @@ def test_options_reach_the_aggregator(good: dict[str, Any], tmp_path: Path) -> N
         )
     with pytest.raises(InputError, match="--aggregator mean: has nothing to train"):
         training_run.build_run(resolve(good | {"aggregator": "mean"}, None), None, processes=1)
+
+
+def test_a_compiled_run_leaves_what_another_leaves(
+    good: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main.train(good | {"epochs": 1, "prefix": "plain"})
+    called = []
+
+    def eager(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        called.append(function)
+        return function
+
+    monkeypatch.setattr(torch, "compile", eager)
+    main.train(good | {"epochs": 1, "prefix": "compiled", "compile": True})
+    assert called
+    folder = tmp_path / "experiments"
+    assert_same(folder / "plain_0" / "last.ckpt", folder / "compiled_0" / "last.ckpt")
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(InputError, match="--compile needs a C compiler"):
+        training_run.build_run(resolve(good | {"compile": True}, None), None, processes=1)
 
 
 def test_a_contrast_needs_pairs_on_each_process(good: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import copy
 import inspect
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -317,3 +318,41 @@ def test_options_reach_the_constructor() -> None:
     assert aggregator.gamma.item() == 1.0
     assert aggregator.gamma.dtype == torch.float32
     assert build_aggregator("fps_mean", {"coreset_size": 2}).coreset_size == 2
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("coreset", "weighted_coreset") else pytest.param(name, marks=pytest.mark.slow)
+        for name, kind in AGGREGATORS.items()
+        if hasattr(kind, "compile_maths")
+    ],
+)
+def test_compiled_is_the_same_aggregator(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the eager backend: what the compiler's own code generation makes of a graph takes a minute here."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    plain, compiled = build(name), build(name)
+    compiled.compile_maths()  # type: ignore[operator]
+    for sizes in ([3, 7, 1, 12], [5, 5, 2]):
+        sets = random_sets(sizes, seed=len(sizes))
+        expected, found = plain(sets), compiled(sets)
+        torch.testing.assert_close(found.embedding, expected.embedding)
+        assert torch.equal(found.picks, expected.picks)
+    assert list(compiled.state_dict()) == list(plain.state_dict())
+    assert_gradients_match(plain, compiled, random_sets([4, 6, 9]))
+
+
+def assert_gradients_match(plain: nn.Module, compiled: nn.Module, sets: FaceSets) -> None:
+    for module in (plain, compiled):
+        module(sets).embedding[:, 0].sum().backward()
+    pairs = zip(plain.named_parameters(), compiled.named_parameters(), strict=True)
+    for (name, first), (_, second) in pairs:
+        torch.testing.assert_close(second.grad, first.grad, msg=name)
+
+
+def test_poolings_have_nothing_to_compile() -> None:
+    assert {name for name, kind in AGGREGATORS.items() if hasattr(kind, "compile_maths")} == {
+        name
+        for name in AGGREGATORS
+        if any(True for _ in build_aggregator(name, OPTIONS.get(name, {})).parameters())
+    }
