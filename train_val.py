@@ -36,6 +36,7 @@ from net import Backbone
 from recipe import Recipe, TemperatureSchedule
 from settings import FACES_AT_ONCE
 from virtual_subjects import with_virtual_subjects
+from weights import TRAINED_SUBJECTS, name_digests
 
 Value = TypeVar("Value")
 
@@ -132,6 +133,8 @@ class _Trained(pl.LightningModule, ABC):
         if not isinstance(self.model, UnknownBackbone):
             checkpoint["backbone_spec"] = self.model.spec.to_dict()
         checkpoint.update(self.identity)
+        # So that nobody is judged on those whom it knows.
+        checkpoint[TRAINED_SUBJECTS] = " ".join(sorted(name_digests(self._subjects)))
 
     def _embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(N, 3, H, W) uint8 -> unit features (N, D), norms (N,)."""

@@ -20,6 +20,7 @@ from errors import InputError
 from evaluation.identification import PublishedHelperRates, Search, published_helper_rates, search
 from evaluation.intervals import PairBootstrap, ProbeBootstrap, interval95
 from evaluation.metrics import TpirAtFpir, cmc_of, rate_key, tpir_at_fpir_of
+from evaluation.normalisation import cohort_lengths
 from evaluation.protocols import SetProtocol, TemplateList
 from evaluation.published import PAPER_RULES
 from evaluation.report import Interval, Result, closed_section, open_section, verification_section
@@ -66,6 +67,19 @@ class Rules:
     def of_paper(cls, paper: str, changes: Mapping[str, str]) -> Rules:
         """The rules of a paper in `PAPER_RULES`, with `changes` to single ones."""
         return replace(cls(**PAPER_RULES[paper]), **changes)
+
+
+@dataclass(frozen=True, eq=False)
+class Cohort:
+    """Faces of people whom the benchmark does not have: what every descriptor's length is taken from.
+
+    `features` (N, D) unit rows, `norms` (N,), `groups`: one template or more a person; `name` for the report.
+    """
+
+    name: str
+    features: Floats
+    norms: Floats
+    groups: FaceGroups
 
 
 @dataclass(frozen=True)
@@ -148,6 +162,7 @@ def evaluate_ijb(
     rules: Rules,
     *,
     detector_scores: Floats | None = None,
+    cohort: Cohort | None = None,
     replicates: int = 200,
     published_helper: bool = False,
     device: torch.device | str = "cpu",
@@ -161,6 +176,8 @@ def evaluate_ijb(
         aggregators: of `coreset.AGGREGATORS`, by the names that tables call them.
         rules: what is done to faces first.
         detector_scores: (N,); needed where the rules use them, or an aggregator whose quality they are.
+        cohort: scores are cosines divided by how near both templates are to its people
+            (`normalisation.cohort_lengths`); None: they are cosines.
         replicates: draws of subjects for the intervals; 0 gives none.
         published_helper: also the published 1:N helper's own rates, which are not FPIR.
         device: where aggregators work.
@@ -168,6 +185,8 @@ def evaluate_ijb(
     Raises:
         InputError: features or scores of another number of faces, or as the figures' own functions.
     """
+    if cohort is not None and rules.detector_score != NOT_USED:
+        raise InputError("the rules use detector scores, and the cohort's faces have none.")
     if features.ndim != 2 or not len(features) == len(norms) == len(protocol.image_names):
         raise InputError(
             f"{protocol.name}: {len(protocol.image_names):,} images, but features {features.shape} and norms "
@@ -185,6 +204,8 @@ def evaluate_ijb(
             descriptors = describe_templates(
                 aggregator, features, norms, groups, device, detector_scores=scores
             ).embedding
+            if cohort is not None:
+                descriptors = descriptors * _lengths(aggregator, descriptors, cohort, rules, device)
         with found.timed("score"):
             pairs = protocol.pairs
             verification = verify(descriptors, pairs.first, pairs.second, pairs.is_mated, FARS)
@@ -228,6 +249,23 @@ def _faces_by_rules(
         sums = np.bincount(groups.media, weights=detector_scores[groups.rows])
         scores = sums / np.bincount(groups.media)
     return *average_media(features, weights, groups), scores
+
+
+def _lengths(
+    aggregator: nn.Module,
+    descriptors: NDArray[np.float32],
+    cohort: Cohort,
+    rules: Rules,
+    device: torch.device | str,
+) -> NDArray[np.float32]:
+    """(M, 1) by the cohort's own templates, whose faces are treated by the same rules."""
+    features, norms, groups = cohort.features, cohort.norms, cohort.groups
+    if rules.norm == NOT_USED:
+        norms = np.ones_like(norms)
+    if rules.media != NOT_USED:
+        features, norms, groups = average_media(features, norms, groups)
+    strangers = describe_templates(aggregator, features, norms, groups, device).embedding
+    return cohort_lengths(descriptors, strangers)[:, None]
 
 
 def _pair_bootstrap(protocol: SetProtocol, replicates: int, warnings: list[str]) -> PairBootstrap | None:

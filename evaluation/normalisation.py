@@ -1,4 +1,8 @@
-"""Adaptive score normalisation with a cohort, and what it gains or loses. Arrays in, figures out."""
+"""Scores that know how near a descriptor is to strangers, by a cohort of them, and what is gained or lost.
+
+Adaptive normalisation of scores, and lengths of descriptors, whose plain inner products are then the scores.
+Arrays in, figures out.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,9 @@ from evaluation.metrics import rate_key
 FEWEST_IN_COHORT = 20
 # The nearest of the cohort that a score is compared with, at most half of it.
 TOP = 100
+# Of the mean cosine to the nearest: a descriptor that is far from all people must not count without limit.
+_LEAST_NEARNESS = 0.01
+_ROWS_AT_ONCE = 4_096
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,37 @@ def adaptive_snorm(
     """
     wide = np.asarray(scores, np.float64)
     return np.asarray(((wide - first[0]) / first[1] + (wide - second[0]) / second[1]) / 2)
+
+
+def cohort_lengths(descriptors: Floats, cohort: Floats, top: int = TOP) -> NDArray[np.float32]:
+    """Lengths (M,) to give to descriptors by how near each is to strangers: nearness to the power -1/2.
+
+    Nearness is the mean of the `top` highest cosines to the cohort. An inner product of descriptors of these
+    lengths is their cosine over the geometric mean of both nearnesses (local scaling, as Zelnik-Manor and
+    Perona, 2004, have it for distances). What a poor set has in common with many strangers, blur and
+    darkness, lifts its scores with all of them; this takes it back, so that scores of all sets can share a
+    threshold.
+
+    Args:
+        descriptors: (M, D) unit rows.
+        cohort: (C, D) unit rows of people who are none of them.
+        top: at most half of the cohort is taken.
+
+    Raises:
+        InputError: fewer than `FEWEST_IN_COHORT` in the cohort, or descriptors of another size.
+    """
+    if cohort.shape[0] < FEWEST_IN_COHORT or cohort.shape[1:] != descriptors.shape[1:]:
+        raise InputError(
+            f"cohort {cohort.shape}: expected {FEWEST_IN_COHORT} or more descriptors of "
+            f"{descriptors.shape[1]} values."
+        )
+    top = min(top, len(cohort) // 2)
+    lengths = np.empty(len(descriptors), np.float32)
+    for start in range(0, len(descriptors), _ROWS_AT_ONCE):
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        nearness, _ = cohort_statistics(descriptors[rows] @ cohort.T, top)
+        lengths[rows] = np.maximum(nearness, _LEAST_NEARNESS) ** -0.5
+    return lengths
 
 
 def gains(

@@ -26,7 +26,8 @@ from errors import InputError
 from net import build_backbone
 from run_folder import StoppedBySignal
 from settings import resolve
-from weights import load_aggregator, load_backbone, save_backbone
+from weights import load_aggregator, load_backbone, name_digests, save_backbone, trained_subjects
+from weights.converting import convert_weights, extract_aggregator
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -90,6 +91,19 @@ def test_a_run_from_cached_features_leaves_what_one_from_images_leaves(
     assert all(torch.equal(start[name], kept[name]) for name in start)
     assert load_aggregator(run / "last.ckpt") is not None
     assert "6 views, float16" in capsys.readouterr().out
+
+
+def test_weights_say_whom_they_were_trained_with(good: dict[str, Any], tmp_path: Path) -> None:
+    main.train(good | {"epochs": 1})
+    checkpoint = tmp_path / "experiments" / "run_0" / "last.ckpt"
+    run = training_run.build_run(resolve(good, None), None, processes=1)
+    trained = name_digests(run.data._dataset._drawer.bank.subjects)
+    assert len(trained) == 5  # Of eight, three are held out.
+    convert_weights(str(checkpoint), tmp_path / "whole.safetensors")
+    extract_aggregator(str(checkpoint), tmp_path / "alone.safetensors")
+    for path in (checkpoint, tmp_path / "whole.safetensors", tmp_path / "alone.safetensors"):
+        assert trained_subjects(path) == set(trained)
+    assert trained_subjects(good["start_from_model_statedict"]) is None
 
 
 def test_features_are_made_once(good: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,6 +105,18 @@ def _protocol_flags(group: _ArgumentGroup) -> None:
     )
     group.add_argument("--norm", choices=_SWITCHES["norm"], help="faces count by their feature norm")
     group.add_argument(
+        "--cohort",
+        metavar="FEATURES",
+        help="other people, a store of main.py --cache_features or an npz: a score is then the cosine over "
+        "how near both sets are to them",
+    )
+    group.add_argument(
+        "--judged_subjects",
+        metavar="FILE",
+        help="names of the benchmark's people, one a line: aggregators trained with one of them are refused, "
+        "and the cohort is without them (default: the benchmark's own list, where it has one)",
+    )
+    group.add_argument(
         "--replicates",
         type=int,
         metavar="N",
@@ -155,8 +167,11 @@ def check_flags(given: Mapping[str, Any]) -> None:
         )
     if "arch" in given and "weights" not in given:
         faults.append("--arch has no effect without --weights. Leave it away.")
-    if "features" in given and not Path(given["features"]).exists():
-        faults.append(f"--features {given['features']}: there is no such file.")
+    faults += [
+        f"--{name} {given[name]}: there is no such file."
+        for name in ("features", "cohort", "judged_subjects")
+        if name in given and not Path(given[name]).exists()
+    ]
     for name in ("weights", "aggregator_weights"):
         sources = [given[name]] if name in given and name == "weights" else given.get(name, [])
         faults += [fault for source in sources if (fault := _source_fault(name, source))]

@@ -37,11 +37,14 @@ _UNKNOWN = "unknown"
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A finished evaluation; `paper`: the rules' name; `hashes`: SHA-256 of trained aggregators' files."""
+    """A finished evaluation; `paper`: the rules' name; `cohort`: whose people scores know of; `hashes`:
+    SHA-256 of trained aggregators' files.
+    """
 
     protocol: SetProtocol
     rules: Rules
     paper: str
+    cohort: str
     features: GivenFeatures
     figures: IjbFigures
     hashes: Mapping[str, str]
@@ -87,6 +90,7 @@ def _rules(done: Evaluated) -> dict[str, str]:
     return {
         "paper": done.paper,
         **asdict(done.rules),
+        "cohort": done.cohort,
         "alignment": alignment or _UNKNOWN,
         "interpolation": made.get("interpolation", _UNKNOWN),
         "colour_order": made.get("colour_order", _UNKNOWN),

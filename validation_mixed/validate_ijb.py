@@ -25,6 +25,7 @@ from command import run_command
 from coreset import AGGREGATORS, build_aggregator
 from coreset.quality import quality_of
 from data.alignment import ALIGNMENT, LandmarkedFaces, similarity_transforms
+from data.feature_bank import FeatureBank
 from errors import InputError
 from evaluation.given_features import GivenFeatures, read_features
 from evaluation.ijb import NOT_USED, Rules, evaluate_ijb
@@ -47,6 +48,13 @@ from validation_mixed.ijb_flags import (
     chosen_gpus,
     ijb_flags,
     options_of,
+)
+from validation_mixed.ijb_people import (
+    check_made_alike,
+    check_not_trained_with,
+    cohort_bank,
+    cohort_of,
+    judged_names,
 )
 from validation_mixed.ijb_report import Evaluated, report
 from weights import (
@@ -101,17 +109,22 @@ def validate(given: Mapping[str, Any]) -> None:
     protocol = read_protocol(Path(values["data_root"]), name)
     wanted = any(quality_of(module) == "detector" for module in aggregators.values())
     scores = read_points(protocol).scores if wanted or rules.detector_score != NOT_USED else None
+    judged = judged_names(protocol, values.get("judged_subjects"))
+    if judged is not None:
+        check_not_trained_with(judged, {entry.name: entry.path for entry in used}, name)
+    bank = cohort_bank(values["cohort"], judged) if "cohort" in values else None
     seconds = {"read": time.perf_counter() - began}
     began = time.perf_counter()
     if "features" in values:
-        features = _given(values, rules, used)
+        features = _given(values, rules, used, bank)
     else:
-        embedded = _embedded(values, rules, protocol, used, Path(values.get("cache", out / "features")))
+        cache = Path(values.get("cache", out / "features"))
+        embedded = _embedded(values, rules, protocol, used, bank, cache)
         if embedded is None:
             return  # A process beside the first, which has done its share.
         features = embedded
     seconds["embed"] = time.perf_counter() - began
-
+    cohort = None if bank is None else cohort_of(bank)
     figures = evaluate_ijb(
         protocol,
         features.features,
@@ -119,16 +132,20 @@ def validate(given: Mapping[str, Any]) -> None:
         aggregators,
         rules,
         detector_scores=scores,
+        cohort=cohort,
         replicates=values["replicates"],
         published_helper=values["published_identification"],
         device="cuda" if chosen_gpus(values) else "cpu",
     )
     figures.seconds = seconds | figures.seconds
     hashes = {entry.name: weights_sha256(entry.path) for entry in used}
-    report(Evaluated(protocol, rules, values["protocol"], features, figures, hashes), out, reference)
+    told = "none: scores are cosines" if cohort is None else cohort.name
+    report(Evaluated(protocol, rules, values["protocol"], told, features, figures, hashes), out, reference)
 
 
-def _given(values: Mapping[str, Any], rules: Rules, trained: Sequence[_Trained]) -> GivenFeatures:
+def _given(
+    values: Mapping[str, Any], rules: Rules, trained: Sequence[_Trained], cohort: FeatureBank | None
+) -> GivenFeatures:
     """Features that were made before, if --weights and aggregators belong to them."""
     features = read_features(Path(values["features"]), rules.flip)
     made = features.identity.get("backbone_sha256")
@@ -148,18 +165,31 @@ def _given(values: Mapping[str, Any], rules: Rules, trained: Sequence[_Trained])
                 "--features away to make those."
             )
     _check_sizes(trained, features.features.shape[1])
+    if cohort is not None:
+        check_made_alike(cohort, made, features.features.shape[1])
     return features
 
 
 def _embedded(
-    values: Mapping[str, Any], rules: Rules, protocol: SetProtocol, trained: Sequence[_Trained], cache: Path
+    values: Mapping[str, Any],
+    rules: Rules,
+    protocol: SetProtocol,
+    trained: Sequence[_Trained],
+    cohort: FeatureBank | None,
+    cache: Path,
 ) -> GivenFeatures | None:
     # Lightning takes seconds to import, and given features do not need it.
     from embedding import EmbedOptions, embed_faces
 
     backbone = _backbone(values)
-    _check_backbones(trained, weights_digest(backbone))
-    _check_sizes(trained, backbone.spec.embedding_size * (2 if rules.flip == "concat" else 1))
+    digest, size = (
+        weights_digest(backbone),
+        backbone.spec.embedding_size * (2 if rules.flip == "concat" else 1),
+    )
+    _check_backbones(trained, digest)
+    _check_sizes(trained, size)
+    if cohort is not None:
+        check_made_alike(cohort, digest, size)
     points = read_points(protocol)
     stamps = image_stamps(protocol)
     transforms = similarity_transforms(points.landmarks)

@@ -17,17 +17,18 @@ from errors import InputError
 from net import BACKBONES, Backbone, build_backbone
 from weights.aggregators import stored_aggregator
 from weights.catalogue import CATALOGUE, Entry
-from weights.digest import weights_digest
+from weights.digest import name_digests, weights_digest
 from weights.fitting import fitted
 from weights.layouts import recognise
 from weights.onnx_backbone import GRAPH, OnnxBackbone, read_onnx
-from weights.reading import read_checkpoint, read_stored
+from weights.reading import TRAINED_SUBJECTS, read_checkpoint, read_stored
 from weights.sources import licence_of, resolve, source_name, weights_sha256
 from weights.specs import ONNX, spec_in
 from weights.storing import BACKBONE_DIGEST, save_aggregator, save_backbone, save_model
 
 __all__ = [
     "CATALOGUE",
+    "TRAINED_SUBJECTS",
     "Entry",
     "Loaded",
     "OnnxBackbone",
@@ -37,6 +38,7 @@ __all__ = [
     "load_aggregator",
     "load_backbone",
     "load_weights",
+    "name_digests",
     "prepare_for",
     "read_checkpoint",
     "resolve",
@@ -45,6 +47,7 @@ __all__ = [
     "save_model",
     "source_name",
     "trained_on_levelled",
+    "trained_subjects",
     "weights_digest",
     "weights_sha256",
 ]
@@ -132,6 +135,12 @@ def backbone_digest_beside(source: Path | str) -> str | None:
         return weights_digest(load_backbone(source))
     except InputError:
         return None
+
+
+def trained_subjects(source: Path | str) -> frozenset[str] | None:
+    """Digests (`name_digests`) of the people an aggregator was trained with; None where nothing says it."""
+    path = resolve(source)
+    return None if path.suffix == ".onnx" else read_stored(path).trained_subjects
 
 
 def trained_on_levelled(source: Path | str) -> bool | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from errors import InputError
 from weights import load_weights, resolve, save_aggregator, save_model, weights_digest
 from weights.aggregators import stored_aggregator
-from weights.reading import read_stored
+from weights.reading import TRAINED_SUBJECTS, read_stored
 from weights.sources import NOT_STATED, licence_of, source_name
 
 PICKLE_WARNING = (
@@ -42,15 +42,17 @@ def convert_weights(
         raise InputError(f"{out}: our form is .safetensors; choose a name that ends in it.")
     path = resolve(source)
     loaded = load_weights(path, arch, channel_order=channel_order, allow_pickle=allow_pickle)
-    aggregator, about = None, {}
+    aggregator, about, subjects = None, {}, None
     if path.suffix != ".onnx":
         stored = read_stored(path, allow_pickle=allow_pickle)
         aggregator, about = stored_aggregator(stored), dict(stored.about)
+        subjects = stored.trained_subjects
     known = licence_of(source)
     about = {
         "source": about.get("source") or source_name(source),
         "licence": licence or (known if known != NOT_STATED else about.get("licence", known)),
         "quality": quality or about.get("quality", _NOT_MEASURED),
+        **({TRAINED_SUBJECTS: " ".join(sorted(subjects))} if subjects is not None else {}),
     }
     backbone = loaded.backbone
     if quality:
@@ -88,6 +90,8 @@ def extract_aggregator(source: str, out: Path, licence: str | None = None) -> st
         raise InputError(f"{source}: there is no aggregator in it. Give a checkpoint of the coreset stage.")
     backbone = load_weights(source).backbone
     about = {"licence": licence or NOT_STATED}
+    if stored.trained_subjects is not None:
+        about[TRAINED_SUBJECTS] = " ".join(sorted(stored.trained_subjects))
     save_aggregator(out, backbone, (found.name, found.options, found.module), about)
     size = sum(parameter.numel() for parameter in found.module.parameters())
     light = "of faces levelled in light" if backbone.spec.levels_light else "of faces as they are"

@@ -1,8 +1,10 @@
-"""What a backbone or an aggregator is, whatever file it came from."""
+"""What a backbone or an aggregator is, whatever file it came from; and whom it was trained with."""
 
 from __future__ import annotations
 
 import hashlib
+import os
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -17,3 +19,16 @@ def weights_digest(module: nn.Module) -> str:
             digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def name_digests(names: Iterable[str]) -> dict[str, str]:
+    """Digest -> name, of people: files say by 48 bits whom they are of, and need not carry the names.
+
+    Who knows a name can ask for it. Names that are numbers, as packs have them, mean somebody else in every
+    data set and are left out.
+    """
+    return {
+        hashlib.blake2b(os.fsencode(name), digest_size=6).hexdigest(): name
+        for name in names
+        if not name.isdecimal()
+    }

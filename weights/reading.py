@@ -23,6 +23,8 @@ from errors import InputError
 TORCH_SUFFIXES = (".ckpt", ".pt", ".pth")
 # Under which a checkpoint keeps its state dict: Lightning and most others, arcface_torch.
 _STATE_KEYS = ("state_dict", "state_dict_backbone")
+# Under which both kinds of file keep digests of the people trained with (`digest.name_digests`), by spaces.
+TRAINED_SUBJECTS = "trained_subjects"
 _SHOWN = 5
 # What torch.load was seen to raise on some thousand damaged files, and its kin.
 _UNREADABLE = (
@@ -36,7 +38,8 @@ class Stored:
     """What a file holds.
 
     `backbone_spec`: as the file writes it, unchecked, None where it writes none; `aggregator`: name and
-    options, where it says them; `about`: other metadata (source, licence, ...).
+    options, where it says them; `about`: other metadata (source, licence, ...); `trained_subjects`: digests
+    of the people it was trained with, None where it does not say.
     """
 
     path: Path
@@ -44,6 +47,7 @@ class Stored:
     backbone_spec: object = None
     aggregator: tuple[object, object] | None = None
     about: Mapping[str, str] = field(default_factory=dict)
+    trained_subjects: frozenset[str] | None = None
 
 
 def read_stored(path: Path, *, allow_pickle: bool = False) -> Stored:
@@ -122,7 +126,8 @@ def _read_safetensors(path: Path) -> Stored:
         except ValueError as error:
             raise InputError(f"{path}: its metadata cannot be read ({error}): {about}.") from error
         aggregator = about["aggregator_name"], options
-    return Stored(path, state, about if "architecture" in about else None, aggregator, about)
+    subjects = frozenset(about[TRAINED_SUBJECTS].split()) if TRAINED_SUBJECTS in about else None
+    return Stored(path, state, about if "architecture" in about else None, aggregator, about, subjects)
 
 
 def _read_torch(path: Path, allow_pickle: bool) -> Stored:
@@ -147,7 +152,9 @@ def _read_torch(path: Path, allow_pickle: bool) -> Stored:
     aggregator = None
     if "aggregator_name" in checkpoint:
         aggregator = checkpoint["aggregator_name"], checkpoint.get("aggregator_options")
-    return Stored(path, dict(state), checkpoint.get("backbone_spec"), aggregator)
+    subjects = frozenset(checkpoint[TRAINED_SUBJECTS].split()) if TRAINED_SUBJECTS in checkpoint else None
+    spec = checkpoint.get("backbone_spec")
+    return Stored(path, dict(state), spec, aggregator, trained_subjects=subjects)
 
 
 class _Absent:

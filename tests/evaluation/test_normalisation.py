@@ -6,7 +6,7 @@ import pytest
 from errors import InputError
 from evaluation.calibration import ScoredPairs, all_pairs
 from evaluation.metrics import tar_at_far
-from evaluation.normalisation import adaptive_snorm, cohort_statistics, gains
+from evaluation.normalisation import adaptive_snorm, cohort_lengths, cohort_statistics, gains
 
 
 def test_statistics_are_those_of_the_nearest() -> None:
@@ -35,6 +35,38 @@ def test_normalisation_is_symmetric_and_as_written_in_the_paper() -> None:
 def test_copies_of_one_descriptor_in_the_cohort_stay_finite() -> None:
     mean, deviation = cohort_statistics(np.ones((2, 30)), 10)
     assert np.isfinite(adaptive_snorm(np.eye(2), (mean, deviation), (mean, deviation))).all()
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def test_scores_of_lengths_are_cosines_over_the_mean_nearness_of_both() -> None:
+    rng = np.random.default_rng(3)
+    # All lean one way, as blurred faces do, some more than others.
+    features = unit(rng.normal(size=(9, 16)) + rng.uniform(0, 4, (9, 1)))
+    cohort = unit(rng.normal(size=(41, 16)) + 1)
+    scaled = features * cohort_lengths(features, cohort, top=12)[:, None]
+    nearness = [np.mean(sorted(float(row @ other) for other in cohort)[-12:]) for row in features]
+    for first, second in ((0, 1), (4, 8)):
+        expected = features[first] @ features[second] / np.sqrt(nearness[first] * nearness[second])
+        assert scaled[first] @ scaled[second] == pytest.approx(expected, rel=1e-5)
+
+
+def test_of_a_small_cohort_half_is_near_and_a_tiny_one_is_refused() -> None:
+    rng = np.random.default_rng(4)
+    features, cohort = unit(rng.normal(size=(3, 8)) + 1), unit(rng.normal(size=(30, 8)) + 1)
+    assert np.array_equal(cohort_lengths(features, cohort), cohort_lengths(features, cohort, top=15))
+    with pytest.raises(InputError, match="expected 20 or more"):
+        cohort_lengths(features, cohort[:19])
+    with pytest.raises(InputError, match="of 8 values"):
+        cohort_lengths(features, cohort[:, :7])
+
+
+def test_a_descriptor_far_from_all_people_counts_within_limits() -> None:
+    features = -np.eye(4)[:1]
+    cohort = unit(np.abs(np.random.default_rng(5).normal(size=(40, 4))))
+    assert cohort_lengths(features, cohort)[0] == pytest.approx(10)
 
 
 def hubs() -> tuple[ScoredPairs, np.ndarray]:

@@ -140,6 +140,7 @@ def test_images_to_figures(
         "media": "not used",
         "detector_score": "not used",
         "norm": "multiplied",
+        "cohort": "none: scores are cosines",
         "alignment": "112 x 112, five points of ArcFace, similarity, least squares (Umeyama)",
         "interpolation": "bilinear, black border",
         "colour_order": "BGR",

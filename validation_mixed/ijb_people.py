@@ -1,0 +1,122 @@
+"""Whom a set benchmark judges: nobody that an aggregator was trained with; and a cohort of other people."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from data.feature_bank import FeatureBank, read_given
+from data.feature_templates import TemplateDrawer, TemplateRecipe
+from data.sampling import Item
+from data.subsets import read_names
+from errors import InputError
+from evaluation.ijb import Cohort
+from evaluation.normalisation import FEWEST_IN_COHORT
+from evaluation.protocols import SetProtocol
+from evaluation.templates import group_faces
+from weights import name_digests, trained_subjects
+
+# People, and templates of each: with one, lengths hang on how it happened to be drawn. Every template of the
+# benchmark is compared with all.
+MOST_IN_COHORT = 1_024
+TEMPLATES_OF_EACH = 4
+_SHOWN = 3
+
+
+def judged_names(protocol: SetProtocol, path: str | None) -> frozenset[str] | None:
+    """Names of the benchmark's people: of the file of --judged_subjects, else of the benchmark's own list.
+
+    `convert.py --build_set_benchmark` writes such a list; published benchmarks have none, which is None.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    if path is not None:
+        return read_names(Path(path))
+    own = protocol.folder / "meta" / f"{protocol.name.lower()}_subjects.csv"
+    if not own.is_file():
+        return None
+    try:
+        with own.open(newline="", encoding="utf-8") as stream:
+            return frozenset(row["NAME"] for row in csv.DictReader(stream))
+    except (OSError, UnicodeDecodeError, KeyError, csv.Error) as fault:
+        raise InputError(f"{own}: cannot be read ({fault}). Expected SUBJECT_ID,NAME.") from None
+
+
+def check_not_trained_with(names: frozenset[str], aggregators: Mapping[str, str], benchmark: str) -> None:
+    """Refuses aggregators that know the people whom they would be judged by.
+
+    Args:
+        names: of the benchmark's people.
+        aggregators: name -> file; what a file does not say is believed.
+        benchmark: its name.
+
+    Raises:
+        InputError: a file says that it was trained with some of them.
+    """
+    digests = name_digests(names)
+    faults = []
+    for aggregator, path in aggregators.items():
+        if known := sorted(digests[digest] for digest in (trained_subjects(path) or ()) if digest in digests):
+            shown = ", ".join(known[:_SHOWN]) + (", ..." if len(known) > _SHOWN else "")
+            faults.append(
+                f"{path}: its {aggregator} was trained with {len(known):,} of the {len(names):,} people of "
+                f"{benchmark} ({shown}), so that its figures would say nothing of others. Train one with "
+                "main.py --without_subjects FILE."
+            )
+    if faults:
+        raise InputError.from_faults(faults)
+
+
+def cohort_bank(path: str, judged: frozenset[str] | None) -> FeatureBank:
+    """The people of a store of views, or of an npz of features, who are not of the benchmark.
+
+    Args:
+        path: as `data.feature_bank.read_given` takes it.
+        judged: people who are left out; None: nothing is known of them.
+
+    Raises:
+        InputError: nothing of the kind is there, or too few other people are in it.
+    """
+    bank = read_given(Path(path))
+    others = sorted(set(bank.subjects) - (judged or frozenset()))
+    if len(others) < FEWEST_IN_COHORT:
+        raise InputError(
+            f"--cohort {path}: {len(others)} people who are not of the benchmark, expected "
+            f"{FEWEST_IN_COHORT} or more."
+        )
+    most = min(len(others), MOST_IN_COHORT)
+    return bank.of_subjects(np.random.default_rng(0).choice(others, most, replace=False).tolist())
+
+
+def check_made_alike(bank: FeatureBank, backbone: str | None, size: int) -> None:
+    """Refuses a cohort that other weights saw than the benchmark's faces.
+
+    Args:
+        bank: the cohort.
+        backbone: digest of what makes the benchmark's features; None: not known.
+        size: values of a feature.
+
+    Raises:
+        InputError: so it is, as far as it can be told.
+    """
+    differ = None not in (backbone, bank.backbone_sha256) and backbone != bank.backbone_sha256
+    if differ or bank.embedding_size != size:
+        raise InputError(
+            f"--cohort {bank.name}: its features of {bank.embedding_size} values were made by another "
+            f"backbone than the benchmark's of {size} values. Make both with the same --weights."
+        )
+
+
+def cohort_of(bank: FeatureBank) -> Cohort:
+    """Templates of each person, drawn as those of training are, nothing wrong in them."""
+    drawer = TemplateDrawer(bank, TemplateRecipe(), seed=0)
+    people = np.repeat(np.arange(len(bank.subjects)), TEMPLATES_OF_EACH)
+    batch = drawer.batch([Item(0, place, person) for place, person in enumerate(people.tolist())])
+    template = np.repeat(np.arange(len(batch)), np.diff(batch.offsets.numpy()))
+    groups = group_faces(template, batch.media.numpy(), len(batch))
+    name = f"{len(batch):,} templates of {len(bank.subjects):,} people of {bank.name}"
+    return Cohort(name, batch.features.float().numpy(), batch.norms.numpy(), groups)
