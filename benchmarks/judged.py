@@ -1,29 +1,57 @@
-"""A set benchmark that is judged by: its protocol and the features of its faces, read together."""
+"""A set benchmark that is judged by: its protocol, the features of its faces and a cohort, read together."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import nn
+
+from data.subsets import read_names
 from errors import InputError
 from evaluation.given_features import read_features
-from evaluation.ijb import Floats
+from evaluation.ijb import Cohort, Floats, Rules, describe_cohort
+from evaluation.normalisation import cohort_lengths
 from evaluation.protocols import SetProtocol, read_protocol
 from evaluation.templates import FaceGroups, group_faces
+from validation_mixed.ijb_people import check_made_alike, cohort_bank, cohort_of
+
+RULES = Rules.of_paper("facecoresetnet", {})
 
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """`features` (N, D) unit rows and `norms` (N,) of the protocol's faces, in its order; its templates."""
+    """`features` (N, D) unit rows and `norms` (N,) of the protocol's faces, in its order; its templates.
+
+    `cohort`: other people, whom scores know of; None: scores are cosines.
+    """
 
     protocol: SetProtocol
     features: Floats
     norms: Floats
     groups: FaceGroups
+    cohort: Cohort | None
+
+    def strangers(self, module: nn.Module) -> Floats | None:
+        """Descriptors of the cohort by an aggregator; None where there is no cohort."""
+        return None if self.cohort is None else describe_cohort(module, self.cohort, RULES)
 
 
-def read_judged(data_root: Path, name: str, features: Path) -> Judged:
-    """Reads both, without embedding anything; mirror images are in the features if they were made so.
+def compared(descriptors: Floats, strangers: Floats | None) -> Floats:
+    """Descriptors of the lengths that strangers give them: as they are compared by inner products."""
+    return descriptors if strangers is None else descriptors * cohort_lengths(descriptors, strangers)[:, None]
+
+
+def read_judged(
+    data_root: Path,
+    name: str,
+    features: Path,
+    cohort: Path | None = None,
+    judged_subjects: Path | None = None,
+) -> Judged:
+    """Reads all, without embedding anything; mirror images are in the features if they were made so.
+
+    `cohort`: features of people, of whom those in `judged_subjects`, names one a line, are left out.
 
     Raises:
         InputError: as `read_protocol` and `read_features`, or they do not belong together.
@@ -36,4 +64,9 @@ def read_judged(data_root: Path, name: str, features: Path) -> Judged:
             f"{len(protocol.image_names):,}. They belong to another data set."
         )
     groups = group_faces(protocol.template_of_face, protocol.media, len(protocol.template_ids))
-    return Judged(protocol, given.features, given.norms, groups)
+    others = None
+    if cohort is not None:
+        bank = cohort_bank(str(cohort), None if judged_subjects is None else read_names(judged_subjects))
+        check_made_alike(bank, given.identity.get("backbone_sha256"), given.features.shape[1])
+        others = cohort_of(bank)
+    return Judged(protocol, given.features, given.norms, groups, others)

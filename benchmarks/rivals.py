@@ -33,7 +33,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.judged import Judged, read_judged
+from benchmarks.judged import RULES, Judged, compared, read_judged
 from benchmarks.rivals_table import FARS, Row, write_tables
 from command import build_parser, run_command
 from coreset import FaceSets, build_aggregator
@@ -41,7 +41,7 @@ from coreset.aggregator import CoresetAggregator
 from coreset.selection import pick_agreement
 from data.feature_bank import read_given
 from errors import InputError
-from evaluation.ijb import AggregatorFigures, Rules, evaluate_ijb
+from evaluation.ijb import AggregatorFigures, evaluate_ijb
 from evaluation.intervals import PairBootstrap
 from evaluation.metrics import rate_key
 from evaluation.templates import describe_templates
@@ -95,31 +95,25 @@ class Judge(Judged):
     draws: PairBootstrap
 
     @classmethod
-    def of(cls, data_root: Path, name: str, features: Path, replicates: int) -> Judge:
-        """Reads all that is judged by.
-
-        Raises:
-            InputError: as `read_judged`.
-        """
-        judged = read_judged(data_root, name, features)
+    def of(cls, judged: Judged, replicates: int) -> Judge:
+        """With so many draws."""
         pairs, subjects = judged.protocol.pairs, judged.protocol.subjects.astype(np.int32)
         draws = PairBootstrap(
             subjects[pairs.first], subjects[pairs.second], pairs.is_mated, replicates=replicates
         )
-        return cls(judged.protocol, judged.features, judged.norms, judged.groups, draws)
+        return cls(**vars(judged), draws=draws)
 
     def figures(self, name: str, module: nn.Module) -> dict[str, Any]:
         """A row's figures, rates as fractions: TAR by FAR and its draws (R, FARs), rank-1, TPIR, speed."""
-        rules = Rules.of_paper("facecoresetnet", {})
         found = evaluate_ijb(
-            self.protocol, self.features, self.norms, {name: module}, rules, replicates=0
+            self.protocol, self.features, self.norms, {name: module}, RULES, cohort=self.cohort, replicates=0
         ).aggregators[name]
         seconds = []
         for _ in range(_TIMED_ROUNDS):
             start = time.process_time()
             embedding = describe_templates(module, self.features, self.norms, self.groups).embedding
             seconds.append(time.process_time() - start)
-        pairs = self.protocol.pairs
+        pairs, embedding = self.protocol.pairs, compared(embedding, self.strangers(module))
         scores = verify(embedding, pairs.first, pairs.second, pairs.is_mated, FARS).scores
         return {
             "tar": {rate_key(far): found.tar[rate_key(far)].strict for far in FARS},
@@ -181,6 +175,7 @@ def flags(description: str | None, rivals: Mapping[str, Rival], reference: str) 
         required=True,
         help="names of its subjects, one a line: left out of training",
     )
+    parser.add_argument("--cohort", type=Path, help="features of others: scores as validate_ijb.py --cohort")
     parser.add_argument("--aggregators", nargs="+", choices=rivals, default=list(rivals), help="rows")
     parser.add_argument("--reference", choices=rivals, default=reference, help="differences are to this row")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of each that is trained")
@@ -213,7 +208,10 @@ def compare(
     """
     _check(args)
     names = list(dict.fromkeys([args.reference, *args.aggregators]))
-    judge = Judge.of(args.data_root, args.dataset_name, args.judge_features, args.replicates)
+    judged = read_judged(
+        args.data_root, args.dataset_name, args.judge_features, args.cohort, args.judged_subjects
+    )
+    judge = Judge.of(judged, args.replicates)
     rows: list[Row] = []
     made_with = _identity(args, judge)
     for name in names:
@@ -260,6 +258,7 @@ def _identity(args: argparse.Namespace, judge: Judge) -> dict[str, Any]:
         "judge": {"name": judge.protocol.name, **judge.protocol.sizes},
         "judge_norms": float(np.asarray(judge.norms, np.float64).sum().round(3)),
         "replicates": args.replicates,
+        **({} if judge.cohort is None else {"cohort": judge.cohort.name}),
     }
 
 

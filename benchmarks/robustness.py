@@ -36,7 +36,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import nn
 
-from benchmarks.judged import Judged, read_judged
+from benchmarks.judged import Judged, compared, read_judged
 from command import build_parser, run_command
 from coreset import build_aggregator
 from data.feature_bank import FeatureBank, read_given
@@ -102,6 +102,7 @@ def main() -> int:
     parser.add_argument("--weights", type=Path, required=True, help="the backbone, for unreadable faces")
     parser.add_argument("--donors", type=Path, required=True, help="views of other people's faces")
     parser.add_argument("--judged_subjects", type=Path, required=True, help="names, one a line: no donors")
+    parser.add_argument("--cohort", type=Path, help="features of others: scores as validate_ijb.py --cohort")
     parser.add_argument("--aggregator", nargs="+", default=["mean", REFERENCE, "media_mean"], help="poolings")
     parser.add_argument("--aggregator_weights", nargs="+", default=[], metavar="NAME=FILE", help="trained")
     parser.add_argument("--seed", type=int, default=0)
@@ -117,7 +118,8 @@ def compare(args: argparse.Namespace) -> None:
         InputError: data, features or weights that cannot be used.
     """
     aggregators = _aggregators(args.aggregator, args.aggregator_weights)
-    judged = read_judged(args.data_root, args.dataset_name, args.features)
+    judged = read_judged(args.data_root, args.dataset_name, args.features, args.cohort, args.judged_subjects)
+    strangers = {name: judged.strangers(aggregator) for name, aggregator in aggregators.items()}
     faces, groups = _faces(args, judged), judged.groups
     rows: list[dict[str, object]] = []
     for kind, amounts in AMOUNTS.items():
@@ -126,7 +128,7 @@ def compare(args: argparse.Namespace) -> None:
             for name, aggregator in aggregators.items():
                 embedding = describe_templates(aggregator, faces.features, faces.norms, spoiled).embedding
                 row: dict[str, object] = {"aggregator": name, "spoiled": kind, "amount": amount}
-                rows.append(row | _rates(judged.protocol, embedding))
+                rows.append(row | _rates(judged.protocol, compared(embedding, strangers[name])))
             print(f"{kind} {amount:g}: done")
     table = pd.DataFrame(rows)
     cosines = {name: repeat_cosine(aggregator, groups, faces) for name, aggregator in aggregators.items()}

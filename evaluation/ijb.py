@@ -205,7 +205,8 @@ def evaluate_ijb(
                 aggregator, features, norms, groups, device, detector_scores=scores
             ).embedding
             if cohort is not None:
-                descriptors = descriptors * _lengths(aggregator, descriptors, cohort, rules, device)
+                strangers = describe_cohort(aggregator, cohort, rules, device)
+                descriptors = descriptors * cohort_lengths(descriptors, strangers)[:, None]
         with found.timed("score"):
             pairs = protocol.pairs
             verification = verify(descriptors, pairs.first, pairs.second, pairs.is_mated, FARS)
@@ -231,6 +232,18 @@ def evaluate_ijb(
     return found
 
 
+def describe_cohort(
+    aggregator: nn.Module, cohort: Cohort, rules: Rules, device: torch.device | str = "cpu"
+) -> NDArray[np.float32]:
+    """Descriptors (C, D) of the cohort's templates, their faces treated by the benchmark's rules."""
+    features, norms, groups = cohort.features, cohort.norms, cohort.groups
+    if rules.norm == NOT_USED:
+        norms = np.ones_like(norms)
+    if rules.media != NOT_USED:
+        features, norms, groups = average_media(features, norms, groups)
+    return describe_templates(aggregator, features, norms, groups, device).embedding
+
+
 def _faces_by_rules(
     protocol: SetProtocol, features: Floats, norms: Floats, detector_scores: Floats | None, rules: Rules
 ) -> tuple[Floats, Floats, FaceGroups, Floats | None]:
@@ -249,23 +262,6 @@ def _faces_by_rules(
         sums = np.bincount(groups.media, weights=detector_scores[groups.rows])
         scores = sums / np.bincount(groups.media)
     return *average_media(features, weights, groups), scores
-
-
-def _lengths(
-    aggregator: nn.Module,
-    descriptors: NDArray[np.float32],
-    cohort: Cohort,
-    rules: Rules,
-    device: torch.device | str,
-) -> NDArray[np.float32]:
-    """(M, 1) by the cohort's own templates, whose faces are treated by the same rules."""
-    features, norms, groups = cohort.features, cohort.norms, cohort.groups
-    if rules.norm == NOT_USED:
-        norms = np.ones_like(norms)
-    if rules.media != NOT_USED:
-        features, norms, groups = average_media(features, norms, groups)
-    strangers = describe_templates(aggregator, features, norms, groups, device).embedding
-    return cohort_lengths(descriptors, strangers)[:, None]
 
 
 def _pair_bootstrap(protocol: SetProtocol, replicates: int, warnings: list[str]) -> PairBootstrap | None:
