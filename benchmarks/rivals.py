@@ -70,9 +70,7 @@ RIVALS = {
     "coreset": Rival("coreset"),
     "coreset_published": Rival("coreset", "published"),
     "weighted_coreset": Rival("weighted_coreset"),
-    "weighted_coreset_trust": Rival(
-        "weighted_coreset", options={"trust": True}, flags={"share_foreign_faces": 0.2}
-    ),
+    "weighted_coreset_foreign": Rival("weighted_coreset", flags={"share_foreign_faces": 0.1}),
     "learned_map": Rival("learned_map"),
     "nan": Rival("nan"),
     "conan": Rival("conan"),

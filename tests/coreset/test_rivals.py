@@ -158,18 +158,32 @@ def weighted_coreset_twin(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
     first = first / first.norm()
     second = sum(r[i] ** 2 * (5 * (f[i] @ first)).exp() * f[i] for i in range(T))
     second = second / second.norm()
-    agreement = torch.stack([f @ first, f @ second], dim=1)
-    worth_of = r * agreement[:, 1].clamp(0.1, 1) if module.trust else r
-    picks = [int(worth_of.argmax())]
-    near = (f @ f.T).detach().tolist()
-    while len(picks) < min(module.coreset_size, T):
-        worth = [
-            -1.0
-            if i in picks
-            else float(worth_of[i].detach()) ** module.gamma * min((1 - near[i][j]) / 2 for j in picks)
+    cosines = f @ f.T
+    near = cosines.detach().tolist()
+
+    def farthest(worth_of: Tensor, count: int) -> list[int]:
+        picks = [int(worth_of.argmax())]
+        while len(picks) < min(count, T):
+            worth = [
+                -1.0
+                if i in picks
+                else max(float(worth_of[i].detach()), 1e-6) ** module.gamma
+                * min((1 - near[i][j]) / 2 for j in picks)
+                for i in range(T)
+            ]
+            picks.append(max(range(T), key=worth.__getitem__))
+        return picks
+
+    witnesses = farthest(r, 16)
+    support = torch.stack(
+        [
+            torch.stack([f.new_zeros(()), *(cosines[i, k] for k in witnesses if near[i][k] < 0.999)]).max()
             for i in range(T)
         ]
-        picks.append(max(range(T), key=worth.__getitem__))
+    )
+    believed = (20 * module.belief.steepness * (support - module.belief.middle)).sigmoid()
+    agreement = torch.stack([f @ first, f @ second, support], dim=1)
+    picks = farthest(r * believed, module.coreset_size)
     parts: list[list[int]] = [[] for _ in picks]
     for i in range(T):
         parts[max(range(len(picks)), key=lambda k: near[i][picks[k]])].append(i)
@@ -178,13 +192,13 @@ def weighted_coreset_twin(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
     for pick, part in zip(picks, parts, strict=True):
         seen = [torch.cat([f[i] * math.sqrt(D), r[i].log().reshape(1), agreement[i]]) for i in part]
         learned = torch.stack([module.quality(row).exp().squeeze() for row in seen])
-        w = r[part] ** module.exponent() * learned
+        w = r[part] ** module.exponent() * learned * believed[part]
         w = w / w.sum()
         mean = w @ f[part]
         unit = mean / mean.norm()
         logs = r[part].log()
         share = torch.tensor(len(part) / T, dtype=f.dtype)
-        statistics = torch.stack([share, w @ logs, logs.max(), unit @ whole, mean.norm()])
+        statistics = torch.stack([share, w @ logs, logs.max(), unit @ whole, mean.norm(), w @ support[part]])
         tokens.append(module.token(torch.cat([unit * math.sqrt(D), f[pick] * math.sqrt(D), statistics])))
         means.append(unit)
         norms.append(w @ r[part])
@@ -227,7 +241,6 @@ TWINS: dict[str, tuple[str, dict[str, object], Twin]] = {
     "set_transformer, SAB": ("set_transformer", {"inducing_points": 0}, set_transformer_twin),
     "learned_map": ("learned_map", {}, learned_map_twin),
     "weighted_coreset": ("weighted_coreset", {}, weighted_coreset_twin),
-    "weighted_coreset/trust": ("weighted_coreset", {"trust": True}, weighted_coreset_twin),
 }
 every_twin = pytest.mark.parametrize("case", TWINS)
 
@@ -369,8 +382,8 @@ def test_the_cost_is_linear_but_where_the_paper_has_it_otherwise(case: str) -> N
     assert (ratio > 4.5) == quadratic
 
 
-def test_picks_by_trust_depend_neither_on_the_batch_nor_on_order() -> None:
-    module = build("weighted_coreset", trust=True)
+def test_picks_by_belief_depend_neither_on_the_batch_nor_on_order() -> None:
+    module = build("weighted_coreset")
     sets = random_sets(SIZES)
     together = module(sets).picks
     for b in range(sets.num_sets):
@@ -381,18 +394,42 @@ def test_picks_by_trust_depend_neither_on_the_batch_nor_on_order() -> None:
         assert torch.equal(order[picks[picks >= 0]], together[b][together[b] >= 0])
 
 
-def test_a_stranger_is_far_and_trusted_little() -> None:
+def likenesses(person: Tensor, count: int) -> Tensor:
+    return torch.nn.functional.normalize(person + 0.2 * torch.randn(count, D, dtype=torch.float64), dim=1)
+
+
+def picked(faces: list[Tensor], norms: list[float], *, believes: bool = True) -> list[int]:
+    """Three picks; without belief as farthest points alone would choose."""
+    module = build("weighted_coreset", coreset_size=3)
+    if not believes:
+        torch.nn.init.zeros_(module.get_parameter("belief.steepness"))
+    sets = FaceSets(torch.cat(faces), torch.tensor(norms, dtype=torch.float64), torch.tensor([0, len(norms)]))
+    return module(sets).picks[0].tolist()
+
+
+def test_a_stranger_is_far_and_not_believed() -> None:
     torch.manual_seed(0)
     person, stranger = torch.eye(2, D, dtype=torch.float64)
-    faces = torch.nn.functional.normalize(person + 0.2 * torch.randn(9, D, dtype=torch.float64), dim=1)
-    features = torch.cat([faces, stranger[None]])
     # The sharpest face of all is somebody else's.
-    norms = torch.tensor([10.0] * 9 + [12.0], dtype=torch.float64)
-    sets = FaceSets(features, norms, torch.tensor([0, 10]))
-    assert 9 in module_picks(sets, trust=False)
-    assert 9 not in module_picks(sets, trust=True)
+    faces, norms = [likenesses(person, 9), stranger[None]], [10.0] * 9 + [12.0]
+    assert 9 in picked(faces, norms, believes=False)
+    assert 9 not in picked(faces, norms)
+    # Nor does it help to show the same picture again and again.
+    faces, norms = [faces[0], stranger.expand(30, D)], norms[:9] + [12.0] * 30
+    assert not set(range(9, 39)) & set(picked(faces, norms))
 
 
-def module_picks(sets: FaceSets, **options: object) -> list[int]:
-    picks: list[int] = build("weighted_coreset", coreset_size=3, **options)(sets).picks[0].tolist()
-    return picks
+def test_another_medium_of_the_set_is_believed() -> None:
+    torch.manual_seed(1)
+    one, other = torch.eye(2, D, dtype=torch.float64)
+    faces = [likenesses(one, 9), likenesses(other, 4)]
+    assert set(picked(faces, [10.0] * 13)) & {9, 10, 11, 12}
+
+
+def test_what_is_believed_is_learned() -> None:
+    module = build("weighted_coreset").train()
+    module(random_sets(SIZES)).embedding.sum().backward()
+    for name in ("belief.middle", "belief.steepness"):
+        gradient = module.get_parameter(name).grad
+        assert gradient is not None
+        assert gradient.abs() > 0
