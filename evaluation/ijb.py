@@ -185,8 +185,8 @@ def evaluate_ijb(
     Raises:
         InputError: features or scores of another number of faces, or as the figures' own functions.
     """
-    if cohort is not None and rules.detector_score != NOT_USED:
-        raise InputError("the rules use detector scores, and the cohort's faces have none.")
+    if cohort is not None and detector_scores is not None:
+        raise InputError("detector scores are used, and the cohort's faces have none.")
     if features.ndim != 2 or not len(features) == len(norms) == len(protocol.image_names):
         raise InputError(
             f"{protocol.name}: {len(protocol.image_names):,} images, but features {features.shape} and norms "

@@ -108,7 +108,10 @@ def validate(given: Mapping[str, Any]) -> None:
     began = time.perf_counter()
     protocol = read_protocol(Path(values["data_root"]), name)
     wanted = any(quality_of(module) == "detector" for module in aggregators.values())
-    scores = read_points(protocol).scores if wanted or rules.detector_score != NOT_USED else None
+    wanted = wanted or rules.detector_score != NOT_USED
+    if wanted and "cohort" in values:
+        raise InputError("--cohort: detector scores are used here, and the cohort's faces have none.")
+    scores = read_points(protocol).scores if wanted else None
     judged = judged_names(protocol, values.get("judged_subjects"))
     if judged is not None:
         check_not_trained_with(judged, {entry.name: entry.path for entry in used}, name)
@@ -137,6 +140,11 @@ def validate(given: Mapping[str, Any]) -> None:
         published_helper=values["published_identification"],
         device="cuda" if chosen_gpus(values) else "cpu",
     )
+    if cohort is not None and judged is None:
+        figures.warnings.append(
+            f"{name} does not name its people, so that the cohort may hold some of them. --judged_subjects "
+            "FILE names them."
+        )
     figures.seconds = seconds | figures.seconds
     hashes = {entry.name: weights_sha256(entry.path) for entry in used}
     told = "none: scores are cosines" if cohort is None else cohort.name

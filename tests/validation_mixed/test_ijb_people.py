@@ -92,6 +92,7 @@ def test_scores_with_a_cohort_are_cosines_over_how_near_both_are_to_it(
     assert result["protocol"]["rules"]["cohort"] == f"96 templates of 24 people of {cohort}"
     plain = run(data, tmp_path / "plain", features=features, aggregator=["norm_weighted"])
     assert plain["verification"] != result["verification"]
+    assert any("does not name its people" in warning for warning in result["warnings"])
     with_media = run(data, tmp_path / "media", features=features, cohort=cohort, protocol="adaface")
     assert with_media["verification"] != result["verification"]
 
@@ -111,9 +112,10 @@ def test_a_cohort_of_another_backbone_is_refused(data: Dataset, features: Path, 
         run(data, tmp_path / "out", features=features, cohort=cohort)
     with pytest.raises(InputError, match=r"--cohort .*: there is no such file"):
         run(data, tmp_path / "out", features=features, cohort=tmp_path / "none.npz")
-    scored = {"features": features, "cohort": write_cohort(tmp_path / "c.npz", 24), "protocol": "insightface"}
-    with pytest.raises(InputError, match="the cohort's faces have none"):
-        run(data, tmp_path / "out", **scored)
+    both = {"features": features, "cohort": write_cohort(tmp_path / "c.npz", 24)}
+    for scored in ({"protocol": "insightface"}, {"aggregator": ["norm_weighted"], "quality": "detector"}):
+        with pytest.raises(InputError, match="the cohort's faces have none"):
+            run(data, tmp_path / "out", **both, **scored)
 
 
 def trained_with(path: Path, names: list[str]) -> Path:
