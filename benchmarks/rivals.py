@@ -221,7 +221,8 @@ def compare(
                 atomic_write(path, json.dumps(content) + "\n")
             rows.append(_read(path, made_with))
             print(f"{name}, seed {seed}: {rows[-1].summary()}", flush=True)
-    print(write_tables(args.out, rows, args.reference, title))
+    cohort = None if judge.cohort is None else judge.cohort.name
+    print(write_tables(args.out, rows, args.reference, title, cohort))
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -63,8 +63,13 @@ class Difference:
     high: float
 
 
-def write_tables(out: Path, rows: Sequence[Row], reference: str, title: str = "rivals") -> str:
-    """Writes <title>.md (one line an aggregator) and <title>.csv (one line a row); gives the table."""
+def write_tables(
+    out: Path, rows: Sequence[Row], reference: str, title: str = "rivals", cohort: str | None = None
+) -> str:
+    """Writes <title>.md (one line an aggregator) and <title>.csv (one line a row); gives the table.
+
+    `cohort`: the people whom scores know of; None: scores are cosines.
+    """
     names = list(dict.fromkeys(row.name for row in rows))
     of_name = {name: [row for row in rows if row.name == name] for name in names}
     table = markdown_table(
@@ -86,7 +91,7 @@ def write_tables(out: Path, rows: Sequence[Row], reference: str, title: str = "r
     text = (
         f"{table}\n\nPer cent; mean over seeds, with the standard deviation where there are several. "
         f"Differences to {reference}: points, with the 95 % interval of a paired bootstrap over subjects. "
-        "Templates/s of one core.\n\n"
+        "Templates/s of one core." + (f" Scores with a cohort: {cohort}." if cohort else "") + "\n\n"
     )
     commands = {row.name: row.command for row in rows if row.command}
     text += "".join(f"- {name}: `{command}`\n" for name, command in commands.items())
