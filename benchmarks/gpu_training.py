@@ -1,6 +1,7 @@
 """The step of the coreset stage on a GPU: templates/s by precision, with and without torch.compile.
 
-python benchmarks/gpu_training.py                     # on a GPU; two minutes, most of it compiling
+python benchmarks/gpu_training.py                     # on a GPU; compiles six times, half a minute each
+python benchmarks/gpu_training.py --no-compile        # a minute
 python benchmarks/gpu_training.py --device cpu --rounds 3 --templates 64
 
 512 ragged templates a step as the preset `good` draws them (1 to 160 faces), features of 512 values, 10,000

@@ -25,7 +25,6 @@ FREE_PADDING = 320
 # On a GPU the launches of a chunk's kernels count, not its cache or its padding. A training step with 512
 # ragged templates on an H200: 12 ms as one chunk with seven places for a face, 63 ms as six with 1.4.
 MOST_GPU_CHUNK_PLACES = 65_536
-FREE_GPU_PADDING = 65_536
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,9 +137,8 @@ class FaceSets:
         """
         sizes: list[int] = self.sizes.tolist()
         on_cpu = self.features.device.type == "cpu"
-        most, free = (
-            (MOST_CHUNK_PLACES, FREE_PADDING) if on_cpu else (MOST_GPU_CHUNK_PLACES, FREE_GPU_PADDING)
-        )
+        most = MOST_CHUNK_PLACES if on_cpu else MOST_GPU_CHUNK_PLACES
+        free = FREE_PADDING if on_cpu else most
         order = sorted(range(len(sizes)), key=lambda number: -sizes[number])
         chunks: list[PaddedChunk] = []
         first, faces = 0, 0

@@ -190,10 +190,8 @@ def _embedded(
     from embedding import EmbedOptions, embed_faces
 
     backbone = _backbone(values)
-    digest, size = (
-        weights_digest(backbone),
-        backbone.spec.embedding_size * (2 if rules.flip == "concat" else 1),
-    )
+    digest = weights_digest(backbone)
+    size = backbone.spec.embedding_size * (2 if rules.flip == "concat" else 1)
     _check_backbones(trained, digest)
     _check_sizes(trained, size)
     if cohort is not None:
