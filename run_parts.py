@@ -223,12 +223,7 @@ def coreset_module(
     """The coreset stage's module; `options`: the aggregator's; `told`: from `common`.
 
     `subject_means`: (S, D) unit rows, which virtual subjects are drawn from; None for none.
-
-    Raises:
-        InputError: there is no compiler for --compile.
     """
-    if settings.compile:
-        _check_compiler()
     schedule = None
     if settings.selection_temperature_end is not None:
         schedule = TemperatureSchedule(
@@ -251,8 +246,12 @@ def coreset_module(
     )
 
 
-def _check_compiler() -> None:
-    """torch.compile looks for one at the first step, and ends with a page of its own words."""
+def check_compiler() -> None:
+    """torch.compile looks for one at the first step, and ends with a page of its own words.
+
+    Raises:
+        InputError: there is none.
+    """
     names = [*(os.environ.get(name, "") for name in ("CC", "CXX")), "gcc", "g++", "clang", "clang++"]
     if not any(name and shutil.which(name) for name in names):
         raise InputError(

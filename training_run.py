@@ -30,6 +30,7 @@ from run_parts import (
     SavedRun,
     aggregator_options,
     check_apart,
+    check_compiler,
     common,
     coreset_module,
     finished_run,
@@ -58,6 +59,8 @@ def build_run(settings: Settings, saved: SavedRun | None, *, processes: int, gpu
         InputError: paths or data that cannot be used, or another data set than that of the resumed run.
     """
     check_batch_split(settings.batch_size, processes)
+    if settings.compile:
+        check_compiler()
     if settings.contrast_weight and settings.batch_size % (2 * processes):
         raise InputError(
             f"--batch_size {settings.batch_size}: with a contrast each of the {processes} processes needs "

@@ -11,7 +11,6 @@ from data.subsets import read_names
 from errors import InputError
 from evaluation.given_features import read_features
 from evaluation.ijb import Cohort, Floats, Rules, describe_cohort
-from evaluation.normalisation import cohort_lengths
 from evaluation.protocols import SetProtocol, read_protocol
 from evaluation.templates import FaceGroups, group_faces
 from validation_mixed.ijb_people import check_made_alike, cohort_bank, cohort_of
@@ -35,11 +34,6 @@ class Judged:
     def strangers(self, module: nn.Module) -> Floats | None:
         """Descriptors of the cohort by an aggregator; None where there is no cohort."""
         return None if self.cohort is None else describe_cohort(module, self.cohort, RULES)
-
-
-def compared(descriptors: Floats, strangers: Floats | None) -> Floats:
-    """Descriptors of the lengths that strangers give them: as they are compared by inner products."""
-    return descriptors if strangers is None else descriptors * cohort_lengths(descriptors, strangers)[:, None]
 
 
 def read_judged(

@@ -33,7 +33,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.judged import RULES, Judged, compared, read_judged
+from benchmarks.judged import RULES, Judged, read_judged
 from benchmarks.rivals_table import FARS, Row, write_tables
 from command import build_parser, run_command
 from coreset import FaceSets, build_aggregator
@@ -44,6 +44,7 @@ from errors import InputError
 from evaluation.ijb import AggregatorFigures, evaluate_ijb
 from evaluation.intervals import PairBootstrap
 from evaluation.metrics import rate_key
+from evaluation.normalisation import compared
 from evaluation.templates import describe_templates
 from evaluation.verification import verify
 from files import atomic_write

@@ -36,7 +36,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import nn
 
-from benchmarks.judged import Judged, compared, read_judged
+from benchmarks.judged import Judged, read_judged
 from command import build_parser, run_command
 from coreset import build_aggregator
 from data.feature_bank import FeatureBank, read_given
@@ -46,6 +46,7 @@ from embedding import embed_arrays
 from errors import InputError
 from evaluation.identification import search
 from evaluation.metrics import cmc_of
+from evaluation.normalisation import compared
 from evaluation.protocols import SetProtocol
 from evaluation.templates import FaceGroups, describe_templates
 from evaluation.verification import verify

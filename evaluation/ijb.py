@@ -20,7 +20,7 @@ from errors import InputError
 from evaluation.identification import PublishedHelperRates, Search, published_helper_rates, search
 from evaluation.intervals import PairBootstrap, ProbeBootstrap, interval95
 from evaluation.metrics import TpirAtFpir, cmc_of, rate_key, tpir_at_fpir_of
-from evaluation.normalisation import cohort_lengths
+from evaluation.normalisation import compared
 from evaluation.protocols import SetProtocol, TemplateList
 from evaluation.published import PAPER_RULES
 from evaluation.report import Interval, Result, closed_section, open_section, verification_section
@@ -204,9 +204,8 @@ def evaluate_ijb(
             descriptors = describe_templates(
                 aggregator, features, norms, groups, device, detector_scores=scores
             ).embedding
-            if cohort is not None:
-                strangers = describe_cohort(aggregator, cohort, rules, device)
-                descriptors = descriptors * cohort_lengths(descriptors, strangers)[:, None]
+            strangers = None if cohort is None else describe_cohort(aggregator, cohort, rules, device)
+            descriptors = compared(descriptors, strangers)
         with found.timed("score"):
             pairs = protocol.pairs
             verification = verify(descriptors, pairs.first, pairs.second, pairs.is_mated, FARS)

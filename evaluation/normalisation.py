@@ -98,6 +98,11 @@ def cohort_lengths(descriptors: Floats, cohort: Floats, top: int = TOP) -> NDArr
     return lengths
 
 
+def compared(descriptors: Floats, cohort: Floats | None) -> Floats:
+    """Descriptors (M, D) at their `cohort_lengths`, as inner products compare them; as is without cohort."""
+    return descriptors if cohort is None else descriptors * cohort_lengths(descriptors, cohort)[:, None]
+
+
 def gains(
     pairs: ScoredPairs, normalised: Floats, rates: Sequence[float], *, replicates: int = 200, seed: int = 0
 ) -> dict[str, Gain]:

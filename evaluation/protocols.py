@@ -86,6 +86,10 @@ class SetProtocol:
         """Where the images lie."""
         return self.folder / "loose_crop"
 
+    def meta(self, part: str) -> Path:
+        """A file of the meta folder, such as `name_5pts_score.txt`, whether it is there or not."""
+        return _meta(self.folder, part)
+
     @property
     def sizes(self) -> dict[str, int]:
         """What the files hold, by the names that messages and result.json use."""
@@ -143,12 +147,12 @@ def read_points(protocol: SetProtocol) -> FacePoints:
     Raises:
         InputError: the file is missing or broken (with its line), or names other images.
     """
-    path = _meta(protocol.folder, "name_5pts_score.txt")
+    path = protocol.meta("name_5pts_score.txt")
     table = read_table(path, {"FILE": str, **dict.fromkeys(_POINTS, np.float32), "SCORE": np.float32})
     names = protocol.image_names
     if len(table) != len(names):
         raise InputError(
-            f"{path}: {len(table):,} images, but {_meta(protocol.folder, 'face_tid_mid.txt').name} has "
+            f"{path}: {len(table):,} images, but {protocol.meta('face_tid_mid.txt').name} has "
             f"{len(names):,}. One of them may be cut short; compare their sizes with the originals."
         )
     differ = np.flatnonzero(table["FILE"].to_numpy() != np.array(names, dtype=object))
@@ -156,7 +160,7 @@ def read_points(protocol: SetProtocol) -> FacePoints:
         row = int(differ[0])
         raise InputError(
             f"{path}, line {line_of_row(path, row)}: expected image '{names[row]}', as in the same place of "
-            f"{_meta(protocol.folder, 'face_tid_mid.txt').name}, found '{table['FILE'].iloc[row]}'."
+            f"{protocol.meta('face_tid_mid.txt').name}, found '{table['FILE'].iloc[row]}'."
         )
     landmarks = table[_POINTS].to_numpy(np.float32).reshape(-1, 5, 2)
     # The five points span the transform; in one place they have no size to scale to.

@@ -87,7 +87,7 @@ def read_foreign(protocol: SetProtocol) -> NDArray[np.bool_] | None:
     Raises:
         InputError: the notes are broken, or of other faces.
     """
-    path = protocol.folder / "meta" / f"{protocol.folder.name.lower()}_face_notes.csv"
+    path = protocol.meta("face_notes.csv")
     if not path.is_file():
         return None
     table = read_table(path, {"TEMPLATE_ID": np.int64, "MEDIA_ID": np.int64, "FOREIGN": np.int64}, csv=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from errors import InputError
 from evaluation.ijb import Cohort
 from evaluation.normalisation import FEWEST_IN_COHORT
 from evaluation.protocols import SetProtocol
+from evaluation.tables import read_table
 from evaluation.templates import group_faces
 from weights import name_digests, trained_subjects
 
@@ -36,14 +36,10 @@ def judged_names(protocol: SetProtocol, path: str | None) -> frozenset[str] | No
     """
     if path is not None:
         return read_names(Path(path))
-    own = protocol.folder / "meta" / f"{protocol.name.lower()}_subjects.csv"
+    own = protocol.meta("subjects.csv")
     if not own.is_file():
         return None
-    try:
-        with own.open(newline="", encoding="utf-8") as stream:
-            return frozenset(row["NAME"] for row in csv.DictReader(stream))
-    except (OSError, UnicodeDecodeError, KeyError, csv.Error) as fault:
-        raise InputError(f"{own}: cannot be read ({fault}). Expected SUBJECT_ID,NAME.") from None
+    return frozenset(read_table(own, {"SUBJECT_ID": np.int64, "NAME": str}, csv=True)["NAME"])
 
 
 def check_not_trained_with(names: frozenset[str], aggregators: Mapping[str, str], benchmark: str) -> None:

@@ -140,7 +140,8 @@ def backbone_digest_beside(source: Path | str) -> str | None:
 def trained_subjects(source: Path | str) -> frozenset[str] | None:
     """Digests (`name_digests`) of the people an aggregator was trained with; None where nothing says it."""
     path = resolve(source)
-    return None if path.suffix == ".onnx" else read_stored(path).trained_subjects
+    text = None if path.suffix == ".onnx" else read_stored(path).about.get(TRAINED_SUBJECTS)
+    return None if text is None else frozenset(text.split())
 
 
 def trained_on_levelled(source: Path | str) -> bool | None:

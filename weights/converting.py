@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,17 +43,16 @@ def convert_weights(
         raise InputError(f"{out}: our form is .safetensors; choose a name that ends in it.")
     path = resolve(source)
     loaded = load_weights(path, arch, channel_order=channel_order, allow_pickle=allow_pickle)
-    aggregator, about, subjects = None, {}, None
+    aggregator, about = None, {}
     if path.suffix != ".onnx":
         stored = read_stored(path, allow_pickle=allow_pickle)
         aggregator, about = stored_aggregator(stored), dict(stored.about)
-        subjects = stored.trained_subjects
     known = licence_of(source)
     about = {
         "source": about.get("source") or source_name(source),
         "licence": licence or (known if known != NOT_STATED else about.get("licence", known)),
         "quality": quality or about.get("quality", _NOT_MEASURED),
-        **({TRAINED_SUBJECTS: " ".join(sorted(subjects))} if subjects is not None else {}),
+        **_people(about),
     }
     backbone = loaded.backbone
     if quality:
@@ -89,9 +89,7 @@ def extract_aggregator(source: str, out: Path, licence: str | None = None) -> st
     if found is None:
         raise InputError(f"{source}: there is no aggregator in it. Give a checkpoint of the coreset stage.")
     backbone = load_weights(source).backbone
-    about = {"licence": licence or NOT_STATED}
-    if stored.trained_subjects is not None:
-        about[TRAINED_SUBJECTS] = " ".join(sorted(stored.trained_subjects))
+    about = {"licence": licence or NOT_STATED, **_people(stored.about)}
     save_aggregator(out, backbone, (found.name, found.options, found.module), about)
     size = sum(parameter.numel() for parameter in found.module.parameters())
     light = "of faces levelled in light" if backbone.spec.levels_light else "of faces as they are"
@@ -100,6 +98,11 @@ def extract_aggregator(source: str, out: Path, licence: str | None = None) -> st
         f"  for features of {backbone.spec.name}, {light}; weights {weights_digest(backbone)[:16]}\n"
         f"  licence: {about['licence']}"
     )
+
+
+def _people(about: Mapping[str, str]) -> dict[str, str]:
+    """What a file says of whom it was trained with goes on with its weights."""
+    return {key: value for key, value in about.items() if key == TRAINED_SUBJECTS}
 
 
 def _norm_text(is_quality: bool) -> str:

@@ -38,8 +38,7 @@ class Stored:
     """What a file holds.
 
     `backbone_spec`: as the file writes it, unchecked, None where it writes none; `aggregator`: name and
-    options, where it says them; `about`: other metadata (source, licence, ...); `trained_subjects`: digests
-    of the people it was trained with, None where it does not say.
+    options, where it says them; `about`: other metadata (source, licence, `TRAINED_SUBJECTS`, ...).
     """
 
     path: Path
@@ -47,7 +46,6 @@ class Stored:
     backbone_spec: object = None
     aggregator: tuple[object, object] | None = None
     about: Mapping[str, str] = field(default_factory=dict)
-    trained_subjects: frozenset[str] | None = None
 
 
 def read_stored(path: Path, *, allow_pickle: bool = False) -> Stored:
@@ -126,8 +124,7 @@ def _read_safetensors(path: Path) -> Stored:
         except ValueError as error:
             raise InputError(f"{path}: its metadata cannot be read ({error}): {about}.") from error
         aggregator = about["aggregator_name"], options
-    subjects = frozenset(about[TRAINED_SUBJECTS].split()) if TRAINED_SUBJECTS in about else None
-    return Stored(path, state, about if "architecture" in about else None, aggregator, about, subjects)
+    return Stored(path, state, about if "architecture" in about else None, aggregator, about)
 
 
 def _read_torch(path: Path, allow_pickle: bool) -> Stored:
@@ -152,9 +149,8 @@ def _read_torch(path: Path, allow_pickle: bool) -> Stored:
     aggregator = None
     if "aggregator_name" in checkpoint:
         aggregator = checkpoint["aggregator_name"], checkpoint.get("aggregator_options")
-    subjects = frozenset(checkpoint[TRAINED_SUBJECTS].split()) if TRAINED_SUBJECTS in checkpoint else None
-    spec = checkpoint.get("backbone_spec")
-    return Stored(path, dict(state), spec, aggregator, trained_subjects=subjects)
+    about = {TRAINED_SUBJECTS: checkpoint[TRAINED_SUBJECTS]} if TRAINED_SUBJECTS in checkpoint else {}
+    return Stored(path, dict(state), checkpoint.get("backbone_spec"), aggregator, about)
 
 
 class _Absent:

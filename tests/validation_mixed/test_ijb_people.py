@@ -151,5 +151,5 @@ def test_an_aggregator_that_knows_the_judged_people_is_refused(
     judged.write_text("Eve\n17\n")
     run(data, tmp_path / "others", judged_subjects=judged, **flags)
     data.meta("subjects.csv").write_text("nothing\nx\n")
-    with pytest.raises(InputError, match="Expected SUBJECT_ID,NAME"):
+    with pytest.raises(InputError, match=r"subjects\.csv, line 1: expected a header with SUBJECT_ID, NAME"):
         run(data, tmp_path / "out", **flags)
