@@ -67,11 +67,13 @@ class Rival:
     flags: dict[str, Any] = field(default_factory=dict)
 
 
+# As --preset good itself has it.
+_STRANGERS = {"share_foreign_faces": 0.1}
 RIVALS = {
     "coreset": Rival("coreset"),
     "coreset_published": Rival("coreset", "published"),
     "weighted_coreset": Rival("weighted_coreset"),
-    "weighted_coreset_foreign": Rival("weighted_coreset", flags={"share_foreign_faces": 0.1}),
+    "weighted_coreset_foreign": Rival("weighted_coreset", flags=_STRANGERS),
     "learned_map": Rival("learned_map"),
     "nan": Rival("nan"),
     "conan": Rival("conan"),
@@ -79,6 +81,7 @@ RIVALS = {
     "proxy_fusion": Rival("proxy_fusion"),
     "caface": Rival("caface"),
     "set_transformer": Rival("set_transformer"),
+    "set_transformer_foreign": Rival("set_transformer", flags=_STRANGERS),
     "set_transformer_sab": Rival("set_transformer", options={"inducing_points": 0}),
     **{
         name: Rival(name, None)
@@ -347,7 +350,8 @@ def _trained_before(args: argparse.Namespace, name: str, seed: int) -> dict[str,
 def training_flags(args: argparse.Namespace, rival: Rival, seed: int, out: Path) -> list[str]:
     """Flags of main.py for one training: the same budget of templates for all, and templates drawn alike.
 
-    The published recipe differs in what it is: rates, head, start and no contrast.
+    The published recipe differs in what it is: rates, head, start and no contrast. The sets of the benchmarks
+    hold no strangers, and rows do not train with them but where their flags say so.
     """
     flags_of = {
         "features": args.features.resolve(),
@@ -360,6 +364,8 @@ def training_flags(args: argparse.Namespace, rival: Rival, seed: int, out: Path)
         "epoch_items": args.steps // args.epochs * args.batch_size,
         "out": out.resolve(),
     }
+    if rival.preset == "good":
+        flags_of["share_foreign_faces"] = 0
     if rival.preset == "published":
         flags_of |= {"template_style": "media", "max_template_size": 160, "share_wrong_media": 0.2}
         flags_of |= {"sample_by": "subject"}

@@ -23,9 +23,9 @@ from coreset.selection import LARGEST_GAMMA, select_faces
 from coreset.sets import unit_and_norm
 from errors import InputError
 
-# Share, mean and largest log norm, cosine to the whole set, coherence, mean support.
-_STATISTICS = 6
-_QUALITY_WIDTH = 128
+# Share, mean and largest log norm, cosine to the whole set, coherence, mean support, mean belief.
+_STATISTICS = 7
+_QUALITY_WIDTH, _BELIEF_WIDTH = 128, 32
 # Of a face's quality within its part, against the best of the set: a part of zero norms still has a mean.
 _SMALLEST_QUALITY = 1e-20
 # How much more a face counts in the second centre that lies nearer to the first.
@@ -35,9 +35,12 @@ _CENTRES = 2
 _WITNESSES = 16
 # From here on a face is a copy, which is no witness of itself.
 _COPY = 0.999
-# Where belief is a half at first, and how steep. Over MobileFaceNet a stranger's support is below 0.23 half
-# of the time and below 0.4 nine times in ten, that of a frame of a clip is above 0.6 nine times in ten.
+# Where the curve of belief is a half at first, and how steep. Over MobileFaceNet a stranger's support is below
+# 0.23 half of the time and below 0.4 nine times in ten, that of a frame of a clip above 0.6 nine times in ten.
 _HALF_BELIEVED, _STEEPNESS = 0.35, 20.0
+# Scales: cosines are small numbers, and so is at first what a network gives that starts at zero; log beliefs
+# are large ones, and far down they say nothing more.
+_COSINE_SCALE, _BEND_SCALE, _BELIEF_SCALE, _LEAST_BELIEF = 4.0, 4.0, 0.25, -20.0
 
 
 class WeightedCoreset(LearnedAggregator):
@@ -56,9 +59,12 @@ class WeightedCoreset(LearnedAggregator):
     norm-weighted mean, and to the mean of those that lie near it.
 
     Farthest points seek outliers, and a stranger's face is one. So a face is believed by its support: its
-    largest cosine to 16 far faces of its set, copies of itself left out. Belief, a logistic curve whose two
-    numbers are learned, scales the quality in the metric and the weight within the part; nobody is alone in
-    a clip, so wrong media are believed, and are weighed by the transformer, which is told the support too.
+    largest cosine to 16 far faces of its set, copies of itself left out. But one odd face among thirty is
+    rather a good still beside a poor clip, and eight of them are rather strangers. So the logistic curve of
+    the support is bent by a small network that reads the face's support, agreement and norm, their mean over
+    the set, and its size. Belief scales the quality in the metric and the weight within the part, and the
+    transformer is told it. Nobody is alone in a clip: wrong media are believed, and are weighed there.
+    What is counted or averaged over the set to that end gives copies of a far face one voice together.
     """
 
     def __init__(
@@ -96,8 +102,10 @@ class WeightedCoreset(LearnedAggregator):
 
     def _describe(self, features: Tensor, norms: Tensor, mask: Tensor) -> Described:
         D = features.shape[-1]
-        support = _support(features, norms, mask, self.gamma)
-        believed = self.belief(support)
+        support, voices = _support(features, norms, mask, self.gamma)
+        logs = log_norms(norms)
+        agreement = _agreement(features, norms, mask, voices)
+        believed = self.belief(support, agreement, logs, voices)
         selection = select_faces(
             features,
             norms * believed.detach().exp(),
@@ -107,9 +115,7 @@ class WeightedCoreset(LearnedAggregator):
             hides_nothing=True,
         )
         members = _members(features, selection.picks, selection.present, mask)
-        logs = log_norms(norms)
-        agreement = [*_agreement(features, norms, mask), support]
-        seen = torch.cat([features * D**0.5, torch.stack([logs, *agreement], dim=2)], dim=2)
+        seen = torch.cat([features * D**0.5, torch.stack([logs, *agreement, support], dim=2)], dim=2)
         quality = self.exponent() * logs + self.quality(seen).squeeze(2) + believed
         best = quality.masked_fill(~mask, -torch.inf).amax(dim=1, keepdim=True)
         quality = (quality - best).masked_fill(~mask, 0).exp().clamp_min(_SMALLEST_QUALITY)
@@ -120,7 +126,8 @@ class WeightedCoreset(LearnedAggregator):
         statistics = _statistics(features, logs, mask, members, within, mean)
         picked = _picked(features, selection.picks)
         supported = torch.bmm(within, support.unsqueeze(2))
-        parts = [mean * D**0.5, picked * D**0.5, statistics, coherence.unsqueeze(2), supported]
+        doubt = torch.bmm(within, _BELIEF_SCALE * believed.clamp_min(_LEAST_BELIEF).unsqueeze(2))
+        parts = [mean * D**0.5, picked * D**0.5, statistics, coherence.unsqueeze(2), supported, doubt]
         tokens = self.token(torch.cat(parts, dim=2))
         for layer in self.layers:
             tokens = layer(tokens, filled)
@@ -131,38 +138,51 @@ class WeightedCoreset(LearnedAggregator):
 
 
 class _Belief(nn.Module):
-    """log of a logistic curve of the support; both of its numbers are kept as Adam can move them."""
+    """log of the probability that a face is of whom the set shows."""
 
     def __init__(self) -> None:
         super().__init__()
+        # Both as Adam can move them.
         self.middle = nn.Parameter(torch.tensor(_HALF_BELIEVED))
         self.steepness = nn.Parameter(torch.tensor(1.0))
+        self.face = nn.Linear(5, _BELIEF_WIDTH)
+        self.rest = starting_at_zero(hidden_layers(2 * _BELIEF_WIDTH + 1, _BELIEF_WIDTH, 1))
 
-    def forward(self, support: Tensor) -> Tensor:
-        """(B, T), at most 0."""
-        return F.logsigmoid(_STEEPNESS * self.steepness * (support - self.middle))
+    def forward(self, support: Tensor, agreement: list[Tensor], logs: Tensor, voices: Tensor) -> Tensor:
+        """(B, T), at most 0; `voices` are zero where there is no face."""
+        curve = _STEEPNESS * self.steepness * (support - self.middle)
+        cosines = [_COSINE_SCALE * each for each in (support, *agreement)]
+        own = F.gelu(self.face(torch.stack([*cosines, logs, 2 * curve.sigmoid()], dim=2)))
+        count = voices.sum(dim=1, keepdim=True)
+        whole = weighted_sum(voices / count, own).unsqueeze(1).expand_as(own)
+        size = count.log().unsqueeze(2).expand(-1, own.shape[1], -1)
+        bent = self.rest(torch.cat([own, whole, size], dim=2)).squeeze(2)
+        return F.logsigmoid(curve + _BEND_SCALE * bent)
 
 
-def _support(features: Tensor, norms: Tensor, mask: Tensor, gamma: float) -> Tensor:
-    """(B, T): largest cosine of each face to the set's far faces that are no copies of it, at least 0.
-
-    Row by row, as `_agreement`. O(T) for one number of witnesses.
+def _support(features: Tensor, norms: Tensor, mask: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+    """(B, T) each: largest cosine of each face to the set's far faces that are no copies of it, at least 0;
+    and one over the number of its copies.
     """
     found = select_faces(features, norms, mask, coreset_size=_WITNESSES, gamma=gamma, hides_nothing=True)
     support = torch.zeros_like(norms)
+    voices = mask.to(norms.dtype)
     for number, witness in enumerate(_picked(features, found.picks).unbind(1)):
         cosine = (features * witness.unsqueeze(1)).sum(dim=2)
-        counts = (cosine < _COPY) & found.present[:, number : number + 1]
+        present = found.present[:, number : number + 1]
+        is_copy = (cosine >= _COPY) & present & mask
+        counts = (cosine < _COPY) & present
         support = torch.where(counts, torch.maximum(support, cosine), support)
-    return support
+        voices = torch.where(is_copy, 1 / is_copy.sum(dim=1, keepdim=True).clamp_min(1), voices)
+    return support, voices
 
 
-def _agreement(features: Tensor, norms: Tensor, mask: Tensor) -> list[Tensor]:
+def _agreement(features: Tensor, norms: Tensor, mask: Tensor, voices: Tensor) -> list[Tensor]:
     """(B, T) each: cosines of each face to the mean by squared norms, and to that of those near this mean.
 
     Row by row and not by a product, whose last bits could part copies of one face.
     """
-    weights = norms.masked_fill(~mask, 0).square()
+    weights = norms.masked_fill(~mask, 0).square() * voices
     found = []
     for _ in range(_CENTRES):
         centre, _ = unit_and_norm(weighted_sum(weights, features))

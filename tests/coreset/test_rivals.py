@@ -152,12 +152,23 @@ def learned_map_twin(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
     return (unit + module.map(unit * math.sqrt(D))) * mean.norm() * (weight @ r) / weight.sum()
 
 
+def belief_twin(belief: nn.Module, agreement: Tensor, logs: Tensor, voices: list[float]) -> Tensor:
+    """Probabilities (T,); `agreement` (T, 3): with both centres, and the support."""
+    curves, hidden = [], []
+    for (first, second, support), log in zip(agreement, logs, strict=True):
+        curve = 20 * belief.steepness * (support - belief.middle)
+        seen = torch.stack([4 * support, 4 * first, 4 * second, log, 2 * curve.sigmoid()])
+        curves.append(curve)
+        hidden.append(torch.nn.functional.gelu(belief.face(seen)))
+    count = sum(voices)
+    whole = sum(voice * row for voice, row in zip(voices, hidden, strict=True)) / count
+    size = logs.new_tensor([math.log(count)])
+    bent = torch.stack([belief.rest(torch.cat([row, whole, size])).squeeze() for row in hidden])
+    return (torch.stack(curves) + 4 * bent).sigmoid()
+
+
 def weighted_coreset_twin(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
     T = len(f)
-    first = (r**2) @ f
-    first = first / first.norm()
-    second = sum(r[i] ** 2 * (5 * (f[i] @ first)).exp() * f[i] for i in range(T))
-    second = second / second.norm()
     cosines = f @ f.T
     near = cosines.detach().tolist()
 
@@ -181,8 +192,14 @@ def weighted_coreset_twin(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
             for i in range(T)
         ]
     )
-    believed = (20 * module.belief.steepness * (support - module.belief.middle)).sigmoid()
+    copies = {k: [i for i in range(T) if near[i][k] >= 0.999] for k in witnesses}
+    voices = [min([1.0, *(1 / len(those) for those in copies.values() if i in those)]) for i in range(T)]
+    first = sum(voices[i] * r[i] ** 2 * f[i] for i in range(T))
+    first = first / first.norm()
+    second = sum(voices[i] * r[i] ** 2 * (5 * (f[i] @ first)).exp() * f[i] for i in range(T))
+    second = second / second.norm()
     agreement = torch.stack([f @ first, f @ second, support], dim=1)
+    believed = belief_twin(module.belief, agreement, r.log(), voices)
     picks = farthest(r * believed, module.coreset_size)
     parts: list[list[int]] = [[] for _ in picks]
     for i in range(T):
@@ -198,7 +215,8 @@ def weighted_coreset_twin(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
         unit = mean / mean.norm()
         logs = r[part].log()
         share = torch.tensor(len(part) / T, dtype=f.dtype)
-        statistics = torch.stack([share, w @ logs, logs.max(), unit @ whole, mean.norm(), w @ support[part]])
+        told = [share, w @ logs, logs.max(), unit @ whole, mean.norm(), w @ support[part]]
+        statistics = torch.stack([*told, w @ believed[part].log().clamp_min(-20) / 4])
         tokens.append(module.token(torch.cat([unit * math.sqrt(D), f[pick] * math.sqrt(D), statistics])))
         means.append(unit)
         norms.append(w @ r[part])
@@ -399,8 +417,9 @@ def likenesses(person: Tensor, count: int) -> Tensor:
 
 
 def picked(faces: list[Tensor], norms: list[float], *, believes: bool = True) -> list[int]:
-    """Three picks; without belief as farthest points alone would choose."""
-    module = build("weighted_coreset", coreset_size=3)
+    """Three picks before any training; without belief as farthest points alone would choose."""
+    options = {"embedding_size": D, "coreset_size": 3}
+    module = build_aggregator("weighted_coreset", options).double().eval()
     if not believes:
         torch.nn.init.zeros_(module.get_parameter("belief.steepness"))
     sets = FaceSets(torch.cat(faces), torch.tensor(norms, dtype=torch.float64), torch.tensor([0, len(norms)]))
@@ -429,7 +448,26 @@ def test_another_medium_of_the_set_is_believed() -> None:
 def test_what_is_believed_is_learned() -> None:
     module = build("weighted_coreset").train()
     module(random_sets(SIZES)).embedding.sum().backward()
-    for name in ("belief.middle", "belief.steepness"):
-        gradient = module.get_parameter(name).grad
-        assert gradient is not None
-        assert gradient.abs() > 0
+    for name, parameter in module.named_parameters():
+        if name.startswith("belief."):
+            assert parameter.grad is not None
+            assert parameter.grad.abs().max() > 0, name
+
+
+def test_copies_of_a_face_have_one_voice() -> None:
+    """Also in what is read of the whole set, its size and its centres."""
+    module = build("weighted_coreset")
+    found: list[Tensor] = []
+    module.get_submodule("belief").register_forward_hook(lambda *call: found.append(call[-1][0]))
+    sets = random_sets([9])
+    again = FaceSets(
+        torch.cat([sets.features, sets.features[:1].expand(200, D)]),
+        torch.cat([sets.norms, sets.norms[:1].expand(200)]),
+        torch.tensor([0, 209]),
+    )
+    module(sets)
+    module(again)
+    assert torch.allclose(found[0], found[1][:9], atol=1e-9)
+    twin = weighted_coreset_twin(module, again.features, again.norms)
+    described = module(again)
+    assert torch.allclose(described.embedding[0] * described.norm[0], twin, atol=1e-9)
