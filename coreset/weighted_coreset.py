@@ -35,8 +35,8 @@ _CENTRES = 2
 _WITNESSES = 16
 # From here on a face is a copy, which is no witness of itself.
 _COPY = 0.999
-# Where the curve of belief is a half at first, and how steep. Over MobileFaceNet a stranger's support is below
-# 0.23 half of the time and below 0.4 nine times in ten, that of a frame of a clip above 0.6 nine times in ten.
+# Where the curve of belief is a half at first, and how steep. Over MobileFaceNet a stranger's support is
+# below 0.23 half of the time and below 0.4 nine times in ten, that of a frame of a clip above 0.6 as often.
 _HALF_BELIEVED, _STEEPNESS = 0.35, 20.0
 # Scales: cosines are small numbers, and so is at first what a network gives that starts at zero; log beliefs
 # are large ones, and far down they say nothing more.
