@@ -74,6 +74,7 @@ RIVALS = {
     "coreset_published": Rival("coreset", "published"),
     "weighted_coreset": Rival("weighted_coreset"),
     "weighted_coreset_foreign": Rival("weighted_coreset", flags=_STRANGERS),
+    "weighted_coreset_foreign_40": Rival("weighted_coreset", flags={"share_foreign_faces": 0.4}),
     "learned_map": Rival("learned_map"),
     "nan": Rival("nan"),
     "conan": Rival("conan"),
