@@ -32,27 +32,63 @@ class _Graded(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
+def kept_epoch(folder: Path, figures: list[float], num_scores: int | None, resumed: bool = False) -> int:
+    """Trains these epochs; `resumed`: stops after all but the last and goes on from the best one's file."""
+
+    def run(epochs: int, start: Path | None = None) -> None:
+        keep = KeepBest(
+            folder,
+            "best",
+            monitor="figure",
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+            num_scores=num_scores,
+        )
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            max_epochs=epochs,
+            callbacks=[keep],
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        data = torch.utils.data.DataLoader(torch.zeros(1, 1))
+        trainer.fit(_Graded(figures), data, ckpt_path=start, weights_only=True)
+
+    if resumed:
+        run(len(figures) - 1)
+        run(len(figures), folder / "best.ckpt")
+    else:
+        run(len(figures))
+    assert [path.name for path in folder.iterdir()] == ["best.ckpt"]
+    return int(torch.load(folder / "best.ckpt", weights_only=True)["state_dict"]["epochs_seen"])
+
+
 @pytest.mark.parametrize(
     ("figures", "kept"), [([0.5, 0.8, 0.6, 0.8, 0.7], 4), ([0.9, 0.8, 0.7], 1), ([0.1, 0.2, 0.3], 3)]
 )
 def test_the_last_of_equally_good_epochs_is_kept(tmp_path: Path, figures: list[float], kept: int) -> None:
-    keep = KeepBest(
-        tmp_path,
-        "best",
-        monitor="figure",
-        mode="max",
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_epochs=len(figures),
-        callbacks=[keep],
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(_Graded(figures), torch.utils.data.DataLoader(torch.zeros(1, 1)))
-    assert [path.name for path in tmp_path.iterdir()] == ["best.ckpt"]
-    state = torch.load(tmp_path / "best.ckpt", weights_only=True)["state_dict"]
-    assert state["epochs_seen"] == kept
+    assert kept_epoch(tmp_path, figures, None) == kept
+
+
+@pytest.mark.parametrize(
+    ("figures", "kept"),
+    [
+        # Of 100 scores the error is 0.04 at 0.8.
+        ([0.5, 0.8, 0.77, 0.75], 3),
+        ([0.8, 0.76, 0.7], 2),
+        # Measured from the best, and not from what was kept last.
+        ([0.8, 0.77, 0.745, 0.72], 2),
+        ([0.7, 0.9, 0.88, 0.85, 1.0], 5),
+        ([1.0, 0.99], 1),
+        ([float("nan"), 0.5, float("nan")], 2),
+    ],
+)
+def test_what_few_scores_cannot_tell_apart_is_as_good(
+    tmp_path: Path, figures: list[float], kept: int
+) -> None:
+    assert kept_epoch(tmp_path, figures, 100) == kept
+
+
+def test_a_resumed_run_remembers_the_best(tmp_path: Path) -> None:
+    assert kept_epoch(tmp_path, [0.8, 0.77, 0.745], 100, resumed=True) == 2
