@@ -119,7 +119,7 @@ def _array(elements: _Elements, data: bytes, *, in_cell: bool = False) -> tuple[
         raise _FormatError("an array without flags, dimensions or name")
     kind = int(np.frombuffer(parts[0][1], f"{elements.order}u4")[0]) & 0xFF
     dimensions = np.frombuffer(parts[1][1], f"{elements.order}i4").tolist()
-    if min(dimensions, default=0) < 0:
+    if len(dimensions) < 2 or min(dimensions) < 0:
         raise _FormatError(f"an array of dimensions {dimensions}")
     count = math.prod(dimensions)
     name = parts[2][1].decode("latin-1")

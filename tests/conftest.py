@@ -14,6 +14,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
+
+# The same examples in every run, so that a change is judged by what it changed. More are sought by
+# `pytest --hypothesis-profile default`.
+settings.register_profile("same_examples", derandomize=True)
+settings.load_profile("same_examples")
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -79,6 +79,19 @@ def test_files_of_another_kind_are_told(tmp_path: Path, content: bytes, message:
         read_matlab(tmp_path / "x.mat")
 
 
+def test_an_array_without_dimensions_is_told(tmp_path: Path) -> None:
+    def element(kind: int, data: bytes) -> bytes:
+        return struct.pack("<II", kind, len(data)) + data + b"\0" * (-len(data) % 8)
+
+    flags, text = element(6, struct.pack("<II", 4, 0)), element(16, b"x")
+    header = b"MATLAB 5.0 MAT-file".ljust(124) + struct.pack("<H", 0x0100) + b"IM"
+    for dimensions in (b"", struct.pack("<i", 1)):
+        matrix = element(14, flags + element(5, dimensions) + element(1, b"names") + text)
+        (tmp_path / "x.mat").write_bytes(header + matrix)
+        with pytest.raises(InputError, match=r"an array of dimensions \["):
+            read_matlab(tmp_path / "x.mat")
+
+
 def test_a_missing_file_is_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"gone\.mat: cannot be read"):
         read_matlab(tmp_path / "gone.mat")
