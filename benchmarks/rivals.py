@@ -31,28 +31,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
-from torch import nn
 
-from benchmarks.judged import RULES, Judged, read_judged
-from benchmarks.rivals_table import FARS, Row, write_tables
+from benchmarks.judged import read_judged
+from benchmarks.rivals_judge import Judge
+from benchmarks.rivals_table import Row, write_tables
 from command import build_parser, run_command
-from coreset import FaceSets, build_aggregator
-from coreset.aggregator import CoresetAggregator
-from coreset.selection import pick_agreement
+from coreset import build_aggregator
 from data.feature_bank import read_given
 from errors import InputError
-from evaluation.ijb import AggregatorFigures, evaluate_ijb
-from evaluation.intervals import PairBootstrap
-from evaluation.metrics import rate_key
-from evaluation.normalisation import compared
-from evaluation.templates import describe_templates
-from evaluation.verification import verify
 from files import atomic_write
 from weights import load_aggregator
 
 ROOT = Path(__file__).resolve().parents[1]
 _BATCH = 96
-_TIMED_ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -91,74 +82,10 @@ RIVALS = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Judge(Judged):
-    """The benchmark, and the draws of its subjects."""
-
-    draws: PairBootstrap
-
-    @classmethod
-    def of(cls, judged: Judged, replicates: int) -> Judge:
-        """With so many draws."""
-        pairs, subjects = judged.protocol.pairs, judged.protocol.subjects.astype(np.int32)
-        draws = PairBootstrap(
-            subjects[pairs.first], subjects[pairs.second], pairs.is_mated, replicates=replicates
-        )
-        return cls(**vars(judged), draws=draws)
-
-    def figures(self, name: str, module: nn.Module) -> dict[str, Any]:
-        """A row's figures, rates as fractions: TAR by FAR and its draws (R, FARs), rank-1, TPIR, speed."""
-        found = evaluate_ijb(
-            self.protocol, self.features, self.norms, {name: module}, RULES, cohort=self.cohort, replicates=0
-        ).aggregators[name]
-        seconds = []
-        for _ in range(_TIMED_ROUNDS):
-            start = time.process_time()
-            embedding = describe_templates(module, self.features, self.norms, self.groups).embedding
-            seconds.append(time.process_time() - start)
-        pairs, embedding = self.protocol.pairs, compared(embedding, self.strangers(module))
-        scores = verify(embedding, pairs.first, pairs.second, pairs.is_mated, FARS).scores
-        return {
-            "tar": {rate_key(far): found.tar[rate_key(far)].strict for far in FARS},
-            "drawn": self.draws.tar(scores, FARS).round(6).tolist(),
-            **_identification(found),
-            "templates_per_second": len(self.groups) / min(seconds),
-            "parameters": sum(p.numel() for p in module.parameters()),
-            **self._picks(module),
-        }
-
-    def _picks(self, module: nn.Module) -> dict[str, float]:
-        """How far an aggregator that draws its picks in training draws those of evaluation, and copies."""
-        if not isinstance(module, CoresetAggregator):
-            return {}
-        rows = self.groups.rows
-        sets = FaceSets(
-            torch.from_numpy(self.features[rows]),
-            torch.from_numpy(self.norms[rows]),
-            torch.from_numpy(self.groups.offsets),
-        )
-        torch.manual_seed(0)
-        with torch.no_grad():
-            evaluated = module.eval().evaluation_picks(sets)
-            drawn = module.train()(sets).picks
-        module.eval()
-        return {
-            "agreement": float(pick_agreement(drawn, evaluated)),
-            "duplicates": duplicate_share(drawn),
-        }
-
-
 def main() -> int:
     """Runs the command; gives its exit code."""
     args = flags(__doc__, RIVALS, "coreset").parse_args()
     return run_command(lambda: compare(args, RIVALS))
-
-
-def duplicate_share(picks: torch.Tensor) -> float:
-    """Share of the picks (B, K; -1 where none) that are an earlier pick of their set again."""
-    earlier = torch.ones(picks.shape[1], picks.shape[1], dtype=torch.bool).tril(-1)
-    again = ((picks.unsqueeze(2) == picks.unsqueeze(1)) & earlier).any(dim=2) & (picks >= 0)
-    return float(again.sum() / (picks >= 0).sum())
 
 
 def flags(description: str | None, rivals: Mapping[str, Rival], reference: str) -> argparse.ArgumentParser:
@@ -380,17 +307,6 @@ def training_flags(args: argparse.Namespace, rival: Rival, seed: int, out: Path)
 
 def _file_name(name: str) -> str:
     return re.sub(r"[^a-z0-9._]+", "_", name.lower())
-
-
-def _identification(found: AggregatorFigures) -> dict[str, float | None]:
-    """Means over the galleries; None where the benchmark has none."""
-    galleries = list(found.galleries.values())
-    keys = [list(gallery.tpir) for gallery in galleries]
-    tpir = [gallery.tpir[key[-1]].tpir for gallery, key in zip(galleries, keys, strict=True) if key]
-    return {
-        "rank1": float(np.mean([gallery.cmc["1"] for gallery in galleries])) if galleries else None,
-        "tpir": float(np.mean(tpir)) if tpir else None,
-    }
 
 
 def _cpu_of_children() -> float:

@@ -145,7 +145,7 @@ class _Belief(nn.Module):
         # Both as Adam can move them.
         self.middle = nn.Parameter(torch.tensor(_HALF_BELIEVED))
         self.steepness = nn.Parameter(torch.tensor(1.0))
-        self.face = nn.Linear(5, _BELIEF_WIDTH)
+        self.face = nn.Linear(3 + _CENTRES, _BELIEF_WIDTH)
         self.rest = starting_at_zero(hidden_layers(2 * _BELIEF_WIDTH + 1, _BELIEF_WIDTH, 1))
 
     def forward(self, support: Tensor, agreement: list[Tensor], logs: Tensor, voices: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import nn
 
 from benchmarks import rivals
 from benchmarks.judged import read_judged
+from benchmarks.rivals_judge import Judge, duplicate_share
 from benchmarks.rivals_table import FARS, Row, difference, write_tables
 from coreset import AGGREGATORS, build_aggregator
 from errors import InputError
@@ -140,7 +141,7 @@ def test_rows_of_another_comparison_are_refused(args: Namespace) -> None:
 
 def test_figures_are_those_of_the_evaluation(args: Namespace) -> None:
     """Strict TAR lies among its draws, and a pooling that sees no difference has none to itself."""
-    judge = rivals.Judge.of(read_judged(args.data_root, args.dataset_name, args.judge_features), 100)
+    judge = Judge.of(read_judged(args.data_root, args.dataset_name, args.judge_features), 100)
     found = judge.figures("mean", build_aggregator("mean", {}))
     drawn = np.array(found["drawn"])
     assert drawn.shape == (100, len(FARS))
@@ -189,12 +190,12 @@ def test_flags_and_data_that_cannot_be_used_are_refused(args: Namespace) -> None
     np.save(args.judge_features / "features.npy", np.ones((3, D), np.float32) / 4)
     np.save(args.judge_features / "norms.npy", np.ones(3, np.float32))
     with pytest.raises(InputError, match="features of 3 images, and TINY has"):
-        rivals.Judge.of(read_judged(args.data_root, args.dataset_name, args.judge_features), 10)
+        Judge.of(read_judged(args.data_root, args.dataset_name, args.judge_features), 10)
 
 
 def test_duplicates_are_counted_within_a_set() -> None:
     picks = torch.tensor([[3, 3, 3, -1], [0, 1, 0, 1], [2, -1, -1, -1]])
-    assert rivals.duplicate_share(picks) == pytest.approx(4 / 8)
+    assert duplicate_share(picks) == pytest.approx(4 / 8)
 
 
 def row(name: str, seed: int, level: float, draws: list[float]) -> Row:
@@ -246,9 +247,9 @@ def test_the_table_says_means_spread_and_what_is_not_known(tmp_path: Path) -> No
 def test_with_a_cohort_rates_and_their_draws_are_of_its_scores(args: Namespace) -> None:
     place = (args.data_root, args.dataset_name, args.judge_features)
     module = build_aggregator("norm_weighted", {})
-    plain = rivals.Judge.of(read_judged(*place), 50).figures("norm_weighted", module)
+    plain = Judge.of(read_judged(*place), 50).figures("norm_weighted", module)
     judged = read_judged(*place, args.features, args.judged_subjects)
-    found = rivals.Judge.of(judged, 50).figures("norm_weighted", module)
+    found = Judge.of(judged, 50).figures("norm_weighted", module)
     assert found["tar"] != plain["tar"]
     # The draws are of the same scores as the rates: they lie around them.
     for key, drawn in zip(found["tar"], np.array(found["drawn"]).T, strict=True):
