@@ -97,7 +97,9 @@ class KeepBest(ModelCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """See the base class."""
         super().load_state_dict(state_dict)
-        self._highest = state_dict.get("highest", -math.inf)
+        # It stays None in another folder, where nothing is kept yet. Older checkpoints know no more than it.
+        if self.best_model_score is not None:
+            self._highest = state_dict.get("highest", float(self.best_model_score))
 
 
 class KeepLast(Checkpoint):

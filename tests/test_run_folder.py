@@ -32,10 +32,20 @@ class _Graded(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def kept_epoch(folder: Path, figures: list[float], num_scores: int | None, resumed: bool = False) -> int:
-    """Trains these epochs; `resumed`: stops after all but the last and goes on from the best one's file."""
+def kept_epoch(
+    folder: Path,
+    figures: list[float],
+    num_scores: int | None,
+    *,
+    resumed: bool = False,
+    before: Path | None = None,
+) -> int:
+    """Trains these epochs; `resumed`: stops after all but the last and goes on from the best one's file.
 
-    def run(epochs: int, start: Path | None = None) -> None:
+    `before`: another folder, for what comes before it stops.
+    """
+
+    def run(epochs: int, folder: Path, start: Path | None = None) -> None:
         keep = KeepBest(
             folder,
             "best",
@@ -56,10 +66,11 @@ def kept_epoch(folder: Path, figures: list[float], num_scores: int | None, resum
         trainer.fit(_Graded(figures), data, ckpt_path=start, weights_only=True)
 
     if resumed:
-        run(len(figures) - 1)
-        run(len(figures), folder / "best.ckpt")
+        first = before or folder
+        run(len(figures) - 1, first)
+        run(len(figures), folder, first / "best.ckpt")
     else:
-        run(len(figures))
+        run(len(figures), folder)
     assert [path.name for path in folder.iterdir()] == ["best.ckpt"]
     return int(torch.load(folder / "best.ckpt", weights_only=True)["state_dict"]["epochs_seen"])
 
@@ -92,3 +103,17 @@ def test_what_few_scores_cannot_tell_apart_is_as_good(
 
 def test_a_resumed_run_remembers_the_best(tmp_path: Path) -> None:
     assert kept_epoch(tmp_path, [0.8, 0.77, 0.745], 100, resumed=True) == 2
+
+
+def test_a_run_that_goes_on_in_another_folder_keeps_its_own_best_there(tmp_path: Path) -> None:
+    folder, before = tmp_path / "new", tmp_path / "old"
+    assert kept_epoch(folder, [0.9, 0.1], None, resumed=True, before=before) == 2
+
+
+def test_of_an_older_checkpoint_the_score_of_what_was_kept_counts(tmp_path: Path) -> None:
+    keep = KeepBest(tmp_path, "best", monitor="figure")
+    keep.dirpath = str(tmp_path)
+    state = keep.state_dict() | {"best_model_score": torch.tensor(0.8)}
+    del state["highest"]
+    keep.load_state_dict(state)
+    assert keep.state_dict()["highest"] == pytest.approx(0.8)
