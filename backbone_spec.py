@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,10 @@ _LEAST_DEVIATION = 5.0
 # The part of an aligned face that is measured, in shares of the side: rows, columns. Beyond it are
 # background and, often, black.
 _FACE_ROWS, _FACE_COLUMNS = (20 / 112, 100 / 112), (20 / 112, 92 / 112)
+# Of the context behind an embedding: so small that cosines change in the fourth digit or the third, and large
+# enough for float16.
+_CONTEXT_SCALE = 0.005
+_SHORTEST_EMBEDDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -28,8 +32,9 @@ class BackboneSpec:
 
     `channel_order` is "BGR" or "RGB"; `mean` and `std` are on pixel values 0..255; `norm_is_quality` says
     that the feature norm falls with image quality; `image_size` is the side in pixels; `levels_light` says
-    that each face is first brought to one brightness and contrast (`level_light`). Any other value raises
-    InputError.
+    that each face is first brought to one brightness and contrast (`level_light`); `context_size` of the
+    `embedding_size` values are no part of the embedding but context behind it (`net.Backbone`). Any other
+    value raises InputError.
     """
 
     name: str
@@ -40,6 +45,7 @@ class BackboneSpec:
     norm_is_quality: bool
     image_size: int = 112
     levels_light: bool = False
+    context_size: int = 0
 
     def __post_init__(self) -> None:
         faults = [
@@ -52,6 +58,8 @@ class BackboneSpec:
                 faults.append(f"backbone spec: channel_order is BGR or RGB, not {self.channel_order!r}.")
             if min(self.embedding_size, self.image_size) < 1:
                 faults.append("backbone spec: embedding_size and image_size must be positive.")
+            if not 0 <= self.context_size < self.embedding_size:
+                faults.append("backbone spec: context_size must be at least 0 and below embedding_size.")
             if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
                 faults.append("backbone spec: mean must be finite and std finite and positive.")
         if faults:
@@ -98,14 +106,17 @@ class BackboneSpec:
         return np.array(np.moveaxis(ordered, -1, -3), order="C")
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain JSON types; what pixels are levelled for is said only where it is done.
+        """The fields as plain JSON types; levelled light and context are named only where there are any.
 
-        So the identity of what was made before there was levelling stays what it was.
+        So the identity of what was made before there was such a thing stays what it was.
         """
-        values = asdict(self)
-        if not self.levels_light:
-            del values["levels_light"]
-        return values
+        rare = ("levels_light", "context_size")
+        return {key: value for key, value in asdict(self).items() if value or key not in rare}
+
+    def with_context(self, size: int) -> BackboneSpec:
+        """The same with `size` values of context; 0: with none. InputError on a negative size."""
+        own = self.embedding_size - self.context_size
+        return replace(self, embedding_size=own + size, context_size=size)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> BackboneSpec:
@@ -140,6 +151,33 @@ def level_light(images: Tensor) -> Tensor:
     gain = _LEVEL_DEVIATION / deviation.clamp_min(_LEAST_DEVIATION)
     levelled = (images - mean[:, None, None, None]) * gain[:, None, None, None] + _LEVEL_MEAN
     return levelled.clamp(0, 255)
+
+
+def with_context(embedding: Tensor, context: Tensor) -> Tensor:
+    """Context behind an embedding, very small, and unit rows again.
+
+    Args:
+        embedding: (..., D) unit rows; a row of zeros stays one.
+        context: (..., C), values of about 1.
+
+    Returns:
+        (..., D + C).
+    """
+    length = torch.linalg.vector_norm(embedding, dim=-1, keepdim=True)
+    joined = torch.cat([embedding, _CONTEXT_SCALE * length * context], dim=-1)
+    unit: Tensor = joined / torch.linalg.vector_norm(joined, dim=-1, keepdim=True).clamp_min(
+        _SHORTEST_EMBEDDING
+    )
+    return unit
+
+
+def split_context(features: Tensor, context_size: int) -> tuple[Tensor, Tensor]:
+    """The inverse of `with_context`: unit embeddings (..., D) and their context (..., C)."""
+    if not context_size:
+        return features, features[..., :0]
+    own, context = features[..., :-context_size], features[..., -context_size:]
+    length = torch.linalg.vector_norm(own, dim=-1, keepdim=True).clamp_min(_SHORTEST_EMBEDDING)
+    return own / length, context / (_CONTEXT_SCALE * length)
 
 
 def _is_plain(value: object, type_name: str) -> bool:

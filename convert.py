@@ -36,6 +36,7 @@ from data.unpacking import FORMATS, IMAGES, Unpacked, pack_folder, unpack_pack, 
 from errors import InputError
 
 _SHOWN = 5
+_PREPARED = {"level_light": False, "context": ""}
 # Flags of each mode, with their defaults; None: needed.
 _MODES: dict[str, dict[str, Any]] = {
     "rec_path": {"out": "", "num_workers": 0, "image_format": "original", "quality": 95},
@@ -43,7 +44,7 @@ _MODES: dict[str, dict[str, Any]] = {
     "draw_faces": {"subjects": 200, "seed": 0},
     "list_weights": {},
     "fetch_weights": {"out": ""},
-    "weights": {"arch": "", "channel_order": "", "allow_pickle": False, "licence": "", "level_light": False},
+    "weights": {"arch": "", "channel_order": "", "allow_pickle": False, "licence": "", **_PREPARED},
     "aggregator": {"licence": ""},
     "check_quality": {
         **{"arch": "", "channel_order": "", "num_images": 300, "seed": 0},
@@ -166,6 +167,12 @@ def _weight_flags(group: _ArgumentGroup) -> None:
         "--level-light",
         action="store_true",
         help="--weights: bring each face to one brightness and contrast before these weights see it",
+    )
+    group.add_argument(
+        "--context",
+        type=int,
+        metavar="N",
+        help="--weights: N values of context behind the embedding, for aggregators that read them (0: none)",
     )
     group.add_argument(
         "--licence", metavar="TEXT", help="--weights, --aggregator: of them, as their author states it"
@@ -328,6 +335,7 @@ def _convert_weights(values: Mapping[str, Any]) -> None:
         allow_pickle=values["allow_pickle"],
         licence=values["licence"] or None,
         level_light=values["level_light"],
+        context=None if values["context"] == "" else values["context"],
     )
     print(done)
 

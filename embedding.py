@@ -157,6 +157,7 @@ def identity_of(backbone: Backbone, images: Mapping[str, str], options: EmbedOpt
         "backbone_sha256": weights_digest(backbone),
         "colour_order": spec.channel_order,
         "pixel_scale": f"{'levelled, ' if spec.levels_light else ''}(value - {spec.mean:g}) / {spec.std:g}",
+        **({"context": str(spec.context_size)} if spec.context_size else {}),
         "flip": options.flip,
         "precision": options.precision,
         "embedding": f"revision {_REVISION}",
@@ -202,6 +203,9 @@ def _warn_of_colours(backbone: Backbone, faces: LabelledFaces) -> None:
 
 def fused_for_inference(backbone: Backbone) -> Backbone:
     """A copy whose batch norms are part of the convolutions before them: equal to 1e-6, and faster."""
+    if backbone.spec.context_size:
+        # Of the norms as they are.
+        backbone.context_layer()
     fused = copy.deepcopy(backbone).eval()
     for module in list(fused.modules()):
         children = list(module.named_children())

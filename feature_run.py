@@ -91,7 +91,7 @@ def run_of_given(settings: Settings, saved: SavedRun | None) -> Run:
     bank = given.bank
     start = settings.start_from_model_statedict
     if start is None:
-        backbone: Backbone = UnknownBackbone(bank.embedding_size)
+        backbone: Backbone = UnknownBackbone(bank.embedding_size, bank.context_size)
         weights = (
             "none: checkpoints hold aggregator and head; evaluate with the weights that made the features"
         )
@@ -121,10 +121,12 @@ def _enough_images(given: CachedViews, fewest: int) -> CachedViews:
 
 
 def _check_backbone(backbone: Backbone, bank: FeatureBank, start: str) -> None:
-    if backbone.spec.embedding_size != bank.embedding_size:
+    made, there = backbone.spec, (bank.embedding_size, bank.context_size)
+    if (made.embedding_size, made.context_size) != there:
         raise InputError(
-            f"--start_from_model_statedict {start}: makes features of {backbone.spec.embedding_size} values, "
-            f"and those in {bank.name} have {bank.embedding_size}."
+            f"--start_from_model_statedict {start}: makes features of {made.embedding_size} values, of which "
+            f"{made.context_size} are context, and those in {bank.name} have {there[0]} and {there[1]}. Give "
+            "the weights that they were made with."
         )
     if bank.backbone_sha256 not in (None, weights_digest(backbone)):
         raise InputError(
@@ -165,7 +167,7 @@ def _run(
         settings,
         backbone,
         head_of(settings, backbone, len(bank.subjects), columns),
-        aggregator_options(settings, bank.embedding_size),
+        aggregator_options(settings, backbone.spec),
         data,
         common(settings, saved, bank.name, bank.digest, bank.subjects),
         means,

@@ -12,27 +12,74 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbone_spec import BackboneSpec
+from backbone_spec import BackboneSpec, with_context
 from errors import InputError
 
 # A shorter feature is taken to be this long: a zero one gives a zero embedding and a bounded gradient.
 _SHORTEST_FEATURE = 1e-6
+_SMALLEST_SCALE = 1e-4
 
 
 class Backbone(nn.Module, ABC):
-    """Aligned faces in, unit embeddings and feature norms out."""
+    """Aligned faces in, unit embeddings and feature norms out.
+
+    Where `spec.context_size` asks for it, context stands behind the embedding: what the last linear layer
+    drops of what it reads, along so many directions drawn by chance. That layer keeps what tells people apart
+    in good pictures, and drops what says how a picture is poor; an aggregator can use both. The directions
+    follow from the weights and need no data. Ours; CAFace (NeurIPS 2022) too gives its aggregator what inner
+    layers know.
+    """
 
     def __init__(self, spec: BackboneSpec) -> None:
         super().__init__()
         self.spec = spec
+        self._context: tuple[Tensor, Tensor] | None = None
 
     @abstractmethod
     def features(self, images: Tensor) -> Tensor:
-        """Un-normalised features (N, D), in the precision that the network computes in."""
+        """Un-normalised features (N, D), in the precision that the network computes in; without context."""
+
+    def features_and_hidden(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """`features`, and what the last linear layer reads (N, n). InputError: the network does not say."""
+        raise InputError(f"{self.spec.name}: its last layer is not known, so that it gives no context.")
+
+    def last_layers(self) -> tuple[nn.BatchNorm2d, nn.Linear]:
+        """The last linear layer and the BatchNorm before it. InputError: the network does not say."""
+        raise InputError(f"{self.spec.name}: its last layer is not known, so that it gives no context.")
+
+    def context_layer(self) -> tuple[Tensor, Tensor]:
+        """Weight (C, n) and bias (C,) that make the context of what the last linear layer reads.
+
+        It is standardised by the statistics of the BatchNorm before, and goes along orthonormal directions,
+        orthogonal to those that the linear layer reads. Made once, until other weights are loaded.
+
+        Raises:
+            InputError: the layer does not drop so much, or is not known.
+        """
+        size = self.spec.context_size
+        if self._context is not None and len(self._context[1]) == size:
+            return self._context
+        norm, last = self.last_layers()
+        weight, scale, shift = (v.detach().cpu().double() for v in (last.weight, norm.weight, norm.bias))
+        D, n = weight.shape
+        if size > n - D:
+            raise InputError(f"{self.spec.name}: gives {n - D} values of context at most, asked for {size}.")
+        scale, shift = (values.repeat_interleave(n // len(values)) for values in (scale, shift))
+        drawn = torch.from_numpy(np.random.default_rng(0).standard_normal((n, size)))
+        basis, triangle = torch.linalg.qr(torch.cat([(weight * scale).T, drawn], dim=1))
+        # Signs, too, are the same on every machine.
+        directions = (basis * triangle.diagonal().sign())[:, D:].T
+        # A channel that is switched off says nothing.
+        unscaled = directions / scale.masked_fill(scale.abs() < _SMALLEST_SCALE, torch.inf)
+        self._context = unscaled.float(), -(unscaled @ shift).float()
+        return self._context
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Embeds faces.
@@ -41,14 +88,28 @@ class Backbone(nn.Module, ABC):
             images: (N, 3, H, W) float, normalised and ordered as `spec` says; cast to the weights' dtype.
 
         Returns:
-            embedding (N, D), unit rows (a zero feature stays zero), and norm (N, 1) of the feature before it
-            was normalised; float32 whatever autocast and the weights are, float64 where the weights are that.
+            embedding (N, D), unit rows (a zero feature stays zero), with the context at its end where the
+            spec has one (`backbone_spec.with_context`), and norm (N, 1) of the feature before it was
+            normalised, without context; float32 whatever autocast and the weights are, float64 where the
+            weights are that.
         """
-        features = self.features(images.to(next(self.parameters()).dtype))
+        images = images.to(next(self.parameters()).dtype)
+        size = self.spec.context_size
+        features, hidden = self.features_and_hidden(images) if size else (self.features(images), None)
         # In float16 the squares overflow from a norm of 256 on, and AdaFace reads quality from the norm.
         features = features.to(torch.promote_types(features.dtype, torch.float32))
         norm = torch.linalg.vector_norm(features, dim=1, keepdim=True)
-        return features / norm.clamp_min(_SHORTEST_FEATURE), norm
+        embedding = features / norm.clamp_min(_SHORTEST_FEATURE)
+        if hidden is not None:
+            weight, bias = self.context_layer()
+            self._context = weight, bias = weight.to(hidden), bias.to(hidden)
+            embedding = with_context(embedding, F.linear(hidden, weight, bias).to(embedding.dtype))
+        return embedding, norm
+
+    def _load_from_state_dict(self, *given: Any) -> None:
+        # It is of the weights before.
+        self._context = None
+        super()._load_from_state_dict(*given)
 
 
 @dataclass(frozen=True)
@@ -102,6 +163,17 @@ class IResNet(Backbone):
         """See the base class."""
         features: Tensor = self.output_layer(self.body(self.input_layer(images)))
         return features
+
+    def features_and_hidden(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """See the base class."""
+        maps = self.body(self.input_layer(images))
+        hidden = self.output_layer[:3](maps)
+        return self.output_layer[3:](hidden), hidden
+
+    def last_layers(self) -> tuple[nn.BatchNorm2d, nn.Linear]:
+        """See the base class."""
+        layers: Any = self.output_layer
+        return layers[0], layers[3]
 
 
 class _ResidualUnit(nn.Module):
@@ -193,10 +265,20 @@ class MobileFaceNet(Backbone):
 
     def features(self, images: Tensor) -> Tensor:
         """See the base class."""
+        return self.features_and_hidden(images)[0]
+
+    def features_and_hidden(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """See the base class."""
+        *body, last, norm = self.children()
         x = images
-        for module in self.children():
-            x = module(x.flatten(1) if module is self.pre_fc1 else x)
-        return x
+        for module in body:
+            x = module(x)
+        hidden = x.flatten(1)
+        return norm(last(hidden)), hidden
+
+    def last_layers(self) -> tuple[nn.BatchNorm2d, nn.Linear]:
+        """See the base class."""
+        return self.conv_6dw7_7.batchnorm, self.pre_fc1
 
 
 class _ConvUnit(nn.Module):

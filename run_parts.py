@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from backbone_spec import BackboneSpec
 from coreset import AGGREGATORS
 from data.datamodule import FaceData, FeatureTemplateData, Loading, TemplateData
 from data.label_report import CheckedFaces
@@ -133,23 +134,24 @@ def check_apart(trained: Sequence[str], validated: Sequence[str]) -> None:
         )
 
 
-def aggregator_options(settings: Settings, embedding_size: int) -> dict[str, Any]:
-    """What the checkpoint stores to build the aggregator again.
+def aggregator_options(settings: Settings, spec: BackboneSpec) -> dict[str, Any]:
+    """What the checkpoint stores to build the aggregator again, for features of such a backbone.
 
     Raises:
         InputError: an aggregator that has nothing to train.
     """
     given = dict(settings.aggregator_options or {})
-    kind = AGGREGATORS[settings.aggregator]
-    if "embedding_size" not in inspect.signature(kind).parameters:
+    options = inspect.signature(AGGREGATORS[settings.aggregator]).parameters
+    if "embedding_size" not in options:
         raise InputError(f"--aggregator {settings.aggregator}: has nothing to train. Evaluate it as it is.")
     if settings.aggregator != "coreset":
-        own = {"quality": settings.quality} if "quality" in inspect.signature(kind).parameters else {}
-        if settings.quality != "norm" and not own:
+        if settings.quality != "norm" and "quality" not in options:
             raise InputError(f"--quality {settings.quality}: {settings.aggregator} has no such option.")
-        return {"embedding_size": embedding_size, **own, **given}
+        values = {"quality": settings.quality, "context_size": spec.context_size}
+        own = {name: value for name, value in values.items() if value and name in options}
+        return {"embedding_size": spec.embedding_size, **own, **given}
     return {
-        "embedding_size": embedding_size,
+        "embedding_size": spec.embedding_size,
         "coreset_size": settings.coreset_size,
         "gamma": settings.gamma,
         # With one pick gamma chooses nothing; a parameter without gradient would stop distributed training.

@@ -47,10 +47,11 @@ CORESET_MONITOR = f"val/tar_at_far_{rate_key(MONITORED_FAR)}"
 
 
 class UnknownBackbone(Backbone):
-    """Stands where features were made elsewhere and nothing is known of what made them but their size."""
+    """Stands where features were made elsewhere and nothing is known of what made them but their sizes."""
 
-    def __init__(self, embedding_size: int) -> None:
-        super().__init__(BackboneSpec("unknown", embedding_size, "RGB", 127.5, 127.5, True))
+    def __init__(self, embedding_size: int, context_size: int = 0) -> None:
+        spec = BackboneSpec("unknown", embedding_size, "RGB", 127.5, 127.5, True, context_size=context_size)
+        super().__init__(spec)
 
     def features(self, images: Tensor) -> Tensor:
         """Raises InputError: there is nothing to embed with."""

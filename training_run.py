@@ -101,9 +101,13 @@ def _backbone(settings: Settings, saved: SavedRun | None) -> tuple[Backbone, str
     if start is not None:
         loaded = load_weights(start, settings.arch)
         backbone = loaded.backbone
-        if not any(True for _ in backbone.parameters()) and (
-            settings.stage == "backbone" or settings.finetune_backbone
-        ):
+        is_trained = settings.stage == "backbone" or settings.finetune_backbone
+        if is_trained and backbone.spec.context_size:
+            raise InputError(
+                f"--start_from_model_statedict {start}: gives context behind its embedding, as a frozen "
+                "backbone can. To train it, take it without: convert.py --weights IN OUT --context 0."
+            )
+        if is_trained and not any(True for _ in backbone.parameters()):
             raise InputError(
                 f"--start_from_model_statedict {start}: an ONNX graph cannot be trained. It can be the "
                 "frozen backbone of the coreset stage; to train it, give the weights it was made from."
@@ -183,7 +187,7 @@ def _coreset_run(
         sample_by=settings.sample_by,
         paired=settings.contrast_weight > 0,
     )
-    options = aggregator_options(settings, backbone.spec.embedding_size)
+    options = aggregator_options(settings, backbone.spec)
     head = head_of(settings, backbone, len(source.subjects))
     told = common(settings, saved, source.name, fingerprint(source), source.subjects)
     module = coreset_module(settings, backbone, head, options, data, told)

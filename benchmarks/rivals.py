@@ -5,6 +5,8 @@ python benchmarks/rivals.py --features STORE --data_root DATA --dataset_name LFW
     trains all with a seed or more each, judges them and the poolings, writes rivals.md and rivals.csv
 python benchmarks/rivals.py ... --aggregators nan weighted_coreset --seeds 0 --steps 100
     some of them, in short
+python benchmarks/rivals.py --features WITH_CONTEXT ... --aggregators weighted_coreset --beside OTHER
+    others from other features of the same faces, and all rows of OTHER, in one table
 
 A row that is in <out>/rows is not made again, so that a run that was stopped goes on with what is missing.
 Training is main.py's own, from cached features; its command stands in each row, its words in <out>/logs.
@@ -23,7 +25,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +121,12 @@ def flags(description: str | None, rivals: Mapping[str, Rival], reference: str) 
         metavar="OUT",
         help="judge what an earlier comparison trained, train nothing",
     )
+    parser.add_argument(
+        "--beside",
+        type=Path,
+        metavar="OUT",
+        help="rows of an earlier comparison on this benchmark, from other features, stand in the table too",
+    )
     parser.add_argument("--out", type=Path, default=Path("experiments/rivals"), help="folder of all results")
     return parser
 
@@ -153,6 +161,7 @@ def compare(
                 atomic_write(path, json.dumps(content) + "\n")
             rows.append(_read(path, made_with))
             print(f"{name}, seed {seed}: {rows[-1].summary()}", flush=True)
+    rows += _rows_beside(args.beside, made_with) if args.beside else []
     cohort = None if judge.cohort is None else judge.cohort.name
     print(write_tables(args.out, rows, args.reference, title, cohort))
 
@@ -191,6 +200,15 @@ def _identity(args: argparse.Namespace, judge: Judge) -> dict[str, Any]:
         "replicates": args.replicates,
         **({} if judge.cohort is None else {"cohort": judge.cohort.name}),
     }
+
+
+def _rows_beside(out: Path, made_with: dict[str, Any]) -> list[Row]:
+    """The rows of another comparison that was judged alike; they say in whose folder they are."""
+    alike = {key: made_with.get(key) for key in ("judge", "replicates", "cohort")}
+    paths = sorted((out / "rows").glob("*.json"))
+    if not paths:
+        raise InputError(f"--beside {out}: holds no rows. Give the --out of an earlier comparison.")
+    return [replace(row, name=f"{row.name}, {out.name}") for row in (_read(path, alike) for path in paths)]
 
 
 def _read(path: Path, made_with: dict[str, Any]) -> Row:

@@ -38,15 +38,21 @@ class LearnedAggregator(nn.Module):
     The descriptor's norm is the length of `Described.vectors` times the faces' mean norm by shares: in the
     scale of the backbone's norms, which AdaFace's head expects, and lower where the faces disagree.
 
+    `context_size`: of the `embedding_size` values of a feature, those at the end that are context.
+
     Raises:
-        InputError: an embedding size below 1.
+        InputError: an embedding size below 1, or a context that leaves nothing of it.
     """
 
-    def __init__(self, embedding_size: int) -> None:
+    def __init__(self, embedding_size: int, context_size: int = 0) -> None:
         super().__init__()
+        name = type(self).__name__
         if embedding_size < 1:
-            raise InputError(f"{type(self).__name__}: embedding_size {embedding_size} must be at least 1.")
+            raise InputError(f"{name}: embedding_size {embedding_size} must be at least 1.")
+        if not 0 <= context_size < embedding_size:
+            raise InputError(f"{name}: context_size {context_size} must be in 0..{embedding_size - 1}.")
         self.embedding_size = embedding_size
+        self.context_size = context_size
 
     @abstractmethod
     def _describe(self, features: Tensor, norms: Tensor, mask: Tensor) -> Described:

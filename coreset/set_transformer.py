@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from backbone_spec import split_context
 from coreset.learned import (
     Attention,
     Described,
@@ -29,13 +31,20 @@ class SetTransformer(LearnedAggregator):
     The paper knows no faces. Chosen: unit feature and log norm make a token; of the seed's attention come
     both the weights of the faces, mean over heads, and the pooled token, whose output is added to their
     weighted sum, at zero to begin with. A descriptor from the output alone would have to learn the embedding
-    anew.
+    anew. Where features have context behind the embedding (`net.Backbone`), tokens read it, and a
+    descriptor's is zero.
     """
 
     def __init__(
-        self, *, embedding_size: int, inducing_points: int = 16, width: int = 128, num_heads: int = 4
+        self,
+        *,
+        embedding_size: int,
+        inducing_points: int = 16,
+        width: int = 128,
+        num_heads: int = 4,
+        context_size: int = 0,
     ) -> None:
-        super().__init__(embedding_size)
+        super().__init__(embedding_size, context_size)
         check_heads("set_transformer", width, num_heads)
         if inducing_points < 0:
             raise InputError(
@@ -55,11 +64,12 @@ class SetTransformer(LearnedAggregator):
         self.keys = nn.Linear(width, width)
         self.values = nn.Linear(width, width)
         self.after_seed = nn.LayerNorm(width)
-        self.output = starting_at_zero(hidden_layers(width, width, embedding_size))
+        self.output = starting_at_zero(hidden_layers(width, width, embedding_size - context_size))
 
     def _describe(self, features: Tensor, norms: Tensor, mask: Tensor) -> Described:
+        features, context = split_context(features, self.context_size)
         D = features.shape[-1]
-        tokens = self.token(torch.cat([features * D**0.5, log_norms(norms).unsqueeze(2)], dim=2))
+        tokens = self.token(torch.cat([features * D**0.5, log_norms(norms).unsqueeze(2), context], dim=2))
         for block in self.blocks:
             tokens = block(tokens, mask)
         # PMA by hand, as its weights are wanted: one query has T of them.
@@ -71,7 +81,7 @@ class SetTransformer(LearnedAggregator):
         pooled = (attention.unsqueeze(2) @ values.transpose(1, 2)).squeeze(2).flatten(1)
         shares = attention.mean(dim=1)
         repaired = weighted_sum(shares, features) + self.output(self.after_seed(self.seed + pooled))
-        return Described(repaired, shares)
+        return Described(F.pad(repaired, (0, self.context_size)), shares)
 
 
 class _AttentionBlock(nn.Module):

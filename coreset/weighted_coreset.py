@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from backbone_spec import split_context
 from coreset.learned import (
     Described,
     LearnedAggregator,
@@ -65,6 +66,9 @@ class WeightedCoreset(LearnedAggregator):
     the set, and its size. Belief scales the quality in the metric and the weight within the part, and the
     transformer is told it. Nobody is alone in a clip: wrong media are believed, and are weighed there.
     What is counted or averaged over the set to that end gives copies of a far face one voice together.
+
+    Where features have context behind the embedding (`net.Backbone`), tokens and qualities read it; faces are
+    compared, averaged and described by the embedding alone, and a descriptor's context is zero.
     """
 
     def __init__(
@@ -77,8 +81,9 @@ class WeightedCoreset(LearnedAggregator):
         num_heads: int = 4,
         num_layers: int = 2,
         dropout: float = 0.2,
+        context_size: int = 0,
     ) -> None:
-        super().__init__(embedding_size)
+        super().__init__(embedding_size, context_size)
         check_counts("weighted_coreset", coreset_size=coreset_size, num_layers=num_layers)
         check_heads("weighted_coreset", width, num_heads)
         if not 0 <= gamma <= LARGEST_GAMMA:
@@ -96,11 +101,12 @@ class WeightedCoreset(LearnedAggregator):
         )
         self.output_norm = nn.LayerNorm(width)
         # Its first output is the weight's logit, the others the residual; starts as the mean of the parts.
-        self.output = nn.Linear(width, 1 + embedding_size)
+        self.output = nn.Linear(width, 1 + embedding_size - context_size)
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 
     def _describe(self, features: Tensor, norms: Tensor, mask: Tensor) -> Described:
+        features, context = split_context(features, self.context_size)
         D = features.shape[-1]
         support, voices = _support(features, norms, mask, self.gamma)
         logs = log_norms(norms)
@@ -115,8 +121,8 @@ class WeightedCoreset(LearnedAggregator):
             hides_nothing=True,
         )
         members = _members(features, selection.picks, selection.present, mask)
-        seen = torch.cat([features * D**0.5, torch.stack([logs, *agreement, support], dim=2)], dim=2)
-        quality = self.exponent() * logs + self.quality(seen).squeeze(2) + believed
+        seen = [features * D**0.5, context, torch.stack([logs, *agreement, support], dim=2)]
+        quality = self.exponent() * logs + self.quality(torch.cat(seen, dim=2)).squeeze(2) + believed
         best = quality.masked_fill(~mask, -torch.inf).amax(dim=1, keepdim=True)
         quality = (quality - best).masked_fill(~mask, 0).exp().clamp_min(_SMALLEST_QUALITY)
         within = members * quality.unsqueeze(1)
@@ -127,14 +133,21 @@ class WeightedCoreset(LearnedAggregator):
         picked = _picked(features, selection.picks)
         supported = torch.bmm(within, support.unsqueeze(2))
         doubt = torch.bmm(within, _BELIEF_SCALE * believed.clamp_min(_LEAST_BELIEF).unsqueeze(2))
-        parts = [mean * D**0.5, picked * D**0.5, statistics, coherence.unsqueeze(2), supported, doubt]
+        parts = [
+            mean * D**0.5,
+            torch.bmm(within, context),
+            picked * D**0.5,
+            _picked(context, selection.picks),
+        ]
+        parts += [statistics, coherence.unsqueeze(2), supported, doubt]
         tokens = self.token(torch.cat(parts, dim=2))
         for layer in self.layers:
             tokens = layer(tokens, filled)
         logit, residual = self.output(self.output_norm(tokens)).split([1, D], dim=2)
         weights = masked_softmax(logit.squeeze(2), filled)
         shares = torch.bmm(weights.unsqueeze(1), within).squeeze(1)
-        return Described(weighted_sum(weights, mean + residual), shares, selection.picks)
+        vectors = F.pad(weighted_sum(weights, mean + residual), (0, self.context_size))
+        return Described(vectors, shares, selection.picks)
 
 
 class _Belief(nn.Module):

@@ -38,7 +38,8 @@ class FeatureBank:
     (I,) subject of each image; `starts`, `lengths` (I,): the rows of image i are `starts[i]` and the
     `lengths[i] - 1` after it; `plan`: what the rows of each image are, or None where they are frames of one
     medium; `digest`: fingerprint of all that;
-    `backbone_sha256`: `weights.weights_digest` of what made the features, where it is known.
+    `backbone_sha256`: `weights.weights_digest` of what made the features, where it is known; `context_size`:
+    how many of the D values are context behind the embedding.
     """
 
     name: str
@@ -51,6 +52,7 @@ class FeatureBank:
     plan: ViewPlan | None
     digest: str
     backbone_sha256: str | None = None
+    context_size: int = 0
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -153,6 +155,7 @@ def bank_of_views(store: FeatureStore, subjects: Sequence[str], labels: Ints, pl
         plan=plan,
         digest=digest.hexdigest(),
         backbone_sha256=store.identity.get("backbone_sha256"),
+        context_size=int(store.identity.get("context", 0)),
     )
 
 

@@ -59,6 +59,9 @@ def good(flags: dict[str, Any]) -> dict[str, Any]:
     return flags | {"preset": "good", "aggregator": "coreset", "batch_size": 8}
 
 
+OF_IMAGES = ("train_data_path", "cache_features", "views", "num_workers")
+
+
 def weights_of(path: Path) -> dict[str, torch.Tensor]:
     return torch.load(path, weights_only=True)["state_dict"]
 
@@ -242,8 +245,7 @@ def test_features_made_elsewhere_train_an_aggregator(flags: dict[str, Any], tmp_
 def test_a_store_trains_again_by_its_folder(flags: dict[str, Any], tmp_path: Path) -> None:
     main.train(flags | {"prefix": "cached"})
     made = {"features": str(store_of(flags))}
-    left_out = ("train_data_path", "cache_features", "views", "num_workers")
-    given = {name: value for name, value in flags.items() if name not in left_out} | made
+    given = {name: value for name, value in flags.items() if name not in OF_IMAGES} | made
     main.train(given | {"prefix": "given"})
     out = tmp_path / "experiments"
     assert_same(out / "cached_0" / "last.ckpt", out / "given_0" / "last.ckpt")
@@ -290,6 +292,40 @@ def test_a_compiled_run_leaves_what_another_leaves(
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(InputError, match="--compile needs a C compiler"):
         training_run.build_run(resolve(good | {"compile": True}, None), None, processes=1)
+
+
+def test_context_reaches_the_aggregators_that_read_it(good: dict[str, Any], tmp_path: Path) -> None:
+    plain = good["start_from_model_statedict"]
+    start = tmp_path / "context.safetensors"
+    convert_weights(plain, start, context=6)
+    told = good | {"start_from_model_statedict": str(start), "aggregator": "weighted_coreset", "epochs": 1}
+    main.train(told)
+    checkpoint = tmp_path / "experiments" / "run_0" / "last.ckpt"
+    trained = load_aggregator(checkpoint)
+    assert trained is not None
+    assert (trained.embedding_size, trained.context_size) == (70, 6)
+    assert load_backbone(checkpoint).spec.context_size == 6
+    others = resolve(told | {"aggregator": "learned_map"}, None)
+    module = training_run.build_run(others, None, processes=1).module
+    assert (module.aggregator.embedding_size, module.aggregator.context_size) == (70, 0)
+    # From the store alone, where no weights are given.
+    given = {key: value for key, value in told.items() if key not in OF_IMAGES}
+    given["features"] = str(store_of(good))
+    unknown = {key: value for key, value in given.items() if key != "start_from_model_statedict"}
+    run = training_run.build_run(resolve(unknown, None), None, processes=1)
+    assert run.module.aggregator.context_size == 6
+    other = given | {"start_from_model_statedict": plain}
+    with pytest.raises(InputError, match="makes features of 64 values, of which 0 are context"):
+        training_run.build_run(resolve(other, None), None, processes=1)
+
+
+def test_a_backbone_with_context_stays_frozen(flags: dict[str, Any], tmp_path: Path) -> None:
+    start = tmp_path / "context.safetensors"
+    convert_weights(flags["start_from_model_statedict"], start, context=6)
+    images = {key: value for key, value in flags.items() if key not in ("cache_features", "views")}
+    tuned = images | {"start_from_model_statedict": str(start), "finetune_backbone": True}
+    with pytest.raises(InputError, match="gives context behind its embedding, as a frozen backbone can"):
+        training_run.build_run(resolve(tuned, None), None, processes=1)
 
 
 def test_a_contrast_needs_pairs_on_each_process(good: dict[str, Any]) -> None:

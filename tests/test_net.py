@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import math
 import zlib
@@ -15,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from backbone_spec import BackboneSpec, level_light
+from backbone_spec import BackboneSpec, level_light, split_context, with_context
+from embedding import fused_for_inference
 from errors import InputError
 from net import BACKBONES, Backbone, IResNet, _Layout, build_backbone
 
@@ -409,3 +411,81 @@ def test_a_spec_levels_before_it_normalises_and_says_so_only_then() -> None:
     assert BackboneSpec.from_dict(spec.to_dict()) == spec
     assert BackboneSpec.from_dict(plain.to_dict()) == plain
     assert "levels_light" not in plain.to_dict()
+
+
+# Context
+
+
+@pytest.mark.parametrize("name", ["ir_tiny", "iresnet_tiny", "mobilefacenet"])
+def test_context_is_what_the_last_layer_drops(name: str) -> None:
+    plain, backbone = with_weights_by_rule(name), with_weights_by_rule(name)
+    backbone.spec = backbone.spec.with_context(24)
+    D = plain.spec.embedding_size
+    assert (backbone.spec.embedding_size, backbone.spec.with_context(0)) == (D + 24, plain.spec)
+    pixels = plain.spec.normalise(some_images(3))
+    with torch.no_grad():
+        embedding, norm = plain(pixels)
+        found, same_norm = backbone(pixels)
+        features, hidden = plain.features_and_hidden(pixels)
+        own, context = split_context(found, 24)
+        assert torch.equal(plain.features(pixels), features)
+        torch.testing.assert_close(own, embedding)
+        torch.testing.assert_close(same_norm, norm)
+        torch.testing.assert_close(found.norm(dim=1), torch.ones(3))
+        # Along its directions the last layer's features do not move; across them the context does not.
+        weight, bias = backbone.context_layer()
+        torch.testing.assert_close(context, hidden @ weight.T + bias, rtol=1e-3, atol=1e-3)
+        before, last = backbone.last_layers()
+        scale = before.weight.double().repeat_interleave(hidden.shape[1] // len(before.weight))
+        standard = weight.double() * scale
+        torch.testing.assert_close(standard @ standard.T, torch.eye(24).double(), atol=1e-5, rtol=0)
+        read = last.weight.double() * scale
+        assert (read @ standard.T).abs().max() < 1e-5 * read.norm(dim=1).max()
+        # The shift of the BatchNorm is the middle: a face of average channels has no context.
+        shift = before.bias.repeat_interleave(hidden.shape[1] // len(before.weight))
+        assert (shift @ weight.T + bias).abs().max() < 1e-4
+
+
+def test_context_follows_the_weights_and_survives_copies() -> None:
+    first, second = with_weights_by_rule("ir_tiny"), build_backbone("ir_tiny").eval()
+    for backbone in (first, second):
+        backbone.spec = backbone.spec.with_context(8)
+    pixels = first.spec.normalise(some_images(2))
+    with torch.no_grad():
+        wanted, _ = first(pixels)
+        second(pixels)
+        second.load_state_dict(first.state_dict())
+        for backbone in (second, copy.deepcopy(second), fused_for_inference(first)):
+            torch.testing.assert_close(backbone(pixels)[0], wanted, rtol=1e-4, atol=1e-6)
+        second.spec = second.spec.with_context(5)
+        assert second(pixels)[0].shape == (2, 64 + 5)
+
+
+def test_context_that_there_is_not() -> None:
+    backbone = build_backbone("mobilefacenet")
+    backbone.spec = backbone.spec.with_context(385)
+    with pytest.raises(InputError, match="gives 384 values of context at most, asked for 385"):
+        backbone.context_layer()
+    with pytest.raises(InputError, match="context_size must be at least 0"):
+        backbone.spec.with_context(-1)
+    unknown = FixedFeatures(torch.ones(1, 64))
+    unknown.spec = unknown.spec.with_context(4)
+    with pytest.raises(InputError, match="its last layer is not known"):
+        unknown(torch.zeros(1, 3, 112, 112))
+    assert "context_size" not in BACKBONES["ir_50"].to_dict()
+    assert BackboneSpec.from_dict(backbone.spec.to_dict()) == backbone.spec
+
+
+def test_context_is_too_small_to_be_seen_in_a_cosine() -> None:
+    generator = torch.Generator().manual_seed(0)
+    embedding = torch.nn.functional.normalize(torch.randn(50, 128, generator=generator), dim=1)
+    embedding[7] = 0
+    context = torch.randn(50, 256, generator=generator)
+    joined = with_context(embedding, context)
+    assert (joined @ joined.T - embedding @ embedding.T).abs().max() < 0.01
+    assert not joined[7].any()
+    own, found = split_context(joined.half().float(), 256)
+    torch.testing.assert_close(own, embedding, atol=1e-3, rtol=0)
+    shown = torch.arange(50) != 7
+    torch.testing.assert_close(found[shown], context[shown], atol=0.01, rtol=0.01)
+    assert split_context(embedding, 0)[0] is embedding

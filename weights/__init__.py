@@ -146,44 +146,53 @@ def trained_subjects(source: Path | str) -> frozenset[str] | None:
 
 def trained_on_levelled(source: Path | str) -> bool | None:
     """Whether an aggregator was trained on faces levelled in light; None where its file does not say."""
-    return _light_and_digest(source)[0]
+    spec, _ = _spec_and_digest(source)
+    return None if spec is None else spec.levels_light
 
 
-def _light_and_digest(source: Path | str) -> tuple[bool | None, str | None]:
-    """What an aggregator's file says of its training: faces levelled or not, the backbone's digest."""
+def _spec_and_digest(source: Path | str) -> tuple[BackboneSpec | None, str | None]:
+    """What an aggregator's file says of its training: the backbone's spec and digest."""
     path = resolve(source)
     if path.suffix == ".onnx" or not path.is_file():
         return None, None
     stored = read_stored(path)
-    spec = spec_in(path, stored.backbone_spec)
-    return None if spec is None else spec.levels_light, stored.about.get(BACKBONE_DIGEST)
+    return spec_in(path, stored.backbone_spec), stored.about.get(BACKBONE_DIGEST)
 
 
 def prepare_for(backbone: Backbone, sources: Sequence[Path | str]) -> None:
-    """Has a backbone prepare its faces as these aggregators' training did, in place: light levelled or not.
+    """Has a backbone give features as these aggregators' training had them, in place: light, context.
 
     Files that do not say what they were trained on are believed to fit.
 
     Raises:
-        InputError: an aggregator is for other weights, or two of them are for other preparations.
+        InputError: an aggregator is for other weights, two of them are for other preparations, or the
+            backbone cannot be prepared so.
     """
-    wanted: dict[bool, Path | str] = {}
+    wanted: dict[tuple[bool, int], Path | str] = {}
     for source in sources:
-        levels_light, digest = _light_and_digest(source)
-        if levels_light is None:
+        spec, digest = _spec_and_digest(source)
+        if spec is None:
             continue
-        wanted.setdefault(levels_light, source)
+        wanted.setdefault((spec.levels_light, spec.context_size), source)
         if digest is not None and digest != (found := weights_digest(backbone)):
             raise InputError(
                 f"{source}: its aggregator was trained on features of other {backbone.spec.name} weights "
                 f"({digest[:16]}, not {found[:16]}). Give those, or train one for yours."
             )
     if len(wanted) > 1:
-        raise InputError(
-            f"{wanted[True]} is for faces levelled in light and {wanted[False]} is not: give one at a time."
-        )
-    for levels_light in wanted:
-        backbone.spec = replace(backbone.spec, levels_light=levels_light)
+        told = [
+            f"{source} is for faces {'levelled in light' if levels_light else 'as they are'} with "
+            f"{context_size} values of context"
+            for (levels_light, context_size), source in wanted.items()
+        ]
+        raise InputError(f"{', '.join(told)}: give one at a time.")
+    for levels_light, context_size in wanted:
+        if context_size != backbone.spec.context_size and isinstance(backbone, OnnxBackbone):
+            raise InputError(
+                f"{wanted[levels_light, context_size]}: takes {context_size} values of context, and an ONNX "
+                f"graph of {backbone.spec.context_size} cannot be changed. Give the weights it was made from."
+            )
+        backbone.spec = replace(backbone.spec, levels_light=levels_light).with_context(context_size)
 
 
 def empty_backbone(spec: BackboneSpec) -> Backbone:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from backbone_spec import BackboneSpec
 from errors import InputError
 from weights import load_weights, resolve, save_aggregator, save_model, weights_digest
 from weights.aggregators import stored_aggregator
@@ -29,15 +30,18 @@ def convert_weights(
     licence: str | None = None,
     quality: str | None = None,
     level_light: bool = False,
+    context: int | None = None,
 ) -> str:
     """Writes a source's backbone, and its aggregator where it has one, to `out`; says what was written.
 
     `licence`: of the weights; None is what the file or the catalogue says. `quality`: the measure of a face's
     quality that was chosen for them, which also says whether their norm is one; None is what the file says.
-    `level_light`: faces are to be brought to one brightness and contrast for them, from now on.
+    `level_light`: faces are to be brought to one brightness and contrast for them, from now on. `context`: so
+    many values of context are to stand behind their embedding; None: as the file says.
 
     Raises:
-        InputError: as `load_backbone`, or `out` is none of .safetensors.
+        InputError: as `load_backbone`, an aggregator that would be given other features than it was trained
+            with, a backbone that gives no context, or `out` is none of .safetensors.
     """
     if out.suffix != ".safetensors":
         raise InputError(f"{out}: our form is .safetensors; choose a name that ends in it.")
@@ -57,18 +61,24 @@ def convert_weights(
     backbone = loaded.backbone
     if quality:
         backbone.spec = replace(backbone.spec, norm_is_quality=quality == "norm")
+    before = backbone.spec
     if level_light:
-        if aggregator is not None and not backbone.spec.levels_light:
-            raise InputError(
-                f"{path}: --level_light changes every feature, and its aggregator was trained on those of "
-                "faces as they are. Level a backbone, then train an aggregator for it."
-            )
         backbone.spec = replace(backbone.spec, levels_light=True)
+    if context is not None:
+        backbone.spec = backbone.spec.with_context(context)
+    if aggregator is not None and backbone.spec != before:
+        raise InputError(
+            f"{path}: --level_light and --context change every feature, and its aggregator was trained on "
+            "those of now. Convert a backbone, then train an aggregator for it."
+        )
+    if backbone.spec.context_size > before.context_size:
+        # It may not drop so much.
+        backbone.context_layer()
     parts = None if aggregator is None else (aggregator.name, aggregator.options, aggregator.module)
     save_model(out, backbone, parts, about)
     spec = backbone.spec
     lines = [
-        f"{out}: {spec.name}, {spec.embedding_size} values a face; recognised as: {loaded.kind}",
+        f"{out}: {spec.name}, {_values_text(spec)} a face; recognised as: {loaded.kind}",
         f"  colours {spec.channel_order}, {'light levelled, ' if spec.levels_light else ''}"
         f"pixels (value - {spec.mean:g}) / {spec.std:g}",
         f"  aggregator {aggregator.name if aggregator else 'none'}",
@@ -98,6 +108,11 @@ def extract_aggregator(source: str, out: Path, licence: str | None = None) -> st
         f"  for features of {backbone.spec.name}, {light}; weights {weights_digest(backbone)[:16]}\n"
         f"  licence: {about['licence']}"
     )
+
+
+def _values_text(spec: BackboneSpec) -> str:
+    own = f"{spec.with_context(0).embedding_size} values"
+    return f"{own} and {spec.context_size} of context" if spec.context_size else own
 
 
 def _people(about: Mapping[str, str]) -> dict[str, str]:

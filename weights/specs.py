@@ -38,9 +38,10 @@ def spec_in(path: Path, stored: object) -> BackboneSpec | None:
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     built = BACKBONES.get(spec.name, spec)
-    if (spec.embedding_size, spec.image_size) != (built.embedding_size, built.image_size):
+    own = spec.with_context(0).embedding_size
+    if (own, spec.image_size) != (built.with_context(0).embedding_size, built.image_size):
         raise InputError(
-            f"{path}: its {spec.name} has {spec.embedding_size} values for {spec.image_size} pixels; "
+            f"{path}: its {spec.name} has {own} values for {spec.image_size} pixels; "
             f"expected {built.embedding_size} values for {built.image_size} pixels, as {spec.name} is built."
         )
     return spec

@@ -116,6 +116,24 @@ def test_what_was_trained_is_judged_elsewhere_without_training(args: Namespace, 
         rivals.compare(args, rivals.RIVALS)
 
 
+def test_rows_of_other_features_stand_beside(args: Namespace, tmp_path: Path) -> None:
+    args.aggregators, args.reference = ["mean", "best_norm"], "mean"
+    rivals.compare(args, rivals.RIVALS)
+    before, args.beside, args.out = args.out, args.out, tmp_path / "others"
+    args.aggregators = ["top_k"]
+    rivals.compare(args, rivals.RIVALS)
+    table = (args.out / "rivals.md").read_text()
+    assert all(name in table for name in ("| top_k", f"| mean, {before.name}", f"| best_norm, {before.name}"))
+    assert {path.name for path in (args.out / "rows").iterdir()} == {"mean-seed0.json", "top_k-seed0.json"}
+    args.replicates += 1
+    args.out = tmp_path / "more"
+    with pytest.raises(InputError, match="was made with other replicates"):
+        rivals.compare(args, rivals.RIVALS)
+    args.beside = tmp_path / "nothing"
+    with pytest.raises(InputError, match="nothing: holds no rows"):
+        rivals.compare(args, rivals.RIVALS)
+
+
 @pytest.mark.slow
 def test_a_training_that_fails_leaves_no_row_and_says_where_its_words_are(args: Namespace) -> None:
     args.aggregators, args.reference = ["nan"], "mean"

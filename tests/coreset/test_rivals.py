@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from backbone_spec import with_context
 from coreset import AGGREGATORS, FaceSets, build_aggregator
 from coreset.learned import LearnedAggregator
 from errors import InputError
@@ -36,11 +37,13 @@ def build(name: str, **options: object) -> nn.Module:
     return module
 
 
-def random_sets(sizes: list[int], seed: int = 0) -> FaceSets:
+def random_sets(sizes: list[int], seed: int = 0, module: nn.Module | None = None) -> FaceSets:
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(sum(sizes), D, generator=generator, dtype=torch.float64)
     norms = 5 + 30 * torch.rand(sum(sizes), generator=generator, dtype=torch.float64)
-    return FaceSets(F.normalize(features, dim=1), norms, torch.tensor([0, *sizes]).cumsum(0))
+    own = D - getattr(module, "context_size", 0)
+    joined = with_context(F.normalize(features[:, :own], dim=1), features[:, own:])
+    return FaceSets(joined, norms, torch.tensor([0, *sizes]).cumsum(0))
 
 
 def nan_twin(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
@@ -120,7 +123,12 @@ def caface_twin(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
 
 
 def set_transformer_twin(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
-    inputs = [torch.cat([face * math.sqrt(D), norm.log().view(1)]) for face, norm in zip(f, r, strict=True)]
+    f, context = split_twin(module, f)
+    size = math.sqrt(f.shape[1])
+    inputs = [
+        torch.cat([face * size, norm.log().view(1), told])
+        for face, norm, told in zip(f, r, context, strict=True)
+    ]
     tokens = torch.stack([module.token(each) for each in inputs])
 
     def mab(block: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -142,7 +150,7 @@ def set_transformer_twin(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
         pooled.append(a @ values[:, part])
     share = torch.stack(shares).mean(dim=0)
     vector = share @ f + module.output(module.after_seed(module.seed + torch.cat(pooled)))
-    return vector * (share @ r)
+    return torch.cat([vector, vector.new_zeros(module.context_size)]) * (share @ r)
 
 
 def learned_map_twin(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
@@ -169,6 +177,8 @@ def belief_twin(belief: nn.Module, agreement: Tensor, logs: Tensor, voices: list
 
 def weighted_coreset_twin(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
     T = len(f)
+    f, context = split_twin(module, f)
+    root = math.sqrt(f.shape[1])
     cosines = f @ f.T
     near = cosines.detach().tolist()
 
@@ -207,7 +217,7 @@ def weighted_coreset_twin(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
     whole = f.mean(dim=0) / f.mean(dim=0).norm()
     tokens, means, norms = [], [], []
     for pick, part in zip(picks, parts, strict=True):
-        seen = [torch.cat([f[i] * math.sqrt(D), r[i].log().reshape(1), agreement[i]]) for i in part]
+        seen = [torch.cat([f[i] * root, context[i], r[i].log().reshape(1), agreement[i]]) for i in part]
         learned = torch.stack([module.quality(row).exp().squeeze() for row in seen])
         w = r[part] ** module.exponent() * learned * believed[part]
         w = w / w.sum()
@@ -217,7 +227,8 @@ def weighted_coreset_twin(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
         share = torch.tensor(len(part) / T, dtype=f.dtype)
         told = [share, w @ logs, logs.max(), unit @ whole, mean.norm(), w @ support[part]]
         statistics = torch.stack([*told, w @ believed[part].log().clamp_min(-20) / 4])
-        tokens.append(module.token(torch.cat([unit * math.sqrt(D), f[pick] * math.sqrt(D), statistics])))
+        shown = [unit * root, w @ context[part], f[pick] * root, context[pick], statistics]
+        tokens.append(module.token(torch.cat(shown)))
         means.append(unit)
         norms.append(w @ r[part])
     rows = torch.stack(tokens)
@@ -225,7 +236,14 @@ def weighted_coreset_twin(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
         rows = block_twin(layer, rows)
     output = module.output(module.output_norm(rows))
     weights = output[:, 0].softmax(dim=0)
-    return (weights @ (torch.stack(means) + output[:, 1:])) * (weights @ torch.stack(norms))
+    vector = weights @ (torch.stack(means) + output[:, 1:])
+    return torch.cat([vector, vector.new_zeros(module.context_size)]) * (weights @ torch.stack(norms))
+
+
+def split_twin(module: nn.Module, f: Tensor) -> tuple[Tensor, Tensor]:
+    own = f[:, : D - module.context_size]
+    length = torch.stack([face.square().sum().sqrt() for face in own])[:, None]
+    return (own / length if module.context_size else own), f[:, own.shape[1] :] / length / 0.005
 
 
 def scaled(shares: Tensor, f: Tensor, r: Tensor) -> Tensor:
@@ -259,6 +277,8 @@ TWINS: dict[str, tuple[str, dict[str, object], Twin]] = {
     "set_transformer, SAB": ("set_transformer", {"inducing_points": 0}, set_transformer_twin),
     "learned_map": ("learned_map", {}, learned_map_twin),
     "weighted_coreset": ("weighted_coreset", {}, weighted_coreset_twin),
+    "set_transformer, context": ("set_transformer", {"context_size": 4}, set_transformer_twin),
+    "weighted_coreset, context": ("weighted_coreset", {"context_size": 4}, weighted_coreset_twin),
 }
 every_twin = pytest.mark.parametrize("case", TWINS)
 
@@ -273,7 +293,7 @@ def test_every_rival_has_a_twin() -> None:
 def test_equals_its_slow_twin_one_set_at_a_time(case: str, seed: int) -> None:
     name, options, twin = TWINS[case]
     module = build(name, **options)
-    sets = random_sets(SIZES, seed)
+    sets = random_sets(SIZES, seed, module)
     with torch.no_grad():
         found = module(sets)
         for b in range(sets.num_sets):
@@ -286,7 +306,7 @@ def test_equals_its_slow_twin_one_set_at_a_time(case: str, seed: int) -> None:
 def test_gradients_equal_the_twins(case: str) -> None:
     name, options, twin = TWINS[case]
     module = build(name, **options)
-    sets = random_sets([7, 2, 12])
+    sets = random_sets([7, 2, 12], module=module)
     direction = torch.randn(D, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     features = sets.features.clone().requires_grad_()
     found = module(FaceSets(features, sets.norms, sets.offsets))
@@ -367,6 +387,7 @@ def test_a_copied_face_is_counted_once_as_a_pick_and_as_a_part() -> None:
         ("proxy_fusion", {"dropout": 1.0}, "dropout 1.0 must be"),
         ("set_transformer", {"inducing_points": -1}, "inducing_points -1"),
         ("set_transformer", {"num_heads": 3}, "width 128 must be a positive multiple of num_heads 3"),
+        ("weighted_coreset", {"context_size": 16}, "context_size 16 must be in 0..15"),
         ("weighted_coreset", {"gamma": -1.0}, "gamma -1.0 must be in 0..8"),
         ("weighted_coreset", {"coreset_size": 0}, "coreset_size 0"),
     ],

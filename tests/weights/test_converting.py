@@ -242,8 +242,36 @@ def test_an_aggregator_alone_says_what_it_is_for(
 def test_levelling_below_a_trained_aggregator_is_refused(tiny: Backbone, tmp_path: Path) -> None:
     module = build_aggregator("learned_map", {"embedding_size": 64})
     save_model(tmp_path / "a.safetensors", tiny, ("learned_map", {"embedding_size": 64}, module))
-    with pytest.raises(InputError, match="--level_light changes every feature"):
+    with pytest.raises(InputError, match="--level_light and --context change every feature"):
         run("--weights", tmp_path / "a.safetensors", tmp_path / "b.safetensors", "--level_light")
     torch.save(tiny.state_dict(), tmp_path / "c.pt")
     with pytest.raises(InputError, match="there is no aggregator in it"):
         run("--aggregator", tmp_path / "c.pt", tmp_path / "d.safetensors")
+
+
+def test_context_travels_with_the_weights(
+    tiny: Backbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(tiny.state_dict(), tmp_path / "a.pt")
+    run("--weights", tmp_path / "a.pt", tmp_path / "b.safetensors", "--context", 12)
+    assert "64 values and 12 of context a face" in capsys.readouterr().out
+    assert metadata(tmp_path / "b.safetensors")["context_size"] == "12"
+    backbone = load_backbone(tmp_path / "b.safetensors")
+    assert (backbone.spec.embedding_size, backbone.spec.context_size) == (76, 12)
+    # The same weights, so that an aggregator has any copy of them prepared.
+    assert weights_digest(backbone) == weights_digest(tiny)
+    options = {"embedding_size": 76, "context_size": 12}
+    module = build_aggregator("weighted_coreset", options)
+    save_model(tmp_path / "c.safetensors", backbone, ("weighted_coreset", options, module))
+    plain = load_backbone(tmp_path / "a.pt", "ir_tiny")
+    prepare_for(plain, [tmp_path / "c.safetensors"])
+    assert plain.spec.context_size == 12
+    run("--weights", tmp_path / "b.safetensors", tmp_path / "d.safetensors", "--context", 0)
+    assert load_backbone(tmp_path / "d.safetensors").spec.context_size == 0
+    save_model(tmp_path / "e.safetensors", load_backbone(tmp_path / "a.pt"), None)
+    with pytest.raises(InputError, match=r"e\.safetensors is for faces as they are with 0 values of context"):
+        prepare_for(plain, [tmp_path / "e.safetensors", tmp_path / "c.safetensors"])
+    with pytest.raises(InputError, match="--level_light and --context change every feature"):
+        run("--weights", tmp_path / "c.safetensors", tmp_path / "f.safetensors", "--context", 3)
+    with pytest.raises(InputError, match="context_size must be at least 0"):
+        run("--weights", tmp_path / "a.pt", tmp_path / "f.safetensors", "--context", -1)
