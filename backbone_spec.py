@@ -20,8 +20,8 @@ _LEAST_DEVIATION = 5.0
 # The part of an aligned face that is measured, in shares of the side: rows, columns. Beyond it are
 # background and, often, black.
 _FACE_ROWS, _FACE_COLUMNS = (20 / 112, 100 / 112), (20 / 112, 92 / 112)
-# Of the context behind an embedding: so small that cosines change in the fourth digit or the third, and large
-# enough for float16.
+# Of the context behind an embedding: large enough for float16, and so small that cosines hardly change. With
+# 256 values of MobileFaceNet's those of LFWS do by 0.001 at the median, by 0.007 at most.
 _CONTEXT_SCALE = 0.005
 _SHORTEST_EMBEDDING = 1e-6
 

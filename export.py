@@ -136,6 +136,9 @@ def export_backbone(backbone: Backbone, path: Path) -> Exported:
     Input `images` (N, 3, H, W) float32, in the channel order of the metadata, normalised as (value - mean) /
     std; outputs `embedding` (N, D), unit rows, and `norm` (N,). `weights.load_backbone` reads it back.
     """
+    if backbone.spec.context_size:
+        # A constant of the graph.
+        backbone.context_layer()
     side = backbone.spec.image_size
     images = backbone.spec.normalise(torch.randint(0, 256, (3, 3, side, side), dtype=torch.uint8))
     names = ("images",), ("embedding", "norm")

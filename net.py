@@ -102,8 +102,10 @@ class Backbone(nn.Module, ABC):
         embedding = features / norm.clamp_min(_SHORTEST_FEATURE)
         if hidden is not None:
             weight, bias = self.context_layer()
-            self._context = weight, bias = weight.to(hidden), bias.to(hidden)
-            embedding = with_context(embedding, F.linear(hidden, weight, bias).to(embedding.dtype))
+            if weight.device != hidden.device:
+                self._context = weight, bias = weight.to(hidden.device), bias.to(hidden.device)
+            context = F.linear(hidden.to(weight.dtype), weight, bias)
+            embedding = with_context(embedding, context.to(embedding.dtype))
         return embedding, norm
 
     def _load_from_state_dict(self, *given: Any) -> None:

@@ -204,10 +204,14 @@ def _identity(args: argparse.Namespace, judge: Judge) -> dict[str, Any]:
 
 def _rows_beside(out: Path, made_with: dict[str, Any]) -> list[Row]:
     """The rows of another comparison that was judged alike; they say in whose folder they are."""
-    alike = {key: made_with.get(key) for key in ("judge", "replicates", "cohort")}
+    alike = {key: made_with[key] for key in ("judge", "replicates")}
     paths = sorted((out / "rows").glob("*.json"))
     if not paths:
         raise InputError(f"--beside {out}: holds no rows. Give the --out of an earlier comparison.")
+    if any(
+        ("cohort" in json.loads(path.read_text())["made_with"]) != ("cohort" in made_with) for path in paths
+    ):
+        raise InputError(f"--beside {out}: give --cohort to both comparisons or to none.")
     return [replace(row, name=f"{row.name}, {out.name}") for row in (_read(path, alike) for path in paths)]
 
 

@@ -7,10 +7,10 @@ images=$1 weights=$2 judged=$3 out=$4
 python=${PYTHON:-python}
 cd "$(dirname "$0")/.."
 mkdir -p "$out"
-recipe=(--start_from_model_statedict "$out/levelled.safetensors" --preset good --held_out 20 --gpus 0)
+recipe=(--start_from_model_statedict "$out/prepared.safetensors" --preset good --held_out 20 --gpus 0)
 licence="weights MIT as this project; trained on LFW, which is for research"
 
-"$python" convert.py --weights "$weights" "$out/levelled.safetensors" --level_light
+"$python" convert.py --weights "$weights" "$out/prepared.safetensors" --level_light --context 256
 for name in mobilefacenet mobilefacenet_judging; do
     if [ ! -f "$out/$name.safetensors" ]; then
         rm -rf "$out/$name"

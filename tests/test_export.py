@@ -20,7 +20,7 @@ from coreset import AGGREGATORS, FaceSets, build_aggregator
 from errors import InputError
 from export import PaddedAggregator, export_aggregator
 from net import build_backbone
-from weights import load_backbone, save_backbone
+from weights import load_backbone, prepare_for, save_backbone
 
 pytest.importorskip("onnx", reason="an export needs onnx")
 pytest.importorskip("onnxscript", reason="an export needs onnxscript")
@@ -36,7 +36,9 @@ TRAINED = [
 
 def build(name: str) -> nn.Module:
     torch.manual_seed(0)
-    return build_aggregator(name, {"embedding_size": D}).eval()
+    name, _, context = name.partition("/")
+    told = {"context_size": int(context)} if context else {}
+    return build_aggregator(name, {"embedding_size": D, **told}).eval()
 
 
 def ragged(sizes: list[int], seed: int = 0) -> FaceSets:
@@ -55,7 +57,7 @@ def padded(sets: FaceSets) -> dict[str, NDArray[Any]]:
     return {"features": features, "norms": norms, "mask": mask}
 
 
-@pytest.fixture(scope="module", params=TRAINED)
+@pytest.fixture(scope="module", params=[*TRAINED, "weighted_coreset/8"])
 def exported(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[nn.Module, Any]:
@@ -152,6 +154,21 @@ def test_a_bare_backbone_gives_one_file(tmp_path: Path, capsys: pytest.CaptureFi
     assert "holds no trained aggregator" in capsys.readouterr().out
     with pytest.raises(InputError, match="is an ONNX graph already"):
         convert.convert({"export": ["onnx", str(tmp_path / "out" / "backbone.onnx")], "out": str(tmp_path)})
+
+
+def test_context_is_in_the_graph(tmp_path: Path) -> None:
+    backbone = build_backbone("ir_tiny").eval()
+    backbone.spec = backbone.spec.with_context(10)
+    export.export_backbone(backbone, tmp_path / "backbone.onnx")
+    graph = load_backbone(tmp_path / "backbone.onnx")
+    assert (graph.spec.embedding_size, graph.spec.context_size) == (74, 10)
+    pixels = backbone.spec.normalise(torch.randint(0, 256, (3, 3, 112, 112), dtype=torch.uint8))
+    with torch.no_grad():
+        for found, wanted in zip(graph(pixels), backbone(pixels), strict=True):
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    save_backbone(tmp_path / "plain.safetensors", build_backbone("ir_tiny"))
+    with pytest.raises(InputError, match="0 values of context, and an ONNX graph of 10 cannot be changed"):
+        prepare_for(graph, [tmp_path / "plain.safetensors"])
 
 
 def test_what_cannot_be_exported_is_told(
