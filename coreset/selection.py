@@ -61,6 +61,7 @@ def select_faces(
     gamma: Tensor | float,
     sampling: Sampling | None = None,
     hides_nothing: bool = False,
+    slack: float = 0.0,
 ) -> Selection:
     """Chooses the face of largest norm, then again and again the face farthest from all chosen ones.
 
@@ -86,6 +87,8 @@ def select_faces(
         gamma: weight of quality against diversity; used as if within 0..`LARGEST_GAMMA`.
         sampling: training; None is evaluation.
         hides_nothing: what the mask leaves out is finite too, so that no copy without it is made.
+        slack: of evaluation; what is within this share of the best is as good, and the first of those is
+            picked. For norms that a network made, which differ between copies of a face in their last bits.
     """
     with without_autocast(features):
         features, norms = at_least_float32(features), at_least_float32(norms)
@@ -94,7 +97,9 @@ def select_faces(
         elif not hides_nothing:
             # Hidden behind zeros, not only left out: 0 x NaN would come back in the gradient.
             features, norms = features.masked_fill(~mask.unsqueeze(-1), 0), norms.masked_fill(~mask, 0)
-        picks, core = _farthest_points(features.contiguous(), norms, mask, coreset_size, gamma, sampling)
+        picks, core = _farthest_points(
+            features.contiguous(), norms, mask, coreset_size, gamma, sampling, slack
+        )
         present = torch.arange(coreset_size, device=norms.device) < mask.sum(dim=1, keepdim=True)
         return Selection(
             picks.masked_fill(~present, -1), core.masked_fill(~present.unsqueeze(-1), 0), present
@@ -144,6 +149,7 @@ def _farthest_points(
     coreset_size: int,
     gamma: Tensor | float,
     sampling: Sampling | None,
+    slack: float,
 ) -> tuple[Tensor, Tensor]:
     """(picks (B, K), core (B, K, D)); what stands after a set's last face is arbitrary but finite."""
     scored_features, scores = (features.detach(), norms.detach()) if sampling is None else (features, norms)
@@ -158,7 +164,7 @@ def _farthest_points(
         # A set without further faces chooses among all places, so that nothing becomes NaN; the caller drops
         # it.
         choice = available | ~available.any(dim=1, keepdim=True)
-        pick, soft = _choose(scores, choice, sampling)
+        pick, soft = _choose(scores, choice, sampling, slack)
         picks.append(pick)
         core.append(_picked_feature(features, norms, pick, soft))
         if sampling is None or sampling.mask_picked:
@@ -171,11 +177,16 @@ def _farthest_points(
     return torch.stack(picks, dim=1), torch.stack(core, dim=1)
 
 
-def _choose(scores: Tensor, choice: Tensor, sampling: Sampling | None) -> tuple[Tensor, Tensor | None]:
+def _choose(
+    scores: Tensor, choice: Tensor, sampling: Sampling | None, slack: float
+) -> tuple[Tensor, Tensor | None]:
     """(B, T) scores -> places (B,), and in training the soft one-hot (B, T), else None."""
     if sampling is None:
         # torch.argmax promises the first of equal values.
-        return scores.masked_fill(~choice, -torch.inf).argmax(dim=1), None
+        scores = scores.masked_fill(~choice, -torch.inf)
+        if slack:
+            scores = (scores >= scores.amax(dim=1, keepdim=True) * (1 - slack)).to(torch.uint8)
+        return scores.argmax(dim=1), None
     if sampling.equal_scores:
         scores = _equalised(scores, choice)
     scores = scores / sampling.temperature

@@ -39,6 +39,9 @@ _COPY = 0.999
 # Where the curve of belief is a half at first, and how steep. Over MobileFaceNet a stranger's support is
 # below 0.23 half of the time and below 0.4 nine times in ten, that of a frame of a clip above 0.6 as often.
 _HALF_BELIEVED, _STEEPNESS = 0.35, 20.0
+# Of the metric that belief is part of: a product's last bits, which change with a row's place and the number
+# of threads, must not part copies of a face.
+_SLACK = 1e-5
 # Scales: cosines are small numbers, and so is at first what a network gives that starts at zero; log beliefs
 # are large ones, and far down they say nothing more.
 _COSINE_SCALE, _BEND_SCALE, _BELIEF_SCALE, _LEAST_BELIEF = 4.0, 4.0, 0.25, -20.0
@@ -119,6 +122,7 @@ class WeightedCoreset(LearnedAggregator):
             coreset_size=self.coreset_size,
             gamma=self.gamma,
             hides_nothing=True,
+            slack=_SLACK,
         )
         members = _members(features, selection.picks, selection.present, mask)
         seen = [features * D**0.5, context, torch.stack([logs, *agreement, support], dim=2)]

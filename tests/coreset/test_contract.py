@@ -195,8 +195,13 @@ def test_a_set_of_equal_faces_is_that_face(name: str, T: int) -> None:
     "name",
     ["coreset", "fps_mean", "weighted_coreset", "coreset/none", "coreset/learned", "fps_mean/none"],
 )
-def test_copies_of_a_face_do_not_change_who_is_picked(name: str) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_copies_of_a_face_do_not_change_who_is_picked(
+    name: str, threads: int, request: pytest.FixtureRequest
+) -> None:
     """While there are other faces to pick, a copy is never preferred to them, and the first copy is meant."""
+    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
+    torch.set_num_threads(threads)
     aggregator = build(name)
     sets = random_sets([6])
     order = torch.tensor([0, 1, 2, 2, 2, 3, 4, 5, 5, 0])
