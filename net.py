@@ -48,11 +48,18 @@ class Backbone(nn.Module, ABC):
 
     def features_and_hidden(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """`features`, and what the last linear layer reads (N, n). InputError: the network does not say."""
-        raise InputError(f"{self.spec.name}: its last layer is not known, so that it gives no context.")
+        raise self._unknown()
 
     def last_layers(self) -> tuple[nn.BatchNorm2d, nn.Linear]:
         """The last linear layer and the BatchNorm before it. InputError: the network does not say."""
-        raise InputError(f"{self.spec.name}: its last layer is not known, so that it gives no context.")
+        raise self._unknown()
+
+    def _unknown(self) -> InputError:
+        return InputError(f"{self.spec.name}: its last layer is not known, so that it gives no context.")
+
+    def set_context(self, size: int) -> None:
+        """From now on `size` values of context stand behind the embedding. InputError: a negative size."""
+        self.spec = self.spec.with_context(size)
 
     def context_layer(self) -> tuple[Tensor, Tensor]:
         """Weight (C, n) and bias (C,) that make the context of what the last linear layer reads.
@@ -163,8 +170,7 @@ class IResNet(Backbone):
 
     def features(self, images: Tensor) -> Tensor:
         """See the base class."""
-        features: Tensor = self.output_layer(self.body(self.input_layer(images)))
-        return features
+        return self.features_and_hidden(images)[0]
 
     def features_and_hidden(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """See the base class."""

@@ -209,15 +209,18 @@ def _rows_beside(out: Path, made_with: dict[str, Any]) -> list[Row]:
     paths = sorted((out / "rows").glob("*.json"))
     if not paths:
         raise InputError(f"--beside {out}: holds no rows. Give the --out of an earlier comparison.")
-    if any(
-        ("cohort" in json.loads(path.read_text())["made_with"]) != ("cohort" in made_with) for path in paths
-    ):
+    contents = [json.loads(path.read_text()) for path in paths]
+    if any(("cohort" in content["made_with"]) != ("cohort" in made_with) for content in contents):
         raise InputError(f"--beside {out}: give --cohort to both comparisons or to none.")
-    return [replace(row, name=f"{row.name}, {out.name}") for row in (_read(path, alike) for path in paths)]
+    rows = [_row(path, content, alike) for path, content in zip(paths, contents, strict=True)]
+    return [replace(row, name=f"{row.name}, {out.name}") for row in rows]
 
 
 def _read(path: Path, made_with: dict[str, Any]) -> Row:
-    content = json.loads(path.read_text())
+    return _row(path, json.loads(path.read_text()), made_with)
+
+
+def _row(path: Path, content: dict[str, Any], made_with: dict[str, Any]) -> Row:
     if differing := [key for key, value in made_with.items() if content["made_with"].get(key) != value]:
         raise InputError(
             f"{path}: was made with other {', '.join(differing)}, and does not belong into this table. Use "

@@ -22,7 +22,7 @@ class Described(NamedTuple):
     """What `_describe` makes of B sets of up to T faces.
 
     Attributes:
-        vectors: (B, D) not normalised; 1 is the length of a face.
+        vectors: (B, D) not normalised, without context; 1 is the length of a face.
         shares: (B, T) of each face in the descriptor, at least 0, summing to 1; 0 where there is no face.
         picks: (B, K) int64, -1 where none; None for an aggregator that picks no faces.
     """
@@ -104,6 +104,8 @@ class LearnedAggregator(nn.Module):
             if mask is None:
                 mask = torch.ones_like(norms, dtype=torch.bool)
             vectors, shares, picks = self._describe(features, norms, mask)
+            if self.context_size:
+                vectors = F.pad(vectors, (0, self.context_size))
             if picks is None:
                 picks = torch.zeros_like(norms[:, :0], dtype=torch.int64)
             return vectors * (shares * norms).sum(dim=1, keepdim=True), picks, shares

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbone_spec import split_context
@@ -81,7 +80,7 @@ class SetTransformer(LearnedAggregator):
         pooled = (attention.unsqueeze(2) @ values.transpose(1, 2)).squeeze(2).flatten(1)
         shares = attention.mean(dim=1)
         repaired = weighted_sum(shares, features) + self.output(self.after_seed(self.seed + pooled))
-        return Described(F.pad(repaired, (0, self.context_size)), shares)
+        return Described(repaired, shares)
 
 
 class _AttentionBlock(nn.Module):

@@ -125,8 +125,9 @@ class WeightedCoreset(LearnedAggregator):
             slack=_SLACK,
         )
         members = _members(features, selection.picks, selection.present, mask)
-        seen = [features * D**0.5, context, torch.stack([logs, *agreement, support], dim=2)]
-        quality = self.exponent() * logs + self.quality(torch.cat(seen, dim=2)).squeeze(2) + believed
+        faces = torch.cat([features * D**0.5, context], dim=2)
+        seen = torch.cat([faces, torch.stack([logs, *agreement, support], dim=2)], dim=2)
+        quality = self.exponent() * logs + self.quality(seen).squeeze(2) + believed
         best = quality.masked_fill(~mask, -torch.inf).amax(dim=1, keepdim=True)
         quality = (quality - best).masked_fill(~mask, 0).exp().clamp_min(_SMALLEST_QUALITY)
         within = members * quality.unsqueeze(1)
@@ -134,24 +135,18 @@ class WeightedCoreset(LearnedAggregator):
         mean, coherence = unit_and_norm(torch.bmm(within, features))
         filled = members.any(dim=2)
         statistics = _statistics(features, logs, mask, members, within, mean)
-        picked = _picked(features, selection.picks)
+        picked = _picked(faces, selection.picks)
         supported = torch.bmm(within, support.unsqueeze(2))
         doubt = torch.bmm(within, _BELIEF_SCALE * believed.clamp_min(_LEAST_BELIEF).unsqueeze(2))
-        parts = [
-            mean * D**0.5,
-            torch.bmm(within, context),
-            picked * D**0.5,
-            _picked(context, selection.picks),
-        ]
-        parts += [statistics, coherence.unsqueeze(2), supported, doubt]
+        means = [mean * D**0.5, torch.bmm(within, context)]
+        parts = [*means, picked, statistics, coherence.unsqueeze(2), supported, doubt]
         tokens = self.token(torch.cat(parts, dim=2))
         for layer in self.layers:
             tokens = layer(tokens, filled)
         logit, residual = self.output(self.output_norm(tokens)).split([1, D], dim=2)
         weights = masked_softmax(logit.squeeze(2), filled)
         shares = torch.bmm(weights.unsqueeze(1), within).squeeze(1)
-        vectors = F.pad(weighted_sum(weights, mean + residual), (0, self.context_size))
-        return Described(vectors, shares, selection.picks)
+        return Described(weighted_sum(weights, mean + residual), shares, selection.picks)
 
 
 class _Belief(nn.Module):

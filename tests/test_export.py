@@ -169,6 +169,9 @@ def test_context_is_in_the_graph(tmp_path: Path) -> None:
     save_backbone(tmp_path / "plain.safetensors", build_backbone("ir_tiny"))
     with pytest.raises(InputError, match="0 values of context, and an ONNX graph of 10 cannot be changed"):
         prepare_for(graph, [tmp_path / "plain.safetensors"])
+    given = {"weights": [str(tmp_path / "backbone.onnx"), str(tmp_path / "b.safetensors")], "context": 0}
+    with pytest.raises(InputError, match="an ONNX graph of 10 cannot be changed"):
+        convert.convert(given)
 
 
 def test_what_cannot_be_exported_is_told(

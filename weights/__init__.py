@@ -186,13 +186,12 @@ def prepare_for(backbone: Backbone, sources: Sequence[Path | str]) -> None:
             for (levels_light, context_size), source in wanted.items()
         ]
         raise InputError(f"{', '.join(told)}: give one at a time.")
-    for levels_light, context_size in wanted:
-        if context_size != backbone.spec.context_size and isinstance(backbone, OnnxBackbone):
-            raise InputError(
-                f"{wanted[levels_light, context_size]}: takes {context_size} values of context, and an ONNX "
-                f"graph of {backbone.spec.context_size} cannot be changed. Give the weights it was made from."
-            )
-        backbone.spec = replace(backbone.spec, levels_light=levels_light).with_context(context_size)
+    for (levels_light, context_size), source in wanted.items():
+        backbone.spec = replace(backbone.spec, levels_light=levels_light)
+        try:
+            backbone.set_context(context_size)
+        except InputError as error:
+            raise InputError(f"{source}: {error}") from None
 
 
 def empty_backbone(spec: BackboneSpec) -> Backbone:

@@ -65,7 +65,7 @@ def convert_weights(
     if level_light:
         backbone.spec = replace(backbone.spec, levels_light=True)
     if context is not None:
-        backbone.spec = backbone.spec.with_context(context)
+        backbone.set_context(context)
     if aggregator is not None and backbone.spec != before:
         raise InputError(
             f"{path}: --level_light and --context change every feature, and its aggregator was trained on "

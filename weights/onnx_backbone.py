@@ -59,6 +59,14 @@ class OnnxBackbone(Backbone):
         embedding, norm = unit_and_norm(self.features(images))
         return embedding, norm.unsqueeze(1)
 
+    def set_context(self, size: int) -> None:
+        """See the base class. InputError: another size than the graph has."""
+        if size != self.spec.context_size:
+            raise InputError(
+                f"asked for {size} values of context, and an ONNX graph of {self.spec.context_size} cannot "
+                "be changed. Give the weights it was made from."
+            )
+
     def _running(self) -> Any:
         if self._session is None:
             self._session = _opened(self.graph.cpu().numpy().tobytes())

@@ -182,20 +182,7 @@ def weighted_coreset_twin(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
     cosines = f @ f.T
     near = cosines.detach().tolist()
 
-    def farthest(worth_of: Tensor, count: int) -> list[int]:
-        picks = [int(worth_of.argmax())]
-        while len(picks) < min(count, T):
-            worth = [
-                -1.0
-                if i in picks
-                else max(float(worth_of[i].detach()), 1e-6) ** module.gamma
-                * min((1 - near[i][j]) / 2 for j in picks)
-                for i in range(T)
-            ]
-            picks.append(max(range(T), key=worth.__getitem__))
-        return picks
-
-    witnesses = farthest(r, 16)
+    witnesses = farthest_twin(near, r, 16, module.gamma)
     support = torch.stack(
         [
             torch.stack([f.new_zeros(()), *(cosines[i, k] for k in witnesses if near[i][k] < 0.999)]).max()
@@ -210,7 +197,7 @@ def weighted_coreset_twin(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
     second = second / second.norm()
     agreement = torch.stack([f @ first, f @ second, support], dim=1)
     believed = belief_twin(module.belief, agreement, r.log(), voices)
-    picks = farthest(r * believed, module.coreset_size)
+    picks = farthest_twin(near, r * believed, module.coreset_size, module.gamma)
     parts: list[list[int]] = [[] for _ in picks]
     for i in range(T):
         parts[max(range(len(picks)), key=lambda k: near[i][picks[k]])].append(i)
@@ -238,6 +225,20 @@ def weighted_coreset_twin(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
     weights = output[:, 0].softmax(dim=0)
     vector = weights @ (torch.stack(means) + output[:, 1:])
     return torch.cat([vector, vector.new_zeros(module.context_size)]) * (weights @ torch.stack(norms))
+
+
+def farthest_twin(near: list[list[float]], worth_of: Tensor, count: int, gamma: float) -> list[int]:
+    T = len(near)
+    picks = [int(worth_of.argmax())]
+    while len(picks) < min(count, T):
+        worth = [
+            -1.0
+            if i in picks
+            else max(float(worth_of[i].detach()), 1e-6) ** gamma * min((1 - near[i][j]) / 2 for j in picks)
+            for i in range(T)
+        ]
+        picks.append(max(range(T), key=worth.__getitem__))
+    return picks
 
 
 def split_twin(module: nn.Module, f: Tensor) -> tuple[Tensor, Tensor]:
