@@ -12,7 +12,8 @@ Every template, gallery and probe, is spoiled in one way at a time, by chance th
                 benchmark, lest the very same image stand in two sets that are compared
     unreadable  so large a share of its faces is noise, a blank, or drawn hair without a face
     wrong       so large a share of the templates has one more medium, a donor's: a still, or a clip of 4 to
-                40 frames. Where there was one medium before, nothing tells which of the two is meant; hence
+                40 frames, of another donor in every template while there are any. Where there was one medium
+                before, nothing tells which of the two is meant; hence
     among_several  the same, in templates of two media or more alone
     size        so many of its faces are left; where it has fewer, they come again
 A share that is no whole number of faces is rounded up or down by chance, so that it is right in the mean.
@@ -25,6 +26,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -32,13 +34,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import cv2
 import numpy as np
 import pandas as pd
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from torch import nn
 
 from benchmarks.judged import Judged, read_judged
+from benchmarks.robustness_table import AMOUNTS, REFERENCE, draw, report
 from command import build_parser, run_command
 from coreset import build_aggregator
+from coreset.two_people import DEFAULT_LIMIT, TwoPeople
 from data.feature_bank import FeatureBank, read_given
 from data.subsets import read_names
 from data.views import Kind
@@ -50,32 +52,13 @@ from evaluation.normalisation import compared
 from evaluation.protocols import SetProtocol
 from evaluation.templates import FaceGroups, describe_templates
 from evaluation.verification import verify
-from files import atomic_path, atomic_write
+from files import atomic_write
 from weights import load_aggregator, load_backbone
 
 FARS = (1e-2, 1e-3)
-AMOUNTS: dict[str, tuple[float, ...]] = {
-    "repeats": (1, 5, 20, 100, 500),
-    "foreign": (0, 0.1, 0.2, 0.3, 0.4),
-    "unreadable": (0, 0.1, 0.2, 0.3, 0.4),
-    "wrong": (0, 0.25, 0.5, 1),
-    "among_several": (0, 0.25, 0.5, 1),
-    "size": (1, 3, 10, 30, 100, 300, 1000),
-}
-LABELS = {
-    "repeats": "times that the worst face is there",
-    "foreign": "share of faces of other people",
-    "unreadable": "share of unreadable faces",
-    "wrong": "share of templates with a wrong medium",
-    "among_several": "the same, of templates of several media",
-    "size": "faces of a template",
-}
-NUM_UNREADABLE, NUM_DONATED = 60, 20_000
+NUM_UNREADABLE, NUM_DONATED = 60, 60_000
 CLIP_FRAMES = (4, 40)
 UNREADABLE, DONOR = -1, -2
-REQUIRED_COSINE, REQUIRED_SHARE = 0.98, 0.5
-REFERENCE = "norm_weighted"
-STROKES = ("-", "--", ":")
 
 Array = np.ndarray
 
@@ -84,14 +67,14 @@ Array = np.ndarray
 class Faces:
     """`features` (N, D) unit rows and `norms` (N,) of the benchmark's faces, then of what spoils them.
 
-    `subjects` (N,) of each face, `UNREADABLE` or `DONOR` for the others; `donated`: the faces of each medium
-    of a donor.
+    `subjects` (N,) of each face, `UNREADABLE` or `DONOR` for the others; `donated`: of each donor, the faces
+    of each medium.
     """
 
     features: Array
     norms: Array
     subjects: Array
-    donated: Sequence[Array]
+    donated: Sequence[Sequence[Array]]
 
 
 def main() -> int:
@@ -106,6 +89,14 @@ def main() -> int:
     parser.add_argument("--cohort", type=Path, help="features of others: scores as validate_ijb.py --cohort")
     parser.add_argument("--aggregator", nargs="+", default=["mean", REFERENCE, "media_mean"], help="poolings")
     parser.add_argument("--aggregator_weights", nargs="+", default=[], metavar="NAME=FILE", help="trained")
+    parser.add_argument(
+        "--two_people",
+        nargs="?",
+        const=DEFAULT_LIMIT,
+        type=float,
+        metavar="COSINE",
+        help="each aggregator also as validate_ijb.py --two_people has it",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("robustness"))
     args = parser.parse_args()
@@ -121,6 +112,10 @@ def compare(args: argparse.Namespace) -> None:
     aggregators = _aggregators(args.aggregator, args.aggregator_weights)
     judged = read_judged(args.data_root, args.dataset_name, args.features, args.cohort, args.judged_subjects)
     strangers = {name: judged.strangers(aggregator) for name, aggregator in aggregators.items()}
+    if args.two_people is not None:
+        for name, aggregator in list(aggregators.items()):
+            aggregators[f"{name}, two people"] = TwoPeople(aggregator, args.two_people)
+            strangers[f"{name}, two people"] = strangers[name]
     faces, groups = _faces(args, judged), judged.groups
     rows: list[dict[str, object]] = []
     for kind, amounts in AMOUNTS.items():
@@ -154,31 +149,36 @@ def _faces(args: argparse.Namespace, judged: Judged) -> Faces:
                 f"--{flag}: {width} values a face, --features have {features.shape[1]}; give what "
                 "one backbone made."
             )
-    media = _media_of(donors, np.random.default_rng(args.seed))
+    media, owners = _media_of(donors, np.random.default_rng(args.seed))
     chosen = np.concatenate(media)
     first = len(features) + NUM_UNREADABLE
     places = np.split(np.arange(first, first + len(chosen)), np.cumsum([len(rows) for rows in media])[:-1])
+    donated: dict[int, list[Array]] = {}
+    for owner, place in zip(owners, places, strict=True):
+        donated.setdefault(owner, []).append(place)
     kinds = np.repeat([UNREADABLE, DONOR], [NUM_UNREADABLE, len(chosen)])
     return Faces(
         np.concatenate([features, odd_features, np.asarray(donors.features[chosen], np.float32)]),
         np.concatenate([norms, odd_norms, np.asarray(donors.norms[chosen], np.float32)]),
         np.concatenate([judged.protocol.subjects[judged.protocol.template_of_face], kinds]),
-        places,
+        list(donated.values()),
     )
 
 
-def _media_of(donors: FeatureBank, rng: np.random.Generator) -> list[Array]:
-    """Rows of the media of some images, drawn by chance, of `NUM_DONATED` faces about."""
+def _media_of(donors: FeatureBank, rng: np.random.Generator) -> tuple[list[Array], list[int]]:
+    """Rows of the media of some images, drawn by chance, of `NUM_DONATED` faces about; whose each is."""
     media: list[Array] = []
+    owners: list[int] = []
     count = 0
     for image in rng.permutation(len(donors)):
         start, length = donors.starts[image], donors.lengths[image]
         parts = [(0, length)] if donors.plan is None else donors.plan.media(*Kind).tolist()
         media += [np.arange(start + first, start + first + size) for first, size in parts]
+        owners += [int(donors.labels[image])] * len(parts)
         count += length
         if count >= NUM_DONATED:
             break
-    return media
+    return media, owners
 
 
 def _aggregators(poolings: Sequence[str], trained: Sequence[str]) -> dict[str, nn.Module]:
@@ -238,13 +238,18 @@ with_unreadable = partial(_with_added, UNREADABLE)
 
 
 def _with_wrong_medium(fewest: int, groups: FaceGroups, faces: Faces, amount: float, seed: int) -> FaceGroups:
-    """A medium of a donor in each template of a share `amount` of those with `fewest` media and more."""
+    """A medium of a donor in each template of a share `amount` of those with `fewest` media and more.
+
+    Of another donor in every template, while there are any: two sets with one stranger do show one person.
+    """
+    donors = cycle(np.random.default_rng(seed).permutation(len(faces.donated)).tolist())
     medium_of = dict(zip(groups.rows.tolist(), groups.media.tolist(), strict=True))
 
     def spoiled(rows: Array, rng: np.random.Generator) -> Array:
+        media = faces.donated[next(donors)]
         if rng.random() >= amount or len({medium_of[row] for row in rows.tolist()}) < fewest:
             return rows
-        medium = faces.donated[rng.integers(len(faces.donated))]
+        medium = media[rng.integers(len(media))]
         frames = 1 if len(medium) == 1 else round(np.exp(rng.uniform(*np.log(CLIP_FRAMES))))
         return np.concatenate([rows, np.resize(medium, frames)])
 
@@ -311,7 +316,7 @@ def repeat_cosine(aggregator: nn.Module, groups: FaceGroups, faces: Faces) -> tu
         describe_templates(aggregator, faces.features, faces.norms, each).embedding
         for each in (groups, with_repeats(groups, faces, AMOUNTS["repeats"][-1], 0))
     )
-    cosines = (before * after).sum(axis=1)
+    cosines = (before * after).sum(axis=-1)
     return float(cosines.mean()), float(cosines.min())
 
 
@@ -328,67 +333,6 @@ def _rates(protocol: SetProtocol, embedding: Array) -> dict[str, float]:
         found = search(probes, known, protocol.probes.subjects, gallery.subjects)
         ranks.append(cmc_of(found, (1,))["1"])
     return rates | {"rank1": 100 * float(np.mean(ranks))}
-
-
-def report(table: pd.DataFrame, cosines: Mapping[str, tuple[float, float]], name: str) -> str:
-    """Markdown: a table of each way, and what the repeats and a fifth of foreign faces do."""
-    parts = [f"# {name}: what spoils a set (TAR@FAR 1e-02 / 1e-03 / rank 1, %)"]
-    figures = [column for column in table.columns if column.startswith("tar") or column == "rank1"]
-    for kind, amounts in AMOUNTS.items():
-        here = table[table["spoiled"] == kind]
-        lines = [f"| {LABELS[kind]} | {' | '.join(f'{amount:g}' for amount in amounts)} |"]
-        lines.append("|---|" + "---:|" * len(amounts))
-        for aggregator, of_it in here.groupby("aggregator", sort=False):
-            cells = [" / ".join(f"{value:.1f}" for value in row) for row in of_it[figures].to_numpy()]
-            lines.append(f"| {aggregator} | {' | '.join(cells)} |")
-        parts.append("\n".join(lines))
-    first = table[(table["spoiled"] == "foreign")].set_index(["aggregator", "amount"])["tar_at_far_1e-02"]
-    limit = REQUIRED_SHARE * (first[REFERENCE, 0.0] - first[REFERENCE, 0.2])
-    lines = [
-        "| | cosine after 500 repeats: mean (least) | TAR@FAR 1e-02 lost at 20 % foreign |",
-        "|---|---|---|",
-    ]
-    for aggregator, (mean, least) in cosines.items():
-        lost = first[aggregator, 0.0] - first[aggregator, 0.2]
-        lines.append(
-            f"| {aggregator} | {mean:.3f} ({least:.3f}), {_holds(mean >= REQUIRED_COSINE)} | "
-            f"{lost:.1f}, {_holds(lost <= limit)} |"
-        )
-    parts.append("\n".join(lines))
-    parts.append(
-        f"Asked: mean cosine of {REQUIRED_COSINE} or more; at most half of what {REFERENCE} "
-        f"loses, {limit:.1f}."
-    )
-    return "\n\n".join(parts)
-
-
-def _holds(is_so: bool) -> str:
-    return "holds" if is_so else "does not hold"
-
-
-def draw(table: pd.DataFrame, path: Path) -> None:
-    """A column for each way, TAR@FAR 1e-02 above and rank 1 below."""
-    figures = [name for name in ("tar_at_far_1e-02", "rank1") if name in table]
-    figure = Figure(figsize=(4.2 * len(AMOUNTS), 3.4 * len(figures) + 0.8), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(len(figures), len(AMOUNTS), squeeze=False)
-    for column, kind in enumerate(AMOUNTS):
-        here = table[table["spoiled"] == kind]
-        for row, name in enumerate(figures):
-            panel = axes[row, column]
-            for number, (aggregator, of_it) in enumerate(here.groupby("aggregator", sort=False)):
-                # Ten colours; those after them are told apart by their stroke.
-                stroke = {"color": f"C{number % 10}", "linestyle": STROKES[number // 10 % len(STROKES)]}
-                panel.plot(of_it["amount"], of_it[name], marker="o", markersize=3, label=aggregator, **stroke)
-            if kind in ("repeats", "size"):
-                panel.set_xscale("log")
-            panel.set_xlabel(LABELS[kind])
-            panel.set_ylabel("rank 1, %" if name == "rank1" else "TAR@FAR 1e-02, %")
-            panel.grid(alpha=0.3)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=7)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=90)
 
 
 if __name__ == "__main__":

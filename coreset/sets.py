@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from errors import InputError
@@ -115,6 +116,18 @@ class FaceSets:
         """(N,) int64 number of the set each face belongs to."""
         numbers = torch.arange(self.num_sets, device=self.offsets.device)
         return numbers.repeat_interleave(self.sizes, output_size=self.num_faces)
+
+    def only(self, kept: Tensor) -> FaceSets:
+        """The faces where `kept` (N,) bool is True; sets of which none is left are left out."""
+        sizes = torch.zeros_like(self.sizes).index_add_(0, self.set_of_face, kept.to(torch.int64))
+        offsets = F.pad(sizes[sizes > 0].cumsum(0), (1, 0))
+        return FaceSets(
+            self.features[kept],
+            self.norms[kept],
+            offsets,
+            None if self.media is None else self.media[kept],
+            None if self.detector_scores is None else self.detector_scores[kept],
+        )
 
     def to(self, device: torch.device | str) -> FaceSets:
         """The same sets on another device."""

@@ -48,7 +48,8 @@ def search(probes: Floats, gallery: Floats, probe_subjects: Integers, gallery_su
     """Searches every probe in one gallery by inner product.
 
     Args:
-        probes: (P, D) descriptors, float32 or float64; unit rows where cosine is meant.
+        probes: (P, D) descriptors, float32 or float64; unit rows where cosine is meant. Or (P, 2, D), if the
+            gallery is (G, 2, D): sets of up to two people (`coreset.two_people`), the best score counts.
         gallery: (G, D).
         probe_subjects: (P,).
         gallery_subjects: (G,); a subject may have several entries.
@@ -56,6 +57,8 @@ def search(probes: Floats, gallery: Floats, probe_subjects: Integers, gallery_su
     Raises:
         InputError: shapes differ, a value is not finite, the gallery is empty.
     """
+    if probes.ndim == gallery.ndim == 3:
+        return search_similarity(_best_of_people(probes, gallery), probe_subjects, gallery_subjects)
     _check(probes, gallery, probe_subjects, gallery_subjects)
     own_columns = columns_of_subjects(probe_subjects, gallery_subjects)
     margin = rounding_of_products(probes, gallery)
@@ -88,6 +91,15 @@ def search_similarity(similarity: Floats, probe_subjects: Integers, gallery_subj
         lookup = _lookup(block)
         parts.append(_search_block(block.copy(), own_columns[start : start + _BLOCK_PROBES], 0.0, lookup))
     return _joined(parts)
+
+
+def _best_of_people(probes: Floats, gallery: Floats) -> NDArray[np.float64]:
+    """(P, G) float64; a person of either side after the other, so that two such arrays are the most."""
+    best = np.full((len(probes), len(gallery)), -np.inf)
+    for entry in np.moveaxis(gallery.astype(np.float64, copy=False), 1, 0):
+        for probe in np.moveaxis(probes.astype(np.float64, copy=False), 1, 0):
+            np.maximum(best, probe @ entry.T, out=best)
+    return best
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from coreset.two_people import TwoPeople
 from errors import InputError
 from evaluation.identification import PublishedHelperRates, Search, published_helper_rates, search
 from evaluation.intervals import PairBootstrap, ProbeBootstrap, interval95
@@ -95,7 +96,10 @@ class GalleryFigures:
 
 @dataclass(frozen=True)
 class AggregatorFigures:
-    """Figures of one aggregator; intervals are None where there are too few subjects."""
+    """Figures of one aggregator; intervals are None where there are too few subjects.
+
+    `of_two_people`: share of the templates that were described as two people, None where nobody asked.
+    """
 
     tar: dict[str, TarAtFar]
     tar_intervals: dict[str, Interval] | None
@@ -103,6 +107,7 @@ class AggregatorFigures:
     galleries: dict[str, GalleryFigures]
     published_helper: PublishedHelperRates | None
     strata: list[StratumFigures] = field(default_factory=list)
+    of_two_people: float | None = None
 
     def sections(self) -> Result:
         """'verification', 'identification' and 'strata' of a result.json."""
@@ -124,6 +129,8 @@ class AggregatorFigures:
             }
         if self.strata:
             result["strata"] = strata_section(self.strata)
+        if self.of_two_people is not None:
+            result["share_of_two_people"] = self.of_two_people
         return result
 
 
@@ -163,6 +170,7 @@ def evaluate_ijb(
     *,
     detector_scores: Floats | None = None,
     cohort: Cohort | None = None,
+    two_people: float | None = None,
     replicates: int = 200,
     published_helper: bool = False,
     device: torch.device | str = "cpu",
@@ -178,6 +186,7 @@ def evaluate_ijb(
         detector_scores: (N,); needed where the rules use them, or an aggregator whose quality they are.
         cohort: scores are cosines divided by how near both templates are to its people
             (`normalisation.cohort_lengths`); None: they are cosines.
+        two_people: limit of `coreset.two_people.TwoPeople`; None: each template has one descriptor.
         replicates: draws of subjects for the intervals; 0 gives none.
         published_helper: also the published 1:N helper's own rates, which are not FPIR.
         device: where aggregators work.
@@ -187,6 +196,8 @@ def evaluate_ijb(
     """
     if cohort is not None and detector_scores is not None:
         raise InputError("detector scores are used, and the cohort's faces have none.")
+    if two_people is not None and published_helper:
+        raise InputError("the published 1:N helper compares single descriptors, and not those of two people.")
     if features.ndim != 2 or not len(features) == len(norms) == len(protocol.image_names):
         raise InputError(
             f"{protocol.name}: {len(protocol.image_names):,} images, but features {features.shape} and norms "
@@ -201,8 +212,9 @@ def evaluate_ijb(
     drawn: dict[str, NDArray[np.float64]] = {}
     for name, aggregator in aggregators.items():
         with found.timed(f"aggregate {name}"):
+            describer = aggregator if two_people is None else TwoPeople(aggregator, two_people)
             descriptors = describe_templates(
-                aggregator, features, norms, groups, device, detector_scores=scores
+                describer, features, norms, groups, device, detector_scores=scores
             ).embedding
             strangers = None if cohort is None else describe_cohort(aggregator, cohort, rules, device)
             descriptors = compared(descriptors, strangers)
@@ -223,12 +235,18 @@ def evaluate_ijb(
             galleries,
             helper,
             of_strata,
+            None if two_people is None else share_of_two_people(descriptors),
         )
         if len(found.aggregators) == 1:
             # They say of the pair list more than of the aggregator: once is enough.
             found.warnings += few_scores_warnings(verification.rates)
     found.differences = _differences(found.aggregators, drawn)
     return found
+
+
+def share_of_two_people(descriptors: Floats) -> float:
+    """Of templates (M, 2, D), those whose two descriptors differ."""
+    return float((descriptors[:, 0] != descriptors[:, 1]).any(axis=1).mean())
 
 
 def describe_cohort(

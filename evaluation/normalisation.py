@@ -99,8 +99,13 @@ def cohort_lengths(descriptors: Floats, cohort: Floats, top: int = TOP) -> NDArr
 
 
 def compared(descriptors: Floats, cohort: Floats | None) -> Floats:
-    """Descriptors (M, D) at their `cohort_lengths`, as inner products compare them; as is without cohort."""
-    return descriptors if cohort is None else descriptors * cohort_lengths(descriptors, cohort)[:, None]
+    """Descriptors (M, D) or (M, P, D) at their `cohort_lengths`, as inner products compare them; without a
+    cohort as they are.
+    """
+    if cohort is None:
+        return descriptors
+    rows = descriptors.reshape(-1, descriptors.shape[-1])
+    return (rows * cohort_lengths(rows, cohort)[:, None]).reshape(descriptors.shape)
 
 
 def gains(

@@ -98,7 +98,10 @@ class FaceGroups:
 
 @dataclass(frozen=True, eq=False)
 class TemplateDescriptors:
-    """`embedding` (M, D) float32, unit rows (zeros where faces cancel out); `norm` (M,) float32."""
+    """`embedding` (M, D) float32, unit rows (zeros where faces cancel out); `norm` (M,) float32.
+
+    By `coreset.two_people` the embedding is (M, 2, D).
+    """
 
     embedding: NDArray[np.float32]
     norm: NDArray[np.float32]
@@ -166,7 +169,7 @@ def describe_templates(
     needs about 0.2 GiB at 512 values a face, whatever their number.
 
     Args:
-        aggregator: of `coreset.AGGREGATORS`; put on `device` and into evaluation mode.
+        aggregator: of `coreset.AGGREGATORS`, or a `TwoPeople`; put on `device` and into evaluation mode.
         features: (N, D) unit rows, any floating type; may be memory-mapped.
         norms: (N,).
         groups: rows of these features.

@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,7 +61,8 @@ def verify(
     The rates are those of scores in float64; the area under the ROC is that of scores in float32.
 
     Args:
-        descriptors: (M, D) float32 or float64; unit rows where cosine is meant.
+        descriptors: (M, D) float32 or float64; unit rows where cosine is meant. Or (M, P, D): templates of up
+            to P people (`coreset.two_people`), whose score is the best of their descriptors'.
         first: (n,) row of the first template of each pair.
         second: (n,) row of the second.
         is_mated: (n,).
@@ -81,7 +81,13 @@ def verify(
 
         def fill(part: slice) -> None:
             own = pairs[part]
-            found[part] = exact_products(descriptors, descriptors, first[own], second[own])
+            found[part] = np.max(
+                [
+                    exact_products(left, right, first[own], second[own])
+                    for left, right in _person_pairs(descriptors)
+                ],
+                axis=0,
+            )
 
         _in_threads(fill, len(pairs), chunk=_CHUNK_EXACT)
         return found
@@ -107,7 +113,7 @@ def _count(number: int) -> str:
 
 
 def pair_scores(descriptors: Floats, first: Integers, second: Integers) -> NDArray[np.float32]:
-    """Inner products (n,) of the pairs' descriptors, in the order of the pairs; arguments as `verify`.
+    """Scores (n,) of the pairs, in their order; arguments as `verify`.
 
     Needs 4 bytes a pair for the result and about 250 MiB at IJB-C's size beside float32 descriptors.
 
@@ -121,13 +127,32 @@ def _scores_and_margin(
     descriptors: Floats, first: Integers, second: Integers
 ) -> tuple[NDArray[np.float32], float]:
     """The scores, and how far they may be from those in float64."""
-    if first.shape != second.shape or first.ndim != 1 or descriptors.ndim != 2:
+    if first.shape != second.shape or first.ndim != 1 or descriptors.ndim not in (2, 3):
         raise InputError(
             f"descriptors {descriptors.shape}, pairs {first.shape} and {second.shape}: "
-            "expected (M, D), (n,) and (n,)."
+            "expected (M, D) or (M, P, D), (n,) and (n,)."
         )
+    best, margin = np.empty(0, np.float32), 0.0
+    for left, right in _person_pairs(descriptors):
+        scores, rounding = _products(left, right, first, second)
+        best = np.maximum(best, scores, out=best) if len(best) else scores
+        margin = max(margin, rounding)
+    return best, margin
+
+
+def _person_pairs(descriptors: Floats) -> list[tuple[Floats, Floats]]:
+    """(M, D) descriptors of either side of a pair, for each choice of a person of either."""
+    if descriptors.ndim == 2:
+        return [(descriptors, descriptors)]
+    people = [descriptors[:, person] for person in range(descriptors.shape[1])]
+    return [(left, right) for left in people for right in people]
+
+
+def _products(
+    left_descriptors: Floats, right_descriptors: Floats, first: Integers, second: Integers
+) -> tuple[NDArray[np.float32], float]:
     with ThreadPoolExecutor(2) as pool:
-        left, right = pool.map(partial(_Side.of, descriptors), (first, second))
+        left, right = pool.map(_Side.of, (left_descriptors, right_descriptors), (first, second))
     scores = np.empty(len(first), np.float32)
     if len(first) < _WORTH_A_MATRIX * len(left.descriptors) * len(right.descriptors):
         _gather(left, right, first, second, scores)

@@ -13,6 +13,7 @@ import torch
 from command import build_parser
 from coreset import AGGREGATORS
 from coreset.quality import QUALITIES
+from coreset.two_people import DEFAULT_LIMIT
 from errors import InputError
 from evaluation.ijb import NOT_USED, RULE_VALUES
 from evaluation.published import PAPER_RULES
@@ -111,6 +112,15 @@ def _protocol_flags(group: _ArgumentGroup) -> None:
         "how near both sets are to them",
     )
     group.add_argument(
+        "--two_people",
+        nargs="?",
+        const=DEFAULT_LIMIT,
+        type=float,
+        metavar="COSINE",
+        help="templates that fall into two parts whose descriptors have a cosine below this one "
+        f"({DEFAULT_LIMIT:g}) keep both, and the best score counts",
+    )
+    group.add_argument(
         "--judged_subjects",
         metavar="FILE",
         help="names of the benchmark's people, one a line: aggregators trained with one of them are refused, "
@@ -181,6 +191,10 @@ def check_flags(given: Mapping[str, Any]) -> None:
     for name in ("num_workers", "replicates", "gpus"):
         if given.get(name, 0) < 0:
             faults.append(f"--{name} {given[name]}: expected 0 or more.")
+    if not -1 <= given.get("two_people", 0) <= 1:
+        faults.append(f"--two_people {given['two_people']}: expected a cosine, -1 to 1.")
+    if "two_people" in given and "published_identification" in given:
+        faults.append("--two_people has no effect on --published_identification. Leave one of them away.")
     faults += _device_faults(given)
     names = given.get("aggregator", [])
     faults += [f"--aggregator {name} stands there twice." for name in {*names} if names.count(name) > 1]

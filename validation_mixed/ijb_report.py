@@ -37,14 +37,15 @@ _UNKNOWN = "unknown"
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A finished evaluation; `paper`: the rules' name; `cohort`: whose people scores know of; `hashes`:
-    SHA-256 of trained aggregators' files.
+    """A finished evaluation; `paper`: the rules' name; `cohort`: whose people scores know of; `two_people`:
+    cosine below which parts of a set are of two; `hashes`: SHA-256 of trained aggregators' files.
     """
 
     protocol: SetProtocol
     rules: Rules
     paper: str
     cohort: str
+    two_people: float | None
     features: GivenFeatures
     figures: IjbFigures
     hashes: Mapping[str, str]
@@ -91,6 +92,9 @@ def _rules(done: Evaluated) -> dict[str, str]:
         "paper": done.paper,
         **asdict(done.rules),
         "cohort": done.cohort,
+        "descriptors": "one a template"
+        if done.two_people is None
+        else f"two a template whose parts have a cosine below {done.two_people:g}; the best score counts",
         "alignment": alignment or _UNKNOWN,
         "interpolation": made.get("interpolation", _UNKNOWN),
         "colour_order": made.get("colour_order", _UNKNOWN),
@@ -128,6 +132,10 @@ def _text(done: Evaluated, results: Mapping[str, Result], comparison: str | None
     if done.figures.aggregators and "identification" in main:
         parts.append(identification_table(results))
     parts += _helper_table(done.figures.aggregators)
+    if done.two_people is not None:
+        shares = [(name, each.of_two_people) for name, each in done.figures.aggregators.items()]
+        told = ", ".join(f"{name} {percent(share)} %" for name, share in shares if share is not None)
+        parts.append(f"Templates described as two people: {told}.")
     if (strata := strata_table(results)) is not None:
         parts.append(
             f"{strata}\n\nEach stratum at its own threshold; '-': too few non-mated pairs for the FAR."

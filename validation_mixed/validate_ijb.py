@@ -136,6 +136,7 @@ def validate(given: Mapping[str, Any]) -> None:
         rules,
         detector_scores=scores,
         cohort=cohort,
+        two_people=values.get("two_people"),
         replicates=values["replicates"],
         published_helper=values["published_identification"],
         device="cuda" if chosen_gpus(values) else "cpu",
@@ -148,7 +149,10 @@ def validate(given: Mapping[str, Any]) -> None:
     figures.seconds = seconds | figures.seconds
     hashes = {entry.name: weights_sha256(entry.path) for entry in used}
     told = "none: scores are cosines" if cohort is None else cohort.name
-    report(Evaluated(protocol, rules, values["protocol"], told, features, figures, hashes), out, reference)
+    done = Evaluated(
+        protocol, rules, values["protocol"], told, values.get("two_people"), features, figures, hashes
+    )
+    report(done, out, reference)
 
 
 def _given(

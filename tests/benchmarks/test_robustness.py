@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks import robustness
+from benchmarks import robustness, robustness_table
 from benchmarks.robustness import (
     Faces,
     of_size,
@@ -37,7 +38,7 @@ def sets() -> tuple[FaceGroups, Faces]:
         rows / np.linalg.norm(rows, axis=1, keepdims=True),
         rng.uniform(1, 9, 182).astype(np.float32),
         subjects,
-        [np.arange(172, 173), np.arange(173, 177), np.arange(177, 182)],
+        [[np.arange(172, 173), np.arange(173, 177)], [np.arange(177, 182)]],
     )
     return FaceGroups(np.arange(160), np.arange(41) * 4, np.arange(160) // 2), faces
 
@@ -109,10 +110,10 @@ def test_the_report_says_what_holds() -> None:
             "tar_at_far_1e-02": 80 - loss * (amount == 0.2),
         }
         for name, loss in lost.items()
-        for kind, amounts in robustness.AMOUNTS.items()
+        for kind, amounts in robustness_table.AMOUNTS.items()
         for amount in amounts
     ]
-    text = robustness.report(pd.DataFrame(rows), dict.fromkeys(lost, (0.99, 0.9)), "X")
+    text = robustness_table.report(pd.DataFrame(rows), dict.fromkeys(lost, (0.99, 0.9)), "X")
     assert "| good | 0.990 (0.900), holds | 4.0, holds |" in text
     assert "| poor | 0.990 (0.900), holds | 6.0, does not hold |" in text
 
@@ -133,11 +134,21 @@ def test_a_wrong_medium_is_one_medium_of_one_donor(sets: tuple[FaceGroups, Faces
         assert np.array_equal(found.rows[place][:4], np.arange(4 * number, 4 * number + 4))
         if len(added):
             spoiled += 1
-            assert any(set(added.tolist()) <= set(medium.tolist()) for medium in faces.donated)
+            assert any(
+                set(added.tolist()) <= set(medium.tolist()) for media in faces.donated for medium in media
+            )
             assert len(added) == 1 or 4 <= len(added) <= 40
             assert len(set(media.tolist())) == 1
             assert media[0] not in groups.media
     assert 10 < spoiled < 30
+
+
+def test_every_template_has_a_stranger_of_its_own(sets: tuple[FaceGroups, Faces]) -> None:
+    groups, faces = sets
+    donors = [[np.arange(n, n + 1)] for n in range(100, 140)]
+    found = with_wrong_medium(groups, replace(faces, donated=donors), 1, 3)
+    added = found.rows[found.offsets[1:] - 1]
+    assert sorted(added.tolist()) == list(range(100, 140))
 
 
 def test_sets_of_one_medium_can_be_left_alone(sets: tuple[FaceGroups, Faces]) -> None:

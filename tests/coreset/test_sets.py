@@ -43,6 +43,21 @@ def test_moving_keeps_everything() -> None:
     assert torch.equal(moved.offsets, sets.offsets)
 
 
+def test_some_faces_of_some_sets() -> None:
+    sets = some_sets([2, 1, 3])
+    sets = FaceSets(sets.features, sets.norms, sets.offsets, torch.arange(6), torch.arange(6) / 6)
+    found = sets.only(torch.tensor([False, True, False, True, True, False]))
+    assert found.offsets.tolist() == [0, 1, 3]
+    assert torch.equal(found.features, sets.features[[1, 3, 4]])
+    assert found.norms.tolist() == [2, 4, 5]
+    assert found.media is not None
+    assert found.media.tolist() == [1, 3, 4]
+    assert found.detector_scores is not None
+    assert torch.equal(found.detector_scores, torch.tensor([1, 3, 4]) / 6)
+    with pytest.raises(InputError, match="with B at least 1"):
+        sets.only(torch.zeros(6, dtype=torch.bool))
+
+
 FEATURES, NORMS, OFFSETS = torch.ones(3, 4), torch.ones(3), torch.tensor([0, 1, 3])
 FAULTS = {
     "features (N, D)": (torch.ones(3), NORMS, OFFSETS, None, "expected (N, D) floating, found (3,) float32"),

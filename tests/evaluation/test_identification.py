@@ -62,6 +62,22 @@ def test_blocks_in_float32_answer_as_float64_does(
     assert found.is_mated.tolist() == np.isin(subjects[0], subjects[1]).tolist()
 
 
+@settings(max_examples=40, deadline=None)
+@given(descriptors())
+def test_of_two_people_the_best_score_counts(
+    case: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
+) -> None:
+    probes, gallery, *subjects = case
+    both = [np.stack([rows, rows[::-1]], axis=1) for rows in (probes, gallery)]
+    best = np.array(
+        [[(probe.astype(float) @ entry.T.astype(float)).max() for entry in both[1]] for probe in both[0]]
+    )
+    found, expected = search(*both, *subjects), search_similarity(best, *subjects)
+    assert found.is_mated.tolist() == expected.is_mated.tolist()
+    np.testing.assert_allclose(found.own, expected.own, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(found.other, expected.other, rtol=0, atol=1e-12)
+
+
 def test_a_lead_that_float32_cannot_see_decides() -> None:
     # Both entries have the same float32 score; the stranger's is larger by 1e-12.
     probe = np.array([[1.0, 0.0]])

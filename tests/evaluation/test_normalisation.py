@@ -6,7 +6,7 @@ import pytest
 from errors import InputError
 from evaluation.calibration import ScoredPairs, all_pairs
 from evaluation.metrics import tar_at_far
-from evaluation.normalisation import adaptive_snorm, cohort_lengths, cohort_statistics, gains
+from evaluation.normalisation import adaptive_snorm, cohort_lengths, cohort_statistics, compared, gains
 
 
 def test_statistics_are_those_of_the_nearest() -> None:
@@ -51,6 +51,15 @@ def test_scores_of_lengths_are_cosines_over_the_mean_nearness_of_both() -> None:
     for first, second in ((0, 1), (4, 8)):
         expected = features[first] @ features[second] / np.sqrt(nearness[first] * nearness[second])
         assert scaled[first] @ scaled[second] == pytest.approx(expected, rel=1e-5)
+
+
+def test_both_people_of_a_template_get_their_own_length() -> None:
+    rng = np.random.default_rng(5)
+    features, cohort = unit(rng.normal(size=(6, 8)) + 1), unit(rng.normal(size=(30, 8)) + 1)
+    lengths = cohort_lengths(features, cohort)
+    found = compared(features.reshape(3, 2, 8), cohort)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=2).ravel(), lengths, rtol=1e-6)
+    assert compared(features, None) is features
 
 
 def test_of_a_small_cohort_half_is_near_and_a_tiny_one_is_refused() -> None:

@@ -53,6 +53,26 @@ def test_rates_are_those_of_all_scores_in_float64(
     assert found.curve.auc == roc_curve(found.scores, is_mated).auc
 
 
+@settings(max_examples=60, deadline=None)
+@given(pair_lists(), st.sampled_from([1, 256]))
+def test_of_two_people_the_best_score_counts(
+    case: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], reach: int
+) -> None:
+    one, first, second, is_mated = case
+    descriptors = np.stack([one, one[::-1]], axis=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verification, "_FIRST_REACH", reach)
+        found = verify(descriptors, first, second, is_mated, FARS)
+    exact = np.array(
+        [
+            max(exact_products(descriptors[a], descriptors[b], [p], [q])[0] for p in (0, 1) for q in (0, 1))
+            for a, b in zip(first, second, strict=True)
+        ]
+    )
+    assert found.rates == tar_at_far(exact, is_mated, FARS)
+    assert np.abs(found.scores - exact).max() <= rounding_of_products(one, one)
+
+
 @pytest.mark.parametrize("reach", [1, 4])
 @pytest.mark.parametrize("levels", [20, 1000])
 @pytest.mark.parametrize("margin", [0.01, 0.04, 0.2])

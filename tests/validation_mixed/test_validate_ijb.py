@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 import torch
 
-from coreset import build_aggregator
+from coreset import FaceSets, build_aggregator
+from coreset.two_people import TwoPeople
 from data.feature_store import is_complete
 from errors import InputError
 from evaluation import ijb
@@ -141,6 +142,7 @@ def test_images_to_figures(
         "detector_score": "not used",
         "norm": "multiplied",
         "cohort": "none: scores are cosines",
+        "descriptors": "one a template",
         "alignment": "112 x 112, five points of ArcFace, similarity, least squares (Umeyama)",
         "interpolation": "bilinear, black border",
         "colour_order": "BGR",
@@ -160,6 +162,37 @@ def test_features_alone_give_the_same(data: Dataset, weights: Path, tmp_path: Pa
         assert again[key] == first[key]
     assert again["protocol"] == first["protocol"]
     assert not (tmp_path / "b" / "features").exists()
+
+
+def test_two_people_are_compared_by_their_best(
+    data: Dataset, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """An untrained network finds all faces alike, so a limit of 0.999 parts some templates and some not."""
+    run(data, tmp_path / "a", weights=str(weights), aggregator=["mean"])
+    folder = features_of(tmp_path / "a")
+    capsys.readouterr()
+    result = run(data, tmp_path / "b", features=str(folder), aggregator=["mean"], two_people=0.999)
+    protocol, store = read_protocol(data.root, data.name), read_features(folder, NOT_USED)
+    people = []
+    for template in range(32):
+        rows = np.flatnonzero(protocol.template_of_face == template)
+        faces = FaceSets.dense(
+            torch.from_numpy(store.features[None, rows]), torch.from_numpy(store.norms[None, rows])
+        )
+        people.append(TwoPeople(build_aggregator("mean", {}), 0.999)(faces).embedding[0].double().numpy())
+    described = np.array(people)
+    share = np.mean((described[:, 0] != described[:, 1]).any(axis=1))
+    assert 0 < share < 1
+    assert result["share_of_two_people"] == pytest.approx(share)
+    assert f"Templates described as two people: mean {100 * share:.2f} %." in capsys.readouterr().out
+    assert result["protocol"]["rules"]["descriptors"].startswith(
+        "two a template whose parts have a cosine below 0.999"
+    )
+    pairs = protocol.pairs
+    scores = np.einsum("npd,nqd->npq", described[pairs.first], described[pairs.second]).max(axis=(1, 2))
+    for far in (1e-2, 1e-1):
+        wanted, _ = brute_force_tar(scores, pairs.is_mated, far)
+        assert result["verification"]["tar_at_far"][f"{far:.0e}"]["strict"] == pytest.approx(wanted)
 
 
 def test_the_papers_ways_are_what_they_say(data: Dataset, weights: Path, tmp_path: Path) -> None:
@@ -519,6 +552,7 @@ def test_all_flag_faults_come_in_one_message(tmp_path: Path) -> None:
             "16-mixed",
         ),
         *("--aggregator_weights", "gone.ckpt", "--gpus", "0", "--num_nodes", "0"),
+        *("--two_people", "2", "--published_identification"),
     )
     assert done.returncode == 2
     for part in (
@@ -532,6 +566,8 @@ def test_all_flag_faults_come_in_one_message(tmp_path: Path) -> None:
         "--precision has no effect with --features",
         "--aggregator mean stands there twice",
         "--coreset_size has no effect",
+        "--two_people 2.0: expected a cosine, -1 to 1",
+        "--two_people has no effect on --published_identification",
         "--precision 16-mixed needs a GPU",
     ):
         assert part in done.stderr
