@@ -198,11 +198,6 @@ def evaluate_ijb(
         raise InputError("detector scores are used, and the cohort's faces have none.")
     if two_people is not None and published_helper:
         raise InputError("the published 1:N helper compares single descriptors, and not those of two people.")
-    if features.ndim != 2 or not len(features) == len(norms) == len(protocol.image_names):
-        raise InputError(
-            f"{protocol.name}: {len(protocol.image_names):,} images, but features {features.shape} and norms "
-            f"{norms.shape}. They belong to another data set."
-        )
     found = IjbFigures()
     with found.timed("prepare"):
         features, norms, groups, scores = _faces_by_rules(protocol, features, norms, detector_scores, rules)
@@ -213,11 +208,11 @@ def evaluate_ijb(
     for name, aggregator in aggregators.items():
         with found.timed(f"aggregate {name}"):
             describer = aggregator if two_people is None else TwoPeople(aggregator, two_people)
-            descriptors = describe_templates(
+            described = describe_templates(
                 describer, features, norms, groups, device, detector_scores=scores
             ).embedding
             strangers = None if cohort is None else describe_cohort(aggregator, cohort, rules, device)
-            descriptors = compared(descriptors, strangers)
+            descriptors = compared(described, strangers)
         with found.timed("score"):
             pairs = protocol.pairs
             verification = verify(descriptors, pairs.first, pairs.second, pairs.is_mated, FARS)
@@ -235,18 +230,13 @@ def evaluate_ijb(
             galleries,
             helper,
             of_strata,
-            None if two_people is None else share_of_two_people(descriptors),
+            None if two_people is None else _share_of_two_people(described),
         )
         if len(found.aggregators) == 1:
             # They say of the pair list more than of the aggregator: once is enough.
             found.warnings += few_scores_warnings(verification.rates)
     found.differences = _differences(found.aggregators, drawn)
     return found
-
-
-def share_of_two_people(descriptors: Floats) -> float:
-    """Of templates (M, 2, D), those whose two descriptors differ."""
-    return float((descriptors[:, 0] != descriptors[:, 1]).any(axis=1).mean())
 
 
 def describe_cohort(
@@ -261,10 +251,20 @@ def describe_cohort(
     return describe_templates(aggregator, features, norms, groups, device).embedding
 
 
+def _share_of_two_people(descriptors: Floats) -> float:
+    """Of templates (M, 2, D), those whose two descriptors differ."""
+    return float((descriptors[:, 0] != descriptors[:, 1]).any(axis=1).mean())
+
+
 def _faces_by_rules(
     protocol: SetProtocol, features: Floats, norms: Floats, detector_scores: Floats | None, rules: Rules
 ) -> tuple[Floats, Floats, FaceGroups, Floats | None]:
     """Features, norms, templates and scores of the faces, or of the media that they are joined to."""
+    if features.ndim != 2 or not len(features) == len(norms) == len(protocol.image_names):
+        raise InputError(
+            f"{protocol.name}: {len(protocol.image_names):,} images, but features {features.shape} and norms "
+            f"{norms.shape}. They belong to another data set."
+        )
     weights = norms if rules.norm != NOT_USED else np.ones_like(norms)
     if rules.detector_score != NOT_USED:
         if detector_scores is None or detector_scores.shape != norms.shape:

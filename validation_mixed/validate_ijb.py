@@ -118,14 +118,13 @@ def validate(given: Mapping[str, Any]) -> None:
     bank = cohort_bank(values["cohort"], judged) if "cohort" in values else None
     seconds = {"read": time.perf_counter() - began}
     began = time.perf_counter()
-    if "features" in values:
-        features = _given(values, rules, used, bank)
-    else:
-        cache = Path(values.get("cache", out / "features"))
-        embedded = _embedded(values, rules, protocol, used, bank, cache)
-        if embedded is None:
-            return  # A process beside the first, which has done its share.
-        features = embedded
+    features = (
+        _given(values, rules, used, bank)
+        if "features" in values
+        else _embedded(values, rules, protocol, used, bank, Path(values.get("cache", out / "features")))
+    )
+    if features is None:
+        return  # A process beside the first, which has done its share.
     seconds["embed"] = time.perf_counter() - began
     cohort = None if bank is None else cohort_of(bank)
     figures = evaluate_ijb(
@@ -149,9 +148,8 @@ def validate(given: Mapping[str, Any]) -> None:
     figures.seconds = seconds | figures.seconds
     hashes = {entry.name: weights_sha256(entry.path) for entry in used}
     told = "none: scores are cosines" if cohort is None else cohort.name
-    done = Evaluated(
-        protocol, rules, values["protocol"], told, values.get("two_people"), features, figures, hashes
-    )
+    two_people = values.get("two_people")
+    done = Evaluated(protocol, rules, values["protocol"], told, two_people, features, figures, hashes)
     report(done, out, reference)
 
 
