@@ -13,6 +13,8 @@ DEFAULT_LIMIT = 0.15
 # The best norm of the poorer part over that of the better one: an unreadable face is no person, and such
 # faces are like each other in all sets.
 _LEAST_QUALITY = 0.6
+# Length of a part's mean by squared norms: faces of several strangers are no person either.
+_LEAST_COHERENCE = 0.8
 _ROUNDS = 3
 
 
@@ -22,9 +24,9 @@ class TwoPeople(nn.Module):
     One still of each of two people: nothing in the set says which of them is meant, and one descriptor of
     both is like neither. So a set is parted in two: a face goes to the nearer of two centres, at first the
     first two picks of farthest-point sampling (METHOD 5, gamma 1), then the parts' means by squared norms.
-    Where both parts have a face of some quality and their descriptors, by the same aggregator, have a cosine
-    below `limit`, each stands for itself, and whoever compares takes the best score. O(T D) beside the
-    aggregator, which sees a set at most twice.
+    Where both parts have a face of some quality and faces that are like each other, and their descriptors, by
+    the same aggregator, have a cosine below `limit`, each stands for itself, and whoever compares takes the
+    best score. O(T D) beside the aggregator, which sees a face at most twice.
 
     The price: a set that shows two people is like sets of either. That is so of them, but where a benchmark
     means one, the other's sets count as false accepts.
@@ -46,16 +48,12 @@ class TwoPeople(nn.Module):
         whole: SetDescriptor = self.aggregator(sets)
         embedding = whole.embedding.unsqueeze(1).repeat(1, 2, 1)
         is_second = second_part(sets)
-        counts = _by_set(sets, is_second.to(sets.norms.dtype), "sum")
-        best = [_by_set(sets, sets.norms.masked_fill(mask, 0), "amax") for mask in (is_second, ~is_second)]
-        poorer, better = torch.minimum(*best), torch.maximum(*best)
-        parted = (counts > 0) & (counts < sets.sizes) & (poorer >= _LEAST_QUALITY * better)
-        if not parted.any():
-            return SetDescriptor(embedding, whole.norm, whole.picks, whole.weights)
-        kept = parted[sets.set_of_face]
-        parts = [self.aggregator(sets.only(kept & mask)).embedding for mask in (~is_second, is_second)]
-        apart = (parts[0] * parts[1]).sum(dim=1) < self.limit
-        embedding[parted.nonzero().squeeze(1)[apart]] = torch.stack(parts, dim=1)[apart]
+        may_be_two = _may_be_people(sets, ~is_second, is_second)
+        if may_be_two.any():
+            kept = may_be_two[sets.set_of_face]
+            parts = [self.aggregator(sets.only(kept & mask)).embedding for mask in (~is_second, is_second)]
+            apart = (parts[0] * parts[1]).sum(dim=1) < self.limit
+            embedding[may_be_two.nonzero().squeeze(1)[apart]] = torch.stack(parts, dim=1)[apart]
         return SetDescriptor(embedding, whole.norm, whole.picks, whole.weights)
 
 
@@ -84,6 +82,18 @@ def _second_part(features: Tensor, norms: Tensor, mask: Tensor) -> Tensor:
     return is_second & mask
 
 
-def _by_set(sets: FaceSets, values: Tensor, reduce: str) -> Tensor:
-    start = torch.zeros(sets.num_sets, dtype=values.dtype, device=values.device)
-    return start.scatter_reduce(0, sets.set_of_face, values, reduce)
+def _may_be_people(sets: FaceSets, *parts: Tensor) -> Tensor:
+    """(B,) bool: each of two parts, masks (N,), has faces, of some quality and like each other."""
+    best, coherence = [], []
+    for mask in parts:
+        norms = sets.norms.float().masked_fill(~mask, 0)
+        start = norms.new_zeros(sets.num_sets)
+        best.append(start.scatter_reduce(0, sets.set_of_face, norms, "amax"))
+        weights = norms.square()
+        sums = start.new_zeros(sets.num_sets, sets.embedding_size)
+        sums.index_add_(0, sets.set_of_face, sets.features.float() * weights.unsqueeze(1))
+        total = start.index_add(0, sets.set_of_face, weights)
+        # A part without faces, or of zero norms, has no mean: 0 / 0, which is no coherence.
+        coherence.append((torch.linalg.vector_norm(sums, dim=1) / total).nan_to_num(0))
+    poorer, better = torch.minimum(*best), torch.maximum(*best)
+    return (poorer >= _LEAST_QUALITY * better) & (torch.minimum(*coherence) >= _LEAST_COHERENCE)

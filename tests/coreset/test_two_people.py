@@ -82,6 +82,22 @@ def test_a_set_is_two_people_below_the_limit_alone() -> None:
         assert torch.equal(found[0], found[1]) is not apart
 
 
+def test_several_strangers_and_faces_of_zero_norm_are_no_person() -> None:
+    aggregator = build_aggregator("mean", {})
+    one = people_sets([[(0, 6, 20.0)]], spread=0.02)
+    # Eight faces with something in common, and something of their own.
+    for own, apart in ((0.5, True), (1.0, False)):
+        others = F.normalize(torch.eye(D)[1] + own * torch.eye(D)[2:10], dim=1)
+        norms = torch.cat([one.norms, torch.full((8,), 19.0)])
+        sets = FaceSets(torch.cat([one.features, others]), norms, torch.tensor([0, 14]))
+        assert second_part(sets).tolist() == [False] * 6 + [True] * 8
+        found = TwoPeople(aggregator)(sets).embedding[0]
+        assert torch.equal(found[0], found[1]) is not apart
+    pair = FaceSets.dense(torch.eye(D)[:2].unsqueeze(0), torch.zeros(1, 2))
+    found = TwoPeople(aggregator)(pair).embedding
+    assert torch.equal(found[0, 0], found[0, 1])
+
+
 def test_the_order_of_faces_and_copies_of_them_change_nothing() -> None:
     sets = people_sets(SETS[:1] + SETS[3:4], seed=3, spread=0.3)
     found = second_part(sets)
