@@ -19,7 +19,7 @@ from files import atomic_write
 
 FARS = (1e-1, 1e-2, 1e-3)
 # The FARs that are compared with the reference.
-_COMPARED = (1e-2, 1e-3)
+COMPARED = (1e-2, 1e-3)
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def write_tables(
             "templates/s",
             "picks as in evaluation",
             "picked again",
-            *(f"less {reference}, {rate_key(far)}" for far in _COMPARED),
+            *(f"less {reference}, {rate_key(far)}" for far in COMPARED),
         ],
         [_line(of_name[name], of_name[reference]) for name in names],
     )
@@ -102,14 +102,15 @@ def write_tables(
 
 def difference(rows: Sequence[Row], reference: Sequence[Row], far: float) -> Difference:
     """Of one aggregator's rows against the reference's; both are means over their seeds."""
-    ours, theirs = _mean_drawn(rows, far), _mean_drawn(reference, far)
+    ours, theirs = mean_drawn(rows, far), mean_drawn(reference, far)
     low, high = interval95((ours - theirs)[:, None])
     key = rate_key(far)
     mean = np.mean([row.tar[key] for row in rows]) - np.mean([row.tar[key] for row in reference])
     return Difference(float(mean), float(low[0]), float(high[0]))
 
 
-def _mean_drawn(rows: Sequence[Row], far: float) -> NDArray[np.float64]:
+def mean_drawn(rows: Sequence[Row], far: float) -> NDArray[np.float64]:
+    """(R,) TAR of each draw of subjects, mean over the seeds."""
     drawn = np.array([row.drawn for row in rows], np.float64)
     mean: NDArray[np.float64] = drawn[:, :, FARS.index(far)].mean(axis=0)
     return mean
@@ -118,9 +119,9 @@ def _mean_drawn(rows: Sequence[Row], far: float) -> NDArray[np.float64]:
 def _line(rows: Sequence[Row], reference: Sequence[Row]) -> list[str]:
     keys = [rate_key(far) for far in FARS]
     first = rows[0]
-    compared = ["reference"] * len(_COMPARED)
+    compared = ["reference"] * len(COMPARED)
     if first.name != reference[0].name:
-        found = [difference(rows, reference, far) for far in _COMPARED]
+        found = [difference(rows, reference, far) for far in COMPARED]
         compared = [f"{100 * d.mean:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]" for d in found]
     return [
         first.name,
