@@ -63,7 +63,7 @@ _OPTIMISED: dict[str, dict[str, Any]] = {
         "template_style": "media",
         "max_template_size": 160,
         "share_wrong_media": 0.1,
-        "share_foreign_faces": 0.4,
+        "share_foreign_faces": 0.2,
         "share_virtual_subjects": 0.5,
         "sample_by": "subject",
     },

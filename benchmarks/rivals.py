@@ -61,13 +61,14 @@ class Rival:
 
 
 _STRANGERS = {"share_foreign_faces": 0.1}
-# As --preset good itself has it.
 _MANY_STRANGERS = {"share_foreign_faces": 0.4}
 RIVALS = {
     "coreset": Rival("coreset"),
     "coreset_published": Rival("coreset", "published"),
     "weighted_coreset": Rival("weighted_coreset"),
     "weighted_coreset_foreign": Rival("weighted_coreset", flags=_STRANGERS),
+    # As --preset good itself has it.
+    "weighted_coreset_foreign_20": Rival("weighted_coreset", flags={"share_foreign_faces": 0.2}),
     "weighted_coreset_foreign_40": Rival("weighted_coreset", flags=_MANY_STRANGERS),
     "learned_map": Rival("learned_map"),
     "nan": Rival("nan"),

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from coreset.selection import select_faces
 from coreset.sets import FaceSets, SetDescriptor, unit_and_norm
 
-# Cosine of two parts' descriptors below which they are of two people.
+# Cosine of two parts' descriptors below which they are of two people. This and what follows was chosen over
+# MobileFaceNet, on sets of 150 people of LFW with strangers in them, clean ones beside them.
 DEFAULT_LIMIT = 0.15
 # The best norm of the poorer part over that of the better one: an unreadable face is no person, and such
 # faces are like each other in all sets.
@@ -43,7 +44,7 @@ class TwoPeople(nn.Module):
 
     def forward(self, sets: FaceSets) -> SetDescriptor:
         """The aggregator's answer, but with an embedding (B, 2, D): a set of one person has its descriptor
-        twice, and of two people the one with the face of the largest norm comes first.
+        twice, and of two people the one comes first whose centre began at the face of the largest norm.
         """
         whole: SetDescriptor = self.aggregator(sets)
         embedding = whole.embedding.unsqueeze(1).repeat(1, 2, 1)
