@@ -106,17 +106,21 @@ def _people(described: DescribedSet, check: EnrolmentCheck, limits: AdviceLimits
         )
         return [Advice(Topic.STRANGER, text, _places(strangers))]
     units = face_units(told_media(described), check.group)
-    if int(units.max()) != 1:
+    if int(units.max()) == 1 and (alike := _cosine(described, units)) < limits.alike:
+        one, other = np.unique(units, return_index=True)[1].tolist()
+        text = (
+            f"{described.faces[one].name} and {described.faces[other].name} are little alike ({alike:.2f}) "
+            "and may show two people. A third photo would tell."
+        )
+        return [Advice(Topic.DISAGREEMENT, text, tuple(range(len(described.faces))))]
+    if not check.second.any():
         return []
-    alike = _cosine(described, units)
-    if alike >= limits.alike:
-        return []
-    first, second = np.unique(units, return_index=True)[1].tolist()
+    first, second = np.flatnonzero(~check.second), np.flatnonzero(check.second)
     text = (
-        f"{described.faces[first].name} and {described.faces[second].name} are little alike ({alike:.2f}) "
-        "and may show two people. A third photo would tell."
+        f"it may show two people: {_names(described, first)}; and {_names(described, second)}. "
+        "Look at them, and make a set of each."
     )
-    return [Advice(Topic.DISAGREEMENT, text, tuple(range(len(described.faces))))]
+    return [Advice(Topic.DISAGREEMENT, text, _places(second))]
 
 
 def _repeats(described: DescribedSet, check: EnrolmentCheck) -> list[Advice]:

@@ -264,7 +264,12 @@ def _face(described: DescribedSet, check: EnrolmentCheck, face: int, pick: int |
         full = share / max(float(described.weights.max()), 1e-12)
         bar = f'<span class="bar"><i style="width:{100 * full:.0f}%"></i></span>'
         weight = f'<span class="weight">{bar}{_text(_percent(share))}</span>'
-    flags = [text for text, on in (("someone else?", check.stranger[face]), ("poor", check.poor[face])) if on]
+    marks = (
+        ("someone else?", check.stranger[face]),
+        ("second person?", check.second[face]),
+        ("poor", check.poor[face]),
+    )
+    flags = [text for text, on in marks if on]
     flag = f'<span class="flag">{", ".join(flags)}</span>' if flags else ""
     return (
         f'<li><button class="face{" chosen" if pick else ""}" data-face="{number}"><img alt="" width="96" '

@@ -108,6 +108,7 @@ def _face(described: DescribedSet, check: EnrolmentCheck, face: int) -> dict[str
         "medium": record.medium,
         "group": int(check.group[face]) if check.group[face] >= 0 else None,
         "stranger": bool(check.stranger[face]),
+        "second": bool(check.second[face]),
         "poor": bool(check.poor[face]),
         **{name: _number(value) for name, value in numbers.items()},
     }

@@ -142,6 +142,17 @@ def test_two_photos_that_disagree_are_told_without_a_verdict(model: FaceModel, d
     assert told(model, drawn_set(model, person(2)), Topic.DISAGREEMENT) == []
 
 
+def test_halves_of_two_people_are_told(model: FaceModel, drawn_set: Make) -> None:
+    mixed = drawn_set(model, np.concatenate([person(3, spread=0.3), person(3, seed=9, spread=0.3)]))
+    (text,) = told(model, mixed, Topic.DISAGREEMENT)
+    halves = ["0000.jpg, 0001.jpg, 0002.jpg", "0003.jpg, 0004.jpg, 0005.jpg"]
+    assert text in [
+        f"it may show two people: {first}; and {second}. Look at them, and make a set of each."
+        for first, second in (halves, halves[::-1])
+    ]
+    assert told(model, drawn_set(model, person(6, spread=0.3)), Topic.DISAGREEMENT) == []
+
+
 def test_one_photo_alone_asks_for_more(model: FaceModel, drawn_set: Make) -> None:
     assert told(model, drawn_set(model, person(1))) == [
         "there is only one photo or video. More from other days would help."

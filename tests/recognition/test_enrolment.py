@@ -48,6 +48,16 @@ def test_of_two_photos_nobody_knows_which_one_is_wrong(model: FaceModel, drawn_s
     assert not check.stranger.any()
 
 
+def test_halves_of_two_people_are_told_apart(model: FaceModel, drawn_set: Make) -> None:
+    features = np.concatenate([person(4, spread=0.3), person(4, seed=9, spread=0.3)])
+    order = np.random.default_rng(0).permutation(8)
+    second = check_set(model, drawn_set(model, features[order]), EnrolmentLimits()).second
+    whose = order >= 4
+    assert np.array_equal(second, whose) or np.array_equal(second, ~whose)
+    assert not check_set(model, drawn_set(model, features[:4]), EnrolmentLimits()).second.any()
+    assert not check_set(model, drawn_set(model, features[:1]), EnrolmentLimits()).second.any()
+
+
 def test_a_crowded_frame_does_not_vouch_for_its_faces(model: FaceModel, drawn_set: Make) -> None:
     described = drawn_set(model, np.concatenate([person(5), person(1, seed=9)]))
     one_video = [replace(face, medium=0) for face in described.faces]
