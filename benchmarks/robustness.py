@@ -37,7 +37,7 @@ import pandas as pd
 from torch import nn
 
 from benchmarks.judged import Judged, read_judged
-from benchmarks.robustness_table import AMOUNTS, REFERENCE, draw, report
+from benchmarks.robustness_table import AMOUNTS, REFERENCE, TWO_PEOPLE, draw, report
 from command import build_parser, run_command
 from coreset import build_aggregator
 from coreset.two_people import DEFAULT_LIMIT, TwoPeople
@@ -114,8 +114,8 @@ def compare(args: argparse.Namespace) -> None:
     strangers = {name: judged.strangers(aggregator) for name, aggregator in aggregators.items()}
     if args.two_people is not None:
         for name, aggregator in list(aggregators.items()):
-            aggregators[f"{name}, two people"] = TwoPeople(aggregator, args.two_people)
-            strangers[f"{name}, two people"] = strangers[name]
+            aggregators[name + TWO_PEOPLE] = TwoPeople(aggregator, args.two_people)
+            strangers[name + TWO_PEOPLE] = strangers[name]
     faces, groups = _faces(args, judged), judged.groups
     rows: list[dict[str, object]] = []
     for kind, amounts in AMOUNTS.items():

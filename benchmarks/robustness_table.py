@@ -30,6 +30,8 @@ LABELS = {
 REQUIRED_COSINE, REQUIRED_SHARE = 0.98, 0.5
 REFERENCE = "norm_weighted"
 STROKES = ("-", "--", ":")
+# Of an aggregator that describes two people; it has the colour of the one that does not.
+TWO_PEOPLE, TWO_PEOPLE_STROKE = ", two people", "-."
 
 
 def report(table: pd.DataFrame, cosines: Mapping[str, tuple[float, float]], name: str) -> str:
@@ -73,14 +75,18 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     figures = [name for name in ("tar_at_far_1e-02", "rank1") if name in table]
     figure = Figure(figsize=(4.2 * len(AMOUNTS), 3.4 * len(figures) + 0.8), layout="constrained")
     FigureCanvasAgg(figure)
+    names = list(dict.fromkeys(name.removesuffix(TWO_PEOPLE) for name in table["aggregator"]))
     axes = figure.subplots(len(figures), len(AMOUNTS), squeeze=False)
     for column, kind in enumerate(AMOUNTS):
         here = table[table["spoiled"] == kind]
         for row, name in enumerate(figures):
             panel = axes[row, column]
-            for number, (aggregator, of_it) in enumerate(here.groupby("aggregator", sort=False)):
+            for aggregator, of_it in here.groupby("aggregator", sort=False):
+                number = names.index(str(aggregator).removesuffix(TWO_PEOPLE))
                 # Ten colours; those after them are told apart by their stroke.
                 stroke = {"color": f"C{number % 10}", "linestyle": STROKES[number // 10 % len(STROKES)]}
+                if str(aggregator).endswith(TWO_PEOPLE):
+                    stroke["linestyle"] = TWO_PEOPLE_STROKE
                 panel.plot(of_it["amount"], of_it[name], marker="o", markersize=3, label=aggregator, **stroke)
             if kind in ("repeats", "size"):
                 panel.set_xscale("log")
