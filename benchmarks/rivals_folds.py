@@ -56,6 +56,8 @@ def compare(args: argparse.Namespace) -> None:
     text += "Per cent; each fold's mean over seeds, then the mean over folds. Differences: points, with the "
     text += "95 % interval of a paired bootstrap over the subjects of each fold.\n\n"
     text += "".join(f"- fold {number}: {size}\n" for number, size in enumerate(sizes, 1))
+    commands = {name: rows[-1].command for name, rows in folds[0].items()}
+    text += "".join(f"- {name}: `{command}`\n" for name, command in commands.items() if command)
     atomic_write(args.out / "folds.md", text)
     print(text)
 
@@ -85,8 +87,14 @@ def read_fold(folders: Sequence[Path]) -> tuple[Fold, str]:
 
 
 def table(folds: Sequence[Fold], reference: str) -> str:
-    """A line an aggregator, the reference first."""
-    names = [reference, *(name for name in folds[0] if name != reference)]
+    """A line an aggregator, the reference first, then by TAR at the first FAR that is compared."""
+    key = rate_key(COMPARED[0])
+
+    def mean_tar(name: str) -> float:
+        return float(np.mean([row.tar[key] for fold in folds for row in fold[name]]))
+
+    others = sorted((name for name in folds[0] if name != reference), key=mean_tar, reverse=True)
+    names = [reference, *others]
     lines = []
     for name in names:
         cells = [name, str(len(folds[0][name]))]

@@ -22,7 +22,7 @@ def write_row(out: Path, name: str, seed: int, tar: float, noise: np.ndarray, **
     """One as benchmarks/rivals.py leaves it; its draws are its rate and some noise."""
     row = {
         **{"name": name, "seed": seed, "options": {}, "preset": "good", "train_seconds": 1.0},
-        **{"train_cpu_seconds": 1.0, "command": "", "rank1": tar, "tpir": None, "parameters": 1},
+        **{"train_cpu_seconds": 1.0, "command": f"train {name}", "rank1": tar, "tpir": None, "parameters": 1},
         "tar": {rate_key(far): tar for far in FARS},
         "drawn": [[tar + each] * len(FARS) for each in noise.tolist()],
         "templates_per_second": 1.0,
@@ -58,6 +58,7 @@ def test_means_over_folds_and_narrower_intervals(tmp_path: Path, capsys: pytest.
     assert cells[7].startswith("-3.0 [")
     assert cells[7].endswith("(-3.0, -3.0, -3.0, -3.0)")
     assert "- fold 3: name 2" in text
+    assert "- rival, others: `train rival`" in text
     widths = []
     for used in (found[:1], found):
         rows = [rivals_folds.read_fold(each)[0] for each in used]
