@@ -31,7 +31,8 @@ _FACES_AT_ONCE = 32_768
 # Beyond, a probability is 0 or 1.
 _LARGEST_ODDS = 50.0
 # Cosine of the descriptors of two people in one set, at most. Over MobileFaceNet that finds nine in ten
-# halves-and-halves of two people's plain photos of LFW, and two in a thousand sets of one person.
+# halves-and-halves of two people's plain photos of LFW, and one in a thousand sets of one person
+# (`benchmarks/foreign_media.py --two_people`).
 _UNALIKE = 0.2
 # What a good face of the set has: high, but not the single luckiest one.
 _GOOD_SHARE = 0.9
