@@ -35,7 +35,7 @@ from data.feature_bank import FeatureBank, read_given
 from data.subsets import read_names
 from data.views import Kind
 from evaluation.protocols import SetProtocol
-from recognition.enrolment import EnrolmentLimits, duplicate_groups, shows_two_people, similarity_to_rest
+from recognition.enrolment import EnrolmentLimits, duplicate_groups, people_finder, similarity_to_rest
 from recognition.strangers import (
     DEFAULT_RULE,
     FEWEST_UNITS,
@@ -210,7 +210,8 @@ def two_people_in_one(views: Path, weights: str | None, only: Path | None) -> No
             sets = FaceSets.from_list(
                 [(faces_of(bank.features, row), faces_of(bank.norms, row)) for row in rows]
             )
-            shares.append(float(shows_two_people(aggregator, sets).float().mean()))
+            with torch.inference_mode():
+                shares.append(float(people_finder(aggregator).people(sets)[0].float().mean()))
         print(
             f"{half} photos of each of two people: {shares[0]:.3f} found; "
             f"{2 * half} of one person: {shares[1]:.4f} accused"

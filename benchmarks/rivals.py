@@ -61,7 +61,6 @@ class Rival:
 
 
 _STRANGERS = {"share_foreign_faces": 0.1}
-_MANY_STRANGERS = {"share_foreign_faces": 0.4}
 RIVALS = {
     "coreset": Rival("coreset"),
     "coreset_published": Rival("coreset", "published"),
@@ -69,7 +68,7 @@ RIVALS = {
     "weighted_coreset_foreign": Rival("weighted_coreset", flags=_STRANGERS),
     # As --preset good itself has it.
     "weighted_coreset_foreign_20": Rival("weighted_coreset", flags={"share_foreign_faces": 0.2}),
-    "weighted_coreset_foreign_40": Rival("weighted_coreset", flags=_MANY_STRANGERS),
+    "weighted_coreset_foreign_40": Rival("weighted_coreset", flags={"share_foreign_faces": 0.4}),
     "learned_map": Rival("learned_map"),
     "nan": Rival("nan"),
     "conan": Rival("conan"),

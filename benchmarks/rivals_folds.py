@@ -19,10 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from benchmarks.rivals_table import COMPARED, FARS, Difference, Row, difference, mean_drawn
+from benchmarks.rivals_table import COMPARED, FARS, Row, difference, pooled_difference
 from command import build_parser, run_command
 from errors import InputError
-from evaluation.intervals import interval95
 from evaluation.metrics import rate_key
 from evaluation.report import markdown_table
 from files import atomic_write
@@ -48,7 +47,7 @@ def compare(args: argparse.Namespace) -> None:
     """
     found = [read_fold(folders) for folders in args.fold]
     folds, sizes = [rows for rows, _ in found], [size for _, size in found]
-    if any({name: len(rows) for name, rows in fold.items()} != _seeds(folds[0]) for fold in folds):
+    if any(_seeds(fold) != _seeds(folds[0]) for fold in folds):
         raise InputError(f"--fold: aggregators and seeds differ: {'; '.join(map(str, map(_seeds, folds)))}.")
     if args.reference not in folds[0]:
         raise InputError(f"--reference {args.reference}: rows are {', '.join(folds[0])}.")
@@ -110,23 +109,11 @@ def table(folds: Sequence[Fold], reference: str) -> str:
             each = [difference(fold[name], fold[reference], far) for fold in folds]
             whole = pooled_difference([(fold[name], fold[reference]) for fold in folds], far)
             alone = ", ".join(f"{100 * one.mean:+.1f}" for one in each)
-            cells.append(
-                f"{100 * whole.mean:+.1f} [{100 * whole.low:+.1f}, {100 * whole.high:+.1f}] ({alone})"
-            )
+            cells.append(f"{whole} ({alone})")
         lines.append(cells)
     heads = ["aggregator", "seeds", *(f"TAR@FAR {rate_key(far)}" for far in FARS), "rank-1", "TPIR@FPIR 0.1"]
     heads += [f"less {reference}, {rate_key(far)} (each fold)" for far in COMPARED]
     return markdown_table(heads, lines)
-
-
-def pooled_difference(folds: Sequence[tuple[Sequence[Row], Sequence[Row]]], far: float) -> Difference:
-    """Of one aggregator's rows less the reference's, in each fold: mean over folds, and its interval."""
-    means = [difference(rows, reference, far).mean for rows, reference in folds]
-    # All folds were drawn by one seed; mixed up, a draw of one fold has nothing to do with that of another.
-    rng = np.random.default_rng(0)
-    drawn = [rng.permutation(mean_drawn(rows, far) - mean_drawn(reference, far)) for rows, reference in folds]
-    low, high = interval95(np.mean(drawn, axis=0)[:, None])
-    return Difference(float(np.mean(means)), float(low[0]), float(high[0]))
 
 
 def _seeds(fold: Fold) -> dict[str, int]:

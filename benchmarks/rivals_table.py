@@ -62,6 +62,9 @@ class Difference:
     low: float
     high: float
 
+    def __str__(self) -> str:
+        return f"{100 * self.mean:+.1f} [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
+
 
 def write_tables(
     out: Path, rows: Sequence[Row], reference: str, title: str = "rivals", cohort: str | None = None
@@ -102,15 +105,24 @@ def write_tables(
 
 def difference(rows: Sequence[Row], reference: Sequence[Row], far: float) -> Difference:
     """Of one aggregator's rows against the reference's; both are means over their seeds."""
-    ours, theirs = mean_drawn(rows, far), mean_drawn(reference, far)
-    low, high = interval95((ours - theirs)[:, None])
+    return pooled_difference([(rows, reference)], far)
+
+
+def pooled_difference(folds: Sequence[tuple[Sequence[Row], Sequence[Row]]], far: float) -> Difference:
+    """Of one aggregator's rows less the reference's, in each fold: mean over folds, and its interval."""
     key = rate_key(far)
-    mean = np.mean([row.tar[key] for row in rows]) - np.mean([row.tar[key] for row in reference])
-    return Difference(float(mean), float(low[0]), float(high[0]))
+    means = [
+        np.mean([row.tar[key] for row in rows]) - np.mean([row.tar[key] for row in reference])
+        for rows, reference in folds
+    ]
+    # All folds were drawn by one seed; mixed up, a draw of one fold has nothing to do with that of another.
+    rng = np.random.default_rng(0)
+    drawn = [rng.permutation(_mean_drawn(rows, far) - _mean_drawn(base, far)) for rows, base in folds]
+    low, high = interval95(np.mean(drawn, axis=0)[:, None])
+    return Difference(float(np.mean(means)), float(low[0]), float(high[0]))
 
 
-def mean_drawn(rows: Sequence[Row], far: float) -> NDArray[np.float64]:
-    """(R,) TAR of each draw of subjects, mean over the seeds."""
+def _mean_drawn(rows: Sequence[Row], far: float) -> NDArray[np.float64]:
     drawn = np.array([row.drawn for row in rows], np.float64)
     mean: NDArray[np.float64] = drawn[:, :, FARS.index(far)].mean(axis=0)
     return mean
@@ -121,8 +133,7 @@ def _line(rows: Sequence[Row], reference: Sequence[Row]) -> list[str]:
     first = rows[0]
     compared = ["reference"] * len(COMPARED)
     if first.name != reference[0].name:
-        found = [difference(rows, reference, far) for far in COMPARED]
-        compared = [f"{100 * d.mean:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]" for d in found]
+        compared = [str(difference(rows, reference, far)) for far in COMPARED]
     return [
         first.name,
         str(len(rows)) if first.preset else "-",

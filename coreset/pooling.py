@@ -45,8 +45,8 @@ class Pooling(nn.Module):
                 sets = self.quality.applied(sets)
             features, norms = at_least_float32(sets.features), at_least_float32(sets.norms)
             coefficients, picks = self._coefficients(sets, norms)
-            vectors = _sum_by_set(features * coefficients.unsqueeze(1), sets)
-            total = _sum_by_set(coefficients.detach(), sets)[sets.set_of_face]
+            vectors = sets.sum_by_set(features * coefficients.unsqueeze(1))
+            total = sets.sum_by_set(coefficients.detach())[sets.set_of_face]
             weights = torch.where(total > 0, coefficients.detach() / total, 1 / _sizes_per_face(sets))
             return SetDescriptor.from_vectors(vectors, picks, weights)
 
@@ -154,10 +154,6 @@ class RandomK(Pooling):
     def _coefficients(self, sets: FaceSets, norms: Tensor) -> tuple[Tensor, Tensor]:
         picks = _first_by(_hash_of_faces(sets.features, norms, self.seed), sets, self.coreset_size)
         return norms * _picked_share(picks, sets, norms), picks
-
-
-def _sum_by_set(values: Tensor, sets: FaceSets) -> Tensor:
-    return values.new_zeros(sets.num_sets, *values.shape[1:]).index_add(0, sets.set_of_face, values)
 
 
 def _sizes_per_face(sets: FaceSets) -> Tensor:

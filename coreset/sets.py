@@ -117,9 +117,13 @@ class FaceSets:
         numbers = torch.arange(self.num_sets, device=self.offsets.device)
         return numbers.repeat_interleave(self.sizes, output_size=self.num_faces)
 
+    def sum_by_set(self, values: Tensor) -> Tensor:
+        """(B, ...) sums of values (N, ...) of faces over each set."""
+        return values.new_zeros(self.num_sets, *values.shape[1:]).index_add(0, self.set_of_face, values)
+
     def only(self, kept: Tensor) -> FaceSets:
         """The faces where `kept` (N,) bool is True; sets of which none is left are left out."""
-        sizes = torch.zeros_like(self.sizes).index_add_(0, self.set_of_face, kept.to(torch.int64))
+        sizes = self.sum_by_set(kept.to(torch.int64))
         offsets = F.pad(sizes[sizes > 0].cumsum(0), (1, 0))
         return FaceSets(
             self.features[kept],

@@ -48,14 +48,24 @@ class TwoPeople(nn.Module):
         """
         whole: SetDescriptor = self.aggregator(sets)
         embedding = whole.embedding.unsqueeze(1).repeat(1, 2, 1)
+        shows_two, _, people = self.people(sets)
+        embedding[shows_two] = people
+        return SetDescriptor(embedding, whole.norm, whole.picks, whole.weights)
+
+    def people(self, sets: FaceSets) -> tuple[Tensor, Tensor, Tensor]:
+        """(B,) bool: sets that may show two people; (N,) bool: the faces of the second of them in those sets;
+        (B', 2, D) descriptors of both, for these sets alone.
+        """
         is_second = second_part(sets)
-        may_be_two = _may_be_people(sets, ~is_second, is_second)
-        if may_be_two.any():
-            kept = may_be_two[sets.set_of_face]
+        shows_two = _may_be_people(sets, ~is_second, is_second)
+        people = sets.features.new_zeros(0, 2, sets.embedding_size)
+        if shows_two.any():
+            kept = shows_two[sets.set_of_face]
             parts = [self.aggregator(sets.only(kept & mask)).embedding for mask in (~is_second, is_second)]
             apart = (parts[0] * parts[1]).sum(dim=1) < self.limit
-            embedding[may_be_two.nonzero().squeeze(1)[apart]] = torch.stack(parts, dim=1)[apart]
-        return SetDescriptor(embedding, whole.norm, whole.picks, whole.weights)
+            people = torch.stack(parts, dim=1)[apart]
+            shows_two = shows_two.masked_scatter(shows_two, apart)
+        return shows_two, is_second & shows_two[sets.set_of_face], people
 
 
 def second_part(sets: FaceSets) -> Tensor:
@@ -71,9 +81,8 @@ def second_part(sets: FaceSets) -> Tensor:
 
 
 def _second_part(features: Tensor, norms: Tensor, mask: Tensor) -> Tensor:
-    D = features.shape[2]
-    picks = select_faces(features, norms, mask, coreset_size=2, gamma=1.0, hides_nothing=True).picks
-    centres = features.gather(1, picks.clamp_min(0).unsqueeze(2).expand(-1, -1, D))
+    found = select_faces(features, norms, mask, coreset_size=2, gamma=1.0, hides_nothing=True)
+    centres, _ = unit_and_norm(found.core)
     weights = norms.masked_fill(~mask, 0).square()
     for _ in range(_ROUNDS):
         cosines = torch.bmm(features, centres.transpose(1, 2))
@@ -88,13 +97,11 @@ def _may_be_people(sets: FaceSets, *parts: Tensor) -> Tensor:
     best, coherence = [], []
     for mask in parts:
         norms = sets.norms.float().masked_fill(~mask, 0)
-        start = norms.new_zeros(sets.num_sets)
-        best.append(start.scatter_reduce(0, sets.set_of_face, norms, "amax"))
+        best.append(norms.new_zeros(sets.num_sets).scatter_reduce(0, sets.set_of_face, norms, "amax"))
         weights = norms.square()
-        sums = start.new_zeros(sets.num_sets, sets.embedding_size)
-        sums.index_add_(0, sets.set_of_face, sets.features.float() * weights.unsqueeze(1))
-        total = start.index_add(0, sets.set_of_face, weights)
+        sums = sets.sum_by_set(sets.features.float() * weights.unsqueeze(1))
         # A part without faces, or of zero norms, has no mean: 0 / 0, which is no coherence.
-        coherence.append((torch.linalg.vector_norm(sums, dim=1) / total).nan_to_num(0))
+        mean_lengths = torch.linalg.vector_norm(sums, dim=1) / sets.sum_by_set(weights)
+        coherence.append(mean_lengths.nan_to_num(0))
     poorer, better = torch.minimum(*best), torch.maximum(*best)
     return (poorer >= _LEAST_QUALITY * better) & (torch.minimum(*coherence) >= _LEAST_COHERENCE)

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
-from coreset import FaceSets, SetDescriptor
-from coreset.two_people import TwoPeople, second_part
+from coreset import FaceSets
+from coreset.two_people import TwoPeople
 from errors import InputError
 from recognition.model import FaceModel, describe_batch
 from recognition.sets import DescribedSet
@@ -123,22 +123,19 @@ def check_set(model: FaceModel, described: DescribedSet, limits: EnrolmentLimits
     )
 
 
+@torch.inference_mode()
 def second_person(model: FaceModel, described: DescribedSet) -> NDArray[np.bool_]:
     """(T,) the faces of the second of two people; nowhere where the set shows one."""
-    count = len(described.faces)
     media = torch.tensor([face.medium for face in described.faces])
     features, norms = torch.from_numpy(described.features), torch.from_numpy(described.norms)
-    faces = FaceSets(features, norms, torch.tensor([0, count]), media).to(model.device)
-    if not shows_two_people(model.aggregator, faces).item():
-        return np.zeros(count, np.bool_)
-    return np.asarray(second_part(faces).cpu().numpy(), np.bool_)
+    faces = FaceSets(features, norms, torch.tensor([0, len(described.faces)]), media).to(model.device)
+    second = people_finder(model.aggregator).people(faces)[1]
+    return np.asarray(second.cpu().numpy(), np.bool_)
 
 
-@torch.inference_mode()
-def shows_two_people(aggregator: nn.Module, sets: FaceSets) -> Tensor:
-    """(B,) bool: sets of which nobody would say without a look that they show one person."""
-    descriptor: SetDescriptor = TwoPeople(aggregator.eval(), _UNALIKE)(sets)
-    return (descriptor.embedding[:, 0] != descriptor.embedding[:, 1]).any(dim=1)
+def people_finder(aggregator: nn.Module) -> TwoPeople:
+    """Says of which sets nobody would say without a look that they show one person."""
+    return TwoPeople(aggregator.eval(), _UNALIKE)
 
 
 def told_media(described: DescribedSet) -> NDArray[np.int64]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks import rivals_folds
-from benchmarks.rivals_table import FARS
+from benchmarks.rivals_table import FARS, pooled_difference
 from errors import InputError
 from evaluation.metrics import rate_key
 
@@ -63,7 +63,7 @@ def test_means_over_folds_and_narrower_intervals(tmp_path: Path, capsys: pytest.
     for used in (found[:1], found):
         rows = [rivals_folds.read_fold(each)[0] for each in used]
         pairs = [(each["rival, others"], each["weighted_coreset"]) for each in rows]
-        difference = rivals_folds.pooled_difference(pairs, 1e-2)
+        difference = pooled_difference(pairs, 1e-2)
         widths.append(difference.high - difference.low)
     # Four independent folds halve the interval; draws that go together would leave it as it is.
     assert widths[1] == pytest.approx(widths[0] / 2, rel=0.2)
