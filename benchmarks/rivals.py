@@ -71,7 +71,7 @@ RIVALS = {
     "weighted_coreset_foreign_40": Rival("weighted_coreset", flags={"share_foreign_faces": 0.4}),
     "learned_map": Rival("learned_map"),
     "nan": Rival("nan"),
-    "conan": Rival("conan"),
+    "context_attention": Rival("context_attention"),
     "inverse_variance": Rival("inverse_variance"),
     "proxy_fusion": Rival("proxy_fusion"),
     "caface": Rival("caface"),

@@ -14,7 +14,7 @@ from typing import get_type_hints
 from torch import nn
 
 from coreset.aggregator import CoresetAggregator
-from coreset.attention_pooling import ConditionalAggregation, NeuralAggregation
+from coreset.attention_pooling import ContextAttention, NeuralAggregation
 from coreset.cluster_aggregate import ClusterAggregate
 from coreset.inverse_variance import InverseVariance
 from coreset.learned_map import LearnedMap
@@ -40,7 +40,7 @@ AGGREGATORS: dict[str, type[nn.Module]] = {
     "learned_map": LearnedMap,
     "weighted_coreset": WeightedCoreset,
     "nan": NeuralAggregation,
-    "conan": ConditionalAggregation,
+    "context_attention": ContextAttention,
     "inverse_variance": InverseVariance,
     "proxy_fusion": ProxyFusion,
     "caface": ClusterAggregate,

@@ -1,4 +1,4 @@
-"""Weights of faces from attention that knows the set: NAN and CoNAN. Both are linear in the faces.
+"""Attention weights conditioned on the set: NAN and context-vector attention. Both are linear in the faces.
 
 Features stay as they are: whatever such an aggregator learns, its descriptor lies among the faces.
 """
@@ -42,20 +42,22 @@ class NeuralAggregation(LearnedAggregator):
         return Described(weighted_sum(shares, features), shares)
 
 
-class ConditionalAggregation(LearnedAggregator):
-    """CoNAN, weights by a context vector of the set: Jawade et al., Conditional Neural Aggregation (2023).
+class ContextAttention(LearnedAggregator):
+    """Context-vector attention: weights are the softmax of c . f_i, c a function of the set's distribution.
 
-    A network makes of the distribution of the set's features one context vector c; the weights are the
-    softmax of c . f_i.
+    A network with one hidden layer maps the mean and the variance of each value over the set, scaled to order
+    one at any D, to the context vector c.
 
-    How the distribution is told to the network is open in the abstract, which is all that was at hand; chosen
-    are mean and variance of each value, as in ProxyFusion of the same authors, brought to order one at any D,
-    and one hidden layer.
+    The idea is that of CoNAN (Jawade et al., 2023, arXiv 2307.10237), of which only the abstract was
+    available: "a context vector conditioned over the distribution information of the incoming feature set,
+    which is utilized to weigh the features". This is not a re-creation of CoNAN; how its paper describes the
+    distribution, builds the network and trains it is not known here, and no figure of this aggregator speaks
+    for it.
     """
 
     def __init__(self, *, embedding_size: int, hidden_size: int = 256) -> None:
         super().__init__(embedding_size)
-        check_counts("conan", hidden_size=hidden_size)
+        check_counts("context_attention", hidden_size=hidden_size)
         self.context = hidden_layers(2 * embedding_size, hidden_size, embedding_size)
 
     def _describe(self, features: Tensor, norms: Tensor, mask: Tensor) -> Described:

@@ -16,6 +16,8 @@ from weights.reading import Stored, described
 
 _OURS = "aggregator."
 _PUBLISHED = "aggregate_model."
+# Names that checkpoints were written with before, and what they are called now.
+_RENAMED = {"conan": "context_attention"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +46,7 @@ def stored_aggregator(stored: Stored) -> StoredAggregator | None:
         name, options = stored.aggregator or (None, None)
         if not isinstance(name, str) or not isinstance(options, Mapping):
             raise InputError(f"its aggregator_name and aggregator_options are {described(options)}.")
+        name = _RENAMED.get(name, name)
         built = build_aggregator(name, options)
     except InputError as error:
         raise InputError(f"{stored.path}: its aggregator cannot be built: {error}") from error

@@ -56,7 +56,7 @@ def nan_twin(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
     return scaled(attend(second), f, r)
 
 
-def conan_twin(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
+def context_attention_twin(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
     mean, variance = f.mean(dim=0), f.var(dim=0, unbiased=False)
     context = module.context(torch.cat([mean * math.sqrt(D), variance * D]))
     e = torch.stack([(context @ face).exp() for face in f])
@@ -270,7 +270,7 @@ def block_twin(block: nn.Module, tokens: Tensor) -> Tensor:
 
 TWINS: dict[str, tuple[str, dict[str, object], Twin]] = {
     "nan": ("nan", {}, nan_twin),
-    "conan": ("conan", {}, conan_twin),
+    "context_attention": ("context_attention", {}, context_attention_twin),
     "inverse_variance": ("inverse_variance", {}, inverse_variance_twin),
     "proxy_fusion": ("proxy_fusion", {}, proxy_fusion_twin),
     "caface": ("caface", {}, caface_twin),
@@ -382,7 +382,7 @@ def test_a_copied_face_is_counted_once_as_a_pick_and_as_a_part() -> None:
     ("name", "options", "message"),
     [
         ("nan", {"embedding_size": 0}, "embedding_size 0 must be at least 1"),
-        ("conan", {"hidden_size": 0}, "conan: hidden_size 0 must be at least 1"),
+        ("context_attention", {"hidden_size": 0}, "context_attention: hidden_size 0 must be at least 1"),
         ("caface", {"num_centres": 0}, "num_centres 0"),
         ("proxy_fusion", {"num_chosen": 12}, "num_chosen 12 of num_proxies 11"),
         ("proxy_fusion", {"dropout": 1.0}, "dropout 1.0 must be"),
