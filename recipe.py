@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
 
-from head import build_head, start_columns_at
+from head import build_head
 
 LR_SCHEDULES = ("milestones", "one_cycle")
 
@@ -23,14 +23,11 @@ class HeadOptions:
     s: float = 64.0
     t_alpha: float = 0.01
 
-    def build(self, embedding_size: int, num_classes: int, columns: Tensor | None = None) -> nn.Module:
-        """The head with random columns, or with those of `columns` (num_classes, embedding_size)."""
-        head = build_head(
+    def build(self, embedding_size: int, num_classes: int) -> nn.Module:
+        """The head with random columns."""
+        return build_head(
             self.name, embedding_size, num_classes, m=self.m, h=self.h, s=self.s, t_alpha=self.t_alpha
         )
-        if columns is not None:
-            start_columns_at(head, columns)
-        return head
 
 
 @dataclass(frozen=True)

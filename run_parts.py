@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from backbone_spec import BackboneSpec
@@ -19,6 +20,7 @@ from data.datamodule import FaceData, FeatureTemplateData, Loading, TemplateData
 from data.label_report import CheckedFaces
 from errors import InputError
 from evaluation.report import versions
+from head import start_columns_at
 from net import Backbone
 from recipe import HeadOptions, Recipe, TemperatureSchedule
 from settings import Settings
@@ -214,10 +216,19 @@ def common(
 def head_of(
     settings: Settings, backbone: Backbone, num_classes: int, columns: Tensor | None = None
 ) -> torch.nn.Module:
-    """The margin head; `columns` (C, D) in place of random ones."""
+    """The margin head; `columns` (C, D) in place of random ones; all zero at the auxiliary values.
+
+    What an aggregator makes of auxiliary values is zero there too, so a column would only lose by them.
+    """
     torch.manual_seed(settings.seed)
     options = HeadOptions(settings.head, settings.m, settings.h, settings.s, settings.t_alpha)
-    return options.build(backbone.spec.embedding_size, num_classes, columns)
+    size, auxiliary_size = backbone.spec.embedding_size, backbone.spec.context_size
+    head = options.build(size, num_classes)
+    if columns is None and auxiliary_size:
+        columns = head.get_parameter("kernel").T[:, : size - auxiliary_size]
+    if columns is not None:
+        start_columns_at(head, F.pad(columns, (0, auxiliary_size)))
+    return head
 
 
 def coreset_module(

@@ -23,29 +23,34 @@ def with_virtual_subjects(
     A face f of subject a becomes the direction of f + max(0, f m_a) (v - m_a): as much of the person as it
     shows is exchanged for v, and what a poor picture made of it stays. v is the direction of a random
     combination of all means, so that new people are spread as real ones are. Faces of others in the set stay
-    nearly as they are, norms and the norm's meaning too. Ours; no source.
+    nearly as they are, norms and the norm's meaning too. Only the first D values of a feature, its identity,
+    are changed; auxiliary values behind them describe the picture and are kept bit for bit. Ours; no source.
 
     Args:
-        sets: B templates; 2p and 2p + 1 are of one subject.
+        sets: B templates of features of D values and A auxiliary ones; 2p and 2p + 1 are of one subject.
         labels: (B,) int64 in 0..S-1.
-        means: (S, D) unit rows, the subjects' clean means.
+        means: (S, D) unit rows, the subjects' clean means, without auxiliary values.
         share: of the pairs, drawn by torch's generator.
 
     Returns:
         The templates; labels, of which those of new people are S, S + 1, ...; the new people's directions
-        (V, D), unit rows.
+        (V, D + A), unit rows, whose auxiliary values are zero.
     """
     of_pair = labels[0::2]
-    P, S = len(of_pair), len(means)
+    P, (S, D) = len(of_pair), means.shape
     chosen = torch.rand(P, device=means.device) < share
     number = chosen.cumsum(0) - 1
     with without_autocast(means):
         people = F.normalize(torch.randn(P, S, device=means.device) @ means, dim=1)
-    faces = sets.offsets.diff()
-    pair = torch.arange(len(labels), device=labels.device).repeat_interleave(faces) // 2
+    pair = torch.arange(len(labels), device=labels.device).repeat_interleave(sets.sizes) // 2
     own = means[of_pair]
     features = at_least_float32(sets.features)
-    shown = (features * own[pair]).sum(dim=1, keepdim=True).clamp_min(0) * chosen[pair].unsqueeze(1)
-    moved, _ = unit_and_norm(features + shown * (people - own)[pair])
+    identity, auxiliary = features[:, :D], features[:, D:]
+    direction, length = unit_and_norm(identity)
+    shown = (direction * own[pair]).sum(dim=1, keepdim=True).clamp_min(0)
+    moved, _ = unit_and_norm(direction + shown * (people - own)[pair])
+    # The length stays that of the identity's values, so that a row that had unit length still has it.
+    identity = torch.where(chosen[pair].unsqueeze(1), moved * length.unsqueeze(1), identity)
     renamed = torch.where(chosen, S + number, of_pair).repeat_interleave(2)
-    return replace(sets, features=moved), renamed, people[chosen]
+    directions = F.pad(people[chosen], (0, auxiliary.shape[1]))
+    return replace(sets, features=torch.cat([identity, auxiliary], dim=1)), renamed, directions

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from backbone_spec import split_context
 from data.feature_store import MANIFEST, FeatureStore, open_store
 from data.views import Kind, ViewPlan
 from errors import InputError
@@ -87,13 +88,17 @@ class FeatureBank:
         )
 
     def clean_means(self) -> NDArray[np.float32]:
-        """(S, D) unit mean of each subject's plain views; of all its rows where there is no plan."""
-        sums = np.zeros((len(self.subjects), self.embedding_size), np.float32)
+        """(S, D) unit mean of each subject's plain views; of all its rows where there is no plan.
+
+        Of the identity's values alone, so D is without the `context_size` auxiliary ones behind them.
+        """
+        sums = np.zeros((len(self.subjects), self.embedding_size - self.context_size), np.float32)
         lengths = np.ones_like(self.lengths) if self.plan else self.lengths
         for part in np.array_split(np.arange(len(self)), max(1, len(self) // 8192)):
             rows, within = spread(self.starts[part], lengths[part])
-            values = np.asarray(self.features[rows], np.float32) / lengths[part][within][:, None]
-            np.add.at(sums, self.labels[part][within], values)
+            values = torch.from_numpy(np.asarray(self.features[rows], np.float32))
+            identity, _ = split_context(values, self.context_size)
+            np.add.at(sums, self.labels[part][within], identity.numpy() / lengths[part][within][:, None])
         sums /= np.linalg.norm(sums, axis=1, keepdims=True).clip(1e-12)
         return sums
 

@@ -314,6 +314,11 @@ def test_context_reaches_the_aggregators_that_read_it(good: dict[str, Any], tmp_
     unknown = {key: value for key, value in given.items() if key != "start_from_model_statedict"}
     run = training_run.build_run(resolve(unknown, None), None, processes=1)
     assert run.module.aggregator.context_size == 6
+    assert run.module.subject_means.shape[1] == 64
+    random = training_run.build_run(resolve(given | {"head_init": "random"}, None), None, processes=1)
+    for head in (run.module.head, random.module.head):
+        assert not head.kernel[64:].any()
+        torch.testing.assert_close(head.kernel.norm(dim=0), torch.ones(head.kernel.shape[1]))
     other = given | {"start_from_model_statedict": plain}
     with pytest.raises(InputError, match="makes features of 64 values, of which 0 are context"):
         training_run.build_run(resolve(other, None), None, processes=1)

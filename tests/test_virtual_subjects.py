@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 
+from backbone_spec import split_context, with_context
 from coreset.sets import FaceSets
 from head import build_head
 from virtual_subjects import with_virtual_subjects
@@ -39,6 +42,21 @@ def test_equals_its_slow_twin_one_face_at_a_time() -> None:
             torch.testing.assert_close(moved.features[i], f)
 
 
+def test_auxiliary_values_of_a_face_are_kept_bit_for_bit() -> None:
+    sets, labels, means = batch()
+    joined = with_context(sets.features, torch.randn(sets.num_faces, 5) + 2)
+    torch.manual_seed(1)
+    plain, renamed, people = with_virtual_subjects(sets, labels, means, 0.5)
+    torch.manual_seed(1)
+    moved, renamed_too, directions = with_virtual_subjects(replace(sets, features=joined), labels, means, 0.5)
+    assert torch.equal(renamed, renamed_too)
+    assert torch.equal(moved.features[:, D:], joined[:, D:])
+    torch.testing.assert_close(split_context(moved.features, 5)[0], plain.features)
+    torch.testing.assert_close(split_context(moved.features, 5)[1], split_context(joined, 5)[1])
+    torch.testing.assert_close(moved.features.norm(dim=1), torch.ones(sets.num_faces))
+    torch.testing.assert_close(directions, F.pad(people, (0, 5)))
+
+
 def test_autocast_changes_nothing() -> None:
     sets, labels, means = batch()
     plain = with_virtual_subjects(sets, labels, means, 0.5)
@@ -63,7 +81,7 @@ def test_pairs_stay_pairs_and_each_new_one_is_somebody_else() -> None:
 def test_a_share_of_none_and_of_all() -> None:
     sets, labels, means = batch()
     same, unnamed, nobody = with_virtual_subjects(sets, labels, means, 0.0)
-    torch.testing.assert_close(same.features, sets.features)
+    assert torch.equal(same.features, sets.features)
     assert torch.equal(unnamed, labels)
     assert nobody.shape == (0, D)
     assert bool((with_virtual_subjects(sets, labels, means, 1.0)[1] >= S).all())

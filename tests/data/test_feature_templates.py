@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from backbone_spec import with_context
 from data.feature_bank import FeatureBank, bank_of_rows, gathered, read_given
 from data.feature_templates import DrawnFeatures, HeldOutFeatures, TemplateDrawer, TemplateRecipe
 from data.sampling import Item, PositionSampler
@@ -233,6 +235,14 @@ def test_clean_means_are_those_of_plain_views() -> None:
     rows = bank_of_rows("x", bank.features, bank.norms, np.arange(len(bank.features)) % 5, None)
     mean = bank.features[np.arange(len(bank.features)) % 5 == 2].sum(axis=0)
     assert np.allclose(rows.clean_means()[2], mean / np.linalg.norm(mean), atol=1e-6)
+
+
+def test_clean_means_leave_auxiliary_values_out() -> None:
+    plain = view_bank()
+    auxiliary = np.random.default_rng(5).standard_normal((len(plain.features), 3)).astype(np.float32) + 3
+    joined = with_context(torch.from_numpy(plain.features), torch.from_numpy(auxiliary)).numpy()
+    bank = replace(plain, features=joined, context_size=3)
+    assert np.allclose(bank.clean_means(), plain.clean_means(), atol=1e-6)
 
 
 def test_held_out_templates_share_no_image_and_no_stranger() -> None:
