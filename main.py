@@ -189,7 +189,7 @@ def _model_flags(group: _ArgumentGroup) -> None:
         "--m", type=float, help="margin of the head" + _by_stage("m") + "; arcface 0.5, cosface 0.4"
     )
     group.add_argument("--h", type=float, help="concentration of adaface" + _by_stage("h"))
-    group.add_argument("--s", type=float, help="scale of the logits" + _default("s"))
+    group.add_argument("--s", type=float, help="scale of the logits" + _by_stage("s"))
     group.add_argument(
         "--t_alpha", type=float, help="adaface: weight of a batch's statistics" + _default("t_alpha")
     )

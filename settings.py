@@ -17,7 +17,7 @@ PRECISIONS = ("32", "16-mixed", "bf16-mixed")
 # fast: MobileFaceNet on one core embeds 80 images/s by 16, 52 by 64 and 34 by 192.
 FACES_AT_ONCE = {"cpu": 16, "cuda": 512}
 
-# METHOD 6: AdaFace's recipe, and that of the published FaceCoresetNet.
+# METHOD 6: AdaFace's recipe, and that of the FaceCoresetNet paper (its supplement, arXiv 2308.14075v2).
 STAGE_DEFAULTS: dict[str, dict[str, Any]] = {
     "backbone": {
         "batch_size": 512,
@@ -28,6 +28,7 @@ STAGE_DEFAULTS: dict[str, dict[str, Any]] = {
         "gradient_clip_val": 0.0,
         "m": 0.4,
         "h": 0.333,
+        "s": 64.0,
         "low_res_augmentation_prob": 0.2,
         "crop_augmentation_prob": 0.2,
         "photometric_augmentation_prob": 0.2,
@@ -36,11 +37,12 @@ STAGE_DEFAULTS: dict[str, dict[str, Any]] = {
         "batch_size": 20,
         "epochs": 150,
         "lr": 1e-4,
-        "lr_milestones": (60,),
-        "weight_decay": 1e-4,
+        "lr_milestones": (20,),
+        "weight_decay": 1e-3,
         "gradient_clip_val": 1.0,
-        "m": 0.85,
-        "h": 0.666,
+        "m": 0.8,
+        "h": 0.333,
+        "s": 48.0,
         "low_res_augmentation_prob": 0.5,
         "crop_augmentation_prob": 0.5,
         "photometric_augmentation_prob": 0.5,
@@ -55,6 +57,7 @@ _OPTIMISED: dict[str, dict[str, Any]] = {
         "epoch_items": 9600,
         "lr": 1e-3,
         "lr_schedule": "one_cycle",
+        "weight_decay": 1e-4,
         "head": "cosface",
         "m": 0.25,
         "s": 32.0,
@@ -122,6 +125,7 @@ class Settings:
     gradient_clip_val: float
     m: float | None
     h: float
+    s: float
     low_res_augmentation_prob: float
     crop_augmentation_prob: float
     photometric_augmentation_prob: float
@@ -136,7 +140,6 @@ class Settings:
     arch: str | None = None
     start_from_model_statedict: str | None = None
     head: str = "adaface"
-    s: float = 64.0
     t_alpha: float = 0.01
     coreset_size: int = 3
     gamma: float = 0.01
@@ -160,7 +163,7 @@ class Settings:
     contrast_weight: float = 0.0
     head_init: str = "random"
     lr_schedule: str = "milestones"
-    max_template_size: int = 30
+    max_template_size: int = 20
     sample_by: str = "image"
     finetune_backbone: bool = False
     backbone_lr: float = 1e-5

@@ -65,7 +65,7 @@ class PublishedHead(nn.Module):
 
     def __init__(self, embedding_size: int, classes: int) -> None:
         super().__init__()
-        self.m, self.h, self.s, self.share = 0.85, 0.666, 64.0, 0.01
+        self.m, self.h, self.s, self.share = 0.8, 0.333, 48.0, 0.01
         self.kernel = nn.Parameter(F.normalize(torch.rand(embedding_size, classes) * 2 - 1, dim=0))
         self.register_buffer("mean", torch.tensor(20.0))
         self.register_buffer("spread", torch.tensor(100.0))

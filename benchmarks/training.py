@@ -56,7 +56,7 @@ class Ours:
         self.head = build_head(head, D, classes).train()
         self.contrast = contrast
         self.parameters = [*self.aggregator.parameters(), *self.head.parameters()]
-        self.optimiser = torch.optim.AdamW(self.parameters, lr=1e-4, weight_decay=1e-4, fused=True)
+        self.optimiser = torch.optim.AdamW(self.parameters, lr=1e-4, weight_decay=1e-3, fused=True)
 
     def step(self, sets: FaceSets, labels: Tensor) -> float:
         """Forward, backward, clip, update."""
@@ -78,7 +78,7 @@ class Published:
         others += list(self.head.parameters())
         self.parameters = [self.model.gamma, *others]
         groups = [{"params": [self.model.gamma], "weight_decay": 0.0}, {"params": others}]
-        self.optimiser = torch.optim.AdamW(groups, lr=1e-4, weight_decay=1e-4)
+        self.optimiser = torch.optim.AdamW(groups, lr=1e-4, weight_decay=1e-3)
 
     def step(self, features: Tensor, norms: Tensor, labels: Tensor) -> float:
         """Forward, backward, clip, update of features (B, T, D) and norms (B, T, 1)."""

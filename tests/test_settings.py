@@ -23,6 +23,28 @@ def test_each_stage_has_its_published_recipe(stage: str) -> None:
     assert {name: getattr(settings, name) for name in STAGE_DEFAULTS[stage]} == STAGE_DEFAULTS[stage]
 
 
+# The supplement of arXiv 2308.14075v2, and train.sh of the paper's repository; see METHOD 6.
+PAPER = {
+    **{"aggregator": "coreset", "coreset_size": 3, "max_template_size": 20, "template_style": "clips"},
+    **{"head": "adaface", "m": 0.8, "h": 0.333, "s": 48.0, "head_init": "random", "contrast_weight": 0.0},
+    **{"batch_size": 20, "epochs": 150, "lr_milestones": (20,), "lr_schedule": "milestones", "lr_gamma": 0.1},
+    **{"lr": 1e-4, "gamma_lr": 1e-4, "weight_decay": 1e-3, "gradient_clip_val": 1.0, "sample_by": "image"},
+    **{f"{kind}_augmentation_prob": 0.5 for kind in ("low_res", "crop", "photometric")},
+    **{"share_wrong_media": 0.0, "share_foreign_faces": 0.0, "share_virtual_subjects": 0.0},
+}
+
+
+@pytest.mark.parametrize("preset", [{}, {"preset": "published"}])
+def test_the_coreset_stage_is_the_papers_recipe(preset: dict[str, str]) -> None:
+    settings = resolve(WEIGHTS | preset, None)
+    assert {name: getattr(settings, name) for name in PAPER} == PAPER
+
+
+def test_the_preset_good_keeps_its_own_recipe() -> None:
+    settings = resolve({"features": "f", "preset": "good"}, None)
+    assert (settings.weight_decay, settings.m, settings.s) == (1e-4, 0.25, 32.0)
+
+
 def test_what_is_given_wins() -> None:
     settings = resolve(WEIGHTS | {"lr": 0.5, "m": 0.2}, None)
     assert (settings.lr, settings.m) == (0.5, 0.2)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+import main
 from benchmarks import rivals
 from benchmarks.judged import read_judged
 from benchmarks.rivals_judge import Judge, duplicate_share
@@ -20,6 +21,7 @@ from benchmarks.rivals_table import FARS, Row, difference, write_tables
 from coreset import AGGREGATORS, build_aggregator
 from errors import InputError
 from evaluation.metrics import rate_key
+from settings import resolve
 from tests.ijb_layout import Dataset, write_dataset
 
 D = 16
@@ -197,6 +199,15 @@ def test_the_budget_is_the_same_for_all(args: Namespace, tmp_path: Path) -> None
         assert flag(command, "without_subjects") == str(args.judged_subjects)
     sab = rivals.training_flags(args, rivals.RIVALS["set_transformer_sab"], 7, tmp_path)
     assert sab[-2:] == ["--aggregator_options", "inducing_points=0"]
+
+
+def test_the_row_of_the_paper_is_its_recipe_but_for_the_budget(args: Namespace, tmp_path: Path) -> None:
+    command = rivals.training_flags(args, rivals.RIVALS["coreset_published"], 7, tmp_path)
+    row = resolve(vars(main.flags().parse_args(command)), None).to_dict()
+    paper = resolve({"features": row["features"], "preset": "published"}, None).to_dict()
+    budget = {"batch_size", "epochs", "epoch_items"}
+    differing = {name for name in row if row[name] != paper[name]}
+    assert differing == budget | {"seed", "out", "without_subjects"}
 
 
 def test_flags_and_data_that_cannot_be_used_are_refused(args: Namespace) -> None:
