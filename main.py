@@ -327,7 +327,7 @@ def _trainer(settings: Settings, run: Run, folder: Path, accelerator: str, devic
     key = CORESET_MONITOR if settings.stage == "coreset" else BACKBONE_MONITOR
     keep: list[pl.Callback] = [] if settings.fast_dev_run else [Pictures(folder)]
     if run.validates:
-        keep.append(_checkpoints(KeepBest, folder, Path(BEST).stem, monitor=key, num_scores=run.num_scores))
+        keep.append(_checkpoints(KeepBest, folder, Path(BEST).stem, monitor=key))
     if settings.save_all_models:
         keep.append(_checkpoints(ModelCheckpoint, folder, "epoch_{epoch}", save_top_k=-1))
     keep += [] if settings.fast_dev_run else [KeepLast(folder)]

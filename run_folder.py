@@ -7,7 +7,6 @@ checkpoint whole.
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 import subprocess
@@ -39,8 +38,6 @@ BEST = "best.ckpt"
 _SECONDS_BETWEEN_CHECKPOINTS = 600.0
 _SECONDS_BETWEEN_PLOTS = 30.0
 _PICTURED_TEMPLATES = 8
-# Of a figure that is logged in float32: what lies one error below the best is within one error.
-_ROUNDING = 1e-6
 
 
 class StoppedBySignal(Exception):  # noqa: N818 - what was asked for is no error
@@ -66,40 +63,17 @@ class SafeCheckpointIO(TorchCheckpointIO):
 
 
 class KeepBest(ModelCheckpoint):
-    """Writes best.ckpt: the last of the epochs that are as good as the best one, as far as can be told.
+    """Writes best.ckpt: the epoch with the highest monitored value, the later one of equal epochs."""
 
-    The figure is a share of `num_scores` scores, and epochs within one standard error of the best (binomial)
-    are as good as it: the one-standard-error rule (Breiman et al. 1984, 3.4.3). A few held-out subjects give
-    a figure of few steps, which hardly trained weights may reach by luck. None: only equal figures are as
-    good.
-    """
-
-    def __init__(self, *args: Any, num_scores: int | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs | {"mode": "max"})
-        self._num_scores = num_scores
-        self._highest = -math.inf
 
     def check_monitor_top_k(self, trainer: pl.Trainer, current: Tensor | None = None) -> bool:
-        """See the base class."""
+        """See the base class, which keeps the earlier one of equal epochs."""
         if current is None:
             return False
-        self._highest = max(self._highest, float(current))
-        error = 0.0
-        if self._num_scores is not None:
-            error = math.sqrt(max(0.0, self._highest * (1 - self._highest)) / self._num_scores)
-        as_good = float(current) >= self._highest - error - _ROUNDING
-        return trainer.strategy.reduce_boolean_decision(as_good)
-
-    def state_dict(self) -> dict[str, Any]:
-        """See the base class."""
-        return super().state_dict() | {"highest": self._highest}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """See the base class."""
-        super().load_state_dict(state_dict)
-        # It stays None in another folder, where nothing is kept yet. Older checkpoints know no more than it.
-        if self.best_model_score is not None:
-            self._highest = state_dict.get("highest", float(self.best_model_score))
+        best = self.best_model_score
+        return trainer.strategy.reduce_boolean_decision(best is None or bool(current >= best))
 
 
 class KeepLast(Checkpoint):

@@ -65,13 +65,6 @@ class Run:
     steps_per_epoch: int
     faces: Callable[[], CheckedFaces] | None = None
 
-    @property
-    def num_scores(self) -> int | None:
-        """Mated scores that the held-out figure is a share of; None for pair sets, which have thousands."""
-        if isinstance(self.data, FaceData):
-            return None
-        return int((~self.data.held_out.is_gallery).sum())
-
 
 def saved_run(path: Path) -> SavedRun:
     """Reads what a run is resumed or evaluated by.
