@@ -19,6 +19,7 @@ from evaluation.identification import Floats, Integers
 from evaluation.intervals import draw_subjects, interval95
 from evaluation.metrics import FEWEST_DECIDING, rate_key
 from evaluation.roc import check_finite, check_rates
+from evaluation.thresholds import score_levels, thresholds_of_levels
 
 # Fewest and most faces of a set in each group.
 SIZE_GROUPS = ((1, 1), (2, 4), (5, 16), (17, None))
@@ -72,7 +73,7 @@ class RateFigures:
     """A threshold for one false match rate.
 
     Attributes:
-        threshold: the lowest non-mated score which, accepted with all above, keeps the rate.
+        threshold: the lowest that keeps the rate, see `evaluation.thresholds`.
         interval95: of the threshold, as subjects are drawn anew.
         fmr: of these pairs at the threshold, at most the rate.
         fmr95: where it would be found on as many other people: thresholds of one draw of subjects, rates of
@@ -101,7 +102,7 @@ class GroupFigures:
         median_nonmated: of the scores.
         rates: by `rate_key`.
         refused: sentences on the rates that are not supported, by `rate_key`.
-        curve: rising false match rates, and the score from which on each is reached.
+        curve: rising false match rates from 0 on, and the lowest threshold that keeps each.
     """
 
     mated: int
@@ -172,14 +173,6 @@ def all_pairs(similarity: Floats, subjects: Integers, sizes: Integers) -> Scored
     check_finite(scores, "score of pair")
     groups = groups_of(sizes)
     return ScoredPairs(scores, subjects[rows], subjects[columns], groups[rows], groups[columns])
-
-
-def threshold_at(nonmated: Floats, rate: float) -> float:
-    """The lowest of the scores at which at most that share of them is accepted; just above all of them where
-    even the highest (with its ties) is too many.
-    """
-    levels, ends = _levels(np.sort(nonmated)[::-1])
-    return _lowest(levels, ends.astype(np.float64), rate * len(nonmated))
 
 
 def calibrate(
@@ -263,7 +256,7 @@ def _group(pairs: ScoredPairs, rates: Sequence[float], drawn: NDArray[np.unsigne
         median_nonmated=float(np.median(others.scores)),
         rates=found,
         refused=refused,
-        curve=_curve(falling.scores, [figures.threshold for figures in found.values()]),
+        curve=_curve(falling.scores, supported),
     )
 
 
@@ -272,8 +265,8 @@ def _rates(
 ) -> dict[str, RateFigures]:
     """`others`: non-mated pairs, their scores falling; `own`: mated."""
     replicates = drawn.shape[1]
-    levels, ends = _levels(others.scores)
-    thresholds = np.array([_lowest(levels, ends, rate * ends[-1]) for rate in rates])
+    levels, ends = score_levels(others.scores)
+    thresholds = thresholds_of_levels(levels, ends, rates)
     drawn_thresholds = np.full((replicates, len(rates)), np.nan)
     false, missed = np.full((2, replicates, len(rates)), np.nan)
     for draw in range(replicates):
@@ -281,7 +274,7 @@ def _rates(
         weight = (count[others.first] * count[others.second]).cumsum()[ends - 1]
         if not weight[-1]:
             continue
-        drawn_thresholds[draw] = [_lowest(levels, weight, rate * weight[-1]) for rate in rates]
+        drawn_thresholds[draw] = thresholds_of_levels(levels, weight, rates)
         if draw and not np.isnan(drawn_thresholds[draw - 1]).any():
             # Of another draw: what is calibrated on some people is used on others.
             before = drawn_thresholds[draw - 1]
@@ -308,23 +301,6 @@ def _rates(
     return found
 
 
-def _levels(falling: Floats) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """The distinct scores, falling, and how many scores are at or above each."""
-    last = np.append(falling[1:] != falling[:-1], True)
-    return np.asarray(falling[last], np.float64), np.flatnonzero(last) + 1
-
-
-def _lowest(levels: NDArray[np.float64], weights: NDArray[np.generic], allowed: float) -> float:
-    """The lowest level whose weight, with that of all above, is at most `allowed`; of levels with the same
-    weight, which were not drawn, the highest.
-    """
-    # A rate times a count is to give the count that it stands for: 0.07 * 100 is 7.000000000000001.
-    place = int(np.searchsorted(weights, allowed * (1 + 1e-12), side="right")) - 1
-    if place < 0 or weights[place] == 0:
-        return float(np.nextafter(levels[0], np.inf))
-    return float(levels[int(np.searchsorted(weights, weights[place], side="left"))])
-
-
 def _count_people_pairs(others: ScoredPairs) -> int:
     low, high = np.minimum(others.first, others.second), np.maximum(others.first, others.second)
     return len(np.unique(low * (int(high.max()) + 1) + high))
@@ -349,15 +325,16 @@ def _refusal(rate: float, people_pairs: int, comparisons: int) -> str:
     )
 
 
-def _curve(falling: Floats, thresholds: Sequence[float]) -> tuple[list[float], list[float]]:
-    """False match rates, rising and log-spaced, each with the lowest score that keeps it.
+def _curve(falling: Floats, rates: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Rising false match rates, 0 and then log-spaced, each with the lowest threshold that keeps it.
 
-    Thresholds are among the scores, so that what is read from the curve agrees with a decision by them.
+    Those of `rates` are among them, so that what is read from the curve agrees with a decision by them.
     """
-    levels, ends = _levels(falling)
-    wanted = np.unique(np.geomspace(1, len(falling), _CURVE_POINTS).round().astype(np.int64))
-    places = np.searchsorted(ends, wanted, side="left")
-    # A threshold above all scores has no place among them.
-    own = np.searchsorted(-levels, -np.array([each for each in thresholds if each <= levels[0]]))
-    places = np.unique(np.concatenate([places, own]).astype(np.int64))
-    return (ends[places] / len(falling)).tolist(), levels[places].tolist()
+    levels, ends = score_levels(falling)
+    wanted = np.unique(np.geomspace(1, len(falling), _CURVE_POINTS).round()) / len(falling)
+    shares = np.append(0, ends) / len(falling)
+    places = np.searchsorted(shares, np.concatenate([[0], wanted, rates]), side="right") - 1
+    reached = shares[np.unique(places)]
+    thresholds = thresholds_of_levels(levels, ends, reached.tolist())
+    # Where all may be accepted, the lowest score.
+    return reached.tolist(), np.maximum(thresholds, levels[-1]).tolist()

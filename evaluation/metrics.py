@@ -24,6 +24,7 @@ from evaluation.roc import (
     roc_points,
     split_scores,
 )
+from evaluation.thresholds import threshold_at
 
 __all__ = [
     "FEWEST_DECIDING",
@@ -40,6 +41,7 @@ __all__ = [
     "rate_key",
     "roc_curve",
     "tar_at_far",
+    "threshold_at",
     "tpir_at_fpir",
     "tpir_at_fpir_of",
     "tpir_curve",
@@ -197,14 +199,14 @@ def tpir_at_fpir_of(search: Search, fpirs: Sequence[float]) -> dict[str, TpirAtF
     identified, nonmated = identification_scores(search)
     # A probe that is not at rank 1 is never accepted, whatever the threshold.
     accepted = identified[np.isfinite(identified)]
-    points = roc_points(nonmated, accepted, nonmated=len(nonmated), mated=len(accepted))
+    lowest = float(min(nonmated.min(), accepted.min(initial=np.inf)))
     rates = {}
     for fpir in fpirs:
-        last = int(np.searchsorted(points.false_accepts / len(nonmated), fpir, side="right")) - 1
+        threshold = max(threshold_at(nonmated, fpir), lowest)
         rates[f"{fpir:g}"] = TpirAtFpir(
-            tpir=float(points.true_accepts[last] / len(identified)),
-            threshold=float(points.thresholds[last]),
-            nonmated_above=int(points.false_accepts[last]),
+            tpir=float(np.count_nonzero(accepted >= threshold) / len(identified)),
+            threshold=threshold,
+            nonmated_above=int(np.count_nonzero(nonmated >= threshold)),
         )
     return rates
 

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from errors import InputError
-from evaluation.calibration import ScoredPairs, threshold_at
+from evaluation.calibration import ScoredPairs
 from evaluation.identification import Floats
 from evaluation.intervals import PairBootstrap, interval95
-from evaluation.metrics import rate_key
+from evaluation.metrics import rate_key, threshold_at
 
 # Of a cohort; the deviation of fewer scores is noise.
 FEWEST_IN_COHORT = 20

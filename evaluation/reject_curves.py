@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from errors import InputError
-from evaluation.calibration import threshold_at
 from evaluation.identification import Floats, Integers
 from evaluation.intervals import draw_subjects, interval95
 from evaluation.roc import check_finite, check_rates
+from evaluation.thresholds import score_levels, threshold_at, thresholds_of_levels
 
 RANDOM = "random"
 # Beyond, what is left is too little to tell a rate.
@@ -114,7 +114,8 @@ def reject_curves(
     weights = draw_subjects(int(pairs.subjects.max()) + 1, replicates=replicates, seed=seed).astype(np.int64)
     own = {name: np.minimum(values[mated[1]], values[mated[2]]) for name, values in qualities.items()}
     order = np.argsort(-others[0], kind="stable")
-    falling, first, second = others[0][order], others[1][order], others[2][order]
+    first, second = others[1][order], others[2][order]
+    levels, ends = score_levels(others[0][order])
     ones = np.ones(len(mated[0]), np.int64)
     whole = {name: reject_curve(mated[0] < threshold, quality, ones) for name, quality in own.items()}
     flat = np.full(_STEPS + 1, float((mated[0] < threshold).mean()))
@@ -122,12 +123,12 @@ def reject_curves(
     areas: dict[str, list[tuple[float, float]]] = {name: [] for name in whole}
     for draw in range(replicates):
         count = weights[:, draw][pairs.subjects]
-        at = _weighted_threshold(falling, count[first] * count[second], fmr)
+        accepted = (count[first] * count[second]).cumsum()[ends - 1]
         # A subject that is drawn twice counts its mated pairs twice.
         weight = count[mated[1]]
-        if at is None or not weight.sum():
+        if not accepted[-1] or not weight.sum():
             continue
-        missed = mated[0] < at
+        missed = mated[0] < thresholds_of_levels(levels, accepted, [fmr])[0]
         for name, quality in own.items():
             areas[name].append(_areas(reject_curve(missed, quality, weight)))
         areas[RANDOM].append(_areas(np.full(_STEPS + 1, float((missed * weight).sum() / weight.sum()))))
@@ -141,7 +142,7 @@ def reject_curves(
         for name in curves
         if choice is not None and name != choice
     }
-    return RejectCurves(fmr, threshold, len(mated[0]), len(falling), curves, choice, differences)
+    return RejectCurves(fmr, threshold, len(mated[0]), len(order), curves, choice, differences)
 
 
 def reject_curve(missed: NDArray[np.bool_], quality: Floats, weights: Integers) -> Doubles:
@@ -210,17 +211,6 @@ def _split(
         raise InputError(f"{count} faces, no {kind} pair: no false non-match rate can be given.")
     parts = [(scores[rule], rows[rule], columns[rule]) for rule in (is_mated, ~is_mated)]
     return parts[0], parts[1]
-
-
-def _weighted_threshold(falling: Floats, weights: Integers, fmr: float) -> float | None:
-    """`threshold_at` of scores that count so often; None where nothing does."""
-    drawn = weights > 0
-    scores, weight = falling[drawn], weights[drawn].cumsum()
-    if not len(scores):
-        return None
-    last = np.append(scores[1:] != scores[:-1], True)
-    place = int(np.searchsorted(weight[last], fmr * weight[-1] * (1 + 1e-12), side="right")) - 1
-    return float(np.nextafter(scores[0], np.inf) if place < 0 else scores[last][place])
 
 
 def _areas(fnmr: Doubles) -> tuple[float, float]:

@@ -24,7 +24,8 @@ class TarAtFar:
 
     `strict` is the largest TAR with FAR at most the target. `nearest` is the published rule: of the points of
     scikit-learn's `roc_curve` the one whose FPR is nearest to the target, the largest TPR on ties; its FAR
-    may exceed the target. `threshold` and `nonmated_above`, the non-mated scores accepted, are of `strict`.
+    may exceed the target. `threshold` and `nonmated_above`, the non-mated scores accepted, are of `strict`:
+    the threshold is that of `evaluation.thresholds`, or the lowest score where all may be accepted.
     """
 
     strict: float
@@ -63,9 +64,15 @@ class RocPoints:
         return TarAtFar(
             strict=float(self.true_accepts[last] / self.mated),
             nearest=float(nearest / self.mated),
-            threshold=float(self.thresholds[last]),
+            threshold=self._threshold_after(last),
             nonmated_above=int(self.false_accepts[last]),
         )
+
+    def _threshold_after(self, last: int) -> float:
+        """The lowest threshold that accepts what the point accepts: the next point is a non-mated score's."""
+        if last == len(self.thresholds) - 1:
+            return float(self.thresholds[last])
+        return float(np.nextafter(self.thresholds[last + 1], self.thresholds.dtype.type(np.inf)))
 
     def _nearest_true_accepts(self, fpr: Floats, far: float, at_end: bool) -> int | None:
         """True accepts at the kept point whose FPR is nearest; None where that may be another one."""
@@ -109,7 +116,7 @@ def roc_points(
         nonmated_above: how many lie above the stretch.
         mated_above: how many lie above the stretch.
     """
-    scores = np.concatenate([nonmated_scores, mated_scores]).astype(np.float64)
+    scores = np.concatenate([nonmated_scores, mated_scores])
     order = np.argsort(-scores)
     scores = scores[order]
     true = np.cumsum(order >= len(nonmated_scores))
@@ -126,9 +133,8 @@ def roc_points(
     if at_start:
         # The point that accepts nothing is added after dropping, so the first score has no neighbour above.
         kept[:2] = True
-    # Above the highest score in float32 too, so that it accepts nothing there either.
-    nothing = float(np.nextafter(np.float32(scores[0]), np.float32(np.inf))) if len(scores) else np.inf
-    thresholds = np.concatenate([[nothing], scores[last]])
+    nothing = np.nextafter(scores[:1], scores.dtype.type(np.inf)) if len(scores) else [np.inf]
+    thresholds = np.concatenate([nothing, scores[last]], dtype=scores.dtype)
     return RocPoints(thresholds, false_accepts, true_accepts, kept, nonmated, mated)
 
 

@@ -46,7 +46,7 @@ class Threshold:
 
 @dataclass(frozen=True)
 class Group:
-    """Thresholds by rate, and the curve: rising false match rates and the score that reaches each."""
+    """Thresholds by rate, and the curve: rising false match rates, the lowest threshold that keeps each."""
 
     thresholds: dict[str, Threshold]
     fmr: tuple[float, ...] = ()

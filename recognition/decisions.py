@@ -201,10 +201,12 @@ def _flips(group: Group, scores: Doubles) -> tuple[Doubles, NDArray[np.bool_]]:
     """The false match rate of each score, and whether it is only a bound."""
     if not group.fmr:
         return np.full(scores.shape, np.nan), np.zeros(scores.shape, bool)
-    levels, rates = np.array(group.score), np.array([*group.fmr, 1.0])
-    # The first level at or below the score; below all levels everything is accepted.
-    place = np.searchsorted(-levels, -scores)
-    return rates[place], scores > levels[0]
+    thresholds, rates = np.array(group.score), np.array([*group.fmr, 1.0])
+    # The first threshold at or below the score; below all of them everything is accepted.
+    place = np.searchsorted(-thresholds, -scores)
+    # Of a rate of 0 is known only that it is below the next one.
+    is_bound = rates[place] == 0
+    return rates[np.where(is_bound, place + 1, place)], is_bound
 
 
 def _short(name: str) -> str:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.stats import beta
 
 from errors import InputError
+from evaluation.thresholds import threshold_at
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
@@ -170,21 +171,13 @@ def check_strangers(count: int, fpir: float) -> None:
 
 
 def _threshold(best: Floats, fpir: float, closest: tuple[int, int] | None) -> OpenSetThreshold:
-    """The lowest threshold that no more than the wanted share of `best` (n,) reaches."""
+    """The threshold that the best matches (n,) of people who are not there give."""
     n = len(best)
-    may_pass = _alarms(n, fpir)
-    # Just above the best score that must not pass, so that its equals do not either.
-    falling = np.sort(best)[::-1]
-    threshold = np.nextafter(falling[may_pass], np.float32(np.inf))
-    alarms = int((best >= threshold).sum())
+    threshold = threshold_at(best, fpir)
+    alarms = int((best >= np.float32(threshold)).sum())
     low = beta.ppf(0.025, alarms, n - alarms + 1) if alarms else 0.0
     high = beta.ppf(0.975, alarms + 1, n - alarms) if alarms < n else 1.0
-    return OpenSetThreshold(float(threshold), fpir, n, alarms, (float(low), float(high)), closest)
-
-
-def _alarms(count: int, fpir: float) -> int:
-    # 0.07 x 100 is 7.000000000000001, and 0.29 x 100 is 28.999999999999996.
-    return min(math.floor(round(fpir * count, 9)), count - 1)
+    return OpenSetThreshold(threshold, fpir, n, alarms, (float(low), float(high)), closest)
 
 
 def _needed(fpir: float) -> int:

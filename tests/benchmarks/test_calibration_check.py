@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import calibration_check
 from errors import InputError
-from evaluation.calibration import threshold_at
+from evaluation.thresholds import threshold_at
 from tests.ijb_layout import Dataset, write_dataset
 
 D = 16

@@ -1,12 +1,7 @@
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from errors import InputError
 from evaluation.calibration import (
@@ -18,19 +13,9 @@ from evaluation.calibration import (
     cells_of,
     one_threshold,
     people_for,
-    threshold_at,
 )
 from evaluation.intervals import draw_subjects
-
-
-def slow_threshold(nonmated: Sequence[float], rate: float) -> float:
-    """Every score tried, from the highest; above all where none will do."""
-    best = math.nextafter(max(nonmated), math.inf)
-    for score in sorted(set(nonmated), reverse=True):
-        if sum(other >= score for other in nonmated) > rate * len(nonmated) + 1e-9:
-            break
-        best = score
-    return best
+from evaluation.thresholds import threshold_at
 
 
 def sets_of(people: int, *, sets: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -42,24 +27,6 @@ def sets_of(people: int, *, sets: int = 3, seed: int = 0) -> tuple[np.ndarray, n
     features = rng.normal(size=(people, 24))[subjects] + noise + 0.3
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     return features @ features.T, subjects, sizes
-
-
-@settings(deadline=None, max_examples=200)
-@given(
-    st.lists(st.integers(-4, 4), min_size=1, max_size=40),
-    st.sampled_from([0.0, 0.01, 0.07, 0.1, 0.25, 0.3, 0.5, 0.9, 1.0]),
-)
-def test_the_threshold_is_the_lowest_that_keeps_the_rate_ties_included(
-    scores: list[int], rate: float
-) -> None:
-    found = threshold_at(np.array(scores, float), rate)
-    assert found == slow_threshold(scores, rate)
-    assert np.mean(np.array(scores) >= found) <= rate + 1e-12
-
-
-def test_a_rate_times_a_count_that_rounds_up_gives_the_count() -> None:
-    assert 0.07 * 100 != 7
-    assert threshold_at(np.arange(100.0), 0.07) == 93
 
 
 def test_size_groups_are_those_of_the_file() -> None:
@@ -82,7 +49,7 @@ def test_rates_and_thresholds_of_groups_equal_a_plain_count() -> None:
         others = [score for mated, score in here if not mated]
         assert (group.mated, group.nonmated) == (len(own), len(others))
         for key, figures in group.rates.items():
-            assert figures.threshold == slow_threshold(others, float(key))
+            assert figures.threshold == threshold_at(np.array(others), float(key))
             assert figures.fmr == np.mean([score >= figures.threshold for score in others])
             if own:
                 assert figures.fnmr == pytest.approx(np.mean([score < figures.threshold for score in own]))
@@ -101,7 +68,7 @@ def test_people_are_drawn_not_pairs() -> None:
         for score, one, two in zip(pairs.scores, pairs.first, pairs.second, strict=True):
             times = int(drawn[one, draw]) * (1 if one == two else int(drawn[two, draw]))
             (own if one == two else others).extend([float(score)] * times)
-        thresholds.append(slow_threshold(others, rate))
+        thresholds.append(threshold_at(np.array(others), rate))
         if draw:
             false.append(np.mean([score >= thresholds[-2] for score in others]))
             missed.append(np.mean([score < thresholds[-2] for score in own]))
@@ -143,12 +110,18 @@ def test_a_size_that_few_people_have_is_refused() -> None:
 
 
 def test_the_curve_agrees_with_the_thresholds() -> None:
-    everything, _ = calibrate(all_pairs(*sets_of(60)), [1e-1, 1e-2], replicates=5)
+    pairs = all_pairs(*sets_of(60))
+    everything, _ = calibrate(pairs, [1e-1, 1e-2], replicates=5)
     rates, scores = map(np.array, everything.curve)
     assert (np.diff(rates) > 0).all()
     assert (np.diff(scores) < 0).all()
     for figures in everything.rates.values():
         assert rates[scores == figures.threshold] == [figures.fmr]
+    others = pairs.scores[~pairs.is_mated]
+    assert (rates[0], rates[-1]) == (0, 1)
+    for rate, score in zip(rates, scores, strict=True):
+        assert np.mean(others >= score) == rate
+        assert rate == 1 or np.mean(others >= np.nextafter(score, -2)) > rate
 
 
 def test_one_threshold_for_all_sizes_is_counted_per_size() -> None:

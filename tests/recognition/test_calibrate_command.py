@@ -55,7 +55,9 @@ def test_from_photos_to_a_decision(
     assert "refused: FMR 1e-03" in said
     assert "which 142 people give; there are 1,035" in said
     assert "The people most alike" in said
-    assert content["closest"][0]["score"] == max(content["curve"]["score"])
+    # No non-mated pair reaches the highest threshold of the curve, which is just above the nearest one.
+    assert content["curve"]["fmr"][0] == 0
+    assert np.nextafter(content["closest"][0]["score"], 2) == max(content["curve"]["score"])
     flags = ("--weights", checkpoint, "--aligned", "--device", "cpu", "--calibration", made)
     out = tmp_path / "out"
     assert run(root / "s000", root / "s001" / "1.png", *flags, "--fmr", "0.1", "--out", out) == 0

@@ -22,7 +22,7 @@ from recognition.sets import DescribedSet
 
 Make = Callable[..., DescribedSet]
 RATE = "1e-02"
-ALL = Group({RATE: Threshold(RATE, 0.4, (0.35, 0.45))}, (0.001, 0.01, 0.1), (0.6, 0.4, 0.2))
+ALL = Group({RATE: Threshold(RATE, 0.4, (0.35, 0.45))}, (0, 0.001, 0.01, 0.1), (0.65, 0.6, 0.4, 0.2))
 LARGE = Group({RATE: Threshold(RATE, 0.55)}, (0.01, 0.5), (0.55, 0.3))
 
 

@@ -89,7 +89,7 @@ def features_of(out: Path) -> Path:
 
 def brute_force_tar(scores: np.ndarray, mated: np.ndarray, far: float) -> tuple[float, float]:
     """Strict TAR, and the lowest threshold that gives it."""
-    allowed = min(t for t in [np.inf, *scores] if np.mean(scores[~mated] >= t) <= far)
+    allowed = min(t for t in [*np.nextafter(scores, np.inf)] if np.mean(scores[~mated] >= t) <= far)
     return float(np.mean(scores[mated] >= allowed)), float(allowed)
 
 
