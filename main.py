@@ -52,14 +52,9 @@ from train_val import BACKBONE_MONITOR, CORESET_MONITOR, BackboneTrainer, FaceCo
 from training_flags import add_feature_flags, add_label_flags, add_recipe_flags
 from training_run import build_run
 
-# Warnings of what is meant to be so: the run folder is ours, a frozen backbone is in evaluation mode.
-_MEANT = (
-    "(Experiment logs|Checkpoint) directory",
-    r"Found \d+ module\(s\) in eval mode",
-    ".*LeafSpec",
-    ".*does not have many workers",
-    "This DataLoader will create",
-)
+# Warnings that cannot be true here. Old metrics are moved before their folder is logged to, and checkpoints
+# are replaced on purpose; the other one is of PyTorch's own code.
+_NEVER_TRUE = ("(Experiment logs|Checkpoint) directory", ".*LeafSpec")
 # Of this process, as its launcher says it.
 _RANK: int = rank_zero_only.rank  # type: ignore[attr-defined]
 
@@ -68,7 +63,7 @@ def main() -> int:
     """Runs the command; gives its exit code."""
     # What Lightning says at this level is said here in other words, or advertises.
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    for message in _MEANT:
+    for message in _NEVER_TRUE:
         warnings.filterwarnings("ignore", message=message)
     given = vars(flags().parse_args())
     if _RANK:
@@ -113,6 +108,8 @@ def train(given: Mapping[str, Any]) -> None:
             print(f"run      {folder}", flush=True)
     if dry:
         return
+    for message in run.module.expected_warnings + run.data.expected_warnings:
+        warnings.filterwarnings("ignore", message)
     trainer = _trainer(settings, run, folder, accelerator, devices)
     if evaluate:
         trainer.validate(run.module, run.data, ckpt_path=checkpoint, verbose=False)

@@ -88,9 +88,18 @@ class _Trained(pl.LightningModule, ABC):
         self._subjects = subjects
 
     @property
+    def expected_warnings(self) -> tuple[str, ...]:
+        """Patterns of Lightning's warnings that say what is meant to be so."""
+        return ()
+
+    @property
     def num_subjects(self) -> int:
         """Classes of the head."""
         return len(self._subjects)
+
+    def on_fit_start(self) -> None:
+        """Sets the modes: Lightning trains in those that it finds, which loaded weights bring along."""
+        self.train()
 
     @abstractmethod
     def _loss(self, batch: Any) -> tuple[Tensor, Tensor]:
@@ -244,14 +253,17 @@ class FaceCoresetNet(_Trained):
         self._validated: dict[str, dict[int, Tensor]] = {}
         self._known: dict[int, FaceSets] = {}
         self.model.requires_grad_(finetune_backbone)
-        # Lightning trains in the modes that it finds.
-        self.train()
 
     def train(self, mode: bool = True) -> FaceCoresetNet:
         """Training mode for aggregator and head alone."""
         super().train(mode)
         self.model.eval()
         return self
+
+    @property
+    def expected_warnings(self) -> tuple[str, ...]:
+        """The backbone is in evaluation mode; the count lets a warning pass where anything else is too."""
+        return (rf"Found {len(list(self.model.modules()))} module\(s\) in eval mode",)
 
     def embedded(self, batch: TemplateBatch | FeatureBatch) -> FaceSets:
         """The faces of a batch as features; with gradient only where the backbone is trained."""

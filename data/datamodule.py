@@ -62,6 +62,9 @@ class Loading:
 class _TrainingData(LightningDataModule, ABC):
     """Shards over ranks, and continues in the middle of an epoch by arithmetic on the optimiser's steps."""
 
+    # Patterns of Lightning's warnings that say what is meant to be so.
+    expected_warnings: tuple[str, ...] = ()
+
     def __init__(self, loading: Loading, num_rows: int, repeats: int = 1) -> None:
         super().__init__()
         self.loading = loading
@@ -206,6 +209,8 @@ class FeatureTemplateData(_TrainingData):
     `faces`: what the rows of the bank were made from, for pictures; None where it is not known. A batch is
     drawn in a few milliseconds, so there are no workers.
     """
+
+    expected_warnings = (".*does not have many workers",)
 
     def __init__(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Small tensors gain nothing from threads, which wait for each other on a busy machine; for subprocesses too.
@@ -15,6 +16,10 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+
+from data.pairs import write_pair_set
+from net import build_backbone
+from weights import save_backbone
 
 # The same examples in every run, so that a change is judged by what it changed. More are sought by
 # `pytest --hypothesis-profile default`.
@@ -69,3 +74,43 @@ def face_folder(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / name
 
     return make
+
+
+@pytest.fixture
+def world(
+    tmp_path: Path, face_folder: Callable[..., Path], drawn_face: Callable[[int, int], bytes]
+) -> dict[str, Any]:
+    """A folder of faces, a pair set, weights of a tiny backbone; flags that both stages share."""
+    folder = face_folder(8, 6)
+    images = [drawn_face(100 + s // 2, s) for s in range(40)]
+    (tmp_path / "val").mkdir()
+    write_pair_set(tmp_path / "val" / "drawn.bin", images, [True] * 20)
+    mixed = [image for s in range(20) for image in (drawn_face(100 + s, 0), drawn_face(100 + s // 2 * 2, 1))]
+    write_pair_set(tmp_path / "val" / "mixed.bin", mixed, [s % 2 == 0 for s in range(20)])
+    (tmp_path / "val" / "drawn.bin").unlink()
+    torch.manual_seed(1)
+    save_backbone(tmp_path / "tiny.safetensors", build_backbone("ir_tiny"))
+    return {
+        "train_data_path": str(folder),
+        "out": str(tmp_path / "experiments"),
+        "num_workers": 0,
+        "batch_size": 8,
+        "gpus": 0,
+        "epochs": 2,
+    }
+
+
+@pytest.fixture
+def backbone_stage(world: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    return world | {"arch": "ir_tiny", "val_data_path": str(tmp_path / "val"), "lr_milestones": (1,)}
+
+
+@pytest.fixture
+def coreset_stage(world: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    return world | {
+        "start_from_model_statedict": str(tmp_path / "tiny.safetensors"),
+        "held_out": 3.0,
+        "max_template_size": 5,
+        "epoch_items": 32,
+        "lr": 1e-3,
+    }

@@ -19,6 +19,8 @@ _SHOWN = 5
 def fitted(path: Path, state: dict[str, Tensor], arch: str | None, spec: BackboneSpec | None) -> Backbone:
     """A backbone with these weights, on the CPU, in float32 and evaluation mode.
 
+    That mode is for inference; training sets its own.
+
     The architecture is `arch` or the spec's, else deduced from the shapes; its spec is that of `BACKBONES`,
     unless one is given.
 
