@@ -37,8 +37,6 @@ from settings import FACES_AT_ONCE, Settings
 from train_val import UnknownBackbone
 from weights import load_weights, weights_digest
 
-_FOLDER = "features"
-
 
 def run_of_cached(
     settings: Settings,
@@ -51,7 +49,7 @@ def run_of_cached(
     gpu: bool,
 ) -> Run:
     """Embeds what is not there yet; `source`: all images, of which some subjects are held out."""
-    folder = Path(settings.cache_features or Path(settings.out) / _FOLDER)
+    folder = settings.feature_folder
     how = EmbedOptions(
         precision=settings.precision,
         batch_size=FACES_AT_ONCE["cuda" if gpu else "cpu"],

@@ -27,7 +27,6 @@ from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities import rank_zero_only
 
 from command import EXIT_BAD_INPUT, build_parser, run_command
-from data.templates import SAMPLE_BY
 from errors import InputError
 from evaluation.held_out import held_out_table
 from evaluation.report import markdown_table
@@ -46,10 +45,10 @@ from run_folder import (
     validation_summary,
     write_run_json,
 )
-from run_parts import TEST_RUN_EPOCHS, Run, saved_run
-from settings import PRECISIONS, STAGE_DEFAULTS, STAGES, Settings, resolve
+from run_parts import Run, saved_run
+from settings import PRECISIONS, STAGE_DEFAULTS, STAGES, TEST_RUN_EPOCHS, Settings, resolve
 from train_val import BACKBONE_MONITOR, CORESET_MONITOR, BackboneTrainer, FaceCoresetNet
-from training_flags import add_feature_flags, add_label_flags, add_recipe_flags
+from training_flags import add_coreset_flags, add_feature_flags, add_label_flags, add_recipe_flags
 from training_run import build_run
 
 # Warnings that cannot be true here. Old metrics are moved before their folder is logged to, and checkpoints
@@ -131,7 +130,7 @@ def flags() -> ArgumentParser:
     _data_flags(data)
     add_label_flags(data)
     _model_flags(parser.add_argument_group("model"))
-    _coreset_flags(parser.add_argument_group("coreset stage"))
+    add_coreset_flags(parser.add_argument_group("coreset stage"))
     add_feature_flags(parser.add_argument_group("coreset stage from features"))
     recipe = parser.add_argument_group("recipe")
     add_recipe_flags(recipe)
@@ -190,39 +189,6 @@ def _model_flags(group: _ArgumentGroup) -> None:
     group.add_argument(
         "--t_alpha", type=float, help="adaface: weight of a batch's statistics" + _default("t_alpha")
     )
-
-
-def _coreset_flags(group: _ArgumentGroup) -> None:
-    group.add_argument("--coreset_size", type=int, help="K, faces chosen of a set" + _default("coreset_size"))
-    group.add_argument(
-        "--gamma", type=float, help="quality against diversity, at the start" + _default("gamma")
-    )
-    group.add_argument(
-        "--gamma_lr", type=float, help="rate of gamma; 0 keeps it fixed" + _default("gamma_lr")
-    )
-    group.add_argument(
-        "--selection_temperature",
-        type=float,
-        help="divides the selection's scores in training" + _default("selection_temperature"),
-    )
-    group.add_argument(
-        "--selection_temperature_end", type=float, help="the temperature falls to this until the last epoch"
-    )
-    group.add_argument(
-        "--learn_temperature", action="store_true", help="the temperature is learned, at gamma's rate"
-    )
-    group.add_argument(
-        "--max_template_size", type=int, help="most faces of a template" + _default("max_template_size")
-    )
-    group.add_argument("--sample_by", choices=SAMPLE_BY, help="what an epoch counts" + _default("sample_by"))
-    group.add_argument(
-        "--held_out",
-        type=float,
-        help="subjects that are validated on and never trained on, a share below 1 or a number"
-        + _default("held_out"),
-    )
-    group.add_argument("--finetune_backbone", action="store_true", help="train the backbone too")
-    group.add_argument("--backbone_lr", type=float, help="its learning rate" + _default("backbone_lr"))
 
 
 def _recipe_flags(group: _ArgumentGroup) -> None:
@@ -335,7 +301,7 @@ def _trainer(settings: Settings, run: Run, folder: Path, accelerator: str, devic
         num_nodes=settings.num_nodes,
         strategy=distributed if processes > 1 else "auto",
         precision=settings.precision,  # type: ignore[arg-type]
-        max_epochs=TEST_RUN_EPOCHS if settings.test_run else settings.epochs,
+        max_epochs=settings.trained_epochs,
         accumulate_grad_batches=settings.accumulate_grad_batches,
         gradient_clip_val=settings.gradient_clip_val or None,
         fast_dev_run=settings.fast_dev_run,

@@ -23,7 +23,7 @@ from evaluation.report import versions
 from head import start_columns_at
 from net import Backbone
 from recipe import HeadOptions, Recipe, TemperatureSchedule
-from settings import Settings
+from settings import LEARNED_GAMMA, Settings
 from train_val import BackboneTrainer, FaceCoresetNet
 from weights import read_checkpoint
 
@@ -35,15 +35,18 @@ FEWEST_CLASSES = 3
 # From so many on, nothing is said.
 ENOUGH_CLASSES = 20
 _TEST_RUN_STEPS = 10
-TEST_RUN_EPOCHS = 2
 _SAVED = ("hparams", "data_fingerprint")
 
 
 @dataclass(frozen=True)
 class SavedRun:
-    """What a checkpoint of ours says beside its weights; no spec where there was no backbone."""
+    """What a checkpoint of ours says beside its weights; no spec where there was no backbone.
+
+    `step`: optimiser steps done.
+    """
 
     path: Path
+    step: int
     hparams: Mapping[str, Any]
     data_fingerprint: str
     backbone_spec: Mapping[str, Any] | None
@@ -84,7 +87,19 @@ def saved_run(path: Path) -> SavedRun:
             "weights of another project use --start_from_model_statedict."
         )
     hparams, data = (checkpoint[key] for key in _SAVED)
-    return SavedRun(path, hparams, data, checkpoint.get("backbone_spec"))
+    hparams = _with_gamma_of_today(hparams, checkpoint.get("aggregator_options") or {})
+    return SavedRun(path, int(checkpoint["global_step"]), hparams, data, checkpoint.get("backbone_spec"))
+
+
+def _with_gamma_of_today(hparams: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Flags of a checkpoint, where those of before said by `gamma_lr` 0 that gamma is fixed."""
+    today = dict(hparams)
+    if options.get("learn_gamma") and today["gamma"] != LEARNED_GAMMA:
+        start = {"gamma": today["gamma"]}
+        today |= {"gamma": LEARNED_GAMMA, "aggregator_options": start | (today["aggregator_options"] or {})}
+    if today.get("gamma_lr") == 0:
+        del today["gamma_lr"]
+    return today
 
 
 def losses_of(settings: Settings, num_subjects: int) -> tuple[Settings, str]:
@@ -148,9 +163,9 @@ def aggregator_options(settings: Settings, spec: BackboneSpec) -> dict[str, Any]
     return {
         "embedding_size": spec.embedding_size,
         "coreset_size": settings.coreset_size,
-        "gamma": settings.gamma,
-        # With one pick gamma chooses nothing; a parameter without gradient would stop distributed training.
-        "learn_gamma": settings.gamma_lr > 0 and settings.coreset_size > 1,
+        **({} if settings.gamma == LEARNED_GAMMA else {"gamma": settings.gamma}),
+        # A parameter without gradient would stop distributed training.
+        "learn_gamma": settings.learns_gamma,
         "selection_temperature": settings.selection_temperature,
         "learn_temperature": settings.learn_temperature,
         "quality": settings.quality,
@@ -176,7 +191,7 @@ def finished_run(
     lines.append(
         f"batches  {each} in all"
         + (f", {accumulated} batches a step" if accumulated > 1 else "")
-        + f"; {steps:,} steps an epoch, {settings.epochs} epochs"
+        + f"; {steps:,} steps an epoch, {settings.trained_epochs} epochs"
     )
     facts = {"classes": module.num_subjects, "images": num_images, **module.identity}
     del facts["hparams"]
@@ -240,7 +255,7 @@ def coreset_module(
     schedule = None
     if settings.selection_temperature_end is not None:
         schedule = TemperatureSchedule(
-            settings.selection_temperature, settings.selection_temperature_end, settings.epochs
+            settings.selection_temperature, settings.selection_temperature_end, settings.trained_epochs
         )
     return FaceCoresetNet(
         backbone,
@@ -277,8 +292,8 @@ def trained_aggregator(settings: Settings) -> str:
     """The aggregator in words."""
     if settings.aggregator != "coreset":
         return f"the aggregator {settings.aggregator}"
-    gamma = "fixed" if settings.gamma_lr == 0 else "learned"
-    return f"the aggregator (K {settings.coreset_size}, gamma {settings.gamma:g} {gamma})"
+    gamma = "learned" if settings.learns_gamma else f"fixed at {settings.gamma:g}"
+    return f"the aggregator (K {settings.coreset_size}, gamma {gamma})"
 
 
 def recipe_of(settings: Settings, steps: int) -> Recipe:
@@ -286,7 +301,7 @@ def recipe_of(settings: Settings, steps: int) -> Recipe:
     return Recipe(
         lr=settings.lr,
         weight_decay=settings.weight_decay,
-        lr_milestones=settings.lr_milestones,
+        lr_milestones=settings.trained_milestones,
         lr_gamma=settings.lr_gamma,
         momentum=settings.momentum,
         gamma_lr=settings.gamma_lr,
@@ -294,7 +309,7 @@ def recipe_of(settings: Settings, steps: int) -> Recipe:
         backbone_lr=settings.backbone_lr,
         contrast_weight=settings.contrast_weight,
         lr_schedule=settings.lr_schedule,
-        total_steps=steps * (TEST_RUN_EPOCHS if settings.test_run else settings.epochs),
+        total_steps=steps * settings.trained_epochs,
     )
 
 

@@ -1,15 +1,17 @@
-"""The values of a training run: defaults by stage, a checkpoint's own, what was given; and what is refused.
+"""The values of a training run: defaults by stage, a checkpoint's own, what was given.
 
-Knows flags and their rules only. What they lead to is in `main`.
+Knows flags and their rules only; what is refused is in `settings_checks`, what they lead to in `main`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from errors import InputError
+from settings_checks import faults_of, shown
 
 STAGES = ("backbone", "coreset")
 PRECISIONS = ("32", "16-mixed", "bf16-mixed")
@@ -17,6 +19,10 @@ PRECISIONS = ("32", "16-mixed", "bf16-mixed")
 # fast: MobileFaceNet on one core embeds 80 images/s by 16, 52 by 64 and 34 by 192.
 FACES_AT_ONCE = {"cpu": 16, "cuda": 512}
 
+# Epochs of --test_run, whatever --epochs says.
+TEST_RUN_EPOCHS = 2
+# The value of --gamma that learns it, from the aggregator's own start; others fix it, as published.
+LEARNED_GAMMA = -1.0
 # METHOD 6: AdaFace's recipe, and that of the FaceCoresetNet paper (its supplement, arXiv 2308.14075v2).
 STAGE_DEFAULTS: dict[str, dict[str, Any]] = {
     "backbone": {
@@ -74,33 +80,10 @@ _OPTIMISED: dict[str, dict[str, Any]] = {
     "published": {"aggregator_options": {"mask_picked": False}},
 }
 PRESETS = tuple(_OPTIMISED)
-# Flags that have no effect outside of their stage.
-ONLY_IN = {"momentum": "backbone"} | dict.fromkeys(
-    (
-        *("coreset_size", "gamma", "gamma_lr", "max_template_size", "sample_by", "held_out"),
-        *("selection_temperature", "selection_temperature_end", "learn_temperature"),
-        *("finetune_backbone", "backbone_lr", "compile"),
-        *("preset", "aggregator", "aggregator_options", "quality", "contrast_weight", "head_init"),
-        *("cache_features", "features", "views", "cache_dtype"),
-        *("template_style", "longest_clip", "share_wrong_media", "share_foreign_faces"),
-        "share_virtual_subjects",
-    ),
-    "coreset",
-)
-# Flags that have no effect unless features are trained from, and unless they are made here.
-_OF_FEATURES = (
-    *("template_style", "longest_clip", "share_wrong_media", "share_foreign_faces"),
-    "share_virtual_subjects",
-)
-_OF_CACHING = ("views", "cache_dtype")
-# Options of one aggregator.
-_OF_CORESET = (
-    *("coreset_size", "gamma", "selection_temperature", "selection_temperature_end", "learn_temperature"),
-)
 # What a resumed run may do in another way than the run it goes on from; all else would make it another run.
 CHANGEABLE = {
     *("data_root", "train_data_path", "val_data_path", "use_mxrecord", "swap_color_channel"),
-    *("cache_features", "features"),
+    *("cache_features", "features", "out", "prefix"),
     *("epochs", "num_workers", "gpus", "num_nodes", "cpu_processes", "precision"),
     *("fast_dev_run", "save_all_models", "compile"),
 }
@@ -142,7 +125,7 @@ class Settings:
     head: str = "adaface"
     t_alpha: float = 0.01
     coreset_size: int = 3
-    gamma: float = 0.01
+    gamma: float = LEARNED_GAMMA
     gamma_lr: float = 1e-4
     selection_temperature: float = 1.0
     selection_temperature_end: float | None = None
@@ -185,6 +168,28 @@ class Settings:
     save_all_models: bool = False
 
     @property
+    def learns_gamma(self) -> bool:
+        """Whether gamma is learned and not fixed; with one pick it chooses nothing."""
+        return self.gamma == LEARNED_GAMMA and self.coreset_size > 1
+
+    @property
+    def trained_epochs(self) -> int:
+        """Epochs that are trained; all schedules span these."""
+        return TEST_RUN_EPOCHS if self.test_run else self.epochs
+
+    @property
+    def trained_milestones(self) -> tuple[int, ...]:
+        """`lr_milestones`; those of a test run lie where they lie in the whole run."""
+        if not self.test_run:
+            return self.lr_milestones
+        return tuple(max(1, round(epoch * TEST_RUN_EPOCHS / self.epochs)) for epoch in self.lr_milestones)
+
+    @property
+    def feature_folder(self) -> Path:
+        """Where cached features are kept."""
+        return Path(self.cache_features or Path(self.out) / "features")
+
+    @property
     def from_features(self) -> bool:
         """Whether templates are features and not images."""
         return self.cache_features is not None or self.features is not None
@@ -214,6 +219,10 @@ def resolve(given: Mapping[str, Any], saved: Mapping[str, Any] | None) -> Settin
     started = {"start_from_model_statedict", "features", "preset"} & values.keys()
     stage = values.setdefault("stage", "coreset" if started else "backbone")
     defaults = STAGE_DEFAULTS[stage] | _OPTIMISED.get(values.get("preset", ""), {})
+    if values.get("aggregator", "coreset") == "coreset":
+        values = _with_options_of_preset(values, values.get("preset"))
+    else:
+        defaults.pop("aggregator_options", None)
     if values.get("head", defaults.get("head", "adaface")) != defaults.get("head", "adaface"):
         defaults["m"] = None
     if "features" in values:
@@ -225,159 +234,64 @@ def resolve(given: Mapping[str, Any], saved: Mapping[str, Any] | None) -> Settin
     return _checked(Settings(**(defaults | values)), values)
 
 
+def _with_options_of_preset(values: Mapping[str, Any], preset: str | None) -> dict[str, Any]:
+    """Options of the aggregator that are given stand beside those of the preset, not in their place."""
+    options = _OPTIMISED.get(preset or "", {}).get("aggregator_options")
+    if options is None or "aggregator_options" not in values:
+        return dict(values)
+    return {**values, "aggregator_options": options | values["aggregator_options"]}
+
+
 def _resumed(values: Mapping[str, Any], saved: Mapping[str, Any]) -> Settings:
     known = {field.name for field in fields(Settings)}
     saved = {field.name: field.default for field in fields(Settings) if field.default is not MISSING} | dict(
         saved
     )
+    if saved["aggregator"] == "coreset":
+        values = _with_options_of_preset(values, saved["preset"])
     faults = [
-        f"--{name} {_shown(value)}: the run that is resumed has {_shown(saved.get(name))}, and would be "
+        f"--{name} {shown(value)}: the run that is resumed has {shown(saved.get(name))}, and would be "
         "another one. Leave the flag away, or start a new run."
         for name, value in values.items()
         if name not in CHANGEABLE and name in known and _plain(value) != _plain(saved.get(name))
     ]
-    if "epochs" in values and saved["lr_schedule"] != "milestones" and values["epochs"] != saved["epochs"]:
-        faults.append(
-            f"--epochs {values['epochs']}: the rate of the run that is resumed rises and falls once over its "
-            f"{saved['epochs']} epochs, and could not go on. Start a new run."
-        )
+    faults += _other_epochs(values["epochs"], saved) if "epochs" in values else []
     if faults:
         raise InputError.from_faults(faults)
     merged = {name: value for name, value in saved.items() if name in known} | dict(values)
     merged["lr_milestones"] = tuple(merged["lr_milestones"])
+    if "out" in values and "cache_features" not in values and saved["cache_features"] == "":
+        # The store stays where it is.
+        merged["cache_features"] = str(Settings(**merged | {"out": saved["out"]}).feature_folder)
     return Settings(**merged)
 
 
+def _other_epochs(epochs: int, saved: Mapping[str, Any]) -> list[str]:
+    """What follows from the number of epochs and could not go on with another one."""
+    if epochs == saved["epochs"]:
+        return []
+    if saved["test_run"]:
+        return [
+            f"--epochs {epochs} has no effect: the run that is resumed is a --test_run of {TEST_RUN_EPOCHS} "
+            "epochs. Start a new run."
+        ]
+    schedules = {
+        "--lr_schedule one_cycle": saved["lr_schedule"] == "one_cycle",
+        "--selection_temperature_end": saved["selection_temperature_end"] is not None,
+    }
+    return [
+        f"--epochs {epochs}: {flag} of the run that is resumed spans its {saved['epochs']} epochs, and "
+        "cannot be continued over another number. Remove --epochs, or start a new run."
+        for flag, spans in schedules.items()
+        if spans
+    ]
+
+
 def _checked(settings: Settings, given: Mapping[str, Any]) -> Settings:
-    faults = [*_misplaced(settings, given), *_out_of_range(settings)]
-    if faults:
+    if faults := faults_of(settings, given):
         raise InputError.from_faults(faults)
     return settings
 
 
-def _misplaced(settings: Settings, given: Mapping[str, Any]) -> list[str]:
-    """Flags that have no effect in this run."""
-    faults = [
-        f"--{name} belongs to the {stage} stage, and this is the {settings.stage} stage. Leave it away, or "
-        f"add --stage {stage}."
-        for name, stage in ONLY_IN.items()
-        if name in given and settings.stage != stage
-    ]
-    faults += [
-        f"--{name} belongs to the head adaface, and this run has {settings.head}. Leave it away."
-        for name in ("h", "t_alpha")
-        if name in given and settings.head != "adaface"
-    ]
-    if "backbone_lr" in given and settings.stage == "coreset" and not settings.finetune_backbone:
-        faults.append("--backbone_lr has no effect on a frozen backbone. Add --finetune_backbone.")
-    if settings.share_virtual_subjects and not settings.contrast_weight:
-        faults.append(
-            "--share_virtual_subjects needs pairs of templates of one subject: give --contrast_weight above "
-            "0, or --share_virtual_subjects 0."
-        )
-    if settings.learn_temperature and settings.selection_temperature_end is not None:
-        faults.append("--learn_temperature and --selection_temperature_end: choose one of them.")
-    if "held_out" in given and settings.val_data_path is not None:
-        faults.append("--held_out and --val_data_path: in the coreset stage, choose one of them.")
-    if settings.stage == "coreset" and settings.start_from_model_statedict is None and not settings.features:
-        faults.append(
-            "--stage coreset needs the weights of a backbone: give --start_from_model_statedict FILE."
-        )
-    if settings.quality == "detector":
-        faults.append(
-            "--quality detector: training data carry no detector scores. Choose norm, learned or none; "
-            "detector is for the poolings of validate_ijb.py, whose meta files have scores."
-        )
-    if "lr_milestones" in given and settings.lr_schedule != "milestones":
-        faults.append(f"--lr_milestones has no effect on the schedule {settings.lr_schedule}. Leave it away.")
-    return faults + _misplaced_of_features(settings, given)
-
-
-def _misplaced_of_features(settings: Settings, given: Mapping[str, Any]) -> list[str]:
-    """Flags about cached features that have no effect in this run, or need what is not there."""
-    faults = []
-    if settings.cache_features is not None and settings.features is not None:
-        faults.append(
-            "--cache_features makes features and --features takes those that are there: choose one."
-        )
-    if settings.features is not None:
-        images = ("train_data_path", "train_data_subset", "use_mxrecord", "swap_color_channel", "num_workers")
-        faults += [
-            f"--{name} is about images, and --features needs none. Leave it away."
-            for name in images
-            if name in given and given[name] is not None
-        ]
-    if settings.from_features:
-        faults += [
-            f"--{name} has no effect on features that are made before. Leave it away."
-            for name in (*_SHARES[:3], "finetune_backbone", "backbone_lr")
-            if name in given
-        ]
-    elif settings.stage == "coreset":
-        needs = [f"--{name}" for name in _OF_FEATURES if name in given]
-        needs += ["--head_init centroids"] if settings.head_init == "centroids" else []
-        if settings.preset == "good":
-            needs = ["--preset good"]
-        faults += [f"{flag} needs features: add --cache_features, or --features DIR." for flag in needs]
-    if settings.aggregator != "coreset":
-        faults += [
-            f"--{name} belongs to --aggregator coreset; options of others stand in --aggregator_options."
-            for name in _OF_CORESET
-            if name in given
-        ]
-    if settings.cache_features is None:
-        faults += [f"--{name} belongs to --cache_features." for name in _OF_CACHING if name in given]
-    if "longest_clip" in given and settings.template_style != "media":
-        faults.append("--longest_clip belongs to --template_style media.")
-    return faults
-
-
-def _out_of_range(settings: Settings) -> list[str]:
-    faults = [
-        f"--{name} {getattr(settings, name)}: expected {expected}."
-        for names, holds, expected in _RANGES
-        for name in names
-        if getattr(settings, name) is not None and not holds(getattr(settings, name))
-    ]
-    milestones = settings.lr_milestones
-    if list(milestones) != sorted(set(milestones)) or any(epoch < 1 for epoch in milestones):
-        faults.append(
-            f"--lr_milestones {_shown(milestones)}: expected rising whole numbers of epochs from 1 on, "
-            "separated by commas."
-        )
-    return faults
-
-
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-
-
-def _shown(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
-
-
-_AT_LEAST_ONE = (
-    *("batch_size", "epochs", "coreset_size", "max_template_size", "accumulate_grad_batches"),
-    *("epoch_items", "num_nodes", "cpu_processes", "views", "longest_clip", "fewest_images"),
-)
-_NOT_NEGATIVE = (
-    *("num_workers", "gpus", "seed", "lr", "gamma_lr", "backbone_lr", "weight_decay", "momentum"),
-    *("gradient_clip_val", "gamma", "contrast_weight"),
-)
-_SHARES = (
-    *("low_res_augmentation_prob", "crop_augmentation_prob", "photometric_augmentation_prob"),
-    "share_wrong_media",
-    "share_foreign_faces",
-    "share_virtual_subjects",
-)
-_RANGES: tuple[tuple[tuple[str, ...], Any, str], ...] = (
-    (_AT_LEAST_ONE, lambda value: value >= 1, "1 or more"),
-    (_NOT_NEGATIVE, lambda value: 0 <= value < float("inf"), "0 or more"),
-    (_SHARES, lambda value: 0 <= value <= 1, "a probability from 0 to 1"),
-    (
-        ("selection_temperature", "selection_temperature_end", "lr_gamma"),
-        lambda value: 0 < value < float("inf"),
-        "a number above 0",
-    ),
-    (("held_out",), lambda value: value > 0, "a share of the subjects below 1, or their number"),
-)

@@ -1,4 +1,4 @@
-"""Flags of main.py about cached features and the recipe that goes with them."""
+"""Flags of main.py about the coreset stage: the aggregator, cached features and their recipe."""
 
 from __future__ import annotations
 
@@ -9,10 +9,46 @@ from typing import Any
 from coreset import AGGREGATORS
 from coreset.quality import QUALITIES
 from data.feature_templates import STYLES
+from data.templates import SAMPLE_BY
 from recipe import LR_SCHEDULES
 from settings import PRESETS, Settings
 
 HEAD_INITS = ("random", "centroids")
+
+
+def add_coreset_flags(group: _ArgumentGroup) -> None:
+    """How faces are chosen, of what templates, over which backbone."""
+    group.add_argument("--coreset_size", type=int, help="K, faces chosen of a set" + _default("coreset_size"))
+    group.add_argument(
+        "--gamma",
+        type=float,
+        help="exponent of the norm in the selection: -1 learns it, any other value fixes it"
+        + _default("gamma"),
+    )
+    group.add_argument("--gamma_lr", type=float, help="learning rate of gamma" + _default("gamma_lr"))
+    group.add_argument(
+        "--selection_temperature",
+        type=float,
+        help="divides the selection's scores in training" + _default("selection_temperature"),
+    )
+    group.add_argument(
+        "--selection_temperature_end", type=float, help="the temperature falls to this until the last epoch"
+    )
+    group.add_argument(
+        "--learn_temperature", action="store_true", help="the temperature is learned, at gamma's rate"
+    )
+    group.add_argument(
+        "--max_template_size", type=int, help="most faces of a template" + _default("max_template_size")
+    )
+    group.add_argument("--sample_by", choices=SAMPLE_BY, help="what an epoch counts" + _default("sample_by"))
+    group.add_argument(
+        "--held_out",
+        type=float,
+        help="subjects that are validated on and never trained on, a share below 1 or a number"
+        + _default("held_out"),
+    )
+    group.add_argument("--finetune_backbone", action="store_true", help="train the backbone too")
+    group.add_argument("--backbone_lr", type=float, help="its learning rate" + _default("backbone_lr"))
 
 
 def add_feature_flags(group: _ArgumentGroup) -> None:

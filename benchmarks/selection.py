@@ -141,11 +141,8 @@ VARIANTS = {
     "random K": _variant(choice="random"),
     "top K by norm": _variant(choice="largest_norm"),
     **{f"K = {number}": Rival("coreset", flags={"coreset_size": number}) for number in (1, 2, 5, 7)},
-    **{
-        f"gamma fixed at {gamma:g}": Rival("coreset", options={"learn_gamma": False}, flags={"gamma": gamma})
-        for gamma in (0, 1)
-    },
-    "gamma learned from 1": Rival("coreset", flags={"gamma": 1}),
+    **{f"gamma fixed at {gamma:g}": Rival("coreset", flags={"gamma": gamma}) for gamma in (0, 1)},
+    "gamma learned from 1": Rival("coreset", options={"gamma": 1.0}),
     "smooth norm code": _variant(smooth_code=True),
     "argmax, gamma 1, smooth": _variant(gumbel_noise=False, gamma=1.0, smooth_code=True),
     "no attention": _variant(attends=False),

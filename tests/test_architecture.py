@@ -19,7 +19,8 @@ FLOORS = [
     {"command"},
     {"training_run", "training_flags", "feature_run", "run_parts", "label_run"},
     {"run_folder"},
-    {"settings", "train_val", "embedding", "feature_cache", "quality_check", "quality_choice", "export"},
+    {"settings", "settings_checks", "train_val", "embedding", "feature_cache"}
+    | {"quality_check", "quality_choice", "export"},
     {"data", "evaluation", "weights"},
     {"net", "head", "coreset", "contrast", "recipe", "virtual_subjects"},
     {"backbone_spec", "errors", "files"},

@@ -387,13 +387,6 @@ def test_what_has_no_effect_is_refused(given: dict[str, Any], message: str) -> N
         resolve(given, None)
 
 
-def test_a_rate_that_rises_and_falls_once_cannot_go_on() -> None:
-    saved = resolve(CACHED | {"preset": "good"}, None).to_dict()
-    assert resolve({"num_workers": 1}, saved).epochs == 20
-    with pytest.raises(InputError, match="rises and falls once over its 20 epochs"):
-        resolve({"epochs": 30}, saved)
-
-
 def test_checkpoints_of_before_resume_with_the_defaults() -> None:
     saved = resolve(WEIGHTS, None).to_dict()
     for name in ("preset", "contrast_weight", "lr_schedule", "aggregator"):

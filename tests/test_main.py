@@ -330,3 +330,13 @@ def test_the_seeds_command_is_understood() -> None:
     assert settings.train_data_subset == ""
     assert (settings.precision, settings.gpus) == ("16-mixed", 2)
     assert np.isclose(settings.h, 0.333)
+
+
+def test_a_test_run_goes_the_whole_way_of_its_schedules(
+    coreset_stage: dict[str, Any], tmp_path: Path
+) -> None:
+    main.train(coreset_stage | {"test_run": True, "epochs": 150, "selection_temperature_end": 0.01})
+    metrics = pd.read_csv(tmp_path / "experiments" / "run_0" / "metrics.csv")
+    per_epoch = metrics.dropna(subset="train/temperature").groupby("epoch")["train/temperature"]
+    assert per_epoch.last().tolist() == pytest.approx([1.0, 0.01])
+    assert metrics["lr-AdamW/aggregator"].dropna().tolist() == pytest.approx([1e-3, 1e-4])

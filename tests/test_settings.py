@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from errors import InputError
@@ -82,6 +84,18 @@ def test_16_bit_is_a_precision() -> None:
         ({"features": "f", "preset": "good", "contrast_weight": 0.0}, "or --share_virtual_subjects 0"),
         (WEIGHTS | {"share_foreign_faces": 0.2}, "--share_foreign_faces needs features"),
         ({"features": "f", "share_foreign_faces": 1.2}, "a probability from 0 to 1"),
+        (WEIGHTS | {"learn_temperature": True, "gamma_lr": 0.0}, "--gamma_lr 0.0: expected a number above 0"),
+        (WEIGHTS | {"gamma": 0.5, "gamma_lr": 0.1}, "--gamma_lr has no effect"),
+        (WEIGHTS | {"coreset_size": 1, "gamma_lr": 0.1}, "--gamma_lr has no effect"),
+        (WEIGHTS | {"coreset_size": 1, "gamma": 0.5}, "--gamma has no effect on a single pick"),
+        (WEIGHTS | {"aggregator": "nan", "gamma_lr": 0.1}, "--gamma_lr belongs to --aggregator coreset"),
+        (WEIGHTS | {"gamma": float("nan")}, "--gamma nan"),
+        (WEIGHTS | {"gamma": 0.5, "aggregator_options": {"gamma": 1.0}}, "--gamma 0.5 fixes it"),
+        (WEIGHTS | {"aggregator_options": {"learn_gamma": False}}, "learn_gamma: has a flag .*--gamma"),
+        (WEIGHTS | {"aggregator_options": {"coreset_size": 4}}, "flag of its own, --coreset_size"),
+        ({"features": "f", "preset": "good", "lr_gamma": 0.5}, "--lr_gamma has no effect"),
+        ({"features": "f", "arch": "ir_18"}, "--arch has no effect"),
+        (PATH | {"fast_dev_run": True, "test_run": True}, "choose one"),
     ],
 )
 def test_what_cannot_be_is_refused(given: dict[str, object], message: str) -> None:
@@ -107,3 +121,43 @@ def test_a_resumed_run_stays_the_same_run() -> None:
     saved = resolve(WEIGHTS, None).to_dict()
     with pytest.raises(InputError, match=r"--lr 0.5: the run that is resumed has 0.0001"):
         resolve({"lr": 0.5}, saved)
+
+
+def test_options_that_are_given_stand_beside_those_of_the_preset() -> None:
+    given = {"preset": "published", "aggregator_options": {"dropout": 0.0}}
+    settings = resolve(WEIGHTS | given, None)
+    assert settings.aggregator_options == {"mask_picked": False, "dropout": 0.0}
+    assert resolve(given, settings.to_dict()) == settings
+    assert resolve(WEIGHTS | {"preset": "published", "aggregator": "nan"}, None).aggregator_options is None
+
+
+def test_a_test_run_shortens_every_schedule() -> None:
+    whole = resolve(PATH | {"lr_milestones": (12, 20, 24), "epochs": 26}, None)
+    short = resolve(PATH | {"lr_milestones": (12, 20, 24), "epochs": 26, "test_run": True}, None)
+    assert (whole.trained_epochs, whole.trained_milestones) == (26, (12, 20, 24))
+    assert (short.trained_epochs, short.trained_milestones) == (2, (1, 2, 2))
+    assert resolve(WEIGHTS | {"test_run": True}, None).trained_milestones == (1,)
+
+
+@pytest.mark.parametrize(
+    ("given", "flag"),
+    [
+        ({"lr_schedule": "one_cycle"}, "--lr_schedule one_cycle"),
+        ({"selection_temperature_end": 0.1}, "--selection_temperature_end"),
+        ({"test_run": True}, "--test_run"),
+    ],
+)
+def test_a_schedule_over_all_epochs_resumes_over_the_same(given: dict[str, object], flag: str) -> None:
+    saved = resolve(WEIGHTS | given, None).to_dict()
+    assert resolve({"epochs": 150}, saved).epochs == 150
+    for epochs in (149, 151):
+        with pytest.raises(InputError, match=f"--epochs {epochs}") as fault:
+            resolve({"epochs": epochs}, saved)
+        assert flag in str(fault.value)
+
+
+def test_a_resumed_run_may_write_elsewhere_and_finds_its_features() -> None:
+    saved = resolve({**WEIGHTS, "cache_features": "", "out": "a"}, None).to_dict()
+    settings = resolve({"out": "b", "prefix": "again"}, saved)
+    assert (settings.out, settings.prefix) == ("b", "again")
+    assert settings.feature_folder == Path("a/features")
