@@ -30,9 +30,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from data.image_files import IMAGES
 from data.pairs import find_pair_sets, read_pair_set
 from data.recordio import REC_NAME
-from data.unpacking import FORMATS, IMAGES, Unpacked, pack_folder, unpack_pack, unpack_pairs
+from data.unpacking import FORMATS, Unpacked, pack_folder, unpack_pack, unpack_pairs
 from errors import InputError
 
 _SHOWN = 5
@@ -287,8 +288,10 @@ def _tell(done: Unpacked, images: Path) -> None:
 
 def _pack(values: Mapping[str, Any]) -> None:
     out = Path(values["out"])
-    subjects, images = pack_folder(Path(values["pack"]), out)
+    subjects, images, notes = pack_folder(Path(values["pack"]), out)
     print(f"{out / REC_NAME}: {images:,} images of {subjects:,} subjects, whose names are in subjects.txt")
+    for note in notes:
+        print(f"  {note}")
 
 
 def _draw(values: Mapping[str, Any]) -> None:
@@ -380,8 +383,8 @@ def _export(values: Mapping[str, Any]) -> None:
 
 def _build_set_benchmark(values: Mapping[str, Any]) -> None:
     from data.benchmark_protocol import read_benchmark_protocol
+    from data.names import read_names
     from data.set_benchmark import build_set_benchmark
-    from data.subsets import read_names
 
     without = Path(values["without_subjects"]) if values["without_subjects"] else None
     built = build_set_benchmark(

@@ -11,7 +11,7 @@ import torch
 from data.datamodule import FeatureTemplateData
 from data.feature_bank import FeatureBank
 from data.feature_templates import HeldOutFeatures, TemplateDrawer, TemplateRecipe
-from data.sources import FaceSource, open_source
+from data.sources import FaceSource
 from data.subsets import held_out_subjects, kept_subjects
 from embedding import EmbedOptions
 from errors import InputError
@@ -32,6 +32,7 @@ from run_parts import (
     losses_of,
     quality_warnings,
     trained_aggregator,
+    validation_people,
 )
 from settings import FACES_AT_ONCE, Settings
 from train_val import UnknownBackbone
@@ -63,9 +64,9 @@ def run_of_cached(
     cached = cached_views(backbone, source, cache)
     others = None
     if settings.val_data_path is not None:
-        path = Path(settings.data_root) / settings.val_data_path
-        other_source = open_source(path, settings.use_mxrecord, settings.swap_color_channel)
-        others = cached_views(backbone, other_source, cache)
+        people = validation_people(settings)
+        lines += [f"         {note}" for note in people.notes]
+        others = cached_views(backbone, people, cache)
     lines.append(f"features {cached.bank.name}: {settings.views} views, {settings.cache_dtype}")
     run = _run(settings, saved, backbone, cached, others, lines)
     return replace(run, faces=lambda: faces_of_bank(cached.bank, source))

@@ -75,6 +75,7 @@ def check_quality(
         f"{len(rows)} faces of {images}; {within:.0%} of them have a lower norm than before",
         _advice(correlation),
     ]
+    lines += [f"{images}: {note}" for note in source.notes]
     lines += _colour_lines(backbone, images, seed)
     return QualityReport(len(rows), correlation, within, plug, "\n".join(lines))
 

@@ -17,7 +17,11 @@ from torch import Tensor
 from backbone_spec import BackboneSpec
 from coreset import AGGREGATORS
 from data.datamodule import FaceData, FeatureTemplateData, Loading, TemplateData
+from data.image_files import pair_set_folders
 from data.label_report import CheckedFaces
+from data.names import same_names
+from data.pairs import find_pair_sets
+from data.sources import ImageFolder, RecordIOSource, open_source
 from errors import InputError
 from evaluation.report import versions
 from head import start_columns_at
@@ -137,11 +141,28 @@ def head_counts(num_subjects: int) -> bool:
 
 def check_apart(trained: Sequence[str], validated: Sequence[str]) -> None:
     """Raises InputError where a subject is trained on and validated on."""
-    if both := sorted(set(trained) & set(validated)):
+    if both := same_names(validated, trained):
         raise InputError(
             f"--val_data_path: {len(both):,} of its subjects are trained on ({', '.join(both[:5])}). "
             "Validate on other subjects."
         )
+
+
+def validation_people(settings: Settings) -> ImageFolder | RecordIOSource:
+    """The people of --val_data_path in the coreset stage.
+
+    Raises:
+        InputError: a folder of pair sets, which are for tests: they would choose best.ckpt.
+    """
+    folder = Path(settings.data_root) / str(settings.val_data_path)
+    pair_sets = [*pair_set_folders(folder), *(find_pair_sets(folder) if folder.is_dir() else ())]
+    if pair_sets and not settings.use_mxrecord:
+        raise InputError(
+            f"--val_data_path {folder}: holds pair sets ({', '.join(path.name for path in pair_sets)}); they "
+            "are for tests; best.ckpt would be chosen by them. In the coreset stage give a folder of other "
+            "people, <subject>/<image>, or leave the flag away: some subjects are held out (--held_out)."
+        )
+    return open_source(folder, settings.use_mxrecord, settings.swap_color_channel)
 
 
 def aggregator_options(settings: Settings, spec: BackboneSpec) -> dict[str, Any]:

@@ -41,6 +41,7 @@ from run_parts import (
     recipe_of,
     steps_per_epoch,
     trained_aggregator,
+    validation_people,
 )
 from settings import Settings
 from train_val import BackboneTrainer
@@ -69,12 +70,10 @@ def build_run(settings: Settings, saved: SavedRun | None, *, processes: int, gpu
     if settings.features is not None:
         return run_of_given(settings, saved)
     backbone, weights_line = _backbone(settings, saved)
-    root = Path(settings.data_root)
-    source = open_source(
-        root / str(settings.train_data_path), settings.use_mxrecord, settings.swap_color_channel
-    )
-    source, subset = train_subset(source, settings.train_data_subset, settings.seed)
-    notes = []
+    path = Path(settings.data_root) / str(settings.train_data_path)
+    opened = open_source(path, settings.use_mxrecord, settings.swap_color_channel)
+    notes = list(opened.notes)
+    source, subset = train_subset(opened, settings.train_data_subset, settings.seed)
     if settings.without_subjects is not None:
         source, left_out = without_subjects(source, settings.without_subjects)
         notes.append(left_out)
@@ -163,9 +162,9 @@ def _coreset_run(
     if settings.val_data_path is None:
         source, others = hold_out(source, settings.held_out, settings.seed)
     else:
-        path = Path(settings.data_root) / settings.val_data_path
-        others = open_source(path, settings.use_mxrecord, settings.swap_color_channel)
+        others = validation_people(settings)
         check_apart(source.subjects, others.subjects)
+        lines += [f"         {note}" for note in others.notes]
     augmentation = _augmentation(settings)
     held_out = held_out_templates(
         others,

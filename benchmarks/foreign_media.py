@@ -32,7 +32,7 @@ from sklearn.linear_model import LogisticRegression
 from benchmarks.judged import read_judged
 from coreset import FaceSets
 from data.feature_bank import FeatureBank, read_given
-from data.subsets import read_names
+from data.names import match_names, read_names
 from data.views import Kind
 from evaluation.protocols import SetProtocol
 from recognition.enrolment import EnrolmentLimits, duplicate_groups, people_finder, similarity_to_rest
@@ -188,7 +188,8 @@ def two_people_in_one(views: Path, weights: str | None, only: Path | None) -> No
     if aggregator is None:
         raise SystemExit("--two_people: --aggregator_weights FILE with a trained aggregator is needed.")
     bank = read_given(views)
-    bank = bank.of_subjects(set(bank.subjects) if only is None else read_names(only))
+    if only is not None:
+        bank = bank.of_subjects(match_names(read_names(only), bank.subjects, str(only), bank.name).subjects)
     images = [np.flatnonzero(bank.labels == subject) for subject in range(len(bank.subjects))]
     rng = np.random.default_rng(0)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from data.subsets import read_names
+from data.names import read_names
 from errors import InputError
 from evaluation.given_features import read_features
 from evaluation.ijb import Cohort, Floats, Rules, describe_cohort

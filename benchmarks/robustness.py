@@ -42,7 +42,7 @@ from command import build_parser, run_command
 from coreset import build_aggregator
 from coreset.two_people import DEFAULT_LIMIT, TwoPeople
 from data.feature_bank import FeatureBank, read_given
-from data.subsets import read_names
+from data.names import read_names
 from data.views import Kind
 from embedding import embed_arrays
 from errors import InputError
@@ -142,7 +142,7 @@ def _faces(args: argparse.Namespace, judged: Judged) -> Faces:
         load_backbone(args.weights), unreadable_images(NUM_UNREADABLE, args.seed)
     )
     donors = read_given(args.donors)
-    donors = donors.of_subjects(set(donors.subjects) - read_names(args.judged_subjects))
+    donors = donors.of_subjects(donors.other_subjects(read_names(args.judged_subjects)))
     for flag, width in (("weights", odd_features.shape[1]), ("donors", donors.embedding_size)):
         if width != features.shape[1]:
             raise InputError(

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from data.decoding import decode_image
 from data.sources import FACE_SIZE, Image
 from errors import InputError
 
@@ -120,14 +121,11 @@ class LandmarkedFaces:
         except OSError as fault:
             raise InputError(f"{path}: cannot be read ({fault.strerror}).") from None
         # Landmarks are of the pixels as stored, whatever an orientation tag says.
-        flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags) if encoded else None
-        if image is None:
+        try:
+            photo = decode_image(encoded, upright=False)
+        except InputError as fault:
             raise InputError(
-                f"{path}: {len(encoded):,} bytes that cannot be decoded as an image. The file may be cut "
-                "short: unpack it again."
-            )
-        rgb = cv2.cvtColor(
-            align(image.astype(np.uint8, copy=False), self.transforms[number]), cv2.COLOR_BGR2RGB
-        )
-        return rgb.astype(np.uint8, copy=False)
+                f"{path}: {len(encoded):,} bytes that cannot be decoded as an image "
+                f"({str(fault).rstrip('.')}). Unpack it again."
+            ) from None
+        return align(photo, self.transforms[number])

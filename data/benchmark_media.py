@@ -6,7 +6,7 @@ is found and aligned by the detector. Which media make which template is said in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,14 +18,23 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from data.benchmark_protocol import BenchmarkProtocol
+from data.decoding import decode_image, suffix_of
 from data.detection import FaceDetector, find_detector
 from data.feature_bank import FeatureBank
-from data.folder_index import IMAGE_SUFFIXES
+from data.image_files import (
+    VIDEO_SUFFIXES,
+    is_image_file,
+    pair_set_folders,
+    people_root,
+    subfolders,
+    visible,
+)
+from data.names import check_distinct, match_names, unknown_names
 from data.near_duplicates import Floats, duplicates_between, duplicates_within, sketch
 from data.photos import decode_photo
 from data.recordio import REC_NAME
 from data.sources import FACE_SIZE, FaceSource, Image, decode_face, open_source
-from data.videos import VIDEO_SUFFIXES, frames
+from data.videos import frames
 from errors import InputError
 
 _Thing = TypeVar("_Thing")
@@ -34,8 +43,8 @@ Choice = Callable[[dict[str, int]], list[str]]
 
 # Copies of a clip are looked for by so many of its frames, evenly spaced.
 _SKETCHED_FRAMES = 3
-# Bytes that are written as they are, by how they begin.
-_KEPT_FORMATS = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png"}
+# Images that are written as they are; others as PNG.
+_KEPT_SUFFIXES = (".jpg", ".png")
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,7 @@ class MediaPool:
     """All media that can be used, in order, and what was left out.
 
     `rejected`: files and why; `duplicates`: media and what they show again; `two_names`: media that stand
-    under two subjects, both left out; `named_out`: subjects left out by name. `source`: of the pixels, None
+    under two subjects, both left out; `named_out`: who is left out by name. `source`: of the pixels, None
     where they are files; `bank`: features in place of pixels.
     """
 
@@ -73,7 +82,7 @@ class MediaPool:
     rejected: list[tuple[str, str]] = field(default_factory=list)
     duplicates: list[tuple[str, str]] = field(default_factory=list)
     two_names: list[tuple[str, str]] = field(default_factory=list)
-    named_out: int = 0
+    named_out: str = ""
 
     def encoded(self, frame: Frame) -> bytes:
         """The bytes of an image as they are stored."""
@@ -91,9 +100,10 @@ class MediaPool:
         return decode_face(self.encoded(frame), str(frame.path or frame.row))
 
 
-def suffix_of(encoded: bytes) -> str | None:
+def kept_suffix(encoded: bytes) -> str | None:
     """The suffix of an image whose bytes can be written as they are; None for other formats."""
-    return next((suffix for start, suffix in _KEPT_FORMATS.items() if encoded.startswith(start)), None)
+    suffix = suffix_of(encoded)
+    return suffix if suffix in _KEPT_SUFFIXES else None
 
 
 def collect_media(
@@ -122,11 +132,14 @@ def collect_media(
         pool = _media_of_pack(open_source(source, use_mxrecord=True), without, chosen)
         reader = None
     else:
-        folders = _subject_folders(source)
-        named_out = len(without & set(folders))
-        folders = {name: path for name, path in folders.items() if name not in without}
+        folders = _subject_folders(people_root(source))
+        away, named_out = _named(without, folders, source)
+        folders = {name: path for name, path in folders.items() if name not in away}
         names = chosen({name: _count(folder) for name, folder in folders.items()})
         pool = MediaPool(names, [], named_out=named_out)
+        pool.rejected += [
+            (folder.name, "is an unpacked pair set, and no person") for folder in pair_set_folders(source)
+        ]
         reader = _FolderReader(protocol, work, detector, pool)
         for number, name in enumerate(names):
             reader.add(number, name, folders[name])
@@ -138,8 +151,8 @@ def collect_media(
 
 def media_of_bank(bank: FeatureBank, without: frozenset[str], chosen: Choice) -> MediaPool:
     """The media of features: an image and its views are a still, frames of one medium are a clip."""
-    named_out = len(without & set(bank.subjects))
-    bank = bank.of_subjects(chosen(_counts(bank.subjects, bank.labels, without)))
+    away, named_out = _named(without, bank.subjects, bank.name)
+    bank = bank.of_subjects(chosen(_counts(bank.subjects, bank.labels, away)))
     media = []
     for label, start, length in zip(bank.labels, bank.starts, bank.lengths, strict=True):
         rows = range(int(start), int(start + length))
@@ -149,14 +162,27 @@ def media_of_bank(bank: FeatureBank, without: frozenset[str], chosen: Choice) ->
 
 
 def _media_of_pack(source: FaceSource, without: frozenset[str], chosen: Choice) -> MediaPool:
-    names = chosen(_counts(source.subjects, source.labels, without))
+    away, named_out = _named(without, source.subjects, source.name)
+    names = chosen(_counts(source.subjects, source.labels, away))
     number = {name: place for place, name in enumerate(names)}
     media = [
         Medium(number[name], source.describe(row).removeprefix(f"{source.location}/"), (Frame(row),), False)
         for row, label in enumerate(source.labels.tolist())
         if (name := source.subjects[label]) in number
     ]
-    return MediaPool(names, media, source=source, named_out=len(without & set(source.subjects)))
+    return MediaPool(names, media, source=source, named_out=named_out)
+
+
+def _named(without: frozenset[str], subjects: Iterable[str], data: object) -> tuple[frozenset[str], str]:
+    """The subjects that are left out by name, and a sentence; InputError where a list names none of them."""
+    if not without:
+        return frozenset(), ""
+    there = list(subjects)
+    matches = match_names(without, there, "--without_subjects", str(data))
+    return matches.subjects, (
+        f"{len(matches.subjects):,} of {len(without):,} names to leave out are subjects of the source"
+        + unknown_names(matches, there)
+    )
 
 
 def _counts(subjects: list[str], labels: NDArray[np.int64], without: frozenset[str]) -> dict[str, int]:
@@ -168,7 +194,7 @@ def _counts(subjects: list[str], labels: NDArray[np.int64], without: frozenset[s
 
 
 def _count(folder: Path) -> int:
-    return sum(not path.name.startswith(".") for path in folder.iterdir())
+    return len(visible(folder))
 
 
 def _subject_folders(source: Path) -> dict[str, Path]:
@@ -177,7 +203,8 @@ def _subject_folders(source: Path) -> dict[str, Path]:
             f"{source}: there is no such folder. Expected <folder>/<subject>/<image>, a folder with "
             f"{REC_NAME}, or features."
         )
-    found = {path.name: path for path in sorted(source.iterdir()) if path.is_dir() and path.name[0] != "."}
+    found = {path.name: path for path in subfolders(source)}
+    check_distinct(found, str(source))
     if not found:
         raise InputError(f"{source}: holds no subject folders. Expected {source}/<subject>/<image>.")
     real: dict[Path, list[str]] = {}
@@ -210,16 +237,16 @@ class _FolderReader:
     def add(self, subject: int, name: str, folder: Path) -> None:
         """All media of a subject, in the order of their names."""
         before = len(self._pool.media)
-        for path in sorted(folder.iterdir()):
-            if path.name.startswith("."):
-                continue
+        for path in visible(folder):
             where = f"{name}/{path.name}"
             if path.is_dir():
                 self._add(subject, where, list(self._frames_of(path, where)), is_clip=True)
             elif path.suffix.lower() in VIDEO_SUFFIXES:
                 self._add(subject, where, list(self._frames_of_video(path, where)), is_clip=True)
-            elif path.suffix.lower() in IMAGE_SUFFIXES:
+            elif is_image_file(str(path)):
                 self._add(subject, where, list(self._still(path, where)), is_clip=False)
+            else:
+                self._pool.rejected.append((where, "is neither an image nor a video"))
         if len(self._pool.media) == before:
             self._pool.rejected.append((name, "holds no image that can be used"))
 
@@ -228,10 +255,11 @@ class _FolderReader:
             self._pool.media.append(Medium(subject, name, tuple(found), is_clip))
 
     def _frames_of(self, folder: Path, name: str) -> Iterator[Frame]:
-        paths = sorted(
-            (p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != "."),
-            key=_natural,
-        )
+        inside = visible(folder)
+        paths = sorted((path for path in inside if path.is_file() and is_image_file(str(path))), key=_natural)
+        self._pool.rejected += [
+            (f"{name}/{path.name}", "is no image") for path in inside if path not in paths
+        ]
         if not paths:
             self._pool.rejected.append((name, "holds no images"))
         for path in evenly(paths, self._most):
@@ -255,12 +283,11 @@ class _FolderReader:
         except OSError as fault:
             self._pool.rejected.append((name, f"cannot be read ({fault.strerror})"))
             return
-        flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags) if encoded else None
-        if image is not None and image.shape[:2] == (FACE_SIZE, FACE_SIZE):
-            yield Frame(path=path)
-            return
         try:
+            as_stored = decode_image(encoded, upright=False)
+            if as_stored.shape[:2] == (FACE_SIZE, FACE_SIZE):
+                yield Frame(path=path)
+                return
             photo = decode_photo(encoded)
         except InputError as fault:
             self._pool.rejected.append((name, str(fault).rstrip(".")))

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from data.alignment import TEMPLATE
-from data.benchmark_media import Frame, MediaPool, encode_png, evenly, suffix_of
+from data.benchmark_media import Frame, MediaPool, encode_png, evenly, kept_suffix
 from data.benchmark_plan import BenchmarkPlan, PlannedMedium
 from data.benchmark_protocol import BenchmarkProtocol, with_causes
 from data.views import Degradation, Kind, degrade, draw_degradation, neighbour
@@ -150,7 +150,7 @@ def _rendered(
             yield encode_png(degrade(pool.image(frame), own, rng)), ".png", frame.score
             continue
         encoded = pool.encoded(frame)
-        suffix = suffix_of(encoded)
+        suffix = kept_suffix(encoded)
         if suffix is None:
             encoded, suffix = encode_png(pool.image(frame)), ".png"
         yield encoded, suffix, frame.score

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from backbone_spec import split_context
 from data.feature_store import MANIFEST, FeatureStore, open_store
+from data.names import normal
 from data.views import Kind, ViewPlan
 from errors import InputError
 
@@ -74,6 +75,10 @@ class FeatureBank:
         number = {name: place for place, name in enumerate(wanted)}
         new = np.array([number.get(name, -1) for name in self.subjects], np.int64)[self.labels]
         return self.taken(np.flatnonzero(new >= 0), new[new >= 0], wanted)
+
+    def other_subjects(self, names: Collection[str]) -> list[str]:
+        """Those whom `names` (of `data.names.read_names`) does not name."""
+        return [subject for subject in self.subjects if normal(subject) not in names]
 
     def taken(self, images: Ints, labels: Ints, subjects: list[str]) -> FeatureBank:
         """These images (I',) under other labels (I',) and names."""

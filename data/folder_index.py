@@ -17,14 +17,26 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from data.image_files import (
+    IMAGE_SUFFIXES,
+    IMAGES,
+    PAIRS,
+    Skipped,
+    is_image_file,
+    is_leftover,
+    is_pair_set,
+    subfolders,
+)
+from data.names import check_distinct
 from errors import InputError
 from files import atomic_path
 
 INDEX_FOLDER = ".face_index"
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 _INDEX_FILE = "listing.npz"
-_FORMAT = 1
+_SHOWN = 3
+# 2: which files are images is said by `data.image_files`.
+_FORMAT = 2
 # A folder changed within this time of its listing may change again without a new time stamp (file systems
 # count in steps of up to two seconds), so such a list is not trusted the next time.
 _STAMP_STEP_NS = 2_000_000_000
@@ -36,13 +48,14 @@ class FolderListing:
 
     `subjects`: S names. `subject_offsets`: (S+1,) int64, the images of subject s are rows
     `subject_offsets[s]:subject_offsets[s+1]`. `names`: (bytes,) uint8, the file names, each ended by a zero
-    byte. `name_offsets`: (N+1,) int64, where each name starts in `names`.
+    byte. `name_offsets`: (N+1,) int64, where each name starts in `names`. `skipped`: what is not read.
     """
 
     subjects: list[str]
     subject_offsets: NDArray[np.int64]
     names: NDArray[np.uint8]
     name_offsets: NDArray[np.int64]
+    skipped: Skipped
 
     def __len__(self) -> int:
         return len(self.name_offsets) - 1
@@ -55,20 +68,26 @@ class FolderListing:
         """All names without their suffix, each ended by a zero byte, in one (bytes,) array."""
         dots = np.flatnonzero(self.names == ord("."))
         ends = self.name_offsets[1:] - 1
-        last_dots = dots[np.searchsorted(dots, ends) - 1]
+        before = np.searchsorted(dots, ends)
+        last_dots = np.where(before, dots[before - 1], -1) if len(dots) else np.full(len(ends), -1)
+        has_suffix = last_dots >= self.name_offsets[:-1]
         edges = np.zeros(len(self.names) + 1, np.int8)
-        edges[last_dots] = 1
-        edges[ends] = -1
+        edges[last_dots[has_suffix]] = 1
+        edges[ends[has_suffix]] = -1
         kept: NDArray[np.uint8] = self.names[np.cumsum(edges[:-1], dtype=np.int8) == 0]
         return kept
 
 
 @dataclass(frozen=True)
 class _Folders:
-    """The subject folders as found now: sorted names, and when each last changed, in nanoseconds."""
+    """The subject folders as found now: sorted names, and when each last changed, in nanoseconds.
+
+    `skipped`: what lies beside them.
+    """
 
     names: list[str]
     stamps: NDArray[np.int64]
+    skipped: Skipped
 
 
 def list_faces(root: Path) -> FolderListing:
@@ -90,10 +109,19 @@ def list_faces(root: Path) -> FolderListing:
 
 def _subject_folders(root: Path) -> _Folders:
     found: list[tuple[str, int]] = []
+    skipped = Skipped.nothing()
     try:
         with os.scandir(root) as entries:
-            # follow links: large sets are often put together from links to other disks
-            found = [(e.name, e.stat().st_mtime_ns) for e in entries if e.name[0] != "." and e.is_dir()]
+            for e in entries:
+                if is_leftover(e.name):
+                    continue
+                # Links are followed: large sets are often put together from links to other disks.
+                if e.is_dir():
+                    found.append((e.name, e.stat().st_mtime_ns))
+                elif e.is_symlink() and not e.is_file():
+                    skipped.add("broken links", e.name)
+                elif e.name.lower().endswith(IMAGE_SUFFIXES):
+                    skipped.add("images beside the subject folders", e.name)
     except FileNotFoundError:
         raise InputError(f"{root}: there is no such folder. Expected <folder>/<subject>/<image>.") from None
     except NotADirectoryError:
@@ -103,7 +131,8 @@ def _subject_folders(root: Path) -> _Folders:
     if not found:
         raise InputError(_no_subjects(root))
     found.sort()
-    return _Folders([name for name, _ in found], np.array([stamp for _, stamp in found], np.int64))
+    check_distinct((name for name, _ in found), str(root))
+    return _Folders([name for name, _ in found], np.array([stamp for _, stamp in found], np.int64), skipped)
 
 
 def _no_subjects(root: Path) -> str:
@@ -119,13 +148,12 @@ def _pack_advice(root: Path) -> str:
     return f" It holds train.rec: read that with --use_mxrecord, or unpack it (convert.py --rec_path {root})."
 
 
-def _no_images(root: Path, folders: _Folders) -> str:
-    sentence = (
-        f"{root}: none of its {len(folders.names):,} folders holds an image ({', '.join(IMAGE_SUFFIXES)})."
-    )
-    for name in ("imgs", *folders.names[:100]):
+def _no_images(root: Path, folders: _Folders, skipped: Skipped) -> str:
+    sentence = f"{root}: none of its {len(folders.names):,} folders holds an image of a person."
+    sentence += "".join(f" {each}." for each in skipped.sentences()[:_SHOWN])
+    for name in (IMAGES, *folders.names[:100]):
         inner = root / name
-        if inner.is_dir() and any(path.is_dir() for path in inner.iterdir()):
+        if inner.is_dir() and subfolders(inner):
             return f"{sentence} Expected <subject>/<image>; did you mean {inner}?"
     return sentence + (
         _pack_advice(root) if (root / "train.rec").is_file() else " Expected <subject>/<image>."
@@ -136,38 +164,56 @@ def _scan(root: Path, folders: _Folders) -> FolderListing:
     index_folder, now = _writable_index_folder(root)
     blobs: list[bytes] = []
     counts = np.zeros(len(folders.names), np.int64)
+    skipped = Skipped.nothing()
     progress = tqdm(folders.names, desc=f"listing {root.name}", unit="subject", delay=2, leave=False)
     for number, subject in enumerate(progress):
-        images = _image_names(root / subject)
+        images = _image_names(root / subject, skipped)
         counts[number] = len(images)
         blobs.append(_joined(images))
     if not counts.any():
-        raise InputError(_no_images(root, folders))
+        raise InputError(_no_images(root, folders, skipped))
     names = np.frombuffer(b"".join(blobs), np.uint8)
     if index_folder is not None and (folders.stamps < now - _STAMP_STEP_NS).all():
-        _keep(index_folder / _INDEX_FILE, folders, counts, names)
-    return _listing(folders, counts, names)
+        _keep(index_folder / _INDEX_FILE, folders, counts, names, skipped)
+    return _listing(folders, counts, names, skipped)
 
 
-def _image_names(folder: Path) -> list[str]:
+def _image_names(folder: Path, skipped: Skipped) -> list[str]:
+    """Names of the images of a subject; adds to `skipped` what else is there."""
+    if is_pair_set(folder):
+        skipped.add(f"folders of unpacked pair sets ({PAIRS})", folder.name)
+        return []
+    names = []
     try:
         with os.scandir(folder) as entries:
-            return sorted(
-                e.name
-                for e in entries
-                if e.name[0] != "." and e.name.lower().endswith(IMAGE_SUFFIXES) and e.is_file()
-            )
+            for e in entries:
+                if is_leftover(e.name):
+                    continue
+                if e.is_dir():
+                    skipped.add("folders within subjects", f"{folder.name}/{e.name}")
+                elif not e.is_file():
+                    skipped.add("broken links", f"{folder.name}/{e.name}")
+                elif is_image_file(e.path):
+                    names.append(e.name)
+                else:
+                    skipped.add_file(f"{folder.name}/{e.name}")
     except OSError as fault:
         raise InputError(f"{folder}: cannot be read ({fault.strerror}). Check its permissions.") from None
+    if not names:
+        skipped.add("folders without an image", folder.name)
+    return sorted(names)
 
 
-def _listing(folders: _Folders, counts: NDArray[np.int64], names: NDArray[np.uint8]) -> FolderListing:
+def _listing(
+    folders: _Folders, counts: NDArray[np.int64], names: NDArray[np.uint8], skipped: Skipped
+) -> FolderListing:
     filled = counts > 0
     return FolderListing(
         subjects=[name for name, keep in zip(folders.names, filled, strict=True) if keep],
         subject_offsets=np.concatenate(([0], np.cumsum(counts[filled]))),
         names=names,
         name_offsets=np.concatenate(([0], np.flatnonzero(names == 0) + 1)),
+        skipped=skipped.with_more(folders.skipped),
     )
 
 
@@ -189,7 +235,13 @@ def _writable_index_folder(root: Path) -> tuple[Path | None, int]:
     return None, 0
 
 
-def _keep(path: Path, folders: _Folders, counts: NDArray[np.int64], names: NDArray[np.uint8]) -> None:
+def _keep(
+    path: Path,
+    folders: _Folders,
+    counts: NDArray[np.int64],
+    names: NDArray[np.uint8],
+    skipped: Skipped,
+) -> None:
     try:
         with atomic_path(path) as temporary:
             np.savez(
@@ -199,6 +251,7 @@ def _keep(path: Path, folders: _Folders, counts: NDArray[np.int64], names: NDArr
                 stamps=folders.stamps,
                 counts=counts,
                 names=names,
+                skipped=np.array(skipped.to_json()),
             )
     except OSError:
         # The list only saves time: a full disk is no reason to stop here.
@@ -213,7 +266,10 @@ def _load(path: Path, folders: _Folders) -> FolderListing | None:
                 and np.array_equal(kept["stamps"], folders.stamps)
                 and kept["folders"].tobytes() == _joined(folders.names)
             )
-            return _listing(folders, kept["counts"], kept["names"]) if same else None
+            if not same:
+                return None
+            skipped = Skipped.from_json(str(kept["skipped"]))
+            return _listing(folders, kept["counts"], kept["names"], skipped)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 

@@ -80,8 +80,8 @@ def build_set_benchmark(
         require_free_space(out, faces * _BYTES_OF_FACE)
         manifest = write_benchmark(partial / name, name, pool, plan, protocol, seed)
     text = _text(out / name, pool, manifest)
-    if without:
-        text += f"\n  {pool.named_out:,} of {len(without):,} names to leave out are subjects of the source"
+    if pool.named_out:
+        text += f"\n  {pool.named_out}"
     return BuiltBenchmark(out / name, manifest, text)
 
 

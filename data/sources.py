@@ -12,17 +12,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from data.decoding import Image as Image
+from data.decoding import decode_image
 from data.folder_index import list_faces
+from data.image_files import people_root, unpacked_note
 from data.recordio import read_face_pack
 from errors import InputError
 
 FACE_SIZE = 112
-
-Image = NDArray[np.uint8]
 
 
 class FaceSource(Protocol):
@@ -65,16 +65,24 @@ class FaceSource(Protocol):
 
 
 class ImageFolder:
-    """`<root>/<subject>/<image>`; `swap_color_channel` is for what the old published convert.py wrote."""
+    """`<root>/<subject>/<image>`; `swap_color_channel` is for what the old published convert.py wrote.
+
+    Where `root` is a data set that convert.py unpacked, its people are in `<root>/imgs`. `notes`: sentences
+    on that, and on all that is not read.
+    """
 
     location: Path
     labels: NDArray[np.int64]
 
     def __init__(self, root: Path, swap_color_channel: bool = False) -> None:
-        self.location = root
-        self.name = str(root)
+        self.location = people_root(root)
+        self.name = str(self.location)
+        self.notes: list[str] = []
         self._swap = swap_color_channel
-        self._listing = list_faces(root)
+        self._listing = list_faces(self.location)
+        if self.location != root:
+            self.notes.append(unpacked_note(root))
+        self.notes += self._listing.skipped.sentences()
         self._set_labels()
 
     @property
@@ -129,6 +137,7 @@ class RecordIOSource:
     def __init__(self, folder: Path, swap_color_channel: bool = False) -> None:
         self.location = folder
         self.name = str(folder / "train.rec")
+        self.notes: list[str] = []
         self._swap = swap_color_channel
         pack = read_face_pack(folder)
         if not len(pack.keys):
@@ -202,7 +211,9 @@ class Selection:
         return Selection(self._source, self._rows[rows])
 
 
-def open_source(path: Path, use_mxrecord: bool = False, swap_color_channel: bool = False) -> FaceSource:
+def open_source(
+    path: Path, use_mxrecord: bool = False, swap_color_channel: bool = False
+) -> ImageFolder | RecordIOSource:
     """Opens an image folder, or the folder of a RecordIO pack."""
     source = RecordIOSource if use_mxrecord else ImageFolder
     return source(path, swap_color_channel)
@@ -247,21 +258,20 @@ def decode_face(encoded: bytes, where: str, *, swap_color_channel: bool = False)
         InputError: the bytes are no image, or not 112 x 112.
     """
     # An orientation tag is ignored, as the published loaders do: aligned faces are upright as stored.
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags) if encoded else None
-    if image is None:
+    try:
+        image = decode_image(encoded, upright=False)
+    except InputError as fault:
         raise InputError(
-            f"{where}: {len(encoded):,} bytes that cannot be decoded as an image. The file may be cut short: "
-            "replace it, or remove it from the data."
-        )
+            f"{where}: {len(encoded):,} bytes that cannot be decoded as an image ({str(fault).rstrip('.')}). "
+            "Replace the file, or remove it from the data."
+        ) from None
     if image.shape[:2] != (FACE_SIZE, FACE_SIZE):
         raise InputError(
             f"{where}: the image is {image.shape[1]} x {image.shape[0]} pixels, expected "
             f"{FACE_SIZE} x {FACE_SIZE}. Align the faces by five points and crop them to that size; resizing "
             "alone misplaces eyes and mouth."
         )
-    ordered = image if swap_color_channel else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-    return ordered.astype(np.uint8, copy=False)
+    return np.ascontiguousarray(image[..., ::-1]) if swap_color_channel else image
 
 
 class SubjectIndex:

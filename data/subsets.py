@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from data.names import match_names, normal, read_names, unknown_names
 from data.sources import FaceSource, SubjectIndex, select
 from errors import InputError
 
@@ -57,38 +58,26 @@ def train_subset(source: FaceSource, spec: str | None, seed: int) -> tuple[FaceS
     return _share(source, fraction, seed)
 
 
-def read_names(path: Path) -> frozenset[str]:
-    """Names of subjects, one a line.
-
-    Raises:
-        InputError: the file cannot be read, or names nobody.
-    """
-    try:
-        names = frozenset(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines())
-    except (OSError, UnicodeDecodeError) as fault:
-        raise InputError(
-            f"{path}: cannot be read ({fault}). Expected names of subjects, one a line."
-        ) from None
-    if not names - {""}:
-        raise InputError(f"{path}: is empty. Expected names of subjects, one a line.")
-    return names - {""}
-
-
 def kept_subjects(name: str, subjects: list[str], path: str) -> tuple[list[str], str]:
     """The subjects that the file of `--without_subjects` does not name, and a sentence that says so.
 
     Raises:
-        InputError: as `read_names`, or fewer than two subjects are left; `name` is that of the data.
+        InputError: as `read_names`, the file names nobody in the data, or fewer than two subjects are left;
+            `name` is that of the data.
     """
-    named = read_names(Path(path))
-    kept = [subject for subject in subjects if subject not in named]
+    listed = read_names(Path(path))
+    matches = match_names(listed, subjects, f"--without_subjects {path}", name)
+    kept = [subject for subject in subjects if subject not in matches.subjects]
     if len(kept) < 2:
         raise InputError(
             f"{name}: --without_subjects {path} leaves {len(kept)} of {len(subjects):,} subjects, and "
             "training takes two or more. Name fewer."
         )
     left_out = len(subjects) - len(kept)
-    return kept, f"{left_out:,} subjects are left out, of {len(named):,} names in {path}"
+    return kept, (
+        f"{left_out:,} subjects are left out, of {len(listed):,} names in {path}"
+        + unknown_names(matches, subjects)
+    )
 
 
 def without_subjects(source: FaceSource, path: str) -> tuple[FaceSource, str]:
@@ -224,7 +213,7 @@ def _drawn_order(subjects: list[str], seed: int, purpose: str) -> list[int]:
 
 
 def _hash(name: str, seed: int, purpose: str) -> int:
-    text = f"{purpose}:{seed}:".encode() + os.fsencode(name)
+    text = f"{purpose}:{seed}:".encode() + os.fsencode(normal(name))
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
 
 

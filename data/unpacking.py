@@ -22,9 +22,10 @@ from typing import Any, cast
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
+from data.decoding import Image, decode_image, suffix_of
+from data.image_files import IMAGES, PAIRS
 from data.pairs import PairSet
 from data.recordio import REC_NAME, FacePack, read_face_pack, write_face_pack
 from data.sources import FACE_SIZE, ImageFolder, decode_face
@@ -32,13 +33,11 @@ from errors import InputError
 from files import atomic_write, require_free_space
 
 FORMATS = ("original", "jpg", "png")
-IMAGES = "imgs"
 
 _MARKER = ".unpacked.json"
 _PART = ".part"
 _CHUNK = 512
-_SIGNATURES = {b"\xff\xd8": ".jpg", b"\x89PNG": ".png", b"BM": ".bmp", b"RIFF": ".webp"}
-# How whole images end: OpenCV 4 fills up what is missing of a JPEG with grey and says nothing.
+# How whole images end; a decoder may be content with less.
 _ENDS = {".jpg": b"\xff\xd9", ".png": b"IEND\xaeB`\x82"}
 _END_IS_WITHIN = 1024
 # Each file fills its last block.
@@ -82,8 +81,8 @@ def unpack_pack(
     told. `quality` is that of JPEG where `image_format` is 'jpg'.
 
     Raises:
-        InputError: a pack with a damaged record (before anything is written), a folder that holds another
-            pack's images, too little room on the disk, or a disk that fills up.
+        InputError: a pack with a damaged record (before anything is written) or without a single image, a
+            folder that holds another pack's images, too little room on the disk, or a disk that fills up.
     """
     pack = read_face_pack(folder)
     _check_records(pack)
@@ -104,6 +103,12 @@ def unpack_pack(
         for part, count in _parts(job, num_workers):
             total.add(part)
             bar.update(count)
+    if not total.written + total.there:
+        key, why = min(total.skipped)
+        raise InputError(
+            f"{folder / REC_NAME}: none of its {len(pack.keys):,} records is an image that can be read; "
+            f"record {key}: {why}. Compare the file's size and checksum with the original."
+        )
     return total
 
 
@@ -112,6 +117,9 @@ def unpack_pairs(pairs: PairSet, out: Path) -> int:
 
     `pairs.csv` has the columns first, second, mated (0 or 1), in the order of the pair set. A pair with an
     image that cannot be decoded is left out of both.
+
+    Raises:
+        InputError: no pair can be decoded, or too little room on the disk.
     """
     out.mkdir(parents=True, exist_ok=True)
     require_free_space(out, sum(len(content) + _BLOCK for content in pairs.images))
@@ -129,13 +137,17 @@ def unpack_pairs(pairs: PairSet, out: Path) -> int:
                 _write(out / name, content)
         rows.writerow([*names, mated])
         count += 1
+    if not count:
+        raise InputError(f"{pairs.name}: none of its {len(pairs):,} pairs has two images that can be read.")
     # Last: where it lies, all images do.
-    atomic_write(out / "pairs.csv", table.getvalue())
+    atomic_write(out / PAIRS, table.getvalue())
     return count
 
 
-def pack_folder(folder: Path, out: Path) -> tuple[int, int]:
-    """Packs `<folder>/<subject>/<image>` with the original bytes; gives the counts of subjects and images.
+def pack_folder(folder: Path, out: Path) -> tuple[int, int, list[str]]:
+    """Packs `<folder>/<subject>/<image>` with the original bytes.
+
+    Gives the counts of subjects and images, and sentences on what of the folder is not read.
 
     Subjects are numbered in the order of their names, which `subjects.txt` keeps, a line each.
 
@@ -156,7 +168,7 @@ def pack_folder(folder: Path, out: Path) -> tuple[int, int]:
 
     count = write_face_pack(out, images())
     atomic_write(out / "subjects.txt", "".join(f"{name}\n" for name in source.subjects))
-    return len(source.subjects), count
+    return len(source.subjects), count, source.notes
 
 
 def _claim(images: Path, pack: dict[str, object]) -> None:
@@ -306,24 +318,24 @@ def _is_there(path: Path, size: int | None) -> bool:
         return False
 
 
-def _decoded(content: bytes) -> NDArray[np.uint8] | str:
-    """The image as OpenCV has it (BGR), or why there is none."""
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    image = cv2.imdecode(np.frombuffer(content, np.uint8), flags) if content else None
-    if image is None:
+def _decoded(content: bytes) -> Image | str:
+    """The image (H, W, 3) in RGB, or why there is none."""
+    try:
+        image = decode_image(content, upright=False)
+    except InputError:
         return f"{len(content):,} bytes that cannot be decoded as an image"
     if _ENDS.get(_suffix(content), b"") not in content[-_END_IS_WITHIN:]:
         return f"{len(content):,} bytes that are the beginning of an image"
-    return np.asarray(image, np.uint8)
+    return image
 
 
-def _recoded(image: NDArray[np.uint8], suffix: str, quality: int) -> bytes:
+def _recoded(image: Image, suffix: str, quality: int) -> bytes:
     options = [cv2.IMWRITE_JPEG_QUALITY, quality] if suffix == ".jpg" else []
-    return cv2.imencode(suffix, image, options)[1].tobytes()
+    return cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)[1].tobytes()
 
 
 def _suffix(content: bytes) -> str:
-    return next((suffix for start, suffix in _SIGNATURES.items() if content.startswith(start)), ".jpg")
+    return suffix_of(content) or ".jpg"
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -12,7 +12,6 @@ import numpy as np
 from data.sources import Image
 from errors import InputError
 
-VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".3gp", ".mts")
 # Containers without a rate of their own say 0 or something absurd.
 _ASSUMED_RATE, _HIGHEST_RATE = 25.0, 1000.0
 # A header's count is an estimate; only a clear gap says that the file is cut short.

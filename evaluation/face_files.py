@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.face_loader import Faces
+from data.image_files import is_image_file, is_leftover
 from data.sources import Image, decode_face
 from errors import InputError
 
-FACE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 _SHOWN = 10
 
 
@@ -91,11 +91,11 @@ def files_by_stem(folder: Path) -> dict[str, str]:
         raise InputError(f"{folder}: there is no such folder.")
     found: dict[str, str] = {}
     for parent, folders, names in os.walk(folder, followlinks=True):
-        folders.sort()
+        folders[:] = sorted(name for name in folders if not is_leftover(name))
         for name in sorted(names):
-            stem, suffix = os.path.splitext(name)
-            if suffix.lower() not in FACE_SUFFIXES or name.startswith("."):
+            if is_leftover(name) or not is_image_file(os.path.join(parent, name)):
                 continue
+            stem = os.path.splitext(name)[0]
             relative = os.path.relpath(os.path.join(parent, name), folder)
             if stem in found:
                 raise InputError(

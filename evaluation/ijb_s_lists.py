@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from data.image_files import is_image_file, is_leftover
 from errors import InputError
-from evaluation.face_files import FACE_SUFFIXES, FaceFiles, first_of
+from evaluation.face_files import FaceFiles, first_of
 from evaluation.templates import FaceGroups
 
 METADATA = "cs6_metadata.csv"
@@ -236,9 +237,9 @@ def _faces_of(folder: Path, needed: set[str]) -> dict[str, list[str]]:
     found: dict[str, list[tuple[int, str, str]]] = {}
     strange = []
     for name in os.listdir(folder):
-        stem, suffix = os.path.splitext(name)
-        if suffix.lower() not in FACE_SUFFIXES or name.startswith("."):
+        if is_leftover(name) or not is_image_file(os.path.join(folder, name)):
             continue
+        stem = os.path.splitext(name)[0]
         match = _ON_DISK.fullmatch(stem)
         if match is None:
             strange.append(name)

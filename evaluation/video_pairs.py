@@ -18,10 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from data.image_files import is_image_file, is_leftover
 from data.sources import Image
 from data.video_frames import FRAME_ALIGNMENT, aligned_frame, is_aligned
 from errors import InputError
-from evaluation.face_files import FACE_SUFFIXES, FaceFiles, first_of
+from evaluation.face_files import FaceFiles, first_of
 from evaluation.metrics import FoldAccuracy, fold_accuracy, tar_at_far
 from evaluation.report import Result, markdown_table, percent, verification_section
 from evaluation.roc import TarAtFar, roc_curve
@@ -279,7 +280,8 @@ def _frames_of(folder: Path) -> list[str]:
         names = os.listdir(folder)
     except OSError:
         return []
-    return sorted((n for n in names if n.lower().endswith(FACE_SUFFIXES) and n[0] != "."), key=_numbers)
+    frames = (n for n in names if not is_leftover(n) and is_image_file(os.path.join(folder, n)))
+    return sorted(frames, key=_numbers)
 
 
 def _numbers(name: str) -> tuple[list[int], str]:

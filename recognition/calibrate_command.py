@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from data.detection import find_detector
+from data.names import same_names
 from evaluation.calibration import (
     GroupFigures,
     OneThreshold,
@@ -63,7 +64,7 @@ def calibrate_sets(args: argparse.Namespace) -> None:
         lambda: [] if cohort_root is None else find_labelled(cohort_root, "--cohort", FEWEST_IN_COHORT)
     )
     if sources and others:
-        both = sorted({each.subject for each in sources} & {each.subject for each in others})
+        both = same_names({each.subject for each in others}, {each.subject for each in sources})
         if both:
             faults.sentences.append(
                 f"--cohort {cohort_root}: {', '.join(both[:_NOTES_SHOWN])} are in --images_root too; a "

@@ -7,6 +7,7 @@ that the photos suffice for, so that one folder a person is enough.
 
 from __future__ import annotations
 
+import warnings
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from errors import InputError
+from data.image_files import people_root, subfolders, unpacked_note, visible
+from data.names import check_distinct
+from errors import InputError, InputWarning
 from evaluation.calibration import FEWEST_PEOPLE, SIZE_GROUPS
 from recognition.model import FaceModel, describe_features
 from recognition.sets import DescribedSet, SetOptions, SetSource, describe_sets
@@ -62,7 +65,11 @@ def find_labelled(root: Path, flag: str, fewest: int = FEWEST_PEOPLE) -> list[La
     Raises:
         InputError: no folder, fewer subjects than `fewest`, or two names for one folder.
     """
-    subjects = _folders(root) if root.is_dir() else []
+    if root.is_dir() and (note := unpacked_note(root)):
+        warnings.warn(f"{flag} {root}: {note}.", InputWarning, stacklevel=2)
+    root = people_root(root)
+    subjects = subfolders(root) if root.is_dir() else []
+    check_distinct((subject.name for subject in subjects), f"{flag} {root}")
     if not subjects:
         raise InputError(
             f"{flag} {root}: expected a folder whose subfolders are people, each with photos, or with a "
@@ -71,7 +78,7 @@ def find_labelled(root: Path, flag: str, fewest: int = FEWEST_PEOPLE) -> list[La
     found = []
     real: dict[Path, Path] = {}
     for subject in subjects:
-        places = [(subject, False), *((folder, True) for folder in _folders(subject))]
+        places = [(subject, False), *((folder, True) for folder in subfolders(subject))]
         for folder, is_set in places:
             first = real.setdefault(folder.resolve(), folder)
             if first != folder:
@@ -163,9 +170,5 @@ def _descriptor(
     return describe_features(model, each.features[rows], each.norms[rows], media[rows]).embedding
 
 
-def _folders(path: Path) -> list[Path]:
-    return sorted(each for each in path.iterdir() if each.is_dir() and not each.name.startswith("."))
-
-
 def _has_files(path: Path) -> bool:
-    return any(each.is_file() and not each.name.startswith(".") for each in path.iterdir())
+    return any(each.is_file() for each in visible(path))

@@ -22,16 +22,16 @@ from tqdm import tqdm
 
 from data.detection import FaceDetector, find_detector
 from data.face_measures import FaceMeasures, measure_face
+from data.image_files import VIDEO_SUFFIXES, people_root, subfolders, unpacked_note, visible
 from data.photos import check_aligned, read_photo, thumbnail
 from data.sources import Image
-from data.videos import VIDEO_SUFFIXES, expected_frames, frames
+from data.videos import expected_frames, frames
 from errors import InputError, InputWarning
 from recognition.colours import ColourSample
 from recognition.model import FaceModel, describe_features, embed_images
 
 # Photos that are read and searched at a time, each of up to 450 MB while it is.
 _READERS = max(1, min(4, os.cpu_count() or 1))
-_NOT_PHOTOS = ("thumbs.db", "desktop.ini")
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,9 @@ def find_sets(paths: Sequence[Path], images_root: Path | None = None) -> list[Se
     faults = [fault for path in paths if (fault := _fault_of_set(path))]
     found = list(paths)
     if images_root is not None:
-        folders = sorted(_subfolders(images_root)) if images_root.is_dir() else []
+        folders = subfolders(people_root(images_root)) if images_root.is_dir() else []
+        if folders and (note := unpacked_note(images_root)):
+            warnings.warn(f"--images_root {images_root}: {note}.", InputWarning, stacklevel=2)
         if not folders:
             faults.append(f"--images_root {images_root}: expected a folder whose subfolders are sets.")
         found += folders
@@ -312,26 +314,15 @@ def _described(model: FaceModel, source: SetSource, gathered: _Gathered) -> Desc
 
 
 def _files(path: Path) -> list[Path]:
-    """The files of a set by name; what systems leave in every folder is no one's photo."""
-    if not path.is_dir():
-        return [path]
-    return sorted(
-        file
-        for file in path.iterdir()
-        if file.is_file() and not file.name.startswith(".") and file.name.lower() not in _NOT_PHOTOS
-    )
-
-
-def _subfolders(path: Path) -> list[Path]:
-    return [each for each in path.iterdir() if each.is_dir() and not each.name.startswith(".")]
+    """The files of a set by name."""
+    return [file for file in visible(path) if file.is_file()] if path.is_dir() else [path]
 
 
 def _fault_of_set(path: Path) -> str | None:
     if not path.exists():
         return f"{path}: there is no such folder, image or video."
     if path.is_dir() and not _files(path):
-        inside = _subfolders(path)
-        hint = f" It holds folders: did you mean --images_root {path}?" if inside else ""
+        hint = f" It holds folders: did you mean --images_root {path}?" if subfolders(path) else ""
         return f"{path}: there are no photos in this folder.{hint}"
     return None
 

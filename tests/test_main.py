@@ -298,6 +298,46 @@ def test_bad_input_is_refused_before_work_starts(
     assert not (tmp_path / "experiments").exists()
 
 
+@pytest.mark.parametrize("cached", [False, True])
+def test_pair_sets_do_not_choose_the_best_checkpoint_of_the_coreset_stage(
+    coreset_stage: dict[str, Any], tmp_path: Path, drawn_face: Callable[[int, int], bytes], cached: bool
+) -> None:
+    root = tmp_path / "emore"
+    for folder in ("imgs/other", "imgs/another", "lfw"):
+        (root / folder).mkdir(parents=True)
+        (root / folder / "1.png").write_bytes(drawn_face(90, len(folder)))
+    (root / "lfw" / "pairs.csv").write_text("first,second,mated\n")
+    flags = coreset_stage | {"val_data_path": str(root), "cache_features": ""} | {"views": 1}
+    flags = {name: value for name, value in flags.items() if name != "held_out"}
+    if not cached:
+        flags = {name: value for name, value in flags.items() if name not in ("cache_features", "views")}
+    with pytest.raises(InputError, match=r"--val_data_path .*emore: .*lfw"):
+        main.train(flags)
+    (root / "lfw" / "pairs.csv").unlink()
+    (root / "cfp.bin").write_bytes(b"")
+    with pytest.raises(InputError, match=r"--val_data_path .*emore: .*cfp\.bin"):
+        main.train(flags)
+
+
+def test_what_training_does_not_read_is_told(
+    coreset_stage: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (Path(coreset_stage["train_data_path"]) / "s001" / "7.heic").write_bytes(b"no image")
+    names = tmp_path / "names.txt"
+    names.write_text("s000\nS002\n")
+    main.train(coreset_stage | {"fast_dev_run": True, "without_subjects": str(names)})
+    said = capsys.readouterr().out
+    for fact in (
+        "1 .heic files are not read: s001/7.heic",
+        "1 subjects are left out, of 2 names",
+        "S002 and s002",
+    ):
+        assert fact in said
+    names.write_text("S000\nnobody\n")
+    with pytest.raises(InputError, match=r"names\.txt: none of its 2 names .*S000 and s000"):
+        main.train(coreset_stage | {"fast_dev_run": True, "without_subjects": str(names)})
+
+
 def test_faults_are_told_without_a_traceback(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "main.py"), "--train_data_path", str(tmp_path / "none"), "--gpus", "0"],

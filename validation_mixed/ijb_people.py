@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,15 +10,15 @@ import numpy as np
 
 from data.feature_bank import FeatureBank, read_given
 from data.feature_templates import TemplateDrawer, TemplateRecipe
+from data.names import match_names, normal, read_names
 from data.sampling import Item
-from data.subsets import read_names
 from errors import InputError
 from evaluation.ijb import Cohort
 from evaluation.normalisation import FEWEST_IN_COHORT
 from evaluation.protocols import SetProtocol
 from evaluation.tables import read_table
 from evaluation.templates import group_faces
-from weights import name_digests, trained_subjects
+from weights import name_digest, name_digests, trained_subjects
 
 # People, and templates of each: with one, lengths hang on how it happened to be drawn. Every template of the
 # benchmark is compared with all.
@@ -29,17 +30,20 @@ _SHOWN = 3
 def judged_names(protocol: SetProtocol, path: str | None) -> frozenset[str] | None:
     """Names of the benchmark's people: of the file of --judged_subjects, else of the benchmark's own list.
 
-    `convert.py --build_set_benchmark` writes such a list; published benchmarks have none, which is None.
+    `convert.py --build_set_benchmark` writes such a list; published benchmarks have none. None: nobody says.
 
     Raises:
-        InputError: a file cannot be read.
+        InputError: a file cannot be read, or the file names none of the people in the benchmark's own list.
     """
-    if path is not None:
-        return read_names(Path(path))
+    listed = None if path is None else read_names(Path(path))
     own = protocol.meta("subjects.csv")
     if not own.is_file():
-        return None
-    return frozenset(read_table(own, {"SUBJECT_ID": np.int64, "NAME": str}, csv=True)["NAME"])
+        return listed
+    people = read_table(own, {"SUBJECT_ID": np.int64, "NAME": str}, csv=True)["NAME"].tolist()
+    if listed is None:
+        return frozenset(map(normal, people))
+    match_names(listed, people, f"--judged_subjects {path}", protocol.name)
+    return listed
 
 
 def check_not_trained_with(names: frozenset[str], aggregators: Mapping[str, str], benchmark: str) -> None:
@@ -53,10 +57,12 @@ def check_not_trained_with(names: frozenset[str], aggregators: Mapping[str, str]
     Raises:
         InputError: a file says that it was trained with some of them.
     """
-    digests = name_digests(names)
+    # Checkpoints of before names were compared in NFC hold digests of names as a folder had them.
+    decomposed = {name_digest(unicodedata.normalize("NFD", name)): name for name in names}
+    digests = decomposed | name_digests(names)
     faults = []
     for aggregator, path in aggregators.items():
-        if known := sorted(digests[digest] for digest in (trained_subjects(path) or ()) if digest in digests):
+        if known := sorted({digests[digest] for digest in trained_subjects(path) or () if digest in digests}):
             shown = ", ".join(known[:_SHOWN]) + (", ..." if len(known) > _SHOWN else "")
             faults.append(
                 f"{path}: its {aggregator} was trained with {len(known):,} of the {len(names):,} people of "
@@ -78,7 +84,7 @@ def cohort_bank(path: str, judged: frozenset[str] | None) -> FeatureBank:
         InputError: nothing of the kind is there, or too few other people are in it.
     """
     bank = read_given(Path(path))
-    others = sorted(set(bank.subjects) - (judged or frozenset()))
+    others = sorted(bank.other_subjects(judged or ()))
     if len(others) < FEWEST_IN_COHORT:
         raise InputError(
             f"--cohort {path}: {len(others)} people who are not of the benchmark, expected "

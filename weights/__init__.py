@@ -17,7 +17,7 @@ from errors import InputError
 from net import BACKBONES, Backbone, build_backbone
 from weights.aggregators import stored_aggregator
 from weights.catalogue import CATALOGUE, Entry
-from weights.digest import name_digests, weights_digest
+from weights.digest import name_digest, name_digests, weights_digest
 from weights.fitting import fitted
 from weights.layouts import recognise
 from weights.onnx_backbone import GRAPH, OnnxBackbone, read_onnx
@@ -38,6 +38,7 @@ __all__ = [
     "load_aggregator",
     "load_backbone",
     "load_weights",
+    "name_digest",
     "name_digests",
     "prepare_for",
     "read_checkpoint",

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from data.names import normal
+
 
 def weights_digest(module: nn.Module) -> str:
     """SHA-256 over names and values of the weights, the same in whatever file they stand."""
@@ -25,10 +27,11 @@ def name_digests(names: Iterable[str]) -> dict[str, str]:
     """Digest -> name, of people: files say by 48 bits whom they are of, and need not carry the names.
 
     Who knows a name can ask for it. Names that are numbers, as packs have them, mean somebody else in every
-    data set and are left out.
+    data set and are left out. Names count in the form in which they are compared (`data.names`).
     """
-    return {
-        hashlib.blake2b(os.fsencode(name), digest_size=6).hexdigest(): name
-        for name in names
-        if not name.isdecimal()
-    }
+    return {name_digest(normal(name)): name for name in names if not name.isdecimal()}
+
+
+def name_digest(name: str) -> str:
+    """48 bits of a name as it is written."""
+    return hashlib.blake2b(os.fsencode(name), digest_size=6).hexdigest()

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from data.photos import MOST_PIXELS, decode_photo, read_photo, thumbnail
+from data.decoding import MOST_PIXELS
+from data.photos import decode_photo, read_photo, thumbnail
 from errors import InputError
 
 # Red on the left, blue on the right, dark at the top.

@@ -63,7 +63,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def no_listing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(folder: Path) -> list[str]:
+    def refuse(folder: Path, skipped: object) -> list[str]:
         raise AssertionError(f"{folder} was listed again")
 
     monkeypatch.setattr(data.folder_index, "_image_names", refuse)
@@ -151,8 +151,9 @@ def test_faults_of_a_folder_say_what_was_meant(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=message):
             ImageFolder(tmp_path / name)
     write_folder(tmp_path / "emore" / "imgs", {"7": ["1.jpg"]})
-    with pytest.raises(InputError, match=r"did you mean .*emore/imgs\?"):
-        ImageFolder(tmp_path / "emore")
+    write_folder(tmp_path / "above" / "data" / "people", {"7": ["1.jpg"]})
+    with pytest.raises(InputError, match=r"did you mean .*above/data\?"):
+        ImageFolder(tmp_path / "above")
     with pytest.raises(InputError, match="did you mean its parent"):
         ImageFolder(tmp_path / "emore" / "imgs" / "7")
     (tmp_path / "empty" / "train.rec").write_bytes(b"")

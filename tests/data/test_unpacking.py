@@ -226,8 +226,7 @@ def test_half_an_image_is_left_out_where_the_decoder_fills_it_up(
     image = np.zeros((112, 112, 3), np.uint8)
     jpeg = cv2.imencode(".jpg", image)[1].tobytes()
     write_face_pack(tmp_path, [(0, jpeg), (0, jpeg[:-2])])
-    # As OpenCV 4 does.
-    monkeypatch.setattr(cv2, "imdecode", lambda _content, _flags: image)
+    monkeypatch.setattr(unpacking, "decode_image", lambda _content, upright: image)
     done = unpack_pack(tmp_path, tmp_path)
     assert done.written == 1
     assert [(key, why.split()[-1]) for key, why in done.skipped] == [(2, "image")]
@@ -342,7 +341,7 @@ def test_a_pack_is_not_written_over(face_folder: Callable[..., Path], pack: Path
 
 def test_a_folder_becomes_a_pack_and_back(face_folder: Callable[..., Path], tmp_path: Path) -> None:
     folder = face_folder(4, 3)
-    assert pack_folder(folder, tmp_path / "pack") == (4, 12)
+    assert pack_folder(folder, tmp_path / "pack") == (4, 12, [])
     assert (tmp_path / "pack" / "subjects.txt").read_text().split() == ["s000", "s001", "s002", "s003"]
     unpack_pack(tmp_path / "pack", tmp_path / "back")
     contents = [content for _, content in sorted(tree(folder).items()) if content.startswith(b"\x89PNG")]
@@ -356,4 +355,3 @@ def test_an_image_that_is_no_face_is_not_packed(face_folder: Callable[..., Path]
     with pytest.raises(InputError, match=r"s001/1.png: 8 bytes that cannot be decoded"):
         pack_folder(folder, tmp_path / "pack")
     assert not (tmp_path / "pack" / "train.rec").exists()
-    assert unpacking.IMAGES == "imgs"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -153,3 +155,39 @@ def test_an_aggregator_that_knows_the_judged_people_is_refused(
     data.meta("subjects.csv").write_text("nothing\nx\n")
     with pytest.raises(InputError, match=r"subjects\.csv, line 1: expected a header with SUBJECT_ID, NAME"):
         run(data, tmp_path / "out", **flags)
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_people_are_known_in_every_unicode_form(
+    data: Dataset, features: Path, tmp_path: Path, old: bool, form: str
+) -> None:
+    trained, judged = (unicodedata.normalize(each, "José") for each in ("NFD" if old else form, "NFC"))
+    path = trained_with(tmp_path / "known.ckpt", [trained])
+    if old:
+        # Digests of names as the folder had them.
+        content = torch.load(path, weights_only=True)
+        content[TRAINED_SUBJECTS] = hashlib.blake2b(trained.encode(), digest_size=6).hexdigest()
+        torch.save(content, path)
+    (tmp_path / "judged.txt").write_text(unicodedata.normalize(form, judged), encoding="utf-8")
+    flags = {"features": features, "aggregator": ["coreset"], "aggregator_weights": [str(path)]}
+    with pytest.raises(InputError, match="trained with 1 of the 1 people of TINY"):
+        run(data, tmp_path / "out", judged_subjects=tmp_path / "judged.txt", **flags)
+
+
+def test_a_list_that_names_nobody_of_the_benchmark_is_refused(
+    data: Dataset, features: Path, tmp_path: Path
+) -> None:
+    data.meta("subjects.csv").write_text("SUBJECT_ID,NAME\n1,Ann\n2,Bob\n")
+    (tmp_path / "judged.txt").write_text("ann\nbob\n")
+    with pytest.raises(InputError, match=r"judged\.txt: none of its 2 names .*ann and Ann"):
+        run(data, tmp_path / "out", features=features, judged_subjects=tmp_path / "judged.txt")
+
+
+def test_a_cohort_is_without_the_judged_in_every_unicode_form(tmp_path: Path) -> None:
+    path = write_cohort(tmp_path / "cohort.npz", 25)
+    content = dict(np.load(path))
+    content["labels"] = np.array([unicodedata.normalize("NFD", f"é{name}") for name in content["labels"]])
+    np.savez(path, **content)
+    bank = cohort_bank(str(path), frozenset({"éPerson_3"}))
+    assert len(bank.subjects) == 24
