@@ -29,7 +29,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from command import EXIT_BAD_INPUT, build_parser, run_command
 from errors import InputError
 from evaluation.held_out import held_out_table
-from evaluation.report import markdown_table
+from evaluation.report import markdown_table, percent
 from files import atomic_write
 from head import HEADS
 from label_run import checked_labels
@@ -350,12 +350,12 @@ def _tell(module: BackboneTrainer | FaceCoresetNet, folder: Path) -> None:
         rows = [
             [
                 name,
-                f"{100 * result.accuracy:.2f} +- {100 * result.standard_error:.2f}",
+                percent(result.accuracy, result.interval95),
                 f"{result.threshold:.3f}",
             ]
             for name, result in module.accuracies.items()
         ]
-        print(markdown_table(["pair set", "ten-fold accuracy", "threshold (squared distance)"], rows))
+        print(markdown_table(["pair set", "ten-fold accuracy [95 %]", "threshold (squared distance)"], rows))
     print(f"\neverything is in {folder}: best.ckpt, last.ckpt, metrics.csv, plots/, training_samples/")
 
 

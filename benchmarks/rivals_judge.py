@@ -55,6 +55,7 @@ class Judge(Judged):
         return {
             "tar": {rate_key(far): found.tar[rate_key(far)].strict for far in FARS},
             "drawn": self.draws.tar(scores, FARS).round(6).tolist(),
+            "people": self.draws.mated_people,
             **_identification(found),
             "templates_per_second": len(self.groups) / min(seconds),
             "parameters": sum(p.numel() for p in module.parameters()),

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.intervals import interval95
+from evaluation.intervals import difference_interval95
 from evaluation.metrics import rate_key
 from evaluation.report import markdown_table
 from files import atomic_write
@@ -29,7 +29,7 @@ class Row:
     `drawn`: TAR of each draw of subjects (R, FARs), the same draws for every row; `rank1`, `tpir` (at the
     largest FPIR, 0.1) are means over the galleries; `templates_per_second` of one core's time; `agreement`:
     share of the picks of training that evaluation makes too, `duplicates`: that are made again, None where
-    nothing is drawn.
+    nothing is drawn; `people`: subjects with mated pairs, None in rows that were written without.
     """
 
     name: str
@@ -47,6 +47,7 @@ class Row:
     parameters: int
     agreement: float | None = None
     duplicates: float | None = None
+    people: int | None = None
 
     def summary(self) -> str:
         """The figures in a line."""
@@ -118,7 +119,8 @@ def pooled_difference(folds: Sequence[tuple[Sequence[Row], Sequence[Row]]], far:
     # All folds were drawn by one seed; mixed up, a draw of one fold has nothing to do with that of another.
     rng = np.random.default_rng(0)
     drawn = [rng.permutation(_mean_drawn(rows, far) - _mean_drawn(base, far)) for rows, base in folds]
-    low, high = interval95(np.mean(drawn, axis=0)[:, None])
+    people = sum(rows[0].people or 1 for rows, _ in folds)
+    low, high = difference_interval95(np.mean(drawn, axis=0)[:, None], people)
     return Difference(float(np.mean(means)), float(low[0]), float(high[0]))
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from errors import InputError
 from evaluation.identification import Floats, Integers
-from evaluation.intervals import draw_subjects, interval95
+from evaluation.intervals import draw_subjects, interval95, rate_interval95
 from evaluation.metrics import FEWEST_DECIDING, rate_key
 from evaluation.roc import check_finite, check_rates
 from evaluation.thresholds import score_levels, thresholds_of_levels
@@ -77,9 +77,10 @@ class RateFigures:
         interval95: of the threshold, as subjects are drawn anew.
         fmr: of these pairs at the threshold, at most the rate.
         fmr95: where it would be found on as many other people: thresholds of one draw of subjects, rates of
-            another.
+            another. Observed as 0, at least the exact interval of so many pairs of people.
         fnmr: share of the mated pairs below the threshold; None where there are none.
-        fnmr95: where it would be found on as many other people.
+        fnmr95: where it would be found on as many other people. Observed as 0, at least the exact interval of
+            so many people with mated pairs.
     """
 
     threshold: float
@@ -283,22 +284,24 @@ def _rates(
             mine = count[own.first]
             if mine.sum():
                 missed[draw] = (mine[:, None] * (own.scores[:, None] < before)).sum(axis=0) / mine.sum()
-    span = interval95(drawn_thresholds), interval95(false[1:])
-    span_missed = None if np.isnan(missed).all() else interval95(missed[1:])
-    found = {}
-    for place, rate in enumerate(rates):
-        at = float(thresholds[place])
-        found[rate_key(rate)] = RateFigures(
-            threshold=at,
-            interval95=(float(span[0][0][place]), float(span[0][1][place])),
-            fmr=float((others.scores >= at).mean()),
-            fmr95=(float(span[1][0][place]), float(span[1][1][place])),
-            fnmr=float((own.scores < at).mean()) if len(own.scores) else None,
-            fnmr95=None
-            if span_missed is None
-            else (float(span_missed[0][place]), float(span_missed[1][place])),
-        )
-    return found
+    low, high = interval95(drawn_thresholds)
+    fmr = [float((others.scores >= at).mean()) for at in thresholds]
+    fmr95 = _pairs_of(rate_interval95(false[1:], fmr, _count_people_pairs(others)))
+    fnmr: list[float | None] = [None] * len(rates)
+    fnmr95: list[tuple[float, float] | None] = [None] * len(rates)
+    if len(own.scores):
+        observed = [float((own.scores < at).mean()) for at in thresholds]
+        fnmr = [*observed]
+        if not np.isnan(missed).all():
+            fnmr95 = [*_pairs_of(rate_interval95(missed[1:], observed, len(np.unique(own.first))))]
+    return {
+        rate_key(rate): RateFigures(float(thresholds[n]), span, fmr[n], fmr95[n], fnmr[n], fnmr95[n])
+        for n, (rate, span) in enumerate(zip(rates, _pairs_of((low, high)), strict=True))
+    }
+
+
+def _pairs_of(bounds: tuple[NDArray[np.float64], NDArray[np.float64]]) -> list[tuple[float, float]]:
+    return [(float(low), float(high)) for low, high in zip(*bounds, strict=True)]
 
 
 def _count_people_pairs(others: ScoredPairs) -> int:

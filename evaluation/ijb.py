@@ -6,7 +6,7 @@ The middle floor of `validation_mixed`: it knows features and aggregators, no im
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,7 +19,7 @@ from torch import nn
 from coreset.two_people import TwoPeople
 from errors import InputError
 from evaluation.identification import PublishedHelperRates, Search, published_helper_rates, search
-from evaluation.intervals import PairBootstrap, ProbeBootstrap, interval95
+from evaluation.intervals import PairBootstrap, ProbeBootstrap, difference_interval95, rate_interval95
 from evaluation.metrics import TpirAtFpir, cmc_of, rate_key, tpir_at_fpir_of
 from evaluation.normalisation import compared
 from evaluation.protocols import SetProtocol, TemplateList
@@ -225,7 +225,11 @@ def evaluate_ijb(
             helper = _published_helper(protocol, descriptors) if published_helper else None
         found.aggregators[name] = AggregatorFigures(
             verification.rates,
-            _intervals(drawn[name], list(verification.rates)) if name in drawn else None,
+            None
+            if pair_draws is None
+            else _intervals(
+                drawn[name], {k: r.strict for k, r in verification.rates.items()}, pair_draws.mated_people
+            ),
             verification.curve,
             galleries,
             helper,
@@ -235,7 +239,8 @@ def evaluate_ijb(
         if len(found.aggregators) == 1:
             # They say of the pair list more than of the aggregator: once is enough.
             found.warnings += few_scores_warnings(verification.rates)
-    found.differences = _differences(found.aggregators, drawn)
+    if pair_draws is not None:
+        found.differences = _differences(found.aggregators, drawn, pair_draws.mated_people)
     return found
 
 
@@ -311,7 +316,8 @@ def _identify(
             gallery.subjects,
         )
         cmc = cmc_of(result, RANKS)
-        cmc_intervals = _intervals(draws.cmc(result, RANKS), list(cmc)) if draws else None
+        people = draws.mated_people(result) if draws else 0
+        cmc_intervals = _intervals(draws.cmc(result, RANKS), cmc, people) if draws else None
         tpir: dict[str, TpirAtFpir] = {}
         tpir_intervals = None
         if result.is_mated.all():
@@ -319,7 +325,9 @@ def _identify(
             warnings += [] if warning in warnings else [warning]
         else:
             tpir = tpir_at_fpir_of(result, FPIRS)
-            tpir_intervals = _intervals(draws.tpir(result, FPIRS), list(tpir)) if draws else None
+            if draws:
+                observed = {key: rate.tpir for key, rate in tpir.items()}
+                tpir_intervals = _intervals(draws.tpir(result, FPIRS), observed, people)
         found[f"gallery{number}"] = GalleryFigures(result, cmc, cmc_intervals, tpir, tpir_intervals)
     return found
 
@@ -344,24 +352,29 @@ def _published_helper(protocol: SetProtocol, descriptors: NDArray[np.float32]) -
     )
 
 
-def _intervals(drawn: NDArray[np.float64], keys: Sequence[str]) -> dict[str, Interval] | None:
+def _intervals(
+    drawn: NDArray[np.float64], observed: Mapping[str, float], people: int
+) -> dict[str, Interval] | None:
     try:
-        low, high = interval95(drawn)
+        low, high = rate_interval95(drawn, list(observed.values()), people)
     except InputError:
         return None
-    return {key: (float(low[n]), float(high[n])) for n, key in enumerate(keys)}
+    return {key: (float(low[n]), float(high[n])) for n, key in enumerate(observed)}
 
 
 def _differences(
-    figures: Mapping[str, AggregatorFigures], drawn: Mapping[str, NDArray[np.float64]]
+    figures: Mapping[str, AggregatorFigures], drawn: Mapping[str, NDArray[np.float64]], people: int
 ) -> list[Difference]:
     """Every other aggregator against the first, on the same draws."""
     keys = [rate_key(far) for far in FARS]
     found = []
     for name in list(drawn)[1:]:
         reference = next(iter(drawn))
-        intervals = _intervals(drawn[name] - drawn[reference], keys)
+        try:
+            low, high = difference_interval95(drawn[name] - drawn[reference], people)
+        except InputError:
+            continue
+        intervals = {key: (float(low[n]), float(high[n])) for n, key in enumerate(keys)}
         tar = {key: figures[name].tar[key].strict - figures[reference].tar[key].strict for key in keys}
-        if intervals is not None:
-            found.append(Difference(name, reference, tar, intervals))
+        found.append(Difference(name, reference, tar, intervals))
     return found

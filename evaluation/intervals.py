@@ -3,7 +3,8 @@
 All scores of a subject hang together, so subjects are drawn with replacement, not pairs: a subject drawn
 twice counts its mated pairs twice, and a non-mated pair counts as often as the product of its two subjects.
 Two aggregators are compared on the same draws, which cancels what both have in common. Every replicate is the
-strict rate of `evaluation.metrics` on the weighted pairs.
+strict rate of `evaluation.metrics` on the weighted pairs. Where all draws repeat one value, as they do of a
+rate that was observed as 0 or 1, the exact interval of so many people takes over (`evaluation.binomial`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from errors import InputError
+from evaluation.binomial import exact_interval95
 from evaluation.identification import Floats, Integers, Search
 from evaluation.metrics import identification_scores, mated_only
 from evaluation.roc import check_rates
@@ -84,6 +86,7 @@ class PairBootstrap:
         self.drawn = draw_subjects(subjects, replicates=replicates, seed=seed)
         self.first, self.second, self.is_mated = first_subjects, second_subjects, is_mated
         self.mated_weights = self.drawn[first_subjects[is_mated]]
+        self.mated_people = len(np.unique(first_subjects[is_mated]))
         everything = _chunk_sums(self._weights(first_subjects, second_subjects), len(is_mated))
         self.total = everything.sum(axis=0, dtype=np.int64)
         self.total -= (self.mated_weights.astype(np.int64) ** 2).sum(axis=0)
@@ -133,8 +136,12 @@ class ProbeBootstrap:
         Raises:
             InputError: fewer than two subjects.
         """
-        names, subject = np.unique(probe_subjects, return_inverse=True)
-        self.weights = draw_subjects(len(names), replicates=replicates, seed=seed)[subject]
+        names, self.subject = np.unique(probe_subjects, return_inverse=True)
+        self.weights = draw_subjects(len(names), replicates=replicates, seed=seed)[self.subject]
+
+    def mated_people(self, search: Search) -> int:
+        """Subjects of the mated probes."""
+        return len(np.unique(self.subject[search.is_mated]))
 
     def cmc(self, search: Search, ranks: Sequence[int]) -> NDArray[np.float64]:
         """Share of mated probes found at each rank: (R, len(ranks)); NaN where no mated probe was drawn.
@@ -175,7 +182,7 @@ class ProbeBootstrap:
 def interval95(replicates: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Percentile interval of each column of (R, F), replicates without a value left out: low (F,), high (F,).
 
-    Of a difference of two aggregators' replicates it is the paired interval.
+    For values that are no rates; those have `rate_interval95` and `difference_interval95`.
 
     Raises:
         InputError: a column has no value, for too few subjects.
@@ -186,6 +193,42 @@ def interval95(replicates: NDArray[np.float64]) -> tuple[NDArray[np.float64], ND
         )
     low, high = np.nanpercentile(replicates, [2.5, 97.5], axis=0)
     return low, high
+
+
+def rate_interval95(
+    replicates: NDArray[np.float64], observed: Sequence[float], people: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """`interval95` of rates, which where 0 or 1 was observed reaches at least as far as the exact one.
+
+    Args:
+        replicates: (R, F).
+        observed: (F,) the rates of all subjects.
+        people: whose comparisons the rates are of; see `evaluation.binomial` for why not the comparisons.
+
+    Raises:
+        InputError: as `interval95`.
+    """
+    low, high = interval95(replicates)
+    rates = np.asarray(observed, np.float64)
+    none, everything = exact_interval95(0, people), exact_interval95(people, people)
+    high = np.where(rates == 0, np.maximum(high, none[1]), high)
+    return np.where(rates == 1, np.minimum(low, everything[0]), low), high
+
+
+def difference_interval95(
+    differences: NDArray[np.float64], people: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Paired interval of the differences (R, F) of two rates on the same draws.
+
+    Where every draw gives the same difference, so many people were decided alike, and the exact upper bound
+    of a rate observed as 0 is put on either side.
+
+    Raises:
+        InputError: as `interval95`.
+    """
+    low, high = interval95(differences)
+    margin = np.where(low == high, exact_interval95(0, people)[1], 0)
+    return np.maximum(low - margin, -1), np.minimum(high + margin, 1)
 
 
 def weighted_tar(

@@ -1,7 +1,7 @@
 """Figures of face recognition from plain arrays: TAR@FAR, ROC, ten-fold accuracy, CMC, TPIR@FPIR.
 
 The one place where a rate is defined. A score is a similarity and is accepted when it is at or above the
-threshold. Knows no templates, files or networks; NumPy alone. Source: METHOD 7 and 8.
+threshold. Knows no templates, files or networks; NumPy and SciPy alone. Source: METHOD 7 and 8.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from errors import InputError
+from evaluation.binomial import folds_interval95
 from evaluation.identification import Floats, Integers, Search, search_similarity
 from evaluation.roc import (
     RocCurve,
@@ -97,12 +98,14 @@ def tar_at_far(scores: Floats, is_mated: NDArray[np.bool_], fars: Sequence[float
 class FoldAccuracy:
     """Mean accuracy over the folds, its standard error (sample deviation / sqrt(folds)), fractions.
 
-    `threshold` is the mean of the folds' best thresholds, a squared distance.
+    `threshold` is the mean of the folds' best thresholds, a squared distance; `interval95` is that of
+    `evaluation.binomial.folds_interval95`.
     """
 
     accuracy: float
     standard_error: float
     threshold: float
+    interval95: tuple[float, float]
 
 
 def fold_accuracy(squared_distances: Floats, is_mated: NDArray[np.bool_], folds: Integers) -> FoldAccuracy:
@@ -133,11 +136,13 @@ def fold_accuracy(squared_distances: Floats, is_mated: NDArray[np.bool_], folds:
     rejected = np.bincount(fold[~is_mated], minlength=len(names))
     right = rejected[:, None] + gain.cumsum(axis=1)[:, :-1]
     best = (right.sum(axis=0) - right).argmax(axis=1)
-    accuracies = right[np.arange(len(names)), best] / np.bincount(fold)
+    chosen = right[np.arange(len(names)), best]
+    accuracies = chosen / np.bincount(fold)
     return FoldAccuracy(
         accuracy=float(accuracies.mean()),
         standard_error=float(accuracies.std(ddof=1) / np.sqrt(len(names))),
         threshold=float(thresholds[best].mean()),
+        interval95=folds_interval95(accuracies, int(chosen.sum()), len(fold)),
     )
 
 

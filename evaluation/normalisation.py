@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from errors import InputError
 from evaluation.calibration import ScoredPairs
 from evaluation.identification import Floats
-from evaluation.intervals import PairBootstrap, interval95
+from evaluation.intervals import PairBootstrap, difference_interval95
 from evaluation.metrics import rate_key, threshold_at
 
 # Of a cohort; the deviation of fewer scores is noise.
@@ -120,7 +120,9 @@ def gains(
     if not mated.any():
         raise InputError("no pair of sets of one person: no false non-match rate can be measured.")
     bootstrap = PairBootstrap(pairs.first, pairs.second, mated, replicates=replicates, seed=seed)
-    low, high = interval95(bootstrap.tar(pairs.scores, rates) - bootstrap.tar(normalised, rates))
+    low, high = difference_interval95(
+        bootstrap.tar(pairs.scores, rates) - bootstrap.tar(normalised, rates), bootstrap.mated_people
+    )
     found = {}
     for place, rate in enumerate(rates):
         before, after = (

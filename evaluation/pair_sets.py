@@ -142,7 +142,7 @@ def accuracy_table(rows: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def details_table(figures: Mapping[str, PairFigures]) -> str:
-    """Markdown: accuracy with its standard error, threshold and TAR@FAR of each set; rates per cent."""
+    """Markdown: accuracy [95 % interval], standard error, threshold and TAR@FAR of each set; per cent."""
     fars = list(next(iter(figures.values())).tar_at_far)
     head = [
         "pair set",
@@ -156,7 +156,7 @@ def details_table(figures: Mapping[str, PairFigures]) -> str:
         [
             FIVE_SETS.get(name, name),
             f"{each.pairs:,}",
-            _per_cent(each.accuracy.accuracy),
+            percent(each.accuracy.accuracy, each.accuracy.interval95),
             _per_cent(each.accuracy.standard_error),
             f"{each.accuracy.threshold:.3f}",
             *(_per_cent(each.tar_at_far[far].strict) for far in fars),

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from errors import InputError
 from evaluation.identification import Floats, Integers
-from evaluation.intervals import draw_subjects, interval95
+from evaluation.intervals import difference_interval95, draw_subjects, rate_interval95
 from evaluation.roc import check_finite, check_rates
 from evaluation.thresholds import score_levels, threshold_at, thresholds_of_levels
 
@@ -135,10 +135,11 @@ def reject_curves(
     if not areas[RANDOM]:
         raise InputError("no draw of subjects had a mated and a non-mated pair: too few subjects.")
     drawn = {name: np.array(values) for name, values in areas.items()}
-    curves = {name: _curve(whole[name], drawn[name], drawn[RANDOM]) for name in whole}
-    choice = _choice(curves, drawn, favourite)
+    people = len(np.unique(pairs.subjects[mated[1]]))
+    curves = {name: _curve(whole[name], drawn[name], drawn[RANDOM], people) for name in whole}
+    choice = _choice(curves, drawn, favourite, people)
     differences = {
-        name: _interval(drawn[name][:, 1] - drawn[choice][:, 1])
+        name: _difference(drawn[name], drawn[choice], people)
         for name in curves
         if choice is not None and name != choice
     }
@@ -221,32 +222,34 @@ def _areas(fnmr: Doubles) -> tuple[float, float]:
     return float(steps.sum() / MOST_REJECTED), float(steps[part].sum() / PARTIAL)
 
 
-def _curve(fnmr: Doubles, drawn: Doubles, at_random: Doubles) -> RejectCurve:
+def _curve(fnmr: Doubles, drawn: Doubles, at_random: Doubles, people: int) -> RejectCurve:
     area, partial = _areas(fnmr)
+    low, high = rate_interval95(drawn, [area, partial], people)
     return RejectCurve(
         fnmr=fnmr,
         area=area,
-        area95=_interval(drawn[:, 0]),
+        area95=(float(low[0]), float(high[0])),
         partial=partial,
-        partial95=_interval(drawn[:, 1]),
-        against_random=_interval(drawn[:, 1] - at_random[:, 1]),
+        partial95=(float(low[1]), float(high[1])),
+        against_random=_difference(drawn, at_random, people),
     )
 
 
 def _choice(
-    curves: Mapping[str, RejectCurve], drawn: Mapping[str, Doubles], favourite: str | None
+    curves: Mapping[str, RejectCurve], drawn: Mapping[str, Doubles], favourite: str | None, people: int
 ) -> str | None:
     helping = [name for name, curve in curves.items() if curve.against_random[1] < 0]
     if not helping:
         return None
     best = min(helping, key=lambda name: curves[name].partial)
     if favourite in helping and favourite is not None:
-        low, high = _interval(drawn[best][:, 1] - drawn[favourite][:, 1])
+        low, high = _difference(drawn[best], drawn[favourite], people)
         if low <= 0 <= high:
             return favourite
     return best
 
 
-def _interval(values: Doubles) -> tuple[float, float]:
-    low, high = interval95(values[:, None])
+def _difference(drawn: Doubles, other: Doubles, people: int) -> tuple[float, float]:
+    """Of the partial areas of two measures."""
+    low, high = difference_interval95(drawn[:, 1:] - other[:, 1:], people)
     return float(low[0]), float(high[0])

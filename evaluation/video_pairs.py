@@ -152,14 +152,14 @@ def evaluate_video_pairs(
 
 
 def video_table(figures: Mapping[str, VideoFigures]) -> str:
-    """Markdown: a row an aggregator; rates in per cent."""
+    """Markdown: a row an aggregator; rates in per cent, accuracy with its 95 % interval."""
     fars = list(next(iter(figures.values())).tar_at_far)
     head = ["aggregator", "accuracy", "standard error", "threshold (squared distance)"]
     head += [*(f"TAR@FAR {far}" for far in fars), "AUC"]
     rows = [
         [
             name,
-            percent(each.accuracy.accuracy),
+            percent(each.accuracy.accuracy, each.accuracy.interval95),
             percent(each.accuracy.standard_error),
             f"{each.accuracy.threshold:.3f}",
             *(percent(each.tar_at_far[far].strict) for far in fars),

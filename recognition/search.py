@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import beta
 
 from errors import InputError
+from evaluation.binomial import threshold_rate_interval95
 from evaluation.thresholds import threshold_at
 
 Floats = NDArray[np.float32]
@@ -104,7 +104,9 @@ class OpenSetThreshold:
         fpir: that was asked for: the share of people who are not enrolled and yet get an answer.
         comparisons: searches of people who are not there that it rests on.
         alarms: how many of them it lets pass.
-        interval95: of the true rate, if coming probes are like those searches (Clopper-Pearson).
+        interval95: of the true rate, if coming probes are like those searches
+            (`evaluation.binomial.threshold_rate_interval95`). Two people who are each other's best match are
+            one event, not two.
         closest: rows of the two enrolled people most like each other among the searches; None where the
             searches were of others.
     """
@@ -140,7 +142,11 @@ def threshold_from_gallery(descriptors: Floats, fpir: float) -> OpenSetThreshold
     rows = np.linspace(0, len(descriptors) - 1, count).round().astype(np.int64)
     best = search(descriptors[rows], descriptors, 1, leave_out=rows)
     at = int(best.scores[:, 0].argmax())
-    return _threshold(best.scores[:, 0], fpir, (int(rows[at]), int(best.rows[at, 0])))
+    # The place among the searches of each one's best match, -1 where that did not search.
+    place = np.full(len(descriptors), -1, np.int64)
+    place[rows] = np.arange(count)
+    closest = int(rows[at]), int(best.rows[at, 0])
+    return _threshold(best.scores[:, 0], fpir, place[best.rows[:, 0]], closest)
 
 
 def threshold_from_strangers(strangers: Floats, descriptors: Floats, fpir: float) -> OpenSetThreshold:
@@ -157,7 +163,7 @@ def threshold_from_strangers(strangers: Floats, descriptors: Floats, fpir: float
     check_strangers(len(strangers), fpir)
     if not len(descriptors):
         raise InputError("gallery: nobody is enrolled, so that there is nothing to be mistaken for.")
-    return _threshold(search(strangers, descriptors, 1).scores[:, 0], fpir, None)
+    return _threshold(search(strangers, descriptors, 1).scores[:, 0], fpir, np.full(len(strangers), -1))
 
 
 def check_strangers(count: int, fpir: float) -> None:
@@ -170,14 +176,23 @@ def check_strangers(count: int, fpir: float) -> None:
         )
 
 
-def _threshold(best: Floats, fpir: float, closest: tuple[int, int] | None) -> OpenSetThreshold:
-    """The threshold that the best matches (n,) of people who are not there give."""
+def _threshold(
+    best: Floats, fpir: float, partners: Integers, closest: tuple[int, int] | None = None
+) -> OpenSetThreshold:
+    """The threshold that the best matches (n,) of people who are not there give.
+
+    `partners`: (n,) the search by each one's best match, -1 where there is none.
+    """
     n = len(best)
     threshold = threshold_at(best, fpir)
-    alarms = int((best >= np.float32(threshold)).sum())
-    low = beta.ppf(0.025, alarms, n - alarms + 1) if alarms else 0.0
-    high = beta.ppf(0.975, alarms + 1, n - alarms) if alarms < n else 1.0
-    return OpenSetThreshold(threshold, fpir, n, alarms, (float(low), float(high)), closest)
+    passes = best >= np.float32(threshold)
+    alarms = int(passes.sum())
+    # Two who are each other's best match pass together: their two alarms are one event. Weighted so, alarms
+    # and searches count as Kish's effective numbers, sum of sizes squared over sum of squared sizes.
+    mutual = passes & (partners >= 0) & passes[partners] & (partners[partners] == np.arange(n))
+    per_event = 1 + int(mutual.sum()) / max(alarms, 1)
+    interval = threshold_rate_interval95(alarms / per_event, n / per_event)
+    return OpenSetThreshold(threshold, fpir, n, alarms, interval, closest)
 
 
 def _needed(fpir: float) -> int:

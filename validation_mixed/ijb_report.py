@@ -141,7 +141,10 @@ def _text(done: Evaluated, results: Mapping[str, Result], comparison: str | None
             f"{strata}\n\nEach stratum at its own threshold; '-': too few non-mated pairs for the FAR."
         )
     if any(figures.tar_intervals for figures in done.figures.aggregators.values()):
-        parts.append("Brackets: 95 % intervals, bootstrap over subjects.")
+        parts.append(
+            "Brackets: 95 % intervals, bootstrap over subjects; of a rate observed as 0 or 100, the exact "
+            "binomial one of so many subjects."
+        )
     parts += [f"warning: {warning}" for warning in done.figures.warnings]
     parts += [comparison] if comparison else []
     spent = ", ".join(f"{phase} {value:.2f}" for phase, value in done.figures.seconds.items())

@@ -80,6 +80,18 @@ def test_people_are_drawn_not_pairs() -> None:
         assert interval == pytest.approx(tuple(np.percentile(values, [2.5, 97.5])))
 
 
+def test_no_error_among_few_people_is_no_certainty() -> None:
+    """20 people, 28 mated comparisons, none missed."""
+    subjects = np.append(np.repeat(np.arange(20), 2), [0, 1, 2, 3])
+    similarity = np.random.default_rng(0).normal(0, 0.05, (44, 44))
+    similarity = (similarity + similarity.T) / 2 + 0.9 * (subjects[:, None] == subjects)
+    found = calibrate(all_pairs(similarity, subjects, np.ones(44, int)), [0.1], replicates=40)[0]
+    assert found.mated == 28
+    figures = found.rates["1e-01"]
+    assert figures.fnmr == 0
+    assert figures.fnmr95 == pytest.approx((0, 1 - 0.05 ** (1 / 20)))
+
+
 def test_intervals_are_the_same_each_time_and_move_with_the_seed() -> None:
     pairs = all_pairs(*sets_of(40))
     first, again, other = (calibrate(pairs, [1e-1], replicates=30, seed=seed) for seed in (1, 1, 2))

@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from errors import InputError
 from evaluation import intervals
 from evaluation.identification import search_similarity
-from evaluation.intervals import PairBootstrap, ProbeBootstrap, draw_subjects, interval95
+from evaluation.intervals import (
+    PairBootstrap,
+    ProbeBootstrap,
+    difference_interval95,
+    draw_subjects,
+    interval95,
+    rate_interval95,
+)
 from evaluation.metrics import cmc_of, rate_key, tar_at_far, tpir_at_fpir_of
 
 FARS = (1e-6, 0.01, 0.1, 0.5, 1.0)
@@ -158,3 +165,40 @@ def test_replicates_of_a_search_are_the_rates_of_probes_written_out(seed: int, l
             continue
         assert closed[number].tolist() == pytest.approx(list(cmc_of(drawn, ranks).values()), abs=1e-12)
         assert opened[number].tolist() == [rate.tpir for rate in tpir_at_fpir_of(drawn, fpirs).values()]
+
+
+def test_rates_of_few_people_are_covered_although_none_is_observed() -> None:
+    """20 people with one comparison each: a third of all samples has no error, and 0 to 0 for a bootstrap."""
+    people, rate, samples = 20, 0.05, 2_000
+    rng = np.random.default_rng(0)
+    covered = percentile = 0
+    drawn = draw_subjects(people, replicates=200, seed=1).T.astype(float) / people
+    for errors in rng.random((samples, people)) < rate:
+        replicates = (drawn @ errors)[:, None]
+        low, high = rate_interval95(replicates, [errors.mean()], people)
+        covered += low[0] <= rate <= high[0]
+        percentile += interval95(replicates)[1][0] >= rate
+    assert covered / samples > 0.93
+    assert percentile / samples < 0.7
+
+
+@pytest.mark.parametrize("observed", [0.0, 1.0])
+def test_a_rate_of_none_or_all_has_the_exact_interval_of_so_many_people(observed: float) -> None:
+    low, high = rate_interval95(np.full((50, 1), observed), [observed], 20)
+    distance = 0.05 ** (1 / 20)
+    assert (low[0], high[0]) == pytest.approx((0, 1 - distance) if observed == 0 else (distance, 1))
+
+
+def test_equal_decisions_on_few_people_are_no_proof_of_equality() -> None:
+    same, other = np.full((50, 1), 1.0), np.random.default_rng(0).random((50, 1))
+    low, high = difference_interval95(same - same, 20)
+    assert (low[0], high[0]) == pytest.approx((0.05 ** (1 / 20) - 1, 1 - 0.05 ** (1 / 20)))
+    assert np.array_equal(difference_interval95(same - other, 20), interval95(same - other))
+
+
+def test_people_of_a_bootstrap_are_those_with_mated_comparisons() -> None:
+    first, second = np.array([0, 1, 1, 2, 0]), np.array([0, 1, 1, 3, 1])
+    assert PairBootstrap(first, second, first == second, replicates=2).mated_people == 2
+    probes, gallery = np.array([7, 7, 8, 9]), np.array([7, 8])
+    found = search_similarity(np.random.default_rng(0).random((4, 2)), probes, gallery)
+    assert ProbeBootstrap(probes, replicates=2).mated_people(found) == 2

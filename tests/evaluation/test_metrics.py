@@ -337,3 +337,10 @@ def test_similarities_of_another_shape_or_not_finite_are_refused() -> None:
         cmc(np.eye(3), np.arange(3), np.arange(2), [1])
     with pytest.raises(InputError, match="not finite"):
         cmc(np.full((2, 2), np.nan), np.arange(2), np.arange(2), [1])
+
+
+def test_folds_without_an_error_are_no_certainty() -> None:
+    is_mated = np.arange(200) % 2 == 0
+    found = fold_accuracy(np.where(is_mated, 0.5, 1.8), is_mated, np.arange(200) // 20)
+    assert (found.accuracy, found.standard_error) == (1, 0)
+    assert found.interval95 == pytest.approx((0.05 ** (1 / 200), 1))

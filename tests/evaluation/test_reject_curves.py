@@ -161,3 +161,13 @@ def test_what_cannot_be_measured_says_so() -> None:
 
 def test_shares_are_hundredths() -> None:
     assert rejected_shares() == pytest.approx(np.arange(96) / 100)
+
+
+def test_no_missed_pair_is_no_certainty() -> None:
+    subjects = np.repeat(np.arange(12), 2)
+    similarity = np.where(subjects[:, None] == subjects, 0.9, 0.1)
+    quality = np.arange(24.0)
+    curve = reject_curves(FacePairs(subjects, similarity), {"q": quality}, 0.1, replicates=20).curves["q"]
+    bound = 1 - 0.05 ** (1 / 12)
+    assert (curve.area, curve.area95, curve.partial95) == (0, (0, bound), (0, bound))
+    assert curve.against_random == (-bound, bound)

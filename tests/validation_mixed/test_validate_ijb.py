@@ -106,6 +106,12 @@ def test_images_to_figures(
         "cmc.png",
         "identification.png",
     }
+    found = result["aggregators"]["mean"]
+    intervals = [each["interval95"] for each in found["verification"]["tar_at_far"].values()]
+    for gallery in found["identification"]["closed"].values():
+        intervals += gallery["interval95"].values()
+    # Few people: no rate is certain, none and all included.
+    assert all(high - low > 0.01 for low, high in intervals)
     protocol = read_protocol(data.root, data.name)
     store = read_features(features_of(out), NOT_USED)
     assert result["data"] == {
