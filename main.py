@@ -45,7 +45,7 @@ from run_folder import (
     validation_summary,
     write_run_json,
 )
-from run_parts import Run, saved_run
+from run_parts import Run, check_epochs, saved_run
 from settings import PRECISIONS, STAGE_DEFAULTS, STAGES, TEST_RUN_EPOCHS, Settings, resolve
 from train_val import BACKBONE_MONITOR, CORESET_MONITOR, BackboneTrainer, FaceCoresetNet
 from training_flags import add_coreset_flags, add_feature_flags, add_label_flags, add_recipe_flags
@@ -91,6 +91,8 @@ def train(given: Mapping[str, Any]) -> None:
     checkpoint = flags_given.pop("resume_from_checkpoint", None)
     saved = None if checkpoint is None else saved_run(Path(checkpoint))
     settings = resolve(flags_given, None if saved is None else saved.hparams)
+    if saved is not None and not evaluate:
+        check_epochs(saved, settings.trained_epochs)
     accelerator, devices = _devices(settings)
     processes = devices * settings.num_nodes
     run = build_run(settings, saved, processes=processes, gpu=accelerator == "gpu")

@@ -46,7 +46,7 @@ _SAVED = ("hparams", "data_fingerprint")
 class SavedRun:
     """What a checkpoint of ours says beside its weights; no spec where there was no backbone.
 
-    `step`: optimiser steps done.
+    `step`: optimiser steps done; `epochs_done`: whole epochs, without the one that is under way.
     """
 
     path: Path
@@ -54,6 +54,7 @@ class SavedRun:
     hparams: Mapping[str, Any]
     data_fingerprint: str
     backbone_spec: Mapping[str, Any] | None
+    epochs_done: int
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,9 @@ def saved_run(path: Path) -> SavedRun:
         )
     hparams, data = (checkpoint[key] for key in _SAVED)
     hparams = _with_gamma_of_today(hparams, checkpoint.get("aggregator_options") or {})
-    return SavedRun(path, int(checkpoint["global_step"]), hparams, data, checkpoint.get("backbone_spec"))
+    epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    step, spec = int(checkpoint["global_step"]), checkpoint.get("backbone_spec")
+    return SavedRun(path, step, hparams, data, spec, epochs)
 
 
 def _with_gamma_of_today(hparams: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,6 +107,15 @@ def _with_gamma_of_today(hparams: Mapping[str, Any], options: Mapping[str, Any])
     if today.get("gamma_lr") == 0:
         del today["gamma_lr"]
     return today
+
+
+def check_epochs(saved: SavedRun, epochs: int) -> None:
+    """Raises InputError where the run that is to go on for `epochs` in all has done more."""
+    if epochs < saved.epochs_done:
+        raise InputError(
+            f"--epochs {epochs}: are the epochs in all, and {saved.path} has done {saved.epochs_done}. Give "
+            "more to train on, or --evaluate to validate it."
+        )
 
 
 def losses_of(settings: Settings, num_subjects: int) -> tuple[Settings, str]:

@@ -59,7 +59,8 @@ def build_run(settings: Settings, saved: SavedRun | None, *, processes: int, gpu
     Raises:
         InputError: paths or data that cannot be used, or another data set than that of the resumed run.
     """
-    check_batch_split(settings.batch_size, processes)
+    # Only the backbone stage trains with batch statistics; an epoch's incomplete last batch is left out.
+    check_batch_split(settings.batch_size, processes, least=2 if settings.stage == "backbone" else 1)
     if settings.compile:
         check_compiler()
     if settings.contrast_weight and settings.batch_size % (2 * processes):

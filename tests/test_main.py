@@ -175,6 +175,22 @@ def test_more_epochs_can_be_added(coreset_stage: dict[str, Any], tmp_path: Path)
     assert (short / "metrics_000.csv").is_file()
 
 
+def test_fewer_epochs_than_are_done_are_refused(backbone_stage: dict[str, Any], tmp_path: Path) -> None:
+    main.train(backbone_stage | {"epochs": 2, "epoch_items": 8})
+    last = tmp_path / "experiments" / "run_0" / "last.ckpt"
+    with pytest.raises(InputError, match=f"--epochs 1: .*{last} has done 2"):
+        main.train({"resume_from_checkpoint": str(last), "epochs": 1})
+    # As many have nothing left to train, and are validated.
+    main.train({"resume_from_checkpoint": str(last), "epochs": 2})
+    assert torch.load(last, weights_only=True)["global_step"] == 2
+
+
+def test_one_template_a_batch_can_be_trained(coreset_stage: dict[str, Any], tmp_path: Path) -> None:
+    main.train(coreset_stage | {"batch_size": 1, "epochs": 1, "epoch_items": 2})
+    last = weights_of(tmp_path / "experiments" / "run_0" / "last.ckpt")
+    assert all(bool(value.isfinite().all()) for value in last.values())
+
+
 def test_resuming_on_other_data_is_refused(coreset_stage: dict[str, Any], tmp_path: Path) -> None:
     main.train(coreset_stage | {"epochs": 1})
     last = tmp_path / "experiments" / "run_0" / "last.ckpt"
@@ -286,6 +302,8 @@ def test_ctrl_c_leaves_a_usable_checkpoint(backbone_stage: dict[str, Any], tmp_p
         ({"gpus": 99}, "--gpus 0 trains on the CPU"),
         ({"use_16bit": True}, "--use_16bit needs a GPU"),
         ({"batch_size": 9, "cpu_processes": 2}, "multiple of 2"),
+        ({"batch_size": 1}, "--batch_size 1.* 2 or more"),
+        ({"batch_size": 2, "cpu_processes": 2}, "--batch_size 2.* 4 or more"),
         ({"batch_size": 1000}, "fewer than one batch"),
         ({"start_from_model_statedict": "no.ckpt", "stage": "backbone"}, "no.ckpt: there is no such file"),
         ({"resume_from_checkpoint": "no.ckpt"}, "no.ckpt: there is no such checkpoint"),
