@@ -77,7 +77,7 @@ class KeepBest(ModelCheckpoint):
 
 
 class KeepLast(Checkpoint):
-    """Writes last.ckpt after every epoch, every ten minutes, and when a signal asks to stop.
+    """Writes last.ckpt before and after validation, every ten minutes, and when a signal asks to stop.
 
     Stands behind the callback that keeps the best checkpoint, whose state of the epoch belongs into the file.
 
@@ -95,6 +95,9 @@ class KeepLast(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Takes the signals over from Lightning, which would leave in the middle of an accumulation."""
         self._step = trainer.global_step
+        # What `on_validation_start` counted is counted by the validation itself now.
+        validated: Any = trainer.fit_loop.epoch_loop.val_loop.batch_progress.total
+        validated.ready = validated.started = validated.processed
         for signum in (signal.SIGINT, signal.SIGTERM):
             self._previous[signum] = signal.signal(signum, self._asked)
 
@@ -109,6 +112,19 @@ class KeepLast(Checkpoint):
         if trainer.strategy.reduce_boolean_decision(bool(due), all=False):
             self._save(trainer, pl_module)
             self._stop_if_asked(trainer)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Saves the epoch, so that a fault of validation costs no training; a resumed run validates it."""
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        # A resumed run skips the validation of an epoch whose batches are done, unless these counts say that
+        # a batch of it was under way.
+        validated: Any = trainer.fit_loop.epoch_loop.val_loop.batch_progress.total
+        validated.ready += 1
+        validated.started += 1
+        self._save(trainer, pl_module)
+        validated.ready -= 1
+        validated.started -= 1
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Saves, after validation."""

@@ -14,10 +14,11 @@ import torch
 from backbone_spec import BackboneSpec
 from data.colour_order import FEWEST_PAIRS, check_colour_order, check_skin_colour
 from data.datamodule import FaceData, TemplateData, check_batch_split
-from data.pairs import find_pair_sets, read_pair_set
+from data.image_check import first_faults, unusable_images
+from data.pairs import PairSet, check_pair_images, check_pairs, find_pair_sets, read_pair_set
 from data.sources import FaceSource, fingerprint, open_source
 from data.subsets import hold_out, train_subset, with_enough_images, without_subjects
-from data.templates import Augmentation, held_out_templates
+from data.templates import Augmentation, HeldOutTemplates, held_out_templates
 from embedding import embed_arrays
 from errors import InputError
 from feature_run import run_of_cached, run_of_given
@@ -123,13 +124,7 @@ def _backbone_run(
 ) -> Run:
     pair_sets = []
     if settings.val_data_path is not None:
-        folder = Path(settings.data_root) / settings.val_data_path
-        pair_sets = [read_pair_set(path) for path in find_pair_sets(folder)]
-        if not pair_sets:
-            raise InputError(
-                f"--val_data_path {folder}: holds no pair sets (lfw.bin, cfp_fp.bin, ...), which come with "
-                "the data of InsightFace. Leave the flag away to train without validation."
-            )
+        pair_sets = _pair_sets(Path(settings.data_root) / settings.val_data_path)
     loading = loading_of(settings, settings.epoch_items)
     data = FaceData(source, backbone.spec, _augmentation(settings), pair_sets, loading)
     head = head_of(settings, backbone, len(source.subjects))
@@ -157,6 +152,37 @@ def _backbone_run(
     )
 
 
+def _pair_sets(folder: Path) -> list[PairSet]:
+    """All pair sets of a folder.
+
+    Raises:
+        InputError: none, or some that cannot be validated on, all of them in one message.
+    """
+    paths = find_pair_sets(folder)
+    if not paths:
+        raise InputError(
+            f"--val_data_path {folder}: holds no pair sets (lfw.bin, cfp_fp.bin, ...), which come with "
+            "the data of InsightFace. Remove the flag to train without validation."
+        )
+    faults: list[str] = []
+    pair_sets = [pairs for path in paths if (pairs := _pair_set(path, faults)) is not None]
+    if faults:
+        raise InputError.from_faults(faults)
+    return pair_sets
+
+
+def _pair_set(path: Path, faults: list[str]) -> PairSet | None:
+    """A pair set that can be validated on; None where a fault was added."""
+    try:
+        pairs = read_pair_set(path)
+        check_pairs(str(path), pairs.is_mated)
+        check_pair_images(pairs)
+    except InputError as fault:
+        faults.append(str(fault))
+        return None
+    return pairs
+
+
 def _coreset_run(
     settings: Settings, saved: SavedRun | None, backbone: Backbone, source: FaceSource, lines: list[str]
 ) -> Run:
@@ -167,14 +193,7 @@ def _coreset_run(
         check_apart(source.subjects, others.subjects)
         lines += [f"         {note}" for note in others.notes]
     augmentation = _augmentation(settings)
-    held_out = held_out_templates(
-        others,
-        backbone.spec,
-        augmentation,
-        seed=settings.seed,
-        max_template_size=settings.max_template_size,
-        max_subjects=MOST_HELD_OUT,
-    )
+    held_out = _held_out(settings, others, backbone.spec, augmentation)
     settings, few = losses_of(settings, len(source.subjects))
     loading = loading_of(settings, settings.epoch_items or max(settings.batch_size, len(source) // 10))
     data = TemplateData(
@@ -213,6 +232,30 @@ def _coreset_run(
             *_colour_warnings(settings, source, None if saved else backbone),
         ],
     )
+
+
+def _held_out(
+    settings: Settings, source: FaceSource, spec: BackboneSpec, augmentation: Augmentation
+) -> HeldOutTemplates:
+    """Templates to validate on.
+
+    Raises:
+        InputError: as `held_out_templates`, or images that cannot be used.
+    """
+    held_out = held_out_templates(
+        source,
+        spec,
+        augmentation,
+        seed=settings.seed,
+        max_template_size=settings.max_template_size,
+        max_subjects=MOST_HELD_OUT,
+    )
+    faults = unusable_images(held_out.rows().tolist(), source.image, "held-out images")
+    if faults:
+        raise InputError.from_faults(
+            [f"{len(faults):,} images of held-out subjects cannot be used:", *first_faults(faults)]
+        )
+    return held_out
 
 
 def _few_classes(count: int) -> list[str]:

@@ -16,9 +16,12 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from data.image_check import first_faults, unusable_images
 from data.sources import Image, decode_face
 from errors import InputError
 from files import atomic_write
+
+NUM_FOLDS = 10
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,29 @@ class PairSet:
         """Decodes image `number` of 2 n to (112, 112, 3) RGB."""
         return decode_face(self.images[number], f"{self.name}, image {number} (pair {number // 2})")
 
-    def folds(self, number: int = 10) -> NDArray[np.int64]:
+    def folds(self, number: int = NUM_FOLDS) -> NDArray[np.int64]:
         """(n,) fold of each pair: blocks in the order of the file, the first ones longer by one pair."""
         return np.repeat(np.arange(number), [len(part) for part in np.array_split(self.is_mated, number)])
+
+
+def check_pairs(name: str, is_mated: NDArray[np.bool_], num_folds: int = NUM_FOLDS) -> None:
+    """Raises InputError unless accuracy over so many folds can be had of pairs that are mated or not (n,)."""
+    mated, count = int(is_mated.sum()), len(is_mated)
+    if count < num_folds or mated in (0, count):
+        raise InputError(
+            f"{name}: {mated:,} mated and {count - mated:,} non-mated pairs; its accuracy over {num_folds} "
+            f"folds needs pairs of both kinds, and {num_folds} or more."
+        )
+
+
+def check_pair_images(pairs: PairSet) -> None:
+    """Decodes all images; raises InputError that names the first ten that cannot be used."""
+    numbers = list({image: number for number, image in reversed(list(enumerate(pairs.images)))}.values())
+    faults = unusable_images(sorted(numbers), pairs.image, pairs.name)
+    if faults:
+        raise InputError.from_faults(
+            [f"{pairs.name}: {len(faults):,} of its images cannot be used:", *first_faults(faults)]
+        )
 
 
 def find_pair_sets(folder: Path) -> list[Path]:

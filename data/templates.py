@@ -231,6 +231,11 @@ class HeldOutTemplates(Dataset[Template]):
     def __len__(self) -> int:
         return len(self.labels)
 
+    def rows(self) -> NDArray[np.int64]:
+        """Rows of the source that templates are made of."""
+        subjects = np.unique(self.labels)
+        return np.concatenate([self._index.images_of(int(subject)) for subject in subjects]).astype(np.int64)
+
     def __getitem__(self, number: int) -> Template:
         if not 0 <= number < len(self):
             raise IndexError(number)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data.pairs import PairSet
+from data.pairs import NUM_FOLDS, PairSet, check_pairs
 from data.sources import Image
 from errors import InputError
 from evaluation.face_files import FaceFiles, ListedFaces, first_of
@@ -34,7 +34,6 @@ FIVE_SETS = {
 # Pairs of the published sets.
 PUBLISHED_SIZES = {"lfw": 6000, "cfp_fp": 7000, "cplfw": 6000, "calfw": 6000, "agedb_30": 6000}
 FARS = (1e-3,)
-NUM_FOLDS = 10
 _LIST_SUFFIXES = (".jpg", ".png", ".jpeg", ".bmp", ".webp", ".ppm")
 _FAULTS_SHOWN = 10
 
@@ -224,10 +223,9 @@ def pairs_of_bin(pairs: PairSet) -> FacePairs:
     Equal images are embedded once: LFW's 6,000 pairs are made of 7,701 images.
 
     Raises:
-        InputError: fewer pairs than folds.
+        InputError: as `check_pairs`.
     """
-    if len(pairs) < NUM_FOLDS:
-        raise InputError(f"{pairs.name}: {len(pairs)} pairs, expected {NUM_FOLDS} or more: one a fold.")
+    check_pairs(pairs.name, pairs.is_mated)
     number_of: dict[bytes, int] = {}
     numbers = np.array([number_of.setdefault(image, len(number_of)) for image in pairs.images])
     places = np.unique(numbers, return_index=True)[1].astype(np.int64)
@@ -268,8 +266,7 @@ def read_pair_list(folder: Path, list_file: Path) -> FacePairs:
     number_of = {name: number for number, name in enumerate(names)}
     first, second = (np.array([number_of[pair[side]] for pair in files]) for side in (0, 1))
     mated = np.array(is_mated, np.bool_)
-    if not (mated.any() and not mated.all()):
-        raise InputError(f"{list_file}: expected mated and non-mated pairs, found one kind only.")
+    check_pairs(str(list_file), mated, NUM_FOLDS if folds is None else len(set(folds)))
     return FacePairs(
         list_file.stem,
         FaceFiles.of(folder, (str(file) for file in found.values())),

@@ -1,0 +1,44 @@
+"""Which of some images cannot be used: each is decoded, before work starts that needs them all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from tqdm import tqdm
+
+from data.sources import Image
+from errors import InputError
+
+_MOST_THREADS = 16
+_SHOWN = 10
+
+
+def unusable_images(numbers: Sequence[int], image: Callable[[int], Image], name: str) -> dict[int, str]:
+    """Decodes the images with these numbers and gives what is wrong with those that `image` refuses.
+
+    OpenCV decodes outside of Python's lock, so threads serve: about 2,000 images of 112 x 112 a second and
+    core. `name`: what the progress bar calls them.
+    """
+
+    def fault_of(number: int) -> str:
+        try:
+            image(number)
+        except InputError as fault:
+            return str(fault)
+        return ""
+
+    with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
+        said = pool.map(fault_of, numbers)
+        bar = tqdm(
+            said, f"checking {name}", len(numbers), unit=" images", unit_scale=True, delay=2, leave=False
+        )
+        return {number: fault for number, fault in zip(numbers, bar, strict=True) if fault}
+
+
+def first_faults(faults: Mapping[int, str]) -> list[str]:
+    """The first ten faults by number, and how many there are more."""
+    shown = [faults[number] for number in sorted(faults)[:_SHOWN]]
+    more = len(faults) - len(shown)
+    return shown + ([f"... and {more:,} more"] if more else [])
