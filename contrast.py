@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from distributed_ops import gathered_rows, place
 from errors import InputError
 
 # At 24 a cosine that is 0.1 above the others weighs eleven times as much.
@@ -18,9 +19,13 @@ CONTRAST_SCALE = 24.0
 def pair_contrast(embedding: Tensor, labels: Tensor, scale: float = CONTRAST_SCALE) -> Tensor:
     """Mean cross entropy of choosing each template's partner by scaled cosine, against all other subjects.
 
+    In distributed training partners and opponents are those of all processes, and the mean is over this
+    process's templates; the mean of the processes' losses is the loss of the whole batch.
+
     Args:
-        embedding: (B, D) unit rows; rows 2p and 2p + 1 are partners, of one subject.
-        labels: (B,) int64 subjects. Further templates of the same subject are neither partner nor opponent.
+        embedding: (B, D) unit rows; rows 2p and 2p + 1 are partners, of one subject. All processes have B.
+        labels: (B,) int64 subjects, one numbering on all processes. Further templates of the same subject
+            are neither partner nor opponent.
         scale: of the cosines.
 
     Raises:
@@ -31,8 +36,10 @@ def pair_contrast(embedding: Tensor, labels: Tensor, scale: float = CONTRAST_SCA
         raise InputError(f"contrast: expected pairs of templates, found {B} templates in the batch.")
     with torch.autocast(embedding.device.type, enabled=False):
         embedding = embedding.to(torch.promote_types(embedding.dtype, torch.float32))
-        cosine = embedding @ embedding.T * scale
-        partner = torch.arange(B, device=labels.device) ^ 1
-        hidden = labels[:, None] == labels
-        hidden[torch.arange(B, device=labels.device), partner] = False
+        cosine = embedding @ gathered_rows(embedding).T * scale
+        rank, _ = place()
+        number = torch.arange(B, device=labels.device)
+        partner = (rank * B + number) ^ 1
+        hidden = labels[:, None] == gathered_rows(labels)
+        hidden[number, partner] = False
         return F.cross_entropy(cosine.masked_fill(hidden, -torch.inf), partner)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities import rank_zero_only
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -39,6 +39,7 @@ from data.feature_store import (
     is_complete,
     open_store,
 )
+from distributed_ops import gathered_union
 from errors import InputError, InputWarning
 from evaluation.templates import fuse_flips
 from net import Backbone
@@ -141,7 +142,7 @@ def embed_faces(
             # How Lightning ends after Ctrl-C.
             raise KeyboardInterrupt from stop
     # Also the signal that all processes have written.
-    faults = _gathered(module.faults)
+    faults = gathered_union(module.faults)
     if _rank() != 0:
         return None
     if faults:
@@ -371,14 +372,6 @@ def _sentence_of_faults(faults: Mapping[int, str], folder: Path) -> str:
         "and run the command again:"
     )
     return "\n".join([first, *shown, *more])
-
-
-def _gathered(part: dict[int, str]) -> dict[int, str]:
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return part
-    parts: list[dict[int, str]] = [{} for _ in range(distributed.get_world_size())]
-    distributed.all_gather_object(parts, part)
-    return {number: text for each in parts for number, text in each.items()}
 
 
 def _about(options: EmbedOptions) -> dict[str, str]:

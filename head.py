@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from distributed_ops import summed
 from errors import InputError
 
 _SHORTEST_COLUMN = 1e-12
@@ -144,10 +145,10 @@ class AdaFace(_MarginHead):
     @torch.no_grad()
     def _update_statistics(self, norms: Tensor, finite: Tensor) -> None:
         """Moves the running statistics towards those of the finite norms of the global batch; both (B, 1)."""
-        count = _summed_over_ranks(finite.sum(0).to(norms.dtype))
-        mean = _summed_over_ranks(norms.where(finite, 0).sum(0)) / count.clamp_min(1)
+        count = summed(finite.sum(0).to(norms.dtype))
+        mean = summed(norms.where(finite, 0).sum(0)) / count.clamp_min(1)
         # A second pass: E[x^2] - E[x]^2 would lose the deviation of nearly equal norms to rounding.
-        deviations = _summed_over_ranks((norms - mean).square().where(finite, 0).sum(0))
+        deviations = summed((norms - mean).square().where(finite, 0).sum(0))
         std = (deviations / (count - 1).clamp_min(1)).sqrt()
         # One face says where the norms lie but nothing of their spread: its unbiased deviation is 0/0, which
         # in the published code stays in the average for ever. So one face moves the mean alone, none nothing.
@@ -246,10 +247,3 @@ def start_columns_at(head: nn.Module, directions: Tensor) -> None:
             f"{tuple(directions.shape)}."
         )
     kernel.copy_(F.normalize(directions.T.to(kernel.dtype), dim=0))
-
-
-def _summed_over_ranks(values: Tensor) -> Tensor:
-    """Sum over the processes of distributed training, so that all keep the statistics that one would have."""
-    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
-        distributed.all_reduce(values)
-    return values

@@ -197,7 +197,6 @@ def aggregator_options(settings: Settings, spec: BackboneSpec) -> dict[str, Any]
         "embedding_size": spec.embedding_size,
         "coreset_size": settings.coreset_size,
         **({} if settings.gamma == LEARNED_GAMMA else {"gamma": settings.gamma}),
-        # A parameter without gradient would stop distributed training.
         "learn_gamma": settings.learns_gamma,
         "selection_temperature": settings.selection_temperature,
         "learn_temperature": settings.learn_temperature,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from pytorch_lightning.trainer.states import TrainerFn
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from backbone_spec import BackboneSpec
 from contrast import pair_contrast
@@ -28,6 +28,7 @@ from coreset.sets import FaceSets, SetDescriptor
 from data.datamodule import FaceData, FeatureTemplateData, TemplateData
 from data.feature_bank import FeatureBatch
 from data.templates import TemplateBatch
+from distributed_ops import NumberedRows, gathered_union, with_gradient_for
 from errors import InputError
 from evaluation.held_out import MONITORED_FAR, HeldOutFigures, held_out_figures
 from evaluation.metrics import FoldAccuracy, fold_accuracy, rate_key
@@ -37,8 +38,6 @@ from recipe import Recipe, TemperatureSchedule
 from settings import FACES_AT_ONCE
 from virtual_subjects import with_virtual_subjects
 from weights import TRAINED_SUBJECTS, name_digests
-
-Value = TypeVar("Value")
 
 # What every held-out validation shows beside the trained aggregator.
 POOLINGS = ("mean", "norm_weighted")
@@ -102,28 +101,36 @@ class _Trained(pl.LightningModule, ABC):
         self.train()
 
     @abstractmethod
-    def _loss(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """Mean cross entropy of a batch, and its labels (B,)."""
+    def _loss(self, batch: Any, seed: int) -> tuple[Tensor, Tensor]:
+        """Mean loss of this process's part of a batch, and its labels (B,).
+
+        The mean over the processes is the loss of the whole batch; `seed` is the same on all of them. Every
+        parameter that is trained gets a gradient, whatever the batch holds: a process without one would make
+        the others wait for ever.
+        """
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """One batch; InputError on every rank when the loss of any is not finite."""
         # Noise and dropout follow from the position, so that a resumed run draws what the unbroken one drew.
         torch.manual_seed(_seed_of(self.seed, self.global_step, batch_idx, self.global_rank))
-        loss, labels = self._loss(batch)
+        loss, labels = self._loss(batch, _seed_of(self.seed, self.global_step, batch_idx))
         finite = bool(torch.isfinite(loss))
         if not self.trainer.strategy.reduce_boolean_decision(finite, all=True):
-            failures = _gathered(
-                {} if finite else {self.global_rank: self._sentence_of_failure(loss, labels)}
+            mine = (float(loss), labels.tolist())
+            raise InputError(
+                self._sentence_of_failure(gathered_union({} if finite else {self.global_rank: mine}))
             )
-            raise InputError(failures[min(failures)])
         self.log("train/loss", loss, prog_bar=True, batch_size=len(labels))
         return loss
 
-    def _sentence_of_failure(self, loss: Tensor, labels: Tensor) -> str:
-        names = sorted({self._subjects[label] for label in labels.tolist()})
+    def _sentence_of_failure(self, failures: Mapping[int, tuple[float, list[int]]]) -> str:
+        """Of losses and labels by process. A contrast spreads one process's fault to all."""
+        names = sorted({self._subjects[label] for _, labels in failures.values() for label in labels})
         shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+        processes = ", ".join(str(rank) for rank in sorted(failures))
+        loss, _ = failures[min(failures)]
         return (
-            f"the loss is {float(loss):g} on process {self.global_rank} at step {self.global_step} "
+            f"the loss is {loss:g} on process {processes} at step {self.global_step} "
             f"(epoch {self.current_epoch}); training stopped before the weights were touched. Subjects of "
             f"the batch: {shown}. Last good checkpoint: {self.last_checkpoint}. Try a lower --lr, "
             "--gradient_clip_val 1, or --precision bf16-mixed or 32 in place of 16 bit."
@@ -165,16 +172,16 @@ class BackboneTrainer(_Trained):
     def __init__(self, backbone: Backbone, head: nn.Module, recipe: Recipe, **common: Any) -> None:
         super().__init__(backbone, head, recipe, **common)
         self.accuracies: dict[str, FoldAccuracy] = {}
-        self._validated: list[dict[int, Tensor]] = []
+        self._validated: list[NumberedRows] = []
 
-    def _loss(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def _loss(self, batch: tuple[Tensor, Tensor], seed: int) -> tuple[Tensor, Tensor]:
         images, labels = batch
         features, norms = self._embed(images)
         return F.cross_entropy(self.head(features, norms.unsqueeze(1), labels), labels), labels
 
     def on_validation_epoch_start(self) -> None:
         """Forgets the last validation."""
-        self._validated = [{} for _ in self._pair_data().pair_sets]
+        self._validated = [NumberedRows() for _ in self._pair_data().pair_sets]
 
     def validation_step(
         self, batch: tuple[NDArray[np.int64], tuple[Tensor, Tensor]], batch_idx: int, dataloader_idx: int = 0
@@ -184,15 +191,14 @@ class BackboneTrainer(_Trained):
         first, first_norms = self._embed_in_parts(images)
         second, second_norms = self._embed_in_parts(images.flip(3))
         fused, _ = fuse_flips(first, second, first_norms, second_norms, "pre_norm_vector_add")
-        self._validated[dataloader_idx].update(zip(numbers.tolist(), fused.float().cpu(), strict=True))
+        self._validated[dataloader_idx].add(torch.from_numpy(numbers), fused.float())
 
     def on_validation_epoch_end(self) -> None:
         """Logs ten-fold accuracies and their mean over the pair sets."""
         for pairs, part in zip(self._pair_data().pair_sets, self._validated, strict=True):
-            features = _gathered(part)
-            if len(features) < len(pairs.images):
+            rows = part.table(len(pairs.images))
+            if rows is None:
                 return  # --fast_dev_run sees one batch only.
-            rows = torch.stack([features[number] for number in range(len(pairs.images))])
             distances = (rows[0::2] - rows[1::2]).square().sum(dim=1).numpy()
             self.accuracies[pairs.name] = fold_accuracy(distances, pairs.is_mated, pairs.folds())
             self._log_in_training(f"val/{pairs.name}", self.accuracies[pairs.name].accuracy)
@@ -250,7 +256,7 @@ class FaceCoresetNet(_Trained):
         self.finetune_backbone = finetune_backbone
         self.schedule = schedule
         self.figures: dict[str, HeldOutFigures] = {}
-        self._validated: dict[str, dict[int, Tensor]] = {}
+        self._validated: dict[str, NumberedRows] = {}
         self._known: dict[int, FaceSets] = {}
         self.model.requires_grad_(finetune_backbone)
 
@@ -273,19 +279,20 @@ class FaceCoresetNet(_Trained):
         features, norms = (self._embed if trained else self._embed_in_parts)(batch.images)
         return FaceSets(features, norms, batch.offsets, batch.media)
 
-    def _loss(self, batch: TemplateBatch | FeatureBatch) -> tuple[Tensor, Tensor]:
+    def _loss(self, batch: TemplateBatch | FeatureBatch, seed: int) -> tuple[Tensor, Tensor]:
         sets, labels, people = self.embedded(batch), batch.labels, None
         if self.subject_means is not None:
             sets, labels, people = with_virtual_subjects(
-                sets, labels, self.subject_means, self.recipe.share_virtual_subjects
+                sets, labels, self.subject_means, self.recipe.share_virtual_subjects, seed=seed
             )
         descriptor: SetDescriptor = self.aggregator(sets)
-        logits = self.head(descriptor.embedding, descriptor.norm.unsqueeze(1), labels, people)
+        embedding = with_gradient_for(self.aggregator.parameters(), descriptor.embedding)
+        logits = self.head(embedding, descriptor.norm.unsqueeze(1), labels, people)
         loss = F.cross_entropy(logits, labels)
         if self.recipe.contrast_weight:
-            contrast = pair_contrast(descriptor.embedding, labels)
+            contrast = pair_contrast(embedding, labels)
             self.log("train/contrast", contrast.detach(), batch_size=sets.num_sets)
-            # Times 0 the head stays in the graph, as training on several processes needs it.
+            # Times 0 the head stays in the graph.
             loss = self.recipe.head_weight * loss + self.recipe.contrast_weight * contrast
         self._log_selection(sets, descriptor)
         return loss, batch.labels
@@ -307,7 +314,7 @@ class FaceCoresetNet(_Trained):
 
     def on_validation_epoch_start(self) -> None:
         """Forgets the last validation; the features of a frozen backbone are kept."""
-        self._validated = {name: {} for name in (self.aggregator_name, *self.poolings)}
+        self._validated = {name: NumberedRows() for name in (self.aggregator_name, *self.poolings)}
 
     def validation_step(
         self, batch: tuple[NDArray[np.int64], TemplateBatch | FeatureBatch], batch_idx: int
@@ -318,18 +325,16 @@ class FaceCoresetNet(_Trained):
         if not self.finetune_backbone:
             self._known[batch_idx] = sets
         for name, module in {self.aggregator_name: self.aggregator, **self.poolings}.items():
-            embeddings = module(sets).embedding.float().cpu()
-            self._validated[name].update(zip(numbers.tolist(), embeddings, strict=True))
+            self._validated[name].add(torch.from_numpy(numbers), module(sets).embedding.float())
 
     def on_validation_epoch_end(self) -> None:
         """Logs TAR@FAR and rank-1 of each."""
         held_out = self._template_data().held_out
         for name, part in self._validated.items():
-            embeddings = _gathered(part)
-            if len(embeddings) < len(held_out):
+            embeddings = part.table(len(held_out))
+            if embeddings is None:
                 return  # --fast_dev_run sees one batch only.
-            stacked = torch.stack([embeddings[number] for number in range(len(held_out))]).numpy()
-            self.figures[name] = held_out_figures(stacked, held_out.labels, held_out.is_gallery)
+            self.figures[name] = held_out_figures(embeddings.numpy(), held_out.labels, held_out.is_gallery)
             of_pooling = "" if name == self.aggregator_name else f"{name}_"
             for figure, value in self.figures[name].named().items():
                 key = f"val/{of_pooling}{figure}"
@@ -376,15 +381,6 @@ def _by_decay(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]
     norms = {p for m in module.modules() if isinstance(m, kinds) for p in m.parameters(recurse=False)}
     trained = [p for p in module.parameters() if p.requires_grad]
     return [p for p in trained if p in norms], [p for p in trained if p not in norms]
-
-
-def _gathered(part: dict[int, Value]) -> dict[int, Value]:
-    """The union of what all ranks hold."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return part
-    parts: list[dict[int, Value]] = [{} for _ in range(distributed.get_world_size())]
-    distributed.all_gather_object(parts, part)
-    return {number: value for each in parts for number, value in each.items()}
 
 
 def _seed_of(*numbers: int) -> int:

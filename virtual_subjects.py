@@ -13,10 +13,11 @@ from torch import Tensor
 
 from coreset.selection import at_least_float32, without_autocast
 from coreset.sets import FaceSets, unit_and_norm
+from distributed_ops import place
 
 
 def with_virtual_subjects(
-    sets: FaceSets, labels: Tensor, means: Tensor, share: float
+    sets: FaceSets, labels: Tensor, means: Tensor, share: float, *, seed: int
 ) -> tuple[FaceSets, Tensor, Tensor]:
     """Turns a share of the pairs of templates into pairs of new people.
 
@@ -26,22 +27,31 @@ def with_virtual_subjects(
     nearly as they are, norms and the norm's meaning too. Only the first D values of a feature, its identity,
     are changed; auxiliary values behind them describe the picture and are kept bit for bit. Ours; no source.
 
+    In distributed training chance is drawn for the pairs of all processes, of which this one's come at its
+    rank: so what is drawn for a pair does not depend on how many processes there are, and each process has
+    the new people of all, which are classes of one numbering.
+
     Args:
         sets: B templates of features of D values and A auxiliary ones; 2p and 2p + 1 are of one subject.
         labels: (B,) int64 in 0..S-1.
         means: (S, D) unit rows, the subjects' clean means, without auxiliary values.
-        share: of the pairs, drawn by torch's generator.
+        share: of the pairs.
+        seed: all chance follows from it; the same on all processes, another for each batch.
 
     Returns:
-        The templates; labels, of which those of new people are S, S + 1, ...; the new people's directions
-        (V, D + A), unit rows, whose auxiliary values are zero.
+        The templates; labels, of which those of new people are S, S + 1, ...; directions of all processes'
+        new people (V, D + A), unit rows, whose auxiliary values are zero.
     """
     of_pair = labels[0::2]
     P, (S, D) = len(of_pair), means.shape
-    chosen = torch.rand(P, device=means.device) < share
-    number = chosen.cumsum(0) - 1
+    rank, processes = place()
+    generator = torch.Generator(means.device).manual_seed(seed)
+    all_chosen = torch.rand(P * processes, device=means.device, generator=generator) < share
+    blend = torch.randn(P * processes, S, device=means.device, generator=generator)
     with without_autocast(means):
-        people = F.normalize(torch.randn(P, S, device=means.device) @ means, dim=1)
+        all_people = F.normalize(blend @ means, dim=1)
+    here = slice(rank * P, (rank + 1) * P)
+    chosen, people, number = all_chosen[here], all_people[here], (all_chosen.cumsum(0) - 1)[here]
     pair = torch.arange(len(labels), device=labels.device).repeat_interleave(sets.sizes) // 2
     own = means[of_pair]
     features = at_least_float32(sets.features)
@@ -52,5 +62,5 @@ def with_virtual_subjects(
     # The length stays that of the identity's values, so that a row that had unit length still has it.
     identity = torch.where(chosen[pair].unsqueeze(1), moved * length.unsqueeze(1), identity)
     renamed = torch.where(chosen, S + number, of_pair).repeat_interleave(2)
-    directions = F.pad(people[chosen], (0, auxiliary.shape[1]))
+    directions = F.pad(all_people[all_chosen], (0, auxiliary.shape[1]))
     return replace(sets, features=torch.cat([identity, auxiliary], dim=1)), renamed, directions

@@ -218,8 +218,8 @@ def test_a_loss_that_is_not_finite_stops_and_says_where(
     kind = train_val.FaceCoresetNet if stage == "coreset_stage" else train_val.BackboneTrainer
     original = kind._loss
 
-    def loss(self: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        value, labels = original(self, batch)
+    def loss(self: Any, *given: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        value, labels = original(self, *given)
         return (value * float("nan") if self.global_step == 5 else value), labels
 
     monkeypatch.setattr(kind, "_loss", loss)
