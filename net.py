@@ -57,6 +57,15 @@ class Backbone(nn.Module, ABC):
     def _unknown(self) -> InputError:
         return InputError(f"{self.spec.name}: its last layer is not known, so that it gives no context.")
 
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay leaves alone: those of BatchNorms, as published."""
+        return {
+            f"{name}.{own}"
+            for name, module in self.named_modules()
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
+            for own, _ in module.named_parameters(recurse=False)
+        }
+
     def set_context(self, size: int) -> None:
         """From now on `size` values of context stand behind the embedding. InputError: a negative size."""
         self.spec = self.spec.with_context(size)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
@@ -54,12 +56,69 @@ class Recipe:
     lr_schedule: str = "milestones"
     total_steps: int = 1
 
+    def backbone_groups(self, module: nn.Module) -> list[dict[str, Any]]:
+        """The optimiser's groups for backbone and head."""
+        decayed, others = split_by_decay(module)
+        return [
+            {"params": decayed, "weight_decay": self.weight_decay, "name": "weights"},
+            {"params": others, "weight_decay": 0.0, "name": "batch_norms"},
+        ]
+
+    def coreset_groups(
+        self, aggregator: nn.Module, head: nn.Module, backbone: nn.Module | None
+    ) -> list[dict[str, Any]]:
+        """The optimiser's groups for aggregator and head, and for a backbone that is fine-tuned.
+
+        Parameters of a selection have `gamma_lr`, where the aggregator has such.
+        """
+        decayed, exempt = split_by_decay(aggregator)
+        declared: Callable[[], list[nn.Parameter]] = getattr(aggregator, "selection_parameters", list)
+        of_selection = declared()
+        slow = set(of_selection)
+        groups: list[dict[str, Any]] = [
+            {"params": decayed, "name": "aggregator"},
+            {"params": list(head.parameters()), "name": "head"},
+            {
+                "params": [value for value in exempt if value not in slow],
+                "weight_decay": 0.0,
+                "name": "aggregator_undecayed",
+            },
+            {"params": of_selection, "lr": self.gamma_lr, "weight_decay": 0.0, "name": "gamma"},
+        ]
+        if backbone is not None:
+            decayed, exempt = split_by_decay(backbone)
+            rate = self.backbone_lr
+            groups += [
+                {"params": decayed, "lr": rate, "name": "backbone"},
+                {"params": exempt, "lr": rate, "weight_decay": 0.0, "name": "backbone_batch_norms"},
+            ]
+        return [group for group in groups if group["params"]]
+
     def scheduler(self, optimizer: Optimizer) -> tuple[LRScheduler, str]:
         """The schedule of the rates that the optimizer's groups have, and after what it steps."""
         if self.lr_schedule == "one_cycle":
             rates = [float(group["lr"]) for group in optimizer.param_groups]
             return OneCycleLR(optimizer, rates, total_steps=self.total_steps, cycle_momentum=False), "step"
         return MultiStepLR(optimizer, list(self.lr_milestones), gamma=self.lr_gamma), "epoch"
+
+
+def split_by_decay(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The trained parameters that weight decay draws to zero, and those that it leaves alone.
+
+    A part of the module that has `no_weight_decay()` says the names of the latter among its parameters, and
+    all its others decay: so the backbones (as published, BatchNorms alone are left alone) and the published
+    aggregator (gamma and temperature alone). Of all other parts matrices decay, and parameters of fewer than
+    two dimensions do not: biases, scales of normalisations, exponents and thresholds, for which zero is no
+    simpler value than any other.
+    """
+    exempt: set[nn.Parameter] = {value for value in module.parameters() if value.ndim < 2}
+    for part in module.modules():
+        declared: Callable[[], set[str]] | None = getattr(part, "no_weight_decay", None)
+        if declared is not None:
+            exempt -= set(part.parameters())
+            exempt |= {part.get_parameter(name) for name in declared()}
+    trained = [value for value in module.parameters() if value.requires_grad]
+    return [value for value in trained if value not in exempt], [v for v in trained if v in exempt]
 
 
 @dataclass(frozen=True)

@@ -145,6 +145,21 @@ class _Trained(pl.LightningModule, ABC):
         schedule, interval = self.recipe.scheduler(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": interval}}
 
+    @abstractmethod
+    def _groups(self) -> list[dict[str, Any]]:
+        """The optimiser's groups of parameters."""
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raises InputError where training goes on and the optimiser's state is of other groups."""
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            return
+        saved = checkpoint["optimizer_states"][0]["param_groups"]
+        if [len(group["params"]) for group in saved] != [len(group["params"]) for group in self._groups()]:
+            raise InputError(
+                "This checkpoint's optimiser state is of an earlier release, which decayed other parameters, "
+                "so that its run cannot be resumed. Start a new run; to evaluate, the checkpoint is whole."
+            )
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the backbone's spec, where there is a backbone, and the run's identity."""
         if not isinstance(self.model, UnknownBackbone):
@@ -207,14 +222,12 @@ class BackboneTrainer(_Trained):
             self._log_in_training(BACKBONE_MONITOR, mean, prog_bar=True)
 
     def configure_optimizers(self) -> Any:
-        """SGD; batch norms are not decayed."""
-        norms, others = _by_decay(self)
+        """SGD."""
         recipe = self.recipe
-        groups = [
-            {"params": others, "weight_decay": recipe.weight_decay, "name": "weights"},
-            {"params": norms, "weight_decay": 0.0, "name": "batch_norms"},
-        ]
-        return self._scheduled(torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum))
+        return self._scheduled(torch.optim.SGD(self._groups(), lr=recipe.lr, momentum=recipe.momentum))
+
+    def _groups(self) -> list[dict[str, Any]]:
+        return self.recipe.backbone_groups(self)
 
     def _pair_data(self) -> FaceData:
         return self.trainer.datamodule  # type: ignore[attr-defined, no-any-return]
@@ -341,29 +354,19 @@ class FaceCoresetNet(_Trained):
                 self._log_in_training(key, value, prog_bar=key == CORESET_MONITOR)
 
     def configure_optimizers(self) -> Any:
-        """AdamW; gamma and the temperature have their own rate and no decay."""
-        scalars = [p for n, p in self.aggregator.named_parameters() if n in ("gamma", "log_temperature")]
-        others = [p for n, p in self.aggregator.named_parameters() if n not in ("gamma", "log_temperature")]
-        recipe = self.recipe
-        groups: list[dict[str, Any]] = [
-            {"params": others, "name": "aggregator"},
-            {"params": list(self.head.parameters()), "name": "head"},
-        ]
-        if scalars:
-            groups.append({"params": scalars, "lr": recipe.gamma_lr, "weight_decay": 0.0, "name": "gamma"})
-        if self.finetune_backbone:
-            norms, weights = _by_decay(self.model)
-            rate = recipe.backbone_lr
-            groups += [
-                {"params": weights, "lr": rate, "name": "backbone"},
-                {"params": norms, "lr": rate, "weight_decay": 0.0, "name": "backbone_batch_norms"},
-            ]
+        """AdamW."""
         # One pass over weights, gradients and moments in place of ten. Under a gradient scaler Lightning does
         # not clip what a fused step unscales.
         fused = self.trainer.precision != "16-mixed"
         return self._scheduled(
-            torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=fused)
+            torch.optim.AdamW(
+                self._groups(), lr=self.recipe.lr, weight_decay=self.recipe.weight_decay, fused=fused
+            )
         )
+
+    def _groups(self) -> list[dict[str, Any]]:
+        tuned = self.model if self.finetune_backbone else None
+        return self.recipe.coreset_groups(self.aggregator, self.head, tuned)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what is needed to build the aggregator."""
@@ -373,14 +376,6 @@ class FaceCoresetNet(_Trained):
 
     def _template_data(self) -> TemplateData | FeatureTemplateData:
         return self.trainer.datamodule  # type: ignore[attr-defined, no-any-return]
-
-
-def _by_decay(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Trained parameters: those of batch norms, and all others."""
-    kinds = (nn.BatchNorm1d, nn.BatchNorm2d)
-    norms = {p for m in module.modules() if isinstance(m, kinds) for p in m.parameters(recurse=False)}
-    trained = [p for p in module.parameters() if p.requires_grad]
-    return [p for p in trained if p in norms], [p for p in trained if p not in norms]
 
 
 def _seed_of(*numbers: int) -> int:

@@ -112,11 +112,11 @@ class CoresetVariant(CoresetAggregator):
         code: Tensor = self.norm_code_scale(self.smooth_code(torch.stack([logs, logs.square()], dim=-1)))
         return code
 
-    def _aggregate(
+    def _maths(
         self, features: Tensor, norms: Tensor, mask: Tensor | None, coreset_size: int
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         if self.attends:
-            return super()._aggregate(features, norms, mask, coreset_size)
+            return super()._maths(features, norms, mask, coreset_size)
         picks, core, present = self._select(
             features, norms, mask, coreset_size=coreset_size, training=self.training
         )

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from coreset.compiled import CompilableMaths
 from coreset.published import published_state
 from coreset.quality import FaceQuality
 from coreset.selection import (
@@ -25,8 +26,11 @@ from coreset.selection import (
 from coreset.sets import FaceSets, SetDescriptor
 from errors import InputError
 
+# Parameters of the selection.
+_OF_SELECTION = ("gamma", "log_temperature")
 
-class CoresetAggregator(nn.Module):
+
+class CoresetAggregator(CompilableMaths):
     """Chooses `coreset_size` faces, lets them attend to each other and to the whole set, and averages them.
 
     In evaluation the descriptor depends neither on the order of the faces nor on the other sets of the batch,
@@ -80,6 +84,16 @@ class CoresetAggregator(nn.Module):
         else:
             self.register_buffer(name, tensor)
 
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay leaves alone; as published, all others decay."""
+        return {name for name, _ in self.named_parameters() if name in _OF_SELECTION}
+
+    def selection_parameters(self) -> list[nn.Parameter]:
+        """Gamma and the temperature, where they are learned; published training gives gamma a rate of its
+        own.
+        """
+        return [value for name, value in self.named_parameters() if name in _OF_SELECTION]
+
     @property
     def temperature(self) -> Tensor:
         """Scalar by which training divides the selection's scores; see `Sampling`."""
@@ -100,7 +114,7 @@ class CoresetAggregator(nn.Module):
         weights = None if self.training else sets.norms.new_zeros(sets.num_faces, dtype=torch.float32)
         order, vectors, picks = [], [], []
         for chunk in sets.chunks():
-            vector, pick, shares = self._aggregate(
+            vector, pick, shares = self._run_maths(
                 at_least_float32(chunk.take(sets.features)),
                 at_least_float32(chunk.take(sets.norms)),
                 chunk.mask,
@@ -116,10 +130,6 @@ class CoresetAggregator(nn.Module):
                 weights[chunk.rows[here]] = shares[here].float()
         place = torch.cat(order).argsort()
         return SetDescriptor.from_vectors(torch.cat(vectors)[place], torch.cat(picks)[place], weights)
-
-    def compile_maths(self) -> None:
-        """From now on torch.compile does what is done to a chunk; names in the state dict stay the same."""
-        self._aggregate = torch.compile(self._aggregate, dynamic=True)  # type: ignore[method-assign]
 
     def aggregate_padded(
         self, features: Tensor, norms: Tensor, mask: Tensor | None = None
@@ -139,9 +149,12 @@ class CoresetAggregator(nn.Module):
         features, norms = at_least_float32(features), at_least_float32(norms)
         if mask is not None:
             features, norms = features.masked_fill(~mask.unsqueeze(-1), 0), norms.masked_fill(~mask, 0)
-        return self._aggregate(features, self.quality(features, norms), mask, self.coreset_size)
+        padded: tuple[Tensor, Tensor, Tensor | None] = self._run_maths(
+            features, self.quality(features, norms), mask, self.coreset_size
+        )
+        return padded
 
-    def _aggregate(
+    def _maths(
         self, features: Tensor, norms: Tensor, mask: Tensor | None, coreset_size: int
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """As `aggregate_padded`; all places hold finite values."""

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from coreset.compiled import CompilableMaths
 from coreset.selection import SMALLEST_NORM, at_least_float32, without_autocast
 from coreset.sets import FaceSets, SetDescriptor
 from errors import InputError
@@ -32,7 +33,7 @@ class Described(NamedTuple):
     picks: Tensor | None = None
 
 
-class LearnedAggregator(nn.Module):
+class LearnedAggregator(CompilableMaths):
     """An aggregator by its maths for a padded rectangle, in float32 or wider whatever autocast says.
 
     The descriptor's norm is the length of `Described.vectors` times the faces' mean norm by shares: in the
@@ -75,7 +76,8 @@ class LearnedAggregator(nn.Module):
         weights = None if self.training else sets.norms.new_zeros(sets.num_faces, dtype=torch.float32)
         order, vectors, picks = [], [], []
         for chunk in sets.chunks():
-            vector, pick, shares = self._scaled(chunk.take(sets.features), chunk.take(sets.norms), chunk.mask)
+            features, norms = chunk.take(sets.features), chunk.take(sets.norms)
+            vector, pick, shares = self._run_maths(features, norms, chunk.mask)
             order.append(chunk.sets)
             vectors.append(vector)
             picks.append(pick)
@@ -85,19 +87,16 @@ class LearnedAggregator(nn.Module):
         place = torch.cat(order).argsort()
         return SetDescriptor.from_vectors(torch.cat(vectors)[place], torch.cat(picks)[place], weights)
 
-    def compile_maths(self) -> None:
-        """From now on torch.compile does what is done to a chunk; names in the state dict stay the same."""
-        self._scaled = torch.compile(self._scaled, dynamic=True)  # type: ignore[method-assign]
-
     def aggregate_padded(
         self, features: Tensor, norms: Tensor, mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """As `CoresetAggregator.aggregate_padded`: what an exporter traces."""
         if mask is not None:
             features, norms = features.masked_fill(~mask.unsqueeze(-1), 0), norms.masked_fill(~mask, 0)
-        return self._scaled(features, norms, mask)
+        padded: tuple[Tensor, Tensor, Tensor] = self._run_maths(features, norms, mask)
+        return padded
 
-    def _scaled(self, features: Tensor, norms: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _maths(self, features: Tensor, norms: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Vectors in the scale of the norms (B, D), picks (B, K), shares (B, T)."""
         with without_autocast(features):
             features, norms = at_least_float32(features), at_least_float32(norms)

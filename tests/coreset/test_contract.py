@@ -347,6 +347,25 @@ def test_compiled_is_the_same_aggregator(name: str, monkeypatch: pytest.MonkeyPa
     assert_gradients_match(plain, compiled, random_sets([4, 6, 9]))
 
 
+@pytest.mark.parametrize("name", ["coreset", "weighted_coreset"])
+def test_copies_of_a_compiled_aggregator_have_weights_of_their_own(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A function, as the compiler gives: a bound method would be bound anew by a copy.
+    monkeypatch.setattr(torch, "compile", lambda function, **_: lambda *given: function(*given))
+    plain, compiled = build(name), build(name)
+    compiled.compile_maths()  # type: ignore[operator]
+    sets = random_sets([3, 8])
+    copied = copy.deepcopy(compiled)
+    for module in (copied, plain):
+        for parameter in module.parameters():
+            parameter.data.zero_()
+    assert_same(copied(sets), plain(sets), 0.0)
+    assert not torch.equal(copied(sets).embedding, compiled(sets).embedding)
+    copied.compile_maths()
+    assert_same(copied(sets), plain(sets), 0.0)
+
+
 def assert_gradients_match(plain: nn.Module, compiled: nn.Module, sets: FaceSets) -> None:
     for module in (plain, compiled):
         module(sets).embedding[:, 0].sum().backward()
