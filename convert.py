@@ -274,6 +274,8 @@ def _tell(done: Unpacked, images: Path) -> None:
         f"{images}: {done.subjects:,} subjects, {done.written:,} images written, {done.there:,} were there, "
         f"{len(done.skipped):,} records skipped"
     )
+    for note in done.notes:
+        print(f"  {note}")
     for key, why in sorted(done.skipped)[:_SHOWN]:
         print(f"  record {key}: {why}")
     if len(done.skipped) > _SHOWN:

@@ -30,6 +30,8 @@ MOST_PIXELS = 150_000_000
 # A reason for each image that cannot be used, and no lines of a library between them.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
+# Pillow has readers for more; the one of EPS runs Ghostscript on what the file says.
+_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "JPEG2000", "BMP", "GIF", "TIFF", "PPM", "MPO", "TGA", "ICO")
 _SMALLEST_SIDE = 16
 _DEEP_GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 # What Pillow was seen to raise on damaged files, beside its own.
@@ -54,7 +56,7 @@ def decode_image(encoded: bytes, *, upright: bool) -> Image:
     if not encoded:
         raise InputError("the file is empty.")
     try:
-        with Pillow.open(io.BytesIO(encoded)) as image:
+        with Pillow.open(io.BytesIO(encoded), formats=_FORMATS) as image:
             _check_size(*image.size)
             return _pixels(ImageOps.exif_transpose(image) if upright else image)
     except Pillow.DecompressionBombError:
@@ -73,7 +75,7 @@ def decode_image(encoded: bytes, *, upright: bool) -> Image:
 def is_image(path: str) -> bool:
     """Whether a file begins as an image that `decode_image` reads."""
     try:
-        with Pillow.open(path):
+        with Pillow.open(path, formats=_FORMATS):
             return True
     except Pillow.DecompressionBombError:
         return True

@@ -34,8 +34,8 @@ _PART = struct.Struct("<II")
 # flag (number of labels behind the header, 0: the one in it), label, id, id2
 _HEADER = struct.Struct("<IfQQ")
 _PART_AND_HEADER = struct.Struct("<IIIfQQ")
-# Whole numbers up to here are exact as the 32-bit floats that labels are.
-_LAST_EXACT = 1 << 24
+# Whole numbers below here are exact as the 32-bit floats that labels are; this one may have been the next.
+_FIRST_INEXACT = 1 << 24
 _RECORDS_AT_ONCE = 1 << 16  # whose heads are gathered
 # So many records are looked at before an index is trusted; each costs a page of a cold disk.
 _RECORDS_CHECKED = 512
@@ -276,11 +276,15 @@ class RecordWriter:
 
 @dataclass(frozen=True)
 class FacePack:
-    """The images of a pack: `keys` (N,) int64 in its order, `labels` (N,) int64 subjects, and a reader."""
+    """The images of a pack: `keys` (N,) int64 in its order, `labels` (N,) int64 subjects, and a reader.
+
+    `notes`: sentences on labels that are not those of the file.
+    """
 
     keys: NDArray[np.int64]
     labels: NDArray[np.int64]
     reader: RecordReader
+    notes: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -301,7 +305,7 @@ def write_face_pack(folder: Path, images: Iterable[tuple[int, bytes]], size: int
     identity ranges begin and end, keys from 1 on are images, and each range is [first key, last key + 1).
 
     Raises:
-        InputError: no image, or subjects out of order.
+        InputError: no image, subjects out of order, or more subjects or records than labels can count.
     """
     ranges: dict[int, list[int]] = {}
     with record_writer(folder / REC_NAME, folder / IDX_NAME) as writer:
@@ -310,11 +314,16 @@ def write_face_pack(folder: Path, images: Iterable[tuple[int, bytes]], size: int
         for subject, content in images:
             if ranges and subject < (last := next(reversed(ranges))):
                 raise InputError(f"{folder}: subject {subject} comes after {last}, expected rising ones.")
+            if subject >= _FIRST_INEXACT:
+                raise InputError(
+                    f"{folder}: subject {subject}: labels are exact below {_FIRST_INEXACT:,}. Number the "
+                    "subjects from 0 on."
+                )
             ranges.setdefault(subject, [key, key])[1] = key + 1
             writer.write(key, content, (float(subject), 1.0))
             key += 1
-            if key + len(ranges) > _LAST_EXACT:
-                raise InputError(f"{folder}: more than {_LAST_EXACT:,} records; write several packs.")
+            if key + len(ranges) > _FIRST_INEXACT:
+                raise InputError(f"{folder}: more than {_FIRST_INEXACT:,} records; write several packs.")
         if not ranges:
             raise InputError(f"{folder}: there is no image to pack.")
         for number, (first, end) in enumerate(ranges.values()):
@@ -327,8 +336,12 @@ def write_face_pack(folder: Path, images: Iterable[tuple[int, bytes]], size: int
 def read_face_pack(folder: Path) -> FacePack:
     """Opens `train.rec` of a folder; the labels come from the identity ranges, else from every header.
 
+    Labels are 32-bit floats: from 2^24 on they no longer tell one subject from the next. Where identity
+    ranges do, subjects are numbered by these, which a note says.
+
     Raises:
-        InputError: as `RecordReader`, or labels that are no subjects.
+        InputError: as `RecordReader`, or labels that are no subjects (with the record's key), or too large to
+            be exact.
     """
     rec = folder / REC_NAME
     if not rec.is_file():
@@ -336,42 +349,88 @@ def read_face_pack(folder: Path) -> FacePack:
     reader = RecordReader(rec, folder / IDX_NAME)
     there = reader.keys
     first = reader.header(int(there[0]))
-    if there[0] == 0 and len(first.labels) == 2 and first.labels[0] > 0:
+    notes: tuple[str, ...] = ()
+    announces = len(first.labels) == 2 and np.isfinite(first.labels).all() and first.labels[0] > 0
+    if there[0] == 0 and announces:
         ranges_start, ranges_end = map(int, first.labels)
-        if there[-1] + 1 < ranges_end <= _LAST_EXACT:
+        if there[-1] + 1 < ranges_end < _FIRST_INEXACT:
             what = f"announces keys up to {ranges_end - 1}, but the last one is {there[-1]}"
             raise InputError(f"{rec}, record 0: {what}. Compare the file's size with the original.")
+        ranges_start = _first_range(reader, ranges_start)
         keys = there[(there > 0) & (there < ranges_start)]
-        labels = _labels_from_ranges(reader, keys, there[there >= ranges_start])
+        ranges = _ranges(reader, keys, there[there >= ranges_start])
     else:
-        keys, labels = there, None
-    if labels is None:
-        labels = reader.first_labels(keys).astype(np.int64)
-    if len(labels) and labels.min() < 0:
-        raise InputError(f"{rec}: has a negative subject number, {labels.min()}.")
-    return FacePack(keys, labels, reader)
+        keys, ranges = there, None
+    if ranges is None:
+        return FacePack(keys, _checked_labels(rec, keys, reader.first_labels(keys)), reader)
+    starts, counts, order = ranges
+    values = reader.first_labels(starts)
+    inexact = (values >= _FIRST_INEXACT) & np.isfinite(values)
+    if inexact.any():
+        notes = (
+            f"labels of {rec} from {_FIRST_INEXACT:,} on are not exact: its {len(starts):,} subjects are "
+            "numbered from 0 on, by its identity ranges",
+        )
+        values = np.where(inexact, 0, values)
+    subjects = _checked_labels(rec, starts, values)
+    if notes:
+        subjects = np.arange(len(starts))
+    return FacePack(keys, np.repeat(subjects, counts)[order], reader, notes)
 
 
-def _labels_from_ranges(
+def _checked_labels(rec: Path, keys: NDArray[np.int64], values: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Labels (N,) of records as whole numbers; InputError names the first that is none, or not exact."""
+    with np.errstate(invalid="ignore"):
+        wrong = np.flatnonzero(~((values >= 0) & (values < np.inf) & (values == np.floor(values))))
+    if len(wrong):
+        raise InputError(
+            f"{rec}, record {keys[wrong[0]]}: its label is {values[wrong[0]]:g}, expected the number of a "
+            f"subject, 0 or more ({len(wrong):,} of {len(keys):,} records have no such label)."
+        )
+    large = np.flatnonzero(values >= _FIRST_INEXACT)
+    if len(large):
+        raise InputError(
+            f"{rec}, record {keys[large[0]]}: its label is {values[large[0]]:.0f}. Labels are 32-bit floats, "
+            f"of which neighbours become one number from {_FIRST_INEXACT:,} on: the {len(large):,} records "
+            "with such labels cannot be told apart by subject. Number the subjects from 0 on and pack again."
+        )
+    return values.astype(np.int64)
+
+
+def _first_range(reader: RecordReader, announced: int) -> int:
+    """Key of the first identity record, which record 0 announces; beyond 2^24 the number may be rounded.
+
+    Images have a payload, identity records have none.
+    """
+    if announced < _FIRST_INEXACT:
+        return announced
+    error = int(np.spacing(np.float32(announced)))
+    near = reader.keys[np.abs(reader.keys - announced) <= error].tolist()
+    return next((key for key in near if not reader.read(key)[1]), announced)
+
+
+def _ranges(
     reader: RecordReader, keys: NDArray[np.int64], range_keys: NDArray[np.int64]
-) -> NDArray[np.int64] | None:
-    """Subjects of all images from one header a subject; None where the ranges do not cover the images.
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]] | None:
+    """(S,) first key and number of images of each subject, and (N,) the order that brings them to `keys`.
 
-    A header an image would be a page of the disk each: 23 GB for MS1MV2.
+    None where the ranges do not cover the images, or are too large to be exact. A header an image would be a
+    page of the disk each: 23 GB for MS1MV2.
     """
     ranges = [reader.header(key).labels for key in range_keys.tolist()]
     if not ranges or any(len(labels) != 2 for labels in ranges):
         return None
-    bounds = np.array(ranges).astype(np.int64)
+    values = np.array(ranges)
+    if not (values < _FIRST_INEXACT).all():
+        return None
+    bounds = values.astype(np.int64)
     starts, ends = bounds[bounds[:, 1] > bounds[:, 0]].T
     if (ends - starts).sum() != len(keys):
         return None
     covered = np.concatenate([np.arange(a, b) for a, b in zip(starts, ends, strict=True)] or [keys[:0]])
     if not np.array_equal(np.sort(covered), keys):
         return None
-    subjects = reader.first_labels(starts).astype(np.int64)
-    order = np.argsort(covered, kind="stable")
-    return np.repeat(subjects, ends - starts)[order]
+    return starts, ends - starts, np.argsort(covered, kind="stable")
 
 
 def _encoded(record: bytes) -> Iterator[bytes]:

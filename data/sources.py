@@ -137,9 +137,9 @@ class RecordIOSource:
     def __init__(self, folder: Path, swap_color_channel: bool = False) -> None:
         self.location = folder
         self.name = str(folder / "train.rec")
-        self.notes: list[str] = []
         self._swap = swap_color_channel
         pack = read_face_pack(folder)
+        self.notes = list(pack.notes)
         if not len(pack.keys):
             raise InputError(f"{self.name}: holds no images. Compare its size with the original.")
         self._reader = pack.reader

@@ -48,13 +48,17 @@ _PNG_GROWTH = 4
 
 @dataclass
 class Unpacked:
-    """What became of the records: `skipped` are (key, why); `of_other_size` counts among those written."""
+    """What became of the records: `skipped` are (key, why); `of_other_size` counts among those written.
+
+    `notes`: sentences on the subjects' numbers.
+    """
 
     subjects: int = 0
     written: int = 0
     there: int = 0
     of_other_size: int = 0
     skipped: list[tuple[int, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def add(self, other: Unpacked) -> None:
         """Sums up a part; subjects are counted once for all."""
@@ -98,7 +102,7 @@ def unpack_pack(
     subjects = np.unique(pack.labels).tolist()
     for label in subjects:
         (images / str(label)).mkdir(exist_ok=True)
-    total = Unpacked(subjects=len(subjects))
+    total = Unpacked(subjects=len(subjects), notes=list(pack.notes))
     with tqdm(total=len(pack.keys), desc="unpacking", unit="image", smoothing=0) as bar:
         for part, count in _parts(job, num_workers):
             total.add(part)

@@ -120,3 +120,16 @@ def test_a_folder_without_data_says_what_was_expected(tmp_path: Path) -> None:
 def test_one_mode_at_a_time(tmp_path: Path) -> None:
     assert run("--rec_path", tmp_path, "--pack", tmp_path).returncode == 2
     assert "--rec_path" in run("--help").stdout
+
+
+def test_a_pack_without_a_readable_image_is_a_fault(tmp_path: Path) -> None:
+    write_face_pack(tmp_path, [(number // 2, b"broken") for number in range(6)])
+    with pytest.raises(InputError, match=r"train\.rec: none of its 6 records .*record 1: 6 bytes"):
+        convert.convert({"rec_path": str(tmp_path)})
+
+
+def test_a_pair_set_without_a_readable_pair_is_a_fault(tmp_path: Path) -> None:
+    write_pair_set(tmp_path / "lfw.bin", [b"broken"] * 4, [True, False])
+    with pytest.raises(InputError, match="lfw: none of its 2 pairs"):
+        convert.convert({"rec_path": str(tmp_path)})
+    assert not (tmp_path / "lfw" / "pairs.csv").exists()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import struct
 import zlib
 from collections.abc import Callable
@@ -13,7 +14,9 @@ import pytest
 from PIL import Image as Pillow
 
 from data.decoding import MOST_PIXELS
+from data.image_files import is_image_file
 from data.photos import decode_photo, read_photo, thumbnail
+from data.sources import decode_face
 from errors import InputError
 
 # Red on the left, blue on the right, dark at the top.
@@ -149,3 +152,19 @@ def test_a_thumbnail_is_a_small_jpeg_in_true_colours() -> None:
     small = thumbnail(face)
     assert len(small) < 3000
     assert np.abs(decode_photo(small).astype(int).mean(axis=(0, 1)) - (200, 0, 0)).max() < 6
+
+
+def test_postscript_is_not_interpreted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow would run the program gs of the PATH."""
+    gs, trace = tmp_path / "gs", tmp_path / "trace"
+    gs.write_text(f"#!/bin/sh\ntouch {trace}\n")
+    gs.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    path = tmp_path / "holiday"
+    path.write_bytes(encoded(Pillow.fromarray(PIXELS), "EPS"))
+    assert not is_image_file(str(path))
+    with pytest.raises(InputError, match="is not an image, or of a kind that is not read here"):
+        decode_photo(path.read_bytes())
+    with pytest.raises(InputError, match="cannot be decoded as an image"):
+        decode_face(path.read_bytes(), "holiday")
+    assert not trace.exists()

@@ -345,7 +345,7 @@ def test_reading_labels_finds_every_damaged_record(packs: Path, tmp_path: Path) 
 def test_more_images_than_labels_can_count_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data.recordio, "_LAST_EXACT", 20)
+    monkeypatch.setattr(data.recordio, "_FIRST_INEXACT", 20)
     with pytest.raises(InputError, match="more than 20 records"):
         write_face_pack(tmp_path, [(0, b"x")] * 30)
     assert write_face_pack(tmp_path, [(0, b"x")] * 18) == 18
@@ -366,3 +366,82 @@ def test_a_killed_writer_leaves_the_old_pack(tmp_path: Path) -> None:
     assert process.wait() == -signal.SIGKILL
     pack = read_face_pack(tmp_path)
     assert [pack.reader.read(key)[1] for key in pack.keys.tolist()] == [b"old", b"pack"]
+
+
+def write_labels(folder: Path, labels: list[float], ranges: bool = False, images_each: int = 2) -> Path:
+    """A pack with these labels; `ranges`: with identity records, as InsightFace's have."""
+    with record_writer(folder / "train.rec", folder / "train.idx") as writer:
+        key = 0
+        if ranges:
+            last = len(labels) * images_each
+            writer.write(0, b"", (float(last + 1), float(last + 1 + len(labels))))
+            key = 1
+        for label in labels:
+            for _ in range(images_each):
+                writer.write(key, b"image", (label, 1.0) if ranges else (label,))
+                key += 1
+        for number in range(len(labels)) if ranges else ():
+            first = 1 + number * images_each
+            writer.write(key + number, b"", (float(first), float(first + images_each)))
+    return folder
+
+
+FIVE = [float(2**24 + number) for number in range(5)]
+
+
+def test_labels_that_floats_cannot_tell_apart_are_refused(tmp_path: Path) -> None:
+    assert len(set(np.array(FIVE, np.float32).tolist())) == 3
+    with pytest.raises(InputError) as fault:
+        read_face_pack(write_labels(tmp_path, [7.0, *FIVE]))
+    for fact in ("train.rec, record 2:", "16777216", "16,777,216", "10 records"):
+        assert fact in str(fault.value)
+    with pytest.raises(InputError, match="subject 16777216"):
+        write_face_pack(tmp_path / "own", [(2**24 - 1, b"x"), (2**24, b"x")])
+    assert read_face_pack(write_labels(tmp_path, [2.0**24 - 1])).labels.tolist() == [2**24 - 1] * 2
+
+
+def test_identity_ranges_tell_apart_what_labels_do_not(tmp_path: Path) -> None:
+    pack = read_face_pack(write_labels(tmp_path, [7.0, *FIVE], ranges=True))
+    assert pack.labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    assert "6 subjects" in pack.notes[0]
+    assert "16,777,216" in pack.notes[0]
+    assert read_face_pack(write_labels(tmp_path, [7.0, 9.0], ranges=True)).notes == ()
+
+
+@pytest.mark.parametrize("label", [float("nan"), float("inf"), float("-inf"), -1.0, 2.5])
+@pytest.mark.parametrize("ranges", [False, True])
+def test_a_label_that_is_no_subject_is_named_by_its_record(
+    tmp_path: Path, label: float, ranges: bool
+) -> None:
+    folder = write_labels(tmp_path, [3.0, label, 4.0], ranges)
+    with pytest.raises(InputError, match=rf"train\.rec, record {3 if ranges else 2}: .*{label:g}"):
+        read_face_pack(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_first_record_without_sense_is_named(tmp_path: Path, value: float) -> None:
+    with record_writer(tmp_path / "train.rec", tmp_path / "train.idx") as writer:
+        writer.write(0, b"", (value, value))
+        writer.write(1, b"image", (0.0,))
+    with pytest.raises(InputError, match=r"train\.rec, record 0: "):
+        read_face_pack(tmp_path)
+
+
+@pytest.mark.parametrize("odd", [False, True])
+def test_ranges_that_floats_round_do_not_move_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, odd: bool
+) -> None:
+    """Keys as those of a pack of 17 million images, whose bounds are rounded to whole pairs."""
+    counts = [3, 1, 4, 1] if odd else [3, 2, 4, 2]
+    start = 2**24 + 3
+    ends = start + np.cumsum(counts)
+    with record_writer(tmp_path / "train.rec", tmp_path / "train.idx") as writer:
+        writer.write(0, b"", (float(ends[-1]), float(ends[-1] + len(counts))))
+        expected = np.repeat(np.arange(len(counts)), counts).tolist()
+        for place, subject in enumerate(expected):
+            writer.write(start + place, b"image", (float(subject), 1.0))
+        for number, (count, end) in enumerate(zip(counts, ends.tolist(), strict=True)):
+            writer.write(int(ends[-1]) + number, b"", (float(end - count), float(end)))
+    pack = read_face_pack(tmp_path)
+    assert pack.keys.tolist() == list(range(start, start + len(expected)))
+    assert pack.labels.tolist() == expected

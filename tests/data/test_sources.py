@@ -78,6 +78,8 @@ class FakeReader:
 
 
 class FakePack:
+    notes = ()
+
     def __init__(self, labels_of_keys: dict[int, int]) -> None:
         self.keys = np.array(list(labels_of_keys), np.int64)
         self.labels = np.array(list(labels_of_keys.values()), np.int64)
