@@ -31,7 +31,7 @@ MOST_PIXELS = 150_000_000
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 # Pillow has readers for more; the one of EPS runs Ghostscript on what the file says.
-_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "JPEG2000", "BMP", "GIF", "TIFF", "PPM", "MPO", "TGA", "ICO")
+_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "JPEG2000", "BMP", "GIF", "TIFF", "PPM")
 _SMALLEST_SIDE = 16
 _DEEP_GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 # What Pillow was seen to raise on damaged files, beside its own.
@@ -56,7 +56,7 @@ def decode_image(encoded: bytes, *, upright: bool) -> Image:
     if not encoded:
         raise InputError("the file is empty.")
     try:
-        with Pillow.open(io.BytesIO(encoded), formats=_FORMATS) as image:
+        with _opened(io.BytesIO(encoded)) as image:
             _check_size(*image.size)
             return _pixels(ImageOps.exif_transpose(image) if upright else image)
     except Pillow.DecompressionBombError:
@@ -75,7 +75,7 @@ def decode_image(encoded: bytes, *, upright: bool) -> Image:
 def is_image(path: str) -> bool:
     """Whether a file begins as an image that `decode_image` reads."""
     try:
-        with Pillow.open(path, formats=_FORMATS):
+        with _opened(path):
             return True
     except Pillow.DecompressionBombError:
         return True
@@ -86,6 +86,10 @@ def is_image(path: str) -> bool:
 def suffix_of(encoded: bytes) -> str | None:
     """The suffix of the commonest formats by their first bytes; None for others."""
     return next((suffix for start, suffix in _SUFFIXES.items() if encoded.startswith(start)), None)
+
+
+def _opened(file: str | io.BytesIO) -> Pillow.Image:
+    return Pillow.open(file, formats=_FORMATS)
 
 
 def _check_size(width: int, height: int) -> None:
