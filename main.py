@@ -22,7 +22,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -38,6 +38,7 @@ from run_folder import (
     BEST,
     KeepBest,
     KeepLast,
+    MetricsLogger,
     Pictures,
     SafeCheckpointIO,
     StoppedBySignal,
@@ -90,6 +91,7 @@ def train(given: Mapping[str, Any]) -> None:
     evaluate, dry = (flags_given.pop(name, False) for name in ("evaluate", "dry_run"))
     checkpoint = flags_given.pop("resume_from_checkpoint", None)
     saved = None if checkpoint is None else saved_run(Path(checkpoint))
+    step = 0 if saved is None else saved.step
     settings = resolve(flags_given, None if saved is None else saved.hparams)
     if saved is not None and not evaluate:
         check_epochs(saved, settings.trained_epochs)
@@ -103,15 +105,17 @@ def train(given: Mapping[str, Any]) -> None:
         if dry:
             print(checked_labels(run, folder))
         elif not settings.fast_dev_run:
-            resumed = None if checkpoint is None or evaluate else Path(checkpoint)
-            folder = run_folder(folder, settings.prefix, resumed)
+            resumed = None if saved is None or evaluate else saved.path
+            is_chosen = not given.keys().isdisjoint({"out", "prefix"})
+            folder = run_folder(folder, settings.prefix, resumed, step=step, is_chosen=is_chosen)
             write_run_json(folder, settings.to_dict(), run.facts)
             print(f"run      {folder}", flush=True)
     if dry:
         return
     for message in run.module.expected_warnings + run.data.expected_warnings:
         warnings.filterwarnings("ignore", message)
-    trainer = _trainer(settings, run, folder, accelerator, devices)
+    loggers = _loggers(settings, folder, step)
+    trainer = _trainer(settings, run, folder, accelerator, devices, loggers)
     if evaluate:
         trainer.validate(run.module, run.data, ckpt_path=checkpoint, verbose=False)
     else:
@@ -282,7 +286,20 @@ def _devices(settings: Settings) -> tuple[str, int]:
     return ("gpu", gpus) if gpus else ("cpu", settings.cpu_processes)
 
 
-def _trainer(settings: Settings, run: Run, folder: Path, accelerator: str, devices: int) -> pl.Trainer:
+def _loggers(settings: Settings, folder: Path, step: int) -> list[Logger]:
+    """Metrics in metrics.csv and for TensorBoard, flags in hparams.yaml; a resumed run goes on at `step`."""
+    # TensorBoard hides what a stopped run logged from there on.
+    board = TensorBoardLogger(folder, "", "", default_hp_metric=False, purge_step=step or None)
+    loggers = [MetricsLogger(folder), board]
+    if not settings.fast_dev_run:
+        for logger in loggers:
+            logger.log_hyperparams(settings.to_dict())
+    return loggers
+
+
+def _trainer(
+    settings: Settings, run: Run, folder: Path, accelerator: str, devices: int, loggers: list[Logger]
+) -> pl.Trainer:
     processes = devices * settings.num_nodes
     # The buffers of a frozen backbone never change; the head's are the same on all ranks by themselves.
     distributed = DDPStrategy(
@@ -312,7 +329,7 @@ def _trainer(settings: Settings, run: Run, folder: Path, accelerator: str, devic
         num_sanity_val_steps=0,
         enable_model_summary=False,
         limit_val_batches=1.0 if run.validates else 0,
-        logger=[CSVLogger(folder, "", "", flush_logs_every_n_steps=1), TensorBoardLogger(folder, "", "")],
+        logger=loggers,
         callbacks=[*keep, LearningRateMonitor("epoch"), TQDMProgressBar(refresh_rate=max(1, steps // 100))],
         plugins=[SafeCheckpointIO()],
     )

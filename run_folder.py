@@ -6,8 +6,10 @@ checkpoint whole.
 
 from __future__ import annotations
 
+import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +21,10 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.loggers.logger import rank_zero_experiment
 from pytorch_lightning.callbacks import Callback, Checkpoint, ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
@@ -33,6 +38,7 @@ from train_val import BackboneTrainer, FaceCoresetNet
 
 LAST = "last.ckpt"
 METRICS = "metrics.csv"
+RUN_JSON = "run.json"
 BEST = "best.ckpt"
 # An epoch of MS1MV2 takes an hour and more: so much work at most is lost to a kill.
 _SECONDS_BETWEEN_CHECKPOINTS = 600.0
@@ -75,6 +81,57 @@ class KeepBest(ModelCheckpoint):
         best = self.best_model_score
         return trainer.strategy.reduce_boolean_decision(best is None or bool(current >= best))
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on with the best.ckpt of its own folder, wherever that was when the checkpoint was written."""
+        path = Path(str(self.dirpath)) / f"{self.filename}{self.FILE_EXTENSION}"
+        if state_dict["best_model_score"] is None or not path.is_file():
+            return
+        here = str(path)
+        paths = {"best_model_path": here, "kth_best_model_path": here, "dirpath": self.dirpath}
+        models = {here: state_dict["best_model_score"]}
+        super().load_state_dict({**state_dict, **paths, "best_k_models": models})
+
+
+class _AppendingWriter(ExperimentWriter):
+    """Goes on with a metrics.csv that is there, which the base class deletes.
+
+    A checkpoint that was written before an epoch's validation makes a resumed run validate again: a row of
+    the last step that is there with the same columns is not written twice.
+    """
+
+    def _check_log_dir_exists(self) -> None:
+        self._last_step, self._columns_there = -1, set[frozenset[str]]()
+        path = Path(self.metrics_file_path)
+        if not path.is_file():
+            return
+        with path.open(newline="") as file:
+            rows = csv.DictReader(file)
+            self.metrics_keys = list(rows.fieldnames or [])
+            for row in rows:
+                if int(row["step"]) > self._last_step:
+                    self._last_step, self._columns_there = int(row["step"]), set()
+                self._columns_there.add(frozenset(name for name, value in row.items() if value))
+
+    def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
+        """See the base class."""
+        if step != self._last_step or {"step", *metrics_dict} not in self._columns_there:
+            super().log_metrics(metrics_dict, step)
+
+
+class MetricsLogger(CSVLogger):
+    """Writes metrics.csv row by row, behind the rows of the run so far."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, "", "", flush_logs_every_n_steps=1)
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> ExperimentWriter:
+        """See the base class."""
+        if not isinstance(self._experiment, _AppendingWriter):
+            self._experiment = _AppendingWriter(self.log_dir)
+        return self._experiment
+
 
 class KeepLast(Checkpoint):
     """Writes last.ckpt before and after validation, every ten minutes, and when a signal asks to stop.
@@ -91,6 +148,7 @@ class KeepLast(Checkpoint):
         self._previous: dict[int, Any] = {}
         self._written = time.monotonic()
         self._step = 0
+        self._stops = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Takes the signals over from Lightning, which would leave in the middle of an accumulation."""
@@ -111,7 +169,12 @@ class KeepLast(Checkpoint):
         due = self._signum or time.monotonic() - self._written > _SECONDS_BETWEEN_CHECKPOINTS
         if trainer.strategy.reduce_boolean_decision(bool(due), all=False):
             self._save(trainer, pl_module)
-            self._stop_if_asked(trainer)
+            self._stops = trainer.strategy.reduce_boolean_decision(bool(self._signum), all=False)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Stops between two batches: only now are the metrics of the step that was saved written."""
+        if self._stops:
+            raise StoppedBySignal(self._signum or signal.SIGTERM, trainer.global_step)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Saves the epoch, so that a fault of validation costs no training; a resumed run validates it."""
@@ -130,8 +193,9 @@ class KeepLast(Checkpoint):
         """Saves, after validation."""
         self._step = trainer.global_step
         self._save(trainer, pl_module)
-        if trainer.current_epoch + 1 < (trainer.max_epochs or 0):
-            self._stop_if_asked(trainer)
+        is_last = trainer.current_epoch + 1 >= (trainer.max_epochs or 0)
+        if not is_last and trainer.strategy.reduce_boolean_decision(bool(self._signum), all=False):
+            raise StoppedBySignal(self._signum or signal.SIGTERM, trainer.global_step)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Gives the signals back."""
@@ -142,10 +206,6 @@ class KeepLast(Checkpoint):
         trainer.save_checkpoint(self._path)
         pl_module.last_checkpoint = str(self._path)
         self._written = time.monotonic()
-
-    def _stop_if_asked(self, trainer: pl.Trainer) -> None:
-        if trainer.strategy.reduce_boolean_decision(bool(self._signum), all=False):
-            raise StoppedBySignal(self._signum or signal.SIGTERM, trainer.global_step)
 
     def _asked(self, signum: int, frame: FrameType | None) -> None:
         if self._signum and signum == signal.SIGINT:
@@ -213,17 +273,55 @@ def chosen_faces(trainer: pl.Trainer, module: FaceCoresetNet, path: Path) -> Non
     template_sheet(shown, module.model.spec, path, picks=descriptor.picks.cpu())
 
 
-def run_folder(root: Path, prefix: str, resumed: Path | None) -> Path:
+def run_folder(
+    root: Path, prefix: str, resumed: Path | None = None, *, step: int = 0, is_chosen: bool = False
+) -> Path:
     """The folder of a run: that of a last.ckpt which is resumed, else `<root>/<prefix>_<n>` with a free n.
 
-    The metrics of a resumed run so far get a file of their own, since the logger begins anew.
+    A run that is resumed in a new folder takes its metrics, its best checkpoint and its record along.
+
+    Args:
+        root: folder of the run folders.
+        prefix: start of a new folder's name.
+        resumed: checkpoint that the run goes on from.
+        step: optimiser steps that the checkpoint has done; metrics from then on are logged anew.
+        is_chosen: `root` and `prefix` were asked for, and a run that lies elsewhere goes on in a new folder.
     """
-    if resumed is not None and resumed.name == LAST and (resumed.parent / "run.json").is_file():
-        folder = resumed.parent
-        metrics = folder / METRICS
-        if metrics.is_file():
-            metrics.rename(folder / f"metrics_{len(list(folder.glob('metrics_*.csv'))):03}.csv")
-        return folder
+    if resumed is None:
+        return _free_folder(root, prefix)
+    before = resumed.parent
+    lies_there = before.parent.resolve() == root.resolve() and before.name.rpartition("_")[0] == prefix
+    goes_on = resumed.name == LAST and (before / RUN_JSON).is_file() and (lies_there or not is_chosen)
+    folder = before if goes_on else _free_folder(root, prefix)
+    if (before / METRICS).is_file():
+        atomic_write(folder / METRICS, metrics_before(before / METRICS, step))
+    if not goes_on:
+        best = before / BEST
+        # One that is later than the checkpoint belongs to epochs that are trained anew.
+        if best.is_file() and torch.load(best, mmap=True, weights_only=True)["global_step"] <= step:
+            _copy(best, folder / BEST)
+        if (before / RUN_JSON).is_file():
+            _copy(before / RUN_JSON, folder / RUN_JSON)
+    return folder
+
+
+def metrics_before(path: Path, step: int) -> str:
+    """The rows of a metrics.csv that were logged before an optimiser step, as they stand there.
+
+    A row that a kill left unfinished is no row.
+    """
+    with path.open(newline="") as file:
+        lines = file.read().splitlines(keepends=True)
+    if not lines:
+        return ""
+    names = next(csv.reader(lines[:1]))
+    rows = zip(lines[1:], csv.reader(lines[1:]), strict=True)
+    place = names.index("step")
+    whole = ((line, cells) for line, cells in rows if len(cells) == len(names) and line.endswith("\n"))
+    return lines[0] + "".join(line for line, cells in whole if int(cells[place]) < step)
+
+
+def _free_folder(root: Path, prefix: str) -> Path:
     for number in range(sys.maxsize):
         folder = root / f"{prefix}_{number}"
         try:
@@ -236,9 +334,14 @@ def run_folder(root: Path, prefix: str, resumed: Path | None) -> Path:
     raise InputError(f"{root}: no number is left for another run of {prefix}.")
 
 
+def _copy(source: Path, target: Path) -> None:
+    with atomic_path(target) as temporary:
+        shutil.copyfile(source, temporary)
+
+
 def write_run_json(folder: Path, flags: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     """Writes how the run was made, so that it can be made again; resuming adds a start to those before."""
-    path = folder / "run.json"
+    path = folder / RUN_JSON
     before = json.loads(path.read_text())["starts"] if path.is_file() else []
     start = {"command": sys.argv, "versions": versions(), "commit": _commit()}
     run = {"flags": dict(flags), **facts, "starts": [*before, start]}

@@ -103,7 +103,10 @@ def _with_gamma_of_today(hparams: Mapping[str, Any], options: Mapping[str, Any])
     today = dict(hparams)
     if options.get("learn_gamma") and today["gamma"] != LEARNED_GAMMA:
         start = {"gamma": today["gamma"]}
-        today |= {"gamma": LEARNED_GAMMA, "aggregator_options": start | (today["aggregator_options"] or {})}
+        today |= {
+            "gamma": LEARNED_GAMMA,
+            "aggregator_options": start | (today.get("aggregator_options") or {}),
+        }
     if today.get("gamma_lr") == 0:
         del today["gamma_lr"]
     return today

@@ -195,8 +195,8 @@ class Settings:
         return self.cache_features is not None or self.features is not None
 
     def to_dict(self) -> dict[str, Any]:
-        """The values as plain types."""
-        return asdict(self)
+        """The values as types that JSON and YAML have."""
+        return asdict(self) | {"lr_milestones": list(self.lr_milestones)}
 
 
 def resolve(given: Mapping[str, Any], saved: Mapping[str, Any] | None) -> Settings:

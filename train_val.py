@@ -316,7 +316,7 @@ class FaceCoresetNet(_Trained):
         size = sets.num_sets
         self.log("train/gamma", self.aggregator.gamma.detach(), batch_size=size)
         self.log("train/temperature", self.aggregator.temperature.detach(), batch_size=size)
-        if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             agreement = pick_agreement(descriptor.picks, self.aggregator.evaluation_picks(sets))
             self.log("train/pick_agreement", agreement, batch_size=size, prog_bar=True)
 

@@ -59,6 +59,20 @@ class Loading:
     epoch_items: int | None = None
 
 
+class _ResumableLoader(DataLoader[Any]):
+    """Says to Lightning that training resumes within an epoch at the batch after the last one.
+
+    It has no state of its own: the position follows from the optimiser's steps (`position_after`).
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing that the checkpoint does not hold already."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The sampler already starts at the position of the checkpoint."""
+
+
 class _TrainingData(LightningDataModule, ABC):
     """Shards over ranks, and continues in the middle of an epoch by arithmetic on the optimiser's steps."""
 
@@ -81,7 +95,7 @@ class _TrainingData(LightningDataModule, ABC):
             epoch, start = position_after(self.trainer.global_step, len(sampler), self.loading.accumulate)
             sampler.set_epoch(epoch)
             sampler.start = start
-        return self._loader(dataset, collate, batch_sampler=sampler)
+        return self._loader(dataset, collate, kind=_ResumableLoader, batch_sampler=sampler)
 
     def sampler(self) -> PositionSampler:
         """The order of this rank's items; without a trainer that of a single process."""
@@ -106,9 +120,16 @@ class _TrainingData(LightningDataModule, ABC):
             batch_size=batch_size,
         )
 
-    def _loader(self, dataset: Dataset[Any], collate: Callable[[Any], Any], **how: Any) -> DataLoader[Any]:
+    def _loader(
+        self,
+        dataset: Dataset[Any],
+        collate: Callable[[Any], Any],
+        *,
+        kind: type[DataLoader[Any]] = DataLoader,
+        **how: Any,
+    ) -> DataLoader[Any]:
         workers = self.loading.num_workers
-        return DataLoader(
+        return kind(
             dataset,
             num_workers=workers,
             collate_fn=collate,

@@ -1,4 +1,4 @@
-"""Learning curves of a run, from its metrics.csv and the files that it left before it was resumed."""
+"""Learning curves of a run, from its metrics.csv."""
 
 from __future__ import annotations
 
@@ -29,17 +29,10 @@ _SMOOTHED = ("train/loss", "train/pick_agreement")
 
 
 def read_metrics(folder: Path) -> pd.DataFrame:
-    """All metrics of a run, a row a logged step; where a resumed part logged a step again, the later one."""
-    parts = [
-        path for path in (*sorted(folder.glob("metrics_*.csv")), folder / "metrics.csv") if path.is_file()
-    ]
-    metrics: pd.DataFrame = pd.DataFrame({"step": []})
-    for path in parts:
-        part: pd.DataFrame = pd.read_csv(path) if path.stat().st_size else pd.DataFrame({"step": []})
-        if len(part):
-            metrics = metrics.loc[metrics["step"] < part["step"].min()]
-        metrics = pd.concat([metrics, part], ignore_index=True) if len(metrics) else part
-    return metrics
+    """All metrics of a run, a row a logged step; empty where nothing was logged."""
+    path = folder / "metrics.csv"
+    is_empty = not path.is_file() or not path.stat().st_size
+    return pd.DataFrame({"step": []}) if is_empty else pd.read_csv(path)
 
 
 def draw_curves(folder: Path, path: Path) -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 
 import main
 import train_val
@@ -55,7 +57,9 @@ def test_the_backbone_stage_leaves_a_whole_run(backbone_stage: dict[str, Any], t
     assert {"train/loss", "val/mixed", "val/accuracy", "epoch", "step"} <= set(metrics.columns)
     lr = metrics.filter(like="lr-").dropna().to_numpy()
     assert lr[:, 0].tolist() == pytest.approx([0.1, 0.01])
-    assert json.loads((run / "run.json").read_text())["classes"] == 8
+    record = json.loads((run / "run.json").read_text())
+    assert record["classes"] == 8
+    assert yaml.safe_load((run / "hparams.yaml").read_text()) == record["flags"]
     backbone = load_backbone(run / "best.ckpt")
     assert backbone.spec.name == "ir_tiny"
 
@@ -157,22 +161,35 @@ def test_a_stopped_run_goes_on_exactly(
     broken, whole = tmp_path / "experiments" / "broken_0", tmp_path / "experiments" / "whole_0"
     stopped = torch.load(broken / "last.ckpt", weights_only=True)["global_step"]
     assert stopped == step + 1
-    main.train({"resume_from_checkpoint": str(broken / "last.ckpt")})
+    with warnings.catch_warnings():
+        # The position of the data resumes too, and Lightning knows it.
+        warnings.filterwarnings("error", message=".*unreliable results")
+        main.train({"resume_from_checkpoint": str(broken / "last.ckpt")})
     assert_same(broken / "last.ckpt", whole / "last.ckpt")
+    assert (broken / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
     assert_same(broken / "best.ckpt", whole / "best.ckpt")
     last = torch.load(broken / "last.ckpt", weights_only=True)
     assert last["global_step"] == torch.load(whole / "last.ckpt", weights_only=True)["global_step"]
     assert {path.name for path in broken.glob("epoch_*")} == {path.name for path in whole.glob("epoch_*")}
 
 
-def test_more_epochs_can_be_added(coreset_stage: dict[str, Any], tmp_path: Path) -> None:
+def test_more_epochs_can_be_added_in_the_folder_or_in_a_new_one(
+    coreset_stage: dict[str, Any], tmp_path: Path
+) -> None:
     main.train(coreset_stage | {"epochs": 1, "prefix": "short"})
-    short = tmp_path / "experiments" / "short_0"
-    main.train({"resume_from_checkpoint": str(short / "last.ckpt"), "epochs": 2})
+    short, new = tmp_path / "experiments" / "short_0", tmp_path / "elsewhere" / "short_0"
+    resume = {"resume_from_checkpoint": str(short / "last.ckpt"), "epochs": 2}
+    main.train(resume | {"out": str(tmp_path / "elsewhere")})
+    assert torch.load(short / "last.ckpt", weights_only=True)["global_step"] == 4
+    main.train(resume)
     main.train(coreset_stage | {"epochs": 2, "prefix": "long"})
-    assert_same(short / "last.ckpt", tmp_path / "experiments" / "long_0" / "last.ckpt")
-    assert len(json.loads((short / "run.json").read_text())["starts"]) == 2
-    assert (short / "metrics_000.csv").is_file()
+    long = tmp_path / "experiments" / "long_0"
+    for folder in (short, new):
+        assert_same(folder / "last.ckpt", long / "last.ckpt")
+        assert_same(folder / "best.ckpt", long / "best.ckpt")
+        assert (folder / "metrics.csv").read_text() == (long / "metrics.csv").read_text()
+        assert len(json.loads((folder / "run.json").read_text())["starts"]) == 2
+        assert yaml.safe_load((folder / "hparams.yaml").read_text())["epochs"] == 2
 
 
 def test_fewer_epochs_than_are_done_are_refused(backbone_stage: dict[str, Any], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Which epoch best.ckpt is of."""
+"""Which epoch best.ckpt is of, where a resumed run writes, and what it takes along."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from run_folder import KeepBest
+from run_folder import KeepBest, MetricsLogger, metrics_before, run_folder
 
 
 class _Graded(pl.LightningModule):
@@ -32,43 +32,27 @@ class _Graded(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def kept_epoch(
-    folder: Path,
-    figures: list[float],
-    *,
-    resumed: bool = False,
-    before: Path | None = None,
-) -> int:
-    """Trains these epochs; `resumed`: stops after all but the last and goes on from the best one's file.
+def train(folder: Path, figures: list[float], *, epochs: int, start: Path | None = None) -> None:
+    keep = KeepBest(
+        folder,
+        "best",
+        monitor="figure",
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        callbacks=[keep],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    data = torch.utils.data.DataLoader(torch.zeros(1, 1))
+    trainer.fit(_Graded(figures), data, ckpt_path=start, weights_only=True)
 
-    `before`: another folder, for what comes before it stops.
-    """
 
-    def run(epochs: int, folder: Path, start: Path | None = None) -> None:
-        keep = KeepBest(
-            folder,
-            "best",
-            monitor="figure",
-            save_on_train_epoch_end=True,
-            enable_version_counter=False,
-        )
-        trainer = pl.Trainer(
-            accelerator="cpu",
-            max_epochs=epochs,
-            callbacks=[keep],
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        data = torch.utils.data.DataLoader(torch.zeros(1, 1))
-        trainer.fit(_Graded(figures), data, ckpt_path=start, weights_only=True)
-
-    if resumed:
-        first = before or folder
-        run(len(figures) - 1, first)
-        run(len(figures), folder, first / "best.ckpt")
-    else:
-        run(len(figures), folder)
+def epoch_of(folder: Path) -> int:
     assert [path.name for path in folder.iterdir()] == ["best.ckpt"]
     return int(torch.load(folder / "best.ckpt", weights_only=True)["state_dict"]["epochs_seen"])
 
@@ -84,14 +68,92 @@ def kept_epoch(
     ],
 )
 def test_the_epoch_with_the_highest_figure_is_kept(tmp_path: Path, figures: list[float], kept: int) -> None:
-    assert kept_epoch(tmp_path, figures) == kept
+    train(tmp_path, figures, epochs=len(figures))
+    assert epoch_of(tmp_path) == kept
 
 
 @pytest.mark.parametrize(("last", "kept"), [(0.89, 1), (0.9, 3), (0.91, 3)])
 def test_a_resumed_run_remembers_the_best(tmp_path: Path, last: float, kept: int) -> None:
-    assert kept_epoch(tmp_path, [0.9, 0.8, last], resumed=True) == kept
+    train(tmp_path, [0.9, 0.8, last], epochs=2)
+    train(tmp_path, [0.9, 0.8, last], epochs=3, start=tmp_path / "best.ckpt")
+    assert epoch_of(tmp_path) == kept
 
 
-def test_a_run_that_goes_on_in_another_folder_keeps_its_own_best_there(tmp_path: Path) -> None:
+def test_a_run_that_goes_on_without_its_best_keeps_one_of_its_own(tmp_path: Path) -> None:
     folder, before = tmp_path / "new", tmp_path / "old"
-    assert kept_epoch(folder, [0.9, 0.1], resumed=True, before=before) == 2
+    train(before, [0.9, 0.1], epochs=1)
+    train(folder, [0.9, 0.1], epochs=2, start=before / "best.ckpt")
+    assert epoch_of(folder) == 2
+
+
+HEADER = "a,step,b\r\n"
+
+
+def test_metrics_before_a_step_are_kept_as_they_are(tmp_path: Path) -> None:
+    rows = ["0.10,0,\r\n", ",3,1e-05\r\n", "2,4,\r\n", "7,5,\r\n", ",3,nan\r\n"]
+    path = tmp_path / "metrics.csv"
+    path.write_text(HEADER + "".join(rows) + "1,3", newline="")
+    assert metrics_before(path, 4) == HEADER + rows[0] + rows[1] + rows[4]
+    assert metrics_before(path, 0) == HEADER
+    path.write_text("")
+    assert metrics_before(path, 4) == ""
+
+
+def test_metrics_go_on_behind_those_that_are_there(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text("epoch,loss,step\r\n0,0.1234567890123456789,0\r\n0,2.0,1\r\n", newline="")
+    logger = MetricsLogger(tmp_path)
+    # Validated again, as the checkpoint was written before validation: the same figures.
+    logger.log_metrics({"loss": 2.0, "epoch": 0}, 1)
+    logger.log_metrics({"val": 3.0, "epoch": 0}, 1)
+    logger.log_metrics({"loss": 1.0, "epoch": 1}, 2)
+    logger.log_metrics({"loss": 0.5, "epoch": 1}, 3)
+    assert path.read_text().splitlines() == [
+        "epoch,loss,step,val",
+        "0,0.1234567890123456789,0,",
+        "0,2.0,1,",
+        "0,,1,3.0",
+        "1,1.0,2,",
+        "1,0.5,3,",
+    ]
+
+
+def stopped_run(folder: Path, best_step: int) -> Path:
+    """A run folder that stopped after step 4; gives its last.ckpt."""
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text("{}")
+    (folder / "metrics.csv").write_text(HEADER + "1,3,\r\n1,4,\r\n", newline="")
+    torch.save({"global_step": best_step}, folder / "best.ckpt")
+    for name in ("last.ckpt", "epoch_0.ckpt"):
+        torch.save({"global_step": 4}, folder / name)
+    return folder / "last.ckpt"
+
+
+def test_a_resumed_run_goes_on_in_its_folder_unless_another_is_asked_for(tmp_path: Path) -> None:
+    last = stopped_run(tmp_path / "out" / "my_run_3", 2)
+    elsewhere, out = tmp_path / "elsewhere", tmp_path / "out"
+    # Where --out is not given, a folder that was moved is still the run's.
+    assert run_folder(elsewhere, "my_run", last, step=4) == last.parent
+    assert run_folder(out, "my_run", last, step=4, is_chosen=True) == last.parent
+    assert (last.parent / "metrics.csv").read_text().splitlines() == ["a,step,b", "1,3,"]
+    assert run_folder(elsewhere, "my_run", last, step=4, is_chosen=True) == elsewhere / "my_run_0"
+    assert run_folder(out, "my", last, step=4, is_chosen=True) == out / "my_0"
+    assert run_folder(out, "my_run", last.with_name("epoch_0.ckpt"), step=4) == out / "my_run_0"
+
+
+@pytest.mark.parametrize(("best_step", "comes_along"), [(2, True), (4, True), (6, False)])
+def test_a_new_folder_takes_the_run_so_far_along(tmp_path: Path, best_step: int, comes_along: bool) -> None:
+    last = stopped_run(tmp_path / "out" / "run_0", best_step)
+    folder = run_folder(tmp_path / "new", "run", last, step=4, is_chosen=True)
+    assert (folder / "metrics.csv").read_text().splitlines() == ["a,step,b", "1,3,"]
+    assert (folder / "run.json").read_text() == "{}"
+    assert (folder / "best.ckpt").is_file() == comes_along
+
+
+@pytest.mark.parametrize(("last", "kept"), [(0.1, 1), (0.95, 3)])
+def test_best_is_remembered_where_the_folder_was_moved(tmp_path: Path, last: float, kept: int) -> None:
+    figures = [0.9, 0.2, last]
+    train(tmp_path / "old", figures, epochs=2)
+    (tmp_path / "old").rename(tmp_path / "new")
+    train(tmp_path / "new", figures, epochs=3, start=tmp_path / "new" / "best.ckpt")
+    assert epoch_of(tmp_path / "new") == kept

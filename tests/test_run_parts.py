@@ -48,6 +48,7 @@ def test_checkpoints_of_before_keep_their_gamma(tmp_path: Path, gamma_lr: float,
     hparams = resolve(WEIGHTS, None).to_dict() | {"gamma": 0.5, "gamma_lr": gamma_lr}
     options = {"embedding_size": 16, "gamma": 0.5, "learn_gamma": is_learned}
     content = {"hparams": hparams, "data_fingerprint": "d", "global_step": 7, "aggregator_options": options}
+    content["loops"] = {"fit_loop": {"epoch_progress": {"current": {"processed": 1}}}}
     torch.save(content, tmp_path / "last.ckpt")
     saved = saved_run(tmp_path / "last.ckpt")
     assert saved.step == 7

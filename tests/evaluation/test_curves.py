@@ -1,4 +1,4 @@
-"""Learning curves: read over the parts of a resumed run, drawn whole."""
+"""Learning curves: read from metrics.csv, drawn."""
 
 from __future__ import annotations
 
@@ -12,15 +12,6 @@ from evaluation.curves import draw_curves, read_metrics
 def write(path: Path, steps: list[int], loss: float) -> None:
     rows = "".join(f"{step},{loss},0.5\n" for step in steps)
     path.write_text("step,train/loss,val/rank1\n" + rows)
-
-
-def test_a_resumed_run_reads_as_one(tmp_path: Path) -> None:
-    write(tmp_path / "metrics_000.csv", [0, 5, 10, 15], 3.0)
-    write(tmp_path / "metrics_001.csv", [10, 15, 20], 2.0)
-    write(tmp_path / "metrics.csv", [20, 25], 1.0)
-    metrics = read_metrics(tmp_path)
-    assert metrics["step"].tolist() == [0, 5, 10, 15, 20, 25]
-    assert metrics["train/loss"].tolist() == [3.0, 3.0, 2.0, 2.0, 1.0, 1.0]
 
 
 def test_a_run_that_logged_nothing_has_no_metrics_and_no_picture(tmp_path: Path) -> None:
