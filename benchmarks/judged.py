@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from torch import nn
 from data.names import read_names
 from errors import InputError
 from evaluation.given_features import read_features
-from evaluation.ijb import Cohort, Floats, Rules, describe_cohort
+from evaluation.ijb import Cohort, Floats, Rules, normalised_with
+from evaluation.normalisation import DEFAULT_METHOD, METHODS, METHODS_HELP, NEEDS_COHORT, ScoreNormalisation
 from evaluation.protocols import SetProtocol, read_protocol
 from evaluation.templates import FaceGroups, group_faces
 from validation_mixed.ijb_people import check_made_alike, cohort_bank, cohort_of
@@ -22,7 +24,7 @@ RULES = Rules.of_paper("facecoresetnet", {})
 class Judged:
     """`features` (N, D) unit rows and `norms` (N,) of the protocol's faces, in its order; its templates.
 
-    `cohort`: other people, whom scores know of; None: scores are cosines.
+    `cohort`: other people, whom scores are normalised with; None: scores are cosines.
     """
 
     protocol: SetProtocol
@@ -31,9 +33,32 @@ class Judged:
     groups: FaceGroups
     cohort: Cohort | None
 
-    def strangers(self, module: nn.Module) -> Floats | None:
-        """Descriptors of the cohort by an aggregator; None where there is no cohort."""
-        return None if self.cohort is None else describe_cohort(module, self.cohort, RULES)
+    def normalisation(self, module: nn.Module) -> ScoreNormalisation | None:
+        """That of an aggregator's scores; None where there is no cohort."""
+        return None if self.cohort is None else normalised_with(module, self.cohort, RULES)
+
+
+def add_cohort_flags(parser: argparse.ArgumentParser) -> None:
+    """`--cohort` and `--score_normalisation`, as validate_ijb.py has them."""
+    parser.add_argument(
+        "--cohort", type=Path, help="features of other people: scores are normalised with them"
+    )
+    parser.add_argument(
+        "--score_normalisation",
+        choices=METHODS,
+        help=f"how, with --cohort; {METHODS_HELP} (default: {DEFAULT_METHOD})",
+    )
+
+
+def cohort_method(args: argparse.Namespace) -> str:
+    """The method that the flags choose.
+
+    Raises:
+        InputError: one is chosen without a cohort.
+    """
+    if args.score_normalisation and not args.cohort:
+        raise InputError(NEEDS_COHORT)
+    return args.score_normalisation or DEFAULT_METHOD
 
 
 def read_judged(
@@ -42,10 +67,12 @@ def read_judged(
     features: Path,
     cohort: Path | None = None,
     judged_subjects: Path | None = None,
+    method: str = DEFAULT_METHOD,
 ) -> Judged:
     """Reads all, without embedding anything; mirror images are in the features if they were made so.
 
-    `cohort`: features of people, of whom those in `judged_subjects`, names one a line, are left out.
+    `cohort`: features of people, of whom those in `judged_subjects`, names one a line, are left out;
+    `method` of `evaluation.normalisation`.
 
     Raises:
         InputError: as `read_protocol` and `read_features`, or they do not belong together.
@@ -62,5 +89,5 @@ def read_judged(
     if cohort is not None:
         bank = cohort_bank(str(cohort), None if judged_subjects is None else read_names(judged_subjects))
         check_made_alike(bank, given.identity.get("backbone_sha256"), given.features.shape[1])
-        others = cohort_of(bank)
+        others = cohort_of(bank, method)
     return Judged(protocol, given.features, given.norms, groups, others)

@@ -34,9 +34,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 
-from benchmarks.judged import read_judged
+from benchmarks.judged import add_cohort_flags, cohort_method, read_judged
 from benchmarks.rivals_judge import Judge
-from benchmarks.rivals_table import Row, write_tables
+from benchmarks.rivals_table import Row, score_normalisation_of, write_tables
 from command import build_parser, run_command
 from coreset import build_aggregator
 from data.feature_bank import read_given
@@ -108,7 +108,7 @@ def flags(description: str | None, rivals: Mapping[str, Rival], reference: str) 
         required=True,
         help="names of its subjects, one a line: left out of training",
     )
-    parser.add_argument("--cohort", type=Path, help="features of others: scores as validate_ijb.py --cohort")
+    add_cohort_flags(parser)
     parser.add_argument("--aggregators", nargs="+", choices=rivals, default=list(rivals), help="rows")
     parser.add_argument("--reference", choices=rivals, default=reference, help="differences are to this row")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of each that is trained")
@@ -148,7 +148,12 @@ def compare(
     _check(args)
     names = list(dict.fromkeys([args.reference, *args.aggregators]))
     judged = read_judged(
-        args.data_root, args.dataset_name, args.judge_features, args.cohort, args.judged_subjects
+        args.data_root,
+        args.dataset_name,
+        args.judge_features,
+        args.cohort,
+        args.judged_subjects,
+        cohort_method(args),
     )
     judge = Judge.of(judged, args.replicates)
     rows: list[Row] = []
@@ -163,7 +168,7 @@ def compare(
             rows.append(_read(path, made_with))
             print(f"{name}, seed {seed}: {rows[-1].summary()}", flush=True)
     rows += _rows_beside(args.beside, made_with) if args.beside else []
-    cohort = None if judge.cohort is None else judge.cohort.name
+    cohort = None if judge.cohort is None else f"{judge.cohort.name}, {judge.cohort.method}"
     print(write_tables(args.out, rows, args.reference, title, cohort))
 
 
@@ -199,7 +204,11 @@ def _identity(args: argparse.Namespace, judge: Judge) -> dict[str, Any]:
         "judge": {"name": judge.protocol.name, **judge.protocol.sizes},
         "judge_norms": float(np.asarray(judge.norms, np.float64).sum().round(3)),
         "replicates": args.replicates,
-        **({} if judge.cohort is None else {"cohort": judge.cohort.name}),
+        **(
+            {}
+            if judge.cohort is None
+            else {"cohort": judge.cohort.name, "score_normalisation": judge.cohort.method}
+        ),
     }
 
 
@@ -210,8 +219,12 @@ def _rows_beside(out: Path, made_with: dict[str, Any]) -> list[Row]:
     if not paths:
         raise InputError(f"--beside {out}: holds no rows. Give the --out of an earlier comparison.")
     contents = [json.loads(path.read_text()) for path in paths]
-    if any(("cohort" in content["made_with"]) != ("cohort" in made_with) for content in contents):
-        raise InputError(f"--beside {out}: give --cohort to both comparisons or to none.")
+    methods = {score_normalisation_of(each) for each in [made_with, *(c["made_with"] for c in contents)]}
+    if len(methods) > 1:
+        raise InputError(
+            f"--beside {out}: give --cohort to both comparisons or to none, and the same "
+            "--score_normalisation."
+        )
     rows = [_row(path, content, alike) for path, content in zip(paths, contents, strict=True)]
     return [replace(row, name=f"{row.name}, {out.name}") for row in rows]
 
@@ -221,7 +234,8 @@ def _read(path: Path, made_with: dict[str, Any]) -> Row:
 
 
 def _row(path: Path, content: dict[str, Any], made_with: dict[str, Any]) -> Row:
-    if differing := [key for key, value in made_with.items() if content["made_with"].get(key) != value]:
+    stored = content["made_with"] | {"score_normalisation": score_normalisation_of(content["made_with"])}
+    if differing := [key for key, value in made_with.items() if stored.get(key) != value]:
         raise InputError(
             f"{path}: was made with other {', '.join(differing)}, and does not belong into this table. Use "
             "another --out, or remove it."

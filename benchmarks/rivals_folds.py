@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from benchmarks.rivals_table import COMPARED, FARS, Row, difference, pooled_difference
+from benchmarks.rivals_table import COMPARED, FARS, Row, difference, pooled_difference, score_normalisation_of
 from command import build_parser, run_command
 from errors import InputError
 from evaluation.metrics import rate_key
@@ -74,7 +74,8 @@ def read_fold(folders: Sequence[Path]) -> tuple[Fold, str]:
             made = content.pop("made_with")
             judges.add(
                 json.dumps(
-                    [made["judge"], made["replicates"], made["steps"], "cohort" in made], sort_keys=True
+                    [made["judge"], made["replicates"], made["steps"], score_normalisation_of(made)],
+                    sort_keys=True,
                 )
             )
             name = content["name"] if place == 0 else f"{content['name']}, {folder.name}"

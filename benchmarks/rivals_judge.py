@@ -50,8 +50,10 @@ class Judge(Judged):
             start = time.process_time()
             embedding = describe_templates(module, self.features, self.norms, self.groups).embedding
             seconds.append(time.process_time() - start)
-        pairs, embedding = self.protocol.pairs, compared(embedding, self.strangers(module))
-        scores = verify(embedding, pairs.first, pairs.second, pairs.is_mated, FARS).scores
+        pairs, (left, right) = self.protocol.pairs, compared(embedding, self.normalisation(module))
+        scores = verify(
+            left, pairs.first, pairs.second, pairs.is_mated, FARS, second_descriptors=right
+        ).scores
         return {
             "tar": {rate_key(far): found.tar[rate_key(far)].strict for far in FARS},
             "drawn": self.draws.tar(scores, FARS).round(6).tolist(),

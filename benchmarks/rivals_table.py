@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from evaluation.intervals import difference_interval95
 from evaluation.metrics import rate_key
+from evaluation.normalisation import LOCAL_SCALING
 from evaluation.report import markdown_table
 from files import atomic_write
 
@@ -65,6 +66,12 @@ class Difference:
 
     def __str__(self) -> str:
         return f"{100 * self.mean:+.1f} [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
+
+
+def score_normalisation_of(made_with: Mapping[str, Any]) -> str | None:
+    """How the scores of a stored row were normalised; before there was a choice, by local scaling."""
+    method: str | None = made_with.get("score_normalisation", LOCAL_SCALING)
+    return method if "cohort" in made_with else None
 
 
 def write_tables(

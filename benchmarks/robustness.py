@@ -36,7 +36,7 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from benchmarks.judged import Judged, read_judged
+from benchmarks.judged import Judged, add_cohort_flags, cohort_method, read_judged
 from benchmarks.robustness_table import AMOUNTS, REFERENCE, TWO_PEOPLE, draw, report
 from command import build_parser, run_command
 from coreset import build_aggregator
@@ -86,7 +86,7 @@ def main() -> int:
     parser.add_argument("--weights", type=Path, required=True, help="the backbone, for unreadable faces")
     parser.add_argument("--donors", type=Path, required=True, help="views of other people's faces")
     parser.add_argument("--judged_subjects", type=Path, required=True, help="names, one a line: no donors")
-    parser.add_argument("--cohort", type=Path, help="features of others: scores as validate_ijb.py --cohort")
+    add_cohort_flags(parser)
     parser.add_argument("--aggregator", nargs="+", default=["mean", REFERENCE, "media_mean"], help="poolings")
     parser.add_argument("--aggregator_weights", nargs="+", default=[], metavar="NAME=FILE", help="trained")
     parser.add_argument(
@@ -110,12 +110,19 @@ def compare(args: argparse.Namespace) -> None:
         InputError: data, features or weights that cannot be used.
     """
     aggregators = _aggregators(args.aggregator, args.aggregator_weights)
-    judged = read_judged(args.data_root, args.dataset_name, args.features, args.cohort, args.judged_subjects)
-    strangers = {name: judged.strangers(aggregator) for name, aggregator in aggregators.items()}
+    judged = read_judged(
+        args.data_root,
+        args.dataset_name,
+        args.features,
+        args.cohort,
+        args.judged_subjects,
+        cohort_method(args),
+    )
+    normalisation = {name: judged.normalisation(aggregator) for name, aggregator in aggregators.items()}
     if args.two_people is not None:
         for name, aggregator in list(aggregators.items()):
             aggregators[name + TWO_PEOPLE] = TwoPeople(aggregator, args.two_people)
-            strangers[name + TWO_PEOPLE] = strangers[name]
+            normalisation[name + TWO_PEOPLE] = normalisation[name]
     faces, groups = _faces(args, judged), judged.groups
     rows: list[dict[str, object]] = []
     for kind, amounts in AMOUNTS.items():
@@ -124,7 +131,7 @@ def compare(args: argparse.Namespace) -> None:
             for name, aggregator in aggregators.items():
                 embedding = describe_templates(aggregator, faces.features, faces.norms, spoiled).embedding
                 row: dict[str, object] = {"aggregator": name, "spoiled": kind, "amount": amount}
-                rows.append(row | _rates(judged.protocol, compared(embedding, strangers[name])))
+                rows.append(row | _rates(judged.protocol, *compared(embedding, normalisation[name])))
             print(f"{kind} {amount:g}: done")
     table = pd.DataFrame(rows)
     cosines = {name: repeat_cosine(aggregator, groups, faces) for name, aggregator in aggregators.items()}
@@ -320,16 +327,16 @@ def repeat_cosine(aggregator: nn.Module, groups: FaceGroups, faces: Faces) -> tu
     return float(cosines.mean()), float(cosines.min())
 
 
-def _rates(protocol: SetProtocol, embedding: Array) -> dict[str, float]:
+def _rates(protocol: SetProtocol, left: Array, right: Array) -> dict[str, float]:
     pairs = protocol.pairs
-    verified = verify(embedding, pairs.first, pairs.second, pairs.is_mated, FARS).rates
+    verified = verify(left, pairs.first, pairs.second, pairs.is_mated, FARS, second_descriptors=right).rates
     rates = {f"tar_at_far_{key}": 100 * rate.strict for key, rate in verified.items()}
     if protocol.probes is None or not protocol.galleries:
         return rates
     ranks = []
-    probes = embedding[protocol.probes.templates]
+    probes = left[protocol.probes.templates]
     for gallery in protocol.galleries:
-        known = embedding[gallery.templates]
+        known = right[gallery.templates]
         found = search(probes, known, protocol.probes.subjects, gallery.subjects)
         ranks.append(cmc_of(found, (1,))["1"])
     return rates | {"rank1": 100 * float(np.mean(ranks))}

@@ -21,7 +21,7 @@ from errors import InputError
 from evaluation.identification import PublishedHelperRates, Search, published_helper_rates, search
 from evaluation.intervals import PairBootstrap, ProbeBootstrap, difference_interval95, rate_interval95
 from evaluation.metrics import TpirAtFpir, cmc_of, rate_key, tpir_at_fpir_of
-from evaluation.normalisation import compared
+from evaluation.normalisation import DEFAULT_METHOD, ScoreNormalisation, compared
 from evaluation.protocols import SetProtocol, TemplateList
 from evaluation.published import PAPER_RULES
 from evaluation.report import Interval, Result, closed_section, open_section, verification_section
@@ -72,15 +72,17 @@ class Rules:
 
 @dataclass(frozen=True, eq=False)
 class Cohort:
-    """Faces of people whom the benchmark does not have: what every descriptor's length is taken from.
+    """Faces of people whom the benchmark does not have, with whom scores are normalised.
 
-    `features` (N, D) unit rows, `norms` (N,), `groups`: one template or more a person; `name` for the report.
+    `features` (N, D) unit rows, `norms` (N,), `groups`: one template or more a person; `name` for the report;
+    `method` of `evaluation.normalisation.METHODS`.
     """
 
     name: str
     features: Floats
     norms: Floats
     groups: FaceGroups
+    method: str = DEFAULT_METHOD
 
 
 @dataclass(frozen=True)
@@ -184,8 +186,7 @@ def evaluate_ijb(
         aggregators: of `coreset.AGGREGATORS`, by the names that tables call them.
         rules: what is done to faces first.
         detector_scores: (N,); needed where the rules use them, or an aggregator whose quality they are.
-        cohort: scores are cosines divided by how near both templates are to its people
-            (`normalisation.cohort_lengths`); None: they are cosines.
+        cohort: scores are normalised with its people; None: they are cosines.
         two_people: limit of `coreset.two_people.TwoPeople`; None: each template has one descriptor.
         replicates: draws of subjects for the intervals; 0 gives none.
         published_helper: also the published 1:N helper's own rates, which are not FPIR.
@@ -198,7 +199,7 @@ def evaluate_ijb(
         raise InputError("detector scores are used, and the cohort's faces have none.")
     if two_people is not None and published_helper:
         raise InputError("the published 1:N helper compares single descriptors, and not those of two people.")
-    found = IjbFigures()
+    found, pairs = IjbFigures(), protocol.pairs
     with found.timed("prepare"):
         features, norms, groups, scores = _faces_by_rules(protocol, features, norms, detector_scores, rules)
         strata = find_strata(protocol)
@@ -208,28 +209,26 @@ def evaluate_ijb(
     for name, aggregator in aggregators.items():
         with found.timed(f"aggregate {name}"):
             describer = aggregator if two_people is None else TwoPeople(aggregator, two_people)
-            described = describe_templates(
-                describer, features, norms, groups, device, detector_scores=scores
-            ).embedding
-            strangers = None if cohort is None else describe_cohort(aggregator, cohort, rules, device)
-            descriptors = compared(described, strangers)
+            faces = features, norms, groups, device
+            described = describe_templates(describer, *faces, detector_scores=scores).embedding
+            normalisation = None if cohort is None else normalised_with(aggregator, cohort, rules, device)
+            left, right = compared(described, normalisation)
         with found.timed("score"):
-            pairs = protocol.pairs
-            verification = verify(descriptors, pairs.first, pairs.second, pairs.is_mated, FARS)
+            ends = pairs.first, pairs.second, pairs.is_mated
+            verification = verify(left, *ends, FARS, second_descriptors=right)
             of_strata = figures_of_strata(strata, verification.scores, pairs.is_mated)
         with found.timed("intervals"):
+            tar_intervals = None
             if pair_draws is not None:
                 drawn[name] = pair_draws.tar(verification.scores, FARS)
+                strict = {key: rate.strict for key, rate in verification.rates.items()}
+                tar_intervals = _intervals(drawn[name], strict, pair_draws.mated_people)
         with found.timed("identify"):
-            galleries = _identify(protocol, descriptors, replicates, found.warnings)
-            helper = _published_helper(protocol, descriptors) if published_helper else None
+            galleries = _identify(protocol, left, right, replicates, found.warnings)
+            helper = _published_helper(protocol, left, right) if published_helper else None
         found.aggregators[name] = AggregatorFigures(
             verification.rates,
-            None
-            if pair_draws is None
-            else _intervals(
-                drawn[name], {k: r.strict for k, r in verification.rates.items()}, pair_draws.mated_people
-            ),
+            tar_intervals,
             verification.curve,
             galleries,
             helper,
@@ -244,16 +243,21 @@ def evaluate_ijb(
     return found
 
 
-def describe_cohort(
+def normalised_with(
     aggregator: nn.Module, cohort: Cohort, rules: Rules, device: torch.device | str = "cpu"
-) -> NDArray[np.float32]:
-    """Descriptors (C, D) of the cohort's templates, their faces treated by the benchmark's rules."""
+) -> ScoreNormalisation:
+    """By the descriptors of the cohort's templates, their faces treated by the benchmark's rules.
+
+    Raises:
+        InputError: as `ScoreNormalisation.with_cohort`.
+    """
     features, norms, groups = cohort.features, cohort.norms, cohort.groups
     if rules.norm == NOT_USED:
         norms = np.ones_like(norms)
     if rules.media != NOT_USED:
         features, norms, groups = average_media(features, norms, groups)
-    return describe_templates(aggregator, features, norms, groups, device).embedding
+    described = describe_templates(aggregator, features, norms, groups, device).embedding
+    return ScoreNormalisation.with_cohort(cohort.method, described)
 
 
 def _share_of_two_people(descriptors: Floats) -> float:
@@ -300,7 +304,7 @@ def _pair_bootstrap(protocol: SetProtocol, replicates: int, warnings: list[str])
 
 
 def _identify(
-    protocol: SetProtocol, descriptors: NDArray[np.float32], replicates: int, warnings: list[str]
+    protocol: SetProtocol, of_probes: Floats, of_galleries: Floats, replicates: int, warnings: list[str]
 ) -> dict[str, GalleryFigures]:
     """Each gallery searched by itself, as gallery1, gallery2."""
     if protocol.probes is None:
@@ -310,8 +314,8 @@ def _identify(
     found = {}
     for number, gallery in enumerate(protocol.galleries, 1):
         result = search(
-            descriptors[probes.templates],
-            descriptors[gallery.templates],
+            of_probes[probes.templates],
+            of_galleries[gallery.templates],
             probes.subjects,
             gallery.subjects,
         )
@@ -338,13 +342,15 @@ def _probe_bootstrap(probes: TemplateList, replicates: int) -> ProbeBootstrap | 
     return ProbeBootstrap(probes.subjects, replicates=replicates)
 
 
-def _published_helper(protocol: SetProtocol, descriptors: NDArray[np.float32]) -> PublishedHelperRates | None:
+def _published_helper(
+    protocol: SetProtocol, of_probes: Floats, of_galleries: Floats
+) -> PublishedHelperRates | None:
     if protocol.probes is None:
         return None
     joined = np.concatenate([gallery.templates for gallery in protocol.galleries])
     return published_helper_rates(
-        descriptors[protocol.probes.templates],
-        descriptors[joined],
+        of_probes[protocol.probes.templates],
+        of_galleries[joined],
         protocol.probes.subjects,
         np.concatenate([gallery.subjects for gallery in protocol.galleries]),
         ranks=RANKS,

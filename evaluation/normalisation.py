@@ -1,7 +1,8 @@
-"""Scores that know how near a descriptor is to strangers, by a cohort of them, and what is gained or lost.
+"""Score normalisation with a cohort, by two methods, and what is gained or lost by it.
 
-Adaptive normalisation of scores, and lengths of descriptors, whose plain inner products are then the scores.
-Arrays in, figures out.
+What a poor set has in common with many people, blur and darkness, lifts its scores with all of them; a cohort
+of other people measures that, so that scores of all sets can share a threshold. Evaluation, calibration,
+inference and benchmarks all normalise here. Arrays in, figures out.
 """
 
 from __future__ import annotations
@@ -18,12 +19,23 @@ from evaluation.identification import Floats
 from evaluation.intervals import PairBootstrap, difference_interval95
 from evaluation.metrics import rate_key, threshold_at
 
+LOCAL_SCALING, AS_NORM = "local_scaling", "as_norm"
+METHODS = (LOCAL_SCALING, AS_NORM)
+# Of every command.
+DEFAULT_METHOD = LOCAL_SCALING
+METHODS_HELP = (
+    f"{LOCAL_SCALING}: the cosine over the geometric mean of how near both sets are to the cohort; "
+    f"{AS_NORM}: adaptive symmetric score normalisation (AS-norm)"
+)
+NEEDS_COHORT = "--score_normalisation has no effect without --cohort. Remove it, or add --cohort."
 # Of a cohort; the deviation of fewer scores is noise.
 FEWEST_IN_COHORT = 20
 # The nearest of the cohort that a score is compared with, at most half of it.
 TOP = 100
 # Of the mean cosine to the nearest: a descriptor that is far from all people must not count without limit.
 _LEAST_NEARNESS = 0.01
+# Copies of one descriptor deviate in nothing.
+_LEAST_DEVIATION = 1e-6
 _ROWS_AT_ONCE = 4_096
 
 
@@ -39,73 +51,90 @@ class Gain:
     difference95: tuple[float, float]
 
 
-def cohort_statistics(scores: Floats, top: int) -> tuple[Floats, Floats]:
-    """Mean and standard deviation, (N,) each, of the `top` highest scores of each row.
+@dataclass(frozen=True, eq=False)
+class ScoreNormalisation:
+    """A method and the cohort that it compares with.
 
-    Args:
-        scores: (N, C) of N descriptors with C of a cohort: people who are none of them.
-        top: at most C.
+    With m and d the mean and standard deviation of a descriptor's `top` highest cosines to the cohort, the
+    score of x and y is
+
+    - local_scaling: cos(x, y) / sqrt(m_x m_y), as Zelnik-Manor and Perona (2004) scale distances by those to
+      near points; m is at least 0.01.
+    - as_norm: the mean of (cos(x, y) - m_x) / d_x and (cos(x, y) - m_y) / d_y, the adaptive symmetric score
+      normalisation of speaker recognition (Matejka et al., 2017).
+
+    Attributes:
+        method: of `METHODS`.
+        cohort: (C, D) unit rows of people who are none of those compared.
+        top: of the cohort, the nearest ones that count.
     """
-    highest = np.partition(np.asarray(scores, np.float64), -top, axis=1)[:, -top:]
-    # Copies of one descriptor deviate in nothing.
-    return highest.mean(axis=1), np.maximum(highest.std(axis=1), 1e-6)
+
+    method: str
+    cohort: Floats
+    top: int
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise InputError(f"score normalisation {self.method!r}: expected one of {', '.join(METHODS)}.")
+
+    @classmethod
+    def with_cohort(cls, method: str, cohort: Floats, top: int = TOP) -> ScoreNormalisation:
+        """With the `top` nearest, at most half of the cohort.
+
+        Raises:
+            InputError: fewer than `FEWEST_IN_COHORT` in the cohort, or no such method.
+        """
+        if cohort.ndim != 2 or len(cohort) < FEWEST_IN_COHORT:
+            raise InputError(f"cohort {cohort.shape}: expected {FEWEST_IN_COHORT} or more descriptors.")
+        return cls(method, cohort, min(top, len(cohort) // 2))
+
+    def sides(self, descriptors: Floats) -> tuple[Floats, Floats]:
+        """Vectors whose inner products are the scores, so that whatever compares descriptors compares these.
+
+        Args:
+            descriptors: (M, D), or (M, P, D) of templates of up to P people; unit rows.
+
+        Returns:
+            The vectors of the first descriptor of a comparison and of the second, (M, E) or (M, P, E), of
+            the dtype of `descriptors`; the score of the i-th with the k-th is `first[i] @ second[k]`.
+
+        Raises:
+            InputError: descriptors of another size than the cohort's.
+        """
+        rows = descriptors.reshape(-1, descriptors.shape[-1])
+        mean, deviation = (column[:, None] for column in self.statistics(rows))
+        if self.method == LOCAL_SCALING:
+            first = second = rows / np.sqrt(np.maximum(mean, _LEAST_NEARNESS))
+        else:
+            ones, offset = np.ones_like(mean), -mean / (2 * deviation)
+            first = np.concatenate([rows / (2 * deviation), rows / 2, offset, ones], axis=1)
+            second = np.concatenate([rows, rows / deviation, ones, offset], axis=1)
+        shape, kind = descriptors.shape[:-1], descriptors.dtype
+        return first.astype(kind).reshape(*shape, -1), second.astype(kind).reshape(*shape, -1)
+
+    def statistics(self, rows: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean and standard deviation (M,) of the `top` highest cosines of rows (M, D) to the cohort.
+
+        Raises:
+            InputError: as `sides`.
+        """
+        if rows.shape[1:] != self.cohort.shape[1:]:
+            raise InputError(
+                f"cohort {self.cohort.shape}: expected descriptors of {rows.shape[1]} values, as those that "
+                "are compared."
+            )
+        mean, deviation = np.empty((2, len(rows)))
+        for start in range(0, len(rows), _ROWS_AT_ONCE):
+            part = slice(start, start + _ROWS_AT_ONCE)
+            cosines = np.asarray(rows[part] @ self.cohort.T, np.float64)
+            nearest = np.partition(cosines, -self.top, axis=1)[:, -self.top :]
+            mean[part], deviation[part] = nearest.mean(axis=1), nearest.std(axis=1)
+        return mean, np.maximum(deviation, _LEAST_DEVIATION)
 
 
-def adaptive_snorm(
-    scores: Floats, first: tuple[Floats, Floats], second: tuple[Floats, Floats]
-) -> NDArray[np.float64]:
-    """How far scores stand out of those with the nearest of a cohort, symmetric (Matejka et al., 2017).
-
-    Half the sum of (score - mean) / deviation by the cohort statistics of either side.
-
-    Args:
-        scores: any shape.
-        first: mean and deviation from `cohort_statistics` of one side, broadcast to `scores`.
-        second: of the other.
-    """
-    wide = np.asarray(scores, np.float64)
-    return np.asarray(((wide - first[0]) / first[1] + (wide - second[0]) / second[1]) / 2)
-
-
-def cohort_lengths(descriptors: Floats, cohort: Floats, top: int = TOP) -> NDArray[np.float32]:
-    """Lengths (M,) to give to descriptors by how near each is to strangers: nearness to the power -1/2.
-
-    Nearness is the mean of the `top` highest cosines to the cohort. An inner product of descriptors of these
-    lengths is their cosine over the geometric mean of both nearnesses (local scaling, as Zelnik-Manor and
-    Perona, 2004, have it for distances). What a poor set has in common with many strangers, blur and
-    darkness, lifts its scores with all of them; this takes it back, so that scores of all sets can share a
-    threshold.
-
-    Args:
-        descriptors: (M, D) unit rows.
-        cohort: (C, D) unit rows of people who are none of them.
-        top: at most half of the cohort is taken.
-
-    Raises:
-        InputError: fewer than `FEWEST_IN_COHORT` in the cohort, or descriptors of another size.
-    """
-    if cohort.shape[0] < FEWEST_IN_COHORT or cohort.shape[1:] != descriptors.shape[1:]:
-        raise InputError(
-            f"cohort {cohort.shape}: expected {FEWEST_IN_COHORT} or more descriptors of "
-            f"{descriptors.shape[1]} values."
-        )
-    top = min(top, len(cohort) // 2)
-    lengths = np.empty(len(descriptors), np.float32)
-    for start in range(0, len(descriptors), _ROWS_AT_ONCE):
-        rows = slice(start, start + _ROWS_AT_ONCE)
-        nearness, _ = cohort_statistics(descriptors[rows] @ cohort.T, top)
-        lengths[rows] = np.maximum(nearness, _LEAST_NEARNESS) ** -0.5
-    return lengths
-
-
-def compared(descriptors: Floats, cohort: Floats | None) -> Floats:
-    """Descriptors (M, D) or (M, P, D) at their `cohort_lengths`, as inner products compare them; without a
-    cohort as they are.
-    """
-    if cohort is None:
-        return descriptors
-    rows = descriptors.reshape(-1, descriptors.shape[-1])
-    return (rows * cohort_lengths(rows, cohort)[:, None]).reshape(descriptors.shape)
+def compared(descriptors: Floats, normalisation: ScoreNormalisation | None) -> tuple[Floats, Floats]:
+    """Either side of the comparisons as inner products compare them: `sides`, or descriptors as they are."""
+    return (descriptors, descriptors) if normalisation is None else normalisation.sides(descriptors)
 
 
 def gains(

@@ -55,6 +55,8 @@ def verify(
     second: Integers,
     is_mated: NDArray[np.bool_],
     fars: Sequence[float],
+    *,
+    second_descriptors: Floats | None = None,
 ) -> Verification:
     """Scores all pairs by inner product and gives the rates.
 
@@ -67,13 +69,16 @@ def verify(
         second: (n,) row of the second.
         is_mated: (n,).
         fars: each in [0, 1].
+        second_descriptors: of the second templates, where they are compared as other vectors than the first
+            (`evaluation.normalisation`); of the shape of `descriptors`.
 
     Raises:
         InputError: shapes differ, a row does not exist, a descriptor that is used is not finite, or there is
             no mated or no non-mated pair.
     """
     check_rates(fars, "FAR")
-    scores, margin = _scores_and_margin(descriptors, first, second)
+    others = descriptors if second_descriptors is None else second_descriptors
+    scores, margin = _scores_and_margin(descriptors, others, first, second)
     mated, nonmated = split_scores(scores, is_mated)
 
     def exact(pairs: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -84,7 +89,7 @@ def verify(
             found[part] = np.max(
                 [
                     exact_products(left, right, first[own], second[own])
-                    for left, right in _person_pairs(descriptors)
+                    for left, right in _person_pairs(descriptors, others)
                 ],
                 axis=0,
             )
@@ -120,32 +125,33 @@ def pair_scores(descriptors: Floats, first: Integers, second: Integers) -> NDArr
     Raises:
         InputError: shapes differ, a row does not exist, a descriptor that is used is not finite.
     """
-    return _scores_and_margin(descriptors, first, second)[0]
+    return _scores_and_margin(descriptors, descriptors, first, second)[0]
 
 
 def _scores_and_margin(
-    descriptors: Floats, first: Integers, second: Integers
+    descriptors: Floats, others: Floats, first: Integers, second: Integers
 ) -> tuple[NDArray[np.float32], float]:
     """The scores, and how far they may be from those in float64."""
-    if first.shape != second.shape or first.ndim != 1 or descriptors.ndim not in (2, 3):
+    is_alike = descriptors.shape == others.shape and descriptors.ndim in (2, 3)
+    if first.shape != second.shape or first.ndim != 1 or not is_alike:
         raise InputError(
             f"descriptors {descriptors.shape}, pairs {first.shape} and {second.shape}: "
             "expected (M, D) or (M, P, D), (n,) and (n,)."
         )
     best, margin = np.empty(0, np.float32), 0.0
-    for left, right in _person_pairs(descriptors):
+    for left, right in _person_pairs(descriptors, others):
         scores, rounding = _products(left, right, first, second)
         best = np.maximum(best, scores, out=best) if len(best) else scores
         margin = max(margin, rounding)
     return best, margin
 
 
-def _person_pairs(descriptors: Floats) -> list[tuple[Floats, Floats]]:
+def _person_pairs(descriptors: Floats, others: Floats) -> list[tuple[Floats, Floats]]:
     """(M, D) descriptors of either side of a pair, for each choice of a person of either."""
     if descriptors.ndim == 2:
-        return [(descriptors, descriptors)]
-    people = [descriptors[:, person] for person in range(descriptors.shape[1])]
-    return [(left, right) for left in people for right in people]
+        return [(descriptors, others)]
+    people = range(descriptors.shape[1])
+    return [(descriptors[:, one], others[:, other]) for one in people for other in people]
 
 
 def _products(

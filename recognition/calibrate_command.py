@@ -28,9 +28,18 @@ from evaluation.calibration import (
     one_threshold,
 )
 from evaluation.metrics import rate_key
-from evaluation.normalisation import FEWEST_IN_COHORT, TOP, Gain, gains
+from evaluation.normalisation import (
+    DEFAULT_METHOD,
+    FEWEST_IN_COHORT,
+    METHODS,
+    METHODS_HELP,
+    NEEDS_COHORT,
+    Gain,
+    ScoreNormalisation,
+    gains,
+)
 from files import atomic_write
-from recognition.calibration import SCHEMA, Calibration, Cohort, Group, encoded
+from recognition.calibration import SCHEMA, Calibration, Group, encoded
 from recognition.flags import add_model_flags, add_photo_flags, model_of, set_options_of
 from recognition.gallery_commands import GalleryCommand
 from recognition.labelled_sets import LabelledSets, describe_labelled, find_labelled
@@ -59,6 +68,9 @@ def calibrate_sets(args: argparse.Namespace) -> None:
     if args.seed < 0:
         faults.sentences.append(f"--seed {args.seed}: expected 0 or more.")
     root, cohort_root = args.images_root, vars(args).get("cohort")
+    method = vars(args).get("score_normalisation", DEFAULT_METHOD)
+    if "score_normalisation" in vars(args) and cohort_root is None:
+        faults.sentences.append(NEEDS_COHORT)
     sources = faults.of(lambda: find_labelled(root, "--images_root"))
     others = faults.of(
         lambda: [] if cohort_root is None else find_labelled(cohort_root, "--cohort", FEWEST_IN_COHORT)
@@ -79,32 +91,36 @@ def calibrate_sets(args: argparse.Namespace) -> None:
         raise RuntimeError("what is None has left a fault")
     print(model.about)
     labelled = describe_labelled(model, sources, options, seed=args.seed)
-    cohort = None
+    normalisation = None
     if others:
         people = describe_labelled(model, others, options, seed=args.seed)
-        cohort = cohort_of(people)
+        normalisation = normalised_with(people, method)
     for note in labelled.notes[:_NOTES_SHOWN]:
         print(f"left out: {note}")
     content, text = calibration_of(
-        model, labelled, cohort, aligned=options.aligned, replicates=args.replicates, seed=args.seed
+        model, labelled, normalisation, aligned=options.aligned, replicates=args.replicates, seed=args.seed
     )
     atomic_write(args.out, json.dumps(content, indent=1) + "\n")
     print(f"\n{text}\n\n{args.out}: use it as --calibration {args.out} --fmr RATE")
 
 
-def cohort_of(people: LabelledSets) -> Cohort:
-    """The largest set of each person, and the part of them that counts."""
+def normalised_with(people: LabelledSets, method: str = DEFAULT_METHOD) -> ScoreNormalisation:
+    """By the largest set of each person.
+
+    Raises:
+        InputError: too few people.
+    """
     rows = [
         max(np.flatnonzero(people.subjects == person), key=lambda row: int(people.sizes[row]))
         for person in range(len(people.people))
     ]
-    return Cohort(people.descriptors[rows], min(TOP, len(rows) // 2))
+    return ScoreNormalisation.with_cohort(method, people.descriptors[rows])
 
 
 def calibration_of(
     model: FaceModel,
     labelled: LabelledSets,
-    cohort: Cohort | None,
+    normalisation: ScoreNormalisation | None,
     *,
     aligned: bool,
     replicates: int = 200,
@@ -117,13 +133,15 @@ def calibration_of(
     """
     embeddings = labelled.descriptors
     cosines = np.clip(embeddings @ embeddings.T, -1, 1)
-    compared = Calibration("", Group({}), {}, cohort).compared(cosines, embeddings, embeddings)
+    compared = Calibration("", Group({}), {}, normalisation).compared(cosines, embeddings, embeddings)
     plain = all_pairs(cosines, labelled.subjects, labelled.sizes)
-    pairs = plain if cohort is None else all_pairs(compared, labelled.subjects, labelled.sizes)
+    pairs = plain if normalisation is None else all_pairs(compared, labelled.subjects, labelled.sizes)
     everything, cells = calibrate(pairs, RATES, replicates=replicates, seed=seed)
     costs = one_threshold(pairs, everything, cells)
     rates = [float(key) for key in everything.rates]
-    gained = {} if cohort is None else gains(plain, pairs.scores, rates, replicates=replicates, seed=seed)
+    gained = (
+        {} if normalisation is None else gains(plain, pairs.scores, rates, replicates=replicates, seed=seed)
+    )
     closest = _closest(labelled, pairs)
     content: dict[str, Any] = {
         "schema": SCHEMA,
@@ -142,14 +160,14 @@ def calibration_of(
         },
         "closest": [{"sets": list(names), "score": score} for names, score in closest],
     }
-    if cohort is not None:
-        content["normalisation"] = _stored_cohort(cohort, gained)
+    if normalisation is not None:
+        content["normalisation"] = _stored_normalisation(normalisation, gained)
     text = "\n\n".join(
         part
         for part in (
             _everything_text(labelled, everything),
             _size_text(everything, cells, costs, labelled),
-            _gain_text(gained, cohort),
+            _gain_text(gained, normalisation),
             _closest_text(closest),
         )
         if part
@@ -178,14 +196,15 @@ def _cost_of(name: str, costs: Mapping[str, OneThreshold]) -> dict[str, Any]:
     return {key: dict(zip(("fmr", "fnmr"), cost.cells[name], strict=True)) for key, cost in costs.items()}
 
 
-def _stored_cohort(cohort: Cohort, gained: Mapping[str, Gain]) -> dict[str, Any]:
+def _stored_normalisation(normalisation: ScoreNormalisation, gained: Mapping[str, Gain]) -> dict[str, Any]:
+    people, values = normalisation.cohort.shape
     return {
-        "kind": "adaptive s-norm",
-        "top": cohort.top,
-        "people": cohort.descriptors.shape[0],
-        "values": cohort.descriptors.shape[1],
+        "method": normalisation.method,
+        "top": normalisation.top,
+        "people": people,
+        "values": values,
         "gain": {key: asdict(each) for key, each in gained.items()},
-        "descriptors": encoded(cohort.descriptors),
+        "descriptors": encoded(normalisation.cohort),
     }
 
 
@@ -274,13 +293,13 @@ def _cost_text(key: str, cells: Mapping[str, GroupFigures], cost: OneThreshold) 
     )
 
 
-def _gain_text(gained: Mapping[str, Gain], cohort: Cohort | None) -> str:
-    if cohort is None:
+def _gain_text(gained: Mapping[str, Gain], normalisation: ScoreNormalisation | None) -> str:
+    if normalisation is None:
         return ""
     lines = [
-        f"Scores are normalised with a cohort of {len(cohort.descriptors):,} people (adaptive s-norm, the "
-        f"nearest {cohort.top}); their descriptors are in the file, which is to be kept as they are. Mated "
-        "pairs missed:"
+        f"Scores are normalised with a cohort of {len(normalisation.cohort):,} people "
+        f"({normalisation.method}, the nearest {normalisation.top}); their descriptors are in the file, "
+        "which is to be kept as they are. Mated pairs missed:"
     ]
     for key, each in gained.items():
         low, high = each.difference95
@@ -323,6 +342,12 @@ def _flags(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         default=argparse.SUPPRESS,
         help=f"normalise scores with these other people, {FEWEST_IN_COHORT} or more, each a subfolder",
+    )
+    group.add_argument(
+        "--score_normalisation",
+        choices=METHODS,
+        default=argparse.SUPPRESS,
+        help=f"how, with --cohort; {METHODS_HELP} (default: {DEFAULT_METHOD})",
     )
     add_photo_flags(group)
     group = parser.add_argument_group("measurement")

@@ -4,7 +4,8 @@
  "thresholds": {"1e-03": {"threshold": 0.41, "interval95": [0.38, 0.45], ...}, ...},
  "curve": {"fmr": [...], "score": [...]},
  "by_size": {"1 x 2-4": {"thresholds": {...}, "curve": {...}, ...}, ...},
- "normalisation": {"top": 100, "people": 300, "values": 512, "descriptors": "<base64 of float32>", ...}}
+ "normalisation": {"method": "local_scaling", "top": 100, "people": 300, "values": 512,
+                   "descriptors": "<base64 of float32>", ...}}
 
 The keys of `thresholds` are false match rates. The first two entries and `thresholds` are needed, all others
 may be absent; what else `calibrate_command` writes is for people and other readers.
@@ -25,10 +26,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from errors import InputError
-from evaluation.normalisation import adaptive_snorm, cohort_statistics
+from evaluation.normalisation import AS_NORM, METHODS, ScoreNormalisation, compared
 
 SCHEMA = 1
 _SOURCE = "a calibration file"
+# What files say that were written before there was a choice.
+_FORMER_METHOD = ("kind", "adaptive s-norm")
 
 Floats = NDArray[np.float32]
 
@@ -54,21 +57,13 @@ class Group:
 
 
 @dataclass(frozen=True, eq=False)
-class Cohort:
-    """People whom scores are normalised with: `descriptors` (C, D), of which the `top` nearest count."""
-
-    descriptors: Floats
-    top: int
-
-
-@dataclass(frozen=True, eq=False)
 class Calibration:
     """What a file says for one rate, `fmr`: of all sets, and by the name of a pair of size groups."""
 
     fmr: str
     everything: Group
     by_size: Mapping[str, Group] = field(default_factory=dict)
-    cohort: Cohort | None = None
+    normalisation: ScoreNormalisation | None = None
 
     @property
     def threshold(self) -> Threshold:
@@ -77,14 +72,11 @@ class Calibration:
 
     def compared(self, cosines: Floats, first: Floats, second: Floats) -> NDArray[np.float64]:
         """Scores (N, M) that the thresholds are for: the cosines of (N, D) and (M, D), or normalised ones."""
-        if self.cohort is None:
+        if self.normalisation is None:
             return np.asarray(cosines, np.float64)
-        rows, columns = (
-            cohort_statistics(side @ self.cohort.descriptors.T, self.cohort.top) for side in (first, second)
-        )
-        return adaptive_snorm(
-            cosines, (rows[0][:, None], rows[1][:, None]), (columns[0][None, :], columns[1][None, :])
-        )
+        wide = first.astype(np.float64), second.astype(np.float64)
+        left, right = compared(wide[0], self.normalisation)[0], compared(wide[1], self.normalisation)[1]
+        return np.asarray(left @ right.T)
 
 
 def read_threshold(path: Path, fingerprint: str, fmr: str | None = None) -> Threshold:
@@ -131,7 +123,7 @@ def read_calibration(
         _chosen(path, everything, fmr),
         everything,
         {name: _group(path, f"by_size, {name!r}, ", entry) for name, entry in by_size.items()},
-        _cohort(path, content.get("normalisation")),
+        _normalisation(path, content.get("normalisation")),
     )
 
 
@@ -196,12 +188,14 @@ def _group(path: Path, where: str, content: Mapping[str, Any]) -> Group:
     return Group(found, rates, scores)
 
 
-def _cohort(path: Path, content: object) -> Cohort | None:
+def _normalisation(path: Path, content: object) -> ScoreNormalisation | None:
     if content is None:
         return None
     try:
         if not isinstance(content, dict):
             raise ValueError("it is no dictionary")
+        key, former = _FORMER_METHOD
+        method = AS_NORM if content.get(key) == former else content["method"]
         values = np.frombuffer(base64.b64decode(content["descriptors"], validate=True), "<f4")
         descriptors = values.reshape(int(content["people"]), int(content["values"])).astype(np.float32)
         top = int(content["top"])
@@ -209,7 +203,12 @@ def _cohort(path: Path, content: object) -> Cohort | None:
             raise ValueError(f"top is {top}, of {len(descriptors)} people")
     except (KeyError, TypeError, ValueError, binascii.Error) as fault:
         raise InputError(f"{path}: normalisation: is damaged ({fault}). Calibrate again.") from None
-    return Cohort(descriptors, top)
+    if method not in METHODS:
+        raise InputError(
+            f"{path}: normalisation: the method is {method!r}, and this version has {', '.join(METHODS)}. "
+            "Calibrate again, or use the version that wrote the file."
+        )
+    return ScoreNormalisation(method, descriptors, top)
 
 
 def _numbers(value: object, count: int | None = None) -> tuple[float, ...] | None:

@@ -37,7 +37,7 @@ class Decisions:
 
     Attributes:
         fmr: the false match rate asked for.
-        normalised: whether the scores are normalised with a cohort, and so no cosines.
+        normalisation: by which method the scores are normalised with a cohort; None: they are cosines.
         scores: that are compared.
         thresholds: that they are compared with; `low` and `high` are the 95 % interval, NaN where not known.
         is_same: at or above the threshold.
@@ -49,7 +49,7 @@ class Decisions:
     """
 
     fmr: str
-    normalised: bool
+    normalisation: str | None
     scores: Doubles
     thresholds: Doubles
     low: Doubles
@@ -108,7 +108,7 @@ def decide(
         flips[here], is_bound[here] = _flips(group, scores[here])
     return Decisions(
         fmr=calibration.fmr,
-        normalised=calibration.cohort is not None,
+        normalisation=None if calibration.normalisation is None else calibration.normalisation.method,
         scores=scores,
         thresholds=thresholds,
         low=low,
@@ -143,7 +143,9 @@ def about_threshold(decisions: Decisions) -> str:
     """What decides on the pairs of a (B, B) matrix, without a full stop."""
     rows, columns = np.triu_indices(len(decisions.scores), 1)
     values = np.unique(decisions.thresholds[rows, columns])
-    kind = ", of scores normalised with a cohort" if decisions.normalised else ""
+    kind = (
+        f", of scores normalised with a cohort ({decisions.normalisation})" if decisions.normalisation else ""
+    )
     if len(values) == 1:
         return f"threshold for a false match rate of {decisions.fmr}{kind}: {values[0]:.4f}"
     return (

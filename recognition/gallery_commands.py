@@ -176,7 +176,7 @@ def decide_matches(
 ) -> Decisions:
     """Decisions (P, k) on the matches of P sets, each as if the two had been compared alone."""
     cosines = found.scores.astype(np.float64)
-    if calibration.cohort is not None:
+    if calibration.normalisation is not None:
         rows = [gallery.descriptors[best] for best in found.rows]
         embeddings = _descriptors(sets)
         cosines = np.concatenate(
@@ -203,7 +203,7 @@ def decisions_note(decisions: Decisions, gallery: Gallery) -> str:
 def _decided(decisions: Decisions | None, place: tuple[int, int]) -> str:
     if decisions is None:
         return ""
-    score = f"normalised {decisions.scores[place]:.4f}, " if decisions.normalised else ""
+    score = f"normalised {decisions.scores[place]:.4f}, " if decisions.normalisation else ""
     return (
         f"  {decisions.verdict(place)} ({score}threshold {decisions.threshold_text(place)} for "
         f"{decisions.sizes_text(place)}; flips at FMR {decisions.flip_text(place)})"

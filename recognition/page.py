@@ -176,7 +176,8 @@ def _decisions_section(report: Report) -> str:
         rows.append(
             f'<tr><th scope="row">{names}</th>' + "".join(f"<td>{_text(c)}</td>" for c in cells) + "</tr>"
         )
-    kind = "scores are normalised with a cohort" if decisions.normalised else "scores are cosines"
+    method = decisions.normalisation
+    kind = f"scores are normalised with a cohort ({method})" if method else "scores are cosines"
     head = "".join(f'<th scope="col">{each}</th>' for each in heads)
     return (
         '<section aria-labelledby="decisions"><h2 id="decisions">One person or two?</h2><p class="soft">The '

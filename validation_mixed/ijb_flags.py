@@ -16,6 +16,7 @@ from coreset.quality import QUALITIES
 from coreset.two_people import DEFAULT_LIMIT
 from errors import InputError
 from evaluation.ijb import NOT_USED, RULE_VALUES
+from evaluation.normalisation import DEFAULT_METHOD, METHODS, METHODS_HELP, NEEDS_COHORT
 from evaluation.published import PAPER_RULES
 from net import BACKBONES
 from settings import FACES_AT_ONCE, PRECISIONS
@@ -33,6 +34,7 @@ DEFAULTS: dict[str, Any] = {
     "replicates": 200,
     "coreset_size": 3,
     "published_identification": False,
+    "score_normalisation": DEFAULT_METHOD,
 }
 # Flags that say how images are embedded, hence nothing where features are given.
 _EMBEDDING = ("num_nodes", "cpu_processes", "num_workers", "batch_size", "precision", "cache")
@@ -108,8 +110,12 @@ def _protocol_flags(group: _ArgumentGroup) -> None:
     group.add_argument(
         "--cohort",
         metavar="FEATURES",
-        help="other people, a store of main.py --cache_features or an npz: a score is then the cosine over "
-        "how near both sets are to them",
+        help="other people, a store of main.py --cache_features or an npz: scores are normalised with them",
+    )
+    group.add_argument(
+        "--score_normalisation",
+        choices=METHODS,
+        help=f"how, with --cohort; {METHODS_HELP}" + _default("score_normalisation"),
     )
     group.add_argument(
         "--two_people",
@@ -191,6 +197,8 @@ def check_flags(given: Mapping[str, Any]) -> None:
     for name in ("num_workers", "replicates", "gpus"):
         if given.get(name, 0) < 0:
             faults.append(f"--{name} {given[name]}: expected 0 or more.")
+    if "score_normalisation" in given and "cohort" not in given:
+        faults.append(NEEDS_COHORT)
     if not -1 <= given.get("two_people", 0) <= 1:
         faults.append(f"--two_people {given['two_people']}: expected a cosine, -1 to 1.")
     if "two_people" in given and "published_identification" in given:

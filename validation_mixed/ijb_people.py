@@ -14,14 +14,14 @@ from data.names import match_names, normal, read_names
 from data.sampling import Item
 from errors import InputError
 from evaluation.ijb import Cohort
-from evaluation.normalisation import FEWEST_IN_COHORT
+from evaluation.normalisation import DEFAULT_METHOD, FEWEST_IN_COHORT
 from evaluation.protocols import SetProtocol
 from evaluation.tables import read_table
 from evaluation.templates import group_faces
 from weights import name_digest, name_digests, trained_subjects
 
-# People, and templates of each: with one, lengths hang on how it happened to be drawn. Every template of the
-# benchmark is compared with all.
+# People, and templates of each: with one, normalised scores hang on how it happened to be drawn. Every
+# template of the benchmark is compared with all.
 MOST_IN_COHORT = 1_024
 TEMPLATES_OF_EACH = 4
 _SHOWN = 3
@@ -113,7 +113,7 @@ def check_made_alike(bank: FeatureBank, backbone: str | None, size: int) -> None
         )
 
 
-def cohort_of(bank: FeatureBank) -> Cohort:
+def cohort_of(bank: FeatureBank, method: str = DEFAULT_METHOD) -> Cohort:
     """Templates of each person, drawn as those of training are, nothing wrong in them."""
     drawer = TemplateDrawer(bank, TemplateRecipe(), seed=0)
     people = np.repeat(np.arange(len(bank.subjects)), TEMPLATES_OF_EACH)
@@ -121,4 +121,4 @@ def cohort_of(bank: FeatureBank) -> Cohort:
     template = np.repeat(np.arange(len(batch)), np.diff(batch.offsets.numpy()))
     groups = group_faces(template, batch.media.numpy(), len(batch))
     name = f"{len(batch):,} templates of {len(bank.subjects):,} people of {bank.name}"
-    return Cohort(name, batch.features.float().numpy(), batch.norms.numpy(), groups)
+    return Cohort(name, batch.features.float().numpy(), batch.norms.numpy(), groups, method)

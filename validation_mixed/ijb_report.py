@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.given_features import GivenFeatures
-from evaluation.ijb import AggregatorFigures, IjbFigures, Rules
+from evaluation.ijb import NOT_USED, AggregatorFigures, Cohort, IjbFigures, Rules
 from evaluation.metrics import cmc_of, tpir_curve
 from evaluation.plots import plot_cmc, plot_det, plot_identification, plot_roc
 from evaluation.protocols import SetProtocol
@@ -33,18 +33,19 @@ from files import atomic_write
 
 _CMC_RANKS = tuple(range(1, 51))
 _UNKNOWN = "unknown"
+_NO_COHORT = "none: scores are cosines"
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A finished evaluation; `paper`: the rules' name; `cohort`: whose people scores know of; `two_people`:
+    """A finished evaluation; `paper`: the rules' name; `cohort`: scores are normalised with it; `two_people`:
     cosine below which parts of a set are of two; `hashes`: SHA-256 of trained aggregators' files.
     """
 
     protocol: SetProtocol
     rules: Rules
     paper: str
-    cohort: str
+    cohort: Cohort | None
     two_people: float | None
     features: GivenFeatures
     figures: IjbFigures
@@ -91,7 +92,8 @@ def _rules(done: Evaluated) -> dict[str, str]:
     return {
         "paper": done.paper,
         **asdict(done.rules),
-        "cohort": done.cohort,
+        "cohort": _NO_COHORT if done.cohort is None else done.cohort.name,
+        "score_normalisation": NOT_USED if done.cohort is None else done.cohort.method,
         "descriptors": "one a template"
         if done.two_people is None
         else f"two a template whose parts have a cosine below {done.two_people:g}; the best score counts",

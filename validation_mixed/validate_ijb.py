@@ -126,7 +126,7 @@ def validate(given: Mapping[str, Any]) -> None:
     if features is None:
         return  # A process beside the first, which has done its share.
     seconds["embed"] = time.perf_counter() - began
-    cohort = None if bank is None else cohort_of(bank)
+    cohort = None if bank is None else cohort_of(bank, values["score_normalisation"])
     figures = evaluate_ijb(
         protocol,
         features.features,
@@ -147,9 +147,8 @@ def validate(given: Mapping[str, Any]) -> None:
         )
     figures.seconds = seconds | figures.seconds
     hashes = {entry.name: weights_sha256(entry.path) for entry in used}
-    told = "none: scores are cosines" if cohort is None else cohort.name
     two_people = values.get("two_people")
-    done = Evaluated(protocol, rules, values["protocol"], told, two_people, features, figures, hashes)
+    done = Evaluated(protocol, rules, values["protocol"], cohort, two_people, features, figures, hashes)
     report(done, out, reference)
 
 

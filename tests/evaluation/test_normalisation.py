@@ -5,77 +5,94 @@ import pytest
 
 from errors import InputError
 from evaluation.calibration import ScoredPairs, all_pairs
+from evaluation.identification import search
 from evaluation.metrics import tar_at_far
-from evaluation.normalisation import adaptive_snorm, cohort_lengths, cohort_statistics, compared, gains
-
-
-def test_statistics_are_those_of_the_nearest() -> None:
-    scores = np.random.default_rng(0).normal(size=(5, 40))
-    mean, deviation = cohort_statistics(scores, 7)
-    for row in range(5):
-        nearest = sorted(scores[row])[-7:]
-        assert mean[row] == pytest.approx(np.mean(nearest))
-        assert deviation[row] == pytest.approx(np.std(nearest))
-
-
-def test_normalisation_is_symmetric_and_as_written_in_the_paper() -> None:
-    rng = np.random.default_rng(1)
-    features = rng.normal(size=(6, 8))
-    cohort = rng.normal(size=(30, 8))
-    mean, deviation = cohort_statistics(features @ cohort.T, 10)
-    found = adaptive_snorm(
-        features @ features.T, (mean[:, None], deviation[:, None]), (mean[None], deviation[None])
-    )
-    assert np.allclose(found, found.T)
-    score = features[2] @ features[4]
-    expected = ((score - mean[2]) / deviation[2] + (score - mean[4]) / deviation[4]) / 2
-    assert found[2, 4] == pytest.approx(expected)
-
-
-def test_copies_of_one_descriptor_in_the_cohort_stay_finite() -> None:
-    mean, deviation = cohort_statistics(np.ones((2, 30)), 10)
-    assert np.isfinite(adaptive_snorm(np.eye(2), (mean, deviation), (mean, deviation))).all()
+from evaluation.normalisation import METHODS, ScoreNormalisation, compared, gains
+from evaluation.verification import verify
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
 
 
-def test_scores_of_lengths_are_cosines_over_the_mean_nearness_of_both() -> None:
-    rng = np.random.default_rng(3)
-    # All lean one way, as blurred faces do, some more than others.
-    features = unit(rng.normal(size=(9, 16)) + rng.uniform(0, 4, (9, 1)))
-    cohort = unit(rng.normal(size=(41, 16)) + 1)
-    scaled = features * cohort_lengths(features, cohort, top=12)[:, None]
-    nearness = [np.mean(sorted(float(row @ other) for other in cohort)[-12:]) for row in features]
-    for first, second in ((0, 1), (4, 8)):
-        expected = features[first] @ features[second] / np.sqrt(nearness[first] * nearness[second])
-        assert scaled[first] @ scaled[second] == pytest.approx(expected, rel=1e-5)
+def leaning(count: int, size: int = 16, seed: int = 3) -> np.ndarray:
+    """Descriptors that all lean one way, as those of blurred faces do, some more than others."""
+    rng = np.random.default_rng(seed)
+    return unit(rng.normal(size=(count, size)) + rng.uniform(0, 4, (count, 1)))
 
 
-def test_both_people_of_a_template_get_their_own_length() -> None:
-    rng = np.random.default_rng(5)
-    features, cohort = unit(rng.normal(size=(6, 8)) + 1), unit(rng.normal(size=(30, 8)) + 1)
-    lengths = cohort_lengths(features, cohort)
-    found = compared(features.reshape(3, 2, 8), cohort)
-    np.testing.assert_allclose(np.linalg.norm(found, axis=2).ravel(), lengths, rtol=1e-6)
-    assert compared(features, None) is features
+def slow_score(method: str, x: np.ndarray, y: np.ndarray, cohort: np.ndarray, top: int) -> float:
+    """As the papers write it."""
+    sides = [np.array(sorted(float(each @ other) for other in cohort)[-top:]) for each in (x, y)]
+    if method == "local_scaling":
+        nearness = [max(float(side.mean()), 0.01) for side in sides]
+        return float(x @ y / np.sqrt(nearness[0] * nearness[1]))
+    return float(np.mean([(x @ y - side.mean()) / side.std() for side in sides]))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_scores_are_those_of_the_papers(method: str) -> None:
+    features, cohort = leaning(9), unit(np.random.default_rng(0).normal(size=(41, 16)) + 1)
+    first, second = ScoreNormalisation(method, cohort, 12).sides(features)
+    found = first @ second.T
+    expected = [[slow_score(method, x, y, cohort, 12) for y in features] for x in features]
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+    np.testing.assert_allclose(found, found.T, rtol=1e-10)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_verification_and_search_compare_normalised_scores(method: str) -> None:
+    rng = np.random.default_rng(1)
+    subjects = np.repeat(np.arange(12), 3)
+    features = unit(np.repeat(rng.normal(size=(12, 16)), 3, axis=0) + leaning(36)).astype(np.float32)
+    cohort = unit(rng.normal(size=(30, 16)) + 1).astype(np.float32)
+    normalisation = ScoreNormalisation.with_cohort(method, cohort)
+    first, second = compared(features, normalisation)
+    rows, columns = np.triu_indices(36, 1)
+    mated = subjects[rows] == subjects[columns]
+    expected = np.array(
+        [slow_score(method, features[i], features[k], cohort, 15) for i, k in zip(rows, columns, strict=True)]
+    )
+    found = verify(first, rows, columns, mated, [0.1], second_descriptors=second)
+    np.testing.assert_allclose(found.scores, expected, rtol=1e-4, atol=1e-4)
+    assert found.rates["1e-01"].strict == tar_at_far(expected, mated, [0.1])["1e-01"].strict
+    searched = search(first[:6], second[6:], subjects[:6], subjects[6:])
+    best = [max(slow_score(method, x, y, cohort, 15) for y in features[6:]) for x in features[:6]]
+    np.testing.assert_allclose(searched.other, best, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_both_people_of_a_template_are_normalised_by_themselves(method: str) -> None:
+    features, cohort = leaning(6, 8), unit(np.random.default_rng(5).normal(size=(30, 8)) + 1)
+    normalisation = ScoreNormalisation.with_cohort(method, cohort)
+    for alone, both in zip(
+        compared(features, normalisation), compared(features.reshape(3, 2, 8), normalisation), strict=True
+    ):
+        assert np.array_equal(alone, both.reshape(6, -1))
+    assert compared(features, None) == (features, features)
 
 
 def test_of_a_small_cohort_half_is_near_and_a_tiny_one_is_refused() -> None:
-    rng = np.random.default_rng(4)
-    features, cohort = unit(rng.normal(size=(3, 8)) + 1), unit(rng.normal(size=(30, 8)) + 1)
-    assert np.array_equal(cohort_lengths(features, cohort), cohort_lengths(features, cohort, top=15))
+    cohort = leaning(30, 8)
+    assert ScoreNormalisation.with_cohort("as_norm", cohort).top == 15
+    assert ScoreNormalisation.with_cohort("as_norm", cohort, 7).top == 7
     with pytest.raises(InputError, match="expected 20 or more"):
-        cohort_lengths(features, cohort[:19])
-    with pytest.raises(InputError, match="of 8 values"):
-        cohort_lengths(features, cohort[:, :7])
+        ScoreNormalisation.with_cohort("as_norm", cohort[:19])
+    with pytest.raises(InputError, match="of 7 values"):
+        ScoreNormalisation.with_cohort("as_norm", cohort).sides(leaning(3, 7))
+    with pytest.raises(InputError, match="'s_norm': expected one of local_scaling, as_norm"):
+        ScoreNormalisation.with_cohort("s_norm", cohort)
 
 
-def test_a_descriptor_far_from_all_people_counts_within_limits() -> None:
-    features = -np.eye(4)[:1]
+@pytest.mark.parametrize("method", METHODS)
+def test_scores_stay_finite_far_from_all_people_and_beside_copies_of_one(method: str) -> None:
     cohort = unit(np.abs(np.random.default_rng(5).normal(size=(40, 4))))
-    assert cohort_lengths(features, cohort)[0] == pytest.approx(10)
+    for others in (cohort, np.repeat(cohort[:1], 40, axis=0)):
+        first, second = ScoreNormalisation.with_cohort(method, others).sides(-np.eye(4))
+        assert np.isfinite(first @ second.T).all()
+    if method == "local_scaling":
+        first, _ = ScoreNormalisation.with_cohort(method, cohort).sides(-np.eye(4)[:1])
+        assert np.linalg.norm(first) == pytest.approx(10)
 
 
 def hubs() -> tuple[ScoredPairs, np.ndarray]:

@@ -11,7 +11,7 @@ import pytest
 
 import inference
 from evaluation.calibration import all_pairs
-from recognition.calibrate_command import RATES, calibration_of, cohort_of
+from recognition.calibrate_command import RATES, calibration_of, normalised_with
 from recognition.calibration import read_calibration
 from recognition.labelled_sets import describe_labelled, find_labelled
 from recognition.model import FaceModel, load_model
@@ -142,17 +142,18 @@ def test_a_cohort_normalises_and_tells_its_gain(
     path = tmp_path / "n.json"
     assert run(*calibrate(root, checkpoint, path, "--cohort", cohort)) == 0
     said = capsys.readouterr().out
-    assert "a cohort of 24 people (adaptive s-norm, the nearest 12)" in said
+    assert "a cohort of 24 people (local_scaling, the nearest 12)" in said
     assert "% with cosines" in said
     content = json.loads(path.read_text())
     assert set(content["normalisation"]["gain"]["1e-01"]) == {"before", "after", "difference95"}
     calibration = read_calibration(path, content["fingerprint"])
-    assert calibration.cohort is not None
-    assert calibration.cohort.descriptors.shape == (24, 64)
+    normalisation = calibration.normalisation
+    assert normalisation is not None
+    assert (normalisation.method, normalisation.cohort.shape) == ("local_scaling", (24, 64))
     out = tmp_path / "out"
     flags = ("--weights", checkpoint, "--aligned", "--device", "cpu", "--calibration", path, "--out", out)
     assert run(root / "s000", root / "s001", *flags) == 0
-    assert "of scores normalised with a cohort" in capsys.readouterr().out
+    assert "of scores normalised with a cohort (local_scaling)" in capsys.readouterr().out
     row = next(csv.DictReader((out / "decisions.csv").open()))
     assert row["score"] != row["cosine"]
     gallery = tmp_path / "g.npz"
@@ -218,4 +219,4 @@ def test_on_other_people_the_rate_is_in_its_interval(shared: Path, tmp_path: Pat
         assert 0.4 * rate < observed < 2 * rate
         inside.append(figures["fmr95"][0] <= observed <= figures["fmr95"][1])
     assert sum(inside) >= 2
-    assert cohort_of(other).top == 92
+    assert normalised_with(other).top == 92

@@ -3,10 +3,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from errors import InputError
-from recognition.calibration import read_threshold
+from recognition.calibration import encoded, read_calibration, read_threshold
 
 MINE = "a" * 64
 
@@ -65,3 +66,33 @@ def test_no_file_and_no_json_are_named(tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text("threshold: 0.3")
     with pytest.raises(InputError, match="JSON"):
         read_threshold(tmp_path / "c.json", MINE)
+
+
+def stored_cohort(**changes: object) -> dict[str, object]:
+    rows = np.random.default_rng(0).normal(size=(24, 8)).astype(np.float32)
+    return {"top": 12, "people": 24, "values": 8, "descriptors": encoded(rows)} | changes
+
+
+@pytest.mark.parametrize(
+    ("says", "method"),
+    [
+        ({"method": "local_scaling"}, "local_scaling"),
+        ({"method": "as_norm"}, "as_norm"),
+        # As files were written before there was a choice.
+        ({"kind": "adaptive s-norm"}, "as_norm"),
+    ],
+)
+def test_scores_are_normalised_as_the_file_says(tmp_path: Path, says: dict[str, object], method: str) -> None:
+    found = read_calibration(written(tmp_path, normalisation=stored_cohort(**says)), MINE)
+    assert found.normalisation is not None
+    assert (found.normalisation.method, found.normalisation.top) == (method, 12)
+    rows = np.random.default_rng(1).normal(size=(3, 8)).astype(np.float32)
+    first, second = found.normalisation.sides(rows.astype(np.float64))
+    assert np.array_equal(found.compared(rows @ rows.T, rows, rows), first @ second.T)
+
+
+@pytest.mark.parametrize("says", [{"method": "z_norm"}, {}, {"method": "as_norm", "top": 1}])
+def test_another_method_or_a_damaged_cohort_is_refused(tmp_path: Path, says: dict[str, object]) -> None:
+    path = written(tmp_path, normalisation=stored_cohort(**says))
+    with pytest.raises(InputError, match="normalisation"):
+        read_calibration(path, MINE)

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recognition.calibration import Calibration, Cohort, Group, Threshold
+from evaluation.normalisation import METHODS, ScoreNormalisation
+from recognition.calibration import Calibration, Group, Threshold
 from recognition.decisions import (
     about_threshold,
     decide,
@@ -98,15 +99,18 @@ def test_all_pairs_are_told_and_written(three: list[DescribedSet], tmp_path: Pat
     assert rows[1]["threshold_low"] == "0.350000"
 
 
-def test_normalised_scores_are_what_is_compared(three: list[DescribedSet]) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_normalised_scores_are_what_is_compared(three: list[DescribedSet], method: str) -> None:
     cohort = np.random.default_rng(1).normal(size=(30, 64)).astype(np.float32)
     cohort /= np.linalg.norm(cohort, axis=1, keepdims=True)
     matrix = similarities(three)
-    found = decide_sets(Calibration(RATE, ALL, {}, Cohort(cohort, 10)), three, matrix)
+    found = decide_sets(Calibration(RATE, ALL, {}, ScoreNormalisation(method, cohort, 10)), three, matrix)
     sides = []
     for each in three:
         nearest = np.sort(cohort @ each.embedding)[-10:]
         sides.append((nearest.mean(), nearest.std()))
     expected = sum((matrix[0, 2] - mean) / deviation for mean, deviation in (sides[0], sides[2])) / 2
+    if method == "local_scaling":
+        expected = matrix[0, 2] / np.sqrt(max(sides[0][0], 0.01) * max(sides[2][0], 0.01))
     assert found.scores[0, 2] == pytest.approx(expected, rel=1e-4)
-    assert "normalised with a cohort" in about_threshold(found)
+    assert f"normalised with a cohort ({method})" in about_threshold(found)

@@ -92,6 +92,10 @@ def test_scores_with_a_cohort_are_cosines_over_how_near_both_are_to_it(
         assert found["strict"] == pytest.approx(np.mean(scores[mated] >= allowed))
         assert found["threshold"] == pytest.approx(allowed, rel=1e-5)
     assert result["protocol"]["rules"]["cohort"] == f"96 templates of 24 people of {cohort}"
+    assert result["protocol"]["rules"]["score_normalisation"] == "local_scaling"
+    other = run(data, tmp_path / "as", features=features, cohort=cohort, score_normalisation="as_norm")
+    assert other["protocol"]["rules"]["score_normalisation"] == "as_norm"
+    assert other["verification"] != result["verification"]
     plain = run(data, tmp_path / "plain", features=features, aggregator=["norm_weighted"])
     assert plain["verification"] != result["verification"]
     assert any("does not name its people" in warning for warning in result["warnings"])

@@ -148,6 +148,7 @@ def test_images_to_figures(
         "detector_score": "not used",
         "norm": "multiplied",
         "cohort": "none: scores are cosines",
+        "score_normalisation": "not used",
         "descriptors": "one a template",
         "alignment": "112 x 112, five points of ArcFace, similarity, least squares (Umeyama)",
         "interpolation": "bilinear, black border",
@@ -558,7 +559,7 @@ def test_all_flag_faults_come_in_one_message(tmp_path: Path) -> None:
             "16-mixed",
         ),
         *("--aggregator_weights", "gone.ckpt", "--gpus", "0", "--num_nodes", "0"),
-        *("--two_people", "2", "--published_identification"),
+        *("--two_people", "2", "--published_identification", "--score_normalisation", "as_norm"),
     )
     assert done.returncode == 2
     for part in (
@@ -572,6 +573,7 @@ def test_all_flag_faults_come_in_one_message(tmp_path: Path) -> None:
         "--precision has no effect with --features",
         "--aggregator mean stands there twice",
         "--coreset_size has no effect",
+        "--score_normalisation has no effect without --cohort",
         "--two_people 2.0: expected a cosine, -1 to 1",
         "--two_people has no effect on --published_identification",
         "--precision 16-mixed needs a GPU",
