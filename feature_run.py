@@ -68,11 +68,11 @@ def run_of_cached(
         lines += [f"         {note}" for note in people.notes]
         others = cached_views(backbone, people, cache)
     lines.append(f"features {cached.bank.name}: {settings.views} views, {settings.cache_dtype}")
-    run = _run(settings, saved, backbone, cached, others, lines)
+    run = _run(settings, saved, backbone, cached, others, lines, processes)
     return replace(run, faces=lambda: faces_of_bank(cached.bank, source))
 
 
-def run_of_given(settings: Settings, saved: SavedRun | None) -> Run:
+def run_of_given(settings: Settings, saved: SavedRun | None, *, processes: int) -> Run:
     """Opens --features and, where one is known, the backbone that made them.
 
     Raises:
@@ -100,7 +100,7 @@ def run_of_given(settings: Settings, saved: SavedRun | None) -> Run:
         for known in (bank, *(() if others is None else (others.bank,))):
             _check_backbone(backbone, known, start)
     lines = [f"weights  {weights}", f"features {bank.name}", *notes]
-    run = _run(settings, saved, backbone, given, others, lines)
+    run = _run(settings, saved, backbone, given, others, lines, processes)
     return replace(run, faces=lambda: faces_of_bank(bank, None))
 
 
@@ -141,9 +141,10 @@ def _run(
     cached: CachedViews,
     others: CachedViews | None,
     lines: list[str],
+    processes: int,
 ) -> Run:
     bank, held_out_bank = _split(settings, cached.bank, others)
-    settings, few = losses_of(settings, len(bank.subjects))
+    settings, few = losses_of(settings, len(bank.subjects), processes)
     recipe = TemplateRecipe(
         style=settings.template_style,
         max_size=settings.max_template_size,

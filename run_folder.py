@@ -150,6 +150,12 @@ class KeepLast(Checkpoint):
         self._step = 0
         self._stops = False
 
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        """Takes the path from process 0, which alone knows the run's number."""
+        self._path = Path(trainer.strategy.broadcast(str(self._path)))
+        if trainer.ckpt_path is not None:
+            pl_module.last_checkpoint = str(trainer.ckpt_path)
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Takes the signals over from Lightning, which would leave in the middle of an accumulation."""
         self._step = trainer.global_step

@@ -121,7 +121,7 @@ def check_epochs(saved: SavedRun, epochs: int) -> None:
         )
 
 
-def losses_of(settings: Settings, num_subjects: int) -> tuple[Settings, str]:
+def losses_of(settings: Settings, num_subjects: int, processes: int) -> tuple[Settings, str]:
     """The settings, in which a contrast stands for the margin head where subjects are too few for one.
 
     And a warning that says so, or nothing. The head's loss is left out where `head_counts` is False.
@@ -138,15 +138,20 @@ def losses_of(settings: Settings, num_subjects: int) -> tuple[Settings, str]:
     )
     if head_counts(num_subjects):
         return settings, f"{little}."
-    if settings.batch_size % 2:
-        raise InputError(
-            f"--batch_size {settings.batch_size}: with {num_subjects} subjects templates are trained in "
-            "pairs. Give an even number."
-        )
+    check_template_pairs(settings.batch_size, processes)
     weight = settings.contrast_weight or 1.0
     return replace(settings, contrast_weight=weight), (
         f"{little}. They are too few for a margin head; pairs of templates are contrasted instead."
     )
+
+
+def check_template_pairs(batch_size: int, processes: int) -> None:
+    """Raises InputError unless each process's part of a batch consists of pairs of templates."""
+    if batch_size % (2 * processes):
+        raise InputError(
+            f"--batch_size {batch_size}: templates are trained in pairs of one subject here, so each of "
+            f"{processes} processes needs an even number of them. Give a multiple of {2 * processes}."
+        )
 
 
 def head_counts(num_subjects: int) -> bool:

@@ -270,7 +270,7 @@ class FaceCoresetNet(_Trained):
         self.schedule = schedule
         self.figures: dict[str, HeldOutFigures] = {}
         self._validated: dict[str, NumberedRows] = {}
-        self._known: dict[int, FaceSets] = {}
+        self._known: dict[tuple[int, ...], FaceSets] = {}
         self.model.requires_grad_(finetune_backbone)
 
     def train(self, mode: bool = True) -> FaceCoresetNet:
@@ -330,13 +330,19 @@ class FaceCoresetNet(_Trained):
         self._validated = {name: NumberedRows() for name in (self.aggregator_name, *self.poolings)}
 
     def validation_step(
-        self, batch: tuple[NDArray[np.int64], TemplateBatch | FeatureBatch], batch_idx: int
+        self, batch: tuple[NDArray[np.int64], TemplateBatch | FeatureBatch | None], batch_idx: int
     ) -> None:
         """Descriptors of held-out templates by the aggregator and by each pooling."""
         numbers, templates = batch
-        sets = self._known.get(batch_idx) or self.embedded(templates)
-        if not self.finetune_backbone:
-            self._known[batch_idx] = sets
+        key = tuple(numbers.tolist())
+        sets = self._known.get(key)
+        if sets is None:
+            if templates is None:
+                # Loaded before, for another module.
+                templates = self._template_data().held_out_batch(key).to(self.device)
+            sets = self.embedded(templates)
+            if not self.finetune_backbone:
+                self._known[key] = sets
         for name, module in {self.aggregator_name: self.aggregator, **self.poolings}.items():
             self._validated[name].add(torch.from_numpy(numbers), module(sets).embedding.float())
 

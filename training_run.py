@@ -32,6 +32,7 @@ from run_parts import (
     aggregator_options,
     check_apart,
     check_compiler,
+    check_template_pairs,
     common,
     coreset_module,
     finished_run,
@@ -64,13 +65,10 @@ def build_run(settings: Settings, saved: SavedRun | None, *, processes: int, gpu
     check_batch_split(settings.batch_size, processes, least=2 if settings.stage == "backbone" else 1)
     if settings.compile:
         check_compiler()
-    if settings.contrast_weight and settings.batch_size % (2 * processes):
-        raise InputError(
-            f"--batch_size {settings.batch_size}: with a contrast each of the {processes} processes needs "
-            "templates in pairs, an even number."
-        )
+    if settings.contrast_weight:
+        check_template_pairs(settings.batch_size, processes)
     if settings.features is not None:
-        return run_of_given(settings, saved)
+        return run_of_given(settings, saved, processes=processes)
     backbone, weights_line = _backbone(settings, saved)
     path = Path(settings.data_root) / str(settings.train_data_path)
     opened = open_source(path, settings.use_mxrecord, settings.swap_color_channel)
@@ -84,8 +82,10 @@ def build_run(settings: Settings, saved: SavedRun | None, *, processes: int, gpu
     lines = [f"weights  {weights_line}", f"data     {subset}", *(f"         {note}" for note in notes)]
     if settings.cache_features is not None:
         return run_of_cached(settings, saved, backbone, source, lines, processes=processes, gpu=gpu)
-    build = _coreset_run if settings.stage == "coreset" else _backbone_run
-    run = build(settings, saved, backbone, source, lines)
+    if settings.stage == "coreset":
+        run = _coreset_run(settings, saved, backbone, source, lines, processes)
+    else:
+        run = _backbone_run(settings, saved, backbone, source, lines)
     known = settings.start_from_model_statedict is not None
     return replace(run, faces=lambda: faces_of_source(backbone, source)) if known else run
 
@@ -184,7 +184,12 @@ def _pair_set(path: Path, faults: list[str]) -> PairSet | None:
 
 
 def _coreset_run(
-    settings: Settings, saved: SavedRun | None, backbone: Backbone, source: FaceSource, lines: list[str]
+    settings: Settings,
+    saved: SavedRun | None,
+    backbone: Backbone,
+    source: FaceSource,
+    lines: list[str],
+    processes: int,
 ) -> Run:
     if settings.val_data_path is None:
         source, others = hold_out(source, settings.held_out, settings.seed)
@@ -194,7 +199,7 @@ def _coreset_run(
         lines += [f"         {note}" for note in others.notes]
     augmentation = _augmentation(settings)
     held_out = _held_out(settings, others, backbone.spec, augmentation)
-    settings, few = losses_of(settings, len(source.subjects))
+    settings, few = losses_of(settings, len(source.subjects), processes)
     loading = loading_of(settings, settings.epoch_items or max(settings.batch_size, len(source) // 10))
     data = TemplateData(
         source,
@@ -205,6 +210,7 @@ def _coreset_run(
         max_template_size=settings.max_template_size,
         sample_by=settings.sample_by,
         paired=settings.contrast_weight > 0,
+        keeps_features=not settings.finetune_backbone,
     )
     options = aggregator_options(settings, backbone.spec)
     head = head_of(settings, backbone, len(source.subjects))

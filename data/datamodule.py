@@ -6,7 +6,7 @@ What an item is, is decided in `data.templates`; which items make a batch, in `d
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,6 @@ from data.templates import (
     Augmentation,
     FaceDataset,
     HeldOutTemplates,
-    Template,
     TemplateBatch,
     TemplateDataset,
     collate_faces,
@@ -174,7 +173,61 @@ class FaceData(_TrainingData):
         ]
 
 
-class TemplateData(_TrainingData):
+class _HeldOutData(_TrainingData):
+    """Validation on templates of held-out subjects.
+
+    `keeps_features`: whether the module that is validated keeps their features, as with a frozen backbone:
+    they are loaded once then, and later passes give numbers alone.
+    """
+
+    held_out: HeldOutTemplates | HeldOutFeatures
+    keeps_features = False
+    _once: _LoadedOnce | None = None
+
+    @abstractmethod
+    def held_out_batch(self, numbers: Sequence[int]) -> Any:
+        """The held-out templates of these numbers as one batch."""
+
+    def example(self, count: int) -> Any:
+        """The first held-out probe templates, for a picture."""
+        return self.held_out_batch(np.flatnonzero(~self.held_out.is_gallery)[:count].tolist())
+
+    def _held_out_loader(
+        self, batch_size: int, collate: Callable[[Any], Any]
+    ) -> DataLoader[Any] | _LoadedOnce:
+        loader = self._validation_loader(self.held_out, len(self.held_out), batch_size, collate)
+        if not self.keeps_features:
+            return loader
+        if self._once is None:
+            self._once = _LoadedOnce(loader)
+        return self._once
+
+
+class _LoadedOnce:
+    """Batches (numbers, templates) of a loader; once it went all the way, (numbers, None)."""
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self._loader: DataLoader[Any] | None = loader
+        self._numbers: list[NDArray[np.int64]] = []
+
+    def __len__(self) -> int:
+        return len(self._numbers if self._loader is None else self._loader)
+
+    def __iter__(self) -> Iterator[tuple[NDArray[np.int64], Any]]:
+        if self._loader is None:
+            yield from ((numbers, None) for numbers in self._numbers)
+            return
+        seen: list[NDArray[np.int64]] = []
+        count = len(self._loader)
+        for numbers, templates in self._loader:
+            seen.append(numbers)
+            if len(seen) == count:
+                # Before the last batch: whoever counts them asks for no more. The workers end.
+                self._numbers, self._loader = seen, None
+            yield numbers, templates
+
+
+class TemplateData(_HeldOutData):
     """Coreset stage: templates to train on, templates of held-out subjects to validate on.
 
     `paired`: positions 2p and 2p+1 are templates of one subject.
@@ -191,6 +244,7 @@ class TemplateData(_TrainingData):
         max_template_size: int,
         sample_by: str,
         paired: bool = False,
+        keeps_features: bool = False,
     ) -> None:
         self._dataset = TemplateDataset(
             source,
@@ -201,30 +255,27 @@ class TemplateData(_TrainingData):
             sample_by=sample_by,
         )
         super().__init__(loading, len(self._dataset), 2 if paired else 1)
-        self.held_out = held_out
+        self.held_out: HeldOutTemplates = held_out
+        self.keeps_features = keeps_features
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of `TemplateBatch`."""
         return self._train_loader(self._dataset, collate_templates)
 
-    def val_dataloader(self) -> DataLoader[Any]:
+    def val_dataloader(self) -> DataLoader[Any] | _LoadedOnce:
         """(numbers (B,), TemplateBatch) of the held-out templates."""
-        return self._validation_loader(
-            self.held_out, len(self.held_out), VALIDATION_TEMPLATES, collate_templates
-        )
+        return self._held_out_loader(VALIDATION_TEMPLATES, collate_templates)
 
-    def example(self, count: int) -> TemplateBatch:
-        """The first held-out probe templates, for a picture."""
-        probes = np.flatnonzero(~self.held_out.is_gallery)[:count]
-        templates: list[Template] = [self.held_out[int(number)] for number in probes]
-        return collate_templates(templates)
+    def held_out_batch(self, numbers: Sequence[int]) -> TemplateBatch:
+        """See the base class."""
+        return collate_templates([self.held_out[number] for number in numbers])
 
     def pictured(self, batch: TemplateBatch) -> TemplateBatch:
         """The images of a batch."""
         return batch
 
 
-class FeatureTemplateData(_TrainingData):
+class FeatureTemplateData(_HeldOutData):
     """Coreset stage from cached features: as `TemplateData`, with rows of a bank in place of images.
 
     `faces`: what the rows of the bank were made from, for pictures; None where it is not known. A batch is
@@ -232,6 +283,7 @@ class FeatureTemplateData(_TrainingData):
     """
 
     expected_warnings = (".*does not have many workers",)
+    keeps_features = True
 
     def __init__(
         self,
@@ -245,21 +297,19 @@ class FeatureTemplateData(_TrainingData):
         self._dataset = DrawnFeatures(drawer)
         self._spec = spec
         self._faces = faces
-        self.held_out = held_out
+        self.held_out: HeldOutFeatures = held_out
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of `FeatureBatch`."""
         return self._train_loader(self._dataset, _as_it_is)
 
-    def val_dataloader(self) -> DataLoader[Any]:
+    def val_dataloader(self) -> DataLoader[Any] | _LoadedOnce:
         """(numbers (B,), FeatureBatch) of the held-out templates."""
-        held_out = self.held_out
-        return self._validation_loader(held_out, len(held_out), VALIDATION_FEATURES, held_out.collate)
+        return self._held_out_loader(VALIDATION_FEATURES, self.held_out.collate)
 
-    def example(self, count: int) -> FeatureBatch:
-        """The first held-out probe templates, for a picture."""
-        probes = np.flatnonzero(~self.held_out.is_gallery)[:count]
-        return self.held_out.collate([self.held_out[int(number)] for number in probes])
+    def held_out_batch(self, numbers: Sequence[int]) -> FeatureBatch:
+        """See the base class."""
+        return self.held_out.collate([self.held_out[number] for number in numbers])
 
     def pictured(self, batch: FeatureBatch) -> TemplateBatch | None:
         """The images that the first templates of a batch were made from; None where they are not known."""

@@ -16,12 +16,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import pytorch_lightning as pl
 import torch
 
+import data.datamodule
 import feature_cache
 import main
 import train_val
 import training_run
+from data.templates import HeldOutTemplates, Template
 from errors import InputError
 from net import build_backbone
 from run_folder import StoppedBySignal
@@ -334,8 +337,54 @@ def test_a_backbone_with_context_stays_frozen(flags: dict[str, Any], tmp_path: P
 
 
 def test_a_contrast_needs_pairs_on_each_process(good: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="templates in pairs"):
+    with pytest.raises(InputError, match=r"--batch_size 6: .*multiple of 4"):
         training_run.build_run(resolve(good | {"batch_size": 6}, None), None, processes=2)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_two_subjects_need_pairs_on_each_process(flags: dict[str, Any], cached: bool) -> None:
+    left = {} if cached else dict.fromkeys(("cache_features", "views"))
+    few = {key: value for key, value in flags.items() if key not in left} | {"held_out": 6, "batch_size": 6}
+    assert training_run.build_run(resolve(few, None), None, processes=1).module.num_subjects == 2
+    with pytest.raises(InputError, match=r"--batch_size 6: .*multiple of 4"):
+        training_run.build_run(resolve(few, None), None, processes=2)
+    training_run.build_run(resolve(few | {"batch_size": 8}, None), None, processes=2)
+
+
+def test_held_out_images_are_decoded_once_for_a_frozen_backbone(
+    flags: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[int] = []
+    original = HeldOutTemplates.__getitem__
+
+    def counted(self: HeldOutTemplates, number: int) -> Template:
+        loaded.append(number)
+        return original(self, number)
+
+    monkeypatch.setattr(HeldOutTemplates, "__getitem__", counted)
+    monkeypatch.setattr(data.datamodule, "VALIDATION_TEMPLATES", 4)
+    images = {key: value for key, value in flags.items() if key not in ("cache_features", "views")}
+    short = resolve(images | {"epochs": 3, "epoch_items": 8, "max_template_size": 3}, None)
+    run = training_run.build_run(short, None, processes=1)
+    trainer = pl.Trainer(
+        max_epochs=3,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        accelerator="cpu",
+    )
+    trainer.fit(run.module, run.data)
+    first = run.module.figures
+    trainer.validate(run.module, run.data, verbose=False)
+    assert sorted(loaded) == list(range(9))
+    assert run.module.figures.keys() == first.keys()
+    # A module that has not seen them asks for them.
+    other = training_run.build_run(short, None, processes=1).module
+    other.load_state_dict(run.module.state_dict())
+    trainer.validate(other, run.data, verbose=False)
+    assert sorted(loaded) == sorted([*range(9), *range(9)])
+    assert str(other.figures) == str(run.module.figures)
 
 
 def test_the_image_path_can_contrast_too(flags: dict[str, Any]) -> None:

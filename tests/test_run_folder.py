@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from run_folder import KeepBest, MetricsLogger, metrics_before, run_folder
+from run_folder import LAST, KeepBest, KeepLast, MetricsLogger, metrics_before, run_folder
 
 
 class _Graded(pl.LightningModule):
@@ -157,3 +159,19 @@ def test_best_is_remembered_where_the_folder_was_moved(tmp_path: Path, last: flo
     (tmp_path / "old").rename(tmp_path / "new")
     train(tmp_path / "new", figures, epochs=3, start=tmp_path / "new" / "best.ckpt")
     assert epoch_of(tmp_path / "new") == kept
+
+
+def test_all_processes_name_the_checkpoint_of_process_0(tmp_path: Path) -> None:
+    written: list[Any] = []
+    trainer, module = MagicMock(), MagicMock()
+    trainer.strategy.broadcast = lambda mine: str(tmp_path / "run_0" / LAST)
+    trainer.save_checkpoint = written.append
+    trainer.current_epoch, trainer.max_epochs = 0, 1
+    trainer.ckpt_path = tmp_path / "resumed.ckpt"
+    # Only process 0 knows the run's folder.
+    keep = KeepLast(tmp_path)
+    keep.setup(trainer, module, "fit")
+    assert module.last_checkpoint == str(tmp_path / "resumed.ckpt")
+    keep.on_train_epoch_end(trainer, module)
+    assert module.last_checkpoint == str(tmp_path / "run_0" / LAST)
+    assert written == [tmp_path / "run_0" / LAST]

@@ -67,6 +67,14 @@ def test_templates_come_from_the_held_out_by_number(face_folder: Callable[..., P
     assert torch.cat([labels for _, labels in seen]).tolist() == held_out.labels.tolist()
     example = module.example(2)
     assert example.labels.tolist() == held_out.labels[~held_out.is_gallery][:2].tolist()
+    module.keeps_features = True
+    next(iter(module.val_dataloader()))
+    for number, (part, batch) in enumerate(module.val_dataloader()):
+        assert (part.tolist(), batch.labels.tolist()) == (seen[number][0], seen[number][1].tolist())
+    assert len(module.val_dataloader()) == len(seen)
+    again = [(part.tolist(), batch) for part, batch in module.val_dataloader()]
+    assert again == [(part, None) for part, _ in seen]
+    assert torch.equal(module.held_out_batch(seen[0][0]).labels, seen[0][1])
 
 
 def test_pair_images_come_in_the_order_of_the_spec(
