@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from errors import InputError
 from evaluation.identification import Floats, Integers
 from evaluation.intervals import draw_subjects, interval95, rate_interval95
-from evaluation.metrics import FEWEST_DECIDING, rate_key
+from evaluation.metrics import FEWEST_DECIDING, RULE_OF_30, rate_key
 from evaluation.roc import check_finite, check_rates
 from evaluation.thresholds import score_levels, thresholds_of_levels
 
@@ -322,8 +322,9 @@ def _too_few_people(others: ScoredPairs) -> str:
 def _refusal(rate: float, people_pairs: int, comparisons: int) -> str:
     needed = math.ceil(FEWEST_DECIDING / rate)
     return (
-        f"FMR {rate_key(rate)}: {FEWEST_DECIDING} false matches are needed to tell it, so {needed:,} "
-        f"comparisons of different pairs of people, which {people_for(needed):,} people give; there are "
+        f"FMR {rate_key(rate)}: {FEWEST_DECIDING} false matches are needed to tell it (the rule of "
+        f"{RULE_OF_30} asks for {RULE_OF_30}), so {needed:,} comparisons of different pairs of people, which "
+        f"{people_for(needed):,} people give; there are "
         f"{people_pairs:,} (in {comparisons:,} comparisons of their sets)."
     )
 

@@ -271,7 +271,8 @@ def _notes(
                 faults.append(f"{data_root}: none of the {lacking:,} {side} of {title} has a face. {LAYOUT}")
             elif lacking:
                 notes.append(
-                    f"{title}: {lacking:,} of {len(numbers):,} {side} have no face: they are never found."
+                    f"{title}: {lacking:,} of {len(numbers):,} {side} have no face: failures to enrol, which "
+                    "count as never found."
                 )
         both = np.intersect1d(protocol.probes, np.concatenate(protocol.galleries))
         if len(both):

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
-from evaluation.metrics import FEWEST_DECIDING, RocCurve, rate_key
+from evaluation.metrics import FEWEST_DECIDING, RULE_OF_30, RocCurve, rate_key
 from evaluation.reject_curves import (
     MOST_REJECTED,
     PARTIAL,
@@ -32,7 +32,11 @@ _STYLES = ("-", "--", "-.", ":")
 
 
 def plot_roc(path: Path, curves: Mapping[str, RocCurve], *, title: str) -> None:
-    """TAR over FAR on a log axis as PNG, one line a name; grey where chance decides."""
+    """TAR over FAR on a log axis as PNG, one line a name; grey where chance decides.
+
+    TAR@FAR is the name of the published figure. Every template has a face here, so that no attempt fails
+    before the comparison and the FAR of ISO/IEC 19795-1 equals the FMR.
+    """
 
     def draw(axes: Axes) -> None:
         for name, curve in curves.items():
@@ -45,13 +49,13 @@ def plot_roc(path: Path, curves: Mapping[str, RocCurve], *, title: str) -> None:
 
 
 def plot_det(path: Path, curves: Mapping[str, RocCurve], *, title: str) -> None:
-    """Missed mated pairs over FAR, both on log axes, as PNG."""
+    """FNMR over FMR (ISO/IEC 19795-1), both on log axes, as PNG: the same counts as the ROC's."""
 
     def draw(axes: Axes) -> None:
         for name, curve in curves.items():
             _log_line(axes, curve.far, 1 - curve.tar, name)
-        axes.set_ylabel("false non-match rate (1 - TAR), %")
-        _false_rates(axes, "false match rate (FAR)", [curve.far for curve in curves.values()], "pairs")
+        axes.set_ylabel("false non-match rate (FNMR), %")
+        _false_rates(axes, "false match rate (FMR)", [curve.far for curve in curves.values()], "pairs")
 
     _write(path, title, draw, "lower left")
 
@@ -64,7 +68,7 @@ def plot_identification(
     def draw(axes: Axes) -> None:
         for name, (fpir, tpir) in curves.items():
             _log_line(axes, fpir, 1 - tpir, name)
-        axes.set_ylabel("false negative identification rate (1 - TPIR), %")
+        axes.set_ylabel("false negative identification rate (FNIR = 1 - TPIR), %")
         _false_rates(
             axes, "false positive identification rate (FPIR)", [f for f, _ in curves.values()], "probes"
         )
@@ -148,7 +152,7 @@ def _floor(axes: Axes, values: Sequence[NDArray[np.float64]]) -> None:
 
 
 def _false_rates(axes: Axes, label: str, rates: Sequence[NDArray[np.float64]], of: str) -> None:
-    """A log axis of false rates, grey where fewer than ten non-mated scores decide."""
+    """A log axis of false rates, grey where fewer than `FEWEST_DECIDING` non-mated scores decide."""
     least = min(float(part[0]) for part in rates)
     axes.set_xscale("log")
     axes.set_xlim(least, 1)
@@ -156,8 +160,9 @@ def _false_rates(axes: Axes, label: str, rates: Sequence[NDArray[np.float64]], o
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(label)
     axes.axvspan(least, min(1.0, FEWEST_DECIDING * least), color="0.92", zorder=0)
+    axes.axvline(min(1.0, RULE_OF_30 * least), color="0.75", linestyle="--", linewidth=0.8, zorder=0)
     axes.annotate(
-        f"grey: fewer than {FEWEST_DECIDING} non-mated {of} accepted",
+        f"grey: fewer than {FEWEST_DECIDING} non-mated {of} accepted (dashed: rule of 30)",
         (0.01, 0.985),
         xycoords="axes fraction",
         fontsize=7,

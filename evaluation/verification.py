@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from errors import InputError
 from evaluation.identification import Floats, Integers, exact_products, rounding_of_products
-from evaluation.metrics import FEWEST_DECIDING, rate_key
+from evaluation.metrics import FEWEST_DECIDING, RULE_OF_30, rate_key
 from evaluation.roc import (
     RocCurve,
     RocPoints,
@@ -107,7 +107,7 @@ def few_scores_warnings(rates: dict[str, TarAtFar]) -> list[str]:
     """A sentence for each rate that fewer than ten non-mated scores decide."""
     return [
         f"TAR@FAR {key} rests on {_count(rate.nonmated_above)}, so chance decides much of it. "
-        f"Report a larger FAR, one with {FEWEST_DECIDING} or more."
+        f"Report a larger FAR, one with {FEWEST_DECIDING} or more (the rule of 30: {RULE_OF_30} or more)."
         for key, rate in rates.items()
         if rate.nonmated_above < FEWEST_DECIDING
     ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -26,8 +27,10 @@ from evaluation.calibration import (
     calibrate,
     cells_of,
     one_threshold,
+    people_for,
 )
-from evaluation.metrics import rate_key
+from evaluation.enrolment_failures import EnrolmentFailures
+from evaluation.metrics import RULE_OF_30, rate_key
 from evaluation.normalisation import (
     DEFAULT_METHOD,
     FEWEST_IN_COHORT,
@@ -154,6 +157,7 @@ def calibration_of(
             "replicates": replicates,
             "seed": seed,
         },
+        "failures_to_enrol": _stored_failures(labelled.failures, everything),
         **_stored(everything),
         "by_size": {
             name: _stored(group) | {"one_threshold": _cost_of(name, costs)} for name, group in cells.items()
@@ -166,6 +170,7 @@ def calibration_of(
         part
         for part in (
             _everything_text(labelled, everything),
+            _failures_text(labelled.failures, everything),
             _size_text(everything, cells, costs, labelled),
             _gain_text(gained, normalisation),
             _closest_text(closest),
@@ -189,6 +194,19 @@ def _stored(group: GroupFigures) -> dict[str, Any]:
         "refused": group.refused,
         "curve": {"fmr": group.curve[0], "score": group.curve[1]},
     }
+
+
+def _stored_failures(failures: EnrolmentFailures, everything: GroupFigures) -> dict[str, Any]:
+    """With the generalised rates at each threshold (GFAR, GFRR), None where there is no mated pair."""
+    generalised = {
+        key: {
+            "gfar": failures.generalised_accept_rate(each.fmr),
+            "gfrr": None if each.fnmr is None else failures.generalised_reject_rate(each.fnmr),
+        }
+        for key, each in everything.rates.items()
+    }
+    rate = {"fte": failures.rate, "interval95": failures.interval95}
+    return asdict(failures) | rate | {"generalised": generalised}
 
 
 def _cost_of(name: str, costs: Mapping[str, OneThreshold]) -> dict[str, Any]:
@@ -234,8 +252,27 @@ def _everything_text(labelled: LabelledSets, group: GroupFigures) -> str:
         low, high = each.interval95
         threshold = f"{each.threshold:.4f} ({low:.4f} to {high:.4f})"
         lines.append(f"{key:<7}{threshold:<30}{_missed(each):<30}{each.fmr95[0]:.1e} to {each.fmr95[1]:.1e}")
+    lines += [
+        f"FMR {key} rests on about {group.people_pairs * float(key):.0f} false matches of different pairs of "
+        f"people; the rule of {RULE_OF_30} asks for {RULE_OF_30} (within 30 % of the rate, 90 % confidence), "
+        f"which {people_for(math.ceil(RULE_OF_30 / float(key))):,} people give."
+        for key in group.rates
+        if group.people_pairs * float(key) < RULE_OF_30
+    ]
     lines += [f"refused: {sentence}" for sentence in group.refused.values()]
     return "\n".join(lines)
+
+
+def _failures_text(failures: EnrolmentFailures, everything: GroupFigures) -> str:
+    text = f"{failures.text()} FMR and FNMR leave them out."
+    rates = [
+        f"{_percent(failures.generalised_reject_rate(each.fnmr))} at FMR {key}"
+        for key, each in everything.rates.items()
+        if each.fnmr is not None
+    ]
+    if not failures.failed or not rates:
+        return text
+    return f"{text} Counted as rejected, for either set of a comparison (GFRR): {', '.join(rates)}."
 
 
 def _missed(each: RateFigures) -> str:

@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from errors import InputError
+from evaluation.enrolment_failures import EnrolmentFailures
+from evaluation.metrics import RULE_OF_30
 from recognition.calibration import Calibration, read_calibration
 from recognition.decisions import Decisions, decide
 from recognition.flags import add_model_flags, add_set_flags, model_of, set_options_of, sources_of
@@ -75,6 +77,8 @@ def enroll_sets(args: argparse.Namespace) -> None:
         model.fingerprint,
     )
     after = enroll(args.gallery, people, replace=args.replace)
+    if empty:
+        print(_failures(sets, empty).text())
     for each in sets:
         print(f"enrolled {each.name}: {len(each.faces):,} faces, norm {each.norm:.2f}")
     print(f"{args.gallery}: {len(after):,} people")
@@ -116,6 +120,9 @@ def search_sets(args: argparse.Namespace) -> None:
     elif fpir is not None:
         others, empty = describe_sets(model, strangers or [], options)
         _tell_empty(empty)
+        if empty:
+            # One set a person; a search without a face is no false positive.
+            print(f"{_failures(others, empty).text()} FPIR leaves them out.")
         threshold = threshold_from_strangers(_descriptors(others), gallery.descriptors, fpir)
     sets, empty = describe_sets(model, sources, options)
     _tell_empty(empty)
@@ -218,6 +225,9 @@ def threshold_text(threshold: OpenSetThreshold, gallery: Gallery) -> str:
         f"{threshold.comparisons:,} searches of people who were not there reach it (95 % interval of the "
         f"rate {low:.2g} to {high:.2g})."
     )
+    if threshold.alarms < RULE_OF_30:
+        needed = RULE_OF_30 / threshold.fpir
+        text += f" The rule of 30 asks for {RULE_OF_30} that reach it, hence for {needed:,.0f} searches."
     if threshold.closest is None:
         return text
     first, second = (gallery.names[row] for row in threshold.closest)
@@ -250,6 +260,12 @@ def _opened(
 
 def _descriptors(sets: Sequence[DescribedSet]) -> NDArray[np.float32]:
     return np.stack([each.embedding for each in sets]).astype(np.float32) if sets else np.empty((0, 0), "f4")
+
+
+def _failures(sets: Sequence[DescribedSet], empty: Sequence[EmptySet]) -> EnrolmentFailures:
+    """Each set is a person."""
+    attempts = len(sets) + len(empty)
+    return EnrolmentFailures(attempts, len(empty), attempts, len(empty))
 
 
 def _tell_empty(empty: Sequence[EmptySet]) -> None:

@@ -20,6 +20,7 @@ from data.image_files import people_root, subfolders, unpacked_note, visible
 from data.names import check_distinct
 from errors import InputError, InputWarning
 from evaluation.calibration import FEWEST_PEOPLE, SIZE_GROUPS
+from evaluation.enrolment_failures import EnrolmentFailures
 from recognition.model import FaceModel, describe_features
 from recognition.sets import DescribedSet, SetOptions, SetSource, describe_sets
 
@@ -49,6 +50,7 @@ class LabelledSets:
         sizes: (N,) int64 faces of each.
         descriptors: (N, D) float32, unit rows.
         notes: sentences on what was left out.
+        failures: sets without a usable face, where a subject's loose photos are one set.
     """
 
     people: list[str]
@@ -57,6 +59,7 @@ class LabelledSets:
     sizes: NDArray[np.int64]
     descriptors: NDArray[np.float32]
     notes: list[str]
+    failures: EnrolmentFailures
 
 
 def find_labelled(root: Path, flag: str, fewest: int = FEWEST_PEOPLE) -> list[LabelledSource]:
@@ -132,7 +135,14 @@ def describe_labelled(
         sizes=np.array(sizes, np.int64),
         descriptors=np.stack(descriptors),
         notes=notes,
+        failures=_failures(sources, {each.name for each in empty}),
     )
+
+
+def _failures(sources: Sequence[LabelledSource], empty: set[str]) -> EnrolmentFailures:
+    enrolled = {each.subject for each in sources if each.source.name not in empty}
+    people = {each.subject for each in sources}
+    return EnrolmentFailures(len(sources), len(empty), len(people), len(people - enrolled))
 
 
 def split_photos(media: NDArray[np.int64], rng: np.random.Generator) -> list[NDArray[np.int64]]:

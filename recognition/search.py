@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from errors import InputError
 from evaluation.binomial import threshold_rate_interval95
+from evaluation.metrics import RULE_OF_30
 from evaluation.thresholds import threshold_at
 
 Floats = NDArray[np.float32]
@@ -29,8 +30,9 @@ _PRODUCT_ERROR = 4e-6
 _AGAIN_AT_ONCE = 8192
 # What FAISS is asked for beyond the k best, for those that its own rounding puts in another order.
 _FAISS_MORE = 16
-# A threshold stands on so many false alarms at least, and is sought with so many where the gallery has them.
-FEWEST_ALARMS, ENOUGH_ALARMS = 5, 30
+# A threshold stands on so many false positive identifications at least, and is sought with those of the rule
+# of 30 where the gallery has them.
+FEWEST_ALARMS, ENOUGH_ALARMS = 5, RULE_OF_30
 
 
 @dataclass(frozen=True, eq=False)

@@ -46,9 +46,22 @@ def test_from_photos_to_a_decision(
     root: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = tmp_path / "c.json"
+    (root / "nobody").mkdir()
+    (root / "nobody" / "broken.png").write_bytes(b"")
     assert run(*calibrate(root, checkpoint, made)) == 0
     said = capsys.readouterr().out
     content = json.loads(made.read_text())
+    failures, figures = content["failures_to_enrol"], content["thresholds"]["1e-01"]
+    assert (failures["attempts"], failures["failed"]) == (47, 1)
+    assert "1 of 47 sets have no usable face (FTE 2.13 %" in said
+    enrolled = 46 / 47
+    assert failures["generalised"]["1e-01"] == {
+        "gfar": pytest.approx(enrolled**2 * figures["fmr"]),
+        "gfrr": pytest.approx(1 - enrolled**2 * (1 - figures["fnmr"])),
+    }
+    # 1,035 pairs of people and 1e-02: about ten false matches.
+    assert "FMR 1e-02 rests on about 10 false matches" in said
+    assert "the rule of 30" in said
     assert list(content["thresholds"]) == ["1e-01", "1e-02"]
     assert content["made_from"]["people"] == 46
     assert content["made_from"]["faces"] == 138

@@ -113,6 +113,12 @@ def test_the_open_set_answer(run: Commands, face_folder: Callable[..., Path]) ->
     said = run("search", probes / "s005", "--fpir", 0.3, "--non_mated", strangers)
     assert said.startswith("s005: s005\n")
     assert "5 of 18 searches" in said
+    assert "rule of 30" in said
+    (strangers / "nobody").mkdir()
+    (strangers / "nobody" / "broken.png").write_bytes(b"")
+    said = run("search", probes / "s005", "--fpir", 0.3, "--non_mated", strangers)
+    assert "5 of 18 searches" in said
+    assert "1 of 19 sets have no usable face (FTE 5.26 %" in said
     assert "needs 50 people who are not enrolled" in run(
         "search", probes / "s000", "--fpir", 0.1, "--non_mated", strangers, code=2
     )

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from errors import InputError
 from evaluation.calibration import groups_of
+from evaluation.enrolment_failures import EnrolmentFailures
 from recognition.labelled_sets import describe_labelled, find_labelled, split_photos
 from recognition.model import FaceModel
 from recognition.sets import SetOptions
@@ -60,6 +61,8 @@ def test_subfolders_are_sets_and_loose_photos_are_split(
     assert sizes["s000/2019"] == 4
     assert found.sizes.sum() == 11 * 3 + 8
     assert found.notes == ["s011: no face in it; it is left out."]
+    # Twelve folders of loose photos and two of sets; of one person nothing is left.
+    assert found.failures == EnrolmentFailures(attempts=14, failed=1, people=12, people_failed=1)
     assert np.allclose(np.linalg.norm(found.descriptors, axis=1), 1, atol=1e-5)
     # Who else is there does not change a person's sets.
     for number in range(2, 12):
