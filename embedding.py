@@ -42,6 +42,7 @@ from data.feature_store import (
 from distributed_ops import gathered_union
 from errors import InputError, InputWarning
 from evaluation.templates import fuse_flips
+from matmul_precision import EXACT, FAST, matmul_precision
 from net import Backbone
 from settings import FACES_AT_ONCE
 from weights import weights_digest
@@ -264,7 +265,8 @@ class _Embedding(pl.LightningModule):
     def predict_step(self, batch: FaceBatch, batch_idx: int) -> None:
         """Embeds a batch; writes the parts that it completes."""
         self.faults |= batch.faults
-        self._made.append(self._embed(batch.images))
+        with matmul_precision(FAST if batch.images.is_cuda else EXACT):
+            self._made.append(self._embed(batch.images))
         while self._mine and sum(len(norms) for _, norms in self._made) >= len(
             self.layout.rows(self._mine[0])
         ):
@@ -341,6 +343,8 @@ def _trainer(options: EmbedOptions, name: str) -> pl.Trainer:
         num_nodes=options.num_nodes,
         strategy=DDPStrategy(process_group_backend=backend) if several else "auto",
         precision=options.precision,  # type: ignore[arg-type]
+        # All batches but a process's last have one shape.
+        benchmark=options.gpu,
         use_distributed_sampler=False,
         logger=False,
         enable_checkpointing=False,
@@ -377,7 +381,8 @@ def _sentence_of_faults(faults: Mapping[int, str], folder: Path) -> str:
 def _about(options: EmbedOptions) -> dict[str, str]:
     device = torch.cuda.get_device_name() if options.gpu else "CPU"
     packages = ("torch", "opencv-python-headless")
-    return {"device": device} | {name: version(name) for name in packages}
+    matmul = {"float32_matmul_precision": FAST if options.gpu else EXACT}
+    return {"device": device} | matmul | {name: version(name) for name in packages}
 
 
 def _rank() -> int:

@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from distributed_ops import summed
 from errors import InputError
+from matmul_precision import EXACT, matmul_precision
 
 _SHORTEST_COLUMN = 1e-12
 
@@ -170,7 +171,8 @@ class _Cosines(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, embedding: Tensor, kernel: Tensor) -> Tensor:
         length = _column_lengths(kernel).clamp_min_(_SHORTEST_COLUMN)
-        cosine: Tensor = embedding @ kernel / length
+        with matmul_precision(EXACT):
+            cosine: Tensor = embedding @ kernel / length
         ctx.save_for_backward(embedding, kernel, length, cosine)
         return cosine
 
@@ -179,12 +181,13 @@ class _Cosines(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
         embedding, kernel, length, cosine = ctx.saved_tensors
         scaled = gradient / length
-        for_embedding = scaled @ kernel.T if ctx.needs_input_grad[0] else None
-        if not ctx.needs_input_grad[1]:
-            return for_embedding, None
-        # What would only lengthen a column is taken out.
-        along = (scaled * cosine).sum(dim=0) / length
-        return for_embedding, (embedding.T @ scaled).addcmul_(kernel, along, value=-1)
+        with matmul_precision(EXACT):
+            for_embedding = scaled @ kernel.T if ctx.needs_input_grad[0] else None
+            if not ctx.needs_input_grad[1]:
+                return for_embedding, None
+            # What would only lengthen a column is taken out.
+            along = (scaled * cosine).sum(dim=0) / length
+            return for_embedding, (embedding.T @ scaled).addcmul_(kernel, along, value=-1)
 
 
 def _column_lengths(kernel: Tensor) -> Tensor:

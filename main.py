@@ -16,6 +16,7 @@ import sys
 import warnings
 from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, _ArgumentGroup
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from evaluation.report import markdown_table, percent
 from files import atomic_write
 from head import HEADS
 from label_run import checked_labels
+from matmul_precision import GpuMode
 from net import BACKBONES
 from run_folder import (
     BEST,
@@ -97,6 +99,7 @@ def train(given: Mapping[str, Any]) -> None:
         check_epochs(saved, settings.trained_epochs)
     accelerator, devices = _devices(settings)
     processes = devices * settings.num_nodes
+    mode = GpuMode.of_training(settings.stage, gpu=accelerator == "gpu")
     run = build_run(settings, saved, processes=processes, gpu=accelerator == "gpu")
     folder = Path(settings.out)
     if _RANK == 0:
@@ -108,14 +111,15 @@ def train(given: Mapping[str, Any]) -> None:
             resumed = None if saved is None or evaluate else saved.path
             is_chosen = not given.keys().isdisjoint({"out", "prefix"})
             folder = run_folder(folder, settings.prefix, resumed, step=step, is_chosen=is_chosen)
-            write_run_json(folder, settings.to_dict(), run.facts)
+            write_run_json(folder, settings.to_dict(), run.facts | asdict(mode))
             print(f"run      {folder}", flush=True)
     if dry:
         return
     for message in run.module.expected_warnings + run.data.expected_warnings:
         warnings.filterwarnings("ignore", message)
     loggers = _loggers(settings, folder, step)
-    trainer = _trainer(settings, run, folder, accelerator, devices, loggers)
+    torch.set_float32_matmul_precision(mode.float32_matmul_precision)
+    trainer = _trainer(settings, run, folder, accelerator, devices, loggers, mode)
     if evaluate:
         trainer.validate(run.module, run.data, ckpt_path=checkpoint, verbose=False)
     else:
@@ -298,7 +302,13 @@ def _loggers(settings: Settings, folder: Path, step: int) -> list[Logger]:
 
 
 def _trainer(
-    settings: Settings, run: Run, folder: Path, accelerator: str, devices: int, loggers: list[Logger]
+    settings: Settings,
+    run: Run,
+    folder: Path,
+    accelerator: str,
+    devices: int,
+    loggers: list[Logger],
+    mode: GpuMode,
 ) -> pl.Trainer:
     processes = devices * settings.num_nodes
     # The buffers of a frozen backbone never change; the head's are the same on all ranks by themselves.
@@ -320,6 +330,7 @@ def _trainer(
         num_nodes=settings.num_nodes,
         strategy=distributed if processes > 1 else "auto",
         precision=settings.precision,  # type: ignore[arg-type]
+        benchmark=mode.cudnn_benchmark,
         max_epochs=settings.trained_epochs,
         accumulate_grad_batches=settings.accumulate_grad_batches,
         gradient_clip_val=settings.gradient_clip_val or None,

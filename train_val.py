@@ -33,6 +33,7 @@ from errors import InputError
 from evaluation.held_out import MONITORED_FAR, HeldOutFigures, held_out_figures
 from evaluation.metrics import FoldAccuracy, fold_accuracy, rate_key
 from evaluation.templates import fuse_flips
+from matmul_precision import EXACT, FAST, matmul_precision
 from net import Backbone
 from recipe import Recipe, TemperatureSchedule
 from settings import FACES_AT_ONCE
@@ -177,7 +178,8 @@ class _Trained(pl.LightningModule, ABC):
 
     @torch.no_grad()
     def _embed_in_parts(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        parts = [self._embed(part) for part in torch.split(images, FACES_AT_ONCE[images.device.type])]
+        with matmul_precision(FAST if images.is_cuda else EXACT):
+            parts = [self._embed(part) for part in torch.split(images, FACES_AT_ONCE[images.device.type])]
         return torch.cat([features for features, _ in parts]), torch.cat([norms for _, norms in parts])
 
 

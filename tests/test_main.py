@@ -58,6 +58,7 @@ def test_the_backbone_stage_leaves_a_whole_run(backbone_stage: dict[str, Any], t
     lr = metrics.filter(like="lr-").dropna().to_numpy()
     assert lr[:, 0].tolist() == pytest.approx([0.1, 0.01])
     record = json.loads((run / "run.json").read_text())
+    assert (record["float32_matmul_precision"], record["cudnn_benchmark"]) == ("highest", False)
     assert record["classes"] == 8
     assert yaml.safe_load((run / "hparams.yaml").read_text()) == record["flags"]
     backbone = load_backbone(run / "best.ckpt")
