@@ -130,6 +130,46 @@ class BackboneSpec:
         return cls(**values)
 
 
+# Names of what `preprocessing` gives.
+PREPROCESSING = (
+    *("alignment", "image_size", "colour_order", "illumination_normalisation", "pixel_scale", "flip"),
+    *("auxiliary_size", "precision"),
+)
+
+
+def preprocessing(spec: BackboneSpec, *, alignment: str, flip: str, precision: str) -> dict[str, str]:
+    """All that is done to a face until its feature is there, in words, by name.
+
+    The one description of it: stores of features, result files and galleries say the same.
+
+    Args:
+        spec: of the backbone.
+        alignment: how faces were brought to the size of the network.
+        flip: how features of the mirror image are joined.
+        precision: of the network, as Lightning names it.
+    """
+    rows, columns = ([round(112 * share) for share in part] for part in (_FACE_ROWS, _FACE_COLUMNS))
+    normalised = (
+        f"mean {_LEVEL_MEAN:g}, deviation {_LEVEL_DEVIATION:g}, at least {_LEAST_DEVIATION:g}, of rows "
+        f"{rows[0]} to {rows[1]} and columns {columns[0]} to {columns[1]} of 112"
+    )
+    return {
+        "alignment": alignment,
+        "image_size": str(spec.image_size),
+        "colour_order": spec.channel_order,
+        "illumination_normalisation": normalised if spec.levels_light else "none",
+        # repr: all digits, since a small difference is one too.
+        "pixel_scale": f"(value - {_digits(spec.mean)}) / {_digits(spec.std)}",
+        "flip": flip,
+        "auxiliary_size": str(spec.context_size),
+        "precision": precision,
+    }
+
+
+def _digits(value: float) -> str:
+    return repr(float(value)).removesuffix(".0")
+
+
 def level_light(images: Tensor) -> Tensor:
     """Faces at one brightness and contrast, whatever the light was: a linear map of each face's values.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -28,10 +28,13 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from backbone_spec import preprocessing
+from data.alignment import AS_STORED
 from data.colour_order import FEWEST_PAIRS, GivenFaces, LabelledFaces, check_colour_order, wrong_order_advice
 from data.face_loader import FaceBatch, Faces, face_loader
 from data.feature_store import (
     MANIFEST,
+    STAMP,
     FeatureStore,
     FeatureWriter,
     StoreLayout,
@@ -39,6 +42,7 @@ from data.feature_store import (
     is_complete,
     open_store,
 )
+from data.sources import PIXEL_LIBRARIES
 from distributed_ops import gathered_union
 from errors import InputError, InputWarning
 from evaluation.templates import fuse_flips
@@ -48,9 +52,8 @@ from settings import FACES_AT_ONCE
 from weights import weights_digest
 
 NO_FLIP = "not used"
-STAMP = "stamp"
 # Rises with every change here that changes a feature.
-_REVISION = "1"
+_REVISION = "2"
 _SHOWN = 10
 # Mated pairs that are embedded in both colour orders before all others: a second or two on a CPU.
 _COLOUR_PAIRS = 40
@@ -88,6 +91,7 @@ def embed_faces(
     columns: Mapping[str, NDArray[Any]] | None = None,
     labels: NDArray[np.int64] | None = None,
     about: Mapping[str, str] | None = None,
+    known: Callable[[range], Mapping[str, NDArray[Any]] | None] | None = None,
     name: str = "faces",
 ) -> FeatureStore | None:
     """Embeds all faces into a store below `cache`, or opens the one that is there.
@@ -98,8 +102,8 @@ def embed_faces(
     Args:
         backbone: in evaluation mode.
         faces: N faces.
-        images: what the faces are: the list they come from, alignment. With the weights, the spec and the
-            options it is the identity of the store, whose folder is named by it.
+        images: what the faces are: the list they come from, and 'alignment' if they are aligned here. With
+            the weights, the spec and the options it is the identity of the store, whose folder it names.
         cache: folder of stores; on a disk that all nodes share.
         options: how.
         stamps: (N,) of the image files, such as their sizes and times; another stamp is another image.
@@ -107,6 +111,7 @@ def embed_faces(
         labels: (N,) subjects 0..S-1, where they are known: some mated pairs are looked at first, and an
             InputWarning tells that the backbone wants another colour order.
         about: what is only good to know of the features, beside device and versions.
+        known: features and norms of some rows, where another store holds them all; they are copied.
         name: what the progress bar calls them.
 
     Returns:
@@ -120,18 +125,20 @@ def embed_faces(
     identity = identity_of(backbone, images, options)
     folder = cache / fingerprint(identity)[:16]
     if is_complete(folder):
-        store = open_store(folder, identity, verify=_rank() == 0)
+        store = open_store(folder, identity, verify=process_rank() == 0)
         if np.array_equal(store.columns[STAMP], stamps):
-            return store if _rank() == 0 else None
+            return store if process_rank() == 0 else None
     size = backbone.spec.embedding_size * (2 if options.flip == "concat" else 1)
     rows = min(max(-(-len(faces) // _PARTS), _FEWEST_PART_ROWS), _MOST_PART_ROWS)
     beside = {STAMP: stamps, **(columns or {})}
     kinds = {name: str(column.dtype) for name, column in beside.items()}
     layout = StoreLayout(len(faces), size, options.feature_type, kinds, rows)
     place = (folder, layout, identity, _about(options) | dict(about or {}))
-    if _rank() == 0:
+    if process_rank() == 0:
         # Before the processes start: it may find no room.
-        FeatureWriter(*place)
+        writer = FeatureWriter(*place)
+        if known is not None:
+            writer.copy_parts(known, beside)
         if labels is not None:
             _warn_of_colours(backbone, GivenFaces(name, labels, faces.image))
     module = _Embedding(backbone, faces, options, beside, place)
@@ -144,7 +151,7 @@ def embed_faces(
             raise KeyboardInterrupt from stop
     # Also the signal that all processes have written.
     faults = gathered_union(module.faults)
-    if _rank() != 0:
+    if process_rank() != 0:
         return None
     if faults:
         raise InputError(_sentence_of_faults(faults, folder))
@@ -154,17 +161,14 @@ def embed_faces(
 def identity_of(backbone: Backbone, images: Mapping[str, str], options: EmbedOptions) -> dict[str, str]:
     """All that a feature depends on, as text."""
     spec = backbone.spec
+    alignment = images.get("alignment", AS_STORED)
     return {
         "backbone": spec.name,
         "backbone_sha256": weights_digest(backbone),
-        "colour_order": spec.channel_order,
-        "pixel_scale": f"{'levelled, ' if spec.levels_light else ''}(value - {spec.mean:g}) / {spec.std:g}",
-        **({"context": str(spec.context_size)} if spec.context_size else {}),
-        "flip": options.flip,
-        "precision": options.precision,
+        **preprocessing(spec, alignment=alignment, flip=options.flip, precision=options.precision),
+        **PIXEL_LIBRARIES,
         "embedding": f"revision {_REVISION}",
-        # Stores of full precision keep the identity that they had before there was another.
-        **({} if options.feature_type == "float32" else {"features": options.feature_type}),
+        "features": options.feature_type,
         **images,
     }
 
@@ -385,6 +389,7 @@ def _about(options: EmbedOptions) -> dict[str, str]:
     return {"device": device} | matmul | {name: version(name) for name in packages}
 
 
-def _rank() -> int:
+def process_rank() -> int:
+    """Number of this process, as its launcher says it, whether a group of processes is there or not."""
     rank: int = rank_zero_only.rank  # type: ignore[attr-defined]
     return rank

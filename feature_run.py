@@ -13,6 +13,7 @@ from data.feature_bank import FeatureBank
 from data.feature_templates import HeldOutFeatures, TemplateDrawer, TemplateRecipe
 from data.sources import FaceSource
 from data.subsets import held_out_subjects, kept_subjects
+from data.views import ViewPlan, views_identity
 from embedding import EmbedOptions
 from errors import InputError
 from feature_cache import Cache, CachedViews, cached_views, given_features
@@ -48,20 +49,18 @@ def run_of_cached(
     *,
     processes: int,
     gpu: bool,
+    plain_only: bool = False,
 ) -> Run:
-    """Embeds what is not there yet; `source`: all images, of which some subjects are held out."""
-    folder = settings.feature_folder
-    how = EmbedOptions(
-        precision=settings.precision,
-        batch_size=FACES_AT_ONCE["cuda" if gpu else "cpu"],
-        num_workers=settings.num_workers,
-        gpu=gpu,
-        devices=processes // settings.num_nodes,
-        num_nodes=settings.num_nodes,
-        feature_type=settings.cache_dtype,
-    )
-    cache = Cache(folder, settings.views, settings.seed, how)
+    """Embeds what is not there yet; `source`: all images, of which some subjects are held out.
+
+    `plain_only`: one view of each image, for a run that is described and not started.
+    """
+    cache = cache_of(settings, settings.feature_folder, processes, gpu=gpu, plain_only=plain_only)
     cached = cached_views(backbone, source, cache)
+    if plain_only:
+        # The run that is described would have them all.
+        views = views_identity(ViewPlan.of(settings.views), settings.seed)
+        cached = replace(cached, bank=replace(cached.bank, identity={**cached.bank.identity, "views": views}))
     others = None
     if settings.val_data_path is not None:
         people = validation_people(settings)
@@ -70,6 +69,20 @@ def run_of_cached(
     lines.append(f"features {cached.bank.name}: {settings.views} views, {settings.cache_dtype}")
     run = _run(settings, saved, backbone, cached, others, lines, processes)
     return replace(run, faces=lambda: faces_of_bank(cached.bank, source))
+
+
+def cache_of(settings: Settings, folder: Path, processes: int, *, gpu: bool, plain_only: bool) -> Cache:
+    """Stores below `folder`, filled by so many processes; `plain_only`: with one view, by one process."""
+    how = EmbedOptions(
+        precision=settings.precision,
+        batch_size=FACES_AT_ONCE["cuda" if gpu else "cpu"],
+        num_workers=settings.num_workers,
+        gpu=gpu,
+        devices=1 if plain_only else processes // settings.num_nodes,
+        num_nodes=1 if plain_only else settings.num_nodes,
+        feature_type=settings.cache_dtype,
+    )
+    return Cache(folder, 1 if plain_only else settings.views, settings.seed, how)
 
 
 def run_of_given(settings: Settings, saved: SavedRun | None, *, processes: int) -> Run:
@@ -169,12 +182,13 @@ def _run(
         head_of(settings, backbone, len(bank.subjects), columns),
         aggregator_options(settings, backbone.spec),
         data,
-        common(settings, saved, bank.name, bank.digest, bank.subjects),
+        common(settings, saved, bank.name, bank.identity, bank.subjects),
         means,
     )
     single = int((np.bincount(bank.labels) == 1).sum())
+    features = bank.num_rows if cached.faces is None else len(bank) * settings.views
     lines += [
-        f"classes  {len(bank.subjects):,} subjects with {len(bank):,} images, {bank.num_rows:,} features"
+        f"classes  {len(bank.subjects):,} subjects with {len(bank):,} images, {features:,} features"
         + (f"; {single:,} of one image, others are told from them" if single else ""),
         f"validate {len(np.unique(held_out.labels)):,} of {len(held_out_bank.subjects):,} held-out subjects: "
         f"{len(held_out):,} templates",

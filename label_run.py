@@ -5,17 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-from tqdm import tqdm
 
 from data.feature_bank import FeatureBank
 from data.label_check import check_labels
 from data.label_report import CheckedFaces, findings_text, write_report
 from data.sources import FaceSource
-from embedding import embed_arrays
-from net import Backbone
 from run_parts import Run
-from settings import FACES_AT_ONCE
 
 FOLDER = "label_check"
 
@@ -41,17 +36,6 @@ def faces_of_bank(bank: FeatureBank, source: FaceSource | None) -> CheckedFaces:
         return f"image {image} of subject {bank.subjects[int(bank.labels[image])]}"
 
     return CheckedFaces(rows, bank.labels, bank.subjects, name, None if source is None else source.image)
-
-
-def faces_of_source(backbone: Backbone, source: FaceSource) -> CheckedFaces:
-    """The images of a source, embedded as they are: 5,000 in about a minute by MobileFaceNet on a core."""
-    step = FACES_AT_ONCE["cpu"]
-    parts: list[NDArray[np.float32]] = []
-    for start in tqdm(range(0, len(source), step), "embedding", unit=" batches", mininterval=0.5):
-        images = [source.image(row) for row in range(start, min(start + step, len(source)))]
-        parts.append(embed_arrays(backbone, np.stack(images))[0])
-    labels = np.asarray(source.labels, np.int64)
-    return CheckedFaces(np.concatenate(parts), labels, source.subjects, source.describe, source.image)
 
 
 def checked_labels(run: Run, out: Path) -> str:

@@ -100,7 +100,7 @@ def train(given: Mapping[str, Any]) -> None:
     accelerator, devices = _devices(settings)
     processes = devices * settings.num_nodes
     mode = GpuMode.of_training(settings.stage, gpu=accelerator == "gpu")
-    run = build_run(settings, saved, processes=processes, gpu=accelerator == "gpu")
+    run = build_run(settings, saved, processes=processes, gpu=accelerator == "gpu", dry_run=dry)
     folder = Path(settings.out)
     if _RANK == 0:
         each = f"{processes} x {accelerator}, {settings.batch_size // processes} of a batch on each"

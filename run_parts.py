@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,8 +22,8 @@ from data.image_files import pair_set_folders
 from data.label_report import CheckedFaces
 from data.names import same_names
 from data.pairs import find_pair_sets
-from data.sources import ImageFolder, RecordIOSource, open_source
-from errors import InputError
+from data.sources import PIXEL_LIBRARIES, ImageFolder, RecordIOSource, open_source
+from errors import InputError, InputWarning
 from evaluation.report import versions
 from head import start_columns_at
 from net import Backbone
@@ -46,13 +47,14 @@ _SAVED = ("hparams", "data_fingerprint")
 class SavedRun:
     """What a checkpoint of ours says beside its weights; no spec where there was no backbone.
 
-    `step`: optimiser steps done; `epochs_done`: whole epochs, without the one that is under way.
+    `step`: optimiser steps done; `epochs_done`: whole epochs, without the one that is under way;
+    `data_fingerprint`: its parts, a string in checkpoints of before.
     """
 
     path: Path
     step: int
     hparams: Mapping[str, Any]
-    data_fingerprint: str
+    data_fingerprint: Mapping[str, str] | str
     backbone_spec: Mapping[str, Any] | None
     epochs_done: int
 
@@ -244,21 +246,49 @@ def steps_per_epoch(settings: Settings, data: FaceData | TemplateData | FeatureT
 
 
 def common(
-    settings: Settings, saved: SavedRun | None, name: str, data: str, subjects: Sequence[str]
+    settings: Settings, saved: SavedRun | None, name: str, data: Mapping[str, str], subjects: Sequence[str]
 ) -> dict[str, Any]:
     """What both modules are told; `data`: fingerprint of what is trained on, `name`: what messages call it.
 
     Raises:
         InputError: a resumed run had other data.
     """
-    if saved is not None and data != saved.data_fingerprint:
-        raise InputError(
-            f"{saved.path}: was trained on other data than {name} as it is now (other subjects, "
-            "images or subset). A run is resumed or evaluated on its own data."
-        )
+    if saved is not None:
+        check_same_data(saved, name, data)
     hparams = settings.to_dict()
     identity = {"hparams": hparams, "data_fingerprint": data, "versions": versions()}
     return {"seed": settings.seed, "identity": identity, "subjects": subjects}
+
+
+def check_same_data(saved: SavedRun, name: str, data: Mapping[str, str]) -> None:
+    """Raises InputError, which says what differs, unless a run was trained on this data.
+
+    Another decoder changes pixels by little, and nobody can go back to an older one everywhere: a warning.
+    """
+    before = saved.data_fingerprint
+    if isinstance(before, str):
+        raise InputError(
+            f"{saved.path}: was written by an earlier version, which recorded the names of images and not "
+            "their content, so that it cannot be told whether this is its own data. Start a new run."
+        )
+    differ = [part for part in {**before, **data} if before.get(part) != data.get(part)]
+    lines = [
+        f"  {part}: {before.get(part, 'unknown')} then, {data.get(part, 'unknown')} now" for part in differ
+    ]
+    if differ and set(differ) <= PIXEL_LIBRARIES.keys():
+        warnings.warn(
+            "\n".join([f"{saved.path}: other versions may change pixels a little:", *lines]),
+            InputWarning,
+            stacklevel=2,
+        )
+    elif differ:
+        raise InputError.from_faults(
+            [
+                f"{saved.path}: was trained on other data than {name} as it is now. A run is resumed or "
+                "evaluated on its own data. These differ (number, digest):",
+                *lines,
+            ]
+        )
 
 
 def head_of(

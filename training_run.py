@@ -21,8 +21,10 @@ from data.subsets import hold_out, train_subset, with_enough_images, without_sub
 from data.templates import Augmentation, HeldOutTemplates, held_out_templates
 from embedding import embed_arrays
 from errors import InputError
-from feature_run import run_of_cached, run_of_given
-from label_run import faces_of_source
+from feature_cache import cached_views
+from feature_run import cache_of, run_of_cached, run_of_given
+from label_run import FOLDER as LABEL_FOLDER
+from label_run import faces_of_bank
 from net import Backbone, build_backbone
 from run_parts import (
     ENOUGH_CLASSES,
@@ -53,10 +55,13 @@ DEFAULT_ARCH = "ir_18"
 # Fewer say nothing of a backbone whose weights are poor.
 
 
-def build_run(settings: Settings, saved: SavedRun | None, *, processes: int, gpu: bool = False) -> Run:
+def build_run(
+    settings: Settings, saved: SavedRun | None, *, processes: int, gpu: bool = False, dry_run: bool = False
+) -> Run:
     """Opens the data, builds module and loaders; embeds what is cached and is not there yet.
 
     `saved`: the checkpoint that the Trainer loads afterwards; its backbone is built without reading weights.
+    `dry_run`: the run is described and its labels are checked, which takes one view of each image.
 
     Raises:
         InputError: paths or data that cannot be used, or another data set than that of the resumed run.
@@ -81,13 +86,18 @@ def build_run(settings: Settings, saved: SavedRun | None, *, processes: int, gpu
     notes += [few] if few else []
     lines = [f"weights  {weights_line}", f"data     {subset}", *(f"         {note}" for note in notes)]
     if settings.cache_features is not None:
-        return run_of_cached(settings, saved, backbone, source, lines, processes=processes, gpu=gpu)
+        return run_of_cached(
+            settings, saved, backbone, source, lines, processes=processes, gpu=gpu, plain_only=dry_run
+        )
     if settings.stage == "coreset":
         run = _coreset_run(settings, saved, backbone, source, lines, processes)
     else:
         run = _backbone_run(settings, saved, backbone, source, lines)
-    known = settings.start_from_model_statedict is not None
-    return replace(run, faces=lambda: faces_of_source(backbone, source)) if known else run
+    if settings.start_from_model_statedict is None:
+        return run
+    folder = Path(settings.out) / LABEL_FOLDER / "features"
+    cache = cache_of(settings, folder, processes, gpu=gpu, plain_only=True)
+    return replace(run, faces=lambda: faces_of_bank(cached_views(backbone, source, cache).bank, source))
 
 
 def _backbone(settings: Settings, saved: SavedRun | None) -> tuple[Backbone, str]:

@@ -20,7 +20,9 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from backbone_spec import preprocessing
 from coreset import AGGREGATORS, build_aggregator
+from data.alignment import AS_STORED
 from data.feature_store import FeatureStore
 from embedding import NO_FLIP, EmbedOptions, embed_faces
 from errors import InputError
@@ -267,12 +269,14 @@ def _check_fit(source: str, trained: nn.Module | None, model: Model) -> None:
 # ------------------------------------------------------------------------------------------ embedding
 
 
-def embed(model: Model, faces: ListedFaces, cache: Path, *, name: str) -> FeatureStore | None:
-    """Features of aligned images as they are stored; None in all processes but the first."""
+def embed(
+    model: Model, faces: ListedFaces, cache: Path, *, name: str, alignment: str = AS_STORED
+) -> FeatureStore | None:
+    """Features of images, aligned as `alignment` says; None in all processes but the first."""
     return embed_faces(
         model.backbone,
         faces,
-        {"images": faces.digest(), "alignment": "as stored"},
+        {"images": faces.digest(), "alignment": alignment},
         cache,
         model.options,
         stamps=faces.stamps(),
@@ -299,7 +303,13 @@ class Seconds:
 
 
 def result_frame(
-    protocol: str, rules: Mapping[str, str], model: Model, aggregator: str, seconds: Seconds
+    protocol: str,
+    rules: Mapping[str, str],
+    model: Model,
+    aggregator: str,
+    seconds: Seconds,
+    *,
+    alignment: str = AS_STORED,
 ) -> Result:
     """What every result.json says beside its figures and counts: protocol, model, times, versions."""
     spec = model.backbone.spec
@@ -310,12 +320,13 @@ def result_frame(
         "protocol": {
             "name": protocol,
             "rules": {
-                "flip": model.options.flip,
                 **rules,
-                "alignment": "as stored",
-                "colour_order": spec.channel_order,
-                "pixel_scale": f"(value - {spec.mean:g}) / {spec.std:g}",
-                "precision": model.options.precision,
+                **preprocessing(
+                    spec,
+                    alignment=alignment,
+                    flip=model.options.flip,
+                    precision=model.options.precision,
+                ),
             },
         },
         "model": {

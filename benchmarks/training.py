@@ -253,7 +253,7 @@ def drawn_bank(folder: Path, subjects: int, images: int) -> FeatureBank:
         starts=starts,
         lengths=np.full_like(starts, V),
         plan=ViewPlan.of(V),
-        digest="random",
+        identity={"images": "random"},
     )
 
 

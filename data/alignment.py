@@ -22,13 +22,14 @@ from errors import InputError
 TEMPLATE = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
 )
+# Of faces that are aligned already.
+AS_STORED = "as stored"
 # What makes aligned pixels differ, for fingerprints and for the lines above every table. The revision rises
 # with every change of this file that changes a pixel.
 ALIGNMENT = {
-    "template": "112 x 112, five points of ArcFace",
-    "transform": "similarity, least squares (Umeyama)",
+    "alignment": "112 x 112, five points of ArcFace, similarity, least squares (Umeyama)",
     "interpolation": "bilinear, black border",
-    "revision": "1",
+    "alignment_revision": "1",
 }
 
 # Of `align_photo`: below it a step of one pixel of the face skips pixels of the photo.

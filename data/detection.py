@@ -7,7 +7,6 @@ The detector's model file is fetched once from its official home and known by it
 from __future__ import annotations
 
 import hashlib
-import os
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from data.alignment import align_photo
 from data.sources import Image
 from errors import InputError
-from files import atomic_write, sha256_of
+from files import atomic_write, cache_folder, sha256_of
 
 # Of several faces in a photo; the first is the default.
 FACES = ("largest", "central", "all")
@@ -185,12 +184,6 @@ def find_detector(given: Path | None = None, *, cache: Path | None = None) -> Pa
     _check_hash(content, path)
     atomic_write(path, content)
     return path
-
-
-def cache_folder() -> Path:
-    """Where the detector is kept: below XDG_CACHE_HOME, or ~/.cache."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "face_coreset"
 
 
 def _how_to_get(path: Path) -> str:

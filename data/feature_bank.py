@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from backbone_spec import split_context
-from data.feature_store import MANIFEST, FeatureStore, open_store
+from data.feature_store import MANIFEST, STAMP, FeatureStore, fingerprint, open_store
 from data.names import normal
+from data.sources import data_parts
 from data.views import Kind, ViewPlan
 from errors import InputError
 
@@ -39,7 +40,7 @@ class FeatureBank:
     `features` (N, D) unit rows as stored, mapped or not; `norms` (N,) float32; `subjects`: S names; `labels`
     (I,) subject of each image; `starts`, `lengths` (I,): the rows of image i are `starts[i]` and the
     `lengths[i] - 1` after it; `plan`: what the rows of each image are, or None where they are frames of one
-    medium; `digest`: fingerprint of all that;
+    medium; `identity`: all that they follow from, part by part;
     `backbone_sha256`: `weights.weights_digest` of what made the features, where it is known; `context_size`:
     how many of the D values are context behind the embedding.
     """
@@ -52,7 +53,7 @@ class FeatureBank:
     starts: Ints
     lengths: Ints
     plan: ViewPlan | None
-    digest: str
+    identity: Mapping[str, str]
     backbone_sha256: str | None = None
     context_size: int = 0
 
@@ -63,6 +64,11 @@ class FeatureBank:
     def embedding_size(self) -> int:
         """D."""
         return int(self.features.shape[1])
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the identity."""
+        return fingerprint(self.identity)
 
     @property
     def num_rows(self) -> int:
@@ -82,14 +88,16 @@ class FeatureBank:
 
     def taken(self, images: Ints, labels: Ints, subjects: list[str]) -> FeatureBank:
         """These images (I',) under other labels (I',) and names."""
-        digest = hashlib.sha256(self.digest.encode() + images.tobytes() + labels.tobytes()).hexdigest()
+        chosen = hashlib.sha256(self.identity.get("images", "").encode() + images.tobytes())
+        parts = data_parts(subjects, labels, np.zeros(0, np.uint64))
+        parts["images"] = f"{len(images):,}, {chosen.hexdigest()[:16]}"
         return replace(
             self,
             subjects=subjects,
             labels=labels,
             starts=self.starts[images],
             lengths=self.lengths[images],
-            digest=digest,
+            identity={**self.identity, **parts},
         )
 
     def clean_means(self) -> NDArray[np.float32]:
@@ -148,12 +156,27 @@ class FeatureBatch:
         return replace(self, **moved)
 
 
-def bank_of_views(store: FeatureStore, subjects: Sequence[str], labels: Ints, plan: ViewPlan) -> FeatureBank:
-    """The bank of a store of views: row `image * V + view`; `labels` (I,) of the images."""
-    V = len(plan)
-    starts = np.arange(len(labels), dtype=np.int64) * V
-    digest = hashlib.sha256(repr((sorted(store.identity.items()), list(subjects))).encode())
-    digest.update(np.asarray(labels, np.int64).tobytes())
+def bank_of_views(
+    store: FeatureStore,
+    subjects: Sequence[str],
+    labels: Ints,
+    plan: ViewPlan,
+    starts: Ints,
+    made_from: Mapping[str, str],
+) -> FeatureBank:
+    """The bank of images in a store of views, which may hold more images and more views.
+
+    Args:
+        store: complete.
+        subjects: S names.
+        labels: (I,) of the images.
+        plan: the views of each image.
+        starts: (I,) rows of their first views.
+        made_from: identity of the store, with the views that are taken.
+    """
+    # A store that somebody else wrote may have no stamps: then norms tell the images.
+    stamps = np.asarray(store.columns.get(STAMP, store.norms.view(np.uint32))[starts], np.uint64)
+    identity = {key: value for key, value in made_from.items() if key != "faces"}
     return FeatureBank(
         name=str(store.folder),
         features=store.features,
@@ -161,11 +184,11 @@ def bank_of_views(store: FeatureStore, subjects: Sequence[str], labels: Ints, pl
         subjects=list(subjects),
         labels=np.asarray(labels, np.int64),
         starts=starts,
-        lengths=np.full_like(starts, V),
+        lengths=np.full_like(starts, len(plan)),
         plan=plan,
-        digest=digest.hexdigest(),
+        identity={**data_parts(subjects, labels, stamps), **identity},
         backbone_sha256=store.identity.get("backbone_sha256"),
-        context_size=int(store.identity.get("context", 0)),
+        context_size=int(store.identity.get("auxiliary_size", 0)),
     )
 
 
@@ -195,19 +218,22 @@ def bank_of_rows(
         features, norms, subject, medium = features[order], norms[order], subject[order], medium[order]
     new = np.flatnonzero(np.diff(subject, prepend=-1) | np.diff(medium, prepend=-1))
     norms = np.asarray(norms, np.float32)
-    digest = hashlib.sha256(b"".join(text.encode() + b"\0" for text in texts.tolist()))
-    for array in (norms, subject, new, features[:: max(1, len(features) // 4096)]):
-        digest.update(np.ascontiguousarray(array).tobytes())
+    digest = hashlib.sha256()
+    for array in (norms, subject, new, features):
+        digest.update(np.ascontiguousarray(array).data)
+    subjects = [str(text) for text in texts]
+    identity = data_parts(subjects, subject[new], np.zeros(0, np.uint64))
+    identity["images"] = f"{len(new):,}, {digest.hexdigest()[:16]}"
     return FeatureBank(
         name=name,
         features=_unit_rows(features),
         norms=norms,
-        subjects=[str(text) for text in texts],
+        subjects=subjects,
         labels=subject[new],
         starts=new.astype(np.int64),
         lengths=np.diff(new, append=len(subject)).astype(np.int64),
         plan=None,
-        digest=digest.hexdigest(),
+        identity=identity,
     )
 
 
@@ -275,12 +301,13 @@ def read_view_store(folder: Path) -> FeatureBank:
         subjects = [str(name) for name in faces["subjects"]]
         plan = ViewPlan(tuple(Kind[name] for name in faces["kinds"]), tuple(faces["groups"]))
         labels = np.asarray(store.columns[LABEL][:: len(plan)], np.int64)
+        starts = np.arange(len(labels), dtype=np.int64) * len(plan)
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(
             f"{folder}: its features are not views to train from, {FACES} is missing or damaged. Make them "
             "with --cache_features."
         ) from None
-    return bank_of_views(store, subjects, labels, plan)
+    return bank_of_views(store, subjects, labels, plan, starts, store.identity)
 
 
 def _check_rows(

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,10 @@ from errors import InputError
 from files import atomic_write, require_free_space
 
 MANIFEST = "store.json"
-_FORMAT = 1
+# Column of what each row was made from: another stamp is another image.
+STAMP = "stamp"
+# 2: the identity says the decoder and the colours, and stamps of training images their content.
+_FORMAT = 2
 _PARTS = "parts"
 # A part of 512 values is 4 MiB: what a kill costs, about three minutes of an IR-50 on two cores.
 _PART_ROWS = 2048
@@ -190,6 +193,16 @@ class FeatureWriter:
                 ) from None
         atomic_write(self._digest_file(part), json.dumps(digest.hexdigest()))
 
+    def copy_parts(
+        self, known: Callable[[range], Mapping[str, Array] | None], columns: Mapping[str, Array]
+    ) -> None:
+        """Writes the pending parts of whose rows `known` gives features and norms; `columns` (N,) of all."""
+        for part in self.pending({STAMP: columns[STAMP]}):
+            rows = self.layout.rows(part)
+            if (arrays := known(rows)) is not None:
+                beside = {name: column[rows.start : rows.stop] for name, column in columns.items()}
+                self.write_part(part, {**arrays, **beside})
+
     def finish(self) -> FeatureStore:
         """Verifies what all processes wrote, marks the store complete and opens it.
 
@@ -204,7 +217,7 @@ class FeatureWriter:
                 raise InputError(f"{self.folder}: {len(pending)} parts are missing. Run the command again.")
             paths = [self._digest_file(part) for part in range(self.layout.num_parts)]
             digests = [json.loads(path.read_text()) for path in paths]
-            if broken := _differing(self.folder, self.layout, digests):
+            if broken := _differing(self.folder, self.layout, dict(enumerate(digests))):
                 for part in broken:
                     paths[part].unlink()
                 raise InputError(
@@ -256,15 +269,60 @@ def open_store(folder: Path, identity: Mapping[str, str] | None, *, verify: bool
             "where it stopped."
         )
     layout = StoreLayout(**manifest["layout"])
-    arrays = {name: _mapped(folder / f"{name}.npy", *form) for name, form in layout.arrays().items()}
-    if verify and (broken := _differing(folder, layout, manifest["digests"])):
+    store = _mapped_store(folder, layout, manifest)
+    if verify and (broken := _differing(folder, layout, dict(enumerate(manifest["digests"])))):
         first = layout.rows(broken[0])
         raise InputError(
             f"{folder}: {len(broken)} of {layout.num_parts} parts are damaged (the first: rows {first.start} "
             f"to {first.stop - 1}). Remove the folder; they are made anew."
         )
+    return store
+
+
+def _mapped_store(folder: Path, layout: StoreLayout, manifest: Mapping[str, Any]) -> FeatureStore:
+    arrays = {name: _mapped(folder / f"{name}.npy", *form) for name, form in layout.arrays().items()}
     features, norms = arrays.pop("features"), arrays.pop("norms")
     return FeatureStore(folder, features, norms, arrays, manifest["identity"], manifest["about"])
+
+
+@dataclass(frozen=True, eq=False)
+class WrittenRows:
+    """What is there of a store, complete or not: `valid` (N,) are its rows that are as they were written."""
+
+    store: FeatureStore
+    valid: NDArray[np.bool_]
+
+
+def written_rows(folder: Path) -> WrittenRows | None:
+    """The rows of a store that can be used; None where there is no store, or one that cannot be read."""
+    try:
+        manifest = _read_manifest(folder)
+        if manifest is None:
+            return None
+        return _written_rows(folder, manifest)
+    except (InputError, OSError, ValueError):
+        return None
+
+
+def _written_rows(folder: Path, manifest: Mapping[str, Any]) -> WrittenRows:
+    layout = StoreLayout(**manifest["layout"])
+    digests = dict(enumerate(manifest.get("digests", [])))
+    if not digests:
+        paths = (folder / _PARTS).glob("[0-9]*.json")
+        digests = {int(path.stem): json.loads(path.read_text()) for path in paths}
+    valid = np.zeros(layout.num_rows, bool)
+    for part in set(digests) - set(_differing(folder, layout, digests)):
+        valid[layout.rows(part)] = True
+    return WrittenRows(_mapped_store(folder, layout, manifest), valid)
+
+
+def stored_identity(folder: Path) -> dict[str, str] | None:
+    """What the features of a store, complete or not, are made from; None as for `written_rows`."""
+    try:
+        manifest = _read_manifest(folder)
+    except InputError:
+        return None
+    return None if manifest is None else manifest["identity"]
 
 
 def is_complete(folder: Path) -> bool:
@@ -285,10 +343,14 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
     try:
         manifest = json.loads(path.read_text())
         known = manifest["format"] == _FORMAT and {"identity", "layout", "about"} <= set(manifest)
+        found = f"format {manifest['format']}"
     except (ValueError, KeyError, TypeError):
-        known = False
+        known, found = False, "damaged"
     if not known:
-        raise InputError(f"{path}: is not of the form that this version writes. Remove the folder.")
+        raise InputError(
+            f"{path}: is {found}, not of the form that this version writes (format {_FORMAT}, which says all "
+            "that features depend on). Make the features again, and remove the folder."
+        )
     return dict(manifest)
 
 
@@ -327,8 +389,8 @@ def _mapped(path: Path, kind: np.dtype[Any], shape: tuple[int, ...]) -> Array:
     return np.asarray(array)
 
 
-def _differing(folder: Path, layout: StoreLayout, digests: list[str]) -> list[int]:
-    """Parts whose bytes are not those of their digest."""
+def _differing(folder: Path, layout: StoreLayout, digests: Mapping[int, str]) -> list[int]:
+    """Those of the parts whose bytes are not as their digest says."""
     arrays = [_mapped(folder / f"{name}.npy", *form) for name, form in layout.arrays().items()]
 
     def differs(part: int) -> bool:
@@ -339,4 +401,4 @@ def _differing(folder: Path, layout: StoreLayout, digests: list[str]) -> list[in
 
     # Hashing lets go of the interpreter.
     with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)))) as pool:
-        return [part for part, wrong in enumerate(pool.map(differs, range(layout.num_parts))) if wrong]
+        return [part for part, wrong in zip(digests, pool.map(differs, digests), strict=True) if wrong]

@@ -29,7 +29,7 @@ from data.image_files import (
 )
 from data.names import check_distinct
 from errors import InputError
-from files import atomic_path
+from files import atomic_path, cache_folder
 
 INDEX_FOLDER = ".face_index"
 
@@ -39,7 +39,7 @@ _SHOWN = 3
 _FORMAT = 2
 # A folder changed within this time of its listing may change again without a new time stamp (file systems
 # count in steps of up to two seconds), so such a list is not trusted the next time.
-_STAMP_STEP_NS = 2_000_000_000
+TIME_STEP_NS = 2_000_000_000
 
 
 @dataclass(frozen=True)
@@ -64,19 +64,6 @@ class FolderListing:
         """File name of image `row`."""
         return os.fsdecode(self.names[self.name_offsets[row] : self.name_offsets[row + 1] - 1].tobytes())
 
-    def stems(self) -> NDArray[np.uint8]:
-        """All names without their suffix, each ended by a zero byte, in one (bytes,) array."""
-        dots = np.flatnonzero(self.names == ord("."))
-        ends = self.name_offsets[1:] - 1
-        before = np.searchsorted(dots, ends)
-        last_dots = np.where(before, dots[before - 1], -1) if len(dots) else np.full(len(ends), -1)
-        has_suffix = last_dots >= self.name_offsets[:-1]
-        edges = np.zeros(len(self.names) + 1, np.int8)
-        edges[last_dots[has_suffix]] = 1
-        edges[ends[has_suffix]] = -1
-        kept: NDArray[np.uint8] = self.names[np.cumsum(edges[:-1], dtype=np.int8) == 0]
-        return kept
-
 
 @dataclass(frozen=True)
 class _Folders:
@@ -100,7 +87,7 @@ def list_faces(root: Path) -> FolderListing:
         InputError: `root` is no folder, cannot be read, or holds no subject folders with images.
     """
     folders = _subject_folders(root)
-    for folder in _index_folders(root):
+    for folder in index_folders(root):
         kept = _load(folder / _INDEX_FILE, folders)
         if kept is not None:
             return kept
@@ -161,7 +148,7 @@ def _no_images(root: Path, folders: _Folders, skipped: Skipped) -> str:
 
 
 def _scan(root: Path, folders: _Folders) -> FolderListing:
-    index_folder, now = _writable_index_folder(root)
+    index_folder, now = writable_index_folder(root)
     blobs: list[bytes] = []
     counts = np.zeros(len(folders.names), np.int64)
     skipped = Skipped.nothing()
@@ -173,7 +160,7 @@ def _scan(root: Path, folders: _Folders) -> FolderListing:
     if not counts.any():
         raise InputError(_no_images(root, folders, skipped))
     names = np.frombuffer(b"".join(blobs), np.uint8)
-    if index_folder is not None and (folders.stamps < now - _STAMP_STEP_NS).all():
+    if index_folder is not None and (folders.stamps < now - TIME_STEP_NS).all():
         _keep(index_folder / _INDEX_FILE, folders, counts, names, skipped)
     return _listing(folders, counts, names, skipped)
 
@@ -217,15 +204,15 @@ def _listing(
     )
 
 
-def _index_folders(root: Path) -> list[Path]:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "facecoresetnet"
+def index_folders(root: Path) -> list[Path]:
+    """Where what is known of the images below `root` may be kept: beside them, else in the user's cache."""
     key = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:24]
-    return [root / INDEX_FOLDER, cache / key]
+    return [root / INDEX_FOLDER, cache_folder() / key]
 
 
-def _writable_index_folder(root: Path) -> tuple[Path | None, int]:
-    """Where the list can be kept, and the time there: the file system's clock may not be ours."""
-    for folder in _index_folders(root):
+def writable_index_folder(root: Path) -> tuple[Path | None, int]:
+    """Which of them can be written to, and the time there: the file system's clock may not be ours."""
+    for folder in index_folders(root):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=folder) as probe:

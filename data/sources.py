@@ -12,17 +12,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from data.decoding import DECODER, decode_image
 from data.decoding import Image as Image
-from data.decoding import decode_image
 from data.folder_index import list_faces
 from data.image_files import people_root, unpacked_note
-from data.recordio import read_face_pack
+from data.image_stamps import FileState, content_stamp, stamps_of, state_of_files
+from data.recordio import IDX_NAME, REC_NAME, read_face_pack
 from errors import InputError
 
 FACE_SIZE = 112
+_COLOURS = ("as stored", "red and blue swapped")
+# Each release of them may give other pixels for the same bytes and the same views.
+PIXEL_LIBRARIES = {"decoder": DECODER, "opencv": cv2.__version__}
 
 
 class FaceSource(Protocol):
@@ -60,8 +65,12 @@ class FaceSource(Protocol):
     def image(self, row: int) -> Image:
         """(112, 112, 3) RGB. Raises InputError that names an image of another size, or that is none."""
 
-    def names_digest(self) -> bytes:
-        """SHA-256 over the names of all images in order, without suffix."""
+    @property
+    def colours(self) -> str:
+        """How the stored colours are read, in words."""
+
+    def stamps(self, rows: NDArray[np.int64] | None = None) -> NDArray[np.uint64]:
+        """(N,) or (n,) of `rows`: `data.image_stamps` of the encoded images."""
 
 
 class ImageFolder:
@@ -79,6 +88,7 @@ class ImageFolder:
         self.name = str(self.location)
         self.notes: list[str] = []
         self._swap = swap_color_channel
+        self.colours = _COLOURS[swap_color_channel]
         self._listing = list_faces(self.location)
         if self.location != root:
             self.notes.append(unpacked_note(root))
@@ -115,9 +125,24 @@ class ImageFolder:
         """(112, 112, 3) RGB."""
         return decode_face(self.read_bytes(row), self.describe(row), swap_color_channel=self._swap)
 
-    def names_digest(self) -> bytes:
-        """SHA-256 over the names without suffix, so that a re-encoded folder counts as the same data."""
-        return hashlib.sha256(self._listing.stems().tobytes()).digest()
+    def stamps(self, rows: NDArray[np.int64] | None = None) -> NDArray[np.uint64]:
+        """(N,) or (n,) of `rows`."""
+        root = os.fsencode(self.location)
+        folders = [os.path.join(root, os.fsencode(subject)) for subject in self.subjects]
+
+        def path(row: int) -> bytes:
+            return os.path.join(folders[self.labels[row]], os.fsencode(self._listing.name(row)))
+
+        def read(row: int) -> bytes | None:
+            try:
+                return Path(os.fsdecode(path(row))).read_bytes()
+            except OSError:
+                return None
+
+        def state(some: NDArray[np.int64]) -> FileState:
+            return state_of_files([path(row) for row in some.tolist()])
+
+        return stamps_of(np.arange(len(self)) if rows is None else rows, state, read, self.location)
 
     def _set_labels(self) -> None:
         counts = np.diff(self._listing.subject_offsets)
@@ -138,6 +163,7 @@ class RecordIOSource:
         self.location = folder
         self.name = str(folder / "train.rec")
         self._swap = swap_color_channel
+        self.colours = _COLOURS[swap_color_channel]
         pack = read_face_pack(folder)
         self.notes = list(pack.notes)
         if not len(pack.keys):
@@ -170,9 +196,26 @@ class RecordIOSource:
         """(112, 112, 3) RGB."""
         return decode_face(self.read_bytes(row), self.describe(row), swap_color_channel=self._swap)
 
-    def names_digest(self) -> bytes:
-        """SHA-256 over the keys as convert.py names files by them: the unpacked folder has the same."""
-        return hashlib.sha256(b"".join(b"%d\0" % key for key in self._keys.tolist())).digest()
+    def stamps(self, rows: NDArray[np.int64] | None = None) -> NDArray[np.uint64]:
+        """(N,) or (n,) of `rows`, those of the files that the pack is unpacked to."""
+        files = state_of_files([os.fsencode(self.location / name) for name in (REC_NAME, IDX_NAME)])
+        of_pack = b"%d %d" % tuple(files.signatures.tolist()) if files.signatures[0] else None
+
+        def state(some: NDArray[np.int64]) -> FileState:
+            signatures = [
+                0 if of_pack is None else content_stamp(b"%s %d" % (of_pack, key))
+                for key in self._keys[some].tolist()
+            ]
+            changed = np.full(len(some), files.changed_ns.max())
+            return FileState(np.array(signatures, np.uint64), changed)
+
+        def read(row: int) -> bytes | None:
+            try:
+                return self.read_bytes(row)
+            except InputError:
+                return None
+
+        return stamps_of(np.arange(len(self)) if rows is None else rows, state, read, self.location)
 
 
 class Selection:
@@ -202,9 +245,14 @@ class Selection:
         """(112, 112, 3) RGB."""
         return self._source.image(int(self._rows[row]))
 
-    def names_digest(self) -> bytes:
-        """SHA-256 over the whole source's names and the rows taken."""
-        return hashlib.sha256(self._source.names_digest() + self._rows.tobytes()).digest()
+    @property
+    def colours(self) -> str:
+        """As the source's."""
+        return self._source.colours
+
+    def stamps(self, rows: NDArray[np.int64] | None = None) -> NDArray[np.uint64]:
+        """(N,) or (n,) of `rows`; images that are not selected are not looked at."""
+        return self._source.stamps(self._rows if rows is None else self._rows[rows])
 
     def of_source(self, rows: NDArray[np.int64]) -> Selection:
         """Selects from the selection without stacking a second one on it."""
@@ -237,16 +285,31 @@ def select(source: FaceSource, rows: Sequence[int] | NDArray[np.integer]) -> Fac
     return source.of_source(wanted) if isinstance(source, Selection) else Selection(source, wanted)
 
 
-def fingerprint(source: FaceSource) -> str:
-    """Hexadecimal SHA-256 over subjects, labels and image names; equal for a pack and the folder unpacked
-    from it.
+def fingerprint(source: FaceSource) -> dict[str, str]:
+    """What a run or a store is made from, part by part: who, how many images, their content, their colours.
 
-    Pixels are not read: it tells another data set, another subset or an added image, not a re-encoded one.
+    Equal for a pack and the folder unpacked from it, and for copies. Names of files count by their order
+    alone.
     """
-    digest = hashlib.sha256(b"".join(os.fsencode(subject) + b"\0" for subject in source.subjects))
-    digest.update(np.ascontiguousarray(source.labels, dtype="<i8").tobytes())
-    digest.update(source.names_digest())
-    return digest.hexdigest()
+    return data_parts(source.subjects, source.labels, source.stamps()) | reading_parts(source)
+
+
+def data_parts(
+    subjects: Sequence[str], labels: NDArray[np.int64], stamps: NDArray[np.uint64]
+) -> dict[str, str]:
+    """The parts of a fingerprint that S names, labels (N,) and stamps (N,) of images give."""
+    names = b"".join(os.fsencode(subject) + b"\0" for subject in subjects)
+    labels, stamps = labels.astype("<i8"), stamps.astype("<u8")
+    return {
+        "subjects": f"{len(subjects):,}, {_short_digest(names)}",
+        "labels": f"{len(labels):,}, {_short_digest(labels.tobytes())}",
+        "images": f"{len(stamps):,}, {_short_digest(stamps.tobytes())}",
+    }
+
+
+def reading_parts(source: FaceSource) -> dict[str, str]:
+    """The parts that say how encoded images become pixels."""
+    return {"colours": source.colours, **PIXEL_LIBRARIES}
 
 
 def decode_face(encoded: bytes, where: str, *, swap_color_channel: bool = False) -> Image:
@@ -294,6 +357,10 @@ class SubjectIndex:
     def counts(self) -> NDArray[np.int64]:
         """(S,) images of each subject."""
         return np.diff(self.offsets)
+
+
+def _short_digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _text_order(keys: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -27,7 +27,7 @@ Image = NDArray[np.uint8]
 
 DEFAULT_VIEWS = 16
 # Rises with every change here that changes a pixel of a view.
-_REVISION = "3"
+_REVISION = "4"
 _CLIP_VIEWS = 4
 # How strong a still is degraded, between not at all and hardly a face any more.
 _MODERATE, _POOR = (0.05, 0.35), (0.45, 0.85)
@@ -94,13 +94,16 @@ class ViewPlan:
 class ViewedFaces:
     """Every view of every image as one list of faces: face number `row * V + view`.
 
-    A view follows from seed, row and group alone. Where the plan is longer, the views before stay the same.
+    A view follows from seed, image content (`stamps` (N,)) and group alone: in another selection of the
+    images, or under another name, an image has the same views. Where the plan is longer, the views before
+    stay the same.
     """
 
-    def __init__(self, source: FaceSource, plan: ViewPlan, seed: int) -> None:
+    def __init__(self, source: FaceSource, plan: ViewPlan, seed: int, stamps: NDArray[np.uint64]) -> None:
         self._source = source
         self._plan = plan
         self._seed = seed
+        self._stamps = stamps
         self._read: tuple[int, Image] | None = None
 
     def __len__(self) -> int:
@@ -112,16 +115,23 @@ class ViewedFaces:
         # The views of an image come one after another; it is decoded once.
         if self._read is None or self._read[0] != row:
             self._read = (row, self._source.image(row))
-        return make_view(self._read[1], self._plan, view, (self._seed, row))
+        return make_view(self._read[1], self._plan, view, (self._seed, int(self._stamps[row])))
 
-    def identity(self) -> dict[str, str]:
-        """What the views follow from beside the images, for the fingerprint of a store."""
-        recipe = {
-            "revision": _REVISION,
-            "seed": self._seed,
-            "kinds": [kind.name for kind in self._plan.kinds],
-        }
-        return {"views": json.dumps(recipe)}
+
+def views_identity(plan: ViewPlan, seed: int) -> str:
+    """What the views follow from beside the images, for the fingerprint of a store."""
+    # Neither chance nor the recipe has a part in a plain or mirrored image.
+    drawn = {"revision": _REVISION, "seed": seed} if set(plan.kinds) - {Kind.PLAIN, Kind.FLIP} else {}
+    return json.dumps({**drawn, "kinds": [kind.name for kind in plan.kinds]})
+
+
+def includes_views(stored: str, plan: ViewPlan, seed: int) -> bool:
+    """Whether the first views of a store with that `views_identity` are those of `plan`."""
+    found, wanted = json.loads(stored), json.loads(views_identity(plan, seed))
+    first = found["kinds"][: len(plan)]
+    return all(found.get(key) == value for key, value in wanted.items() if key != "kinds") and (
+        first == wanted["kinds"]
+    )
 
 
 def make_view(image: Image, plan: ViewPlan, view: int, key: Sequence[int]) -> Image:

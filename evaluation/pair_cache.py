@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from files import atomic_path
+from files import atomic_path, cache_folder
 
 CACHE_FOLDER = ".pair_cache"
 _FORMAT = 1
@@ -95,5 +95,4 @@ def _fingerprint(path: Path, template_ids: NDArray[np.int64]) -> dict[str, Any]:
 
 def _folders(path: Path) -> Iterator[Path]:
     yield path.parent / CACHE_FOLDER
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "facecoresetnet"
-    yield cache / hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:24]
+    yield cache_folder() / hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:24]

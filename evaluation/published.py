@@ -78,6 +78,7 @@ _CAUSES: dict[str, str] = {
     "colour_order": "a wrong order of colours costs 1 to 5 points without an error; the most frequent fault",
     "alignment": "weights expect faces cut as they were in training",
     "pixel_scale": "weights expect pixel values scaled as they were in training",
+    "illumination_normalisation": "aggregators expect faces in the light that they were trained with",
     "aggregator": "another way from faces to a descriptor",
     "media": "many frames of one clip outweigh a photo, or not; on LFWS 16 points at FAR 1e-03",
     "norm": "poor faces count less, or not; on LFWS 7 points at FAR 1e-03",

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from data.alignment import AS_STORED
 from data.image_files import is_image_file, is_leftover
 from data.sources import Image
 from data.video_frames import FRAME_ALIGNMENT, aligned_frame, is_aligned
@@ -27,6 +28,7 @@ from evaluation.metrics import FoldAccuracy, fold_accuracy, tar_at_far
 from evaluation.report import Result, markdown_table, percent, verification_section
 from evaluation.roc import TarAtFar, roc_curve
 from evaluation.templates import FaceGroups, describe_templates, group_faces
+from files import sha256_of
 
 FARS = (1e-2, 1e-3)
 PUBLISHED_PAIRS, PUBLISHED_FOLDS = 5000, 10
@@ -51,7 +53,7 @@ class FrameFiles:
     @property
     def alignment(self) -> str:
         """What is done to a frame."""
-        return "as stored" if self.detector is None else FRAME_ALIGNMENT
+        return AS_STORED if self.detector is None else FRAME_ALIGNMENT
 
     def image(self, number: int) -> Image:
         """(112, 112, 3) RGB."""
@@ -63,8 +65,9 @@ class FrameFiles:
         return aligned_frame(encoded, str(path), self.detector)
 
     def digest(self) -> str:
-        """SHA-256 over folder, names and alignment."""
-        return hashlib.sha256(f"{self.files.digest()} {self.alignment}".encode()).hexdigest()
+        """SHA-256 over folder, names and detector."""
+        detector = None if self.detector is None else sha256_of(self.detector)
+        return hashlib.sha256(f"{self.files.digest()} {detector}".encode()).hexdigest()
 
     def stamps(self) -> NDArray[np.uint64]:
         """(N,) another stamp is another image."""

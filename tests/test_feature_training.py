@@ -123,22 +123,6 @@ def test_features_are_made_once(good: dict[str, Any], monkeypatch: pytest.Monkey
     assert len(list(Path(good["cache_features"]).iterdir())) == 1
 
 
-def test_other_weights_images_views_or_types_are_other_stores(good: dict[str, Any], tmp_path: Path) -> None:
-    def made(**change: Any) -> None:
-        training_run.build_run(resolve(good | change, None), None, processes=1)
-
-    made()
-    torch.manual_seed(2)
-    save_backbone(tmp_path / "other.safetensors", build_backbone("ir_tiny"))
-    made(start_from_model_statedict=str(tmp_path / "other.safetensors"))
-    made(views=3)
-    made(cache_dtype="float32")
-    made(seed=1)
-    (tmp_path / "imgs" / "s000" / "0.png").rename(tmp_path / "imgs" / "s000" / "9.png")
-    made()
-    assert len(list((tmp_path / "cache").iterdir())) == 6
-
-
 def test_a_damaged_store_is_refused(good: dict[str, Any]) -> None:
     training_run.build_run(resolve(good, None), None, processes=1)
     path = store_of(good) / "features.npy"

@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 import torch
 
+import feature_cache
 import main
 import training_run
+from data.views import ViewedFaces
+from embedding import EmbedOptions
 from errors import InputError
 from net import build_backbone
 from run_parts import ENOUGH_CLASSES, FEWEST_CLASSES, losses_of
-from settings import resolve
+from settings import FACES_AT_ONCE, resolve
 from weights import save_backbone
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -69,6 +72,72 @@ def test_a_dry_run_lists_what_is_wrong_and_trains_nothing(
     ]
     assert (Path(given["out"]) / "label_check" / "duplicates_under_two_names.png").is_file()
     assert [path.name for path in Path(given["out"]).iterdir()] == ["label_check"]
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of the faces that were embedded."""
+    numbers: list[int] = []
+    original = ViewedFaces.image
+    monkeypatch.setattr(
+        ViewedFaces, "image", lambda self, number: (numbers.append(number), original(self, number))[1]
+    )
+    return numbers
+
+
+@pytest.mark.parametrize("kind", ["flags", "cached"])
+def test_a_dry_run_embeds_each_image_once_and_a_second_one_none(
+    kind: str, request: pytest.FixtureRequest, made: list[int]
+) -> None:
+    given = request.getfixturevalue(kind)
+    main.train(given)
+    first = findings(given)
+    images = len(list(Path(given["train_data_path"]).rglob("*.png")))
+    assert len(made) == images
+    made.clear()
+    main.train(given)
+    assert made == []
+    assert findings(given) == first
+
+
+def test_a_dry_run_uses_the_views_that_are_there(cached: dict[str, Any], made: list[int]) -> None:
+    training_run.build_run(resolve(_without(cached), None), None, processes=1)
+    made.clear()
+    main.train(cached)
+    assert made == []
+    assert len(list(Path(cached["cache_features"]).iterdir())) == 1
+
+
+@pytest.mark.parametrize("kind", ["flags", "cached"])
+def test_a_dry_run_embeds_on_the_chosen_device(
+    kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = _without(request.getfixturevalue(kind))
+    used: list[EmbedOptions] = []
+
+    def embed(*given: Any, **_: Any) -> None:
+        used.append(given[4])
+        raise InterruptedError
+
+    monkeypatch.setattr(feature_cache, "embed_faces", embed)
+    with pytest.raises(InterruptedError):
+        training_run.build_run(resolve(given, None), None, processes=4, gpu=True, dry_run=True).faces()
+    assert (used[0].gpu, used[0].devices, used[0].batch_size) == (True, 1, FACES_AT_ONCE["cuda"])
+
+
+def test_a_run_without_some_subjects_uses_the_views_of_all(
+    cached: dict[str, Any], tmp_path: Path, made: list[int]
+) -> None:
+    given = _without(cached)
+    training_run.build_run(resolve(given, None), None, processes=1)
+    made.clear()
+    names = tmp_path / "judged.txt"
+    names.write_text("s000\ns003\n")
+    fewer = given | {"without_subjects": str(names), "fewest_images": 2}
+    run = training_run.build_run(resolve(fewer, None), None, processes=1)
+    assert not {"s000", "s003", "s006"} & set(run.module._subjects)
+    assert made == []
+    assert len(list(Path(given["cache_features"]).iterdir())) == 1
 
 
 def test_given_features_are_checked_without_images(

@@ -127,7 +127,7 @@ def evaluate(
 ) -> dict[str, VideoFigures] | None:
     """Model and files to figures; None in all processes but the first."""
     with seconds.of("embed"):
-        store = embed(model, pairs.frames, cache, name=NAME)
+        store = embed(model, pairs.frames, cache, name=NAME, alignment=pairs.frames.alignment)
     if store is None:
         return None
     with seconds.of("aggregate and score"):
@@ -140,8 +140,7 @@ def result_of(
     """The result.json: the first aggregator's figures, and those of all where there are several."""
     first = next(iter(figures))
     rules = {"sets": "all frames of a video", "distance": "squared Euclidean"}
-    result = result_frame(NAME, rules, model, first, seconds)
-    result["protocol"]["rules"]["alignment"] = pairs.frames.alignment
+    result = result_frame(NAME, rules, model, first, seconds, alignment=pairs.frames.alignment)
     result["data"] = {
         "images": len(pairs.frames),
         "templates": len(pairs.videos),

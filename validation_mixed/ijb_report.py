@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from backbone_spec import PREPROCESSING
 from evaluation.given_features import GivenFeatures
 from evaluation.ijb import NOT_USED, AggregatorFigures, Cohort, IjbFigures, Rules
 from evaluation.metrics import cmc_of, tpir_curve
@@ -88,7 +89,6 @@ def _result(done: Evaluated, name: str) -> Result:
 def _rules(done: Evaluated) -> dict[str, str]:
     """The switches, and all else that makes figures differ."""
     made = done.features.identity
-    alignment = ", ".join(made[part] for part in ("template", "transform") if part in made)
     return {
         "paper": done.paper,
         **asdict(done.rules),
@@ -97,11 +97,7 @@ def _rules(done: Evaluated) -> dict[str, str]:
         "descriptors": "one a template"
         if done.two_people is None
         else f"two a template whose parts have a cosine below {done.two_people:g}; the best score counts",
-        "alignment": alignment or _UNKNOWN,
-        "interpolation": made.get("interpolation", _UNKNOWN),
-        "colour_order": made.get("colour_order", _UNKNOWN),
-        "pixel_scale": made.get("pixel_scale", _UNKNOWN),
-        "precision": made.get("precision", _UNKNOWN),
+        **{name: made.get(name, _UNKNOWN) for name in (*PREPROCESSING, "interpolation") if name != "flip"},
         "features": ", ".join(
             f"{key} {value}" for key, value in done.features.about.items() if "sha" not in key
         )

@@ -165,8 +165,9 @@ def _given(
                 f"{values['weights']}. Leave one of them away."
             )
         _check_backbones(trained, made)
-    levelled = features.identity.get("pixel_scale", "").startswith("levelled")
-    for entry in trained if "pixel_scale" in features.identity else ():
+    light = features.identity.get("illumination_normalisation")
+    levelled = light != "none"
+    for entry in trained if light is not None else ():
         if trained_on_levelled(entry.path) not in (None, levelled):
             raise InputError(
                 f"--features {values['features']}: were made of faces {'' if levelled else 'not '}levelled "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
@@ -11,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from errors import InputError
+from files import cache_folder
 from net import BACKBONES
 
 _FILE = Path(__file__).with_name("catalogue.json")
-# Large files are kept here; XDG_CACHE_HOME moves it, as for other programs.
-_CACHE = "face_coreset/weights"
 _WIDTH = 108
 
 
@@ -68,9 +66,8 @@ def read_catalogue(path: Path = _FILE) -> dict[str, Entry]:
 
 def fetched_path(entry: Entry) -> Path:
     """Where a fetched entry that is no hub's lies, whether it is there or not."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     suffix = Path(entry.source.partition("?")[0]).suffix or ".ckpt"
-    return Path(root) / _CACHE / f"{entry.name}{suffix}"
+    return cache_folder() / "weights" / f"{entry.name}{suffix}"
 
 
 def catalogue_text(entries: Iterable[Entry], there: Iterable[str]) -> str:

@@ -36,7 +36,7 @@ def view_bank(views: int = 16, images: int = 5) -> FeatureBank:
         starts=np.arange(len(labels)) * views,
         lengths=np.full(len(labels), views),
         plan=plan,
-        digest="d",
+        identity={"images": "d"},
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 from pathlib import Path
 
 import cv2
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import data.folder_index
+import data.image_stamps
 import data.sources
 from data.sources import (
     ImageFolder,
@@ -252,6 +254,7 @@ def test_a_pack_has_the_rows_of_its_unpacked_folder(tmp_path: Path, monkeypatch:
     for row in range(len(folder)):
         assert pack.describe(row).endswith(f"key {folder.path(row).stem}")
         assert pack.image(row)[0, 0, 0] == int(folder.path(row).stem)
+        folder.path(row).write_bytes(pack.read_bytes(row))
     assert fingerprint(pack) == fingerprint(folder)
     assert fingerprint(select(pack, [0, 4])) == fingerprint(select(folder, [0, 4]))
 
@@ -282,20 +285,81 @@ def test_keys_are_ordered_as_their_texts(keys: list[int], draw: st.DataObject) -
     ]
 
 
-def test_the_fingerprint_tells_other_data_but_not_another_encoding(tmp_path: Path) -> None:
-    subjects = {"a": ["1.jpg", "2.jpg"], "b.c": ["1.2.jpg"]}
-    original = fingerprint(ImageFolder(write_folder(tmp_path / "one", subjects)))
-    png = {subject: [name.replace(".jpg", ".png") for name in names] for subject, names in subjects.items()}
-    assert fingerprint(ImageFolder(write_folder(tmp_path / "two", png))) == original
-    for number, other in enumerate(
-        (
-            {**subjects, "a": ["1.jpg", "3.jpg"]},
-            {**subjects, "a": ["1.jpg"]},
-            {"a": ["1.jpg"], "b.c": ["1.2.jpg", "2.jpg"]},
-            {"a": ["1.jpg", "2.jpg"], "b": ["1.2.jpg"]},
-        )
-    ):
-        assert fingerprint(ImageFolder(write_folder(tmp_path / f"other{number}", other))) != original
+def test_the_fingerprint_tells_which_part_of_the_data_is_other(tmp_path: Path) -> None:
+    subjects = {"a": ["1.png", "22.png"], "b": ["333.png"]}
+    original = write_folder(tmp_path / "one", subjects)
+    before = fingerprint(ImageFolder(original))
+
+    def differing(root: Path, **options: bool) -> set[str]:
+        after = fingerprint(ImageFolder(root, **options))
+        return {part for part in before if after[part] != before[part]}
+
+    # Neither a copy with other times nor another name in the same place is other data.
+    shutil.copytree(original, tmp_path / "copy", copy_function=shutil.copyfile)
+    (tmp_path / "copy" / "a" / "22.png").rename(tmp_path / "copy" / "a" / "5.png")
+    assert differing(tmp_path / "copy") == set()
+    assert differing(original, swap_color_channel=True) == {"colours"}
+    (tmp_path / "copy" / "b").rename(tmp_path / "copy" / "c")
+    assert differing(tmp_path / "copy") == {"subjects"}
+    (original / "a" / "22.png").rename(original / "b" / "22.png")
+    assert differing(original) == {"labels"}
+    (original / "b" / "22.png").unlink()
+    assert differing(original) == {"labels", "images"}
+
+
+def replace_in_place(path: Path, content: bytes) -> None:
+    """Another image of the same size and times, so that `ls` shows no difference."""
+    before = path.stat()
+    path.write_bytes(content + bytes(before.st_size - len(content)))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+
+
+def test_an_image_that_was_replaced_is_other_data_even_with_its_old_time(root: Path) -> None:
+    before = ImageFolder(root).stamps()
+    replace_in_place(root / "1" / "2.JPG", encoded((1, 2, 3), ".png"))
+    after = ImageFolder(root).stamps()
+    assert np.flatnonzero(before != after).tolist() == [2]
+    (root / "1" / "10.jpg").unlink()
+    (root / "1" / "10.jpg").mkdir()
+    (root / "1" / "10.jpg" / "x").touch()
+    source = select(ImageFolder(root), [4, 0])
+    assert source.stamps().tolist() == [int(before[5]), int(before[0])]
+
+
+def test_images_that_are_as_they_were_are_read_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data.image_stamps, "_FEWEST_REMEMBERED", 1)
+    # As if the files were older than a step of the file system's clock; their inodes cannot be set back.
+    monkeypatch.setattr(data.image_stamps, "TIME_STEP_NS", -(10**18))
+    read: list[bytes] = []
+    stamp = data.image_stamps.content_stamp
+
+    def counted(content: bytes) -> int:
+        read.extend([content] if len(content) > 100 else [])
+        return stamp(content)
+
+    monkeypatch.setattr(data.image_stamps, "content_stamp", counted)
+    first = ImageFolder(root).stamps(np.array([0, 1]))
+    assert len(read) == 2
+    stamps = ImageFolder(root).stamps()
+    assert len(read) == 6
+    assert stamps[:2].tolist() == first.tolist()
+    assert ImageFolder(root).stamps().tolist() == stamps.tolist()
+    assert len(read) == 6
+    replace_in_place(root / "2" / "7.png", encoded((1, 2, 3)))
+    changed = ImageFolder(root).stamps()
+    assert len(read) == 7
+    assert np.flatnonzero(changed != stamps).tolist() == [5]
+    # A list that is damaged is made again.
+    (root / ".face_index" / "stamps.npz").write_bytes(b"PK")
+    assert ImageFolder(root).stamps().tolist() == changed.tolist()
+    assert len(read) == 13
+
+
+def test_what_changed_just_now_is_not_remembered(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data.image_stamps, "_FEWEST_REMEMBERED", 1)
+    ImageFolder(root).stamps()
+    assert not (root / ".face_index" / "stamps.npz").exists()
 
 
 def test_a_selection_numbers_its_subjects_anew(root: Path) -> None:

@@ -8,7 +8,16 @@ import cv2
 import numpy as np
 import pytest
 
-from data.views import Degradation, Kind, ViewedFaces, ViewPlan, degrade, make_view
+from data.views import (
+    Degradation,
+    Kind,
+    ViewedFaces,
+    ViewPlan,
+    degrade,
+    includes_views,
+    make_view,
+    views_identity,
+)
 from errors import InputError
 
 
@@ -50,22 +59,40 @@ def test_no_views_are_refused() -> None:
         ViewPlan.of(0)
 
 
-def test_views_follow_from_seed_row_and_group(face: np.ndarray) -> None:
-    faces = ViewedFaces(Source(face, 3), ViewPlan.of(16), seed=1)
-    again = ViewedFaces(Source(face, 3), ViewPlan.of(20), seed=1)
-    other = ViewedFaces(Source(face, 3), ViewPlan.of(16), seed=2)
+STAMPS = np.array([7, 2**63 + 5, 9], np.uint64)
+
+
+def test_views_follow_from_seed_content_and_group(face: np.ndarray) -> None:
+    faces = ViewedFaces(Source(face, 3), ViewPlan.of(16), 1, STAMPS)
+    again = ViewedFaces(Source(face, 3), ViewPlan.of(20), 1, STAMPS)
+    other = ViewedFaces(Source(face, 3), ViewPlan.of(16), 2, STAMPS)
+    elsewhere = ViewedFaces(Source(np.roll(face, 1, axis=0), 2), ViewPlan.of(16), 1, STAMPS[1:])
     assert len(faces) == 48
     for view in range(16):
         assert np.array_equal(faces.image(16 + view), again.image(20 + view))
         assert np.array_equal(faces.image(16 + view), other.image(16 + view)) == (view < 2)
+        # Another row of another list, and the same image.
+        assert np.array_equal(faces.image(16 + view), elsewhere.image(view))
     assert np.array_equal(faces.image(0), face)
     assert np.array_equal(faces.image(1), face[:, ::-1])
-    assert faces.identity() != other.identity() != again.identity()
+
+
+def test_a_store_serves_the_views_that_it_begins_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = views_identity(ViewPlan.of(16), 1)
+    for views in (1, 2, 6, 16):
+        assert includes_views(stored, ViewPlan.of(views), 1)
+        # A plain and a mirrored image are the same whatever the seed is.
+        assert includes_views(stored, ViewPlan.of(views), 2) == (views <= 2)
+    assert not includes_views(stored, ViewPlan.of(17), 1)
+    assert not includes_views(views_identity(ViewPlan.of(2), 1), ViewPlan.of(3), 1)
+    monkeypatch.setattr("data.views._REVISION", "other")
+    assert not includes_views(stored, ViewPlan.of(6), 1)
+    assert includes_views(stored, ViewPlan.of(1), 1)
 
 
 def test_an_image_is_decoded_once_for_its_views(face: np.ndarray) -> None:
     source = Source(face, 2)
-    faces = ViewedFaces(source, ViewPlan.of(16), seed=0)
+    faces = ViewedFaces(source, ViewPlan.of(16), 0, STAMPS[:2])
     for number in range(32):
         assert faces.image(number).shape == (112, 112, 3)
     assert source.read == 2

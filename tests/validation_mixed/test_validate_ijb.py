@@ -152,8 +152,11 @@ def test_images_to_figures(
         "descriptors": "one a template",
         "alignment": "112 x 112, five points of ArcFace, similarity, least squares (Umeyama)",
         "interpolation": "bilinear, black border",
+        "image_size": "112",
         "colour_order": "BGR",
+        "illumination_normalisation": "none",
         "pixel_scale": "(value - 127.5) / 127.5",
+        "auxiliary_size": "0",
         "precision": "32",
         "features": result["protocol"]["rules"]["features"],
     }

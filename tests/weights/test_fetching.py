@@ -95,7 +95,7 @@ def test_without_a_place_it_goes_into_the_cache(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     wanted = entry(server)
-    assert fetch(wanted) == fetched_path(wanted) == tmp_path / "face_coreset/weights/some_model.ckpt"
+    assert fetch(wanted) == fetched_path(wanted) == tmp_path / "facecoresetnet/weights/some_model.ckpt"
 
 
 def test_a_connection_that_breaks_is_taken_up_where_it_broke(server: Server, tmp_path: Path) -> None:
