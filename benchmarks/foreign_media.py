@@ -34,6 +34,8 @@ from coreset import FaceSets
 from data.feature_bank import FeatureBank, read_given
 from data.names import match_names, read_names
 from data.views import Kind
+from evaluation.intervals import rate_interval95
+from evaluation.metrics import threshold_at
 from evaluation.protocols import SetProtocol
 from recognition.enrolment import EnrolmentLimits, duplicate_groups, people_finder, similarity_to_rest
 from recognition.strangers import (
@@ -223,7 +225,7 @@ def report(name: str, mixes: Sequence[Sequence[MixedSet]], score: Score) -> None
     """Prints the share of foreign media found where so many own ones are accused, and at the limit."""
     own, foreign, *subjects = _scores([each for mix in mixes for each in mix], score)
     low, high = _interval(own, foreign, *subjects)
-    cuts = [f"{np.mean(foreign > np.quantile(own, 1 - wrong)):.3f} at {wrong:.2f}" for wrong in WRONG]
+    cuts = [f"{_share_found(own, foreign, wrong):.3f} at {wrong:.2f}" for wrong in WRONG]
     line = f"{name}: {len(own):,} own and {len(foreign):,} foreign media; found {', '.join(cuts)} accused"
     line += f" ({low:.3f} to {high:.3f} at 0.05, 95 % over subjects)"
     if own.max() <= 1 and own.min() >= 0:
@@ -238,11 +240,11 @@ def halves(mixes: Sequence[Sequence[MixedSet]], score: Score) -> None:
     for half in (0, 1):
         here = [each for mix in mixes for each in mix if each.subject % 2 == half]
         there = [each for mix in mixes for each in mix if each.subject % 2 != half]
-        limit = float(np.quantile(_scores(here, score)[0], 0.95))
+        limit = threshold_at(_scores(here, score)[0], 0.05)
         own, foreign, *_ = _scores(there, score)
         print(
-            f"limit {limit:.3f} from half {half}, on the other half: found {np.mean(foreign > limit):.3f}, "
-            f"accused {np.mean(own > limit):.3f}"
+            f"limit {limit:.3f} from half {half}, on the other half: found {np.mean(foreign >= limit):.3f}, "
+            f"accused {np.mean(own >= limit):.3f}"
         )
 
 
@@ -276,9 +278,15 @@ def _interval(
             np.repeat(scores, drawn[np.searchsorted(subjects, whose)])
             for scores, whose in ((own, own_subjects), (foreign, foreign_subjects))
         )
-        found.append(np.mean(there > np.quantile(here, 0.95)))
-    low, high = np.quantile(found, [0.025, 0.975])
-    return float(low), float(high)
+        found.append(_share_found(here, there, 0.05))
+    observed = _share_found(own, foreign, 0.05)
+    low, high = rate_interval95(np.array(found)[:, None], [observed], len(np.unique(foreign_subjects)))
+    return float(low[0]), float(high[0])
+
+
+def _share_found(own: np.ndarray, foreign: np.ndarray, wrong: float) -> float:
+    """Of the foreign media, where at most so large a share of the own ones is accused."""
+    return float(np.mean(foreign >= threshold_at(own, wrong)))
 
 
 def _odds(each: MixedSet, rule: StrangerRule, told: bool) -> np.ndarray:
