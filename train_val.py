@@ -121,7 +121,7 @@ class _Trained(pl.LightningModule, ABC):
             raise InputError(
                 self._sentence_of_failure(gathered_union({} if finite else {self.global_rank: mine}))
             )
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(labels))
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(labels), sync_dist=True)
         return loss
 
     def _sentence_of_failure(self, failures: Mapping[int, tuple[float, list[int]]]) -> str:
@@ -306,7 +306,7 @@ class FaceCoresetNet(_Trained):
         loss = F.cross_entropy(logits, labels)
         if self.recipe.contrast_weight:
             contrast = pair_contrast(embedding, labels)
-            self.log("train/contrast", contrast.detach(), batch_size=sets.num_sets)
+            self.log("train/contrast", contrast.detach(), batch_size=sets.num_sets, sync_dist=True)
             # Times 0 the head stays in the graph.
             loss = self.recipe.head_weight * loss + self.recipe.contrast_weight * contrast
         self._log_selection(sets, descriptor)
@@ -320,7 +320,7 @@ class FaceCoresetNet(_Trained):
         self.log("train/temperature", self.aggregator.temperature.detach(), batch_size=size)
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             agreement = pick_agreement(descriptor.picks, self.aggregator.evaluation_picks(sets))
-            self.log("train/pick_agreement", agreement, batch_size=size, prog_bar=True)
+            self.log("train/pick_agreement", agreement, batch_size=size, prog_bar=True, sync_dist=True)
 
     def on_train_epoch_start(self) -> None:
         """Sets the temperature of the schedule."""

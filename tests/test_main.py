@@ -285,6 +285,8 @@ def test_two_processes_do_what_one_does(coreset_stage: dict[str, Any], tmp_path:
     assert_same(runs[0] / "last.ckpt", runs[1] / "last.ckpt", rtol=1e-4, atol=1e-6)
     one, two = (json.loads((run / "validation.json").read_text()) for run in runs)
     assert one == two
+    losses = [pd.read_csv(run / "metrics.csv")["train/loss"].dropna().to_numpy() for run in runs]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
 @pytest.mark.slow
