@@ -184,7 +184,11 @@ class _Trained(pl.LightningModule, ABC):
 
 
 class BackboneTrainer(_Trained):
-    """Backbone stage: single faces through a margin head (AdaFace; METHOD 6). Validated on pair sets."""
+    """Backbone stage: single faces through a margin head (AdaFace; METHOD 6). Validated on pair sets.
+
+    In distributed training BatchNorms see the faces of their own process, as published; the head's statistics
+    of norms are those of all.
+    """
 
     def __init__(self, backbone: Backbone, head: nn.Module, recipe: Recipe, **common: Any) -> None:
         super().__init__(backbone, head, recipe, **common)
