@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import struct
 import warnings
+from pathlib import Path
 
 import numpy as np
 import PIL
@@ -81,6 +82,16 @@ def is_image(path: str) -> bool:
         return True
     except _DAMAGED:
         return False
+
+
+def image_size(path: Path) -> tuple[int, int] | None:
+    """Width and height of an image as stored, from its header; None where it cannot be read."""
+    try:
+        with _opened(str(path)) as image:
+            width, height = image.size
+            return width, height
+    except (*_DAMAGED, Pillow.DecompressionBombError):
+        return None
 
 
 def suffix_of(encoded: bytes) -> str | None:

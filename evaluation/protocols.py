@@ -20,11 +20,13 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from errors import InputError
+from evaluation.meta_checks import UNKNOWN, check_one_to_many
 from evaluation.pair_cache import cached_pairs, keep_pairs
 from evaluation.tables import line_of_row, read_table
 
 Integers = NDArray[np.integer[Any]]
 
+POINTS = "name_5pts_score.txt"
 _SHOWN = 10
 # Look-ups of so many ids at a time stay in the processor's cache.
 _CHUNK = 1 << 17
@@ -67,7 +69,8 @@ class SetProtocol:
 
     `image_names`: N file names below `image_folder`; `template_ids` (M,); `template_of_face` (N,) rows
     0..M-1; `media` (N,) ids; `subjects` (M,) 0..S-1, whose templates they are as far as the files tell;
-    `galleries` and `probes`: none where there are no 1:N files.
+    `galleries` and `probes`: none where there are no 1:N files. `warnings`: where the files contradict each
+    other.
     """
 
     name: str
@@ -80,6 +83,7 @@ class SetProtocol:
     galleries: tuple[TemplateList, ...]
     probes: TemplateList | None
     subjects: NDArray[np.int64]
+    warnings: tuple[str, ...] = ()
 
     @property
     def image_folder(self) -> Path:
@@ -125,6 +129,7 @@ def read_protocol(data_root: Path, name: str) -> SetProtocol:
     pairs = read_pairs(_meta(folder, "template_pair_label.txt"), ids)
     galleries, probes = read_one_to_many(folder, ids)
     lists = [*galleries, probes] if probes is not None else list(galleries)
+    subjects, warnings = _subjects(ids, pairs, lists, folder)
     protocol = SetProtocol(
         name=name,
         folder=folder,
@@ -135,7 +140,8 @@ def read_protocol(data_root: Path, name: str) -> SetProtocol:
         pairs=pairs,
         galleries=galleries,
         probes=probes,
-        subjects=_subjects(len(ids), pairs, lists),
+        subjects=subjects,
+        warnings=tuple(warnings),
     )
     _check_known_sizes(protocol)
     return protocol
@@ -147,7 +153,7 @@ def read_points(protocol: SetProtocol) -> FacePoints:
     Raises:
         InputError: the file is missing or broken (with its line), or names other images.
     """
-    path = protocol.meta("name_5pts_score.txt")
+    path = protocol.meta(POINTS)
     table = read_table(path, {"FILE": str, **dict.fromkeys(_POINTS, np.float32), "SCORE": np.float32})
     names = protocol.image_names
     if len(table) != len(names):
@@ -328,16 +334,41 @@ def _read_template_list(path: Path, template_ids: NDArray[np.int64]) -> Template
     return TemplateList(name, templates.astype(np.int64), subjects[first])
 
 
-def _subjects(count: int, pairs: TemplatePairs, lists: list[TemplateList]) -> NDArray[np.int64]:
-    """(M,) 0..S-1: templates are of one subject where a 1:N file or a mated pair says so."""
-    first, second = [pairs.first[pairs.is_mated]], [pairs.second[pairs.is_mated]]
+def _subjects(
+    ids: NDArray[np.int64], pairs: TemplatePairs, lists: list[TemplateList], folder: Path
+) -> tuple[NDArray[np.int64], list[str]]:
+    """(M,) 0..S-1: templates are of one subject where a 1:N file or a mated pair says so; and warnings.
+
+    Raises:
+        InputError: 1:N files and pairs contradict each other.
+    """
+    mated = pairs.first[pairs.is_mated], pairs.second[pairs.is_mated]
+    by_pairs = _joined(len(ids), *mated)
+    first, second = [mated[0]], [mated[1]]
+    known = np.full(len(ids), UNKNOWN, np.int64)
     if lists:
         templates = np.concatenate([entry.templates for entry in lists])
         subjects = np.concatenate([entry.subjects for entry in lists])
         representative = pd.Series(templates).groupby(subjects).transform("first").to_numpy()
         first.append(templates.astype(np.int32))
         second.append(representative.astype(np.int32))
-    rows, columns = np.concatenate(first), np.concatenate(second)
+        known[templates] = subjects
+    joined = _joined(len(ids), np.concatenate(first), np.concatenate(second))
+    alike = np.flatnonzero((joined[pairs.first] == joined[pairs.second]) & ~pairs.is_mated)
+    warnings = check_one_to_many(
+        mated,
+        np.stack([pairs.first[alike], pairs.second[alike]], axis=1),
+        known,
+        by_pairs,
+        ids,
+        published=folder.name in KNOWN_SIZES,
+        folder=folder,
+    )
+    return joined, warnings
+
+
+def _joined(count: int, rows: Integers, columns: Integers) -> NDArray[np.int64]:
+    """(count,) numbers of the groups that pairs of rows join."""
     edges = coo_array((np.ones(len(rows), np.bool_), (rows, columns)), shape=(count, count))
     return np.asarray(connected_components(edges, directed=False)[1], np.int64)
 

@@ -29,7 +29,10 @@ from data.feature_bank import FeatureBank
 from errors import InputError
 from evaluation.given_features import GivenFeatures, read_features
 from evaluation.ijb import NOT_USED, Rules, evaluate_ijb
+from evaluation.meta_checks import check_detector_scores, check_landmarks, check_points_in_images
 from evaluation.protocols import (
+    POINTS,
+    FacePoints,
     SetProtocol,
     faces_digest,
     image_stamps,
@@ -111,7 +114,7 @@ def validate(given: Mapping[str, Any]) -> None:
     wanted = wanted or rules.detector_score != NOT_USED
     if wanted and "cohort" in values:
         raise InputError("--cohort: detector scores are used here, and the cohort's faces have none.")
-    scores = read_points(protocol).scores if wanted else None
+    points, notes = _points(protocol, aligns="features" not in values, weighs=wanted)
     judged = judged_names(protocol, values.get("judged_subjects"))
     if judged is not None:
         check_not_trained_with(judged, {entry.name: entry.path for entry in used}, name)
@@ -120,8 +123,8 @@ def validate(given: Mapping[str, Any]) -> None:
     began = time.perf_counter()
     features = (
         _given(values, rules, used, bank)
-        if "features" in values
-        else _embedded(values, rules, protocol, used, bank, Path(values.get("cache", out / "features")))
+        if points is None or "features" in values
+        else _embedded(values, rules, (protocol, points), used, bank, out)
     )
     if features is None:
         return  # A process beside the first, which has done its share.
@@ -133,13 +136,14 @@ def validate(given: Mapping[str, Any]) -> None:
         features.norms,
         aggregators,
         rules,
-        detector_scores=scores,
+        detector_scores=points.scores if points is not None and wanted else None,
         cohort=cohort,
         two_people=values.get("two_people"),
         replicates=values["replicates"],
         published_helper=values["published_identification"],
         device="cuda" if chosen_gpus(values) else "cpu",
     )
+    figures.warnings += notes
     if cohort is not None and judged is None:
         figures.warnings.append(
             f"{name} does not name its people, so that the cohort may hold some of them. --judged_subjects "
@@ -183,14 +187,15 @@ def _given(
 def _embedded(
     values: Mapping[str, Any],
     rules: Rules,
-    protocol: SetProtocol,
+    faces: tuple[SetProtocol, FacePoints],
     trained: Sequence[_Trained],
     cohort: FeatureBank | None,
-    cache: Path,
+    out: Path,
 ) -> GivenFeatures | None:
     # Lightning takes seconds to import, and given features do not need it.
     from embedding import EmbedOptions, embed_faces
 
+    protocol, points = faces
     backbone = _backbone(values)
     digest = weights_digest(backbone)
     size = backbone.spec.embedding_size * (2 if rules.flip == "concat" else 1)
@@ -198,7 +203,6 @@ def _embedded(
     _check_sizes(trained, size)
     if cohort is not None:
         check_made_alike(cohort, digest, size)
-    points = read_points(protocol)
     stamps = image_stamps(protocol)
     transforms = similarity_transforms(points.landmarks)
     gpus = chosen_gpus(values)
@@ -206,7 +210,7 @@ def _embedded(
         backbone,
         LandmarkedFaces(protocol.image_folder, protocol.image_names, transforms),
         {"faces": faces_digest(protocol, points), **ALIGNMENT},
-        cache,
+        Path(values.get("cache", out / "features")),
         EmbedOptions(
             flip=rules.flip,
             precision=values["precision"],
@@ -227,6 +231,20 @@ def _embedded(
     if store is None:
         return None
     return GivenFeatures(store.features, store.norms, store.identity, store.about)
+
+
+def _points(protocol: SetProtocol, *, aligns: bool, weighs: bool) -> tuple[FacePoints | None, list[str]]:
+    """Landmarks and scores where they are needed, checked for what they are needed for; and warnings."""
+    notes = list(protocol.warnings)
+    if not aligns and not weighs:
+        return None, notes
+    points, path = read_points(protocol), protocol.meta(POINTS)
+    if aligns:
+        notes += check_landmarks(points.landmarks, path)
+        notes += check_points_in_images(points.landmarks, protocol.image_names, protocol.image_folder, path)
+    if weighs:
+        notes += check_detector_scores(points.scores, protocol.template_of_face, protocol.template_ids, path)
+    return points, notes
 
 
 def _backbone(values: Mapping[str, Any]) -> Backbone:

@@ -696,3 +696,21 @@ def test_real_faces_give_the_table_of_an_independent_script(shared: Path, tmp_pa
             np.mean([one_to_many["open"][g]["tpir_at_fpir"]["0.1"]["tpir"] for g in galleries]),
         )
         np.testing.assert_allclose(100 * np.array(found), wanted, atol=0.1, err_msg=name)
+
+
+def test_points_and_scores_without_sense_are_refused_before_work(
+    data: Dataset, weights: Path, tmp_path: Path
+) -> None:
+    path = data.meta("name_5pts_score.txt")
+    rows = [line.split() for line in path.read_text().splitlines()]
+    right_eye_first = (0, 3, 4, 1, 2, 5, 6, 9, 10, 7, 8, 11)
+    path.write_text("".join(" ".join(row[place] for place in right_eye_first) + "\n" for row in rows))
+    with pytest.raises(InputError, match=r"5pts_score\.txt, line 1: expected x y of the left eye"):
+        run(data, tmp_path / "out", weights=str(weights))
+    path.write_text("".join(" ".join([*row[:-1], "0.0"]) + "\n" for row in rows))
+    with pytest.raises(InputError, match=r"line \d+: all detector scores of template .*32 of 32"):
+        run(data, tmp_path / "out", weights=str(weights), detector_score="on")
+    path.write_text("".join(" ".join([*row[:-1], "1.0"]) + "\n" for row in rows))
+    result = run(data, tmp_path / "ones", weights=str(weights), detector_score="on")
+    assert any("all detector scores are 1" in warning for warning in result["warnings"])
+    assert not (tmp_path / "out").exists()
