@@ -28,7 +28,7 @@ from argparse import SUPPRESS, ArgumentParser, _ArgumentGroup, _MutuallyExclusiv
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data.image_files import IMAGES
 from data.pairs import find_pair_sets, read_pair_set
@@ -36,8 +36,12 @@ from data.recordio import REC_NAME
 from data.unpacking import FORMATS, Unpacked, pack_folder, unpack_pack, unpack_pairs
 from errors import InputError
 
+if TYPE_CHECKING:
+    from weights.overrides import Overrides
+
 _SHOWN = 5
 _PREPARED = {"level_light": False, "context": ""}
+_OVERRIDES = {"coreset_size": "", "gamma": ""}
 # Flags of each mode, with their defaults; None: needed.
 _MODES: dict[str, dict[str, Any]] = {
     "rec_path": {"out": "", "num_workers": 0, "image_format": "original", "quality": 95},
@@ -45,13 +49,21 @@ _MODES: dict[str, dict[str, Any]] = {
     "draw_faces": {"subjects": 200, "seed": 0},
     "list_weights": {},
     "fetch_weights": {"out": ""},
-    "weights": {"arch": "", "channel_order": "", "allow_pickle": False, "licence": "", **_PREPARED},
-    "aggregator": {"licence": ""},
+    "weights": {
+        "arch": "",
+        "channel_order": "",
+        "allow_pickle": False,
+        "licence": "",
+        **_PREPARED,
+        **_OVERRIDES,
+    },
+    "aggregator": {"licence": "", **_OVERRIDES},
     "check_quality": {
         **{"arch": "", "channel_order": "", "num_images": 300, "seed": 0},
         **{"out": "", "store": "", "detector": ""},
+        **_OVERRIDES,
     },
-    "export": {"out": None, "arch": "", "channel_order": ""},
+    "export": {"out": None, "arch": "", "channel_order": "", **_OVERRIDES},
     "build_set_benchmark": {
         "out": None,
         "name": None,
@@ -149,7 +161,9 @@ def _weight_modes(modes: _MutuallyExclusiveGroup) -> None:
 
 def _weight_flags(group: _ArgumentGroup) -> None:
     from net import BACKBONES
+    from weights.overrides import add_override_flags
 
+    add_override_flags(group)
     group.add_argument("--arch", choices=BACKBONES, help="of the weights, where their file does not say it")
     group.add_argument(
         "--channel_order",
@@ -341,6 +355,7 @@ def _convert_weights(values: Mapping[str, Any]) -> None:
         licence=values["licence"] or None,
         level_light=values["level_light"],
         context=None if values["context"] == "" else values["context"],
+        overrides=_overrides(values),
     )
     print(done)
 
@@ -349,7 +364,13 @@ def _extract_aggregator(values: Mapping[str, Any]) -> None:
     from weights.converting import extract_aggregator
 
     source, out = values["aggregator"]
-    print(extract_aggregator(source, Path(out), values["licence"] or None))
+    print(extract_aggregator(source, Path(out), values["licence"] or None, _overrides(values)))
+
+
+def _overrides(values: Mapping[str, Any]) -> Overrides:
+    from weights.overrides import Overrides
+
+    return Overrides.of({name: value for name, value in values.items() if value != ""})
 
 
 def _check_quality(values: Mapping[str, Any]) -> None:
@@ -359,7 +380,14 @@ def _check_quality(values: Mapping[str, Any]) -> None:
 
     source, images = values["check_quality"]
     given = {name: Path(values[name]) if values[name] else None for name in ("out", "store", "detector")}
-    wish = Wish(**given, num_images=values["num_images"], seed=values["seed"])
+    wish = Wish(
+        out=given["out"],
+        store=given["store"],
+        detector=given["detector"],
+        num_images=values["num_images"],
+        seed=values["seed"],
+        overrides=_overrides(values),
+    )
     backbone = load_backbone(source, values["arch"] or None, channel_order=values["channel_order"] or None)
     report = check_quality(
         backbone, Path(images), num_images=values["num_images"], seed=values["seed"], name=source
@@ -373,7 +401,8 @@ def _export(values: Mapping[str, Any]) -> None:
     form, source = values["export"]
     if form not in FORMATS:
         raise InputError(f"--export {form}: expected a format, {' or '.join(FORMATS)}, and then the weights.")
-    done = export_onnx(source, Path(values["out"]), values["arch"] or None, values["channel_order"] or None)
+    how = values["arch"] or None, values["channel_order"] or None, _overrides(values)
+    done = export_onnx(source, Path(values["out"]), *how)
     for each in done:
         check = "not compared, as onnxruntime is not installed"
         if each.difference is not None:

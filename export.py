@@ -29,6 +29,7 @@ from files import atomic_write, require_free_space
 from net import Backbone
 from weights import OnnxBackbone, load_backbone, resolve
 from weights.aggregators import StoredAggregator, stored_aggregator
+from weights.overrides import Overrides
 from weights.reading import read_stored
 from weights.specs import metadata_of
 
@@ -102,13 +103,18 @@ class _PlainBackbone(nn.Module):
 
 
 def export_onnx(
-    source: Path | str, out: Path, arch: str | None = None, channel_order: str | None = None
+    source: Path | str,
+    out: Path,
+    arch: str | None = None,
+    channel_order: str | None = None,
+    overrides: Overrides | None = None,
 ) -> list[Exported]:
     """Writes backbone.onnx, and aggregator.onnx where the weights hold a trained one, into a folder.
 
     Args:
         source: whatever `weights.load_backbone` takes, as are `arch` and `channel_order`.
         out: is made.
+        overrides: coreset size and gamma of its aggregator, in place of what the file says.
 
     Raises:
         InputError: a package is missing, weights that cannot be read or are an ONNX graph, or a full disk.
@@ -117,7 +123,9 @@ def export_onnx(
     backbone = load_backbone(source, arch, channel_order=channel_order)
     if isinstance(backbone, OnnxBackbone):
         raise InputError(f"{source}: is an ONNX graph already, without the layers that it was made from.")
-    aggregator = stored_aggregator(read_stored(resolve(source)))
+    aggregator = stored_aggregator(read_stored(resolve(source)), overrides)
+    if overrides is not None:
+        overrides.check_effect([] if aggregator is None else [aggregator.module])
     wrapped = None
     if aggregator is not None and any(True for _ in aggregator.module.parameters()):
         wrapped = PaddedAggregator(aggregator.module)

@@ -37,7 +37,7 @@ from evaluation.reject_curves import (
 )
 from files import atomic_write
 from net import BACKBONES, Backbone
-from weights import load_aggregator
+from weights import Overrides, load_aggregator
 from weights.converting import convert_weights
 
 NONE = "none"
@@ -68,6 +68,7 @@ class Wish:
         out: folder of the plot and the figures.
         store: where the weights are written with the choice, .safetensors.
         detector: YuNet's file.
+        overrides: coreset size and gamma of the weights' aggregator, in place of what the file says.
 
     Raises:
         InputError: a detector that is not there, or a name that weights cannot have.
@@ -78,6 +79,7 @@ class Wish:
     detector: Path | None = None
     num_images: int = 300
     seed: int = 0
+    overrides: Overrides | None = None
 
     def __post_init__(self) -> None:
         faults = []
@@ -99,7 +101,7 @@ def choose_and_keep(backbone: Backbone, source: str, images: Path, wish: Wish) -
         choice = choose_quality(
             backbone,
             images,
-            aggregator=load_aggregator(source),
+            aggregator=load_aggregator(source, wish.overrides),
             detector=wish.detector,
             num_images=wish.num_images,
             seed=wish.seed,
@@ -119,7 +121,14 @@ def choose_and_keep(backbone: Backbone, source: str, images: Path, wish: Wish) -
         order, arch = backbone.spec.channel_order, backbone.spec.name
         known = arch if arch in BACKBONES else None
         parts.append(
-            convert_weights(source, wish.store, arch=known, channel_order=order, quality=choice.name)
+            convert_weights(
+                source,
+                wish.store,
+                arch=known,
+                channel_order=order,
+                quality=choice.name,
+                overrides=wish.overrides,
+            )
         )
     return "\n".join(parts)
 

@@ -6,7 +6,6 @@ Figures are made in `evaluation`, features in `embedding`; here both are called 
 from __future__ import annotations
 
 import argparse
-import inspect
 import resource
 import shlex
 import sys
@@ -21,7 +20,7 @@ import torch
 from torch import nn
 
 from backbone_spec import preprocessing
-from coreset import AGGREGATORS, build_aggregator
+from coreset import AGGREGATORS, build_aggregator, has_to_be_trained
 from data.alignment import AS_STORED
 from data.feature_store import FeatureStore
 from embedding import NO_FLIP, EmbedOptions, embed_faces
@@ -32,7 +31,16 @@ from evaluation.templates import FLIP_RULES, warn_of_doubled_norms
 from files import atomic_write
 from net import BACKBONES, Backbone
 from settings import FACES_AT_ONCE, PRECISIONS
-from weights import load_aggregator, load_backbone, prepare_for, source_name, weights_digest, weights_sha256
+from weights import (
+    Overrides,
+    load_aggregator,
+    load_backbone,
+    prepare_for,
+    source_name,
+    weights_digest,
+    weights_sha256,
+)
+from weights.overrides import add_override_flags
 
 # Written whatever folder a command is called from.
 EXPERIMENTS = Path(__file__).resolve().parent / "experiments"
@@ -80,6 +88,7 @@ def add_sets(parser: argparse.ArgumentParser, default: str) -> None:
         help=f"how faces become one descriptor (default: that of the weights, else {default})",
     )
     group.add_argument("--aggregator_weights", metavar="SOURCE", help="checkpoint of a trained aggregator")
+    add_override_flags(group)
 
 
 def add_output(parser: argparse.ArgumentParser, name: str) -> None:
@@ -198,14 +207,22 @@ def open_model(args: argparse.Namespace, faults: Faults) -> Model | None:
 
 
 def open_aggregators(
-    names: Sequence[str], model: Model, weights: str | None, default: str, faults: Faults
+    names: Sequence[str],
+    model: Model,
+    weights: str | None,
+    default: str,
+    overrides: Overrides,
+    faults: Faults,
 ) -> dict[str, nn.Module]:
     """Aggregators by name; a trained one comes from `weights`, else from the backbone's own file.
 
-    No names are that of the file, else the `default`.
+    No names are that of the file, else the `default`. `overrides` are for all that have such options.
     """
-    source = weights or model.weights
-    trained = faults.of(lambda: load_aggregator(source))
+    source, before = weights or model.weights, len(faults.sentences)
+    needed = weights is not None or not names or any(map(has_to_be_trained, names))
+    trained = faults.of(lambda: load_aggregator(source, overrides)) if needed else None
+    if len(faults.sentences) > before:
+        return {}
     own = next((name for name, kind in AGGREGATORS.items() if type(trained) is kind), None)
     if weights is not None and own is None and not faults.sentences:
         faults.sentences.append(f"--aggregator_weights {weights}: there is no aggregator in it.")
@@ -216,23 +233,23 @@ def open_aggregators(
         faults.of(lambda: _check_fit(source, trained, model))
     elif weights is not None and own is not None:
         faults.sentences.append(f"--aggregator_weights {weights}: holds a {own}; add it to --aggregator.")
-    poolings = [
-        name
-        for name in AGGREGATORS
-        if "embedding_size" not in inspect.signature(AGGREGATORS[name]).parameters
-    ]
+    poolings = [name for name in AGGREGATORS if not has_to_be_trained(name)]
     found: dict[str, nn.Module] = {}
     for name in wanted:
         if name == own and trained is not None:
             found[name] = trained
             warn_of_doubled_norms(model.options.flip, trained, name)
         elif name in poolings:
-            found[name] = build_aggregator(name, {})
+            module = faults.of(lambda name=name: build_aggregator(name, overrides.options_of(name)))  # type: ignore[misc]
+            if module is not None:
+                found[name] = module
         else:
             faults.sentences.append(
                 f"--aggregator {name}: has to be trained, and {source} holds {own or 'none'}. Pass "
                 f"--aggregator_weights CHECKPOINT, or choose among {', '.join(poolings)}."
             )
+    if len(faults.sentences) == before:
+        faults.of(lambda: overrides.check_effect(found.values()))
     return found
 
 
@@ -244,7 +261,8 @@ def open_model_of_sets(
     if model is None:
         return None, {}
     names = args.aggregator or []
-    return model, open_aggregators(names, model, args.aggregator_weights, default, faults)
+    overrides = Overrides.of(vars(args))
+    return model, open_aggregators(names, model, args.aggregator_weights, default, overrides, faults)
 
 
 def _check_fit(source: str, trained: nn.Module | None, model: Model) -> None:

@@ -25,7 +25,7 @@ from coreset.sets import FaceSets, SetDescriptor
 from coreset.weighted_coreset import WeightedCoreset
 from errors import InputError
 
-__all__ = ["AGGREGATORS", "FaceSets", "SetDescriptor", "build_aggregator"]
+__all__ = ["AGGREGATORS", "FaceSets", "SetDescriptor", "build_aggregator", "has_to_be_trained"]
 
 # Each is called with FaceSets and returns a SetDescriptor; its options are the keywords of its constructor.
 AGGREGATORS: dict[str, type[nn.Module]] = {
@@ -46,6 +46,11 @@ AGGREGATORS: dict[str, type[nn.Module]] = {
     "caface": ClusterAggregate,
     "set_transformer": SetTransformer,
 }
+
+
+def has_to_be_trained(name: str) -> bool:
+    """Whether the aggregator of that name has weights, and not options alone."""
+    return "embedding_size" in inspect.signature(AGGREGATORS[name]).parameters
 
 
 def build_aggregator(name: str, options: Mapping[str, object]) -> nn.Module:

@@ -18,6 +18,7 @@ from coreset.published import published_state
 from coreset.quality import FaceQuality
 from coreset.selection import (
     LARGEST_GAMMA,
+    SMALLEST_GAMMA,
     Sampling,
     Selection,
     at_least_float32,
@@ -37,6 +38,9 @@ class CoresetAggregator(CompilableMaths):
     and `SetDescriptor.weights` is each face's share of the cross-attention, mean over heads and picks; in
     training weights are not computed.
 
+    `clamp_gamma`: a gamma below 0 counts as 0. The published form does not clamp it, so that a negative one
+    favours faces of small norm.
+
     Raises:
         InputError: a value outside its range, or an embedding size that the heads do not divide.
     """
@@ -51,6 +55,7 @@ class CoresetAggregator(CompilableMaths):
         coreset_size: int = 3,
         gamma: float = 0.01,
         learn_gamma: bool = True,
+        clamp_gamma: bool = True,
         selection_temperature: float = 1.0,
         learn_temperature: bool = False,
         gumbel_noise: bool = True,
@@ -60,7 +65,8 @@ class CoresetAggregator(CompilableMaths):
         quality: str = "norm",
     ) -> None:
         super().__init__()
-        _check_options(embedding_size, coreset_size, gamma, num_heads, dropout)
+        self.clamp_gamma = clamp_gamma
+        _check_options(embedding_size, coreset_size, gamma, self.lowest_gamma, num_heads, dropout)
         self.embedding_size = embedding_size
         self.coreset_size = coreset_size
         self.quality = FaceQuality(quality, "coreset", "spread", embedding_size)
@@ -93,6 +99,11 @@ class CoresetAggregator(CompilableMaths):
         own.
         """
         return [value for name, value in self.named_parameters() if name in _OF_SELECTION]
+
+    @property
+    def lowest_gamma(self) -> float:
+        """A gamma below this counts as this."""
+        return 0.0 if self.clamp_gamma else SMALLEST_GAMMA
 
     @property
     def temperature(self) -> Tensor:
@@ -195,25 +206,26 @@ class CoresetAggregator(CompilableMaths):
 
     @classmethod
     def from_published(
-        cls, state: Mapping[str, object], coreset_size: int = 3, *, gamma: float | None = None
+        cls, state: Mapping[str, object], coreset_size: int, *, gamma: float | None = None
     ) -> CoresetAggregator:
         """Builds the aggregator of a published checkpoint, ready for evaluation.
 
         Args:
             state: name -> tensor or array, with or without the prefix 'aggregate_model.'; head and backbone
                 may be among them and are passed over. Values become float32.
-            coreset_size: K, which a checkpoint does not tell.
-            gamma: for a checkpoint that has none because it was fixed; it stays fixed.
+            coreset_size: K, which stands among the hyper-parameters of the checkpoint and not in its state.
+            gamma: fixed at this value; None: the learned one of the state.
 
         Raises:
-            InputError: a key is unknown or missing, a shape is wrong, or gamma is not said exactly once.
+            InputError: a key is unknown or missing, a shape is wrong, or gamma is out of range or missing.
         """
         ours = published_state(state, gamma=gamma)
         aggregator = cls(
             embedding_size=ours["self_norm.weight"].shape[0],
             coreset_size=coreset_size,
-            gamma=0.0 if gamma is None else gamma,
+            gamma=float(ours["gamma"]),
             learn_gamma=gamma is None,
+            clamp_gamma=False,
         )
         expected = aggregator.state_dict()
         ours["log_temperature"] = expected["log_temperature"]
@@ -249,6 +261,7 @@ class CoresetAggregator(CompilableMaths):
             gamma=self.gamma,
             sampling=sampling,
             hides_nothing=True,
+            lowest_gamma=self.lowest_gamma,
         )
 
     def _norm_code(self, norms: Tensor) -> Tensor:
@@ -348,15 +361,20 @@ def _per_set(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _check_options(
-    embedding_size: int, coreset_size: int, gamma: float, num_heads: int, dropout: float
+    embedding_size: int,
+    coreset_size: int,
+    gamma: float,
+    lowest_gamma: float,
+    num_heads: int,
+    dropout: float,
 ) -> None:
     faults = []
     if num_heads < 1 or embedding_size < 1 or embedding_size % num_heads:
         faults.append(f"embedding_size {embedding_size} must be a positive multiple of num_heads {num_heads}")
     if coreset_size < 1:
         faults.append(f"coreset_size {coreset_size} must be at least 1")
-    if not 0 <= gamma <= LARGEST_GAMMA:
-        faults.append(f"gamma {gamma} must be in 0..{LARGEST_GAMMA:g}; 0 is pure diversity")
+    if not lowest_gamma <= gamma <= LARGEST_GAMMA:
+        faults.append(f"gamma {gamma} must be in {lowest_gamma:g}..{LARGEST_GAMMA:g}; 0 is pure diversity")
     if not 0 <= dropout < 1:
         faults.append(f"dropout {dropout} must be at least 0 and below 1")
     if faults:

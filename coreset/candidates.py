@@ -131,7 +131,7 @@ class Candidates:
 
     def _halve(self, faces: StreamedFaces) -> None:
         cosines = faces.features @ faces.features.T
-        weight = quality_weight(faces.norms, self._aggregator.gamma)
+        weight = quality_weight(faces.norms, self._aggregator.gamma, _lowest_gamma(self._aggregator))
         stay = _who_stays(
             (1 - cosines).clamp_min_(0) / 2,
             weight,
@@ -200,6 +200,10 @@ def _merge(stands_for: _StandsFor, heir: Tensor, count: int) -> _StandsFor:
         for rows in (stands_for.values, stands_for.keys)
     )
     return _StandsFor(counts, values, keys)
+
+
+def _lowest_gamma(aggregator: CoresetAggregator | FpsMean) -> float:
+    return aggregator.lowest_gamma if isinstance(aggregator, CoresetAggregator) else 0.0
 
 
 def _who_stays(distances: Tensor, weight: Tensor, norms: Tensor, count: int, coreset_size: int) -> Tensor:

@@ -36,7 +36,10 @@ _PUBLISHED_NEIGHBOURS = ("head.", "model.", "template_model.module.")
 
 
 def published_state(state: Mapping[str, object], *, gamma: float | None = None) -> dict[str, Tensor]:
-    """A published checkpoint's aggregator under our names, float32; as `CoresetAggregator.from_published`."""
+    """A published checkpoint's aggregator under our names, float32; as `CoresetAggregator.from_published`.
+
+    `gamma` takes the place of the learned one.
+    """
     ours: dict[str, Tensor] = {}
     unknown = []
     for key, value in state.items():
@@ -62,9 +65,9 @@ def published_state(state: Mapping[str, object], *, gamma: float | None = None) 
         faults.append(
             "Published aggregator: there is no 'gamma' in it, so it was fixed; give the value it had."
         )
-    if "gamma" in ours and gamma is not None:
+    if "gamma" in ours and ours["gamma"].numel() != 1:
         faults.append(
-            f"Published aggregator: it has a 'gamma' of its own, so {gamma} would go unused; leave it out."
+            f"Published aggregator: its gamma is {tuple(ours['gamma'].shape)}, expected one number."
         )
     if faults:
         raise InputError.from_faults(faults)

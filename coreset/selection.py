@@ -17,6 +17,8 @@ from torch import Tensor
 SMALLEST_NORM = 1e-6
 # A norm of 1e4 to this power still fits float32 with room for the gradient; pure quality begins far below.
 LARGEST_GAMMA = 8.0
+# Where gamma may be negative: `SMALLEST_NORM` to this power fits float32 with room for the gradient.
+SMALLEST_GAMMA = -4.0
 
 
 class Selection(NamedTuple):
@@ -62,6 +64,7 @@ def select_faces(
     sampling: Sampling | None = None,
     hides_nothing: bool = False,
     slack: float = 0.0,
+    lowest_gamma: float = 0.0,
 ) -> Selection:
     """Chooses the face of largest norm, then again and again the face farthest from all chosen ones.
 
@@ -84,11 +87,12 @@ def select_faces(
         mask: (B, T) bool, True where there is a face, at least one a set. Other places may hold anything, NaN
             too.
         coreset_size: K; a set of T_b faces gets min(K, T_b) picks.
-        gamma: weight of quality against diversity; used as if within 0..`LARGEST_GAMMA`.
+        gamma: weight of quality against diversity; used as if within `lowest_gamma`..`LARGEST_GAMMA`.
         sampling: training; None is evaluation.
         hides_nothing: what the mask leaves out is finite too, so that no copy without it is made.
         slack: of evaluation; what is within this share of the best is as good, and the first of those is
             picked. For norms that a network made, which differ between copies of a face in their last bits.
+        lowest_gamma: 0, or down to `SMALLEST_GAMMA` where gamma may favour poor faces (the published form).
     """
     with without_autocast(features):
         features, norms = at_least_float32(features), at_least_float32(norms)
@@ -98,7 +102,7 @@ def select_faces(
             # Hidden behind zeros, not only left out: 0 x NaN would come back in the gradient.
             features, norms = features.masked_fill(~mask.unsqueeze(-1), 0), norms.masked_fill(~mask, 0)
         picks, core = _farthest_points(
-            features.contiguous(), norms, mask, coreset_size, gamma, sampling, slack
+            features.contiguous(), norms, mask, coreset_size, gamma, lowest_gamma, sampling, slack
         )
         present = torch.arange(coreset_size, device=norms.device) < mask.sum(dim=1, keepdim=True)
         return Selection(
@@ -116,14 +120,14 @@ def pick_agreement(training_picks: Tensor, evaluation_picks: Tensor) -> Tensor:
     return (shared.sum(dim=1) / valid.sum(dim=1)).mean()
 
 
-def quality_weight(norms: Tensor, gamma: Tensor | float) -> Tensor:
+def quality_weight(norms: Tensor, gamma: Tensor | float, lowest_gamma: float = 0.0) -> Tensor:
     """Gives r ** gamma with finite values and gradients for every r >= 0 and every gamma.
 
-    Outside 0..`LARGEST_GAMMA` gamma acts as the nearer end but keeps its gradient, so that training can bring
-    it back.
+    Outside `lowest_gamma`..`LARGEST_GAMMA` gamma acts as the nearer end but keeps its gradient, so that
+    training can bring it back.
     """
     exponent = torch.as_tensor(gamma, dtype=norms.dtype, device=norms.device)
-    exponent = exponent + (exponent.clamp(0.0, LARGEST_GAMMA) - exponent).detach()
+    exponent = exponent + (exponent.clamp(lowest_gamma, LARGEST_GAMMA) - exponent).detach()
     base = norms.clamp_min(SMALLEST_NORM)
     if base.device.type != "cpu":
         return base**exponent
@@ -148,13 +152,14 @@ def _farthest_points(
     mask: Tensor,
     coreset_size: int,
     gamma: Tensor | float,
+    lowest_gamma: float,
     sampling: Sampling | None,
     slack: float,
 ) -> tuple[Tensor, Tensor]:
     """(picks (B, K), core (B, K, D)); what stands after a set's last face is arbitrary but finite."""
     scored_features, scores = (features.detach(), norms.detach()) if sampling is None else (features, norms)
     weight = quality_weight(
-        scores, gamma.detach() if sampling is None and isinstance(gamma, Tensor) else gamma
+        scores, gamma.detach() if sampling is None and isinstance(gamma, Tensor) else gamma, lowest_gamma
     )
     directions = _unit_rows(scored_features)
     places = torch.arange(norms.shape[1], device=norms.device)

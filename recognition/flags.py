@@ -17,6 +17,7 @@ from evaluation.templates import FLIP_RULES
 from net import BACKBONES
 from recognition.model import NO_FLIP, FaceModel, load_model
 from recognition.sets import SetOptions, SetSource, find_sets
+from weights.overrides import Overrides, add_override_flags
 
 # A flag without a default is absent from the parsed flags, so that --help shows no 'None'.
 _ABSENT = argparse.SUPPRESS
@@ -42,6 +43,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--aggregator_weights", default=_ABSENT, metavar="CHECKPOINT", help="of a trained aggregator"
     )
+    add_override_flags(group)
     group.add_argument(
         "--flip", choices=(NO_FLIP, *FLIP_RULES), default=NO_FLIP, help="joins features of the mirror image"
     )
@@ -96,6 +98,7 @@ def model_of(args: argparse.Namespace) -> FaceModel:
         flip=args.flip,
         device=args.device,
         batch_size=given.get("batch_size"),
+        overrides=Overrides.of(given),
     )
 
 

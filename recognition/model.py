@@ -6,7 +6,6 @@ Faces are aligned RGB images; where they come from is the work of `recognition.s
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,13 +18,13 @@ from torch import Tensor, nn
 
 from backbone_spec import BackboneSpec
 from command import chosen_device
-from coreset import AGGREGATORS, FaceSets, build_aggregator
+from coreset import AGGREGATORS, FaceSets, build_aggregator, has_to_be_trained
 from data.alignment import ALIGNMENT
 from data.sources import FACE_SIZE
 from errors import InputError
 from evaluation.templates import FLIP_RULES, fuse_flips, warn_of_doubled_norms
 from net import Backbone
-from weights import load_aggregator, load_backbone, prepare_for, weights_digest
+from weights import Overrides, load_aggregator, load_backbone, prepare_for, weights_digest
 
 NO_FLIP = "none"
 # What a bare backbone is given: no training, and the best of the means on every set that we measured.
@@ -95,6 +94,7 @@ def load_model(
     flip: str = NO_FLIP,
     device: torch.device | str = "auto",
     batch_size: int | None = None,
+    overrides: Overrides | None = None,
 ) -> FaceModel:
     """Opens weights: a checkpoint with its aggregator, or a bare backbone, which is given a pooling.
 
@@ -107,6 +107,7 @@ def load_model(
         flip: `NO_FLIP`, or a rule of `evaluation.templates.FLIP_RULES`.
         device: auto is a GPU if there is one.
         batch_size: faces at once; None decides by the device.
+        overrides: coreset size and gamma in place of those that the file of the aggregator says.
 
     Raises:
         InputError: weights that cannot be read or do not fit each other, no such aggregator, flip or device.
@@ -123,7 +124,7 @@ def load_model(
     if aggregator_weights is not None:
         prepare_for(backbone, [aggregator_weights])
     module, name, about = _chosen_aggregator(
-        weights, aggregator_weights, aggregator, backbone.spec.norm_is_quality
+        weights, aggregator_weights, aggregator, backbone.spec.norm_is_quality, overrides or Overrides()
     )
     size = backbone.spec.embedding_size * (2 if flip == "concat" else 1)
     _check_fit(module, size, aggregator_weights or weights)
@@ -242,35 +243,36 @@ def _chosen_aggregator(
     aggregator_weights: Path | str | None,
     name: str | None,
     norm_is_quality: bool,
+    overrides: Overrides,
 ) -> tuple[nn.Module, str, str]:
     """The aggregator, its name, and a sentence on where it is from."""
     source = aggregator_weights or weights
-    trained = load_aggregator(source)
+    needed = aggregator_weights is not None or name not in AGGREGATORS or has_to_be_trained(name)
+    trained = load_aggregator(source, overrides) if needed else None
     own = next((key for key, kind in AGGREGATORS.items() if type(trained) is kind), None)
     if aggregator_weights is not None and own is None:
         raise InputError(f"{aggregator_weights}: there is no aggregator in it. Give a coreset checkpoint.")
     wanted = name or own or (DEFAULT_POOLING if norm_is_quality else POOLING_WITHOUT_NORM)
     if wanted == own and trained is not None:
+        overrides.check_effect([trained])
         return trained, wanted, f"Sets are described by the trained aggregator '{own}' of {_short(source)}."
     if aggregator_weights is not None:
         raise InputError(f"{aggregator_weights}: holds the aggregator '{own}', not '{wanted}'; ask for one.")
-    if wanted not in AGGREGATORS:
-        return build_aggregator(wanted, {}), wanted, ""
-    if "embedding_size" in inspect.signature(AGGREGATORS[wanted]).parameters:
+    if wanted in AGGREGATORS and has_to_be_trained(wanted):
         raise InputError(
             f"aggregator {wanted}: it has to be trained, and {source} holds {own or 'none'}. Give a "
             "checkpoint with a trained one (--aggregator_weights), or choose a pooling such as norm_weighted."
         )
     reason = (
-        f"as asked for (the weights hold '{own}' too)"
-        if name and own
-        else "as asked for"
+        "as asked for"
         if name
         else "as the weights hold a backbone alone"
         if norm_is_quality
         else "as the weights hold a backbone alone, whose norm is no measure of quality"
     )
-    return build_aggregator(wanted, {}), wanted, f"Sets are described by the pooling '{wanted}', {reason}."
+    pooling = build_aggregator(wanted, overrides.options_of(wanted))
+    overrides.check_effect([pooling])
+    return pooling, wanted, f"Sets are described by the pooling '{wanted}', {reason}."
 
 
 def _short(source: Path | str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from command import build_parser
-from coreset import AGGREGATORS
+from coreset import AGGREGATORS, has_to_be_trained
 from coreset.quality import QUALITIES
 from coreset.two_people import DEFAULT_LIMIT
 from errors import InputError
@@ -21,6 +21,7 @@ from evaluation.published import PAPER_RULES
 from net import BACKBONES
 from settings import FACES_AT_ONCE, PRECISIONS
 from weights import resolve
+from weights.overrides import add_override_flags
 
 DEFAULT_AGGREGATOR = "media_mean"
 _SWITCHES = {"detector_score": ("off", "on"), "norm": ("off", "on"), "media": ("none", "mean")}
@@ -32,7 +33,6 @@ DEFAULTS: dict[str, Any] = {
     "num_workers": 4,
     "precision": "32",
     "replicates": 200,
-    "coreset_size": 3,
     "published_identification": False,
     "score_normalisation": DEFAULT_METHOD,
 }
@@ -72,12 +72,7 @@ def _what_flags(group: _ArgumentGroup) -> None:
     group.add_argument(
         "--aggregator_weights", metavar="SOURCE", nargs="+", help="checkpoints of trained aggregators"
     )
-    group.add_argument(
-        "--coreset_size",
-        type=int,
-        metavar="K",
-        help="of the poolings that choose faces" + _default("coreset_size"),
-    )
+    add_override_flags(group)
     group.add_argument(
         "--quality",
         choices=[name for name in QUALITIES if name != "learned"],
@@ -209,8 +204,11 @@ def check_flags(given: Mapping[str, Any]) -> None:
     poolings = _poolings(names) if names else [DEFAULT_AGGREGATOR]
     if "quality" in given and not any("quality" in options_of(name) for name in poolings):
         faults.append("--quality has no effect: it is of poolings that weigh faces. Leave it away.")
-    if "coreset_size" in given and not any("coreset_size" in options_of(name) for name in _poolings(names)):
-        faults.append("--coreset_size has no effect: it is of top_k, fps_mean and random_k. Leave it away.")
+    faults += [
+        f"--{option} has no effect: none of {', '.join(names)} has it. Remove it."
+        for option in ("coreset_size", "gamma")
+        if names and option in given and not any(option in options_of(name) for name in names)
+    ]
     if faults:
         raise InputError.from_faults(faults)
 
@@ -247,9 +245,9 @@ def changed_rules(given: Mapping[str, Any]) -> dict[str, str]:
 
 
 def options_of(name: str) -> Mapping[str, inspect.Parameter]:
-    """Options of an aggregator; one with an `embedding_size` has to be trained."""
+    """Options of an aggregator."""
     return inspect.signature(AGGREGATORS[name]).parameters
 
 
 def _poolings(names: list[str]) -> list[str]:
-    return [name for name in names if "embedding_size" not in options_of(name)]
+    return [name for name in names if not has_to_be_trained(name)]

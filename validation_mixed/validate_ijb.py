@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from torch import nn
 
 from command import run_command
-from coreset import AGGREGATORS, build_aggregator
+from coreset import AGGREGATORS, build_aggregator, has_to_be_trained
 from coreset.quality import quality_of
 from data.alignment import ALIGNMENT, LandmarkedFaces, similarity_transforms
 from data.feature_bank import FeatureBank
@@ -61,6 +61,7 @@ from validation_mixed.ijb_people import (
 )
 from validation_mixed.ijb_report import Evaluated, report
 from weights import (
+    Overrides,
     backbone_digest_beside,
     load_aggregator,
     load_backbone,
@@ -103,6 +104,7 @@ def validate(given: Mapping[str, Any]) -> None:
     reference = find_reference(values["compare"], name) if "compare" in values else None
     trained = _trained_aggregators(values)
     aggregators = _aggregators(values, trained)
+    Overrides.of(values).check_effect(aggregators.values())
     used = [trained[name] for name in aggregators if name in trained]
     for entry in used:
         warn_of_doubled_norms(rules.flip, entry.module, entry.name)
@@ -279,16 +281,18 @@ def _trained_aggregators(values: Mapping[str, Any]) -> dict[str, _Trained]:
         InputError: a file has none, or two have one of the same name.
     """
     names = {kind: name for name, kind in AGGREGATORS.items()}
+    overrides = Overrides.of(values)
     found: dict[str, _Trained] = {}
     for path in values.get("aggregator_weights", []):
-        module = load_aggregator(path)
+        module = load_aggregator(path, overrides)
         if module is None:
             raise InputError(f"--aggregator_weights {path}: there is no aggregator in it.")
         name = names[type(module)]
         if name in found:
             raise InputError(f"--aggregator_weights: {found[name].path} and {path} both hold a {name}.")
         found[name] = _Trained(module, name, path, backbone_digest_beside(path))
-    own = load_aggregator(values["weights"]) if "weights" in values else None
+    needed = "aggregator" not in values or any(map(has_to_be_trained, values["aggregator"]))
+    own = load_aggregator(values["weights"], overrides) if needed and "weights" in values else None
     if own is not None and (name := names[type(own)]) not in found:
         # Its backbone is the one that embeds, or that given features are checked against.
         found[name] = _Trained(own, name, values["weights"], None)
@@ -298,11 +302,11 @@ def _trained_aggregators(values: Mapping[str, Any]) -> dict[str, _Trained]:
 def _aggregators(values: Mapping[str, Any], trained: Mapping[str, _Trained]) -> dict[str, nn.Module]:
     """The modules by name, in the order asked for."""
     names = values.get("aggregator") or list(trained) or [DEFAULT_AGGREGATOR]
-    if untrained := [name for name in names if name not in trained and "embedding_size" in options_of(name)]:
+    if untrained := [name for name in names if name not in trained and has_to_be_trained(name)]:
         raise InputError(
             f"--aggregator {' '.join(untrained)}: has to be trained, and no file given holds one. Pass "
             "--aggregator_weights CHECKPOINT, or choose among "
-            f"{', '.join(name for name in AGGREGATORS if 'embedding_size' not in options_of(name))}."
+            f"{', '.join(name for name in AGGREGATORS if not has_to_be_trained(name))}."
         )
     for name, entry in trained.items():
         if name not in names and entry.path in values.get("aggregator_weights", []):
@@ -314,7 +318,7 @@ def _aggregators(values: Mapping[str, Any], trained: Mapping[str, _Trained]) -> 
             name,
             {
                 option: values[option]
-                for option in ("coreset_size", "quality")
+                for option in ("coreset_size", "gamma", "quality")
                 if option in options_of(name) and option in values
             },
         )

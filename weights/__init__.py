@@ -21,6 +21,7 @@ from weights.digest import name_digest, name_digests, weights_digest
 from weights.fitting import fitted
 from weights.layouts import recognise
 from weights.onnx_backbone import GRAPH, OnnxBackbone, read_onnx
+from weights.overrides import Overrides
 from weights.reading import TRAINED_SUBJECTS, read_checkpoint, read_stored
 from weights.sources import licence_of, resolve, source_name, weights_sha256
 from weights.specs import ONNX, spec_in
@@ -32,6 +33,7 @@ __all__ = [
     "Entry",
     "Loaded",
     "OnnxBackbone",
+    "Overrides",
     "backbone_digest_beside",
     "empty_backbone",
     "licence_of",
@@ -112,18 +114,20 @@ def load_weights(
     return Loaded(backbone, "ours" if spec else found.kind)
 
 
-def load_aggregator(source: Path | str) -> nn.Module | None:
+def load_aggregator(source: Path | str, overrides: Overrides | None = None) -> nn.Module | None:
     """The aggregator in weights of ours or in a published FaceCoresetNet checkpoint; None where none is.
 
-    On the CPU, in evaluation mode. A published checkpoint does not say its coreset size: 3, as published.
+    On the CPU, in evaluation mode. Coreset size and gamma are those of the `overrides`, else those that the
+    file says (a published checkpoint among its hyper-parameters).
 
     Raises:
-        InputError: as `load_backbone`, or an aggregator that does not fit what the file says of it.
+        InputError: as `load_backbone`, an aggregator that does not fit what the file says of it, or a
+            published one whose coreset size or gamma nothing says.
     """
     path = resolve(source)
     if path.suffix == ".onnx" or not path.is_file():
         return None
-    found = stored_aggregator(read_stored(path))
+    found = stored_aggregator(read_stored(path), overrides)
     return None if found is None else found.module
 
 

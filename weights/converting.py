@@ -10,6 +10,7 @@ from backbone_spec import BackboneSpec
 from errors import InputError
 from weights import load_weights, resolve, save_aggregator, save_model, weights_digest
 from weights.aggregators import stored_aggregator
+from weights.overrides import Overrides
 from weights.reading import TRAINED_SUBJECTS, read_stored
 from weights.sources import NOT_STATED, licence_of, source_name
 
@@ -31,13 +32,15 @@ def convert_weights(
     quality: str | None = None,
     level_light: bool = False,
     context: int | None = None,
+    overrides: Overrides | None = None,
 ) -> str:
     """Writes a source's backbone, and its aggregator where it has one, to `out`; says what was written.
 
     `licence`: of the weights; None is what the file or the catalogue says. `quality`: the measure of a face's
     quality that was chosen for them, which also says whether their norm is one; None is what the file says.
     `level_light`: faces are to be brought to one brightness and contrast for them, from now on. `context`: so
-    many values of context are to stand behind their embedding; None: as the file says.
+    many values of context are to stand behind their embedding; None: as the file says. `overrides`: coreset
+    size and gamma of its aggregator, in place of what the file says.
 
     Raises:
         InputError: as `load_backbone`, an aggregator that would be given other features than it was trained
@@ -50,7 +53,9 @@ def convert_weights(
     aggregator, about = None, {}
     if path.suffix != ".onnx":
         stored = read_stored(path, allow_pickle=allow_pickle)
-        aggregator, about = stored_aggregator(stored), dict(stored.about)
+        aggregator, about = stored_aggregator(stored, overrides), dict(stored.about)
+    if overrides is not None:
+        overrides.check_effect([] if aggregator is None else [aggregator.module])
     known = licence_of(source)
     about = {
         "source": about.get("source") or source_name(source),
@@ -88,16 +93,20 @@ def convert_weights(
     return "\n".join(lines)
 
 
-def extract_aggregator(source: str, out: Path, licence: str | None = None) -> str:
+def extract_aggregator(
+    source: str, out: Path, licence: str | None = None, overrides: Overrides | None = None
+) -> str:
     """Writes the trained aggregator of a checkpoint alone to `out`; says what was written.
 
     Raises:
         InputError: no aggregator or no backbone in it, or `out` is none of .safetensors.
     """
     stored = read_stored(resolve(source))
-    found = stored_aggregator(stored)
+    found = stored_aggregator(stored, overrides)
     if found is None:
         raise InputError(f"{source}: there is no aggregator in it. Give a checkpoint of the coreset stage.")
+    if overrides is not None:
+        overrides.check_effect([found.module])
     backbone = load_weights(source).backbone
     about = {"licence": licence or NOT_STATED, **_people(stored.about)}
     save_aggregator(out, backbone, (found.name, found.options, found.module), about)

@@ -1,5 +1,5 @@
 """A file of weights -> its tensors and what it says beside them. Nothing but tensors and plain containers is
-unpickled, unless a person asks for it; what the tensors mean is not looked at here.
+unpickled, unless a user asks for it; what the tensors mean is not looked at here.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import pickle
 import re
 import struct
 import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.serialization import safe_globals
 
 from errors import InputError
 
@@ -25,6 +27,8 @@ TORCH_SUFFIXES = (".ckpt", ".pt", ".pth")
 _STATE_KEYS = ("state_dict", "state_dict_backbone")
 # Under which both kinds of file keep digests of the people trained with (`digest.name_digests`), by spaces.
 TRAINED_SUBJECTS = "trained_subjects"
+# Under which Lightning keeps what a module was built with.
+_HYPER_PARAMETERS = "hyper_parameters"
 _SHOWN = 5
 # What torch.load was seen to raise on some thousand damaged files, and its kin.
 _UNREADABLE = (
@@ -38,7 +42,8 @@ class Stored:
     """What a file holds.
 
     `backbone_spec`: as the file writes it, unchecked, None where it writes none; `aggregator`: name and
-    options, where it says them; `about`: other metadata (source, licence, `TRAINED_SUBJECTS`, ...).
+    options, where it says them; `about`: other metadata (source, licence, `TRAINED_SUBJECTS`, ...);
+    `hyper_parameters`: what a Lightning module was built with, as the file writes it.
     """
 
     path: Path
@@ -46,6 +51,7 @@ class Stored:
     backbone_spec: object = None
     aggregator: tuple[object, object] | None = None
     about: Mapping[str, str] = field(default_factory=dict)
+    hyper_parameters: Mapping[str, object] = field(default_factory=dict)
 
 
 def read_stored(path: Path, *, allow_pickle: bool = False) -> Stored:
@@ -75,7 +81,8 @@ def read_checkpoint(path: Path, *, allow_pickle: bool = False) -> Any:
             return torch.load(path, map_location="cpu", weights_only=False, pickle_module=_Forgiving)
         # A mapped file costs memory for the entries that are used, not for heads and optimisers.
         mapped = zipfile.is_zipfile(path)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        with safe_globals(_STAND_INS):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except _UNREADABLE as error:
         blocked = re.search(r"GLOBAL ([\w.]+)", str(error))
         if blocked:
@@ -150,7 +157,40 @@ def _read_torch(path: Path, allow_pickle: bool) -> Stored:
     if "aggregator_name" in checkpoint:
         aggregator = checkpoint["aggregator_name"], checkpoint.get("aggregator_options")
     about = {TRAINED_SUBJECTS: checkpoint[TRAINED_SUBJECTS]} if TRAINED_SUBJECTS in checkpoint else {}
-    return Stored(path, dict(state), checkpoint.get("backbone_spec"), aggregator, about)
+    built_with = checkpoint.get(_HYPER_PARAMETERS)
+    values = dict(built_with) if isinstance(built_with, Mapping) else {}
+    values |= getattr(built_with, "__dict__", {})
+    return Stored(path, dict(state), checkpoint.get("backbone_spec"), aggregator, about, values)
+
+
+class _PlainValues:
+    """Takes the place of a class that only holds values by name; none of that class's code runs."""
+
+    def __new__(cls, *_: object) -> Any:
+        # The one type that torch.load fills both as a dictionary and by attributes.
+        return OrderedDict()
+
+
+def _stand_in(path: str) -> type[_PlainValues]:
+    """A class that torch.load takes for the one at this place."""
+    module, name = path.rsplit(".", 1)
+    return type(name, (_PlainValues,), {"__module__": module, "__qualname__": name})
+
+
+# Classes beside the tensors in published checkpoints: hyper-parameters, and, up to Lightning 1.4, the keys
+# under which states of callbacks are kept.
+_STAND_INS: list[Any] = [
+    _stand_in(path)
+    for path in (
+        "argparse.Namespace",
+        "utils.dotdict",
+        "lightning_fabric.utilities.data.AttributeDict",
+        "lightning.fabric.utilities.data.AttributeDict",
+        "pytorch_lightning.utilities.parsing.AttributeDict",
+        "pytorch_lightning.callbacks.early_stopping.EarlyStopping",
+        "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+    )
+]
 
 
 class _Absent:

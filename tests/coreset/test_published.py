@@ -135,7 +135,7 @@ def test_a_published_checkpoint_loads_key_by_key(published: dict[str, np.ndarray
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_loading_copies_and_takes_tensors(published: dict[str, np.ndarray], dtype: torch.dtype) -> None:
     state = {key: torch.tensor(value, dtype=dtype).requires_grad_() for key, value in published.items()}
-    aggregator = CoresetAggregator.from_published(state)
+    aggregator = CoresetAggregator.from_published(state, 3)
     with torch.no_grad():
         state["aggregate_model.decoder_layer1.norm1.weight"].fill_(7)
     assert not (aggregator.self_norm.weight == 7).any()
@@ -144,13 +144,15 @@ def test_loading_copies_and_takes_tensors(published: dict[str, np.ndarray], dtyp
 
 def test_a_gamma_that_was_fixed_is_given_and_stays_fixed(published: dict[str, np.ndarray]) -> None:
     state = {key: value for key, value in published.items() if not key.endswith("gamma")}
-    aggregator = CoresetAggregator.from_published(state, gamma=0.3)
+    aggregator = CoresetAggregator.from_published(state, 3, gamma=0.3)
     assert not isinstance(aggregator.gamma, nn.Parameter)
     assert float(aggregator.gamma) == pytest.approx(0.3)
     with pytest.raises(InputError, match="no 'gamma' in it"):
-        CoresetAggregator.from_published(state)
-    with pytest.raises(InputError, match="of its own"):
-        CoresetAggregator.from_published(published, gamma=0.3)
+        CoresetAggregator.from_published(state, 3)
+    # Given, it takes the place of a learned one.
+    aggregator = CoresetAggregator.from_published(published, 3, gamma=0.3)
+    assert not isinstance(aggregator.gamma, nn.Parameter)
+    assert float(aggregator.gamma) == pytest.approx(0.3)
 
 
 def test_faulty_checkpoints_are_refused(published: dict[str, np.ndarray]) -> None:
@@ -160,6 +162,7 @@ def test_faulty_checkpoints_are_refused(published: dict[str, np.ndarray]) -> Non
             published | {"aggregate_model.tau_two": np.zeros(3)},
             "unknown keys 'aggregate_model.tau_two' (1 in all)",
         ),
+        (published | {"aggregate_model.gamma": np.zeros(3)}, "gamma is (3,)"),
         ({key: value for key, value in published.items() if key != norm}, "norm1.weight' is missing"),
         (
             {key: value for key, value in published.items() if "norm2" not in key},
@@ -173,7 +176,7 @@ def test_faulty_checkpoints_are_refused(published: dict[str, np.ndarray]) -> Non
         ({}, "is missing"),
     ):
         with pytest.raises(InputError) as error:
-            CoresetAggregator.from_published(state)
+            CoresetAggregator.from_published(state, 3)
         assert words in str(error.value)
 
 

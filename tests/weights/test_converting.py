@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import types
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -86,7 +85,10 @@ def test_backbone_and_aggregator_become_one_file(
     checkpoint: dict[str, Any]
     if published:
         with np.load(golden / "published_aggregator_d64.npz") as archive:
-            checkpoint = {"state_dict": backbone | {key: torch.tensor(archive[key]) for key in archive}}
+            checkpoint = {
+                "state_dict": backbone | {key: torch.tensor(archive[key]) for key in archive},
+                "hyper_parameters": {"coreset_size": 3, "gamma": -1.0},
+            }
     else:
         options = {"embedding_size": 64, "coreset_size": 2, "num_heads": 4}
         own = build_aggregator("coreset", options).state_dict()
@@ -135,10 +137,10 @@ def test_an_old_pickle_needs_to_be_asked_for(
     tiny: Backbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state = {f"model.{key}": value for key, value in tiny.state_dict().items()}
-    old = {"state_dict": state, "hyper_parameters": argparse.Namespace(lr=0.1)}
+    old = {"state_dict": state, "hyper_parameters": {"out": PurePosixPath("runs")}}
     torch.save(old, tmp_path / "old.ckpt")
     out = tmp_path / "new.safetensors"
-    with pytest.raises(InputError, match=r"argparse\.Namespace to be unpickled.*--allow-pickle"):
+    with pytest.raises(InputError, match=r"pathlib\.PurePosixPath to be unpickled.*--allow-pickle"):
         run("--weights", tmp_path / "old.ckpt", out)
     assert not out.exists()
     run("--weights", tmp_path / "old.ckpt", out, "--allow-pickle")

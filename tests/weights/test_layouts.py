@@ -264,14 +264,15 @@ def test_a_published_facecoresetnet_gives_backbone_and_aggregator(
     golden: Path, tiny: Backbone, tmp_path: Path
 ) -> None:
     state = published_state(golden, tiny)
-    torch.save({"state_dict": state, "epoch": 9}, tmp_path / "published.ckpt")
+    hyper = {"coreset_size": 5, "gamma": -1.0}
+    torch.save({"state_dict": state, "epoch": 9, "hyper_parameters": hyper}, tmp_path / "published.ckpt")
     backbone = load_backbone(tmp_path / "published.ckpt")
     assert backbone.spec == BACKBONES["ir_tiny"]
     aggregator = load_aggregator(tmp_path / "published.ckpt")
     assert isinstance(aggregator, CoresetAggregator)
     features = torch.nn.functional.normalize(torch.randn(2, 5, 64), dim=2)
     sets = FaceSets.dense(features, torch.rand(2, 5) * 20 + 5)
-    wanted = CoresetAggregator.from_published(state)(sets)
+    wanted = CoresetAggregator.from_published(state, 5)(sets)
     assert torch.equal(aggregator(sets).embedding, wanted.embedding)
 
 
@@ -280,7 +281,8 @@ def test_a_published_aggregator_with_a_missing_key_is_an_error(
 ) -> None:
     state = published_state(golden, tiny)
     del state["aggregate_model.decoder_layer1.norm1.weight"]
-    torch.save({"state_dict": state}, tmp_path / "published.ckpt")
+    hyper = {"coreset_size": 3}
+    torch.save({"state_dict": state, "hyper_parameters": hyper}, tmp_path / "published.ckpt")
     with pytest.raises(InputError, match=r"self_norm\.weight|norm1"):
         load_aggregator(tmp_path / "published.ckpt")
 

@@ -1,8 +1,7 @@
 from __future__ import annotations
 
-import argparse
 import contextlib
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -318,7 +317,7 @@ def test_the_cause_of_a_disagreement_is_guessed(case: str, tiny: Backbone, tmp_p
 @pytest.mark.parametrize(
     ("content", "named"),
     [
-        ({"state_dict": {}, "hyper_parameters": argparse.Namespace(lr=0.1)}, "argparse.Namespace"),
+        ({"state_dict": {}, "hyper_parameters": {"out": PurePosixPath("a")}}, "pathlib.PurePosixPath"),
         ({"state_dict": {}, "callback": Payload()}, "print"),
         (build_backbone("ir_tiny"), "net.IResNet"),
     ],
