@@ -22,7 +22,7 @@ from errors import InputError
 from net import BACKBONES, Backbone, IResNet, _Layout, build_backbone
 
 PUBLISHED = ["ir_18", "ir_34", "ir_50", "ir_101", "ir_152", "ir_200", "ir_se_50"]
-SMALL = ["ir_tiny", "mobilefacenet"]
+SMALL = ["ir_tiny", "mobilefacenet", "mbf"]
 NARROW = {
     "basic": _Layout((2, 1), (16, 24), (2, 2), stem_width=16),
     "bottleneck": _Layout((2, 1), (32, 64), (2, 2), stem_width=16, bottleneck=True),
@@ -296,12 +296,13 @@ def test_an_unknown_name_is_an_error_that_lists_the_names() -> None:
 
 def test_each_backbone_carries_the_spec_of_its_name() -> None:
     insightface = [*(f"iresnet{depth}" for depth in (18, 34, 50, 100, 200)), "iresnet_tiny"]
-    assert list(BACKBONES) == [*PUBLISHED, "ir_tiny", *insightface, "mobilefacenet"]
+    rgb = [*insightface, "mbf", "mbf_large", "mobilefacenet"]
+    assert list(BACKBONES) == [*PUBLISHED, "ir_tiny", *rgb]
     for name, spec in BACKBONES.items():
         with torch.device("meta"):
             assert build_backbone(name).spec is spec
         assert spec.name == name
-        assert spec.channel_order == ("RGB" if name == "mobilefacenet" or name in insightface else "BGR")
+        assert spec.channel_order == ("RGB" if name in rgb else "BGR")
 
 
 def test_normalise_scales_pixels_and_keeps_the_memory_format() -> None:

@@ -108,9 +108,10 @@ def load_weights(
         backbone: Backbone = OnnxBackbone(spec, found.state[GRAPH].clone()).eval()
     else:
         backbone = fitted(path, found.state, arch, spec)
-    order = channel_order or (None if spec else found.channel_order)
-    if order is not None:
-        backbone.spec = replace(backbone.spec, channel_order=order)
+    changes = {} if spec else dict(found.spec)
+    if channel_order is not None:
+        changes["channel_order"] = channel_order
+    backbone.spec = replace(backbone.spec, **changes)
     return Loaded(backbone, "ours" if spec else found.kind)
 
 

@@ -14,6 +14,9 @@ from errors import InputError
 from net import BACKBONES, Backbone, build_backbone
 
 _SHOWN = 5
+# Of batches that a BatchNorm has seen, which no feature depends on: files of PyTorch before 0.4.1, and of
+# conversions, have none.
+_COUNT = "num_batches_tracked"
 
 
 def fitted(path: Path, state: dict[str, Tensor], arch: str | None, spec: BackboneSpec | None) -> Backbone:
@@ -32,7 +35,8 @@ def fitted(path: Path, state: dict[str, Tensor], arch: str | None, spec: Backbon
     # Built without memory: fresh weights would cost a second for a deep network, and draw random numbers.
     with torch.device("meta"):
         backbone = build_backbone(name)
-    backbone.to_empty(device="cpu").load_state_dict(state)
+    counts = {key: torch.tensor(0) for key in backbone.state_dict() if key.endswith(_COUNT)}
+    backbone.to_empty(device="cpu").load_state_dict(counts | state)
     backbone.spec = spec or BACKBONES[name]
     return backbone.eval()
 
@@ -83,9 +87,9 @@ def disagreements(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, .
     misshaped += [
         f"{key}: {_form(state[key])} where floating point is expected"
         for key in shapes
-        if key in state and not (key.endswith("num_batches_tracked") or state[key].is_floating_point())
+        if key in state and not (key.endswith(_COUNT) or state[key].is_floating_point())
     ]
-    missing = [f"{key}: missing" for key in shapes if key not in state]
+    missing = [f"{key}: missing" for key in shapes if key not in state and not key.endswith(_COUNT)]
     return misshaped + missing + [f"{key}: unexpected" for key in state if key not in shapes]
 
 

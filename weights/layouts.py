@@ -1,20 +1,22 @@
 """State dicts of other projects -> the names of our backbones, whatever prefix the keys carry.
 
-Recognised by names alone: AdaFace and plain IR networks, CVLFace, InsightFace's arcface_torch, MXNet's
-MobileFaceNet, ours. Whether everything fits is looked at in `weights.fitting`. Sources: METHOD 2-5;
-arcface_torch/backbones/iresnet.py; CVLFace's models/iresnet, models/iresnet_insightface, wrapper.py.
+Recognised by names alone: AdaFace and plain IR networks, CVLFace, InsightFace's arcface_torch, MagFace,
+MXNet's MobileFaceNet, ours. Whether everything fits is looked at in `weights.fitting`. Sources: METHOD 2-5;
+arcface_torch/backbones/iresnet.py, mobilefacenet.py; CVLFace's models/iresnet, models/iresnet_insightface,
+wrapper.py; MagFace's models/iresnet.py, inference/gen_feat.py.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from errors import InputError
 from net import build_backbone
@@ -25,6 +27,12 @@ _OTHER_PARTS = ("head.", "aggregate_model.", "aggregator.", "template_model.")
 _WRAPPERS = ("module.", "_orig_mod.")
 # The wrapper of a CVLFace repository has `model`, a network with `net`; model.pt begins at the latter.
 _CVLFACE = ("net.", "model.net.")
+# MagFace trains a module `features`, wrapped as a whole or by itself, beside its head.
+_MAGFACE = "features."
+_MAGFACE_HEADS = ("fc.weight", "parallel_fc.weight")
+# It reads BGR as value / 255, and its norm rises with quality. Its BatchNorms add 2e-5 to the variance.
+_MAGFACE_SPEC = {"channel_order": "BGR", "mean": 0.0, "std": 255.0, "norm_is_quality": True}
+_MAGFACE_EPS = 2e-5
 _INSIGHTFACE_UNIT = {
     "bn1": "res_layer.0",
     "conv1": "res_layer.1",
@@ -49,13 +57,13 @@ _INSIGHTFACE_ENDS = {
 class Recognised:
     """A backbone's entries under our names.
 
-    `kind`: whose layout it was, for a person; `channel_order`: what that kind reads, None where it is that of
-    the backbone's name.
+    `kind`: whose layout it was, for the user; `spec`: fields of the spec in which that kind differs from the
+    backbone's name.
     """
 
     kind: str
     state: dict[str, Tensor]
-    channel_order: str | None = None
+    spec: Mapping[str, Any] = field(default_factory=dict)
 
 
 def recognise(path: Path, state: dict[str, Tensor]) -> Recognised:
@@ -71,7 +79,10 @@ def recognise(path: Path, state: dict[str, Tensor]) -> Recognised:
     for mark, translate in _MARKS.items():
         prefixes = [key.removesuffix(mark) for key in rest if key == mark or key.endswith(f".{mark}")]
         if prefixes:
-            return translate(path, *_without(min(prefixes, key=len), rest))
+            prefix = min(prefixes, key=len)
+            if _bare(prefix).startswith(_MAGFACE):
+                rest = {key: value for key, value in rest.items() if _bare(key) not in _MAGFACE_HEADS}
+            return translate(path, *_without(prefix, rest))
     return Recognised("unknown", _without("model.", rest)[1])
 
 
@@ -101,13 +112,18 @@ def _bare(key: str) -> str:
 
 
 def _without(prefix: str, state: dict[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
-    return prefix, {key.removeprefix(prefix): value for key, value in state.items()}
+    ours: dict[str, Tensor] = {}
+    for key, value in state.items():
+        name = key.removeprefix(prefix)
+        # Two keys with one name would hide one of them.
+        ours[key if name in ours else name] = value
+    return prefix, ours
 
 
 def _from_ir(path: Path, prefix: str, state: dict[str, Tensor]) -> Recognised:
     order = _cvlface_order(path, prefix)
     if order is not None:
-        return Recognised("CVLFace IR", state, order)
+        return Recognised("CVLFace IR", state, {"channel_order": order})
     kind = {"": "plain state dict, AdaFace's names", "model.": "AdaFace checkpoint"}.get(_bare(prefix))
     return Recognised(kind or f"AdaFace's names below '{prefix}'", state)
 
@@ -123,8 +139,20 @@ def _from_insightface(path: Path, prefix: str, state: dict[str, Tensor]) -> Reco
         # Two keys with one name would hide one of them.
         ours[key if name in ours else name] = value
     order = _cvlface_order(path, prefix)
-    kind = "InsightFace arcface_torch" if order is None else "CVLFace, InsightFace's IResNet"
-    return Recognised(kind, ours, order)
+    if order is not None:
+        return Recognised("CVLFace, InsightFace's IResNet", ours, {"channel_order": order})
+    if _bare(prefix).startswith(_MAGFACE):
+        return Recognised("MagFace", _from_magface(ours), _MAGFACE_SPEC)
+    return Recognised("InsightFace arcface_torch", ours)
+
+
+def _from_magface(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The larger eps of its BatchNorms becomes part of their variances."""
+    more = _MAGFACE_EPS - nn.BatchNorm2d(1).eps
+    return {
+        key: value + more if key.endswith("running_var") and value.is_floating_point() else value
+        for key, value in state.items()
+    }
 
 
 def _insightface_name(key: str, before: dict[int, int]) -> str:
@@ -147,6 +175,12 @@ def _cvlface_order(path: Path, prefix: str) -> str | None:
     if order not in ("RGB", "BGR"):
         raise InputError(f"{path}: the config beside it says color_space {order!r}; expected RGB or BGR.")
     return str(order)
+
+
+def _from_mbf(path: Path, prefix: str, state: dict[str, Tensor]) -> Recognised:
+    """`Backbone.features` is a method, so that the last layers have another name."""
+    ours = {re.sub(r"^features\.layers\.", "output.", key): value for key, value in state.items()}
+    return Recognised("InsightFace arcface_torch, MobileFaceNet", ours)
 
 
 def _from_mobilefacenet(path: Path, prefix: str, state: dict[str, Tensor]) -> Recognised:
@@ -183,6 +217,7 @@ def _mxnet_name(name: str) -> str:
 _MARKS: dict[str, Callable[[Path, str, dict[str, Tensor]], Recognised]] = {
     "input_layer.0.weight": _from_ir,
     "layer1.0.prelu.weight": _from_insightface,
+    "conv_sep.layers.0.weight": _from_mbf,
     "conv_1.conv2d.weight": _from_mobilefacenet,
     "conv_1_conv2d_weight": _from_mxnet,
 }

@@ -7,11 +7,13 @@ models/iresnet_insightface and wrapper.py.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -20,7 +22,7 @@ from coreset.aggregator import CoresetAggregator
 from coreset.sets import FaceSets
 from errors import InputError
 from net import BACKBONES, Backbone, build_backbone
-from weights import load_aggregator, load_backbone, load_weights
+from weights import load_aggregator, load_backbone, load_weights, save_backbone
 from weights.storing import save_model
 
 
@@ -294,3 +296,153 @@ def test_aggregator_stored_under_its_former_name_loads(tmp_path: Path) -> None:
     loaded = load_aggregator(path)
     assert type(loaded) is AGGREGATORS["context_attention"]
     assert torch.equal(loaded.context[0].weight, module.context[0].weight)
+
+
+# MagFace
+
+
+def magface_network() -> nn.Module:
+    """arcface_torch's blocks with the larger eps that MagFace's BatchNorms have."""
+    theirs = lively(ArcfaceNet((1, 1, 1, 1), small=True))
+    for module in theirs.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.eps = 2e-5
+    for name in ("bn1", "features"):
+        # So small that eps shows.
+        theirs.get_submodule(name).running_var *= 1e-3
+    return theirs
+
+
+@pytest.mark.parametrize(
+    ("prefix", "head"),
+    [
+        ("features.module.", "parallel_fc.weight"),
+        ("module.features.", "module.fc.weight"),
+        ("features.", "fc.weight"),
+        ("features.module.", None),
+    ],
+)
+def test_magface_is_recognised_with_its_pixels_and_quality(
+    prefix: str, head: str | None, tmp_path: Path
+) -> None:
+    theirs = magface_network()
+    state = prefixed(prefix, dict(theirs.state_dict())) | ({head: torch.zeros(64, 10)} if head else {})
+    content = {"epoch": 25, "arch": "iresnet18", "state_dict": state, "best_acc1": 0}
+    torch.save(content, tmp_path / "magface_epoch_00025.pth")
+    loaded = load_weights(tmp_path / "magface_epoch_00025.pth")
+    spec = loaded.backbone.spec
+    assert loaded.kind == "MagFace"
+    assert (spec.name, spec.channel_order, spec.mean, spec.std) == ("iresnet_tiny", "BGR", 0.0, 255.0)
+    assert spec.norm_is_quality
+    pixels = torch.randint(0, 256, (3, 3, 112, 112), dtype=torch.uint8)
+    with torch.no_grad():
+        wanted = theirs(pixels / 255)
+        embedding, norm = loaded.backbone(spec.normalise(pixels))
+    torch.testing.assert_close(embedding * norm, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
+    # Ours keeps what was recognised.
+    save_backbone(tmp_path / "ours.safetensors", loaded.backbone)
+    assert load_backbone(tmp_path / "ours.safetensors").spec == spec
+    order = load_backbone(tmp_path / "magface_epoch_00025.pth", channel_order="RGB").spec
+    assert (order.channel_order, order.std) == ("RGB", 255.0)
+
+
+# arcface_torch's MobileFaceNet
+
+
+def slow_mbf(state: dict[str, Tensor], x: Tensor, blocks: tuple[int, ...]) -> Tensor:
+    """backbones/mobilefacenet.py of arcface_torch, as functions of its state dict."""
+
+    def norm(name: str, y: Tensor) -> Tensor:
+        kinds = ("running_mean", "running_var", "weight", "bias")
+        return F.batch_norm(y, *(state[f"{name}.{kind}"] for kind in kinds))
+
+    def unit(name: str, y: Tensor, stride: int = 1, *, prelu: bool = True) -> Tensor:
+        weight = state[f"{name}.layers.0.weight"]
+        padding = weight.shape[-1] // 2 if weight.shape[-1] < 7 else 0
+        groups = y.shape[1] // weight.shape[1]
+        y = norm(f"{name}.layers.1", F.conv2d(y, weight, None, stride, padding, 1, groups))
+        return F.prelu(y, state[f"{name}.layers.2.weight"]) if prelu else y
+
+    def block(name: str, y: Tensor, stride: int) -> Tensor:
+        y = unit(f"{name}.layers.0", y)
+        y = unit(f"{name}.layers.1", y, stride)
+        return unit(f"{name}.layers.2", y, prelu=False)
+
+    x = unit("layers.0", x, 2)
+    if blocks[0] == 1:
+        x = unit("layers.1", x)
+    else:
+        for number in range(blocks[0]):
+            x = x + block(f"layers.1.layers.{number}", x, 1)
+    for place, count in zip((2, 4, 6), blocks[1:], strict=True):
+        x = block(f"layers.{place}", x, 2)
+        for number in range(count):
+            x = x + block(f"layers.{place + 1}.layers.{number}", x, 1)
+    x = unit("conv_sep", x)
+    x = unit("features.layers.0", x, prelu=False).flatten(1)
+    return norm("features.layers.3", x @ state["features.layers.2.weight"].T)
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks", "prefix"), [("mbf", (1, 4, 6, 2), ""), ("mbf_large", (2, 8, 12, 4), "module.")]
+)
+def test_mbf_of_arcface_torch_is_its_own_architecture(
+    name: str, blocks: tuple[int, ...], prefix: str, tmp_path: Path
+) -> None:
+    ours = lively(build_backbone(name))
+    state = {re.sub(r"^output\.", "features.layers.", key): value for key, value in ours.state_dict().items()}
+    torch.save(prefixed(prefix, state), tmp_path / "backbone.pth")
+    loaded = load_weights(tmp_path / "backbone.pth")
+    assert loaded.kind == "InsightFace arcface_torch, MobileFaceNet"
+    assert loaded.backbone.spec == BACKBONES[name]
+    assert (loaded.backbone.spec.channel_order, loaded.backbone.spec.embedding_size) == ("RGB", 512)
+    images = torch.randn(2, 3, 112, 112)
+    with torch.no_grad():
+        embedding, norm = loaded.backbone(images)
+        wanted = slow_mbf(state, images, blocks)
+    torch.testing.assert_close(embedding * norm, wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
+    with pytest.raises(InputError, match=f"exactly those of {name}"):
+        load_backbone(tmp_path / "backbone.pth", "mobilefacenet")
+    # Its last layer drops nothing that could be context.
+    loaded.backbone.set_context(4)
+    with pytest.raises(InputError, match="0 values of context"):
+        loaded.backbone(images)
+
+
+# Files without counts
+
+
+def without_counts(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+
+
+@pytest.mark.parametrize("form", ["ours", "arcface", "aggregator", "mobilefacenet"])
+def test_files_without_num_batches_tracked_load(
+    form: str, golden: Path, tiny: Backbone, tmp_path: Path
+) -> None:
+    theirs: nn.Module = tiny
+    if form == "arcface":
+        theirs = lively(ArcfaceNet((1, 1, 1, 1), small=True))
+    elif form == "mobilefacenet":
+        theirs = lively(build_backbone("mobilefacenet"))
+    state = without_counts(dict(theirs.state_dict()))
+    content: dict[str, object] = dict(state)
+    if form == "aggregator":
+        content = {"state_dict": without_counts(published_state(golden, tiny))}
+    torch.save(content, tmp_path / "old.pt")
+    backbone = load_backbone(tmp_path / "old.pt")
+    loaded = backbone.state_dict()
+    counts = [value for key, value in loaded.items() if key.endswith("num_batches_tracked")]
+    assert counts
+    assert all(int(value) == 0 for value in counts)
+    images = torch.randn(2, 3, 112, 112)
+    with torch.no_grad():
+        wanted = theirs(images)
+        embedding, norm = backbone(images)
+    wanted = wanted[0] * wanted[1] if isinstance(wanted, tuple) else wanted
+    torch.testing.assert_close(embedding * norm, wanted, rtol=1e-4, atol=1e-5)
+    # Anything else that lacks is still an error.
+    gone = next(key for key in state if key.endswith("running_var"))
+    torch.save({key: value for key, value in state.items() if key != gone}, tmp_path / "less.pt")
+    with pytest.raises(InputError, match="running_var: missing"):
+        load_backbone(tmp_path / "less.pt")
