@@ -87,7 +87,8 @@ def read_onnx(path: Path, arch: str | None, channel_order: str | None) -> OnnxBa
     """The backbone of an .onnx file; its spec is that of its metadata, else that of `arch`.
 
     Raises:
-        InputError: no such file, nothing says how pixels go in, or the graph is none of a backbone.
+        InputError: no such file, nothing says how pixels go in, the graph is none of a backbone, or its
+            metadata or the size of its output say that it is another one than `arch`.
     """
     if not path.is_file():
         raise InputError(f"{path}: there is no such file; expected the weights of a backbone.")
@@ -105,20 +106,33 @@ def read_onnx(path: Path, arch: str | None, channel_order: str | None) -> OnnxBa
         session = _opened(content)
     graph = torch.frombuffer(bytearray(content), dtype=torch.uint8)
     stored = dict(session.get_modelmeta().custom_metadata_map)
-    spec = spec_in(path, stored if "architecture" in stored else None) or (BACKBONES[arch] if arch else None)
+    spec = spec_in(path, stored if "architecture" in stored else None)
+    if spec is not None and arch is not None and spec.name not in (ONNX, arch):
+        raise InputError(f"{path}: holds {spec.name}, but {arch} was asked for. Ask for {spec.name} or none.")
+    asked = BACKBONES[arch] if arch else None
+    spec = spec or asked
     if spec is None:
         raise InputError(
             f"{path}: an ONNX file does not say which colours and pixel values it takes. Say what it was "
             f"made from: --arch, one of {', '.join(BACKBONES)}."
         )
-    spec = replace(spec, name=ONNX, channel_order=channel_order or spec.channel_order)
-    return OnnxBackbone(_checked(path, session, spec), graph).eval()
+    size = _embedding_size(path, session, spec.image_size)
+    for told in (spec, asked.with_context(spec.context_size) if asked else spec):
+        if told.embedding_size != size:
+            fitting = [name for name, each in BACKBONES.items() if each.embedding_size == size]
+            raise InputError(
+                f"{path}: its output has {size} values a face, and {told.name} has {told.embedding_size}. "
+                f"Give the --arch that it was made from; of {size} values are {', '.join(fitting) or 'none'}."
+            )
+    return OnnxBackbone(
+        replace(spec, name=ONNX, channel_order=channel_order or spec.channel_order), graph
+    ).eval()
 
 
-def _checked(path: Path, session: Any, spec: BackboneSpec) -> BackboneSpec:
-    """The spec with the graph's own embedding size, if the graph is one of a backbone for its images."""
+def _embedding_size(path: Path, session: Any, side: int) -> int:
+    """D of a graph's features. InputError: it is not the graph of a backbone for images of this side."""
     inputs, outputs = session.get_inputs(), session.get_outputs()
-    shape, side = list(inputs[0].shape), spec.image_size
+    shape = list(inputs[0].shape)
     fits = len(shape) == 4 and all(
         not isinstance(found, int) or found == wanted
         for found, wanted in zip(shape[1:], (3, side, side), strict=True)
@@ -136,7 +150,7 @@ def _checked(path: Path, session: Any, spec: BackboneSpec) -> BackboneSpec:
     except (InputError, ValueError, IndexError) as error:
         names = ", ".join(f"{each.name} {each.shape}" for each in outputs)
         raise InputError(f"{path}: expected features (n, D) as its output, found {names}.") from error
-    return replace(spec, embedding_size=int(found.shape[1]))
+    return int(found.shape[1])
 
 
 def _features_of(session: Any, outputs: list[Any]) -> Any:

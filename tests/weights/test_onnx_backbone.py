@@ -42,8 +42,12 @@ def means_of_channels(
     batch: Any = "n",
     norm: bool = False,
     side: int = 112,
+    size: int = 3,
 ) -> Path:
-    """A graph whose three features are the means of the channels; with `norm`: unit rows, and lengths."""
+    """A graph whose three features are the means of the channels; with `norm`: unit rows, and lengths.
+
+    `size`: so many values in place of the three.
+    """
     helper = onnx.helper
     node, kind = helper.make_node, onnx.TensorProto.FLOAT
     nodes = [node("GlobalAveragePool", ["data"], ["pooled"]), node("Flatten", ["pooled"], ["features"])]
@@ -54,11 +58,17 @@ def means_of_channels(
             node("Div", ["features", "norm"], ["embedding"]),
         ]
         outputs = [("embedding", [batch, 3]), ("norm", [batch, 1])]
+    constants = []
+    if size != 3:
+        constants = [onnx.numpy_helper.from_array(np.ones((3, size), np.float32), "spread")]
+        nodes.append(node("MatMul", ["features", "spread"], ["wide"]))
+        outputs = [("wide", [batch, size])]
     graph = helper.make_graph(
         nodes,
         "means",
         [helper.make_tensor_value_info("data", kind, [batch, 3, side, side])],
         [helper.make_tensor_value_info(name, kind, shape) for name, shape in outputs],
+        constants,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     helper.set_model_props(model, metadata or {})
@@ -97,13 +107,33 @@ def test_a_fixed_batch_takes_what_is_left_over(tmp_path: Path) -> None:
 
 
 def test_without_metadata_it_has_to_be_said(tmp_path: Path) -> None:
-    path = means_of_channels(tmp_path / "a.onnx")
+    path = means_of_channels(tmp_path / "a.onnx", size=512)
     with pytest.raises(InputError, match=r"does not say which colours.*--arch, one of ir_18"):
         load_backbone(path)
-    assert load_backbone(path, "mobilefacenet").spec.channel_order == "RGB"
+    assert load_backbone(path, "iresnet50").spec.channel_order == "RGB"
     assert load_backbone(path, "ir_50").spec.channel_order == "BGR"
     assert load_backbone(path, "ir_50", channel_order="RGB").spec.channel_order == "RGB"
-    assert load_backbone(path, "ir_50").spec.embedding_size == 3
+    assert load_backbone(path, "ir_50").spec.embedding_size == 512
+
+
+def test_a_graph_of_another_architecture_is_refused(tmp_path: Path) -> None:
+    path = means_of_channels(tmp_path / "a.onnx", size=128)
+    with pytest.raises(InputError, match=r"128 values.*ir_50 has 512.*mobilefacenet"):
+        load_backbone(path, "ir_50")
+    assert load_backbone(path, "mobilefacenet").spec.embedding_size == 128
+    # What the file itself says counts as well.
+    told = means_of_channels(tmp_path / "b.onnx", METADATA | {"embedding_size": "512"}, size=128)
+    with pytest.raises(InputError, match=r"128 values.*512"):
+        load_backbone(told)
+    told = means_of_channels(tmp_path / "c.onnx", METADATA | {"embedding_size": "128"}, size=128)
+    assert load_backbone(told, "mobilefacenet").spec.embedding_size == 128
+    with pytest.raises(InputError, match=r"128 values.*ir_50 has 512"):
+        load_backbone(told, "ir_50")
+    named = {"architecture": "ir_tiny", "embedding_size": "64"}
+    told = means_of_channels(tmp_path / "d.onnx", named, size=64)
+    assert load_backbone(told, "ir_tiny").spec.channel_order == "BGR"
+    with pytest.raises(InputError, match=r"holds ir_tiny, but iresnet_tiny"):
+        load_backbone(told, "iresnet_tiny")
 
 
 def test_it_is_copied_sent_and_told_apart_as_any_backbone(tmp_path: Path) -> None:
