@@ -1,22 +1,21 @@
 """Pair sets (`lfw.bin`, `agedb_30.bin`, ...): encoded images two a pair, and whether a pair is mated.
 
-These files are pickles, and a pickle may run any code when it is read as usual. They are read here by a
-loader that knows lists, numbers, byte strings and byte arrays, and refuses all else by name.
+These files are pickles, and are read as plain data (`data.plain_pickle`).
 """
 
 from __future__ import annotations
 
-import io
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.image_check import first_faults, unusable_images
+from data.plain_pickle import StoredArray, read_plain_pickle
 from data.sources import Image, decode_face
 from errors import InputError
 from files import atomic_write
@@ -83,19 +82,7 @@ def read_pair_set(path: Path) -> PairSet:
     Raises:
         InputError: cut short, no pair set, or a pickle that asks for anything but plain data.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as fault:
-        raise InputError(f"{path}: cannot be read ({fault.strerror}). Expected a pair set (.bin).") from None
-    try:
-        loaded = _PlainUnpickler(io.BytesIO(content), encoding="bytes").load()
-    except InputError as fault:
-        raise InputError(f"{path}: {fault}") from None
-    except _REFUSED as fault:
-        raise InputError(
-            f"{path}: cannot be read as a pair set ({fault}). The file may be cut short or of another kind; "
-            "compare its size with the original."
-        ) from None
+    loaded = read_plain_pickle(path, "a pair set (.bin)")
     plain = [_without_arrays(part) for part in loaded] if isinstance(loaded, (tuple, list)) else loaded
     faults = _faults_of(plain)
     if faults:
@@ -122,23 +109,17 @@ def write_pair_set(path: Path, images: Sequence[bytes], is_mated: Sequence[bool]
     atomic_write(path, b"".join((*parts, pickle.APPENDS, pickle.TUPLE2, pickle.STOP)))
 
 
-_REFUSED = (
-    pickle.UnpicklingError,
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    TypeError,
-    ValueError,
-)
-
-
 def _without_arrays(part: object) -> object:
     """Replaces an array of bytes or flags, or those in a list, by its content (bytes: numbers 0 to 255)."""
     if isinstance(part, (list, tuple)):
-        return [entry.content if isinstance(entry, _Array) else entry for entry in part]
-    return part.content if isinstance(part, _Array) else part
+        return [_content(entry) for entry in part]
+    return _content(part)
+
+
+def _content(entry: object) -> object:
+    if isinstance(entry, StoredArray) and entry.values.dtype.str in ("|u1", "|b1"):
+        return entry.values.tobytes()
+    return entry
 
 
 def _faults_of(loaded: object) -> list[str]:
@@ -163,87 +144,3 @@ def _faults_of(loaded: object) -> list[str]:
     if not all(isinstance(mated, int) and mated in (0, 1) for mated in is_mated):
         faults.append("a flag is neither true nor false.")
     return faults
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Gives stand-ins for the few globals that real files name, so that not even NumPy's own code is run."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        stand_in = _STAND_INS.get((module.replace("numpy._core", "numpy.core"), name))
-        if stand_in is None:
-            raise InputError(
-                f"this pickle asks for {module}.{name}. A pair set holds plain data only; a file that names "
-                "code may harm your machine, and was not read further."
-            )
-        return stand_in
-
-
-class _StandIn:
-    """A class, since a pickle may set attributes of what it names; on these that is an error."""
-
-    def __setstate__(self, _state: object) -> None:
-        """Most have nothing to set."""
-
-
-class _DataType(_StandIn):
-    """numpy.dtype: only one-byte types are data of a pair set."""
-
-    def __init__(self, code: str | bytes, *_flags: object) -> None:
-        text = code.decode() if isinstance(code, bytes) else code
-        if text.lstrip("|") not in ("u1", "b1"):
-            raise ValueError(f"an array of type {text}, expected bytes")
-
-
-class _Array(_StandIn):
-    """numpy.ndarray."""
-
-    def __init__(self) -> None:
-        self.content = b""
-
-    def __setstate__(self, state: object) -> None:
-        if not (isinstance(state, tuple) and len(state) == 5):
-            raise ValueError("an array whose state is no array's")
-        _version, _shape, data_type, _order, content = state
-        if not (isinstance(data_type, _DataType) and isinstance(content, bytes)):
-            raise ValueError("an array of something else than bytes")
-        self.content = content
-
-
-class _Reconstruct(_StandIn):
-    """numpy.core.multiarray._reconstruct: the array's state follows."""
-
-    def __new__(cls, *_arguments: object) -> Any:
-        return _Array()
-
-
-class _FromBuffer(_StandIn):
-    """numpy.core.numeric._frombuffer, as protocol 5 writes an array."""
-
-    def __new__(cls, content: bytes | bytearray, data_type: object, *_shape_and_order: object) -> Any:
-        array = _Array()
-        array.__setstate__((1, None, data_type, None, bytes(content)))
-        return array
-
-
-class _Scalar(_StandIn):
-    """numpy.core.multiarray.scalar, as numpy.bool_ is written."""
-
-    def __new__(cls, _data_type: _DataType, content: bytes) -> Any:
-        return content[0]
-
-
-class _Encode(_StandIn):
-    """_codecs.encode, as Python 3 writes bytes at protocol 2."""
-
-    def __new__(cls, text: str, _encoding: str) -> Any:
-        return text.encode("latin-1")
-
-
-_STAND_INS: dict[tuple[str, str], type[_StandIn]] = {
-    ("numpy", "ndarray"): _Array,
-    ("numpy", "dtype"): _DataType,
-    ("numpy.core.multiarray", "_reconstruct"): _Reconstruct,
-    ("numpy.core.multiarray", "scalar"): _Scalar,
-    ("numpy.core.numeric", "_frombuffer"): _FromBuffer,
-    ("_codecs", "encode"): _Encode,
-}

@@ -1,4 +1,4 @@
-"""Features that were made before: our store, InsightFace's npz, or plain arrays in a folder."""
+"""Features that were made before: our store, InsightFace's npz, a published pickle, or plain arrays."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from numpy.typing import NDArray
 
 from coreset.sets import unit_and_norm
 from data.feature_store import MANIFEST, open_store
+from data.plain_pickle import StoredArray, read_plain_pickle
 from errors import InputError
 from evaluation.templates import fuse_flips
 
 _ROWS_AT_ONCE = 16_384
+_SHOWN = 5
+_PICKLES = (".pickle", ".pkl")
 
 Floats = NDArray[np.floating[Any]]
 
@@ -42,7 +45,9 @@ def read_features(path: Path, flip: str | None) -> GivenFeatures:
     Args:
         path: the folder of a store; a folder with features.npy (N, D) and norms.npy (N,); or an npz with
             'embs' and 'embs_f', un-normalised features of the images and of their mirror images, as
-            InsightFace's ijb_evals.py saves them.
+            InsightFace's ijb_evals.py saves them; or the pickle that AdaFace's and FaceCoresetNet's
+            evaluations keep (`IJBB-AdaFace-Backbone-Features.pickle`): a dictionary with 'img_feats' (N, D),
+            unit rows, and 'norms'.
         flip: the rule that is asked for: one of `evaluation.ijb.RULE_VALUES`. An npz is joined by it; the
             others have to be made with it, as far as is known. None: a store however it was made, an npz
             without mirror images.
@@ -52,6 +57,8 @@ def read_features(path: Path, flip: str | None) -> GivenFeatures:
     """
     if path.suffix == ".npz" and path.is_file():
         return _from_npz(path, flip or "not used")
+    if path.suffix in _PICKLES and path.is_file():
+        return _from_pickle(path)
     if (path / MANIFEST).is_file():
         store = open_store(path, None)
         made = store.identity.get("flip", flip)
@@ -67,7 +74,8 @@ def read_features(path: Path, flip: str | None) -> GivenFeatures:
         return _from_arrays(path)
     raise InputError(
         f"{path}: holds no features. Expected a folder that an earlier run wrote (<out>/features/...), one "
-        "with features.npy and norms.npy, or an npz with 'embs' and 'embs_f'."
+        "with features.npy and norms.npy, an npz with 'embs' and 'embs_f', or a pickle with 'img_feats' and "
+        "'norms'."
     )
 
 
@@ -77,15 +85,40 @@ def _from_arrays(folder: Path) -> GivenFeatures:
         norms = np.load(folder / "norms.npy").reshape(-1)
     except (OSError, ValueError, EOFError) as fault:
         raise InputError(f"{folder}: its arrays cannot be read ({fault}).") from None
+    return GivenFeatures(*_checked(folder, features, norms), {}, {})
+
+
+def _from_pickle(path: Path) -> GivenFeatures:
+    """The third entry, 'faceness_scores', is that of the meta file."""
+    held = read_plain_pickle(path, "a dictionary of features")
+    # Texts of Python 2 are byte strings.
+    entries = {
+        key.decode(errors="replace") if isinstance(key, bytes) else key: value
+        for key, value in (held.items() if isinstance(held, dict) else ())
+    }
+    features, norms = (entries.get(name) for name in ("img_feats", "norms"))
+    if not (isinstance(features, StoredArray) and isinstance(norms, StoredArray)):
+        found = ", ".join(map(repr, list(entries)[:_SHOWN])) or f"a {type(held).__name__}"
+        raise InputError(
+            f"{path}: expected a dictionary with the arrays 'img_feats' and 'norms', found {found}."
+        )
+    # Of this machine's byte order, and writable.
+    values = features.values.astype(features.values.dtype.newbyteorder("="))
+    arrays = _checked(path, values, norms.values.reshape(-1))
+    return GivenFeatures(*arrays, {}, {"features": f"published pickle {path.name}"})
+
+
+def _checked(path: Path, features: Floats, norms: Floats) -> tuple[Floats, NDArray[np.float32]]:
+    """The same, norms in float32, if they are unit rows and a norm each."""
     if features.ndim != 2 or features.dtype.kind != "f" or norms.shape != features.shape[:1]:
         raise InputError(
-            f"{folder}: features {features.shape} {features.dtype} and norms {norms.shape}; expected (N, D) "
+            f"{path}: features {features.shape} {features.dtype} and norms {norms.shape}; expected (N, D) "
             "floating and (N,)."
         )
     sample = np.linalg.norm(features[:: max(1, len(features) // 1000)].astype(np.float32), axis=1)
     if not np.isfinite(norms).all() or not (np.abs(sample - 1) < 1e-2).all():
-        raise InputError(f"{folder}: expected unit rows in features.npy and finite numbers in norms.npy.")
-    return GivenFeatures(features, norms.astype(np.float32), {}, {})
+        raise InputError(f"{path}: expected features that are unit rows, and norms that are finite numbers.")
+    return features, norms.astype(np.float32)
 
 
 def _from_npz(path: Path, flip: str) -> GivenFeatures:

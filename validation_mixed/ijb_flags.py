@@ -81,7 +81,8 @@ def _what_flags(group: _ArgumentGroup) -> None:
     group.add_argument(
         "--features",
         metavar="PATH",
-        help="features in place of images: a folder of an earlier run, or an npz",
+        help="features in place of images: a folder of an earlier run, an npz of InsightFace's, or a "
+        "published pickle",
     )
     group.add_argument(
         "--compare", metavar="PUBLISHED", help="a published row (adaface_ir_101_webface4m), or a result.json"
