@@ -119,7 +119,7 @@ def ijb_s_table(rows: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     names = [name for name in PROTOCOLS if any(name in row for row in rows.values())]
     head = ["model"]
     for name in names:
-        title = PROTOCOLS[name][0]
+        title = PROTOCOLS[name].title
         head += [f"{title} rank 1", "rank 5", "TPIR@FPIR 0.01"]
     none = (np.nan, np.nan, np.nan)
     body = [

@@ -1,8 +1,8 @@
 """IJB-S on the disk: the protocol files read and checked, and the faces of every template found.
 
-A probe is all faces of one subject in one surveillance video; the galleries hold stills, booking sets or
-videos. What is searched with them is in `ijb_s`. Source: METHOD 8; the columns are those that public codes
-read (PFE, CAFace, AdaFace).
+A probe is all faces of one subject in one surveillance video (multi-view: in all videos; UAV: in one video or
+still); the galleries hold stills, booking sets or videos. What is searched with them is in `ijb_s`. Source:
+METHOD 8; lists and columns are those that public codes read (PFE, CAFace, AdaFace).
 """
 
 from __future__ import annotations
@@ -22,12 +22,36 @@ from evaluation.face_files import FaceFiles, first_of
 from evaluation.templates import FaceGroups
 
 METADATA = "cs6_metadata.csv"
-# Protocol -> what tables call it, and its list of probe videos.
+_STILLS_PROBES = "cs6_surveillance_to_single-booking_probe.csv"
+_VIDEO_PROBES = "cs6_surveillance_to_surveillance_probe.csv"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One protocol's lists.
+
+    `title`: what tables call it; `probes`: the list of probe videos; `gallery`: kind of the two galleries,
+    'single', 'booking' or 'surveillance'; `multi_view`: a probe is a subject of those videos, with all faces
+    of it in all videos of the data set; `stills`: images may be probes too.
+    """
+
+    title: str
+    probes: str
+    gallery: str
+    multi_view: bool = False
+    stills: bool = False
+
+
 PROTOCOLS = {
-    "surveillance_to_single": ("Sur-to-Single", "cs6_surveillance_to_single-booking_probe.csv"),
-    "surveillance_to_booking": ("Sur-to-Book", "cs6_surveillance_to_single-booking_probe.csv"),
-    "surveillance_to_surveillance": ("Sur-to-Sur", "cs6_surveillance_to_surveillance_probe.csv"),
+    "surveillance_to_single": Protocol("Sur-to-Single", _STILLS_PROBES, "single"),
+    "surveillance_to_booking": Protocol("Sur-to-Book", _STILLS_PROBES, "booking"),
+    "surveillance_to_surveillance": Protocol("Sur-to-Sur", _VIDEO_PROBES, "surveillance"),
+    # As the public evaluation code has it: subjects are those of the list of Surveillance-to-Surveillance.
+    "multi_view_to_booking": Protocol("Multi-view Sur-to-Book", _VIDEO_PROBES, "booking", multi_view=True),
+    "uav_to_booking": Protocol("UAV-to-Book", "cs6_uav_to_single-booking_probe.csv", "booking", stills=True),
 }
+# Of the tables of AdaFace and CAFace.
+PUBLISHED_PROTOCOLS = tuple(PROTOCOLS)[:3]
 PUBLISHED_SUBJECTS = 202
 LAYOUT = (
     "Expected DATA_ROOT/<SUBJECT>/videos_<VIDEO>_<FRAME>.jpg and DATA_ROOT/<SUBJECT>/img_<NUMBER>.jpg, "
@@ -63,16 +87,19 @@ class IjbS:
     notes: tuple[str, ...]
 
 
-def read_ijb_s(data_root: Path, protocol_root: Path, protocols: Sequence[str] = tuple(PROTOCOLS)) -> IjbS:
+def read_ijb_s(data_root: Path, protocol_root: Path, protocols: Sequence[str] = PUBLISHED_PROTOCOLS) -> IjbS:
     """Reads the lists of `protocols` and finds the faces of their templates under `data_root`.
 
     Raises:
         InputError: files or folders that are missing, lines of another form, names that contradict each
             other, images that are named otherwise, or a list of templates none of which has a face.
     """
-    probe_files = {name: protocol_root / PROTOCOLS[name][1] for name in protocols}
+    probe_files = {name: protocol_root / PROTOCOLS[name].probes for name in protocols}
     gallery_files = {
-        name: [protocol_root / "galleries" / f"cs6_{name}_g{number}.csv" for number in (1, 2)]
+        name: [
+            protocol_root / "galleries" / f"cs6_surveillance_to_{PROTOCOLS[name].gallery}_g{number}.csv"
+            for number in (1, 2)
+        ]
         for name in protocols
     }
     metadata = protocol_root / METADATA
@@ -82,12 +109,12 @@ def read_ijb_s(data_root: Path, protocol_root: Path, protocols: Sequence[str] = 
     faults += [f"protocol files that are missing: {', '.join(missing)}. {HOW_TO_GET}"] if missing else []
     if faults:
         raise InputError.from_faults(faults)
-    subjects_of = _subjects_of_videos(metadata)
+    subjects_of = _subjects_of_files(metadata)
     templates = _Templates()
     lists = {
         name: SearchLists(
-            _probes(templates, probe_files[name], subjects_of, metadata),
-            _galleries(templates, name, gallery_files[name], subjects_of),
+            _probes(templates, PROTOCOLS[name], probe_files[name], subjects_of, metadata),
+            _galleries(templates, PROTOCOLS[name].gallery, gallery_files[name], subjects_of),
         )
         for name in protocols
     }
@@ -131,8 +158,8 @@ def _subject_and_file(path: Path, number: int, subject: str, file: str, columns:
     return int(subject), f"{source[1]}_{source[2]}"
 
 
-def _subjects_of_videos(metadata: Path) -> dict[str, list[int]]:
-    """Video -> subjects that were seen in it, rising."""
+def _subjects_of_files(metadata: Path) -> dict[str, list[int]]:
+    """Video or image -> subjects that were seen in it, rising."""
     columns = "SUBJECT,FILE"
     seen: dict[tuple[str, str], tuple[int, str]] = {}
     for number, row in _rows(metadata, columns):
@@ -146,24 +173,38 @@ def _subjects_of_videos(metadata: Path) -> dict[str, list[int]]:
 
 
 def _probes(
-    templates: _Templates, path: Path, subjects_of: Mapping[str, Sequence[int]], metadata: Path
+    templates: _Templates,
+    protocol: Protocol,
+    path: Path,
+    subjects_of: Mapping[str, Sequence[int]],
+    metadata: Path,
 ) -> NDArray[np.int64]:
-    numbers = []
-    for number, (file, *_) in _rows(path, "VIDEO"):
+    seen: list[tuple[int, str]] = []
+    for number, (file, *_) in _rows(path, "FILE" if protocol.stills else "VIDEO"):
         source = _SOURCE.fullmatch(file)
-        if source is None or source[1] != "videos":
-            raise InputError(f"{path}, line {number}: expected videos/<VIDEO>.mp4, found '{file}'.")
-        video = f"{source[1]}_{source[2]}"
-        if video not in subjects_of:
+        if source is None or not (source[1] == "videos" or protocol.stills):
+            forms = "videos/<VIDEO>.mp4" + (" or img/<NUMBER>.jpg" if protocol.stills else "")
+            raise InputError(f"{path}, line {number}: expected {forms}, found '{file}'.")
+        name = f"{source[1]}_{source[2]}"
+        if name not in subjects_of:
             raise InputError(f"{path}, line {number}: {file} does not occur in {metadata}.")
-        numbers += [templates.number(subject, [video]) for subject in subjects_of[video]]
-    if not numbers:
+        seen += [(subject, name) for subject in subjects_of[name]]
+    if not seen:
         raise InputError(f"{path}: lists no videos.")
+    if protocol.multi_view:
+        probes: dict[int, list[str]] = {subject: [] for subject, _ in seen}
+        for name, subjects in subjects_of.items():
+            for subject in subjects:
+                if subject in probes and name.startswith("videos_"):
+                    probes[subject].append(name)
+        numbers = [templates.number(subject, names) for subject, names in probes.items()]
+    else:
+        numbers = [templates.number(subject, [name]) for subject, name in seen]
     return np.array(list(dict.fromkeys(numbers)), np.int64)
 
 
 def _galleries(
-    templates: _Templates, protocol: str, paths: Sequence[Path], subjects_of: Mapping[str, Sequence[int]]
+    templates: _Templates, kind: str, paths: Sequence[Path], subjects_of: Mapping[str, Sequence[int]]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """A template a subject: of one image or video, or of all its booking images."""
     columns = "ENTRY,SUBJECT,FILE"
@@ -176,11 +217,11 @@ def _galleries(
                 raise InputError(f"{path}, line {number}: subject {subject} stands in {paths[0]} too.")
             if file not in known:
                 known.append(file)
-            if protocol == "surveillance_to_surveillance" and subject not in subjects_of.get(file, ()):
+            if kind == "surveillance" and subject not in subjects_of.get(file, ()):
                 raise InputError(
                     f"{path}, line {number}: {METADATA} does not have subject {subject} in {row[2]}."
                 )
-            if len(known) > 1 and protocol != "surveillance_to_booking":
+            if len(known) > 1 and kind != "booking":
                 raise InputError(
                     f"{path}, line {number}: a second file of subject {subject} ({known[0]}, {file}); this "
                     "gallery has one a subject."
@@ -259,7 +300,7 @@ def _notes(
     """What is lacking or strange; InputError where a protocol has a side without any face."""
     notes, faults = [], []
     for name, protocol in lists.items():
-        title = PROTOCOLS[name][0]
+        title = PROTOCOLS[name].title
         sides = {
             "probes": protocol.probes,
             "gallery 1": protocol.galleries[0],

@@ -81,6 +81,7 @@ SUBJECTS = range(1, 13)
 FIRST, SECOND = range(1, 7), range(7, 13)
 SURVEILLANCE = ["4001", "4002", "4003", "4004"]
 GALLERY_VIDEOS = ["4010", "4011"]
+UAV_VIDEOS, UAV_STILLS = ["4020"], [2, 5, 9]
 
 
 def seen_in(video: str) -> list[int]:
@@ -97,7 +98,7 @@ def write_ijb_s(root: Path, drawn_face: Draw) -> Path:
     protocols = root / "protocols"
     (protocols / "galleries").mkdir(parents=True)
     metadata = ["SUBJECT_ID,FILENAME,FRAME,X"]
-    for video in (*SURVEILLANCE, *GALLERY_VIDEOS):
+    for video in (*SURVEILLANCE, *GALLERY_VIDEOS, *UAV_VIDEOS):
         for subject in seen_in(video):
             folder = root / str(subject)
             folder.mkdir(exist_ok=True)
@@ -109,9 +110,15 @@ def write_ijb_s(root: Path, drawn_face: Draw) -> Path:
         for number in range(3):
             metadata.append(f"{subject},img/{subject}{number}.jpg,,1.5")
             (root / str(subject) / f"img_{subject}{number}.jpg").write_bytes(drawn_face(subject, number))
+    for subject in UAV_STILLS:
+        metadata.append(f"{subject},img/{subject}9.jpg,,1.5")
+        (root / str(subject) / f"img_{subject}9.jpg").write_bytes(drawn_face(subject, 9))
     (protocols / METADATA).write_text("\n".join(metadata) + "\n")
-    for name in {probe for _, probe in PROTOCOLS.values()}:
-        (protocols / name).write_text("\n".join(["FILENAME", *(f"videos/{v}.mp4" for v in SURVEILLANCE)]))
+    for name in {protocol.probes for protocol in PROTOCOLS.values()}:
+        files = [f"videos/{v}.mp4" for v in SURVEILLANCE]
+        if name.startswith("cs6_uav"):
+            files = [f"videos/{v}.mp4" for v in UAV_VIDEOS] + [f"img/{s}9.jpg" for s in UAV_STILLS]
+        (protocols / name).write_text("\n".join(["FILENAME", *files]))
     for number, (half, video) in enumerate(zip((FIRST, SECOND), GALLERY_VIDEOS, strict=True), 1):
         rows = {
             "single": [f"{s},{s},img/{s}0.jpg" for s in half],
@@ -130,13 +137,21 @@ Vectors = Callable[[Sequence[Path]], np.ndarray]
 class IjbSByHand:
     """No numbers of templates, no arrays of the reader; one probe after another.
 
-    `vectors`: files -> features that are not normalised; a set is their mean.
+    `vectors`: files -> features that are not normalised; a set is their mean. `probes`: one subject in one
+    surveillance video; 'multi_view': in all videos; 'uav': in one video or still of the UAV's.
     """
 
-    def __init__(self, root: Path, vectors: Vectors) -> None:
+    def __init__(self, root: Path, vectors: Vectors, probes: str = "") -> None:
         self.root = root
         self.vectors = vectors
-        self.probes = [(s, self.descriptor(s, f"videos_{v}")) for v in SURVEILLANCE for s in seen_in(v)]
+        if probes == "multi_view":
+            subjects = sorted({s for v in SURVEILLANCE for s in seen_in(v)})
+            self.probes = [(s, self.descriptor(s, "videos")) for s in subjects]
+        elif probes == "uav":
+            self.probes = [(s, self.descriptor(s, f"videos_{v}")) for v in UAV_VIDEOS for s in seen_in(v)]
+            self.probes += [(s, self.descriptor(s, f"img_{s}9")) for s in UAV_STILLS]
+        else:
+            self.probes = [(s, self.descriptor(s, f"videos_{v}")) for v in SURVEILLANCE for s in seen_in(v)]
 
     def descriptor(self, subject: int, *starts: str) -> np.ndarray | None:
         paths = [

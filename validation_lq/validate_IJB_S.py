@@ -1,4 +1,4 @@
-"""Identification in surveillance video: IJB-S, three protocols, closed and open set, by any aggregator.
+"""Identification in surveillance video: IJB-S, five protocols, closed and open set, by any aggregator.
 
 python validate_IJB_S.py --weights WEIGHTS --data_root FOLDER
     FOLDER/<SUBJECT>/videos_<VIDEO>_<FRAME>.jpg, FOLDER/<SUBJECT>/img_<NUMBER>.jpg: aligned faces
@@ -21,7 +21,14 @@ from torch import nn
 
 from command import build_parser, run_command
 from evaluation.ijb_s import FPIRS, IjbSFigures, evaluate_ijb_s, ijb_s_table, sections, table_row
-from evaluation.ijb_s_lists import HOW_TO_GET, LAYOUT, PROTOCOLS, IjbS, read_ijb_s
+from evaluation.ijb_s_lists import (
+    HOW_TO_GET,
+    LAYOUT,
+    PROTOCOLS,
+    PUBLISHED_PROTOCOLS,
+    IjbS,
+    read_ijb_s,
+)
 from evaluation.published import Reference, compare, find_reference
 from evaluation.report import Result
 from validation import (
@@ -62,7 +69,11 @@ def flags() -> argparse.ArgumentParser:
         "--protocol_root", type=Path, metavar="FOLDER", help="csv files (default: DATA_ROOT/protocols)"
     )
     group.add_argument(
-        "--protocol", nargs="+", choices=PROTOCOLS, default=list(PROTOCOLS), help="these of the three"
+        "--protocol",
+        nargs="+",
+        choices=PROTOCOLS,
+        default=list(PUBLISHED_PROTOCOLS),
+        help="one or more; the default are the three of the published tables",
     )
     # The published evaluation of IJB-S takes no mirror images.
     add_model(parser, flip="none")
@@ -163,7 +174,7 @@ def paragraphs(
             continue
         ours = {**result, **figures[first][name].to_result()}
         ours["protocol"] = {**result["protocol"], "name": name}
-        parts.append(f"## {PROTOCOLS[name][0]}\n\n{compare(ours, reference)}")
+        parts.append(f"## {PROTOCOLS[name].title}\n\n{compare(ours, reference)}")
     return parts
 
 

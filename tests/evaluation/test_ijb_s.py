@@ -16,13 +16,14 @@ from errors import InputError
 from evaluation.face_files import FaceFiles
 from evaluation.identification import Search
 from evaluation.ijb_s import evaluate_ijb_s, ijb_s_figures, ijb_s_table, table_row
-from evaluation.ijb_s_lists import METADATA, IjbS, SearchLists, read_ijb_s
+from evaluation.ijb_s_lists import METADATA, PROTOCOLS, PUBLISHED_PROTOCOLS, IjbS, SearchLists, read_ijb_s
 from evaluation.templates import FaceGroups
 from tests.lq_layout import (
     FIRST,
     SECOND,
     SUBJECTS,
     SURVEILLANCE,
+    UAV_STILLS,
     Draw,
     IjbSByHand,
     frames,
@@ -56,20 +57,27 @@ def test_from_files_to_figures(root: Path, damaged: bool) -> None:
         for path in (root / "8").glob("videos_4011_*"):
             path.unlink()
         shutil.rmtree(root / "4")
-    data = read_ijb_s(root, root / "protocols")
+    data = read_ijb_s(root, root / "protocols", list(PROTOCOLS))
     figures = evaluate_ijb_s(data, *embed(data.faces), built("norm_weighted"))["norm_weighted"]
 
     def vectors(paths: Sequence[Path]) -> np.ndarray:
         features, norms = embed(FaceFiles.of(root, [str(path.relative_to(root)) for path in paths]))
         return features * norms[:, None]
 
-    oracle = IjbSByHand(root, vectors)
-    for kind in ("single", "booking", "surveillance"):
-        mine = figures[f"surveillance_to_{kind}"]
+    assert list(figures) == list(PROTOCOLS)
+    for protocol, kind, probes in (
+        ("surveillance_to_single", "single", ""),
+        ("surveillance_to_booking", "booking", ""),
+        ("surveillance_to_surveillance", "surveillance", ""),
+        ("multi_view_to_booking", "booking", "multi_view"),
+        ("uav_to_booking", "booking", "uav"),
+    ):
+        oracle = IjbSByHand(root, vectors, probes)
+        mine = figures[protocol]
         first, second = oracle.galleries(kind)
         for name, gallery in (("gallery1", first), ("gallery2", second), ("joint", {**first, **second})):
             expected = {str(rank): oracle.cmc(gallery, rank) for rank in (1, 5, 10)}
-            assert mine.closed[name] == pytest.approx(expected), (kind, name)
+            assert mine.closed[name] == pytest.approx(expected), (protocol, name)
         tpir = {}
         for name, gallery in (("gallery1", first), ("gallery2", second)):
             tpir[name] = {key: oracle.tpir(gallery, float(key)) for key in ("0.01", "0.1")}
@@ -82,7 +90,7 @@ def test_from_files_to_figures(root: Path, damaged: bool) -> None:
         lacking = [e for e in (*first.values(), *second.values()) if e is None]
         assert mine.gallery_without_faces == len(lacking)
         assert bool(lacking) == damaged
-        assert 0.2 < mine.closed["joint"]["1"] < mine.closed["joint"]["5"]
+        assert 0.2 < mine.closed["joint"]["1"] < mine.closed["joint"]["5"] or probes
     assert table_row(figures)["surveillance_to_single"] == (
         figures["surveillance_to_single"].closed["joint"]["1"],
         figures["surveillance_to_single"].closed["joint"]["5"],
@@ -90,13 +98,30 @@ def test_from_files_to_figures(root: Path, damaged: bool) -> None:
     )
 
 
+def test_lists_of_the_other_protocols_are_needed_only_when_asked_for(root: Path) -> None:
+    uav = root / "protocols" / PROTOCOLS["uav_to_booking"].probes
+    text = uav.read_text()
+    uav.unlink()
+    assert set(read_ijb_s(root, root / "protocols").protocols) == set(PUBLISHED_PROTOCOLS)
+    with pytest.raises(InputError, match=uav.name):
+        read_ijb_s(root, root / "protocols", ["uav_to_booking"])
+    uav.write_text(text.replace("img/29.jpg", "img/777.jpg"))
+    with pytest.raises(InputError, match=r"line 3: img/777\.jpg"):
+        read_ijb_s(root, root / "protocols", ["uav_to_booking"])
+    # A still is no probe elsewhere.
+    (root / "protocols" / PROTOCOLS["multi_view_to_booking"].probes).write_text("FILE\nimg/29.jpg\n")
+    with pytest.raises(InputError, match="line 2"):
+        read_ijb_s(root, root / "protocols", ["multi_view_to_booking"])
+
+
 def test_each_face_is_embedded_once_and_only_if_needed(root: Path) -> None:
     data = read_ijb_s(root, root / "protocols")
     names = data.faces.names.tolist()
     assert len(set(names)) == len(names)
-    assert len(names) == len(list(root.glob("*/img_*"))) + sum(
-        len(frames(s, v)) for v in SURVEILLANCE for s in seen_in(v)
-    ) + sum(len(frames(s, "4010")) for s in FIRST) + sum(len(frames(s, "4011")) for s in SECOND)
+    stills = len(list(root.glob("*/img_*"))) - len(UAV_STILLS)
+    assert len(names) == stills + sum(len(frames(s, v)) for v in SURVEILLANCE for s in seen_in(v)) + sum(
+        len(frames(s, "4010")) for s in FIRST
+    ) + sum(len(frames(s, "4011")) for s in SECOND)
     alone = read_ijb_s(root, root / "protocols", ["surveillance_to_single"])
     assert list(alone.protocols) == ["surveillance_to_single"]
     assert len(alone.faces) < len(names)
