@@ -159,10 +159,10 @@ def _false_rates(axes: Axes, label: str, rates: Sequence[NDArray[np.float64]], o
     axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: rate_key(float(f"{rate:.1e}"))))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(label)
-    axes.axvspan(least, min(1.0, FEWEST_DECIDING * least), color="0.92", zorder=0)
-    axes.axvline(min(1.0, RULE_OF_30 * least), color="0.75", linestyle="--", linewidth=0.8, zorder=0)
+    for errors, grey in ((RULE_OF_30, "0.96"), (FEWEST_DECIDING, "0.92")):
+        axes.axvspan(least, min(1.0, errors * least), color=grey, zorder=0)
     axes.annotate(
-        f"grey: fewer than {FEWEST_DECIDING} non-mated {of} accepted (dashed: rule of 30)",
+        f"grey: fewer than {FEWEST_DECIDING} non-mated {of} accepted (light: {RULE_OF_30}, rule of 30)",
         (0.01, 0.985),
         xycoords="axes fraction",
         fontsize=7,
