@@ -6,6 +6,8 @@ python main.py --data_root DATA --train_data_path faces_emore/imgs --start_from_
     coreset stage: the aggregator on templates, over that backbone, which stays frozen
 python main.py --resume_from_checkpoint experiments/RUN/last.ckpt
     goes on with a run exactly where it stopped, with its own flags
+python main.py --start_from_model_statedict WEIGHTS --evaluate --val_data_path faces_emore
+    ten-fold accuracy of a backbone on the pair sets of a folder
 """
 
 from __future__ import annotations
@@ -27,9 +29,11 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities import rank_zero_only
 
+from backbone_evaluation import evaluate_backbone, evaluation_settings
 from command import EXIT_BAD_INPUT, build_parser, run_command
 from errors import InputError
 from evaluation.held_out import held_out_table
+from evaluation.metrics import FoldAccuracy
 from evaluation.report import markdown_table, percent
 from files import atomic_write
 from head import HEADS
@@ -44,6 +48,7 @@ from run_folder import (
     Pictures,
     SafeCheckpointIO,
     StoppedBySignal,
+    pair_summary,
     run_folder,
     validation_summary,
     write_run_json,
@@ -89,6 +94,9 @@ def train(given: Mapping[str, Any]) -> None:
         InputError: flags, paths or data that cannot be used, or a loss that is not finite.
         StoppedBySignal: after SIGINT or SIGTERM, with everything kept.
     """
+    if given.get("evaluate") and "resume_from_checkpoint" not in given:
+        _evaluate_backbone(given)
+        return
     flags_given = dict(given)
     evaluate, dry = (flags_given.pop(name, False) for name in ("evaluate", "dry_run"))
     checkpoint = flags_given.pop("resume_from_checkpoint", None)
@@ -130,6 +138,21 @@ def train(given: Mapping[str, Any]) -> None:
             trainer.validate(run.module, run.data, ckpt_path=ckpt_path, verbose=False)
     if trainer.is_global_zero and not settings.fast_dev_run and run.validates:
         _tell(run.module, folder)
+
+
+def _evaluate_backbone(given: Mapping[str, Any]) -> None:
+    """Accuracy of weights on pair sets, into a run folder."""
+    settings = evaluation_settings({name: value for name, value in given.items() if name != "evaluate"})
+    accelerator, devices = _devices(settings)
+    if _RANK == 0:
+        print(f"evaluates {settings.start_from_model_statedict} on pair sets, {devices} x {accelerator}")
+    accuracies = evaluate_backbone(settings, gpu=accelerator == "gpu", devices=devices)
+    if accuracies is None:
+        return
+    folder = run_folder(Path(settings.out), settings.prefix, None)
+    write_run_json(folder, settings.to_dict(), {"evaluated": settings.start_from_model_statedict})
+    _write_validation(folder, pair_summary(accuracies))
+    print(f"\n{_pair_table(accuracies)}\n\neverything is in {folder}: validation.json, run.json")
 
 
 def flags() -> ArgumentParser:
@@ -241,7 +264,12 @@ def _run_flags(group: _ArgumentGroup) -> None:
     group.add_argument("--precision", choices=PRECISIONS, help="of the network" + _default("precision"))
     group.add_argument("--num_workers", type=int, help="loaders of each process" + _default("num_workers"))
     group.add_argument("--resume_from_checkpoint", metavar="CKPT", help="go on with this run")
-    group.add_argument("--evaluate", action="store_true", help="validate only")
+    group.add_argument(
+        "--evaluate",
+        action="store_true",
+        help="validate only: the run of --resume_from_checkpoint, else "
+        "the backbone of --start_from_model_statedict on the pair sets of --val_data_path",
+    )
     group.add_argument(
         "--fast_dev_run", action="store_true", help="one step and one batch of validation, no files"
     )
@@ -371,22 +399,26 @@ def _say(run: Run, settings: Settings, checkpoint: str | None, evaluate: bool, p
 
 def _tell(module: BackboneTrainer | FaceCoresetNet, folder: Path) -> None:
     """The last words: figures of the best checkpoint, and where everything is."""
-    atomic_write(folder / "validation.json", json.dumps(validation_summary(module), indent=1) + "\n")
+    _write_validation(folder, validation_summary(module))
     print()
     if isinstance(module, FaceCoresetNet):
         print("held-out subjects, per cent (one gallery template each, two probe templates)")
         print(held_out_table(module.figures))
     else:
-        rows = [
-            [
-                name,
-                percent(result.accuracy, result.interval95),
-                f"{result.threshold:.3f}",
-            ]
-            for name, result in module.accuracies.items()
-        ]
-        print(markdown_table(["pair set", "ten-fold accuracy [95 %]", "threshold (squared distance)"], rows))
+        print(_pair_table(module.accuracies))
     print(f"\neverything is in {folder}: best.ckpt, last.ckpt, metrics.csv, plots/, training_samples/")
+
+
+def _pair_table(accuracies: Mapping[str, FoldAccuracy]) -> str:
+    rows = [
+        [name, percent(result.accuracy, result.interval95), f"{result.threshold:.3f}"]
+        for name, result in accuracies.items()
+    ]
+    return markdown_table(["pair set", "ten-fold accuracy [95 %]", "threshold (squared distance)"], rows)
+
+
+def _write_validation(folder: Path, summary: Mapping[str, Any]) -> None:
+    atomic_write(folder / "validation.json", json.dumps(summary, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from torch import Tensor
 from data.sheets import face_sheet, template_sheet
 from errors import InputError
 from evaluation.curves import draw_curves
+from evaluation.metrics import FoldAccuracy
 from evaluation.report import versions
 from files import atomic_path, atomic_write
 from train_val import BackboneTrainer, FaceCoresetNet
@@ -358,9 +359,14 @@ def validation_summary(module: BackboneTrainer | FaceCoresetNet) -> dict[str, An
     """The figures of the last validation as plain values, fractions."""
     if isinstance(module, FaceCoresetNet):
         return {name: figures.named() for name, figures in module.figures.items()}
+    return pair_summary(module.accuracies)
+
+
+def pair_summary(accuracies: Mapping[str, FoldAccuracy]) -> dict[str, Any]:
+    """Figures of pair sets as plain values, fractions."""
     return {
         name: {"accuracy": result.accuracy, "standard_error": result.standard_error}
-        for name, result in module.accuracies.items()
+        for name, result in accuracies.items()
     }
 
 

@@ -134,7 +134,7 @@ def _backbone_run(
 ) -> Run:
     pair_sets = []
     if settings.val_data_path is not None:
-        pair_sets = _pair_sets(Path(settings.data_root) / settings.val_data_path)
+        pair_sets = pair_sets_of(Path(settings.data_root) / settings.val_data_path)
     loading = loading_of(settings, settings.epoch_items)
     data = FaceData(source, backbone.spec, _augmentation(settings), pair_sets, loading)
     head = head_of(settings, backbone, len(source.subjects))
@@ -162,7 +162,7 @@ def _backbone_run(
     )
 
 
-def _pair_sets(folder: Path) -> list[PairSet]:
+def pair_sets_of(folder: Path) -> list[PairSet]:
     """All pair sets of a folder.
 
     Raises:
@@ -172,7 +172,7 @@ def _pair_sets(folder: Path) -> list[PairSet]:
     if not paths:
         raise InputError(
             f"--val_data_path {folder}: holds no pair sets (lfw.bin, cfp_fp.bin, ...), which come with "
-            "the data of InsightFace. Remove the flag to train without validation."
+            "the data of InsightFace."
         )
     faults: list[str] = []
     pair_sets = [pairs for path in paths if (pairs := _pair_set(path, faults)) is not None]

@@ -17,7 +17,7 @@ FLOORS = [
     {"main", "convert", "inference", "validation_mixed", "validation_hq", "validation_lq"},
     {"validation", "recognition"},
     {"command"},
-    {"training_run", "training_flags", "feature_run", "run_parts", "label_run"},
+    {"backbone_evaluation", "training_run", "training_flags", "feature_run", "run_parts", "label_run"},
     {"run_folder"},
     {"settings", "settings_checks", "train_val", "embedding", "feature_cache"}
     | {"quality_check", "quality_choice", "export"},
