@@ -76,8 +76,9 @@ _OPTIMISED: dict[str, dict[str, Any]] = {
         "share_virtual_subjects": 0.5,
         "sample_by": "subject",
     },
-    # The stage's defaults are the published recipe; its training may choose a face again.
-    "published": {"aggregator_options": {"mask_picked": False}},
+    # The stage's defaults are the published recipe; its training may choose a face again, and gamma may be
+    # negative.
+    "published": {"aggregator_options": {"mask_picked": False, "clamp_gamma": False}},
 }
 PRESETS = tuple(_OPTIMISED)
 # What a resumed run may do in another way than the run it goes on from; all else would make it another run.

@@ -391,7 +391,7 @@ def test_presets_are_values_that_flags_override() -> None:
     assert (good.lr, good.lr_schedule, good.contrast_weight) == (1e-3, "one_cycle", 1.0)
     published = resolve(WEIGHTS | {"preset": "published"}, None)
     plain = resolve(WEIGHTS, None)
-    assert published.aggregator_options == {"mask_picked": False}
+    assert published.aggregator_options == {"mask_picked": False, "clamp_gamma": False}
     assert {k: v for k, v in published.to_dict().items() if k not in ("preset", "aggregator_options")} == {
         k: v for k, v in plain.to_dict().items() if k not in ("preset", "aggregator_options")
     }

@@ -126,7 +126,7 @@ def test_a_resumed_run_stays_the_same_run() -> None:
 def test_options_that_are_given_stand_beside_those_of_the_preset() -> None:
     given = {"preset": "published", "aggregator_options": {"dropout": 0.0}}
     settings = resolve(WEIGHTS | given, None)
-    assert settings.aggregator_options == {"mask_picked": False, "dropout": 0.0}
+    assert settings.aggregator_options == {"mask_picked": False, "clamp_gamma": False, "dropout": 0.0}
     assert resolve(given, settings.to_dict()) == settings
     assert resolve(WEIGHTS | {"preset": "published", "aggregator": "nan"}, None).aggregator_options is None
 
