@@ -18,7 +18,6 @@ browser), similarity.csv, descriptors.npz and descriptors.json into --out.
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -37,10 +36,11 @@ from recognition.calibration import Calibration, read_calibration
 from recognition.decisions import decide_sets, decisions_text, write_decisions
 from recognition.enrolment import EnrolmentLimits, check_set
 from recognition.flags import add_model_flags, add_set_flags, model_of, set_options_of, sources_of
-from recognition.model import embed_images, embed_set, load_model
+from recognition.model import FaceModel, embed_images, embed_set, load_model
 from recognition.page import Report, write_page
+from recognition.reading import reading_of
 from recognition.results import check_text, matrix_text, similarities, write_descriptors, write_similarity
-from recognition.sets import DescribedSet, EmptySet, describe_sets
+from recognition.sets import DescribedSet, EmptySet, SetOptions, SetSource, describe_sets
 from recognition.summary import advice_text, write_summary
 
 __all__ = ["embed_images", "embed_set", "load_model"]
@@ -125,9 +125,8 @@ def infer(args: argparse.Namespace) -> None:
     model = _tried(faults, lambda: model_of(args))
     if options is not None and not options.aligned:
         _tried(faults, lambda: find_detector(options.detector))
-    aligned = None if options is None else options.aligned
-    fingerprint = None if model is None else model.fingerprint
-    calibration = _tried(faults, lambda: _calibration(args, fingerprint, aligned))
+    known = None if options is None or model is None or sources is None else (model, options, sources)
+    calibration = _tried(faults, lambda: _calibration(args, known))
     if limits is None or options is None or sources is None or model is None or faults:
         raise InputError.from_faults(faults)
     print(model.about)
@@ -154,9 +153,11 @@ def infer(args: argparse.Namespace) -> None:
 
 
 def draw_example(folder: Path) -> list[Path]:
-    """Writes three sets of drawn faces: two of one subject, and one of another with a face of the first."""
-    if folder.exists():
-        shutil.rmtree(folder)
+    """Writes three sets of drawn faces: two of one subject, and one of another with a face of the first.
+
+    Raises:
+        InputError: the folder holds anything else, which is neither shown nor removed.
+    """
 
     def png(face: Image) -> bytes:
         return bytes(cv2.imencode(".png", cv2.cvtColor(face, cv2.COLOR_RGB2BGR))[1])
@@ -172,9 +173,19 @@ def draw_example(folder: Path) -> list[Path]:
         "alex_camera": first[-_EXAMPLE_FACES:],
         "robin_album": [*second[:_EXAMPLE_FACES], png(draw_portrait(_EXAMPLE_SUBJECT, seed=_EXAMPLE_SEED))],
     }
-    for name, faces in sets.items():
-        for number, encoded in enumerate(faces):
-            atomic_write(folder / name / f"{number:02}.png", encoded)
+    files = {
+        folder / name / f"{number:02}.png": encoded
+        for name, faces in sets.items()
+        for number, encoded in enumerate(faces)
+    }
+    there = [path for path in sorted(folder.rglob("*")) if not path.is_dir()]
+    if others := [path for path in there if path not in files or path.read_bytes() != files[path]]:
+        raise InputError(
+            f"{folder}: holds files that are not of the example, such as {others[0]}. Choose another --out, "
+            "or move them away."
+        )
+    for path, encoded in files.items():
+        atomic_write(path, encoded)
     return [folder / name for name in sets]
 
 
@@ -188,14 +199,14 @@ def _tried(faults: list[str], step: Callable[[], _Value]) -> _Value | None:
 
 
 def _calibration(
-    args: argparse.Namespace, fingerprint: str | None, aligned: bool | None
+    args: argparse.Namespace, known: tuple[FaceModel, SetOptions, list[SetSource]] | None
 ) -> Calibration | None:
     calibration, fmr = vars(args).get("calibration"), vars(args).get("fmr")
     if calibration is None and fmr is not None:
         raise InputError("--fmr chooses a threshold of --calibration FILE, which is missing.")
-    if calibration is None or fingerprint is None:
+    if calibration is None or known is None:
         return None
-    return read_calibration(calibration, fingerprint, fmr, aligned=aligned)
+    return read_calibration(calibration, known[0].fingerprint, fmr, reading=reading_of(*known))
 
 
 def _use_example(args: argparse.Namespace) -> None:

@@ -20,7 +20,6 @@ import os
 import re
 import resource
 import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -277,8 +276,6 @@ def _trained(
     recipe ends where it means to end.
     """
     runs = args.out / "runs" / f"{name}-seed{seed}"
-    # What a stopped training left; one that is done left a row.
-    shutil.rmtree(runs, ignore_errors=True)
     command = [*program, *training_flags(args, rival, seed, runs)]
     log = args.out / "logs" / f"{name}-seed{seed}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -289,7 +286,9 @@ def _trained(
         ).returncode
     if code:
         raise InputError(f"training of {name} ended with code {code}; its words are in {log}.")
-    (checkpoint,) = runs.glob("*/last.ckpt")
+    checkpoint = _last_checkpoint(runs)
+    if checkpoint is None:
+        raise InputError(f"training of {name} left no last.ckpt below {runs}; its words are in {log}.")
     return {
         "train_seconds": time.perf_counter() - start,
         "train_cpu_seconds": _cpu_of_children() - before,
@@ -298,11 +297,18 @@ def _trained(
     }
 
 
+def _last_checkpoint(runs: Path) -> Path | None:
+    """Of the newest run: those before are of trainings that were stopped, and were left there."""
+    return max(
+        runs.glob("*/last.ckpt"), key=lambda path: int(path.parent.name.rpartition("_")[2]), default=None
+    )
+
+
 def _trained_before(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
     """As `_trained`, of a training that is there."""
     row = args.trained_in / "rows" / f"{name}-seed{seed}.json"
-    found = list((args.trained_in / "runs" / f"{name}-seed{seed}").glob("*/last.ckpt"))
-    if not row.is_file() or len(found) != 1:
+    found = _last_checkpoint(args.trained_in / "runs" / f"{name}-seed{seed}")
+    if not row.is_file() or found is None:
         raise InputError(
             f"--trained_in {args.trained_in}: there is no finished training of {name} with seed {seed}."
         )
@@ -312,7 +318,7 @@ def _trained_before(args: argparse.Namespace, name: str, seed: int) -> dict[str,
     if differing := [key for key in same if content["made_with"][key] != made_with[key]]:
         raise InputError(f"{row}: was made with other {', '.join(differing)} than are asked for here.")
     kept = ("train_seconds", "train_cpu_seconds", "command")
-    return {key: content[key] for key in kept} | {"checkpoint": found[0]}
+    return {key: content[key] for key in kept} | {"checkpoint": found}
 
 
 def training_flags(args: argparse.Namespace, rival: Rival, seed: int, out: Path) -> list[str]:

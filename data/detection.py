@@ -26,6 +26,8 @@ FACES = ("largest", "central", "all")
 DETECTOR_NAME = "face_detection_yunet_2023mar.onnx"
 DETECTOR_SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
 DETECTOR_URL = "https://github.com/opencv/opencv_zoo/raw/main/models/face_detection_yunet/face_detection_yunet_2023mar.onnx"
+# Rises with every change of this file that moves a landmark.
+DETECTION_REVISION = 1
 _DOWNLOAD_SECONDS = 60
 _ERRORS_ALONE = cv2.utils.logging.LOG_LEVEL_ERROR
 

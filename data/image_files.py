@@ -54,6 +54,11 @@ def is_image_file(path: str) -> bool:
     return suffix not in VIDEO_SUFFIXES and suffix not in _ANNOTATION_SUFFIXES and is_image(path)
 
 
+def is_video(path: Path) -> bool:
+    """Whether a file is read as a video, by its suffix."""
+    return path.suffix.lower() in VIDEO_SUFFIXES
+
+
 def visible(folder: Path) -> list[Path]:
     """Files and folders in `folder`, sorted by name, without leftovers.
 

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from data.decoding import Image, decode_image, suffix_of
 from data.image_files import IMAGES, PAIRS
 from data.pairs import PairSet
-from data.recordio import REC_NAME, FacePack, read_face_pack, write_face_pack
+from data.recordio import IDX_NAME, REC_NAME, FacePack, read_face_pack, write_face_pack
 from data.sources import FACE_SIZE, ImageFolder, decode_face
 from errors import InputError
 from files import atomic_write, require_free_space
@@ -158,8 +158,9 @@ def pack_folder(folder: Path, out: Path) -> tuple[int, int, list[str]]:
     Raises:
         InputError: no images in the folder, an image that cannot be decoded, or `out` holds a pack already.
     """
-    if (out / REC_NAME).exists():
-        raise InputError(f"{out / REC_NAME}: is there already. Choose another --out, or remove it.")
+    for name in (REC_NAME, IDX_NAME, "property", "subjects.txt"):
+        if (out / name).exists():
+            raise InputError(f"{out / name}: is there already. Choose another --out, or remove it.")
     source = ImageFolder(folder)
     require_free_space(out, sum(source.path(row).stat().st_size + 40 for row in range(len(source))))
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from data.detection import find_detector
 from data.names import same_names
 from evaluation.calibration import (
     GroupFigures,
@@ -47,6 +46,7 @@ from recognition.flags import add_model_flags, add_photo_flags, model_of, set_op
 from recognition.gallery_commands import GalleryCommand
 from recognition.labelled_sets import LabelledSets, describe_labelled, find_labelled
 from recognition.model import FaceModel
+from recognition.reading import reading_of
 from validation import Faults
 
 RATES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
@@ -87,10 +87,12 @@ def calibrate_sets(args: argparse.Namespace) -> None:
             )
     options = faults.of(lambda: set_options_of(args))
     model = faults.of(lambda: model_of(args))
-    if options is not None and not options.aligned:
-        faults.of(lambda: find_detector(options.detector))
+    reading = None
+    if options is not None and model is not None and sources is not None and others is not None:
+        read = [each.source for each in (*sources, *others)]
+        reading = faults.of(lambda: reading_of(model, options, read))
     faults.raise_if_any()
-    if sources is None or others is None or options is None or model is None:
+    if sources is None or others is None or options is None or model is None or reading is None:
         raise RuntimeError("what is None has left a fault")
     print(model.about)
     labelled = describe_labelled(model, sources, options, seed=args.seed)
@@ -101,7 +103,7 @@ def calibrate_sets(args: argparse.Namespace) -> None:
     for note in labelled.notes[:_NOTES_SHOWN]:
         print(f"left out: {note}")
     content, text = calibration_of(
-        model, labelled, normalisation, aligned=options.aligned, replicates=args.replicates, seed=args.seed
+        model, labelled, normalisation, reading=reading, replicates=args.replicates, seed=args.seed
     )
     atomic_write(args.out, json.dumps(content, indent=1) + "\n")
     print(f"\n{text}\n\n{args.out}: use it as --calibration {args.out} --fmr RATE")
@@ -125,7 +127,7 @@ def calibration_of(
     labelled: LabelledSets,
     normalisation: ScoreNormalisation | None,
     *,
-    aligned: bool,
+    reading: Mapping[str, str],
     replicates: int = 200,
     seed: int = 0,
 ) -> tuple[dict[str, Any], str]:
@@ -149,7 +151,7 @@ def calibration_of(
     content: dict[str, Any] = {
         "schema": SCHEMA,
         "fingerprint": model.fingerprint,
-        "aligned": aligned,
+        "reading": dict(reading),
         "made_from": {
             "people": len(labelled.people),
             "sets": len(labelled.sizes),

@@ -1,6 +1,6 @@
 """Thresholds for a chosen false match rate, as a calibration file holds them; made for one model alone.
 
-{"schema": 1, "fingerprint": "<FaceModel.fingerprint>", "aligned": true,
+{"schema": 1, "fingerprint": "<FaceModel.fingerprint>", "reading": {"alignment": "as stored", ...},
  "thresholds": {"1e-03": {"threshold": 0.41, "interval95": [0.38, 0.45], ...}, ...},
  "curve": {"fmr": [...], "score": [...]},
  "by_size": {"1 x 2-4": {"thresholds": {...}, "curve": {...}, ...}, ...},
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from errors import InputError
 from evaluation.normalisation import AS_NORM, METHODS, ScoreNormalisation, compared
+from recognition.reading import check_read_alike, reading_of_content
 
 SCHEMA = 1
 _SOURCE = "a calibration file"
@@ -85,7 +86,7 @@ def read_threshold(path: Path, fingerprint: str, fmr: str | None = None) -> Thre
 
 
 def read_calibration(
-    path: Path, fingerprint: str, fmr: str | None = None, *, aligned: bool | None = None
+    path: Path, fingerprint: str, fmr: str | None = None, *, reading: Mapping[str, str] | None = None
 ) -> Calibration:
     """What a file says for a false match rate.
 
@@ -93,7 +94,7 @@ def read_calibration(
         path: a calibration file.
         fingerprint: of the model in use.
         fmr: as text, 1e-03 or 0.001; None is the lowest rate in the file.
-        aligned: whether the faces in use are read as aligned ones; None does not ask.
+        reading: `recognition.reading` of the faces in use; None does not ask.
 
     Raises:
         InputError: not such a file, one for another model or other photos, or without that rate.
@@ -109,13 +110,8 @@ def read_calibration(
             f"{fingerprint[:12]}...). Thresholds hold for the weights, the aggregator, the pixels and the "
             "flip rule that they were measured with: use those, or calibrate again."
         )
-    made_aligned = content.get("aligned")
-    if aligned is not None and isinstance(made_aligned, bool) and made_aligned != aligned:
-        how = ("found and aligned here", "read as aligned ones (--aligned)")
-        raise InputError(
-            f"{path}: was made with faces that were {how[made_aligned]}, these are {how[aligned]}. Read them "
-            "the same way, or calibrate again."
-        )
+    if reading is not None:
+        check_read_alike(path, reading_of_content(content), reading, "calibrate again")
     by_size = content.get("by_size", {})
     if not isinstance(by_size, dict) or not all(isinstance(entry, dict) for entry in by_size.values()):
         raise InputError(f"{path}: by_size: expected a dictionary of pairs of sizes.")

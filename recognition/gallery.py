@@ -10,8 +10,8 @@ import json
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,10 @@ from numpy.typing import NDArray
 
 from errors import InputError
 from files import atomic_path, require_free_space
+from recognition.reading import check_read_alike
 
-SCHEMA = 1
+# 2: says how faces were read.
+SCHEMA = 2
 SUFFIX = ".npz"
 # A writer holds the lock for one reading and one writing of the file: some ten seconds at two million.
 _LOCK_SECONDS = 300.0
@@ -41,6 +43,7 @@ class Gallery:
         norms: (N,) float32 lengths before, the quality of each set in the aggregator's own scale.
         files: of each, the names of its photos.
         fingerprint: of the model that made the descriptors; others cannot be compared with them.
+        reading: how faces were read and preprocessed, of `recognition.reading`; empty where it is not known.
     """
 
     names: tuple[str, ...]
@@ -48,6 +51,7 @@ class Gallery:
     norms: Floats
     files: tuple[tuple[str, ...], ...]
     fingerprint: str
+    reading: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         faults = _faults_of(self)
@@ -60,6 +64,7 @@ class Gallery:
     def with_people(self, others: Gallery, *, replace: bool = False) -> Gallery:
         """This one and others behind; InputError for names that are there, unless they are replaced."""
         _check_fingerprint(others.fingerprint, self.fingerprint, "the new descriptors")
+        self.check_reading(others.reading)
         if self.names and self.descriptors.shape[1] != others.descriptors.shape[1]:
             raise InputError(
                 f"gallery: holds descriptors of {self.descriptors.shape[1]} values, the new ones have "
@@ -81,6 +86,8 @@ class Gallery:
             np.concatenate([kept.norms, others.norms]),
             kept.files + others.files,
             self.fingerprint,
+            # What is not known of some is not known of all.
+            {**others.reading, **self.reading} if others.reading and self.reading else {},
         )
 
     def without(self, names: Sequence[str]) -> Gallery:
@@ -99,11 +106,17 @@ class Gallery:
             self.norms[rows],
             tuple(self.files[row] for row in rows),
             self.fingerprint,
+            self.reading,
         )
 
     def check_model(self, fingerprint: str) -> None:
         """Raises InputError unless that is the model which made the gallery."""
         _check_fingerprint(fingerprint, self.fingerprint, "this model")
+
+    def check_reading(self, reading: Mapping[str, str]) -> None:
+        """Raises InputError where faces were read in another way; where that is not known, warns."""
+        if reading and len(self):
+            check_read_alike("gallery", self.reading, reading, "enroll anew into another file")
 
 
 def open_gallery(path: Path) -> Gallery:
@@ -122,13 +135,15 @@ def open_gallery(path: Path) -> Gallery:
         raise InputError(
             f"{path}: cannot be read as a gallery ({fault}). Restore it from a copy, or enroll anew."
         ) from None
-    wanted = {"schema", "names", "descriptors", "norms", "files", "fingerprint"}
+    wanted = {"schema", "names", "descriptors", "norms", "files", "fingerprint", "reading"}
+    schema = int(values.get("schema", SCHEMA))
+    if schema != SCHEMA:
+        raise InputError(
+            f"{path}: a gallery of form {schema}, and this program reads form {SCHEMA}, which says how faces "
+            "were read. Enroll anew into another file."
+        )
     if missing := sorted(wanted - set(values)):
         raise InputError(f"{path}: is no gallery: {', '.join(missing)} missing. Expected a file of 'enroll'.")
-    if int(values["schema"]) != SCHEMA:
-        raise InputError(
-            f"{path}: a gallery of form {int(values['schema'])}, this program reads form {SCHEMA}."
-        )
     try:
         return Gallery(
             tuple(values["names"].tolist()),
@@ -136,6 +151,7 @@ def open_gallery(path: Path) -> Gallery:
             values["norms"],
             tuple(tuple(names) for names in json.loads(values["files"].tobytes())),
             str(values["fingerprint"]),
+            {str(key): str(value) for key, value in json.loads(str(values["reading"])).items()},
         )
     except (InputError, ValueError, TypeError) as fault:
         raise InputError(f"{path}: {fault}") from None
@@ -199,6 +215,7 @@ def _write(path: Path, gallery: Gallery) -> None:
         "norms": gallery.norms,
         "files": files,
         "fingerprint": np.array(gallery.fingerprint),
+        "reading": np.array(json.dumps(dict(gallery.reading))),
     }
     require_free_space(path.parent, sum(value.nbytes for value in values.values()) + 4096)
     with atomic_path(path) as temporary, temporary.open("wb") as stream:

@@ -20,6 +20,7 @@ from recognition.decisions import Decisions, decide
 from recognition.flags import add_model_flags, add_set_flags, model_of, set_options_of, sources_of
 from recognition.gallery import SUFFIX, Gallery, enroll, open_gallery, remove
 from recognition.model import FaceModel
+from recognition.reading import reading_of, reading_text
 from recognition.search import (
     Matches,
     OpenSetThreshold,
@@ -56,7 +57,7 @@ def enroll_sets(args: argparse.Namespace) -> None:
     Raises:
         InputError: flags, sets, weights or a gallery that cannot be used; nothing was changed then.
     """
-    sources, options, model, gallery = _opened(args, may_be_missing=True)
+    sources, options, model, reading, gallery = _opened(args, may_be_missing=True)
     if gallery is not None and not args.replace:
         # Hours before the photos are embedded, not after.
         there = sorted({source.name for source in sources} & set(gallery.names))
@@ -75,6 +76,7 @@ def enroll_sets(args: argparse.Namespace) -> None:
         np.array([each.norm for each in sets], np.float32),
         tuple(tuple(each.files) for each in sets),
         model.fingerprint,
+        reading,
     )
     after = enroll(args.gallery, people, replace=args.replace)
     if empty:
@@ -107,10 +109,10 @@ def search_sets(args: argparse.Namespace) -> None:
     faults.raise_if_any()
     if opened is None:
         return
-    sources, options, model, gallery = opened
+    sources, options, model, reading, gallery = opened
     calibrated = None
     if calibration is not None:
-        calibrated = read_calibration(calibration, model.fingerprint, fmr, aligned=options.aligned)
+        calibrated = read_calibration(calibration, model.fingerprint, fmr, reading=reading)
     if gallery is None or not len(gallery):
         raise InputError(f"{args.gallery}: nobody is enrolled.")
     threshold = None
@@ -152,7 +154,7 @@ def list_people(args: argparse.Namespace) -> None:
         print(f"{name:{width}}  {len(files):6,} faces  norm {norm:6.2f}")
     print(
         f"{args.gallery}: {len(gallery):,} people, {gallery.descriptors.shape[1]} values each, "
-        f"made with the model {gallery.fingerprint[:12]}"
+        f"made with the model {gallery.fingerprint[:12]}; {reading_text(gallery.reading)}"
     )
 
 
@@ -240,8 +242,8 @@ def threshold_text(threshold: OpenSetThreshold, gallery: Gallery) -> str:
 
 def _opened(
     args: argparse.Namespace, *, may_be_missing: bool
-) -> tuple[list[SetSource], SetOptions, FaceModel, Gallery | None]:
-    """Sets, how to read them, the model and the gallery of the flags; all faults in one message."""
+) -> tuple[list[SetSource], SetOptions, FaceModel, dict[str, str], Gallery | None]:
+    """Sets, how to read them, the model, the record of both, and the gallery; all faults in one message."""
     faults = Faults()
     missing = may_be_missing and not args.gallery.exists()
     if may_be_missing and args.gallery.suffix != SUFFIX:
@@ -252,10 +254,15 @@ def _opened(
     model = faults.of(lambda: model_of(args))
     if gallery is not None and model is not None:
         faults.of(lambda: gallery.check_model(model.fingerprint))
+    reading: dict[str, str] | None = None
+    if sources is not None and options is not None and model is not None:
+        reading = faults.of(lambda: reading_of(model, options, sources))
+    if gallery is not None and reading is not None:
+        faults.of(lambda: gallery.check_reading(reading))
     faults.raise_if_any()
-    if sources is None or options is None or model is None:
+    if sources is None or options is None or model is None or reading is None:
         raise RuntimeError("what is None has left a fault")
-    return sources, options, model, gallery
+    return sources, options, model, reading, gallery
 
 
 def _descriptors(sets: Sequence[DescribedSet]) -> NDArray[np.float32]:

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from backbone_spec import BackboneSpec
+from backbone_spec import BackboneSpec, preprocessing
 from command import chosen_device
 from coreset import AGGREGATORS, FaceSets, build_aggregator, has_to_be_trained
 from data.alignment import ALIGNMENT
@@ -27,6 +27,8 @@ from net import Backbone
 from weights import Overrides, load_aggregator, load_backbone, prepare_for, weights_digest
 
 NO_FLIP = "none"
+# The same in stores and result files.
+NOT_USED = "not used"
 # What a bare backbone is given: no training, and the best of the means on every set that we measured.
 # Of a bare backbone: where its norm is a measure of quality, and where it is none.
 DEFAULT_POOLING, POOLING_WITHOUT_NORM = "norm_weighted", "mean"
@@ -66,6 +68,10 @@ class FaceModel:
     def embedding_size(self) -> int:
         """D of features and descriptors, those of mirror images joined."""
         return self.spec.embedding_size * (2 if self.flip == "concat" else 1)
+
+    def preprocessing(self, alignment: str) -> dict[str, str]:
+        """`backbone_spec.preprocessing` of faces that were aligned so."""
+        return _preprocessing(self.spec, self.flip, alignment)
 
 
 @dataclass(frozen=True, eq=False)
@@ -289,6 +295,11 @@ def _check_fit(aggregator: nn.Module, size: int, source: Path | str) -> None:
         )
 
 
+def _preprocessing(spec: BackboneSpec, flip: str, alignment: str) -> dict[str, str]:
+    told = NOT_USED if flip == NO_FLIP else flip
+    return preprocessing(spec, alignment=alignment, flip=told, precision="32")
+
+
 def _fingerprint(backbone: Backbone, flip: str, aggregator: nn.Module, name: str) -> str:
     # Options are read from the modules: a checkpoint of somebody else's does not tell them.
     options = {
@@ -301,9 +312,8 @@ def _fingerprint(backbone: Backbone, flip: str, aggregator: nn.Module, name: str
     parts = {
         "revision": _REVISION,
         "backbone": weights_digest(backbone),
-        "spec": backbone.spec.to_dict(),
-        "flip": flip,
-        "alignment": ALIGNMENT,
+        **_preprocessing(backbone.spec, flip, ALIGNMENT["alignment"]),
+        **ALIGNMENT,
         "aggregator": name,
         "options": options,
         "aggregator_weights": weights_digest(aggregator),

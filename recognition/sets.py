@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from data.detection import FaceDetector, find_detector
 from data.face_measures import FaceMeasures, measure_face
-from data.image_files import VIDEO_SUFFIXES, people_root, subfolders, unpacked_note, visible
+from data.image_files import is_video, people_root, subfolders, unpacked_note, visible
 from data.photos import check_aligned, read_photo, thumbnail
 from data.sources import Image
 from data.videos import expected_frames, frames
@@ -165,7 +165,7 @@ def describe_sets(
     waiting: list[tuple[_Gathered, Image]] = []
     colours = ColourSample()
     with tqdm(desc="finding faces", unit=" images", disable=not progress, mininterval=0.5) as bar:
-        bar.total = sum(_expected(file, options.fps) for each in sources for file in _files(each.path))
+        bar.total = sum(_expected(file, options.fps) for each in sources for file in files_of(each.path))
         for number, look in looks(sources, options, detector):
             into = gathered[number]
             into.rejected.extend(look.rejected)
@@ -207,13 +207,13 @@ def looks(
     files = [
         (number, medium, file)
         for number, source in enumerate(sources)
-        for medium, file in enumerate(_files(source.path))
+        for medium, file in enumerate(files_of(source.path))
     ]
-    photos = iter([(file, medium) for _, medium, file in files if not _is_video(file)])
+    photos = iter([(file, medium) for _, medium, file in files if not is_video(file)])
     ahead: deque[Future[Look]] = deque()
     with ThreadPoolExecutor(_READERS) as pool:
         for number, medium, file in files:
-            if _is_video(file):
+            if is_video(file):
                 for look in reader.video(file, medium):
                     yield number, look
                 continue
@@ -313,7 +313,7 @@ def _described(model: FaceModel, source: SetSource, gathered: _Gathered) -> Desc
     )
 
 
-def _files(path: Path) -> list[Path]:
+def files_of(path: Path) -> list[Path]:
     """The files of a set by name."""
     return [file for file in visible(path) if file.is_file()] if path.is_dir() else [path]
 
@@ -321,7 +321,7 @@ def _files(path: Path) -> list[Path]:
 def _fault_of_set(path: Path) -> str | None:
     if not path.exists():
         return f"{path}: there is no such folder, image or video."
-    if path.is_dir() and not _files(path):
+    if path.is_dir() and not files_of(path):
         hint = f" It holds folders: did you mean --images_root {path}?" if subfolders(path) else ""
         return f"{path}: there are no photos in this folder.{hint}"
     return None
@@ -346,12 +346,8 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return names
 
 
-def _is_video(path: Path) -> bool:
-    return path.suffix.lower() in VIDEO_SUFFIXES
-
-
 def _expected(path: Path, fps: float) -> int:
-    return expected_frames(path, fps) if _is_video(path) else 1
+    return expected_frames(path, fps) if is_video(path) else 1
 
 
 def _without_path(fault: InputError, path: Path) -> str:

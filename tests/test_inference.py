@@ -164,8 +164,21 @@ def test_without_sets_the_example_is_shown(
     for name in ("alex_album", "alex_camera", "robin_album"):
         assert name in said
         assert len(list((tmp_path / "out" / "example_sets" / name).iterdir())) >= 9
-    # Again: what is there is drawn anew, not added to.
+    # Again: what is there is the same.
     assert run("--weights", checkpoint, "--out", tmp_path / "out", "--device", "cpu") == 0
+
+
+@pytest.mark.parametrize("mine", ["alex_album/mine.jpg", "notes.txt", "robin_album/00.png"])
+def test_the_example_removes_and_shows_nobody_elses_files(
+    mine: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "out" / "example_sets" / mine
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"the only copy")
+    assert run("--weights", checkpoint, "--out", tmp_path / "out", "--device", "cpu") == 2
+    assert str(path) in capsys.readouterr().err
+    assert path.read_bytes() == b"the only copy"
+    assert [each for each in (tmp_path / "out").rglob("*") if each.is_file()] == [path]
 
 
 def test_the_example_without_a_trained_demo_says_how_to_get_one(

@@ -100,6 +100,21 @@ def test_two_are_trained_judged_and_not_made_again(
     ]
 
 
+def test_what_a_stopped_training_left_stays_and_is_not_judged(args: Namespace, tmp_path: Path) -> None:
+    runs = args.out / "runs" / "nan-seed3"
+    for name in ("run_2", "run_9"):
+        (runs / name).mkdir(parents=True)
+        (runs / name / "last.ckpt").write_text("stopped")
+    trainer = tmp_path / "trainer.py"
+    trainer.write_text(
+        "import sys\nfrom pathlib import Path\nfolder = Path(sys.argv[sys.argv.index('--out') + 1]) / 'run_10'\n"
+        "folder.mkdir()\n(folder / 'last.ckpt').write_text('done')\n"
+    )
+    made = rivals._trained(args, rivals.RIVALS["nan"], "nan", 3, [str(trainer)])
+    assert made["checkpoint"].read_text() == "done"
+    assert [path.read_text() for path in sorted(runs.glob("*/last.ckpt"))] == ["done", "stopped", "stopped"]
+
+
 @pytest.mark.slow
 def test_what_was_trained_is_judged_elsewhere_without_training(args: Namespace, tmp_path: Path) -> None:
     args.aggregators, args.reference = ["learned_map"], "learned_map"

@@ -337,6 +337,14 @@ def test_a_pack_is_not_written_over(face_folder: Callable[..., Path], pack: Path
     with pytest.raises(InputError, match="was not drawn"):
         draw_pack(pack, num_subjects=2, seed=0)
     assert (pack / "train.rec").read_bytes() == before
+    for name in ("train.idx", "property", "subjects.txt"):
+        out = pack.parent / name.replace(".", "_")
+        out.mkdir()
+        (out / name).write_text("the only copy")
+        with pytest.raises(InputError, match=f"{name}: is there already"):
+            pack_folder(face_folder(2, 2, f"of_{name}"), out)
+        assert (out / name).read_text() == "the only copy"
+        assert len(list(out.iterdir())) == 1
 
 
 def test_a_folder_becomes_a_pack_and_back(face_folder: Callable[..., Path], tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_search_decides_on_matches(
     [
         (("--aggregator", "mean"), "was made for another model"),
         (("--flip", "average"), "was made for another model"),
-        ((), "was made with faces that were read as aligned ones"),
+        ((), "alignment: as stored there"),
     ],
 )
 def test_a_calibration_of_other_means_is_refused(

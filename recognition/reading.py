@@ -1,0 +1,85 @@
+"""How faces were read and preprocessed for descriptors that are kept, and whether others are read alike.
+
+Galleries and calibration files both keep this record. The model itself is told by its fingerprint.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from data.alignment import ALIGNMENT, AS_STORED
+from data.detection import DETECTION_REVISION, find_detector
+from data.image_files import is_video
+from errors import InputError, InputWarning
+from files import sha256_of
+from recognition.model import FaceModel
+from recognition.sets import SetOptions, SetSource, files_of
+
+# What was found before there was more of it: faces aligned already, or aligned here.
+_ALIGNMENTS = {True: AS_STORED, False: ALIGNMENT["alignment"]}
+
+# The flag that decides a part of the record.
+_FLAGS = {"alignment": "--aligned", "detector": "--detector", "fps": "--fps", "flip": "--flip"}
+
+
+def reading_of(model: FaceModel, options: SetOptions, sources: Iterable[SetSource]) -> dict[str, str]:
+    """The record for faces of these sets. Frames a second are in it where there are videos.
+
+    Raises:
+        InputError: no detector.
+    """
+    record = model.preprocessing(_ALIGNMENTS[options.aligned])
+    if not options.aligned:
+        detector = sha256_of(find_detector(options.detector))
+        record["detector"] = f"SHA-256 {detector[:16]}, revision {DETECTION_REVISION}"
+    if any(is_video(file) for source in sources for file in files_of(source.path)):
+        record["fps"] = f"{options.fps:g}"
+    return record
+
+
+def reading_of_content(content: Mapping[str, object]) -> dict[str, str]:
+    """The record that a calibration file holds; of files of before, what they say."""
+    found = content.get("reading")
+    if isinstance(found, dict):
+        return {str(key): str(value) for key, value in found.items()}
+    aligned = content.get("aligned")
+    return {"alignment": _ALIGNMENTS[aligned]} if isinstance(aligned, bool) else {}
+
+
+def reading_text(record: Mapping[str, str]) -> str:
+    """The parts that flags decide, in words."""
+    told = [f"{key} {record[key]}" for key in _FLAGS if key in record]
+    return f"faces: {', '.join(told)}" if told else "how its faces were read is not known"
+
+
+def check_read_alike(path: Path | str, made: Mapping[str, str], here: Mapping[str, str], remedy: str) -> None:
+    """Compares two records; what one of them does not tell is taken for alike.
+
+    Args:
+        path: of the file that `made` is from, for messages.
+        made: empty where the file says nothing, which is a warning.
+        here: of the faces in use.
+        remedy: what to do beside reading them the same way.
+
+    Raises:
+        InputError: they differ.
+    """
+    if not made:
+        warnings.warn(
+            f"{path}: does not say how its faces were read (aligned or found by a detector, which one). "
+            "Scores are right only if these are read the same way.",
+            InputWarning,
+            stacklevel=2,
+        )
+    differ = [key for key in made if key in here and made[key] != here[key]]
+    if differ:
+        flags = ", ".join(dict.fromkeys(_FLAGS[key] for key in differ if key in _FLAGS))
+        raise InputError.from_faults(
+            [
+                f"{path}: was made with faces that were read in another way than these. Read them the same "
+                f"way{f' ({flags})' if flags else ''}, or {remedy}.",
+                *(f"  {key}: {made[key]} there, {here[key]} now" for key in differ),
+            ]
+        )
