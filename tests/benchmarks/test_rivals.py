@@ -107,7 +107,8 @@ def test_what_a_stopped_training_left_stays_and_is_not_judged(args: Namespace, t
         (runs / name / "last.ckpt").write_text("stopped")
     trainer = tmp_path / "trainer.py"
     trainer.write_text(
-        "import sys\nfrom pathlib import Path\nfolder = Path(sys.argv[sys.argv.index('--out') + 1]) / 'run_10'\n"
+        "import sys\nfrom pathlib import Path\n"
+        "folder = Path(sys.argv[sys.argv.index('--out') + 1]) / 'run_10'\n"
         "folder.mkdir()\n(folder / 'last.ckpt').write_text('done')\n"
     )
     made = rivals._trained(args, rivals.RIVALS["nan"], "nan", 3, [str(trainer)])
