@@ -39,6 +39,7 @@ from benchmarks.rivals_table import Row, score_normalisation_of, write_tables
 from command import build_parser, run_command
 from coreset import build_aggregator
 from data.feature_bank import read_given
+from data.names import normal, read_names
 from errors import InputError
 from files import atomic_write
 from weights import load_aggregator
@@ -332,7 +333,7 @@ def training_flags(args: argparse.Namespace, rival: Rival, seed: int, out: Path)
     """
     flags_of = {
         "features": args.features.resolve(),
-        "without_subjects": args.judged_subjects.resolve(),
+        **({"without_subjects": args.judged_subjects.resolve()} if _holds_test_subjects(args) else {}),
         "preset": rival.preset,
         "aggregator": rival.aggregator,
         "seed": seed,
@@ -349,6 +350,12 @@ def training_flags(args: argparse.Namespace, rival: Rival, seed: int, out: Path)
     if rival.options:
         command += ["--aggregator_options", *(f"{k}={json.dumps(v)}" for k, v in rival.options.items())]
     return command
+
+
+def _holds_test_subjects(args: argparse.Namespace) -> bool:
+    """Whether there is anybody to exclude from training: main.py refuses a list that names none of its subjects."""
+    listed = read_names(args.judged_subjects)
+    return any(normal(subject) in listed for subject in read_given(args.features).subjects)
 
 
 def _file_name(name: str) -> str:

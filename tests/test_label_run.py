@@ -230,15 +230,15 @@ def test_too_few_subjects_are_told_and_contrasted(
 
 def test_the_margin_head_stays_where_there_are_classes_for_it(flags: dict[str, Any]) -> None:
     settings = resolve(_without(flags), None)
-    assert losses_of(settings, ENOUGH_CLASSES) == (settings, "")
-    same, warning = losses_of(settings, FEWEST_CLASSES)
+    assert losses_of(settings, ENOUGH_CLASSES, 1) == (settings, "")
+    same, warning = losses_of(settings, FEWEST_CLASSES, 1)
     assert same == settings
     assert f"{FEWEST_CLASSES} subjects are few" in warning
-    changed, warning = losses_of(settings, FEWEST_CLASSES - 1)
+    changed, warning = losses_of(settings, FEWEST_CLASSES - 1, 1)
     assert changed.contrast_weight == 1.0
     assert "contrasted instead" in warning
     with pytest.raises(InputError, match="even number"):
-        losses_of(resolve(_without(flags) | {"batch_size": 7}, None), 2)
+        losses_of(resolve(_without(flags) | {"batch_size": 7}, None), 2, 1)
 
 
 def _without(flags: dict[str, Any]) -> dict[str, Any]:

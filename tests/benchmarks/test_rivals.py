@@ -57,7 +57,7 @@ def args(tmp_path: Path, data: Dataset, monkeypatch: pytest.MonkeyPatch) -> Name
     faces = np.stack([of_subject[data.subject_of[template]] for _, template, _ in data.faces])
     np.save(judged / "features.npy", unit_rows(rng, faces, 1.0))
     np.save(judged / "norms.npy", rng.uniform(5, 20, len(faces)).astype(np.float32))
-    (tmp_path / "subjects.txt").write_text("judged_1\njudged_2\n")
+    (tmp_path / "subjects.txt").write_text("trained_3\njudged_2\n")
     given = {
         "features": tmp_path / "train.npz",
         "data_root": data.root,
@@ -215,6 +215,9 @@ def test_the_budget_is_the_same_for_all(args: Namespace, tmp_path: Path) -> None
         # Who is judged is never trained on.
         assert flag(command, "without_subjects") == str(args.judged_subjects)
     sab = rivals.training_flags(args, rivals.RIVALS["set_transformer_sab"], 7, tmp_path)
+    # A list that names none of the subjects would be refused.
+    args.judged_subjects.write_text("judged_1\n")
+    assert "--without_subjects" not in rivals.training_flags(args, rivals.RIVALS["nan"], 7, tmp_path)
     assert sab[-2:] == ["--aggregator_options", "inducing_points=0"]
 
 
