@@ -353,7 +353,7 @@ def training_flags(args: argparse.Namespace, rival: Rival, seed: int, out: Path)
 
 
 def _holds_test_subjects(args: argparse.Namespace) -> bool:
-    """Whether there is anybody to exclude from training: main.py refuses a list that names none of its subjects."""
+    """Whether the list names subjects of the training features; main.py refuses one that names none."""
     listed = read_names(args.judged_subjects)
     return any(normal(subject) in listed for subject in read_given(args.features).subjects)
 

@@ -57,7 +57,7 @@ def args(tmp_path: Path, data: Dataset, monkeypatch: pytest.MonkeyPatch) -> Name
     faces = np.stack([of_subject[data.subject_of[template]] for _, template, _ in data.faces])
     np.save(judged / "features.npy", unit_rows(rng, faces, 1.0))
     np.save(judged / "norms.npy", rng.uniform(5, 20, len(faces)).astype(np.float32))
-    (tmp_path / "subjects.txt").write_text("trained_3\njudged_2\n")
+    (tmp_path / "subjects.txt").write_text("judged_1\njudged_2\n")
     given = {
         "features": tmp_path / "train.npz",
         "data_root": data.root,
@@ -198,6 +198,8 @@ def test_every_trained_aggregator_and_every_pooling_is_a_row() -> None:
 
 
 def test_the_budget_is_the_same_for_all(args: Namespace, tmp_path: Path) -> None:
+    args.judged_subjects.write_text("trained_3\n")
+
     def flag(command: list[str], name: str) -> str:
         return command[command.index(f"--{name}") + 1]
 
@@ -222,6 +224,7 @@ def test_the_budget_is_the_same_for_all(args: Namespace, tmp_path: Path) -> None
 
 
 def test_the_row_of_the_paper_is_its_recipe_but_for_the_budget(args: Namespace, tmp_path: Path) -> None:
+    args.judged_subjects.write_text("trained_3\n")
     command = rivals.training_flags(args, rivals.RIVALS["coreset_published"], 7, tmp_path)
     row = resolve(vars(main.flags().parse_args(command)), None).to_dict()
     paper = resolve({"features": row["features"], "preset": "published"}, None).to_dict()
