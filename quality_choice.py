@@ -7,6 +7,7 @@ in `evaluation.reject_curves`.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,8 +19,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from coreset.quality import FaceQuality
+from data.near_duplicates import copies_text, find_copies, sketch
 from data.quality_measures import detector_scores, sharpness
-from data.sources import Image, SubjectIndex, open_source
+from data.sources import FaceSource, Image, SubjectIndex, open_source
 from data.views import degrade, draw_degradation
 from embedding import embed_arrays
 from errors import InputError
@@ -158,7 +160,7 @@ def choose_quality(
         TooFewPeopleError: too few subjects with two images.
         InputError: features that are not finite.
     """
-    faces, subjects, people = _degraded(images, num_images, seed)
+    faces, subjects, people, copies = _degraded(images, num_images, seed)
     features, norms = embed_arrays(backbone, np.stack(faces))
     if not (np.isfinite(features).all() and np.isfinite(norms).all()):
         raise InputError("features that are not finite; the weights may be damaged.")
@@ -182,7 +184,8 @@ def choose_quality(
         replicates=replicates,
         seed=seed,
     )
-    return QualityChoice(found.choice or NONE, found, _text(found, len(faces), people, left_out))
+    text = "\n".join([_text(found, len(faces), people, left_out), *copies])
+    return QualityChoice(found.choice or NONE, found, text)
 
 
 def curves_content(choice: QualityChoice, name: str) -> dict[str, Any]:
@@ -203,8 +206,10 @@ def curves_content(choice: QualityChoice, name: str) -> dict[str, Any]:
     }
 
 
-def _degraded(images: Path, num_images: int, seed: int) -> tuple[list[Image], NDArray[np.int64], int]:
-    """Faces, the number (N,) of each one's subject, and how many subjects."""
+def _degraded(
+    images: Path, num_images: int, seed: int
+) -> tuple[list[Image], NDArray[np.int64], int, list[str]]:
+    """Faces, the number (N,) of each one's subject, how many subjects, and sentences on copies left out."""
     source = open_source(images)
     rng = np.random.default_rng([seed, 11])
     chosen: list[tuple[int, int]] = []
@@ -219,13 +224,31 @@ def _degraded(images: Path, num_images: int, seed: int) -> tuple[list[Image], ND
         some = rng.permutation(rows)[: min(_FACES_OF_ONE, num_images - len(chosen))]
         chosen += [(int(row), people) for row in some]
         people += 1
+    chosen, copies = _without_copies(source, chosen)
+    numbers = np.unique([person for _, person in chosen], return_inverse=True)[1].reshape(-1)
+    people = int(numbers.max(initial=-1)) + 1
     if people < _FEWEST_PEOPLE:
         raise TooFewPeopleError(
             f"{images}: {people} subjects with two images or more (of the {num_images} images looked at); "
             f"expected {_FEWEST_PEOPLE} or more to tell what rejecting poor faces saves."
         )
     faces = [degrade(source.image(row), draw_degradation(rng, float(rng.random())), rng) for row, _ in chosen]
-    return faces, np.array([subject for _, subject in chosen], np.int64), people
+    return faces, numbers.astype(np.int64), people, copies
+
+
+def _without_copies(
+    source: FaceSource, chosen: list[tuple[int, int]]
+) -> tuple[list[tuple[int, int]], list[str]]:
+    """(row, person) of images that are no copies, of people with two such; and sentences on the others."""
+    persons = np.array([person for _, person in chosen], np.int64)
+    names = {person: source.subjects[int(source.labels[row])] for row, person in chosen}
+    sketches = [sketch(source.image(row))[None] for row, _ in chosen]
+    found = find_copies(sketches, persons, [names[person] for person in sorted(names)])
+    gone = found.left_out
+    left = [each for place, each in enumerate(chosen) if place not in gone]
+    counts = Counter(person for _, person in left)
+    text = copies_text("images", found, [source.describe(row) for row, _ in chosen])
+    return [each for each in left if counts[each[1]] > 1], text
 
 
 @torch.no_grad()

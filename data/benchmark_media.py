@@ -30,7 +30,7 @@ from data.image_files import (
     visible,
 )
 from data.names import check_distinct, match_names, unknown_names
-from data.near_duplicates import Floats, duplicates_between, duplicates_within, sketch
+from data.near_duplicates import SKETCHED_FRAMES, Floats, find_copies, sketch
 from data.photos import decode_photo
 from data.recordio import REC_NAME
 from data.sources import FACE_SIZE, FaceSource, Image, decode_face, open_source
@@ -41,8 +41,6 @@ _Thing = TypeVar("_Thing")
 # Names of subjects and how many media each has -> those that are looked at.
 Choice = Callable[[dict[str, int]], list[str]]
 
-# Copies of a clip are looked for by so many of its frames, evenly spaced.
-_SKETCHED_FRAMES = 3
 # Images that are written as they are; others as PNG.
 _KEPT_SUFFIXES = (".jpg", ".png")
 
@@ -355,58 +353,18 @@ def _check_pictures(pool: MediaPool) -> None:
     for medium in tqdm(pool.media, desc="reading", unit=" media", mininterval=0.5):
         own: list[Floats] = []
         try:
-            own.extend(sketch(pool.image(frame)) for frame in evenly(medium.frames, _SKETCHED_FRAMES))
+            own.extend(sketch(pool.image(frame)) for frame in evenly(medium.frames, SKETCHED_FRAMES))
         except InputError as fault:
             pool.rejected.append((medium.name, str(fault)))
             continue
         sketches.append(np.stack(own))
         readable.append(medium)
-    gone: set[int] = set()
     subjects = np.array([medium.subject for medium in readable], np.int64)
-    for subject in np.unique(subjects).tolist():
-        places = np.flatnonzero(subjects == subject).tolist()
-        for again, first in duplicates_within([sketches[place] for place in places]).items():
-            pool.duplicates.append((readable[places[again]].name, readable[places[first]].name))
-            gone.add(places[again])
-    left = np.array([place for place in range(len(readable)) if place not in gone], np.int64)
-    if len(left):
-        middle = np.stack([sketches[place][len(sketches[place]) // 2] for place in left])
-        pairs = [(int(left[i]), int(left[j])) for i, j in duplicates_between(middle, subjects[left])]
-        _check_names(pool, readable, pairs, np.bincount(subjects[left]))
-        gone |= {place for pair in pairs for place in pair}
+    copies = find_copies(sketches, subjects, pool.subjects)
+    names, gone = [medium.name for medium in readable], copies.left_out
+    pool.duplicates += [(names[again], names[first]) for again, first in copies.within.items()]
+    pool.two_names += [(names[first], names[second]) for first, second in copies.between]
     pool.media = [medium for place, medium in enumerate(readable) if place not in gone]
-
-
-def _check_names(
-    pool: MediaPool, media: list[Medium], pairs: list[tuple[int, int]], totals: NDArray[np.int64]
-) -> None:
-    """Notes media that stand under two names; `totals` (S,): media of each subject.
-
-    Raises:
-        InputError: all media of a subject stand under one other name too, or one image stands for all.
-    """
-    pool.two_names += [(media[first].name, media[second].name) for first, second in pairs]
-    shared: dict[tuple[int, int], set[int]] = {}
-    for first, second in pairs:
-        for own, other in ((first, second), (second, first)):
-            shared.setdefault((media[own].subject, media[other].subject), set()).add(own)
-    faults = [
-        f"{pool.subjects[own]} and {pool.subjects[other]}: all images of the one are the other's too. Two "
-        "names for one person? Keep one of them, or leave the other out."
-        for (own, other), places in sorted(shared.items())
-        if len(places) >= totals[own]
-        # A single image of a subject that stands under another name too is left out, and told.
-        and (len(places) > 1 or len(shared[other, own]) >= totals[other])
-        and (own < other or len(shared[other, own]) < totals[other])
-    ]
-    if not faults:
-        return
-    if len(faults) > 5:
-        faults = [
-            *faults[:5],
-            f"... and {len(faults) - 5:,} more such pairs of subjects. Is it one image for all?",
-        ]
-    raise InputError.from_faults(faults)
 
 
 def _why_nothing(pool: MediaPool) -> str:

@@ -99,8 +99,8 @@ def check_labels(features: Floats, labels: Ints, limits: LabelLimits | None = No
     """Compares every image with its own subject's other images and with all other subjects.
 
     A subject is the mean of its images' unit features; an image is compared with the mean of the others of
-    its subject, so that it does not vouch for itself. Where two subjects are one person, their images are not
-    misplaced: they are told as a pair of subjects.
+    its subject, copies of it left out, so that it does not vouch for itself. Where two subjects are one
+    person, their images are not misplaced: they are told as a pair of subjects.
 
     Args:
         features: (N, D) unit rows, one an image.
@@ -121,21 +121,39 @@ def check_labels(features: Floats, labels: Ints, limits: LabelLimits | None = No
     sums = np.zeros((len(counts), features.shape[1]), np.float32)
     np.add.at(sums, labels, features)
     same = _same_person(_unit(sums), limits)
+    within = _within(features, labels, limits)
+    others, num_others = sums[labels] - features, counts[labels] - 1
+    for pair in within:
+        for image, copy in ((pair.first, pair.second), (pair.second, pair.first)):
+            others[image] -= features[copy]
+            num_others[image] -= 1
     across = _across(features, labels, limits) if len(features) <= MOST_COMPARED else None
     return LabelFindings(
-        misplaced=_misplaced(features, labels, sums, counts, same, limits),
+        misplaced=_misplaced(features, labels, _unit(sums), _Others(others, num_others), same, limits),
         same_person=same,
-        duplicates=_within(features, labels, limits),
+        duplicates=within,
         duplicates_across=across,
         single=np.flatnonzero(counts == 1).tolist(),
     )
 
 
+@dataclass(frozen=True, eq=False)
+class _Others:
+    """Of each image the other ones of its subject: `sums` (N, D) of their features, `counts` (N,)."""
+
+    sums: Floats
+    counts: Ints
+
+
 def _misplaced(
-    features: Floats, labels: Ints, sums: Floats, counts: Ints, same: list[SamePair], limits: LabelLimits
+    features: Floats,
+    labels: Ints,
+    centres: Floats,
+    others: _Others,
+    same: list[SamePair],
+    limits: LabelLimits,
 ) -> list[Misplaced]:
-    centres = _unit(sums)
-    own = (features * _unit(sums[labels] - features)).sum(axis=1)
+    own = (features * _unit(others.sums)).sum(axis=1)
     alike: dict[int, list[int]] = {}
     for pair in same:
         alike.setdefault(pair.first, []).append(pair.second)
@@ -148,7 +166,7 @@ def _misplaced(
             near[row, alike.get(label, [])] = -np.inf
         other = near.argmax(axis=1)
         best = near[np.arange(len(near)), other]
-        wrong = (best - own[part] > limits.lead) & (counts[labels[part]] > 1)
+        wrong = (best - own[part] > limits.lead) & (others.counts[part] > 0)
         found += [
             Misplaced(part.start + row, int(other[row]), float(own[part.start + row]), float(best[row]))
             for row in np.flatnonzero(wrong).tolist()

@@ -9,17 +9,25 @@ is asked for, since leaving out an image there is said of two names.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from data.sources import Image
+from data.sources import Image, SubjectIndex
+from errors import InputError
 
+# So many frames of a clip are compared, evenly spaced.
+SKETCHED_FRAMES = 3
 SAME_PICTURE = 0.93
 SAME_UNDER_TWO_NAMES = 0.98
 _SIDE = 16
 _BROAD = 2.0
 _BLOCK = 4096
+_SHOWN = 3
+_FAULTS_SHOWN = 5
 
 Floats = NDArray[np.float32]
 
@@ -36,6 +44,64 @@ def sketch(image: Image) -> Floats:
     both -= both.mean(axis=1, keepdims=True)
     lengths = np.linalg.norm(both, axis=1, keepdims=True)
     return np.asarray(both / np.where(lengths < 1, np.inf, lengths), np.float32)
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Media that show a picture again.
+
+    `within`: place of a medium -> an earlier one of its subject, which stays. `between`: pairs of places of
+    different subjects, in order; neither stays, since nobody knows whose picture it is.
+    """
+
+    within: dict[int, int]
+    between: list[tuple[int, int]]
+
+    @property
+    def left_out(self) -> set[int]:
+        """Places of the media that statistics are made without."""
+        return self.within.keys() | {place for pair in self.between for place in pair}
+
+
+def find_copies(sketches: Sequence[Floats], subjects: NDArray[np.int64], names: Sequence[str]) -> Copies:
+    """Looks for copies among the media of all subjects: before pairs of images are counted as mated.
+
+    Args:
+        sketches: of each of N media (n, 2, 256), those of its frames.
+        subjects: (N,) 0..S-1.
+        names: S, for messages.
+
+    Raises:
+        InputError: all pictures of a subject are another one's too.
+    """
+    within: dict[int, int] = {}
+    for places in SubjectIndex(subjects).groups() if len(subjects) else ():
+        for again, first in duplicates_within([sketches[place] for place in places]).items():
+            within[places[again]] = places[first]
+    left = np.array([place for place in range(len(sketches)) if place not in within], np.int64)
+    if not len(left):
+        return Copies(within, [])
+    middle = np.stack([sketches[place][len(sketches[place]) // 2] for place in left.tolist()])
+    between = [(int(left[i]), int(left[j])) for i, j in duplicates_between(middle, subjects[left])]
+    if faults := _two_names(between, subjects, np.bincount(subjects[left], minlength=len(names)), names):
+        raise InputError.from_faults(faults)
+    return Copies(within, between)
+
+
+def copies_text(what: str, copies: Copies, names: Sequence[str]) -> list[str]:
+    """Sentences on the media that are left out; `what`: 'photos'; `names` (N,): of the media."""
+    said = []
+    kinds = (
+        (copies.within.items(), "show the same picture as another of their subject", "as"),
+        (copies.between, "stand under two names, both of each pair", "and"),
+    )
+    for pairs, why, word in kinds:
+        if not pairs:
+            continue
+        shown = ", ".join(f"{names[one]} {word} {names[other]}" for one, other in list(pairs)[:_SHOWN])
+        more = ", ..." if len(pairs) > _SHOWN else ""
+        said.append(f"{len(pairs):,} {what} {why}; they are left out: {shown}{more}")
+    return said
 
 
 def duplicates_within(sketches: list[Floats]) -> dict[int, int]:
@@ -75,3 +141,30 @@ def duplicates_between(sketches: Floats, subjects: NDArray[np.int64]) -> list[tu
             differ = (first < second) & (subjects[first] != subjects[second])
             found += zip(first[differ].tolist(), second[differ].tolist(), strict=True)
     return sorted(found)
+
+
+def _two_names(
+    pairs: list[tuple[int, int]], subjects: NDArray[np.int64], totals: NDArray[np.int64], names: Sequence[str]
+) -> list[str]:
+    """Sentences on subjects all of whose media stand under one other name too.
+
+    `totals` (S,): media of each.
+    """
+    shared: dict[tuple[int, int], set[int]] = {}
+    for first, second in pairs:
+        for own, other in ((first, second), (second, first)):
+            shared.setdefault((int(subjects[own]), int(subjects[other])), set()).add(own)
+    faults = [
+        f"{names[own]} and {names[other]}: all images of the one are the other's too. Two names for one "
+        "person? Keep one of them, or leave the other out."
+        for (own, other), places in sorted(shared.items())
+        if len(places) >= totals[own]
+        # A single image of a subject that stands under another name too is left out, and told.
+        and (len(places) > 1 or len(shared[other, own]) >= totals[other])
+        and (own < other or len(shared[other, own]) < totals[other])
+    ]
+    if len(faults) > _FAULTS_SHOWN:
+        faults[_FAULTS_SHOWN:] = [
+            f"... and {len(faults) - _FAULTS_SHOWN:,} more such pairs of subjects. Is it one image for all?"
+        ]
+    return faults

@@ -354,6 +354,10 @@ class SubjectIndex:
         """(n,) rows of the subject's images, in order: a view, nothing is copied."""
         return self.rows[self.offsets[subject] : self.offsets[subject + 1]]
 
+    def groups(self) -> list[list[int]]:
+        """The rows of each subject that has some."""
+        return [self.images_of(subject).tolist() for subject in np.flatnonzero(self.counts()).tolist()]
+
     def counts(self) -> NDArray[np.int64]:
         """(S,) images of each subject."""
         return np.diff(self.offsets)

@@ -209,7 +209,7 @@ def _fit(landmarks: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     transforms = similarity_transforms(landmarks)
     scales = np.hypot(transforms[:, 0, 0], transforms[:, 1, 0])
     squares = np.zeros(len(landmarks))
-    # Axis by axis: a product of small matrices for each face takes five times as long.
+    # Axis by axis: a product of small matrices for each face takes three times as long.
     for axis in (0, 1):
         to_x, to_y, shift = transforms[:, axis].T[:, :, None]
         squares += (

@@ -96,12 +96,16 @@ def calibrate_sets(args: argparse.Namespace) -> None:
         raise RuntimeError("what is None has left a fault")
     print(model.about)
     labelled = describe_labelled(model, sources, options, seed=args.seed)
-    normalisation = None
+    normalisation, cohort_notes = None, []
     if others:
         people = describe_labelled(model, others, options, seed=args.seed)
         normalisation = normalised_with(people, method)
-    for note in labelled.notes[:_NOTES_SHOWN]:
+        cohort_notes = [f"--cohort: {note}" for note in people.notes]
+    notes = [*labelled.notes, *cohort_notes]
+    for note in notes[:_NOTES_SHOWN]:
         print(f"left out: {note}")
+    if len(notes) > _NOTES_SHOWN:
+        print(f"left out: and {len(notes) - _NOTES_SHOWN:,} more")
     content, text = calibration_of(
         model, labelled, normalisation, reading=reading, replicates=args.replicates, seed=args.seed
     )

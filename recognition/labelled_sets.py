@@ -16,8 +16,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from data.benchmark_media import evenly
+from data.decoding import decode_image
 from data.image_files import people_root, subfolders, unpacked_note, visible
 from data.names import check_distinct
+from data.near_duplicates import SKETCHED_FRAMES, copies_text, find_copies, sketch
 from errors import InputError, InputWarning
 from evaluation.calibration import FEWEST_PEOPLE, SIZE_GROUPS
 from evaluation.enrolment_failures import EnrolmentFailures
@@ -105,23 +108,29 @@ def describe_labelled(
 ) -> LabelledSets:
     """Describes all sets; the same seed splits photos alike, whoever else is in the folder.
 
+    A photo that a subject has twice counts once: two sets that share a picture are no mated pair.
+
     Raises:
-        InputError: no face in any folder.
+        InputError: no face in any folder, or all photos of a subject are another one's too.
     """
     described, empty = describe_sets(model, [each.source for each in sources], options)
     of_name = {each.source.name: each for each in sources}
     notes = [f"{each.name}: no face in it; it is left out." for each in empty]
     if not described:
         raise InputError("no face was found in any of the folders; nothing is written.")
+    kept, said = without_copies(described, [of_name[each.name].subject for each in described])
+    notes = said + notes
     names, sizes, descriptors, subjects = [], [], [], []
-    for each in described:
+    for each, rows_kept in zip(described, kept, strict=True):
         labelled = of_name[each.name]
         media = np.array([face.medium for face in each.faces], np.int64)
-        parts = (
-            [np.arange(len(media))]
-            if labelled.is_set
-            else split_photos(media, np.random.default_rng([seed, zlib.crc32(each.name.encode())]))
-        )
+        if not len(rows_kept):
+            notes.append(f"{each.name}: all of it are copies; it is left out.")
+            continue
+        parts = [rows_kept]
+        if not labelled.is_set:
+            rng = np.random.default_rng([seed, zlib.crc32(each.name.encode())])
+            parts = [rows_kept[part] for part in split_photos(media[rows_kept], rng)]
         for number, rows in enumerate(parts):
             names.append(each.name if labelled.is_set else f"{each.name} (set {number + 1})")
             sizes.append(len(rows))
@@ -143,6 +152,45 @@ def _failures(sources: Sequence[LabelledSource], empty: set[str]) -> EnrolmentFa
     enrolled = {each.subject for each in sources if each.source.name not in empty}
     people = {each.subject for each in sources}
     return EnrolmentFailures(len(sources), len(empty), len(people), len(people - enrolled))
+
+
+def without_copies(
+    described: Sequence[DescribedSet], subjects: Sequence[str]
+) -> tuple[list[NDArray[np.int64]], list[str]]:
+    """Rows of each set's faces that are left when copies of photos and videos are not counted; and sentences.
+
+    Args:
+        described: sets.
+        subjects: whose each is.
+
+    Raises:
+        InputError: as `find_copies`.
+    """
+    people = sorted(set(subjects))
+    number = {name: place for place, name in enumerate(people)}
+    owners: list[int] = []
+    rows: list[NDArray[np.int64]] = []
+    sketches: list[NDArray[np.float32]] = []
+    names: list[str] = []
+    for place, each in enumerate(described):
+        media = np.array([face.medium for face in each.faces], np.int64)
+        for medium in np.unique(media).tolist():
+            own = np.flatnonzero(media == medium)
+            faces = [each.faces[row] for row in evenly(own.tolist(), SKETCHED_FRAMES)]
+            # Thumbnails have six times the side of a sketch.
+            sketches.append(np.stack([sketch(decode_image(face.thumbnail, upright=False)) for face in faces]))
+            owners.append(place)
+            rows.append(own)
+            names.append(f"{each.name}/{faces[0].name}")
+    copies = find_copies(sketches, np.array([number[subjects[owner]] for owner in owners], np.int64), people)
+    gone = copies.left_out
+    kept: list[list[NDArray[np.int64]]] = [[] for _ in described]
+    for medium, owner in enumerate(owners):
+        if medium not in gone:
+            kept[owner].append(rows[medium])
+    return [
+        np.sort(np.concatenate(parts)) if parts else np.zeros(0, np.int64) for parts in kept
+    ], copies_text("photos", copies, names)
 
 
 def split_photos(media: NDArray[np.int64], rng: np.random.Generator) -> list[NDArray[np.int64]]:

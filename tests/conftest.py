@@ -52,10 +52,13 @@ def drawn_face() -> Callable[[int, int], bytes]:
     return _drawn_face
 
 
-def _drawn_face(subject: int, number: int) -> bytes:
-    """A PNG of 112 x 112: a coarse pattern of the subject in skin colours, with some noise of its own."""
+def _drawn_face(subject: int, number: int, spread: int = 25) -> bytes:
+    """A PNG of 112 x 112: a coarse pattern of the subject in skin colours, with some noise of its own.
+
+    With a `spread` of 40 no two are near-duplicates of each other.
+    """
     pattern = np.random.default_rng(subject).integers(60, 200, (7, 7, 1))
-    noise = np.random.default_rng([subject, number]).integers(-25, 25, (7, 7, 1))
+    noise = np.random.default_rng([subject, number]).integers(-spread, spread, (7, 7, 1))
     levels = np.clip(pattern + noise, 0, 255) * np.array([[[0.5, 0.75, 1.0]]])
     image = levels.astype(np.uint8).repeat(16, axis=0).repeat(16, axis=1)
     return cv2.imencode(".png", image)[1].tobytes()
@@ -65,12 +68,12 @@ def _drawn_face(subject: int, number: int) -> bytes:
 def face_folder(tmp_path: Path) -> Callable[..., Path]:
     """Makes `<tmp>/<name>/<subject>/<image>.png` of so many subjects with so many images each."""
 
-    def make(subjects: int, images: int, name: str = "imgs") -> Path:
+    def make(subjects: int, images: int, name: str = "imgs", spread: int = 25) -> Path:
         for subject in range(subjects):
             folder = tmp_path / name / f"s{subject:03}"
             folder.mkdir(parents=True)
             for number in range(images):
-                (folder / f"{number}.png").write_bytes(_drawn_face(subject, number))
+                (folder / f"{number}.png").write_bytes(_drawn_face(subject, number, spread))
         return tmp_path / name
 
     return make

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -46,10 +47,13 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("people")
     for subject in range(PEOPLE):
         (root / f"s{subject:02}").mkdir()
-        pattern = np.random.default_rng(subject).integers(40, 210, (8, 8, 1)).repeat(14, 0).repeat(14, 1)
+        pattern = np.random.default_rng(subject).integers(40, 210, (8, 8, 1))
         for number in range(3):
-            noise = np.random.default_rng([subject, number]).normal(0, 25, (112, 112, 3))
-            image = (pattern + noise).clip(0, 255).astype(np.uint8)
+            rng = np.random.default_rng([subject, number])
+            # Coarse enough that no image is a copy of another.
+            own = (pattern + rng.integers(-50, 50, pattern.shape)).repeat(14, 0).repeat(14, 1)
+            noise = rng.normal(0, 25, (112, 112, 3))
+            image = (own + noise).clip(0, 255).astype(np.uint8)
             cv2.imwrite(str(root / f"s{subject:02}" / f"{number}.png"), image)
     return root
 
@@ -67,6 +71,20 @@ def test_measures_are_compared_on_degraded_faces(people: Path) -> None:
     assert other.curves.curves["sharpness"].partial == found.curves.curves["sharpness"].partial
     assert other.curves.curves["norm"].partial != found.curves.curves["norm"].partial
     assert other.curves.choice != "norm" or found.curves.choice != "norm"
+
+
+def test_copies_are_no_mated_pairs(people: Path, tmp_path: Path) -> None:
+    root = tmp_path / "people"
+    shutil.copytree(people, root, ignore=shutil.ignore_patterns(".face_index"))
+    for folder in root.iterdir():
+        shutil.copy(folder / "0.png", folder / "copy.png")
+    found = choose_quality(Coarse(1), root, num_images=4 * PEOPLE, replicates=20)
+    assert f"{PEOPLE} images show the same picture" in found.text
+    assert found.curves.mated == PEOPLE * 3
+    for path in [path for number in (1, 2) for path in root.glob(f"s*/{number}.png")]:
+        path.unlink()
+    with pytest.raises(TooFewPeopleError, match="0 subjects"):
+        choose_quality(Coarse(1), root, num_images=4 * PEOPLE, replicates=20)
 
 
 def test_it_is_deterministic(people: Path) -> None:

@@ -42,7 +42,8 @@ def slow_findings(features: np.ndarray, labels: np.ndarray, limits: LabelLimits)
     pairs = {(p.first, p.second) for p in same}
     misplaced = []
     for image, own in enumerate(labels.tolist()):
-        rest = [row for row in rows_of[own] if row != image]
+        # Copies of an image say nothing for it.
+        rest = [r for r in rows_of[own] if r != image and features[r] @ features[image] < limits.duplicate]
         others = [s for s in subjects if s != own and (min(s, own), max(s, own)) not in pairs]
         if not rest or not others:
             continue
@@ -197,3 +198,14 @@ def test_without_images_there_is_the_list_alone_and_no_old_sheet(
     alone = CheckedFaces(faces.features, faces.labels, faces.subjects, faces.name, None)
     assert write_report(tmp_path, alone, findings) == ["label_check.csv"]
     assert [path.name for path in tmp_path.iterdir()] == ["label_check.csv"]
+
+
+def test_a_copy_does_not_vouch_for_a_misplaced_image() -> None:
+    features, labels = people([6, 6, 4])
+    # The same image of subject 0 twice among those of subject 2.
+    features = np.concatenate([features, features[:1], features[:1]])
+    labels = np.concatenate([labels, [2, 2]])
+    found = check_labels(features, labels, LabelLimits(same_person=0.9))
+    assert [(each.image, each.other) for each in found.misplaced] == [(16, 0), (17, 0)]
+    alone = check_labels(features[:17], labels[:17], LabelLimits(same_person=0.9))
+    assert found.misplaced[0].to_own == pytest.approx(alone.misplaced[0].to_own, abs=1e-5)

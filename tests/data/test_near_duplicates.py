@@ -6,8 +6,16 @@ import cv2
 import numpy as np
 import pytest
 
-from data.near_duplicates import duplicates_between, duplicates_within, sketch
+from data.near_duplicates import (
+    Copies,
+    copies_text,
+    duplicates_between,
+    duplicates_within,
+    find_copies,
+    sketch,
+)
 from data.synthetic import draw_faces
+from errors import InputError
 
 Image = np.ndarray
 
@@ -72,3 +80,32 @@ def test_pictures_under_two_names_are_found_across_blocks(
     found = duplicates_between(np.stack([sketch(image) for image in images]), subjects)
     # Number 8 is of the subject of number 1, hence no other name.
     assert found == [(0, 7), (4, 6)]
+
+
+def found_in(
+    images: list[Image], subjects: list[int], names: tuple[str, ...] = ("ann", "bob", "eve")
+) -> Copies:
+    return find_copies([sketch(image)[None] for image in images], np.array(subjects), names)
+
+
+def test_copies_of_all_subjects_are_found_by_place(photos: list[Image]) -> None:
+    # Out of order: ann has photos 0, 1 and 0 again, bob 2 and 3, eve 4 and one of bob's.
+    images = [photos[2], photos[0], photos[1], photos[4], photos[0][:, ::-1], photos[3], photos[3]]
+    copies = found_in(images, [1, 0, 0, 2, 0, 1, 2])
+    assert copies.within == {4: 1}
+    assert copies.between == [(5, 6)]
+    assert copies.left_out == {4, 5, 6}
+    said = copies_text("photos", copies, [f"file{place}" for place in range(7)])
+    assert [part in line for part, line in zip(("1 photos", "1 photos"), said, strict=True)] == [True, True]
+    assert "file4 as file1" in said[0]
+    assert "file5 and file6" in said[1]
+    assert copies_text("photos", found_in(photos[:3], [0, 1, 2]), ["a", "b", "c"]) == []
+
+
+def test_one_person_under_two_names_is_refused(photos: list[Image]) -> None:
+    with pytest.raises(InputError, match="ann and eve: all images of the one are the other's too"):
+        found_in([photos[0], photos[1], photos[2], photos[0], photos[1]], [0, 0, 1, 2, 2])
+
+
+def test_copies_of_nothing_are_none() -> None:
+    assert found_in([], []).left_out == set()

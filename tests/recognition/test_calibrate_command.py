@@ -27,7 +27,7 @@ def run(*arguments: object) -> int:
 @pytest.fixture
 def root(face_folder: Folder) -> Path:
     """46 people, as many as a rate of 1e-02 needs."""
-    return face_folder(46, 3, "people")
+    return face_folder(46, 3, "people", spread=40)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
@@ -42,13 +43,13 @@ def test_all_sizes_come_of_many_photos() -> None:
 
 
 def test_subfolders_are_sets_and_loose_photos_are_split(
-    model: FaceModel, face_folder: Folder, tmp_path: Path, drawn_face: Callable[[int, int], bytes]
+    model: FaceModel, face_folder: Folder, tmp_path: Path, drawn_face: Callable[..., bytes]
 ) -> None:
-    root = face_folder(12, 3)
-    for name in ("2019", "2024"):
+    root = face_folder(12, 3, spread=40)
+    for place, name in ((40, "2019"), (50, "2024")):
         (root / "s000" / name).mkdir()
         for number in range(4):
-            (root / "s000" / name / f"{number}.png").write_bytes(drawn_face(0, 40 + number))
+            (root / "s000" / name / f"{number}.png").write_bytes(drawn_face(0, place + number, 40))
     (root / "s011" / "0.png").write_bytes(b"")
     for number in (1, 2):
         (root / "s011" / f"{number}.png").unlink()
@@ -82,3 +83,48 @@ def test_folders_that_cannot_be_used_are_told(face_folder: Folder, tmp_path: Pat
     os.symlink(root / "s000", root / "s000_again")
     with pytest.raises(InputError, match="s000 and s000_again are one folder under two names"):
         find_labelled(root, "--cohort")
+
+
+def test_a_photo_that_is_there_twice_counts_once(
+    model: FaceModel, face_folder: Folder, drawn_face: Callable[..., bytes]
+) -> None:
+    root = face_folder(11, 3, spread=40)
+    (root / "s003" / "album").mkdir()
+    (root / "s003" / "album" / "x.png").write_bytes(drawn_face(3, 77, 40))
+    options = SetOptions(aligned=True)
+    alone = describe_labelled(model, find_labelled(root, "--images_root"), options)
+    assert alone.notes == []
+    for folder in sorted(root.iterdir()):
+        for path in sorted(folder.glob("*.png")):
+            path.with_name(f"{path.stem} (1).png").write_bytes(path.read_bytes())
+    # In another set of the same person, and as another format.
+    photo = cv2.imdecode(np.frombuffer((root / "s003" / "0.png").read_bytes(), np.uint8), 1)
+    cv2.imwrite(str(root / "s003" / "album" / "again.jpg"), photo, [cv2.IMWRITE_JPEG_QUALITY, 80])
+    found = describe_labelled(model, find_labelled(root, "--images_root"), options)
+    assert "34 photos" in found.notes[0]
+    assert "s000/0.png as s000/0 (1).png" in found.notes[0]
+    assert found.names == alone.names
+    assert found.sizes.tolist() == alone.sizes.tolist()
+    assert np.allclose(found.descriptors, alone.descriptors, atol=1e-3)
+
+
+def test_a_set_of_copies_alone_is_left_out(
+    model: FaceModel, face_folder: Folder, drawn_face: Callable[..., bytes]
+) -> None:
+    root = face_folder(11, 2, spread=40)
+    (root / "s003" / "album").mkdir()
+    (root / "s003" / "album" / "x.png").write_bytes((root / "s003" / "1.png").read_bytes())
+    # One photo of s004 stands under s005 too.
+    (root / "s005" / "2.png").write_bytes((root / "s004" / "1.png").read_bytes())
+    found = describe_labelled(model, find_labelled(root, "--images_root"), SetOptions(aligned=True))
+    said = "\n".join(found.notes)
+    assert "s003/album/x.png as s003/1.png" in said
+    assert "s003/album: all of it are copies" in said
+    assert "s004/1.png and s005/2.png" in said
+    assert "s003/album" not in found.names
+    # Two photos of each of 11 people, less one of s004; the copy in s005 is no photo of anybody.
+    assert found.sizes.sum() == 21
+    assert found.failures.failed == 0
+    (root / "s005" / "3.png").write_bytes((root / "s004" / "0.png").read_bytes())
+    with pytest.raises(InputError, match="s004 and s005: all images"):
+        describe_labelled(model, find_labelled(root, "--images_root"), SetOptions(aligned=True))
