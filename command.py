@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +17,11 @@ import torch
 
 from coreset import AGGREGATORS
 from errors import InputError, InputWarning
+from process_faults import is_first, is_watching, leave, second_signal_ends
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+EXIT_BUG = 1
 
 
 def build_parser(description: str | None) -> argparse.ArgumentParser:
@@ -77,17 +80,22 @@ def existing_file(text: str) -> Path:
 
 
 def run_command(work: Callable[[], None]) -> int:
-    """Runs a command and gives its exit code; what a person can mend is printed without a traceback."""
+    """Runs a command and gives its exit code; what a user can mend is printed without a traceback.
+
+    Under several processes a fault ends all of them, and is printed by the one that it is of.
+    """
     try:
-        with warnings.catch_warnings():
+        with second_signal_ends(), warnings.catch_warnings():
             warnings.showwarning = _show_warning
             work()
     except InputError as fault:
-        print(f"error: {fault}", file=sys.stderr)
-        return EXIT_BAD_INPUT
+        return leave(f"error: {fault}", EXIT_BAD_INPUT, may_follow=False)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return leave("interrupted", EXIT_INTERRUPTED, may_follow=False)
+    except Exception:
+        if not is_watching():
+            raise
+        return leave(traceback.format_exc(), EXIT_BUG, may_follow=True)
     return 0
 
 
@@ -101,7 +109,10 @@ def _show_warning(
 ) -> None:
     """A warning of ours as a sentence, any other one as Python shows it."""
     text = f"warning: {message}\n"
-    if not issubclass(category, InputWarning):
+    if issubclass(category, InputWarning):
+        if not is_first():
+            return
+    else:
         text = warnings.formatwarning(message, category, filename, lineno, line)
     (file or sys.stderr).write(text)
 

@@ -21,7 +21,6 @@ import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -44,6 +43,7 @@ from data.feature_store import (
 )
 from data.sources import PIXEL_LIBRARIES
 from distributed_ops import gathered_union
+from distributed_run import WatchedDDP, take_rank
 from errors import InputError, InputWarning
 from evaluation.templates import fuse_flips
 from matmul_precision import EXACT, FAST, matmul_precision
@@ -121,6 +121,7 @@ def embed_faces(
         InputError: images that cannot be used (the first ten; all others are embedded and kept), features
             that are not finite, a full disk.
     """
+    take_rank(options.devices, options.num_nodes)
     stamps = np.zeros(len(faces), np.uint64) if stamps is None else stamps
     identity = identity_of(backbone, images, options)
     folder = cache / fingerprint(identity)[:16]
@@ -345,7 +346,7 @@ def _trainer(options: EmbedOptions, name: str) -> pl.Trainer:
         accelerator="gpu" if options.gpu else "cpu",
         devices=options.devices,
         num_nodes=options.num_nodes,
-        strategy=DDPStrategy(process_group_backend=backend) if several else "auto",
+        strategy=WatchedDDP(process_group_backend=backend) if several else "auto",
         precision=options.precision,  # type: ignore[arg-type]
         # All batches but a process's last have one shape.
         benchmark=options.gpu,

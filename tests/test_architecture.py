@@ -22,12 +22,12 @@ FLOORS = [
     {"settings", "settings_checks", "train_val", "embedding", "feature_cache"}
     | {"quality_check", "quality_choice", "export"},
     {"data", "evaluation", "weights"},
-    {"net", "head", "coreset", "contrast", "recipe", "virtual_subjects"},
-    {"backbone_spec", "distributed_ops", "errors", "files", "matmul_precision"},
+    {"net", "head", "coreset", "contrast", "recipe", "virtual_subjects", "distributed_run"},
+    {"backbone_spec", "distributed_ops", "errors", "files", "matmul_precision", "process_faults"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # `command` lends its flags to commands alone, and takes the names of its choices from the registries.
-LIGHTNING = {"main", "train_val", "embedding", "run_folder", "data.datamodule"}
+LIGHTNING = {"main", "train_val", "embedding", "distributed_run", "run_folder", "data.datamodule"}
 VALIDATION = ("validation_mixed", "validation_hq", "validation_lq")
 
 
