@@ -29,6 +29,7 @@ from run_parts import (
     coreset_module,
     finished_run,
     head_of,
+    items_of_epoch,
     loading_of,
     losses_of,
     quality_warnings,
@@ -46,6 +47,7 @@ def run_of_cached(
     backbone: Backbone,
     source: FaceSource,
     lines: list[str],
+    skipped: list[str],
     *,
     processes: int,
     gpu: bool,
@@ -53,7 +55,8 @@ def run_of_cached(
 ) -> Run:
     """Embeds what is not there yet; `source`: all images, of which some subjects are held out.
 
-    `plain_only`: one view of each image, for a run that is described and not started.
+    `plain_only`: one view of each image, for a run that is described and not started. `skipped`: where
+    sentences of images that are left out are added.
     """
     cache = cache_of(settings, settings.feature_folder, processes, gpu=gpu, plain_only=plain_only)
     cached = cached_views(backbone, source, cache)
@@ -63,9 +66,7 @@ def run_of_cached(
         cached = replace(cached, bank=replace(cached.bank, identity={**cached.bank.identity, "views": views}))
     others = None
     if settings.val_data_path is not None:
-        people = validation_people(settings)
-        lines += [f"         {note}" for note in people.notes]
-        others = cached_views(backbone, people, cache)
+        others = cached_views(backbone, validation_people(settings, lines, skipped), cache)
     lines.append(f"features {cached.bank.name}: {settings.views} views, {settings.cache_dtype}")
     run = _run(settings, saved, backbone, cached, others, lines, processes)
     return replace(run, faces=lambda: faces_of_bank(cached.bank, source))
@@ -171,7 +172,7 @@ def _run(
     data = FeatureTemplateData(
         drawer,
         held_out,
-        loading_of(settings, settings.epoch_items or max(settings.batch_size, len(bank) // 10)),
+        loading_of(settings, items_of_epoch(settings, saved, max(settings.batch_size, len(bank) // 10))),
         backbone.spec,
         cached.faces if others is None else None,
     )

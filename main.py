@@ -26,11 +26,11 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
-from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities import rank_zero_only
 
 from backbone_evaluation import evaluate_backbone, evaluation_settings
-from command import EXIT_BAD_INPUT, build_parser, run_command
+from command import build_parser, run_command
+from distributed_run import WatchedDDP, take_rank, watch_launched
 from errors import InputError
 from evaluation.held_out import held_out_table
 from evaluation.metrics import FoldAccuracy
@@ -47,13 +47,14 @@ from run_folder import (
     MetricsLogger,
     Pictures,
     SafeCheckpointIO,
+    StopAtUnusable,
     StoppedBySignal,
     pair_summary,
     run_folder,
     validation_summary,
     write_run_json,
 )
-from run_parts import Run, check_epochs, saved_run
+from run_parts import Run, check_epochs, saved_run, skipped_text
 from settings import PRECISIONS, STAGE_DEFAULTS, STAGES, TEST_RUN_EPOCHS, Settings, resolve
 from train_val import BACKBONE_MONITOR, CORESET_MONITOR, BackboneTrainer, FaceCoresetNet
 from training_flags import add_coreset_flags, add_feature_flags, add_label_flags, add_recipe_flags
@@ -62,8 +63,6 @@ from training_run import build_run
 # Warnings that cannot be true here. Old metrics are moved before their folder is logged to, and checkpoints
 # are replaced on purpose; the other one is of PyTorch's own code.
 _NEVER_TRUE = ("(Experiment logs|Checkpoint) directory", ".*LeafSpec")
-# Of this process, as its launcher says it.
-_RANK: int = rank_zero_only.rank  # type: ignore[attr-defined]
 
 
 def main() -> int:
@@ -73,18 +72,17 @@ def main() -> int:
     for message in _NEVER_TRUE:
         warnings.filterwarnings("ignore", message=message)
     given = vars(flags().parse_args())
-    if _RANK:
-        # Process 0 tells what is wrong.
-        try:
-            train(given)
-        except (InputError, StoppedBySignal):
-            return EXIT_BAD_INPUT
-        return 0
     try:
-        return run_command(lambda: train(given))
+        return run_command(lambda: _train_watched(given))
     except StoppedBySignal as stop:
-        print(f"stopped by {stop}; nothing is lost.", file=sys.stderr)
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            print(f"stopped by {stop}; nothing is lost.", file=sys.stderr)
         return 128 + stop.signum
+
+
+def _train_watched(given: Mapping[str, Any]) -> None:
+    watch_launched()
+    train(given)
 
 
 def train(given: Mapping[str, Any]) -> None:
@@ -107,10 +105,11 @@ def train(given: Mapping[str, Any]) -> None:
         check_epochs(saved, settings.trained_epochs)
     accelerator, devices = _devices(settings)
     processes = devices * settings.num_nodes
+    rank = take_rank(devices, settings.num_nodes)
     mode = GpuMode.of_training(settings.stage, gpu=accelerator == "gpu")
     run = build_run(settings, saved, processes=processes, gpu=accelerator == "gpu", dry_run=dry)
     folder = Path(settings.out)
-    if _RANK == 0:
+    if rank == 0:
         each = f"{processes} x {accelerator}, {settings.batch_size // processes} of a batch on each"
         _say(run, settings, checkpoint, evaluate, each)
         if dry:
@@ -138,13 +137,15 @@ def train(given: Mapping[str, Any]) -> None:
             trainer.validate(run.module, run.data, ckpt_path=ckpt_path, verbose=False)
     if trainer.is_global_zero and not settings.fast_dev_run and run.validates:
         _tell(run.module, folder)
+    if trainer.is_global_zero and run.skipped:
+        print(f"\n{skipped_text(run.skipped)}")
 
 
 def _evaluate_backbone(given: Mapping[str, Any]) -> None:
     """Accuracy of weights on pair sets, into a run folder."""
     settings = evaluation_settings({name: value for name, value in given.items() if name != "evaluate"})
     accelerator, devices = _devices(settings)
-    if _RANK == 0:
+    if take_rank(devices, settings.num_nodes) == 0:
         print(f"evaluates {settings.start_from_model_statedict} on pair sets, {devices} x {accelerator}")
     accuracies = evaluate_backbone(settings, gpu=accelerator == "gpu", devices=devices)
     if accuracies is None:
@@ -340,17 +341,19 @@ def _trainer(
 ) -> pl.Trainer:
     processes = devices * settings.num_nodes
     # The buffers of a frozen backbone never change; the head's are the same on all ranks by themselves.
-    distributed = DDPStrategy(
+    distributed = WatchedDDP(
         broadcast_buffers=settings.stage == "backbone",
         process_group_backend="gloo" if accelerator == "cpu" else "nccl",
     )
     key = CORESET_MONITOR if settings.stage == "coreset" else BACKBONE_MONITOR
-    keep: list[pl.Callback] = [] if settings.fast_dev_run else [Pictures(folder)]
+    keep_last = None if settings.fast_dev_run else KeepLast(folder)
+    keep: list[pl.Callback] = [StopAtUnusable(keep_last)]
+    keep += [] if settings.fast_dev_run else [Pictures(folder)]
     if run.validates:
         keep.append(_checkpoints(KeepBest, folder, Path(BEST).stem, monitor=key))
     if settings.save_all_models:
         keep.append(_checkpoints(ModelCheckpoint, folder, "epoch_{epoch}", save_top_k=-1))
-    keep += [] if settings.fast_dev_run else [KeepLast(folder)]
+    keep += [] if keep_last is None else [keep_last]
     steps = run.steps_per_epoch
     return pl.Trainer(
         accelerator=accelerator,

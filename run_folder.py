@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -15,9 +16,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import pytorch_lightning as pl
 import torch
@@ -29,13 +31,16 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
+from data.loaded_batches import UnusableBatch
 from data.sheets import face_sheet, template_sheet
+from distributed_ops import gathered_union
 from errors import InputError
 from evaluation.curves import draw_curves
 from evaluation.metrics import FoldAccuracy
 from evaluation.report import versions
 from files import atomic_path, atomic_write
-from train_val import BackboneTrainer, FaceCoresetNet
+from process_faults import stop_watching
+from train_val import UNUSABLE_SUBJECTS, BackboneTrainer, FaceCoresetNet
 
 LAST = "last.ckpt"
 METRICS = "metrics.csv"
@@ -47,13 +52,16 @@ _SECONDS_BETWEEN_PLOTS = 30.0
 _PICTURED_TEMPLATES = 8
 
 
-class StoppedBySignal(Exception):  # noqa: N818 - what was asked for is no error
+class StoppedBySignal(SystemExit):
     """Training was asked to stop and has kept everything."""
 
     def __init__(self, signum: int, step: int) -> None:
-        super().__init__(f"{signal.Signals(signum).name} at step {step}")
+        super().__init__(128 + signum)
         self.signum = signum
         self.step = step
+
+    def __str__(self) -> str:
+        return f"{signal.Signals(self.signum).name} at step {self.step}"
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
@@ -139,8 +147,8 @@ class KeepLast(Checkpoint):
 
     Stands behind the callback that keeps the best checkpoint, whose state of the epoch belongs into the file.
 
-    SIGINT and SIGTERM stop after the step under way, with `StoppedBySignal` on every rank; a second SIGINT
-    stops at once.
+    SIGINT and SIGTERM stop after the step under way, with `StoppedBySignal` on every rank; a second one ends
+    the process (`process_faults.second_signal_ends`).
     """
 
     def __init__(self, folder: Path) -> None:
@@ -181,7 +189,7 @@ class KeepLast(Checkpoint):
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Stops between two batches: only now are the metrics of the step that was saved written."""
         if self._stops:
-            raise StoppedBySignal(self._signum or signal.SIGTERM, trainer.global_step)
+            self._stop(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Saves the epoch, so that a fault of validation costs no training; a resumed run validates it."""
@@ -196,13 +204,32 @@ class KeepLast(Checkpoint):
         validated.ready -= 1
         validated.started -= 1
 
+    def save_before_batch(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Saves the last optimiser step, when the next batch has been fetched and no more.
+
+        Where a step is of several batches, the running statistics of batch norms have seen those of its
+        batches that came before, and will see them again.
+        """
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        last = progress.is_last_batch
+        counts: list[Any] = [progress.total, progress.current]
+        before = [replace(count) for count in counts]
+        for count in counts:
+            done = count.completed - progress.current.completed % trainer.accumulate_grad_batches
+            count.ready = count.started = count.processed = count.completed = done
+        progress.is_last_batch = False
+        self._save(trainer, pl_module)
+        for count, known in zip(counts, before, strict=True):
+            vars(count).update(vars(known))
+        progress.is_last_batch = last
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Saves, after validation."""
         self._step = trainer.global_step
         self._save(trainer, pl_module)
         is_last = trainer.current_epoch + 1 >= (trainer.max_epochs or 0)
         if not is_last and trainer.strategy.reduce_boolean_decision(bool(self._signum), all=False):
-            raise StoppedBySignal(self._signum or signal.SIGTERM, trainer.global_step)
+            self._stop(trainer)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Gives the signals back."""
@@ -214,12 +241,53 @@ class KeepLast(Checkpoint):
         pl_module.last_checkpoint = str(self._path)
         self._written = time.monotonic()
 
+    def _stop(self, trainer: pl.Trainer) -> NoReturn:
+        # Each process ends for itself, not as the fault of another.
+        stop_watching()
+        raise StoppedBySignal(self._signum or signal.SIGTERM, trainer.global_step)
+
     def _asked(self, signum: int, frame: FrameType | None) -> None:
-        if self._signum and signum == signal.SIGINT:
-            raise KeyboardInterrupt
         self._signum = signum
-        # os.write: a handler may interrupt a print under way.
-        os.write(2, b"\nstopping after this step; press Ctrl-C again to stop at once\n")
+        if multiprocessing.parent_process() is None:
+            # os.write: a handler may interrupt a print under way.
+            os.write(2, b"\nstopping after this step; press Ctrl-C again to stop at once\n")
+
+
+class StopAtUnusable(Callback):
+    """Stops all processes with the sentences of the images of a batch that cannot be used, and keeps all.
+
+    Stands before all callbacks that look at a batch. `keep_last`: None where no files are written.
+    """
+
+    def __init__(self, keep_last: KeepLast | None) -> None:
+        self._keep_last = keep_last
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """All processes learn of it before any of them waits for the others in the step."""
+        faults = batch.faults if isinstance(batch, UnusableBatch) else {}
+        if trainer.strategy.reduce_boolean_decision(not faults, all=True):
+            return
+        said = gathered_union({trainer.global_rank: faults})
+        found = {fault: label for rank in sorted(said) for fault, label in said[rank].items()}
+        lines = list(found)
+        pl_module.identity[UNUSABLE_SUBJECTS] = sorted(
+            {label for label in found.values() if label is not None}
+        )
+        if self._keep_last is not None:
+            self._keep_last.save_before_batch(trainer, pl_module)
+            lines.append(
+                f"Training stopped at step {trainer.global_step}. When the image is mended or removed, "
+                f"--resume_from_checkpoint {pl_module.last_checkpoint} goes on; --skip_bad_images leaves "
+                "out all images of this kind."
+            )
+        raise InputError.from_faults(lines)
+
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """The images were usable when training began."""
+        if isinstance(batch, UnusableBatch):
+            raise InputError.from_faults(list(batch.faults))
 
 
 class Pictures(Callback):

@@ -18,18 +18,20 @@ from torch import Tensor
 from backbone_spec import BackboneSpec
 from coreset import AGGREGATORS
 from data.datamodule import FaceData, FeatureTemplateData, Loading, TemplateData
+from data.image_check import usable_part
 from data.image_files import pair_set_folders
 from data.label_report import CheckedFaces
 from data.names import same_names
 from data.pairs import find_pair_sets
-from data.sources import PIXEL_LIBRARIES, ImageFolder, RecordIOSource, open_source
+from data.sources import PIXEL_LIBRARIES, FaceSource, open_source
+from data.trained_images import removed_note
 from errors import InputError, InputWarning
 from evaluation.report import versions
 from head import start_columns_at
 from net import Backbone
 from recipe import HeadOptions, Recipe, TemperatureSchedule
 from settings import LEARNED_GAMMA, Settings
-from train_val import BackboneTrainer, FaceCoresetNet
+from train_val import UNUSABLE_SUBJECTS, BackboneTrainer, FaceCoresetNet
 from weights import read_checkpoint
 
 MOST_HELD_OUT = 500
@@ -39,7 +41,11 @@ MOST_HELD_OUT = 500
 FEWEST_CLASSES = 3
 # From so many on, nothing is said.
 ENOUGH_CLASSES = 20
+_SHOWN = 10
 _TEST_RUN_STEPS = 10
+_IMAGES, _EPOCH_ITEMS = "images_by_subject", "epoch_items"
+# Parts of a fingerprint that change with the images of a run.
+_OF_IMAGES = {"subjects", "labels", "images", *PIXEL_LIBRARIES}
 _SAVED = ("hparams", "data_fingerprint")
 
 
@@ -48,7 +54,9 @@ class SavedRun:
     """What a checkpoint of ours says beside its weights; no spec where there was no backbone.
 
     `step`: optimiser steps done; `epochs_done`: whole epochs, without the one that is under way;
-    `data_fingerprint`: its parts, a string in checkpoints of before.
+    `data_fingerprint`: its parts, a string in checkpoints of before. None in older ones are:
+    `images_by_subject` (`data.trained_images`; and where features are trained from), `epoch_items`, items of
+    an epoch. `unusable`: subjects with images that could not be used.
     """
 
     path: Path
@@ -57,12 +65,16 @@ class SavedRun:
     data_fingerprint: Mapping[str, str] | str
     backbone_spec: Mapping[str, Any] | None
     epochs_done: int
+    images_by_subject: Tensor | None
+    epoch_items: int | None
+    unusable: Sequence[int]
 
 
 @dataclass(frozen=True)
 class Run:
     """A run ready for the Trainer. `what` and `lines` say what will happen; `facts` go into run.json;
-    `faces`: all that have a label, where there are features to check the labels by.
+    `skipped`: what is wrong with each image that was left out; `faces`: all that have a label, where there
+    are features to check the labels by.
     """
 
     module: BackboneTrainer | FaceCoresetNet
@@ -73,6 +85,7 @@ class Run:
     facts: dict[str, Any]
     validates: bool
     steps_per_epoch: int
+    skipped: Sequence[str] = ()
     faces: Callable[[], CheckedFaces] | None = None
 
 
@@ -97,7 +110,9 @@ def saved_run(path: Path) -> SavedRun:
     hparams = _with_gamma_of_today(hparams, checkpoint.get("aggregator_options") or {})
     epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
     step, spec = int(checkpoint["global_step"]), checkpoint.get("backbone_spec")
-    return SavedRun(path, step, hparams, data, spec, epochs)
+    images, items = (checkpoint.get(key) for key in (_IMAGES, _EPOCH_ITEMS))
+    unusable = checkpoint.get(UNUSABLE_SUBJECTS, ())
+    return SavedRun(path, step, hparams, data, spec, epochs, images, items, unusable)
 
 
 def _with_gamma_of_today(hparams: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -170,8 +185,10 @@ def check_apart(trained: Sequence[str], validated: Sequence[str]) -> None:
         )
 
 
-def validation_people(settings: Settings) -> ImageFolder | RecordIOSource:
+def validation_people(settings: Settings, lines: list[str], skipped: list[str]) -> FaceSource:
     """The people of --val_data_path in the coreset stage.
+
+    Notes on them are added to `lines`, and sentences of images that are left out to `skipped`.
 
     Raises:
         InputError: a folder of pair sets, which are for tests: they would choose best.ckpt.
@@ -184,7 +201,9 @@ def validation_people(settings: Settings) -> ImageFolder | RecordIOSource:
             "are for tests; best.ckpt would be chosen by them. In the coreset stage give a folder of other "
             "people, <subject>/<image>, or leave the flag away: some subjects are held out (--held_out)."
         )
-    return open_source(folder, settings.use_mxrecord, settings.swap_color_channel)
+    people = open_source(folder, settings.use_mxrecord, settings.swap_color_channel)
+    lines += [f"         {note}" for note in people.notes]
+    return usable_part(people, skipped) if settings.skip_bad_images else people
 
 
 def aggregator_options(settings: Settings, spec: BackboneSpec) -> dict[str, Any]:
@@ -235,9 +254,25 @@ def finished_run(
         + (f", {accumulated} batches a step" if accumulated > 1 else "")
         + f"; {steps:,} steps an epoch, {settings.trained_epochs} epochs"
     )
+    module.identity[_EPOCH_ITEMS] = data.sampler().num_items
     facts = {"classes": module.num_subjects, "images": num_images, **module.identity}
-    del facts["hparams"]
+    del facts["hparams"], facts[_IMAGES]
     return Run(module, data, what, lines, warnings, facts, validates, steps)
+
+
+def with_skipped(run: Run, skipped: Sequence[str]) -> Run:
+    """The run, which tells of the images that were left out, in run.json too."""
+    if not skipped:
+        return run
+    facts = run.facts | {"skipped_images": {"count": len(skipped), "first": list(skipped[:_SHOWN])}}
+    return replace(run, facts=facts, skipped=skipped, warnings=[*run.warnings, skipped_text(skipped)])
+
+
+def skipped_text(skipped: Sequence[str]) -> str:
+    """How many images were left out, and the first of them."""
+    more = len(skipped) - _SHOWN
+    lines = [f"{len(skipped):,} images that cannot be used are left out:", *skipped[:_SHOWN]]
+    return "\n".join([*lines, f"... and {more:,} more"] if more > 0 else lines)
 
 
 def steps_per_epoch(settings: Settings, data: FaceData | TemplateData | FeatureTemplateData) -> int:
@@ -246,24 +281,45 @@ def steps_per_epoch(settings: Settings, data: FaceData | TemplateData | FeatureT
 
 
 def common(
-    settings: Settings, saved: SavedRun | None, name: str, data: Mapping[str, str], subjects: Sequence[str]
+    settings: Settings,
+    saved: SavedRun | None,
+    name: str,
+    data: Mapping[str, str],
+    subjects: Sequence[str],
+    images: Tensor | None = None,
 ) -> dict[str, Any]:
-    """What both modules are told; `data`: fingerprint of what is trained on, `name`: what messages call it.
+    """What both modules are told.
+
+    `data`: fingerprint of what is trained on, `name`: what messages call it; `images`: see
+    `data.trained_images`, where some may be removed in the course of a run.
 
     Raises:
         InputError: a resumed run had other data.
     """
     if saved is not None:
-        check_same_data(saved, name, data)
-    hparams = settings.to_dict()
-    identity = {"hparams": hparams, "data_fingerprint": data, "versions": versions()}
+        check_same_data(saved, name, data, subjects, images)
+    identity: dict[str, Any] = {"hparams": settings.to_dict(), "data_fingerprint": data}
+    identity |= {"versions": versions(), _IMAGES: images}
     return {"seed": settings.seed, "identity": identity, "subjects": subjects}
 
 
-def check_same_data(saved: SavedRun, name: str, data: Mapping[str, str]) -> None:
+def items_of_epoch(settings: Settings, saved: SavedRun | None, default: int) -> int:
+    """Items of an epoch; a resumed run keeps its number, since its position follows from it.
+
+    `default`: what it is where --epoch_items says nothing.
+    """
+    if settings.epoch_items is not None:
+        return settings.epoch_items
+    return default if saved is None or saved.epoch_items is None else saved.epoch_items
+
+
+def check_same_data(
+    saved: SavedRun, name: str, data: Mapping[str, str], subjects: Sequence[str], images: Tensor | None
+) -> None:
     """Raises InputError, which says what differs, unless a run was trained on this data.
 
-    Another decoder changes pixels by little, and nobody can go back to an older one everywhere: a warning.
+    Another decoder changes pixels by little, and nobody can go back to an older one everywhere: a warning,
+    as for images that were removed.
     """
     before = saved.data_fingerprint
     if isinstance(before, str):
@@ -281,6 +337,9 @@ def check_same_data(saved: SavedRun, name: str, data: Mapping[str, str]) -> None
             InputWarning,
             stacklevel=2,
         )
+    elif differ and images is not None and saved.images_by_subject is not None and set(differ) <= _OF_IMAGES:
+        before_and_now = (saved.images_by_subject, subjects, images, saved.unusable)
+        warnings.warn(removed_note(saved.path, name, *before_and_now), InputWarning, stacklevel=2)
     elif differ:
         raise InputError.from_faults(
             [

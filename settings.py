@@ -86,7 +86,7 @@ CHANGEABLE = {
     *("data_root", "train_data_path", "val_data_path", "use_mxrecord", "swap_color_channel"),
     *("cache_features", "features", "out", "prefix"),
     *("epochs", "num_workers", "gpus", "num_nodes", "cpu_processes", "precision"),
-    *("fast_dev_run", "save_all_models", "compile"),
+    *("fast_dev_run", "save_all_models", "compile", "skip_bad_images"),
 }
 
 
@@ -121,6 +121,7 @@ class Settings:
     held_out: float = 0.1
     fewest_images: int = 1
     without_subjects: str | None = None
+    skip_bad_images: bool = False
     arch: str | None = None
     start_from_model_statedict: str | None = None
     head: str = "adaface"

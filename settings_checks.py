@@ -131,7 +131,10 @@ def _misplaced_of_features(settings: Settings, given: Mapping[str, Any]) -> list
             "--cache_features makes features and --features takes those that are there: choose one."
         )
     if settings.features is not None:
-        images = ("train_data_path", "train_data_subset", "use_mxrecord", "swap_color_channel", "num_workers")
+        images = (
+            *("train_data_path", "train_data_subset", "use_mxrecord", "swap_color_channel", "num_workers"),
+            "skip_bad_images",
+        )
         faults += [
             f"--{name} is about images, and --features needs none. Leave it away."
             for name in images

@@ -46,6 +46,10 @@ BACKBONE_MONITOR = "val/accuracy"
 CORESET_MONITOR = f"val/tar_at_far_{rate_key(MONITORED_FAR)}"
 
 
+# In a checkpoint: classes with images that could not be used, for which training was stopped.
+UNUSABLE_SUBJECTS = "unusable_subjects"
+
+
 class UnknownBackbone(Backbone):
     """Stands where features were made elsewhere and nothing is known of what made them but their sizes."""
 

@@ -110,6 +110,11 @@ def add_label_flags(group: _ArgumentGroup) -> None:
         "duplicates in <out>/label_check, and stop",
     )
     group.add_argument(
+        "--skip_bad_images",
+        action="store_true",
+        help="decode all images first and leave out those that cannot be used; run.json counts them",
+    )
+    group.add_argument(
         "--fewest_images",
         type=int,
         help="leave out subjects with fewer" + _default("fewest_images"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,11 +15,12 @@ import torch
 from backbone_spec import BackboneSpec
 from data.colour_order import FEWEST_PAIRS, check_colour_order, check_skin_colour
 from data.datamodule import FaceData, TemplateData, check_batch_split
-from data.image_check import first_faults, unusable_images
+from data.image_check import first_faults, unusable_images, usable_part
 from data.pairs import PairSet, check_pair_images, check_pairs, find_pair_sets, read_pair_set
-from data.sources import FaceSource, fingerprint, open_source
+from data.sources import FaceSource, data_parts, open_source, reading_parts
 from data.subsets import hold_out, train_subset, with_enough_images, without_subjects
 from data.templates import Augmentation, HeldOutTemplates, held_out_templates
+from data.trained_images import images_by_subject
 from embedding import embed_arrays
 from errors import InputError
 from feature_cache import cached_views
@@ -39,6 +41,7 @@ from run_parts import (
     coreset_module,
     finished_run,
     head_of,
+    items_of_epoch,
     loading_of,
     losses_of,
     quality_warnings,
@@ -46,6 +49,7 @@ from run_parts import (
     steps_per_epoch,
     trained_aggregator,
     validation_people,
+    with_skipped,
 )
 from settings import Settings
 from train_val import BackboneTrainer
@@ -82,17 +86,30 @@ def build_run(
     if settings.without_subjects is not None:
         source, left_out = without_subjects(source, settings.without_subjects)
         notes.append(left_out)
+    skipped: list[str] = []
+    if settings.skip_bad_images:
+        source = usable_part(source, skipped)
     source, few = with_enough_images(source, settings.fewest_images)
     notes += [few] if few else []
     lines = [f"weights  {weights_line}", f"data     {subset}", *(f"         {note}" for note in notes)]
     if settings.cache_features is not None:
-        return run_of_cached(
-            settings, saved, backbone, source, lines, processes=processes, gpu=gpu, plain_only=dry_run
+        run = run_of_cached(
+            settings,
+            saved,
+            backbone,
+            source,
+            lines,
+            skipped,
+            processes=processes,
+            gpu=gpu,
+            plain_only=dry_run,
         )
+        return with_skipped(run, skipped)
     if settings.stage == "coreset":
-        run = _coreset_run(settings, saved, backbone, source, lines, processes)
+        run = _coreset_run(settings, saved, backbone, source, lines, skipped, processes)
     else:
         run = _backbone_run(settings, saved, backbone, source, lines)
+    run = with_skipped(run, skipped)
     if settings.start_from_model_statedict is None:
         return run
     folder = Path(settings.out) / LABEL_FOLDER / "features"
@@ -135,11 +152,11 @@ def _backbone_run(
     pair_sets = []
     if settings.val_data_path is not None:
         pair_sets = pair_sets_of(Path(settings.data_root) / settings.val_data_path)
-    loading = loading_of(settings, settings.epoch_items)
+    loading = loading_of(settings, items_of_epoch(settings, saved, len(source)))
     data = FaceData(source, backbone.spec, _augmentation(settings), pair_sets, loading)
     head = head_of(settings, backbone, len(source.subjects))
     recipe = recipe_of(settings, steps_per_epoch(settings, data))
-    told = common(settings, saved, source.name, fingerprint(source), source.subjects)
+    told = _told(settings, saved, source)
     module = BackboneTrainer(backbone, head, recipe, **told)
     sets = ", ".join(f"{pairs.name} ({len(pairs):,} pairs)" for pairs in pair_sets)
     lines.append(
@@ -199,18 +216,19 @@ def _coreset_run(
     backbone: Backbone,
     source: FaceSource,
     lines: list[str],
+    skipped: list[str],
     processes: int,
 ) -> Run:
     if settings.val_data_path is None:
         source, others = hold_out(source, settings.held_out, settings.seed)
     else:
-        others = validation_people(settings)
+        others = validation_people(settings, lines, skipped)
         check_apart(source.subjects, others.subjects)
-        lines += [f"         {note}" for note in others.notes]
     augmentation = _augmentation(settings)
     held_out = _held_out(settings, others, backbone.spec, augmentation)
     settings, few = losses_of(settings, len(source.subjects), processes)
-    loading = loading_of(settings, settings.epoch_items or max(settings.batch_size, len(source) // 10))
+    items = items_of_epoch(settings, saved, max(settings.batch_size, len(source) // 10))
+    loading = loading_of(settings, items)
     data = TemplateData(
         source,
         backbone.spec,
@@ -224,7 +242,7 @@ def _coreset_run(
     )
     options = aggregator_options(settings, backbone.spec)
     head = head_of(settings, backbone, len(source.subjects))
-    told = common(settings, saved, source.name, fingerprint(source), source.subjects)
+    told = _told(settings, saved, source)
     module = coreset_module(settings, backbone, head, options, data, told)
     lines += [
         f"classes  {len(source.subjects):,} subjects with {len(source):,} images",
@@ -272,6 +290,14 @@ def _held_out(
             [f"{len(faults):,} images of held-out subjects cannot be used:", *first_faults(faults)]
         )
     return held_out
+
+
+def _told(settings: Settings, saved: SavedRun | None, source: FaceSource) -> dict[str, Any]:
+    """What both modules are told of images that are trained on."""
+    stamps = source.stamps()
+    data = data_parts(source.subjects, source.labels, stamps) | reading_parts(source)
+    images = images_by_subject(source.subjects, source.labels, stamps)
+    return common(settings, saved, source.name, data, source.subjects, images)
 
 
 def _few_classes(count: int) -> list[str]:

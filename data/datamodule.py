@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from data.face_loader import Faces
 from data.feature_bank import FeatureBatch
 from data.feature_templates import DrawnFeatures, HeldOutFeatures, TemplateDrawer
+from data.loaded_batches import CollateWithFaults, FaultsAsItems, UnusableBatch
 from data.pairs import PairSet
 from data.sampling import PositionSampler
 from data.sources import FaceSource
@@ -128,6 +129,9 @@ class _TrainingData(LightningDataModule, ABC):
         **how: Any,
     ) -> DataLoader[Any]:
         workers = self.loading.num_workers
+        # What makes a whole batch at once reads no images.
+        if not hasattr(dataset, "__getitems__"):
+            dataset, collate = FaultsAsItems(dataset), CollateWithFaults(collate)
         return kind(
             dataset,
             num_workers=workers,
@@ -213,13 +217,17 @@ class _LoadedOnce:
     def __len__(self) -> int:
         return len(self._numbers if self._loader is None else self._loader)
 
-    def __iter__(self) -> Iterator[tuple[NDArray[np.int64], Any]]:
+    def __iter__(self) -> Iterator[Any]:
         if self._loader is None:
             yield from ((numbers, None) for numbers in self._numbers)
             return
         seen: list[NDArray[np.int64]] = []
         count = len(self._loader)
-        for numbers, templates in self._loader:
+        for batch in self._loader:
+            if isinstance(batch, UnusableBatch):
+                yield batch
+                return
+            numbers, templates = batch
             seen.append(numbers)
             if len(seen) == count:
                 # Before the last batch: whoever counts them asks for no more. The workers end.

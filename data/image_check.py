@@ -6,9 +6,10 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 from tqdm import tqdm
 
-from data.sources import Image
+from data.sources import FaceSource, Image, select
 from errors import InputError
 
 _MOST_THREADS = 16
@@ -35,6 +36,23 @@ def unusable_images(numbers: Sequence[int], image: Callable[[int], Image], name:
             said, f"checking {name}", len(numbers), unit=" images", unit_scale=True, delay=2, leave=False
         )
         return {number: fault for number, fault in zip(numbers, bar, strict=True) if fault}
+
+
+def usable_part(source: FaceSource, skipped: list[str]) -> FaceSource:
+    """The images of a source that can be decoded; the sentences of all others are added to `skipped`.
+
+    Raises:
+        InputError: none can be.
+    """
+    faults = unusable_images(range(len(source)), source.image, "images")
+    if not faults:
+        return source
+    skipped += [faults[row] for row in sorted(faults)]
+    if len(faults) == len(source):
+        raise InputError.from_faults(
+            [f"{source.name}: none of its {len(source):,} images can be used:", *first_faults(faults)]
+        )
+    return select(source, np.setdiff1d(np.arange(len(source)), np.fromiter(faults, np.int64)))
 
 
 def first_faults(faults: Mapping[int, str]) -> list[str]:

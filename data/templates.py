@@ -136,10 +136,14 @@ class FaceDataset(Dataset[tuple[NDArray[np.uint8], int]]):
     def __len__(self) -> int:
         return len(self._source)
 
+    def label_of(self, item: Item) -> int:
+        """The subject of an item."""
+        return int(self._source.labels[item.row])
+
     def __getitem__(self, item: Item) -> tuple[NDArray[np.uint8], int]:
         rng = _item_rng(self._seed, item)
         image = self._augmentation.apply(self._source.image(item.row), rng)
-        return self._spec.from_rgb(mirror(image, rng)), int(self._source.labels[item.row])
+        return self._spec.from_rgb(mirror(image, rng)), self.label_of(item)
 
 
 class TemplateDataset(Dataset[Template]):
@@ -176,9 +180,13 @@ class TemplateDataset(Dataset[Template]):
     def __len__(self) -> int:
         return len(self._source) if self._by_image else len(self._index)
 
+    def label_of(self, item: Item) -> int:
+        """The subject of an item."""
+        return int(self._source.labels[item.row]) if self._by_image else item.row
+
     def __getitem__(self, item: Item) -> Template:
         rng = _item_rng(self._seed, item)
-        subject = int(self._source.labels[item.row]) if self._by_image else item.row
+        subject = self.label_of(item)
         rows = self._index.images_of(subject)
         clips = draw_clips(rng, len(rows), self._max_size, self._longest_clip)
         return _make_template(self._source, self._spec, self._augmentation, rng, rows, clips, subject)
