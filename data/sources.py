@@ -21,6 +21,7 @@ from data.decoding import Image as Image
 from data.folder_index import list_faces
 from data.image_files import people_root, unpacked_note
 from data.image_stamps import FileState, content_stamp, stamps_of, state_of_files
+from data.names import normal
 from data.recordio import IDX_NAME, REC_NAME, read_face_pack
 from errors import InputError
 
@@ -298,7 +299,7 @@ def data_parts(
     subjects: Sequence[str], labels: NDArray[np.int64], stamps: NDArray[np.uint64]
 ) -> dict[str, str]:
     """The parts of a fingerprint that S names, labels (N,) and stamps (N,) of images give."""
-    names = b"".join(os.fsencode(subject) + b"\0" for subject in subjects)
+    names = b"".join(os.fsencode(normal(subject)) + b"\0" for subject in subjects)
     labels, stamps = labels.astype("<i8"), stamps.astype("<u8")
     return {
         "subjects": f"{len(subjects):,}, {_short_digest(names)}",

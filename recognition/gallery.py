@@ -19,6 +19,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
+from data.names import normal, same_names
 from errors import InputError
 from files import atomic_path, require_free_space
 from recognition.reading import check_read_alike
@@ -70,8 +71,7 @@ class Gallery:
                 f"gallery: holds descriptors of {self.descriptors.shape[1]} values, the new ones have "
                 f"{others.descriptors.shape[1]}. Use the model that the gallery was made with."
             )
-        known = set(self.names)
-        there = [name for name in others.names if name in known]
+        there = same_names(others.names, self.names)
         if there and not replace:
             raise InputError(
                 f"gallery: {_listed(there)} already enrolled. Nothing was changed. Remove them first, "
@@ -92,14 +92,14 @@ class Gallery:
 
     def without(self, names: Sequence[str]) -> Gallery:
         """All others; raises InputError for names that are not there, and removes nothing then."""
-        known = set(self.names)
-        strangers = [name for name in names if name not in known]
+        known = set(map(normal, self.names))
+        strangers = [name for name in names if normal(name) not in known]
         if strangers:
             raise InputError(
                 f"gallery: {_listed(strangers)} not enrolled. Nothing was changed; 'list' shows who is."
             )
-        gone = set(names)
-        rows = [row for row, name in enumerate(self.names) if name not in gone]
+        gone = set(map(normal, names))
+        rows = [row for row, name in enumerate(self.names) if normal(name) not in gone]
         return Gallery(
             tuple(self.names[row] for row in rows),
             self.descriptors[rows],
@@ -238,8 +238,8 @@ def _faults_of(gallery: Gallery) -> list[str]:
         faults.append(
             f"gallery: the descriptor of {gallery.names[bad[0]]!r} is not of length one ({len(bad)} such)."
         )
-    if len(set(gallery.names)) < N:
-        twice = [name for name, count in Counter(gallery.names).items() if count > 1]
+    if len(set(map(normal, gallery.names))) < N:
+        twice = [name for name, count in Counter(map(normal, gallery.names)).items() if count > 1]
         faults.append(f"gallery: {_listed(twice)} named more than once. Give each set a name of its own.")
     if any(not name or name != name.strip("\0") for name in gallery.names):
         faults.append("gallery: a name is empty or ends in a zero character. Give each set a name.")

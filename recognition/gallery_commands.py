@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from data.names import same_names
 from errors import InputError
 from evaluation.enrolment_failures import EnrolmentFailures
 from evaluation.metrics import RULE_OF_30
@@ -60,7 +61,7 @@ def enroll_sets(args: argparse.Namespace) -> None:
     sources, options, model, reading, gallery = _opened(args, may_be_missing=True)
     if gallery is not None and not args.replace:
         # Hours before the photos are embedded, not after.
-        there = sorted({source.name for source in sources} & set(gallery.names))
+        there = same_names((source.name for source in sources), gallery.names)
         if there:
             raise InputError(
                 f"{args.gallery}: {', '.join(there[:_NAMES_SHOWN])} of the sets' names are enrolled. Nothing "

@@ -20,7 +20,7 @@ from data.sources import ImageFolder, decode_face, fingerprint
 from data.unpacking import pack_folder
 from errors import InputError, InputWarning
 from recognition.labelled_sets import find_labelled
-from recognition.sets import _files, find_sets
+from recognition.sets import files_of, find_sets
 
 FORMATS = {
     **{".jpg": "JPEG", ".jfif": "JPEG", ".jpe": "JPEG", ".png": "PNG", ".bmp": "BMP", ".webp": "WEBP"},
@@ -82,7 +82,7 @@ def read_by(people: Path) -> dict[str, set[str]]:
 
     return {
         "training": {source.path(row).name for row in range(len(source)) if source.labels[row] == 0},
-        "inference": {path.name for path in _files(people / "p0") if is_read(path)},
+        "inference": {path.name for path in files_of(people / "p0") if is_read(path)},
     }
 
 

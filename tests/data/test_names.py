@@ -6,10 +6,12 @@ import hashlib
 import unicodedata
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data.feature_bank import FeatureBank
 from data.names import check_distinct, match_names, read_names, same_names, unknown_names
+from data.sources import data_parts
 from data.subsets import hold_out, kept_subjects
 from errors import InputError
 from tests.data.test_subsets import NamedFaces
@@ -81,3 +83,8 @@ def test_other_people_of_a_bank(tmp_path: Path) -> None:
     bank = FeatureBank.__new__(FeatureBank)
     object.__setattr__(bank, "subjects", names)
     assert bank.other_subjects(frozenset(written("NFC")[:2])) == names[2:]
+
+
+def test_the_fingerprint_of_people_is_that_of_their_names() -> None:
+    parts = [data_parts(written(form), np.arange(4), np.arange(4).astype(np.uint64)) for form in FORMS]
+    assert parts[0] == parts[1]

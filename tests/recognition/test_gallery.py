@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -199,3 +200,17 @@ def test_leftovers_of_other_galleries_are_left_alone(tmp_path: Path) -> None:
     enroll(tmp_path / "g.npz", people("Ann"))
     assert not mine.exists()
     assert others.exists()
+
+
+def test_unicode_forms_of_a_name_are_one_person(tmp_path: Path) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "José") for form in ("NFC", "NFD"))
+    path = tmp_path / "g.npz"
+    enroll(path, people(decomposed, "Bob"))
+    with pytest.raises(InputError, match="already enrolled"):
+        enroll(path, people(composed))
+    assert enroll(path, people(composed), replace=True).names == ("Bob", composed)
+    with pytest.raises(InputError, match="named more than once"):
+        enroll(tmp_path / "other.npz", people(composed, decomposed))
+    with pytest.raises(InputError, match="not enrolled"):
+        remove(path, ["bob"])
+    assert remove(path, [decomposed]).names == ("Bob",)
