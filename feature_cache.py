@@ -36,6 +36,7 @@ from data.feature_store import fingerprint as fingerprint_of
 from data.image_stamps import UNREADABLE, content_stamp
 from data.sources import FaceSource, Image, data_parts, reading_parts
 from data.views import ViewedFaces, ViewPlan, includes_views, views_identity
+from distributed_ops import is_distributed
 from embedding import EmbedOptions, embed_faces, identity_of, process_rank
 from errors import InputError
 from files import atomic_write
@@ -182,7 +183,7 @@ def _embedded(backbone: Backbone, source: FaceSource, wanted: _Wanted, cache: Ca
         path = folder / FACES
         if not path.is_file() or path.read_text() != text:
             atomic_write(path, text)
-    if distributed.is_available() and distributed.is_initialized():
+    if is_distributed():
         # The first process may still be verifying what all wrote.
         distributed.barrier()
     if store is None:

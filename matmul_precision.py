@@ -17,7 +17,7 @@ EXACT, FAST = "highest", "high"
 
 @dataclass(frozen=True)
 class GpuMode:
-    """What PyTorch is told for a run: `float32_matmul_precision` and `cudnn_benchmark`, under their names."""
+    """PyTorch's settings `float32_matmul_precision` and `cudnn_benchmark` for a run."""
 
     float32_matmul_precision: str = EXACT
     cudnn_benchmark: bool = False

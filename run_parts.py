@@ -199,7 +199,7 @@ def validation_people(settings: Settings, lines: list[str], skipped: list[str]) 
         raise InputError(
             f"--val_data_path {folder}: holds pair sets ({', '.join(path.name for path in pair_sets)}); they "
             "are for tests; best.ckpt would be chosen by them. In the coreset stage give a folder of other "
-            "people, <subject>/<image>, or leave the flag away: some subjects are held out (--held_out)."
+            "people, <subject>/<image>, or remove the flag: some subjects are held out (--held_out)."
         )
     people = open_source(folder, settings.use_mxrecord, settings.swap_color_channel)
     lines += [f"         {note}" for note in people.notes]

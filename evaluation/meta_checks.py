@@ -30,8 +30,8 @@ FARTHEST = 0.4
 # Template pixels for a pixel of the face: LFWS 0.5 to 1.5. In points of 0..1 64 or more; here a face of 112
 # pixels was 2.
 LARGEST_SCALE = 50.0
-# Of the faces of a file: more are wrong, and it is the file; fewer are told.
-_REFUSED_SHARE, _TOLD_SHARE = 0.5, 0.05
+# Of the faces of a file: above the first share the file is refused, above the second there is a warning.
+_REFUSED_SHARE, _WARNED_SHARE = 0.5, 0.05
 # So many images are opened to see whether the points lie in them.
 _IMAGES_OPENED = 200
 # Of all mated pairs: so many may contradict the 1:N lists in data sets of published size, none in others.
@@ -68,7 +68,7 @@ def check_landmarks(landmarks: Floats, path: Path) -> list[str]:
         )
     wrong = small | odd
     share = float(wrong.mean())
-    if share <= _TOLD_SHARE:
+    if share <= _WARNED_SHARE:
         return []
     return [
         f"{path.name}: the five points of {np.count_nonzero(wrong):,} of {len(wrong):,} faces are unlike a "
@@ -91,7 +91,7 @@ def check_points_in_images(landmarks: Floats, names: Sequence[str], folder: Path
     middles = landmarks[seen].mean(axis=1)
     outside = ((middles < 0) | (middles >= np.array(list(sizes.values())))).any(axis=1)
     share = float(outside.mean())
-    if share <= _TOLD_SHARE:
+    if share <= _WARNED_SHARE:
         return []
     row = int(seen[np.argmax(outside)])
     (x, y), (width, height) = middles[np.argmax(outside)], sizes[row]
@@ -133,7 +133,7 @@ def check_detector_scores(
         faults.append(
             f"{path}, line {line_of_row(path, row)}: all detector scores of template "
             f"{template_ids[empty[0]]} are 0, so that it has no descriptor ({len(empty):,} of "
-            f"{len(template_ids):,} templates). Evaluate without detector scores, or mend them."
+            f"{len(template_ids):,} templates). Evaluate without detector scores, or correct them."
         )
     if faults:
         raise InputError.from_faults(faults)
@@ -168,7 +168,7 @@ def check_one_to_many(
         known_subject: (M,) id of the 1:N lists, `UNKNOWN` where a template is in none.
         component: (M,) number of the templates that mated pairs join.
         template_ids: (M,).
-        published: a data set of known size, in which a few contradictions are told only.
+        published: a data set of known size, in which a few contradictions give a warning only.
         folder: of the data set.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,9 +11,9 @@ import numpy as np
 
 from data.feature_bank import FeatureBank, read_given
 from data.feature_templates import TemplateDrawer, TemplateRecipe
-from data.names import match_names, normal, read_names
+from data.names import match_names, normal, read_names, unknown_names
 from data.sampling import Item
-from errors import InputError
+from errors import InputError, InputWarning
 from evaluation.ijb import Cohort
 from evaluation.normalisation import DEFAULT_METHOD, FEWEST_IN_COHORT
 from evaluation.protocols import SetProtocol
@@ -42,7 +43,10 @@ def judged_names(protocol: SetProtocol, path: str | None) -> frozenset[str] | No
     people = read_table(own, {"SUBJECT_ID": np.int64, "NAME": str}, csv=True)["NAME"].tolist()
     if listed is None:
         return frozenset(map(normal, people))
-    match_names(listed, people, f"--judged_subjects {path}", protocol.name)
+    matches = match_names(listed, people, f"--judged_subjects {path}", protocol.name)
+    if unknown := unknown_names(matches, people):
+        found = f"{len(matches.subjects):,} of its names are people of {protocol.name}"
+        warnings.warn(f"--judged_subjects {path}: {found}{unknown}.", InputWarning, stacklevel=2)
     return listed
 
 

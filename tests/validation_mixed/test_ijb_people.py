@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from coreset import build_aggregator
-from errors import InputError
+from errors import InputError, InputWarning
 from evaluation.protocols import read_protocol
 from evaluation.report import read_result
 from net import build_backbone
 from tests.ijb_layout import Dataset, write_dataset
 from validation_mixed import validate_ijb
-from validation_mixed.ijb_people import cohort_bank, cohort_of
+from validation_mixed.ijb_people import cohort_bank, cohort_of, judged_names
 from weights import TRAINED_SUBJECTS, name_digests
 
 D = 64
@@ -186,6 +186,14 @@ def test_a_list_that_names_nobody_of_the_benchmark_is_refused(
     (tmp_path / "judged.txt").write_text("ann\nbob\n")
     with pytest.raises(InputError, match=r"judged\.txt: none of its 2 names .*ann and Ann"):
         run(data, tmp_path / "out", features=features, judged_subjects=tmp_path / "judged.txt")
+
+
+def test_names_that_are_nobody_of_the_benchmark_are_said(data: Dataset, tmp_path: Path) -> None:
+    data.meta("subjects.csv").write_text("SUBJECT_ID,NAME\n1,Ann\n2,Bob\n")
+    judged = tmp_path / "judged.txt"
+    judged.write_text("ann\nBob\n")
+    with pytest.warns(InputWarning, match=r"judged\.txt: 1 .*1 names .*ann and Ann"):
+        assert judged_names(read_protocol(data.root, data.name), str(judged)) == {"ann", "Bob"}
 
 
 def test_a_cohort_is_without_the_judged_in_every_unicode_form(tmp_path: Path) -> None:
