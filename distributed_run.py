@@ -7,8 +7,14 @@ torchrun, or by srun.
 from __future__ import annotations
 
 import os
-from typing import Any
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, NoReturn
 
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.plugins.environments import (  # type: ignore[attr-defined]
     ClusterEnvironment,
     LightningEnvironment,
@@ -18,11 +24,13 @@ from pytorch_lightning.plugins.environments import (  # type: ignore[attr-define
     TorchElasticEnvironment,
 )
 from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_only
 
 from errors import InputError
 from process_faults import watch
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # In the order in which Lightning looks.
 _LAUNCHERS = (TorchElasticEnvironment, SLURMEnvironment, LSFEnvironment, MPIEnvironment)
 
@@ -35,6 +43,44 @@ class WatchedDDP(DDPStrategy):
         rank = take_rank(self.num_processes, self.num_nodes)
         watch(rank, self.num_processes * self.num_nodes, getattr(self.launcher, "procs", ()))
         super().setup_environment()
+
+
+class EndAtSignal(Callback):
+    """SIGINT and SIGTERM end an embedding or a validation: Lightning only makes a note of SIGTERM.
+
+    Training has its own handlers, which keep a checkpoint.
+    """
+
+    def __init__(self) -> None:
+        self._before: dict[int, Any] = {}
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Remembers the handlers of before: Lightning gives them back after a fault alone."""
+        self._before = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Gives the signals back."""
+        while self._before:
+            signal.signal(*self._before.popitem())
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Takes the signals over."""
+        for signum in STOP_SIGNALS:
+            signal.signal(signum, _end)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """As above, unless it is a part of training."""
+        if trainer.state.fn != TrainerFn.FITTING:
+            self.on_predict_start(trainer, pl_module)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """What ends here by a signal, of `EndAtSignal` or as Lightning does it, is a KeyboardInterrupt."""
+    try:
+        yield
+    except SystemExit as stop:
+        raise KeyboardInterrupt from stop
 
 
 def take_rank(devices: int, num_nodes: int) -> int:
@@ -86,6 +132,11 @@ def _rank_of_own_launch(devices: int, num_nodes: int) -> int:
     if not 0 <= node < num_nodes:
         raise InputError(f"--num_nodes {num_nodes}: NODE_RANK is {node}, expected 0 to {num_nodes - 1}.")
     return node * devices + int(here.local_rank())
+
+
+def _end(signum: int, frame: FrameType | None) -> NoReturn:
+    # No KeyboardInterrupt: at that Lightning kills the other processes, which would look like their fault.
+    raise SystemExit(128 + signum)
 
 
 def _launched() -> ClusterEnvironment | None:

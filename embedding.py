@@ -43,7 +43,7 @@ from data.feature_store import (
 )
 from data.sources import PIXEL_LIBRARIES
 from distributed_ops import gathered_union
-from distributed_run import WatchedDDP, take_rank
+from distributed_run import EndAtSignal, WatchedDDP, interruptible, take_rank
 from errors import InputError, InputWarning
 from evaluation.templates import fuse_flips
 from matmul_precision import EXACT, FAST, matmul_precision
@@ -145,11 +145,8 @@ def embed_faces(
     module = _Embedding(backbone, faces, options, beside, place)
     with _quiet_lightning():
         trainer = _trainer(options, name)
-        try:
+        with interruptible():
             trainer.predict(module, return_predictions=False)
-        except SystemExit as stop:
-            # How Lightning ends after Ctrl-C.
-            raise KeyboardInterrupt from stop
     # Also the signal that all processes have written.
     faults = gathered_union(module.faults)
     if process_rank() != 0:
@@ -355,7 +352,7 @@ def _trainer(options: EmbedOptions, name: str) -> pl.Trainer:
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=False,
-        callbacks=[_Bar(name)],
+        callbacks=[EndAtSignal(), _Bar(name)],
     )
 
 

@@ -30,7 +30,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from backbone_evaluation import evaluate_backbone, evaluation_settings
 from command import build_parser, run_command
-from distributed_run import WatchedDDP, take_rank, watch_launched
+from distributed_run import EndAtSignal, WatchedDDP, interruptible, take_rank, watch_launched
 from errors import InputError
 from evaluation.held_out import held_out_table
 from evaluation.metrics import FoldAccuracy
@@ -128,13 +128,15 @@ def train(given: Mapping[str, Any]) -> None:
     torch.set_float32_matmul_precision(mode.float32_matmul_precision)
     trainer = _trainer(settings, run, folder, accelerator, devices, loggers, mode)
     if evaluate:
-        trainer.validate(run.module, run.data, ckpt_path=checkpoint, verbose=False)
+        with interruptible():
+            trainer.validate(run.module, run.data, ckpt_path=checkpoint, verbose=False)
     else:
         trainer.fit(run.module, run.data, ckpt_path=checkpoint)
         best = folder / BEST
         if not settings.fast_dev_run and run.validates:
             ckpt_path = trainer.strategy.broadcast(str(best) if best.is_file() else None)
-            trainer.validate(run.module, run.data, ckpt_path=ckpt_path, verbose=False)
+            with interruptible():
+                trainer.validate(run.module, run.data, ckpt_path=ckpt_path, verbose=False)
     if trainer.is_global_zero and not settings.fast_dev_run and run.validates:
         _tell(run.module, folder)
     if trainer.is_global_zero and run.skipped:
@@ -347,7 +349,7 @@ def _trainer(
     )
     key = CORESET_MONITOR if settings.stage == "coreset" else BACKBONE_MONITOR
     keep_last = None if settings.fast_dev_run else KeepLast(folder)
-    keep: list[pl.Callback] = [StopAtUnusable(keep_last)]
+    keep: list[pl.Callback] = [EndAtSignal(), StopAtUnusable(keep_last)]
     keep += [] if settings.fast_dev_run else [Pictures(folder)]
     if run.validates:
         keep.append(_checkpoints(KeepBest, folder, Path(BEST).stem, monitor=key))

@@ -34,6 +34,7 @@ from torch import Tensor
 from data.loaded_batches import UnusableBatch
 from data.sheets import face_sheet, template_sheet
 from distributed_ops import gathered_union
+from distributed_run import STOP_SIGNALS
 from errors import InputError
 from evaluation.curves import draw_curves
 from evaluation.metrics import FoldAccuracy
@@ -164,6 +165,8 @@ class KeepLast(Checkpoint):
         self._path = Path(trainer.strategy.broadcast(str(self._path)))
         if trainer.ckpt_path is not None:
             pl_module.last_checkpoint = str(trainer.ckpt_path)
+        # Before Lightning has set its own handlers, which it takes back after a fault alone.
+        self._previous = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Takes the signals over from Lightning, which would leave in the middle of an accumulation."""
@@ -171,8 +174,8 @@ class KeepLast(Checkpoint):
         # What `on_validation_start` counted is counted by the validation itself now.
         validated: Any = trainer.fit_loop.epoch_loop.val_loop.batch_progress.total
         validated.ready = validated.started = validated.processed
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            self._previous[signum] = signal.signal(signum, self._asked)
+        for signum in STOP_SIGNALS:
+            signal.signal(signum, self._asked)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int

@@ -17,6 +17,9 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 
 import distributed_run
+import embedding
+import main
+import train_val
 from data.sampling import PositionSampler
 from distributed_run import take_rank
 from errors import InputError
@@ -193,6 +196,28 @@ def test_a_bug_in_a_loader_of_one_node_ends_both(backbone_stage: dict[str, Any],
     assert results[1][2].count("a bug in a loader") >= 1
     assert "ValueError" not in results[0][2]
     assert "Traceback" not in results[0][2]
+
+
+@pytest.mark.parametrize("phase", ["embedding", "validation"])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_what_is_no_training(
+    phase: str, signum: int, coreset_stage: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    flags = coreset_stage | {"epochs": 1, "epoch_items": 8}
+    if phase == "embedding":
+        kind: type = embedding._Embedding
+        flags |= {"cache_features": str(tmp_path / "store"), "views": 1}
+    else:
+        kind = train_val.FaceCoresetNet
+        main.train(flags)
+        last = tmp_path / "experiments" / "run_0" / "last.ckpt"
+        flags = {"resume_from_checkpoint": str(last), "evaluate": True}
+    name = "predict_step" if phase == "embedding" else "validation_step"
+    monkeypatch.setattr(kind, name, lambda *_: signal.raise_signal(signum))
+    with pytest.raises(KeyboardInterrupt):
+        main.train(flags)
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
 
 
 @pytest.mark.slow
