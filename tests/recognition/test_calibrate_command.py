@@ -220,7 +220,7 @@ def test_on_other_people_the_rate_is_in_its_interval(shared: Path, tmp_path: Pat
         halves.append(
             describe_labelled(model, find_labelled(root, "--images_root"), SetOptions(aligned=True))
         )
-    content, text = calibration_of(model, halves[0], None, aligned=True)
+    content, text = calibration_of(model, halves[0], None, reading={})
     assert list(content["thresholds"]) == ["1e-01", "1e-02", "1e-03"]
     assert "The threshold for 1e-03 rises from" in text
     other = halves[1]
