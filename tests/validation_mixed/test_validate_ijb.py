@@ -462,7 +462,7 @@ def test_arrays_that_are_no_features_are_refused(tmp_path: Path) -> None:
         read_features(tmp_path, NOT_USED)
     np.save(tmp_path / "features.npy", np.ones((3, 2), np.float32))
     np.save(tmp_path / "norms.npy", np.ones(3, np.float32))
-    with pytest.raises(InputError, match="unit rows"):
+    with pytest.raises(InputError, match="expected features that are unit rows"):
         read_features(tmp_path, NOT_USED)
     np.save(tmp_path / "norms.npy", np.ones(4, np.float32))
     with pytest.raises(InputError, match=r"norms \(4,\)"):
