@@ -17,6 +17,7 @@ from torch import Tensor
 
 from backbone_spec import BackboneSpec
 from coreset import AGGREGATORS
+from coreset.published import LEARNED_GAMMA
 from data.datamodule import FaceData, FeatureTemplateData, Loading, TemplateData
 from data.image_check import usable_part
 from data.image_files import pair_set_folders
@@ -30,7 +31,7 @@ from evaluation.report import versions
 from head import start_columns_at
 from net import Backbone
 from recipe import HeadOptions, Recipe, TemperatureSchedule
-from settings import LEARNED_GAMMA, Settings
+from settings import Settings
 from train_val import UNUSABLE_SUBJECTS, BackboneTrainer, FaceCoresetNet
 from weights import read_checkpoint
 

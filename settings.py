@@ -10,6 +10,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from coreset.published import LEARNED_GAMMA
 from errors import InputError
 from settings_checks import faults_of, shown
 
@@ -21,8 +22,6 @@ FACES_AT_ONCE = {"cpu": 16, "cuda": 512}
 
 # Epochs of --test_run, whatever --epochs says.
 TEST_RUN_EPOCHS = 2
-# The value of --gamma that learns it, from the aggregator's own start; others fix it, as published.
-LEARNED_GAMMA = -1.0
 # METHOD 6: AdaFace's recipe, and that of the FaceCoresetNet paper (its supplement, arXiv 2308.14075v2).
 STAGE_DEFAULTS: dict[str, dict[str, Any]] = {
     "backbone": {

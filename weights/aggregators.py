@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from coreset import build_aggregator
 from coreset.aggregator import CoresetAggregator
+from coreset.published import LEARNED_GAMMA
 from errors import InputError
 from weights.fitting import disagreements, shortened
-from weights.overrides import LEARNED_GAMMA, Overrides
+from weights.overrides import Overrides
 from weights.reading import Stored, described
 
 _OURS = "aggregator."

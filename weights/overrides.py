@@ -13,9 +13,6 @@ from torch import nn
 from coreset import AGGREGATORS
 from errors import InputError
 
-# Among the published hyper-parameters: gamma is learned, hence in the state dict.
-LEARNED_GAMMA = -1.0
-
 
 @dataclass(frozen=True)
 class Overrides:
