@@ -57,10 +57,13 @@ class _Watch(threading.Thread):
             self._look_at_store()
 
     def stop(self) -> None:
-        """Ends the thread: what follows is an orderly end."""
+        """Ends the thread; returns after its last call to the store, which takes no longer than a connection.
+
+        Python would abort the process if that call came back while the interpreter ends.
+        """
         self._ended.set()
         if threading.current_thread() is not self:
-            self.join(timeout=2 * _SECONDS_BETWEEN_LOOKS)
+            self.join(timeout=_SECONDS_TO_CONNECT)
 
     def is_first_fault(self) -> bool:
         """Whether no other process has asked this before, so that this one's fault is to be printed."""

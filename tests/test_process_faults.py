@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from pytorch_lightning.utilities import rank_zero_only
 import distributed_run
 import embedding
 import main
+import process_faults
 import train_val
 from data.sampling import PositionSampler
 from distributed_run import take_rank
@@ -240,3 +242,21 @@ def test_a_second_sigterm_ends_a_run_that_hangs(
     assert code == 128 + signal.SIGTERM, err
     # Its child too, which has the pipes.
     assert time.monotonic() - sent < 10
+
+
+def test_the_interpreter_does_not_end_during_a_call_to_the_store() -> None:
+    """A thread that came back from such a call while Python ends would abort the process."""
+
+    class SlowStore:
+        def check(self, keys: list[str]) -> bool:
+            looking.set()
+            time.sleep(1.0)
+            return False
+
+    looking = threading.Event()
+    watch = process_faults._Watch(rank=1, world_size=2)
+    watch.store = SlowStore()
+    watch.start()
+    assert looking.wait(5.0)
+    watch.stop()
+    assert not watch.is_alive()
