@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import nn
 
 from coreset import FaceSets
@@ -25,7 +27,8 @@ from recognition.strangers import face_units, stranger_odds
 # move anything, the picks and the heaviest ones.
 _ALL_LEFT_OUT = 128
 _HEAVIEST = 32
-_ROWS_AT_ONCE = 1024
+# Cosines of one block of the search for near-duplicates; a pair takes up to 64 bytes.
+_PAIRS_AT_ONCE = 262_144
 # Faces of one batch of sets with a face left out: 64 MB at 512 values.
 _FACES_AT_ONCE = 32_768
 # Beyond, a probability is 0 or 1.
@@ -161,13 +164,17 @@ def duplicate_groups(features: NDArray[np.float32], limit: float) -> NDArray[np.
         (T,) group of each face, numbered in the order of their first faces; -1 for a face without any.
     """
     count = len(features)
-    parent = np.arange(count)
-    for start in range(0, count, _ROWS_AT_ONCE):
-        near = features[start : start + _ROWS_AT_ONCE] @ features[start:].T >= limit
+    roots = np.arange(count)
+    rows_at_once = max(1, _PAIRS_AT_ONCE // max(1, count))
+    for start in range(0, count, rows_at_once):
+        near = features[start : start + rows_at_once] @ features[start:].T >= limit
         rows, columns = np.nonzero(np.triu(near, 1))
-        for first, second in zip((rows + start).tolist(), (columns + start).tolist(), strict=True):
-            _join(parent, first, second)
-    roots = np.array([_root(parent, face) for face in range(count)])
+        # With an edge from each face to the first one of its group so far, blocks need no memory of pairs.
+        first, second = np.append(rows + start, roots), np.append(columns + start, np.arange(count))
+        graph = coo_array((np.ones(len(first), np.bool_), (first, second)), shape=(count, count))
+        _, part = connected_components(graph, directed=False)
+        _, leader, inverse = np.unique(part, return_index=True, return_inverse=True)
+        roots = leader[inverse]
     _, first, inverse, sizes = np.unique(roots, return_index=True, return_inverse=True, return_counts=True)
     shared = np.flatnonzero(sizes > 1)
     numbers = np.full(len(sizes), -1)
@@ -219,15 +226,3 @@ def _sets_without(described: DescribedSet, left_out: NDArray[np.int64]) -> FaceS
             media[rows] + np.repeat(np.arange(len(left_out)), count - 1) * (int(media.max()) + 1)
         ),
     )
-
-
-def _root(parent: NDArray[np.int64], face: int) -> int:
-    while parent[face] != face:
-        parent[face] = parent[parent[face]]
-        face = int(parent[face])
-    return face
-
-
-def _join(parent: NDArray[np.int64], first: int, second: int) -> None:
-    one, other = _root(parent, first), _root(parent, second)
-    parent[max(one, other)] = min(one, other)

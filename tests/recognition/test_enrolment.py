@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -105,8 +106,20 @@ def test_groups_do_not_depend_on_the_blocks(monkeypatch: pytest.MonkeyPatch) -> 
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     whole = duplicate_groups(rows, 0.9)
     assert whole.max() > 0
-    monkeypatch.setattr(enrolment, "_ROWS_AT_ONCE", 7)
-    assert duplicate_groups(rows, 0.9).tolist() == whole.tolist()
+    for rows_at_once in (1, 7):
+        monkeypatch.setattr(enrolment, "_PAIRS_AT_ONCE", 60 * rows_at_once)
+        assert duplicate_groups(rows, 0.9).tolist() == whole.tolist()
+
+
+def test_copies_of_one_face_need_no_memory_of_pairs() -> None:
+    copies = np.full((3000, 4), 0.5, np.float32)
+    tracemalloc.start()
+    groups = duplicate_groups(copies, 0.95)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert not groups.any()
+    # All 4.5 million pairs at 16 bytes would be 72 MB.
+    assert peak < 32 << 20
 
 
 def test_the_shift_is_that_of_the_set_without_the_face(
