@@ -22,6 +22,9 @@ from files import atomic_write, cache_folder, sha256_of
 
 # Of several faces in a photo; the first is the default.
 FACES = ("largest", "central", "all")
+# Share of the largest face's area from which on another one is of about the same size: that the largest is
+# the one meant is then a guess. Half the area is 0.7 of the height.
+SIMILAR_AREA = 0.5
 
 DETECTOR_NAME = "face_detection_yunet_2023mar.onnx"
 DETECTOR_SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
@@ -81,19 +84,27 @@ class FaceDetector:
         finally:
             cv2.utils.logging.setLogLevel(level)
 
-    def detect(self, photo: Image, faces: str = FACES[0]) -> list[DetectedFace]:
+    def detect(
+        self, photo: Image, faces: str = FACES[0], *, with_similar: bool = False
+    ) -> list[DetectedFace]:
         """Finds faces.
 
         Args:
             photo: (H, W, 3) uint8 RGB, upright.
             faces: of `FACES`: the largest, the most central, or all, the largest first.
+            with_similar: beside the largest also the faces of about its size (`SIMILAR_AREA`), largest first.
 
         Returns:
-            None or one face; with 'all' any number.
+            None or one face; with 'all' or `with_similar` any number.
         """
         image = np.asarray(cv2.cvtColor(photo, cv2.COLOR_RGB2BGR), np.uint8)
         found = self._find(image, _SEARCH_SIDES_ALL if faces == "all" else _SEARCH_SIDES)
-        return [self._landmarked(image, face) for face in chosen_faces(found, image.shape[:2], faces)]
+        chosen = (
+            similar_faces(found)
+            if with_similar and faces == "largest"
+            else chosen_faces(found, image.shape[:2], faces)
+        )
+        return [self._landmarked(image, face) for face in chosen]
 
     def _find(self, image: Image, sides: tuple[int, ...]) -> list[DetectedFace]:
         longer, tried = max(image.shape[:2]), set()
@@ -144,7 +155,7 @@ def chosen_faces(found: list[DetectedFace], shape: tuple[int, ...], faces: str) 
     """Those of `found` that `faces` (of `FACES`) means, in a photo of `shape` (height, width)."""
     if not found:
         return []
-    largest_first = sorted(found, key=lambda face: -face.box[2] * face.box[3])
+    largest_first = sorted(found, key=_area, reverse=True)
     if faces == "all":
         return largest_first
     if faces == "largest":
@@ -152,6 +163,12 @@ def chosen_faces(found: list[DetectedFace], shape: tuple[int, ...], faces: str) 
     if faces == "central":
         return [min(largest_first, key=lambda face: _distance_to_centre(face, shape))]
     raise InputError(f"faces {faces!r}: expected {', '.join(FACES)}.")
+
+
+def similar_faces(found: list[DetectedFace]) -> list[DetectedFace]:
+    """The largest of `found` and those of about its size, the largest first."""
+    largest = max(map(_area, found), default=0.0)
+    return sorted((face for face in found if _area(face) >= SIMILAR_AREA * largest), key=_area, reverse=True)
 
 
 def find_detector(given: Path | None = None, *, cache: Path | None = None) -> Path:
@@ -230,6 +247,10 @@ def _overlap(first: tuple[float, ...], second: tuple[float, ...]) -> float:
     common = max(width, 0.0) * max(height, 0.0)
     total = first[2] * first[3] + second[2] * second[3] - common
     return common / total if total > 0 else 0.0
+
+
+def _area(face: DetectedFace) -> float:
+    return face.box[2] * face.box[3]
 
 
 def _distance_to_centre(face: DetectedFace, shape: tuple[int, ...]) -> float:

@@ -12,7 +12,7 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -28,6 +28,7 @@ from data.sources import Image
 from data.videos import expected_frames, frames
 from errors import InputError, InputWarning
 from recognition.colours import ColourSample
+from recognition.face_choice import choose_faces
 from recognition.model import FaceModel, describe_features, embed_images
 
 # Photos that are read and searched at a time, each of up to 450 MB while it is.
@@ -60,6 +61,21 @@ class Rejected:
     reason: str
 
 
+@dataclass(frozen=True)
+class FaceChoice:
+    """How one of several faces of about the same size in a photo or frame was chosen.
+
+    Attributes:
+        num_faces: of about the same size in the photo, the chosen one included.
+        from_left: its number among them, counted from the left edge of the photo, 1 to num_faces.
+        agrees: chosen because it resembles the rest of the set; False: because it is the largest.
+    """
+
+    num_faces: int
+    from_left: int
+    agrees: bool = False
+
+
 @dataclass(frozen=True, eq=False)
 class FaceRecord:
     """What is known of a face.
@@ -73,6 +89,7 @@ class FaceRecord:
         landmarks: (5, 2) x, y in its photo; None for aligned images.
         measures: pose, sharpness and light; None where nobody measured.
         alone: no other face of the same photo or frame is in the set.
+        choice: how it was chosen where its photo shows several faces of about the same size; else None.
     """
 
     name: str
@@ -83,6 +100,7 @@ class FaceRecord:
     landmarks: NDArray[np.float32] | None = None
     measures: FaceMeasures | None = None
     alone: bool = True
+    choice: FaceChoice | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,7 +179,7 @@ def describe_sets(
         InputError: no detector. A file that cannot be read is no error: it is among `rejected`.
     """
     detector = None if options.aligned else find_detector(options.detector)
-    gathered = [_Gathered([], [], [], []) for _ in sources]
+    gathered = [_Gathered([], [], [], [], []) for _ in sources]
     waiting: list[tuple[_Gathered, Image]] = []
     colours = ColourSample()
     with tqdm(desc="finding faces", unit=" images", disable=not progress, mininterval=0.5) as bar:
@@ -170,6 +188,7 @@ def describe_sets(
             into = gathered[number]
             into.rejected.extend(look.rejected)
             into.faces.extend(record for record, _ in look.faces)
+            into.photos.extend([into.photos[-1] + 1 if into.photos else 0] * len(look.faces))
             for _, image in look.faces:
                 colours.add(number, image)
             waiting.extend((into, image) for _, image in look.faces)
@@ -193,7 +212,11 @@ def describe_sets(
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """What one photo or one frame gave: faces as record and (112, 112, 3) RGB, or why there are none."""
+    """What one photo or one frame gave: faces as record and (112, 112, 3) RGB, or why there are none.
+
+    Where `SetOptions.faces` is 'largest', all faces of about the largest one's size, of which the set keeps
+    one (`face_choice`).
+    """
 
     faces: list[tuple[FaceRecord, Image]]
     rejected: list[Rejected]
@@ -256,21 +279,27 @@ class _Reader:
                 return Look([], [Rejected(name, str(fault))])
         detector = self._detectors.get()
         try:
-            found = detector.detect(photo, self._options.faces)
+            found = detector.detect(photo, self._options.faces, with_similar=True)
         finally:
             self._detectors.put(detector)
+        several = len(found) > 1
+        keeps_all = self._options.faces == "all"
+        from_left = sorted(range(len(found)), key=lambda place: found[place].box[0])
         records = []
-        for number, face in enumerate(found, start=1):
+        for number, face in enumerate(found):
             aligned = face.aligned(photo)
             about = FaceRecord(
-                name if len(found) == 1 else f"{name} #{number}",
+                f"{name} #{number + 1}" if several and keeps_all else name,
                 medium,
                 thumbnail(aligned),
                 face.box[3],
                 face.score,
                 face.landmarks,
                 measure_face(aligned, face.landmarks),
-                alone=len(found) == 1,
+                alone=not (several and keeps_all),
+                choice=FaceChoice(len(found), from_left.index(number) + 1)
+                if several and not keeps_all
+                else None,
             )
             records.append((about, aligned))
         return Look(records, [] if found else [Rejected(name, "no face was found in it.")])
@@ -278,9 +307,10 @@ class _Reader:
 
 @dataclass(frozen=True, eq=False)
 class _Gathered:
-    """A set while its faces come in."""
+    """A set while its faces come in; `photos`: number of the photo or frame of each face."""
 
     faces: list[FaceRecord]
+    photos: list[int]
     features: list[NDArray[np.float32]]
     norms: list[NDArray[np.float32]]
     rejected: list[Rejected]
@@ -297,12 +327,17 @@ def _embed(model: FaceModel, faces: list[tuple[_Gathered, Image]]) -> None:
 
 def _described(model: FaceModel, source: SetSource, gathered: _Gathered) -> DescribedSet:
     features, norms = np.stack(gathered.features), np.stack(gathered.norms)
-    media = np.array([face.medium for face in gathered.faces], np.int64)
+    faces = gathered.faces
+    if any(face.choice is not None for face in faces):
+        rows, agrees = choose_faces(features, norms, np.array(gathered.photos, np.int64))
+        faces = [_chosen(faces[row], bool(agree)) for row, agree in zip(rows, agrees, strict=True)]
+        features, norms = features[rows], norms[rows]
+    media = np.array([face.medium for face in faces], np.int64)
     found = describe_features(model, features, norms, media)
     return DescribedSet(
         name=source.name,
         path=source.path,
-        faces=gathered.faces,
+        faces=faces,
         features=features,
         norms=norms,
         embedding=found.embedding,
@@ -311,6 +346,10 @@ def _described(model: FaceModel, source: SetSource, gathered: _Gathered) -> Desc
         weights=found.weights,
         rejected=gathered.rejected,
     )
+
+
+def _chosen(face: FaceRecord, agrees: bool) -> FaceRecord:
+    return face if face.choice is None else replace(face, choice=replace(face.choice, agrees=agrees))
 
 
 def files_of(path: Path) -> list[Path]:

@@ -22,6 +22,7 @@ from data.detection import (
     FaceDetector,
     chosen_faces,
     find_detector,
+    similar_faces,
 )
 from data.photos import decode_photo
 from data.sources import Image
@@ -208,3 +209,11 @@ def test_a_detector_that_is_named_is_used_and_nothing_fetched(tmp_path: Path, se
 def test_the_pinned_hash_is_that_of_the_official_file(shared: Path) -> None:
     content = (shared / "faces" / DETECTOR_NAME).read_bytes()
     assert hashlib.sha256(content).hexdigest() == DETECTOR_SHA256
+
+
+def test_faces_of_half_the_largest_area_are_about_as_large() -> None:
+    points = np.zeros((5, 2), np.float32)
+    boxes = [(0, 0, 10, 10), (20, 0, 12, 12), (40, 0, 7, 7), (60, 0, 9, 9)]
+    found = similar_faces([DetectedFace(box, points, 0.9) for box in boxes])
+    assert [face.box[2] for face in found] == [12, 10, 9]
+    assert similar_faces([]) == []

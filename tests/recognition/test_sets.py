@@ -8,12 +8,15 @@ import cv2
 import numpy as np
 import pytest
 
-from data.detection import DETECTOR_NAME
+from data.alignment import TEMPLATE
+from data.detection import DETECTOR_NAME, DetectedFace
 from data.photos import read_photo
+from data.sources import Image
+from data.synthetic import draw_portrait
 from errors import InputError
 from recognition import sets as module
 from recognition.model import FaceModel, embed_set
-from recognition.sets import SetOptions, SetSource, describe_sets, find_sets, looks
+from recognition.sets import FaceChoice, SetOptions, SetSource, describe_sets, find_sets, looks
 
 ALIGNED = SetOptions(aligned=True)
 
@@ -186,3 +189,37 @@ def test_all_faces_of_a_photo_are_numbered(shared: Path, bare_model: FaceModel, 
     assert len(found.faces) >= 2
     sizes = [face.size for face in found.faces]
     assert min(sizes[:2]) > 80
+
+
+def test_of_two_faces_as_large_the_one_like_the_other_photos_is_kept(
+    model: FaceModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The larger face of the pair, on the left, is of somebody else than the other photo of the folder."""
+    anna, other = draw_portrait(0, seed=1), draw_portrait(7, seed=1)
+
+    class TwoFaces:
+        def __init__(self, _: Path) -> None:
+            pass
+
+        def detect(self, photo: Image, faces: str, *, with_similar: bool) -> list[DetectedFace]:
+            assert (faces, with_similar) == ("largest", True)
+            return [
+                DetectedFace((left, 0, 112, 112), TEMPLATE + np.float32([left, 0]), 0.9)
+                for left in range(0, photo.shape[1], 112)
+            ]
+
+    monkeypatch.setattr(module, "FaceDetector", TwoFaces)
+    folder = tmp_path / "anna"
+    folder.mkdir()
+    cv2.imwrite(str(folder / "a.png"), anna[..., ::-1])
+    cv2.imwrite(str(folder / "pair.png"), np.concatenate([other, anna], axis=1)[..., ::-1])
+    detector = tmp_path / "detector"
+    detector.touch()
+    options = SetOptions(detector=detector)
+    (found, alone), _ = describe(model, folder, folder / "pair.png", options=options)
+    assert found.files == ["a.png", "pair.png"]
+    assert [face.choice for face in found.faces] == [None, FaceChoice(2, from_left=2, agrees=True)]
+    assert found.features[0] @ found.features[1] > 0.999
+    assert alone.files == ["pair.png"]
+    assert alone.faces[0].choice == FaceChoice(2, from_left=1, agrees=False)
+    assert all(face.alone for each in (found, alone) for face in each.faces)

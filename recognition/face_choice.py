@@ -1,0 +1,63 @@
+"""Which face of a photo belongs to its set, where several are of about the same size."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Cosine of a face with the mean of the rest of its set from which on the two agree.
+AGREES = 0.25
+# Faces that may start the search for the person in all photos; beyond, those of the largest norms.
+_MOST_STARTS = 64
+_ROUNDS = 10
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+
+def choose_faces(
+    features: Floats, norms: Floats, photos: Ints, limit: float = AGREES
+) -> tuple[Ints, NDArray[np.bool_]]:
+    """Choose one face of each photo, so that the chosen faces resemble each other.
+
+    Every face in turn (of the photos with a single one, if there are any) takes its nearest face of each
+    other photo; the choice of the largest sum of cosines is refined against the norm-weighted mean of the
+    other photos' faces. A photo of which no face reaches `limit` keeps its first one.
+
+    Args:
+        features: (T, D) unit rows; of a photo with several, the default comes first.
+        norms: (T,).
+        photos: (T,) number of the photo or frame of each face, ascending.
+        limit: cosine with the mean of the others from which on a face agrees with them.
+
+    Returns:
+        (P,) row of the face chosen of each of P photos; (P,) bool, whether it agrees with the others.
+    """
+    starts = np.flatnonzero(np.diff(photos, prepend=-1))
+    counts = np.diff(np.append(starts, len(photos)))
+    if len(starts) == 1:
+        return starts, np.zeros(1, np.bool_)
+    single = starts[counts == 1]
+    seeds = single if len(single) else np.arange(len(photos))
+    seeds = seeds[np.argsort(-norms[seeds], kind="stable")[:_MOST_STARTS]]
+    cosines = features[seeds] @ features.T
+    best = int(np.maximum.reduceat(cosines, starts, axis=1).sum(axis=1).argmax())
+    rows = _largest_of_each(cosines[best], starts)
+    vectors = features.astype(np.float64) * norms.astype(np.float64)[:, None]
+    photo_of = np.repeat(np.arange(len(starts)), counts)
+    for _ in range(_ROUNDS):
+        rest = vectors[rows].sum(axis=0) - vectors[rows]
+        rest /= np.linalg.norm(rest, axis=1, keepdims=True).clip(1e-12)
+        agreement = np.einsum("td,td->t", features, rest[photo_of])
+        chosen = _largest_of_each(agreement, starts)
+        if (chosen == rows).all():
+            break
+        rows = chosen
+    agrees = agreement[rows] >= limit
+    return np.where(agrees, rows, starts), agrees
+
+
+def _largest_of_each(values: NDArray[np.floating], starts: Ints) -> Ints:
+    """(P,) row of the largest value of each segment; the first of equal ones."""
+    parts = np.split(values, starts[1:])
+    return starts + np.array([int(part.argmax()) for part in parts], np.int64)
