@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from cosine_statistics import REFERENCE, CosineStatistics
 from errors import InputError
 
 # Brightness and contrast that levelled faces have: about those of a well-lit one, on values 0..255.
@@ -33,8 +35,10 @@ class BackboneSpec:
     `channel_order` is "BGR" or "RGB"; `mean` and `std` are on pixel values 0..255; `norm_is_quality` says
     that the feature norm falls with image quality; `image_size` is the side in pixels; `levels_light` says
     that each face is first brought to one brightness and contrast (`level_light`); `context_size` of the
-    `embedding_size` values are no part of the embedding but context behind it (`net.Backbone`). Any other
-    value raises InputError.
+    `embedding_size` values are no part of the embedding but context behind it (`net.Backbone`). `centre`
+    holds one value for each of the others, which is subtracted from a unit feature before it is made one
+    again (`centred`): the vector that the features of all people share. `cosine_statistics` are of the
+    features as they come out; None: nobody measured them. Any other value raises InputError.
     """
 
     name: str
@@ -46,12 +50,14 @@ class BackboneSpec:
     image_size: int = 112
     levels_light: bool = False
     context_size: int = 0
+    centre: tuple[float, ...] | None = None
+    cosine_statistics: CosineStatistics | None = None
 
     def __post_init__(self) -> None:
         faults = [
             f"backbone spec: {field.name} must be of type {field.type}, found {getattr(self, field.name)!r}."
             for field in fields(self)
-            if not _is_plain(getattr(self, field.name), str(field.type))
+            if field.name not in _STRUCTURED and not _is_plain(getattr(self, field.name), str(field.type))
         ]
         if not faults:
             if self.channel_order not in ("BGR", "RGB"):
@@ -62,6 +68,12 @@ class BackboneSpec:
                 faults.append("backbone spec: context_size must be at least 0 and below embedding_size.")
             if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
                 faults.append("backbone spec: mean must be finite and std finite and positive.")
+            if self.centre is not None and not _is_centre(self.centre, self._identity_size):
+                faults.append(
+                    f"backbone spec: centre must be {self._identity_size} finite numbers, of length below 1."
+                )
+            if not isinstance(self.cosine_statistics, CosineStatistics | None):
+                faults.append("backbone spec: cosine_statistics must be CosineStatistics or nothing.")
         if faults:
             raise InputError.from_faults(faults)
 
@@ -105,18 +117,49 @@ class BackboneSpec:
         ordered = images[..., ::-1] if self.channel_order == "BGR" else images
         return np.array(np.moveaxis(ordered, -1, -3), order="C")
 
+    @property
+    def _identity_size(self) -> int:
+        return self.embedding_size - self.context_size
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether limits of cosine are this backbone's own; else it is assumed to be like the reference."""
+        return self.cosine_statistics is not None
+
+    def cosine_limit(self, reference: float) -> float:
+        """The cosine that means for this backbone what `reference` means for `cosine_statistics.REFERENCE`.
+
+        The same where nobody measured the backbone (`is_measured`).
+        """
+        return reference if self.cosine_statistics is None else self.cosine_statistics.limit(reference)
+
+    def cosine_difference(self, reference: float) -> float:
+        """As `cosine_limit`, for a difference of two cosines."""
+        return (self.cosine_statistics or REFERENCE).difference(reference)
+
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain JSON types; levelled light and context are named only where there are any.
+        """The fields as plain JSON types; what is rare is named only where there is any.
 
         So the identity of what was made before there was such a thing stays what it was.
         """
-        rare = ("levels_light", "context_size")
-        return {key: value for key, value in asdict(self).items() if value or key not in rare}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {key: value for key, value in values.items() if value or key not in _RARE}
+        if self.centre is not None:
+            values["centre"] = list(self.centre)
+        if self.cosine_statistics is not None:
+            values["cosine_statistics"] = self.cosine_statistics.to_dict()
+        return values
 
     def with_context(self, size: int) -> BackboneSpec:
         """The same with `size` values of context; 0: with none. InputError on a negative size."""
-        own = self.embedding_size - self.context_size
-        return replace(self, embedding_size=own + size, context_size=size)
+        return replace(self, embedding_size=self._identity_size + size, context_size=size)
+
+    def with_features_of(self, other: BackboneSpec) -> BackboneSpec:
+        """The same with the other's centre, and its statistics where they are of the features of now."""
+        statistics = other.cosine_statistics
+        if statistics is None and other.centre == self.centre:
+            statistics = self.cosine_statistics
+        return replace(self, centre=other.centre, cosine_statistics=statistics)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> BackboneSpec:
@@ -127,10 +170,19 @@ class BackboneSpec:
         faults += [f"backbone spec: {name} is missing." for name in sorted(missing)]
         if faults:
             raise InputError.from_faults(faults)
+        values = dict(values)
+        if isinstance(values.get("centre"), list):
+            values["centre"] = tuple(values["centre"])
+        if values.get("cosine_statistics") is not None:
+            values["cosine_statistics"] = CosineStatistics.from_dict(values["cosine_statistics"])
         return cls(**values)
 
 
-# Names of what `preprocessing` gives.
+# Fields that few backbones have, and those that are no plain values.
+_RARE = ("levels_light", "context_size", "centre", "cosine_statistics")
+_STRUCTURED = ("centre", "cosine_statistics")
+
+# Names of what `preprocessing` always gives.
 PREPROCESSING = (
     *("alignment", "image_size", "colour_order", "illumination_normalisation", "pixel_scale", "flip"),
     *("auxiliary_size", "precision"),
@@ -163,7 +215,13 @@ def preprocessing(spec: BackboneSpec, *, alignment: str, flip: str, precision: s
         "flip": flip,
         "auxiliary_size": str(spec.context_size),
         "precision": precision,
+        # Named only where there is one, as in `BackboneSpec.to_dict`.
+        **({} if spec.centre is None else {"centre": _centre_digest(spec.centre)}),
     }
+
+
+def _centre_digest(centre: tuple[float, ...]) -> str:
+    return hashlib.sha256(np.array(centre, np.float32).tobytes()).hexdigest()[:16]
 
 
 def _digits(value: float) -> str:
@@ -193,6 +251,25 @@ def level_light(images: Tensor) -> Tensor:
     return levelled.clamp(0, 255)
 
 
+def centred(features: Tensor, spec: BackboneSpec) -> Tensor:
+    """Features with the spec's centre subtracted from their embedding, unit rows again.
+
+    Args:
+        features: (..., D) unit rows, with context at their end as the spec says; a row of zeros stays one.
+        spec: whose `centre` may be None, which changes nothing.
+
+    Returns:
+        (..., D), of the same dtype.
+    """
+    if spec.centre is None:
+        return features
+    embedding, context = split_context(features, spec.context_size)
+    length = torch.linalg.vector_norm(embedding, dim=-1, keepdim=True)
+    rest = embedding - length * torch.tensor(spec.centre, dtype=features.dtype, device=features.device)
+    unit: Tensor = rest / torch.linalg.vector_norm(rest, dim=-1, keepdim=True).clamp_min(_SHORTEST_EMBEDDING)
+    return with_context(unit, context) if spec.context_size else unit
+
+
 def with_context(embedding: Tensor, context: Tensor) -> Tensor:
     """Context behind an embedding, very small, and unit rows again.
 
@@ -218,6 +295,14 @@ def split_context(features: Tensor, context_size: int) -> tuple[Tensor, Tensor]:
     own, context = features[..., :-context_size], features[..., -context_size:]
     length = torch.linalg.vector_norm(own, dim=-1, keepdim=True).clamp_min(_SHORTEST_EMBEDDING)
     return own / length, context / (_CONTEXT_SCALE * length)
+
+
+def _is_centre(values: object, size: int) -> bool:
+    """So many finite numbers, of length below 1: that of a unit feature."""
+    if not isinstance(values, tuple) or len(values) != size:
+        return False
+    numbers = all(isinstance(each, (int, float)) and not isinstance(each, bool) for each in values)
+    return numbers and sum(each * each for each in values) < 1
 
 
 def _is_plain(value: object, type_name: str) -> bool:

@@ -12,7 +12,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -142,7 +142,8 @@ def export_backbone(backbone: Backbone, path: Path) -> Exported:
     """Writes a backbone for any number of images.
 
     Input `images` (N, 3, H, W) float32, in the channel order of the metadata, normalised as (value - mean) /
-    std; outputs `embedding` (N, D), unit rows, and `norm` (N,). `weights.load_backbone` reads it back.
+    std; outputs `embedding` (N, D), unit rows, and `norm` (N,). `weights.load_backbone` reads it back. A
+    centre is subtracted in the graph, so the metadata have none.
     """
     if backbone.spec.context_size:
         # A constant of the graph.
@@ -152,7 +153,8 @@ def export_backbone(backbone: Backbone, path: Path) -> Exported:
     names = ("images",), ("embedding", "norm")
     shapes = {"images": {0: Dim("images")}}
     module = _PlainBackbone(backbone.eval())
-    return _export(module, {"images": images}, names, shapes, path, metadata_of(backbone.spec))
+    metadata = metadata_of(replace(backbone.spec, centre=None))
+    return _export(module, {"images": images}, names, shapes, path, metadata)
 
 
 def export_aggregator(aggregator: PaddedAggregator, path: Path, metadata: Mapping[str, str]) -> Exported:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbone_spec import BackboneSpec, with_context
+from backbone_spec import BackboneSpec, centred, with_context
 from errors import InputError
 
 # A shorter feature is taken to be this long: a zero one gives a zero embedding and a bounded gradient.
@@ -104,10 +104,10 @@ class Backbone(nn.Module, ABC):
             images: (N, 3, H, W) float, normalised and ordered as `spec` says; cast to the weights' dtype.
 
         Returns:
-            embedding (N, D), unit rows (a zero feature stays zero), with the context at its end where the
-            spec has one (`backbone_spec.with_context`), and norm (N, 1) of the feature before it was
-            normalised, without context; float32 whatever autocast and the weights are, float64 where the
-            weights are that.
+            embedding (N, D), unit rows (a zero feature stays zero), without the spec's centre where it has
+            one (`backbone_spec.centred`) and with the context at its end (`backbone_spec.with_context`); and
+            norm (N, 1) of the feature before it was normalised or centred, without context. Float32 whatever
+            autocast and the weights are, float64 where the weights are that.
         """
         images = images.to(next(self.parameters()).dtype)
         size = self.spec.context_size
@@ -122,7 +122,7 @@ class Backbone(nn.Module, ABC):
                 self._context = weight, bias = weight.to(hidden.device), bias.to(hidden.device)
             context = F.linear(hidden.to(weight.dtype), weight, bias)
             embedding = with_context(embedding, context.to(embedding.dtype))
-        return embedding, norm
+        return centred(embedding, self.spec), norm
 
     def _load_from_state_dict(self, *given: Any) -> None:
         # It is of the weights before.

@@ -23,7 +23,15 @@ FLOORS = [
     | {"quality_check", "quality_choice", "export"},
     {"data", "evaluation", "weights"},
     {"net", "head", "coreset", "contrast", "recipe", "virtual_subjects", "distributed_run"},
-    {"backbone_spec", "distributed_ops", "errors", "files", "matmul_precision", "process_faults"},
+    {
+        "backbone_spec",
+        "cosine_statistics",
+        "distributed_ops",
+        "errors",
+        "files",
+        "matmul_precision",
+        "process_faults",
+    },
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # `command` lends its flags to commands alone, and takes the names of its choices from the registries.

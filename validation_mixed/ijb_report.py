@@ -98,6 +98,7 @@ def _rules(done: Evaluated) -> dict[str, str]:
         if done.two_people is None
         else f"two a template whose parts have a cosine below {done.two_people:g}; the best score counts",
         **{name: made.get(name, _UNKNOWN) for name in (*PREPROCESSING, "interpolation") if name != "flip"},
+        **{name: made[name] for name in ("centre",) if name in made},
         "features": ", ".join(
             f"{key} {value}" for key, value in done.features.about.items() if "sha" not in key
         )

@@ -166,7 +166,7 @@ def _spec_and_digest(source: Path | str) -> tuple[BackboneSpec | None, str | Non
 
 
 def prepare_for(backbone: Backbone, sources: Sequence[Path | str]) -> None:
-    """Has a backbone give features as these aggregators' training had them, in place: light, context.
+    """Has a backbone give features as these aggregators' training had them, in place: light, context, centre.
 
     Files that do not say what they were trained on are believed to fit.
 
@@ -174,12 +174,12 @@ def prepare_for(backbone: Backbone, sources: Sequence[Path | str]) -> None:
         InputError: an aggregator is for other weights, two of them are for other preparations, or the
             backbone cannot be prepared so.
     """
-    wanted: dict[tuple[bool, int], Path | str] = {}
+    wanted: dict[tuple[bool, int, tuple[float, ...] | None], tuple[Path | str, BackboneSpec]] = {}
     for source in sources:
         spec, digest = _spec_and_digest(source)
         if spec is None:
             continue
-        wanted.setdefault((spec.levels_light, spec.context_size), source)
+        wanted.setdefault((spec.levels_light, spec.context_size, spec.centre), (source, spec))
         if digest is not None and digest != (found := weights_digest(backbone)):
             raise InputError(
                 f"{source}: its aggregator was trained on features of other {backbone.spec.name} weights "
@@ -187,15 +187,16 @@ def prepare_for(backbone: Backbone, sources: Sequence[Path | str]) -> None:
             )
     if len(wanted) > 1:
         told = [
-            f"{source} is for faces {'levelled in light' if levels_light else 'as they are'} with "
-            f"{context_size} values of context"
-            for (levels_light, context_size), source in wanted.items()
+            f"{source} is for faces {'levelled in light' if spec.levels_light else 'as they are'} with "
+            f"{spec.context_size} values of context and {'a' if spec.centre else 'no'} centre"
+            for source, spec in wanted.values()
         ]
         raise InputError(f"{', '.join(told)}: give one at a time.")
-    for (levels_light, context_size), source in wanted.items():
-        backbone.spec = replace(backbone.spec, levels_light=levels_light)
+    for source, spec in wanted.values():
+        backbone.spec = replace(backbone.spec, levels_light=spec.levels_light)
         try:
-            backbone.set_context(context_size)
+            backbone.set_context(spec.context_size)
+            backbone.spec = backbone.spec.with_features_of(spec)
         except InputError as error:
             raise InputError(f"{source}: {error}") from None
 

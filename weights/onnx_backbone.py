@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backbone_spec import BackboneSpec
+from backbone_spec import BackboneSpec, centred
 from coreset.sets import unit_and_norm
 from errors import InputError
 from net import BACKBONES, Backbone
@@ -57,7 +57,7 @@ class OnnxBackbone(Backbone):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """See the base class; always float32."""
         embedding, norm = unit_and_norm(self.features(images))
-        return embedding, norm.unsqueeze(1)
+        return centred(embedding, self.spec), norm.unsqueeze(1)
 
     def set_context(self, size: int) -> None:
         """See the base class. InputError: another size than the graph has."""
