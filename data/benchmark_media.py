@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -264,15 +265,22 @@ class _FolderReader:
             yield from self._still(path, f"{name}/{path.name}")
 
     def _frames_of_video(self, path: Path, name: str) -> Iterator[Frame]:
-        images: list[Image] = []
+        """Reads the video twice, to count its frames and to take some: one frame is held at a time."""
+        count = 0
         try:
-            images.extend(frame.image for frame in frames(path, self._fps))
+            for _ in frames(path, self._fps):
+                count += 1
         except InputError as fault:
             self._pool.rejected.append((name, _without_path(fault, path)))
-        seen = [face for image in evenly(images, self._most) for face in self._cut(image)]
-        if images and not seen:
+        wanted = evenly(range(count), self._most)
+        found = False
+        if wanted:
+            for number, frame in enumerate(islice(frames(path, self._fps), wanted[-1] + 1)):
+                for face in self._cut(frame.image) if number in wanted else ():
+                    found = True
+                    yield face
+        if count and not found:
             self._pool.rejected.append((name, "no face is found in its frames"))
-        yield from seen
 
     def _still(self, path: Path, name: str) -> Iterator[Frame]:
         """The file itself, if it is an aligned face; else what is cut out of it."""

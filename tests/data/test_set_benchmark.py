@@ -7,6 +7,7 @@ import hashlib
 import json
 import shutil
 import sys
+import tracemalloc
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -18,11 +19,13 @@ import torch
 
 import convert
 from data.alignment import TEMPLATE
+from data.benchmark_media import collect_media
 from data.benchmark_protocol import PRESETS, BenchmarkProtocol, Stress, read_benchmark_protocol
 from data.feature_bank import FACES, LABEL
 from data.feature_store import FeatureWriter, StoreLayout
 from data.recordio import write_face_pack
 from data.set_benchmark import BuiltBenchmark, build_set_benchmark
+from data.videos import frames as video_frames
 from data.views import Kind, ViewPlan
 from errors import InputError
 from evaluation.protocols import SetProtocol, read_points, read_protocol
@@ -206,6 +209,30 @@ def test_clips_come_from_folders_of_frames_and_from_videos(tmp_path: Path) -> No
         for n in notes(built)
         if int(n["TEMPLATE_ID"]) in gallery
     )
+
+
+@pytest.mark.parametrize("count", [3, 400])
+def test_even_frames_of_a_video_are_taken_and_the_others_not_kept(tmp_path: Path, count: int) -> None:
+    film = tmp_path / "faces" / "anna" / "film.avi"
+    film.parent.mkdir(parents=True)
+    writer = cv2.VideoWriter(str(film), cv2.VideoWriter.fourcc(*"MJPG"), 25, (112, 112))
+    for number in range(count):
+        writer.write(np.full((112, 112, 3), number // 2 + 20, np.uint8))
+    writer.release()
+    protocol = BenchmarkProtocol(clip_frames=(2, 5), fps=25.0)
+    tracemalloc.start()
+    pool = collect_media(
+        tmp_path / "faces", protocol, tmp_path / "cut", detector=None, without=frozenset(), chosen=list
+    )
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert pool.rejected == []
+    every = [float(frame.image.mean()) for frame in video_frames(film, 25.0)]
+    assert len(every) == count
+    wanted = [every[place] for place in np.linspace(0, count - 1, min(count, 5)).round().astype(int)]
+    assert [float(pool.image(frame).mean()) for frame in pool.media[0].frames] == wanted
+    # All 400 would be 15 MB.
+    assert peak < 40 * 112 * 112 * 3
 
 
 def test_a_pack_gives_the_same_kind_of_benchmark(tmp_path: Path) -> None:
