@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from data.names import normal
+
+# Metadata of a file: `content_checksum` of the rest.
+CHECKSUM = "content_sha256"
 
 
 def weights_digest(module: nn.Module) -> str:
@@ -18,9 +22,21 @@ def weights_digest(module: nn.Module) -> str:
     for key, value in sorted(module.state_dict().items()):
         # Counts training steps, which no feature depends on.
         if not key.endswith("num_batches_tracked"):
-            digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            _update(digest, key, value)
     return digest.hexdigest()
+
+
+def content_checksum(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """SHA-256 over all tensors and metadata of a file, so that a flipped bit in either is noticed."""
+    digest = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
+    for key, value in sorted(state.items()):
+        _update(digest, key, value)
+    return digest.hexdigest()
+
+
+def _update(digest: hashlib._Hash, key: str, value: Tensor) -> None:
+    digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
+    digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def name_digests(names: Iterable[str]) -> dict[str, str]:

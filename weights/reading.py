@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.serialization import safe_globals
 
 from errors import InputError
+from weights.digest import CHECKSUM, content_checksum
 
 TORCH_SUFFIXES = (".ckpt", ".pt", ".pth")
 # Under which a checkpoint keeps its state dict: Lightning and most others, arcface_torch.
@@ -30,6 +31,7 @@ TRAINED_SUBJECTS = "trained_subjects"
 # Under which Lightning keeps what a module was built with.
 _HYPER_PARAMETERS = "hyper_parameters"
 _SHOWN = 5
+_BYTES_AT_ONCE = 1 << 24
 # What torch.load was seen to raise on some thousand damaged files, and its kin.
 _UNREADABLE = (
     *(pickle.UnpicklingError, struct.error, zipfile.BadZipFile, RuntimeError, OSError, EOFError, MemoryError),
@@ -77,6 +79,7 @@ def read_checkpoint(path: Path, *, allow_pickle: bool = False) -> Any:
     not installed become empty objects.
     """
     try:
+        _check_members(path)
         if allow_pickle:
             return torch.load(path, map_location="cpu", weights_only=False, pickle_module=_Forgiving)
         # A mapped file costs memory for the entries that are used, not for heads and optimisers.
@@ -94,6 +97,21 @@ def read_checkpoint(path: Path, *, allow_pickle: bool = False) -> Any:
             ) from error
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"{path}: {what_it_may_be(path)} The reader says: {reason}") from error
+
+
+def _check_members(path: Path) -> None:
+    """Compares the checksums of a zip file's members, which `torch.load` does not.
+
+    Files may be written without them (`torch.serialization.set_crc32_options`); zero stands there then.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if member.CRC:
+                with archive.open(member) as stream:
+                    while stream.read(_BYTES_AT_ONCE):
+                        pass
 
 
 def what_it_may_be(path: Path) -> str:
@@ -124,6 +142,12 @@ def _read_safetensors(path: Path) -> Stored:
             state = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 (it is no mapping)
     except SafetensorError as error:
         raise InputError(f"{path}: {what_it_may_be(path)} The reader says: {error}") from error
+    checksum = about.pop(CHECKSUM, None)
+    if checksum is not None and checksum != content_checksum(state, about):
+        raise InputError(
+            f"{path}: it does not match its own checksum, so a part of it was changed after it was written. "
+            "Copy or make it again."
+        )
     aggregator: tuple[object, object] | None = None
     if "aggregator_name" in about:
         try:

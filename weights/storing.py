@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from errors import InputError
 from files import atomic_path, require_free_space
 from net import Backbone
-from weights.digest import weights_digest
+from weights.digest import CHECKSUM, content_checksum, weights_digest
 from weights.specs import metadata_of
 
 # Of this form; a reader may meet files of later ones.
@@ -52,9 +52,7 @@ def save_model(
         name, options, module = aggregator
         metadata |= {"aggregator_name": name, "aggregator_options": json.dumps(dict(options))}
         state |= _tensors(module, "aggregator.")
-    require_free_space(path.parent, sum(value.nbytes for value in state.values()))
-    with atomic_path(path) as temporary:
-        save_file(state, temporary, metadata)
+    _write(path, state, metadata)
 
 
 def save_aggregator(
@@ -80,9 +78,13 @@ def save_aggregator(
         key: value.half() if value.is_floating_point() else value
         for key, value in _tensors(module, "aggregator.").items()
     }
+    _write(path, state, metadata)
+
+
+def _write(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> None:
     require_free_space(path.parent, sum(value.nbytes for value in state.values()))
     with atomic_path(path) as temporary:
-        save_file(state, temporary, metadata)
+        save_file(state, temporary, metadata | {CHECKSUM: content_checksum(state, metadata)})
 
 
 def _tensors(module: nn.Module, prefix: str) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from errors import InputError
 from net import BACKBONES, Backbone, build_backbone
 from weights import load_backbone, save_backbone, storing
+from weights.digest import CHECKSUM
 
 
 @pytest.fixture
@@ -239,6 +240,7 @@ def test_wrong_metadata_are_an_error(
     save_backbone(path, tiny)
     with safe_open(path, "pt") as stored:
         metadata = stored.metadata()
+    del metadata[CHECKSUM]
     save_file(load_file(path), path, metadata | change)
     assert message in message_of(path)
 
@@ -393,3 +395,31 @@ def test_missing_files_and_other_suffixes_are_errors(tiny: Backbone, tmp_path: P
     assert "there is no such file" in message_of(tmp_path)
     (tmp_path / "a.bin").write_bytes(b"{}")
     assert "end in .safetensors, .ckpt, .pt, .pth" in message_of(tmp_path / "a.bin")
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "ckpt"])
+def test_a_flipped_bit_of_a_weight_is_noticed(kind: str, tmp_path: Path) -> None:
+    """Neither safetensors nor `torch.load` compares a checksum."""
+    backbone = build_backbone("ir_tiny")
+    path = tmp_path / f"tiny.{kind}"
+    if kind == "ckpt":
+        torch.save(backbone.state_dict(), path)
+    else:
+        save_backbone(path, backbone)
+    load_backbone(path)
+    content = bytearray(path.read_bytes())
+    weight = next(iter(backbone.state_dict().values())).numpy().tobytes()
+    content[content.find(weight) + 2] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=path.name):
+        load_backbone(path)
+
+
+def test_a_checkpoint_written_without_checksums_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.pt"
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(build_backbone("ir_tiny").state_dict(), path)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    load_backbone(path)
