@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import re
-import zipfile
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,16 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
+from array_files import read_npz, write_npz
 from data.names import normal, same_names
-from errors import InputError
+from errors import InputError, InputWarning
 from files import atomic_path, require_free_space
+from json_files import check_type, parse_json
 from recognition.reading import check_read_alike
 
-# 2: says how faces were read.
-SCHEMA = 2
+# 3: has a checksum. 2: says how faces were read.
+SCHEMA, _WITHOUT_CHECKSUM = 3, 2
+_MEMBERS = ("schema", "names", "descriptors", "norms", "files", "fingerprint", "reading")
 SUFFIX = ".npz"
 # A writer holds the lock for one reading and one writing of the file: some ten seconds at two million.
 _LOCK_SECONDS = 300.0
@@ -127,34 +131,53 @@ def open_gallery(path: Path) -> Gallery:
     """
     if not path.is_file():
         raise InputError(f"{path}: there is no such gallery. Make it with 'enroll'.")
-    try:
-        # Reading a member whole also compares its checksum.
-        with np.load(path, allow_pickle=False) as stored:
-            values = {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as fault:
+    values, has_checksum = read_npz(path, "a gallery", optional=_MEMBERS)
+    schema = values["schema"].tolist() if "schema" in values else SCHEMA
+    if schema not in (SCHEMA, _WITHOUT_CHECKSUM):
         raise InputError(
-            f"{path}: cannot be read as a gallery ({fault}). Restore it from a copy, or enroll anew."
-        ) from None
-    wanted = {"schema", "names", "descriptors", "norms", "files", "fingerprint", "reading"}
-    schema = int(values.get("schema", SCHEMA))
-    if schema != SCHEMA:
-        raise InputError(
-            f"{path}: a gallery of form {schema}, and this program reads form {SCHEMA}, which says how faces "
-            "were read. Enroll anew into another file."
+            f"{path}: a gallery of form {schema!r}, and this program reads form {SCHEMA}. Enroll anew into "
+            "another file."
         )
-    if missing := sorted(wanted - set(values)):
+    if missing := sorted(set(_MEMBERS) - set(values)):
         raise InputError(f"{path}: is no gallery: {', '.join(missing)} missing. Expected a file of 'enroll'.")
-    try:
-        return Gallery(
-            tuple(values["names"].tolist()),
-            values["descriptors"],
-            values["norms"],
-            tuple(tuple(names) for names in json.loads(values["files"].tobytes())),
-            str(values["fingerprint"]),
-            {str(key): str(value) for key, value in json.loads(str(values["reading"])).items()},
+    if schema == SCHEMA and not has_checksum:
+        raise InputError(
+            f"{path}: is damaged: its checksum is missing. Restore it from a copy, or enroll anew."
         )
-    except (InputError, ValueError, TypeError) as fault:
+    if not has_checksum:
+        warnings.warn(
+            f"{path}: was written before galleries had a checksum; that it is undamaged cannot be told. The "
+            "next 'enroll' or 'remove' adds one.",
+            InputWarning,
+            stacklevel=2,
+        )
+    try:
+        return _gallery_of(values)
+    except (InputError, ValueError, TypeError, AttributeError) as fault:
         raise InputError(f"{path}: {fault}") from None
+
+
+def _gallery_of(values: Mapping[str, NDArray[Any]]) -> Gallery:
+    names = values["names"].tolist()
+    text, reading = values["files"], values["reading"].tolist()
+    if values["names"].dtype.kind != "U" or text.dtype != np.uint8 or not isinstance(reading, str):
+        raise InputError("gallery: expected names and reading as texts, and files as bytes of a text.")
+    files = parse_json(
+        text.tobytes(), "gallery: files: expected a list", num_lists=len(values["descriptors"])
+    )
+    is_list = isinstance(files, list) and set(map(type, files)) <= {list}
+    if not is_list or not set(map(type, chain.from_iterable(files))) <= {str}:
+        raise InputError("gallery: files: expected a list of file names for each name.")
+    record = parse_json(reading, "gallery: reading: expected an object")
+    check_type(record, dict[str, str], "gallery: reading")
+    return Gallery(
+        tuple(names),
+        values["descriptors"],
+        values["norms"],
+        tuple(map(tuple, files)),
+        str(values["fingerprint"]),
+        record,
+    )
 
 
 def enroll(path: Path, people: Gallery, *, replace: bool = False) -> Gallery:
@@ -218,8 +241,8 @@ def _write(path: Path, gallery: Gallery) -> None:
         "reading": np.array(json.dumps(dict(gallery.reading))),
     }
     require_free_space(path.parent, sum(value.nbytes for value in values.values()) + 4096)
-    with atomic_path(path) as temporary, temporary.open("wb") as stream:
-        np.savez(stream, **values)  # type: ignore[arg-type]
+    with atomic_path(path) as temporary:
+        write_npz(temporary, values)
 
 
 def _faults_of(gallery: Gallery) -> list[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from errors import InputError
+from errors import InputError, InputWarning
 from recognition import gallery as gallery_module
 from recognition.gallery import Gallery, enroll, open_gallery, remove
 
@@ -214,3 +214,51 @@ def test_unicode_forms_of_a_name_are_one_person(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not enrolled"):
         remove(path, ["bob"])
     assert remove(path, [decomposed]).names == ("Bob",)
+
+
+def changed(path: Path, **members: object) -> Path:
+    """A gallery of one person in which some members are others; None leaves one out."""
+    enroll(path, people("Ann"))
+    arrays = dict(np.load(path)) | members
+    np.savez(path, **{name: array for name, array in arrays.items() if array is not None})  # type: ignore[arg-type]
+    return path
+
+
+def test_a_gallery_of_before_is_read_with_a_warning_and_then_has_a_checksum(tmp_path: Path) -> None:
+    path = changed(tmp_path / "g.npz", schema=np.array(2), sha256=None)
+    with pytest.warns(InputWarning, match=r"g\.npz.*checksum"):
+        assert_same(open_gallery(path), people("Ann"))
+    with pytest.warns(InputWarning):
+        enroll(path, people("Bob"))
+    assert_same(open_gallery(path), people("Ann", "Bob"))
+    with pytest.raises(InputError, match=r"other\.npz.*checksum"):
+        open_gallery(changed(tmp_path / "other.npz", sha256=None))
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"schema": np.array([1, 2])},
+        {"schema": np.array("x")},
+        {"schema": np.array(np.nan)},
+        {"names": np.array([1])},
+        {"names": np.array("Ann")},
+        {"names": np.array([b"Ann"])},
+        {"descriptors": np.zeros(3, np.float32)},
+        {"descriptors": np.array(1.0, np.float32)},
+        {"files": np.frombuffer(b"[" * 50_000, np.uint8)},
+        {"files": np.frombuffer(b'[{"a": 1}]', np.uint8)},
+        {"files": np.frombuffer(b'[["a", 1]]', np.uint8)},
+        {"files": np.array(["a"])},
+        {"reading": np.array("[]")},
+        {"reading": np.array('{"a": 1e999}')},
+        {"reading": np.array(3)},
+        {"more": np.array(3)},
+    ],
+    ids=str,
+)
+def test_members_that_no_gallery_has_are_one_sentence(tmp_path: Path, members: dict[str, object]) -> None:
+    path = changed(tmp_path / "g.npz", schema=np.array(2), sha256=None)
+    np.savez(path, **{**np.load(path), **members})  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"g\.npz"):
+        open_gallery(path)
