@@ -229,6 +229,20 @@ class SetDescriptor:
         embedding, norm = unit_and_norm(vectors)
         return cls(embedding, norm, picks, weights)
 
+    def checked(self) -> SetDescriptor:
+        """Itself: what writes, searches or enrols descriptors, or computes figures with them, asks for it.
+
+        Raises:
+            InputError: NaN or infinite values, as damaged weights give.
+        """
+        finite = self.embedding.isfinite().all(dim=1) & self.norm.isfinite()
+        if not bool(finite.all()):
+            raise InputError(
+                f"the descriptors of {int((~finite).sum())} of {len(finite)} sets hold NaN or infinite "
+                "values. The weights of the aggregator or the backbone are damaged; use another copy."
+            )
+        return self
+
 
 def unit_and_norm(vectors: Tensor) -> tuple[Tensor, Tensor]:
     """Unit vectors (..., D) and lengths (...); vectors of zeros stay zeros, with a gradient of zero."""

@@ -196,7 +196,7 @@ def describe_templates(
     def describe(templates: NDArray[np.int64]) -> TemplateDescriptors:
         with torch.inference_mode():
             sets = _sets_of(templates, features, norms, groups, detector_scores).to(device)
-            descriptor: SetDescriptor = aggregator(sets)
+            descriptor: SetDescriptor = aggregator(sets).checked()
             return TemplateDescriptors(
                 descriptor.embedding.float().cpu().numpy(), descriptor.norm.float().cpu().numpy()
             )

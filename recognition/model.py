@@ -215,8 +215,8 @@ def describe_features(
 
 @torch.inference_mode()
 def describe_batch(model: FaceModel, sets: FaceSets) -> list[SetEmbedding]:
-    """Descriptors of several sets at once, in their order."""
-    found = model.aggregator(sets.to(model.device))
+    """Descriptors of several sets at once, in their order. Raises InputError where one is not finite."""
+    found = model.aggregator(sets.to(model.device)).checked()
     weights = None if found.weights is None else found.weights.cpu().float().numpy()
     bounds = sets.offsets.tolist()
     described = []

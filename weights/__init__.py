@@ -18,7 +18,7 @@ from net import BACKBONES, Backbone, build_backbone
 from weights.aggregators import stored_aggregator
 from weights.catalogue import CATALOGUE, Entry
 from weights.digest import name_digest, name_digests, weights_digest
-from weights.fitting import fitted
+from weights.fitting import check_features, fitted
 from weights.layouts import recognise
 from weights.onnx_backbone import GRAPH, OnnxBackbone, read_onnx
 from weights.overrides import Overrides
@@ -98,7 +98,9 @@ def load_weights(
         raise InputError(f"{arch!r} is no backbone. There are: {', '.join(BACKBONES)}.")
     path = resolve(source)
     if path.suffix == ".onnx":
-        return Loaded(read_onnx(path, arch, channel_order), "ONNX graph")
+        graph = read_onnx(path, arch, channel_order)
+        check_features(path, graph)
+        return Loaded(graph, "ONNX graph")
     stored = read_stored(path, allow_pickle=allow_pickle)
     found = recognise(path, stored.state)
     spec = spec_in(path, stored.backbone_spec)
@@ -112,6 +114,7 @@ def load_weights(
     if channel_order is not None:
         changes["channel_order"] = channel_order
     backbone.spec = replace(backbone.spec, **changes)
+    check_features(path, backbone)
     return Loaded(backbone, "ours" if spec else found.kind)
 
 

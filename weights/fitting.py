@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +18,8 @@ _SHOWN = 5
 # Of batches that a BatchNorm has seen, which no feature depends on: files of PyTorch before 0.4.1, and of
 # conversions, have none.
 _COUNT = "num_batches_tracked"
+# Of features: a difference below this share of their length is rounding.
+_CONSTANT = 1e-7
 
 
 def fitted(path: Path, state: dict[str, Tensor], arch: str | None, spec: BackboneSpec | None) -> Backbone:
@@ -28,8 +31,7 @@ def fitted(path: Path, state: dict[str, Tensor], arch: str | None, spec: Backbon
     unless one is given.
 
     Raises:
-        InputError: another architecture than `arch`, or any missing, unexpected, mis-shaped or non-finite
-            entry.
+        InputError: another architecture than `arch`, or any missing, unexpected or mis-shaped entry.
     """
     name = _architecture(path, state, arch, spec)
     # Built without memory: fresh weights would cost a second for a deep network, and draw random numbers.
@@ -41,19 +43,37 @@ def fitted(path: Path, state: dict[str, Tensor], arch: str | None, spec: Backbon
     return backbone.eval()
 
 
+@torch.no_grad()
+def check_features(path: Path, backbone: Backbone) -> None:
+    """Embeds two images of noise, which tells weights that are no network's: zeros, or values that overflow.
+
+    Raises:
+        InputError: features that are not finite, or that are the same for both images.
+    """
+    side = backbone.spec.image_size
+    noise = np.random.default_rng(0).integers(0, 256, (2, 3, side, side), dtype=np.uint8)
+    # Of two kinds, too: one fine, one of large blocks.
+    noise[1] = noise[1, :, ::8, ::8].repeat(8, axis=1).repeat(8, axis=2)[:, :side, :side]
+    first, second = backbone.features(backbone.spec.normalise(torch.from_numpy(noise))).float()
+    if not bool(first.isfinite().all() & second.isfinite().all()):
+        fault = "not finite"
+    elif torch.dist(first, second) <= _CONSTANT * (first.norm() + second.norm()):
+        fault = "the same for all images"
+    else:
+        return
+    raise InputError(
+        f"{path}: the features that its {backbone.spec.name} gives are {fault}. These are no trained "
+        "weights, or the file is damaged; take another one."
+    )
+
+
 def _architecture(path: Path, state: dict[str, Tensor], arch: str | None, spec: BackboneSpec | None) -> str:
-    """The backbone's name; InputError unless names, shapes and values of the entries are right for it."""
+    """The backbone's name; InputError unless names and shapes of the entries are right for it."""
     if arch is not None and spec is not None and arch != spec.name:
         raise InputError(f"{path}: holds {spec.name}, but {arch} was asked for. Ask for {spec.name} or none.")
     name = arch or (spec.name if spec else None)
     if name is None or disagreements(state, _shapes_of(name)):
         name = _deduced(path, state, name)
-    broken = [key for key, value in state.items() if not bool(value.isfinite().all())]
-    if broken:
-        raise InputError(
-            f"{path}: NaN or infinite values in {len(broken)} of its entries, the first is {broken[0]}. "
-            "The training that wrote it had failed; take an earlier checkpoint."
-        )
     return name
 
 

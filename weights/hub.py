@@ -19,7 +19,9 @@ PREFIX = "hf://"
 _USUAL = ("model.safetensors", "pretrained_model/model.pt")
 # A CVLFace repository says its colour order in it; `layouts` looks for it beside the weights.
 _CONFIG = "config.json"
-_FORM = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([\w.-]+))?(?:/(.+))?")
+# A name begins and ends with a letter or digit, as the hub has them; `.` and `..` are steps of a path.
+_NAME = r"\w(?:[\w.-]*\w)?"
+_FORM = re.compile(rf"hf://({_NAME}/{_NAME})(?:@({_NAME}))?(?:/(.+))?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,18 @@ class HubSource:
 
 
 def parse(source: str) -> HubSource:
-    """The parts of hf://owner/repo[@revision][/file]; InputError for another form."""
+    """The parts of hf://owner/repo[@revision][/file]; InputError for another form or a file outside of it."""
     match = _FORM.fullmatch(source)
-    if match is None:
+    if match is None or ".." in source[: match.end(2) if match[2] else match.end(1)]:
         raise InputError(f"{source}: expected hf://owner/repo, hf://owner/repo@revision, or one with /file.")
-    return HubSource(*match.groups())
+    wanted = HubSource(*match.groups())
+    if wanted.file and (
+        any(part in ("", ".", "..") for part in wanted.file.split("/"))
+        or "\\" in wanted.file
+        or not wanted.file.isprintable()
+    ):
+        raise InputError(f"{source}: the file must be a path inside the repository, without '..' or '\\'.")
+    return wanted
 
 
 def cached_file(source: str) -> Path | None:
@@ -48,7 +57,10 @@ def cached_file(source: str) -> Path | None:
     wanted = parse(source)
     hub = _library()
     for name in (wanted.file,) if wanted.file else _USUAL:
-        found = hub.try_to_load_from_cache(wanted.repo, name, revision=wanted.revision)
+        try:
+            found = hub.try_to_load_from_cache(wanted.repo, name, revision=wanted.revision)
+        except ValueError as error:
+            raise InputError(f"{source}: is no name that the hub could have: {error}") from error
         if isinstance(found, str):
             return _whole(source, Path(found))
     return None
@@ -101,7 +113,7 @@ def _downloaded(source: str, wanted: HubSource, name: str) -> Path | None:
         raise InputError(
             f"{source}: the hub has no such repository or revision, or it is private: hf auth login"
         ) from error
-    except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
+    except (errors.HfHubHTTPError, OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"{source}: the hub did not give {name}: {reason}") from error
 

@@ -60,16 +60,49 @@ def read_stored(path: Path, *, allow_pickle: bool = False) -> Stored:
     """Tensors and facts of a .safetensors file or one of torch.save.
 
     Raises:
-        InputError: no such file, another suffix, no weights, or a pickle that needs more than tensors.
+        InputError: no such file, another suffix, no weights, a pickle that needs more than tensors, or NaN or
+            infinite values in any part: backbone, aggregator or head.
     """
     if not path.is_file():
         raise InputError(f"{path}: there is no such file; expected the weights of a backbone.")
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    if path.suffix in TORCH_SUFFIXES:
-        return _read_torch(path, allow_pickle)
-    known = ", ".join((".safetensors", *TORCH_SUFFIXES, ".onnx"))
-    raise InputError(f"{path}: weights are read from files that end in {known}.")
+        stored = _read_safetensors(path)
+    elif path.suffix in TORCH_SUFFIXES:
+        stored = _read_torch(path, allow_pickle)
+    else:
+        known = ", ".join((".safetensors", *TORCH_SUFFIXES, ".onnx"))
+        raise InputError(f"{path}: weights are read from files that end in {known}.")
+    check_values(path, stored.state)
+    return stored
+
+
+def check_values(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Raises InputError unless all entries are plain arrays, and finite ones in float32."""
+    foreign = [key for key, value in state.items() if not _is_plain(value)]
+    if foreign:
+        raise InputError(
+            f"{path}: {foreign[0]} is a sparse, quantised or empty (meta) tensor. Save the state dict of the "
+            "model as plain arrays."
+        )
+    broken = [key for key, value in state.items() if not _is_finite(value)]
+    if broken:
+        raise InputError(
+            f"{path}: NaN or infinite values in {len(broken)} of its {len(state)} entries, the first is "
+            f"{broken[0]}. The training that wrote it had failed, or the file is damaged; take an earlier "
+            "checkpoint."
+        )
+
+
+def _is_plain(value: Tensor) -> bool:
+    return value.layout == torch.strided and not value.is_quantized and value.device.type == "cpu"
+
+
+def _is_finite(value: Tensor) -> bool:
+    """By the extremes, which pass NaN on and need no array beside the values; what is no float, is finite."""
+    if not value.is_floating_point() or not value.numel():
+        return True
+    least, most = (value if value.dtype == torch.float64 else value.float()).aminmax()
+    return bool((least.float().isfinite() & most.float().isfinite()).item())
 
 
 def read_checkpoint(path: Path, *, allow_pickle: bool = False) -> Any:

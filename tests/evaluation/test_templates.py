@@ -192,6 +192,15 @@ def test_groups_that_cannot_be_are_refused(template, media, count, message) -> N
         group_faces(template, media, count)
 
 
+def test_descriptors_that_are_not_finite_are_refused() -> None:
+    aggregator = build("coreset")
+    with torch.no_grad():
+        next(each for each in aggregator.parameters() if each.ndim == 2).fill_(3e38)
+    groups = FaceGroups(np.arange(3), np.array([0, 3]), np.arange(3))
+    with pytest.raises(InputError, match="1 of 1 sets"):
+        describe_templates(aggregator, *faces(3), groups)
+
+
 def test_features_that_do_not_fit_the_groups_are_refused() -> None:
     features, norms = faces(3)
     groups = FaceGroups(np.arange(4), np.array([0, 4]), np.arange(4))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -166,6 +167,16 @@ def test_no_faces_give_no_features_and_no_descriptor(model: FaceModel) -> None:
     assert norms.shape == (0,)
     with pytest.raises(InputError, match="without any face"):
         embed_set(model, faces(0))
+
+
+def test_descriptors_that_are_not_finite_are_refused(model: FaceModel) -> None:
+    """Of weights that are finite, and overflow."""
+    features = np.eye(model.embedding_size, dtype=np.float32)[:3]
+    damaged = copy.deepcopy(model)
+    with torch.no_grad():
+        next(each for each in damaged.aggregator.parameters() if each.ndim == 2).fill_(3e38)
+    with pytest.raises(InputError, match="1 of 1 sets"):
+        describe_features(damaged, features, np.ones(3, np.float32))
 
 
 def test_faults_say_what_to_do(bare_weights: Path, checkpoint: Path) -> None:

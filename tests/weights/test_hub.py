@@ -105,3 +105,15 @@ def test_a_blob_that_was_cut_short_is_detected(cache: Cache) -> None:
 def test_another_form_is_an_error(source: str, cache: Cache) -> None:
     with pytest.raises(InputError, match="expected hf://owner/repo"):
         resolve(source)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        *("a/..", "../a", "./.", "a/b.", "a/b..c", "a/.git", "a/b@..", "a/b@v..1", "a/b/../../x", "a/b//x"),
+        *("a/b/..", "a/b/c/./x", "a/b/c\\..\\x", "a/b/\0", "a/b--c", f"a/{'b' * 97}", "é/b"),
+    ],
+)
+def test_names_that_leave_the_repository_are_errors(place: str, cache: Cache) -> None:
+    with pytest.raises(InputError, match="hf://"):
+        resolve(f"hf://{place}")

@@ -144,6 +144,7 @@ def test_a_training_checkpoint_of_arcface_torch_gives_its_backbone(tmp_path: Pat
 DEPTHS = {"iresnet18": (2, 2, 2, 2), "iresnet34": (3, 4, 6, 3), "iresnet50": (3, 4, 14, 3)}
 
 
+@pytest.mark.usefixtures("zeros_load")
 @pytest.mark.parametrize(
     ("name", "units"),
     [
@@ -223,6 +224,7 @@ def test_cvlfaces_arcface_is_insightfaces_network(tmp_path: Path) -> None:
 # AdaFace and FaceCoresetNet
 
 
+@pytest.mark.usefixtures("zeros_load")
 @pytest.mark.parametrize(
     "name", ["ir_18", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ir_50", "ir_101"))]
 )

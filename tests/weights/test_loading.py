@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from errors import InputError
 from net import BACKBONES, Backbone, build_backbone
-from weights import load_backbone, save_backbone, storing
+from weights import load_aggregator, load_backbone, save_backbone, storing
 from weights.digest import CHECKSUM
 
 
@@ -93,6 +94,7 @@ def test_reads_every_form_of_checkpoint(
     assert_same_weights(load_backbone(str(path), "ir_tiny"), tiny.state_dict())
 
 
+@pytest.mark.usefixtures("zeros_load")
 @pytest.mark.parametrize("name", BACKBONES)
 def test_deduces_the_architecture_from_the_shapes(name: str, tmp_path: Path) -> None:
     torch.save(without_memory(name), tmp_path / "any.pt")
@@ -291,7 +293,6 @@ SHORTER = {"output_layer.3.weight": torch.zeros(32, 3136), "output_layer.3.bias"
 }
 INT8 = {"input_layer.0.weight": torch.zeros(8, 3, 3, 3, dtype=torch.int8)}
 DEEPER = {key: torch.zeros(8) for key in ("body.0.res_layer.1.weight", "body.4.res_layer.0.weight")}
-NAN = {"input_layer.1.bias": torch.full((8,), float("nan"))}
 GUESSES = {
     "torchvision": (lambda s: {"layer1.0.conv1.weight": torch.zeros(8)}, "residual network of torchvision"),
     "other": (lambda s: {"conv1.weight": torch.zeros(64, 3, 7, 7)}, "another kind of network"),
@@ -299,7 +300,6 @@ GUESSES = {
     "quantised": (lambda s: s | INT8, "int8 where floating point is expected"),
     "part": (lambda s: {k: v for k, v in s.items() if "output" not in k}, "Part of the network is missing"),
     "depth": (lambda s: s | DEEPER, "of another depth or with other blocks"),
-    "diverged": (lambda s: s | NAN, "in 1 of its entries, the first is input_layer.1.bias"),
     "aggregator": (lambda s: {"aggregate_model.gamma": torch.ones(1)}, "found only aggregate_model"),
     "foreign part": (lambda s: renamed(s, "model.") | {"ema.decay": torch.zeros(1)}, "ema.decay: unexpected"),
     "empty": (lambda s: {}, "found only an empty state dict"),
@@ -314,6 +314,54 @@ def test_the_cause_of_a_disagreement_is_guessed(case: str, tiny: Backbone, tmp_p
     change, message = GUESSES[case]
     torch.save(change(dict(tiny.state_dict())), tmp_path / "a.pt")  # type: ignore[no-untyped-call]
     assert message in message_of(tmp_path / "a.pt")
+
+
+def broken(value: Tensor, kind: float | torch.dtype) -> Tensor:
+    """One value of NaN, infinity or, of float64, beyond what float32 holds."""
+    changed = value.clone() if isinstance(kind, float) else value.to(kind)
+    changed.view(-1)[-1] = 1e300 if isinstance(kind, torch.dtype) else kind
+    return changed
+
+
+@pytest.mark.parametrize("kind", [float("nan"), float("inf"), -float("inf"), torch.float64])
+@pytest.mark.parametrize("part", ["model.input_layer.1.bias", "aggregator.gamma", "head.kernel"])
+@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
+def test_nan_and_infinity_are_refused_in_every_part(
+    part: str, kind: float | torch.dtype, suffix: str, tiny: Backbone, tmp_path: Path
+) -> None:
+    state = renamed(dict(tiny.state_dict()), "model.")
+    state |= {"aggregator.gamma": torch.tensor(1.0), "head.kernel": torch.zeros(64, 3)}
+    state[part] = broken(state[part], kind)
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".ckpt":
+        torch.save({"state_dict": state}, path)
+    else:
+        save_file(state, path, {"architecture": "ir_tiny"})
+    for load in (load_backbone, load_aggregator):
+        with pytest.raises(InputError, match=rf"a\{suffix}: NaN or inf.* in 1 of .*{re.escape(part)}\."):
+            load(path)
+
+
+def test_sparse_entries_are_refused(tiny: Backbone, tmp_path: Path) -> None:
+    state = dict(tiny.state_dict())
+    torch.save(state | {"input_layer.1.bias": state["input_layer.1.bias"].to_sparse()}, tmp_path / "a.pt")
+    assert "input_layer.1.bias" in message_of(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("bias", [0.0, 0.5])
+def test_weights_that_give_the_same_for_all_images_are_refused(
+    bias: float, tiny: Backbone, tmp_path: Path
+) -> None:
+    state = {key: torch.zeros_like(value) for key, value in tiny.state_dict().items()}
+    state["output_layer.4.running_var"] += 1
+    torch.save(state | {"output_layer.3.bias": torch.full((64,), bias)}, tmp_path / "a.pt")
+    assert "the same for all images" in message_of(tmp_path / "a.pt")
+
+
+def test_finite_weights_whose_features_overflow_are_refused(tiny: Backbone, tmp_path: Path) -> None:
+    state = dict(tiny.state_dict())
+    torch.save(state | {"output_layer.4.running_var": torch.full((64,), -1.0)}, tmp_path / "a.pt")
+    assert "not finite" in message_of(tmp_path / "a.pt")
 
 
 @pytest.mark.parametrize(
