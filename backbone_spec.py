@@ -8,11 +8,11 @@ from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from cosine_statistics import REFERENCE, CosineStatistics
+from cosine_statistics import REFERENCE, CosineStatistics, measure
 from errors import InputError
 
 # Brightness and contrast that levelled faces have: about those of a well-lit one, on values 0..255.
@@ -97,7 +97,7 @@ class BackboneSpec:
         values = images.to(torch.float32)
         return ((level_light(values) if self.levels_light else values) - self.mean) / self.std
 
-    def from_rgb(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    def from_rgb(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """True colours to the layout of the network.
 
         Args:
@@ -161,6 +161,29 @@ class BackboneSpec:
             statistics = self.cosine_statistics
         return replace(self, centre=other.centre, cosine_statistics=statistics)
 
+    def measured(
+        self,
+        features: NDArray[np.float32],
+        labels: NDArray[np.int64] | None,
+        *,
+        keep_centre: bool = False,
+    ) -> BackboneSpec:
+        """The same with the statistics of such features, and a centre where they share a vector.
+
+        Args:
+            features: (N, D) as the backbone gives them by this spec; so with its centre subtracted.
+            labels: as `cosine_statistics.measure`.
+            keep_centre: it stays as it is, for aggregators that were trained so, as it does where there is
+                one.
+
+        Raises:
+            InputError: as `cosine_statistics.measure`.
+        """
+        embedding, _ = split_context(torch.from_numpy(features), self.context_size)
+        keep_centre |= self.centre is not None
+        centre, statistics = measure(embedding.numpy(), labels, keep_common=keep_centre)
+        return replace(self, centre=self.centre if keep_centre else centre, cosine_statistics=statistics)
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> BackboneSpec:
         """The inverse of `to_dict`; InputError on a missing, unknown or wrong field."""
@@ -216,11 +239,12 @@ def preprocessing(spec: BackboneSpec, *, alignment: str, flip: str, precision: s
         "auxiliary_size": str(spec.context_size),
         "precision": precision,
         # Named only where there is one, as in `BackboneSpec.to_dict`.
-        **({} if spec.centre is None else {"centre": _centre_digest(spec.centre)}),
+        **({} if spec.centre is None else {"centre": centre_digest(spec.centre)}),
     }
 
 
-def _centre_digest(centre: tuple[float, ...]) -> str:
+def centre_digest(centre: tuple[float, ...]) -> str:
+    """What identities say of a centre: 64 bits of the SHA-256 of its values as float32."""
     return hashlib.sha256(np.array(centre, np.float32).tobytes()).hexdigest()[:16]
 
 
@@ -251,23 +275,24 @@ def level_light(images: Tensor) -> Tensor:
     return levelled.clamp(0, 255)
 
 
-def centred(features: Tensor, spec: BackboneSpec) -> Tensor:
-    """Features with the spec's centre subtracted from their embedding, unit rows again.
+def centred(features: Tensor, centre: tuple[float, ...] | None, context_size: int) -> Tensor:
+    """Features with a backbone's centre subtracted from their embedding, unit rows again.
 
     Args:
-        features: (..., D) unit rows, with context at their end as the spec says; a row of zeros stays one.
-        spec: whose `centre` may be None, which changes nothing.
+        features: (..., D) unit rows, with so many values of context at their end; a row of zeros stays one.
+        centre: (D - context_size,) of `BackboneSpec`; None changes nothing.
+        context_size: see `with_context`.
 
     Returns:
         (..., D), of the same dtype.
     """
-    if spec.centre is None:
+    if centre is None:
         return features
-    embedding, context = split_context(features, spec.context_size)
+    embedding, context = split_context(features, context_size)
     length = torch.linalg.vector_norm(embedding, dim=-1, keepdim=True)
-    rest = embedding - length * torch.tensor(spec.centre, dtype=features.dtype, device=features.device)
+    rest = embedding - length * torch.tensor(centre, dtype=features.dtype, device=features.device)
     unit: Tensor = rest / torch.linalg.vector_norm(rest, dim=-1, keepdim=True).clamp_min(_SHORTEST_EMBEDDING)
-    return with_context(unit, context) if spec.context_size else unit
+    return with_context(unit, context) if context_size else unit
 
 
 def with_context(embedding: Tensor, context: Tensor) -> Tensor:

@@ -9,18 +9,23 @@ images of a store uses that store, and a new store takes over the features of im
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import distributed
 
+from backbone_spec import BackboneSpec, split_context
+from cosine_statistics import measure
 from data.face_loader import Faces
 from data.feature_bank import FACES, LABEL, FeatureBank, bank_of_views, read_given
 from data.feature_store import (
@@ -68,11 +73,14 @@ def cached_views(backbone: Backbone, source: FaceSource, cache: Cache) -> Cached
     """Opens a store that holds all views of all images, or embeds what no store has.
 
     After a kill it goes on where it was. A store is named by all that it depends on: weights, preprocessing,
-    decoder, views, content and subjects of the images.
+    decoder, views, content and subjects of the images. Its features are without the backbone's centre, which
+    may be measured from them (`with_cosines`).
 
     Raises:
         InputError: as `embedding.embed_faces`, or a damaged store.
     """
+    spec, backbone = backbone.spec, copy.copy(backbone)
+    backbone.spec = replace(spec, centre=None)
     plan = ViewPlan.of(cache.views)
     wanted = _Wanted.of(backbone, source, plan, cache)
     found = next(wanted.stores_with_all(), None)
@@ -93,6 +101,41 @@ def given_features(path: Path) -> CachedViews:
         InputError: as `data.feature_bank.read_given`.
     """
     return CachedViews(read_given(path), None)
+
+
+def with_cosines(backbone: Backbone, bank: FeatureBank, *, keep_centre: bool = False) -> FeatureBank:
+    """The bank with the backbone's centre; measures a backbone that nobody has (`BackboneSpec.measured`).
+
+    From the first row of each of two images a subject: where there are views, that is the plain one. Where it
+    cannot be measured, it stays as it is.
+
+    Args:
+        backbone: whose spec is changed in place.
+        bank: of its features without a centre.
+        keep_centre: only statistics are measured.
+    """
+    if not backbone.spec.is_measured:
+        features, labels = _two_of_each(bank.with_centre(backbone.spec.centre))
+        with suppress(InputError):
+            backbone.spec = backbone.spec.measured(features, labels, keep_centre=keep_centre)
+    return with_centre_of(backbone.spec, bank)
+
+
+def with_centre_of(spec: BackboneSpec, bank: FeatureBank) -> FeatureBank:
+    """The bank with the spec's centre; features made elsewhere may be without it already, which shows."""
+    if spec.centre is not None and bank.plan is None:
+        embedding, _ = split_context(torch.from_numpy(_two_of_each(bank)[0]), spec.context_size)
+        if measure(embedding.numpy(), None)[0] is None:
+            return bank
+    return bank.with_centre(spec.centre)
+
+
+def _two_of_each(bank: FeatureBank) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The first row of each of two images a subject, and the subjects."""
+    order = np.argsort(bank.labels, kind="stable")
+    labels = bank.labels[order]
+    images = order[np.arange(len(order)) - np.searchsorted(labels, labels) < 2]
+    return bank.values(bank.starts[images]).float().numpy(), bank.labels[images]
 
 
 @dataclass(frozen=True, eq=False)

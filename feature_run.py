@@ -16,7 +16,7 @@ from data.subsets import held_out_subjects, kept_subjects
 from data.views import ViewPlan, views_identity
 from embedding import EmbedOptions
 from errors import InputError
-from feature_cache import Cache, CachedViews, cached_views, given_features
+from feature_cache import Cache, CachedViews, cached_views, given_features, with_centre_of, with_cosines
 from label_run import faces_of_bank
 from net import Backbone
 from run_parts import (
@@ -27,6 +27,7 @@ from run_parts import (
     check_apart,
     common,
     coreset_module,
+    cosine_lines,
     finished_run,
     head_of,
     items_of_epoch,
@@ -67,9 +68,28 @@ def run_of_cached(
     others = None
     if settings.val_data_path is not None:
         others = cached_views(backbone, validation_people(settings, lines, skipped), cache)
+    cached, others = _centred(backbone, cached, others, saved)
     lines.append(f"features {cached.bank.name}: {settings.views} views, {settings.cache_dtype}")
     run = _run(settings, saved, backbone, cached, others, lines, processes)
     return replace(run, faces=lambda: faces_of_bank(cached.bank, source))
+
+
+def _centred(
+    backbone: Backbone, cached: CachedViews, others: CachedViews | None, saved: SavedRun | None
+) -> tuple[CachedViews, CachedViews | None]:
+    """Both with the backbone's centre; measures a backbone that is new here.
+
+    A run that goes on stays with what it began with. Of a backbone that is not there nothing can be kept but
+    the statistics.
+    """
+    is_known = not isinstance(backbone, UnknownBackbone)
+    if saved is None or not is_known:
+        bank = with_cosines(backbone, cached.bank, keep_centre=not is_known)
+    else:
+        bank = with_centre_of(backbone.spec, cached.bank)
+    if others is not None:
+        others = replace(others, bank=with_centre_of(backbone.spec, others.bank))
+    return replace(cached, bank=bank), others
 
 
 def cache_of(settings: Settings, folder: Path, processes: int, *, gpu: bool, plain_only: bool) -> Cache:
@@ -114,8 +134,9 @@ def run_of_given(settings: Settings, saved: SavedRun | None, *, processes: int) 
         for known in (bank, *(() if others is None else (others.bank,))):
             _check_backbone(backbone, known, start)
     lines = [f"weights  {weights}", f"features {bank.name}", *notes]
+    given, others = _centred(backbone, given, others, saved)
     run = _run(settings, saved, backbone, given, others, lines, processes)
-    return replace(run, faces=lambda: faces_of_bank(bank, None))
+    return replace(run, faces=lambda: faces_of_bank(given.bank, None))
 
 
 def _enough_images(given: CachedViews, fewest: int) -> CachedViews:
@@ -176,12 +197,13 @@ def _run(
         backbone.spec,
         cached.faces if others is None else None,
     )
+    lines += cosine_lines(backbone.spec)
     columns, means = _clean_means(settings, bank)
     module = coreset_module(
         settings,
         backbone,
         head_of(settings, backbone, len(bank.subjects), columns),
-        aggregator_options(settings, backbone.spec),
+        aggregator_options(settings, backbone.spec, saved),
         data,
         common(settings, saved, bank.name, bank.identity, bank.subjects),
         means,

@@ -20,11 +20,11 @@ def faces_of_bank(bank: FeatureBank, source: FaceSource | None) -> CheckedFaces:
 
     `source`: of the same images, in the bank's order; None where only features are there.
     """
-    rows = np.asarray(bank.features[bank.starts], np.float32)
+    rows = bank.values(bank.starts).float().numpy()
     if bank.plan is None:
         rows = np.stack(
             [
-                np.asarray(bank.features[start : start + length], np.float32).mean(axis=0)
+                bank.values(np.arange(start, start + length)).float().mean(dim=0).numpy()
                 for start, length in zip(bank.starts.tolist(), bank.lengths.tolist(), strict=True)
             ]
         )

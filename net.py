@@ -122,7 +122,7 @@ class Backbone(nn.Module, ABC):
                 self._context = weight, bias = weight.to(hidden.device), bias.to(hidden.device)
             context = F.linear(hidden.to(weight.dtype), weight, bias)
             embedding = with_context(embedding, context.to(embedding.dtype))
-        return centred(embedding, self.spec), norm
+        return centred(embedding, self.spec.centre, self.spec.context_size), norm
 
     def _load_from_state_dict(self, *given: Any) -> None:
         # It is of the weights before.

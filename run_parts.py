@@ -7,7 +7,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from backbone_spec import BackboneSpec
 from coreset import AGGREGATORS
 from coreset.published import LEARNED_GAMMA
+from coreset.weighted_coreset import COPY_SIMILARITY, GATE_START, GATE_STEEPNESS
 from data.datamodule import FaceData, FeatureTemplateData, Loading, TemplateData
 from data.image_check import usable_part
 from data.image_files import pair_set_folders
@@ -48,6 +49,8 @@ _IMAGES, _EPOCH_ITEMS = "images_by_subject", "epoch_items"
 # Parts of a fingerprint that change with the images of a run.
 _OF_IMAGES = {"subjects", "labels", "images", *PIXEL_LIBRARIES}
 _SAVED = ("hparams", "data_fingerprint")
+# Options of aggregators that are in the statistics of the backbone's cosines.
+_COSINE_LIMITS = ("gate_start", "gate_steepness", "copy_similarity")
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,8 @@ class SavedRun:
     `step`: optimiser steps done; `epochs_done`: whole epochs, without the one that is under way;
     `data_fingerprint`: its parts, a string in checkpoints of before. None in older ones are:
     `images_by_subject` (`data.trained_images`; and where features are trained from), `epoch_items`, items of
-    an epoch. `unusable`: subjects with images that could not be used.
+    an epoch. `unusable`: subjects with images that could not be used. `aggregator_options`: what built its
+    aggregator.
     """
 
     path: Path
@@ -69,6 +73,7 @@ class SavedRun:
     images_by_subject: Tensor | None
     epoch_items: int | None
     unusable: Sequence[int]
+    aggregator_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,8 @@ def saved_run(path: Path) -> SavedRun:
     step, spec = int(checkpoint["global_step"]), checkpoint.get("backbone_spec")
     images, items = (checkpoint.get(key) for key in (_IMAGES, _EPOCH_ITEMS))
     unusable = checkpoint.get(UNUSABLE_SUBJECTS, ())
-    return SavedRun(path, step, hparams, data, spec, epochs, images, items, unusable)
+    options = checkpoint.get("aggregator_options") or {}
+    return SavedRun(path, step, hparams, data, spec, epochs, images, items, unusable, options)
 
 
 def _with_gamma_of_today(hparams: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,8 +213,12 @@ def validation_people(settings: Settings, lines: list[str], skipped: list[str]) 
     return usable_part(people, skipped) if settings.skip_bad_images else people
 
 
-def aggregator_options(settings: Settings, spec: BackboneSpec) -> dict[str, Any]:
+def aggregator_options(
+    settings: Settings, spec: BackboneSpec, saved: SavedRun | None = None
+) -> dict[str, Any]:
     """What the checkpoint stores to build the aggregator again, for features of such a backbone.
+
+    `saved`: of the run that goes on; its limits of cosine stay.
 
     Raises:
         InputError: an aggregator that has nothing to train.
@@ -222,6 +232,8 @@ def aggregator_options(settings: Settings, spec: BackboneSpec) -> dict[str, Any]
             raise InputError(f"--quality {settings.quality}: {settings.aggregator} has no such option.")
         values = {"quality": settings.quality, "context_size": spec.context_size}
         own = {name: value for name, value in values.items() if value and name in options}
+        limits = _cosine_limits(spec) if saved is None else saved.aggregator_options
+        own |= {name: limits[name] for name in _COSINE_LIMITS if name in options and name in limits}
         return {"embedding_size": spec.embedding_size, **own, **given}
     return {
         "embedding_size": spec.embedding_size,
@@ -233,6 +245,16 @@ def aggregator_options(settings: Settings, spec: BackboneSpec) -> dict[str, Any]
         "quality": settings.quality,
         **given,
     }
+
+
+def _cosine_limits(spec: BackboneSpec) -> dict[str, float]:
+    """Options of `_COSINE_LIMITS` for a backbone that was measured; none for others."""
+    if not spec.is_measured:
+        return {}
+    # How much steeper: by how much less the limits of this backbone are apart.
+    width = (spec.cosine_limit(GATE_START + 0.05) - spec.cosine_limit(GATE_START - 0.05)) / 0.1
+    limits = (spec.cosine_limit(GATE_START), GATE_STEEPNESS / width, spec.cosine_limit(COPY_SIMILARITY))
+    return {name: round(limit, 6) for name, limit in zip(_COSINE_LIMITS, limits, strict=True)}
 
 
 def finished_run(
@@ -454,6 +476,14 @@ def loading_of(settings: Settings, epoch_items: int | None) -> Loading:
         accumulate=settings.accumulate_grad_batches,
         epoch_items=epoch_items,
     )
+
+
+def cosine_lines(spec: BackboneSpec) -> list[str]:
+    """What a run's first lines say of how alike two people are for its backbone."""
+    if spec.cosine_statistics is None:
+        return []
+    subtracted = "" if spec.centre is None else "; the vector that all features share is subtracted"
+    return [f"cosines  {spec.cosine_statistics.text()}{subtracted}"]
 
 
 def quality_warnings(settings: Settings, backbone: Backbone | None) -> list[str]:

@@ -23,7 +23,7 @@ from data.templates import Augmentation, HeldOutTemplates, held_out_templates
 from data.trained_images import images_by_subject
 from embedding import embed_arrays
 from errors import InputError
-from feature_cache import cached_views
+from feature_cache import cached_views, with_cosines
 from feature_run import cache_of, run_of_cached, run_of_given
 from label_run import FOLDER as LABEL_FOLDER
 from label_run import faces_of_bank
@@ -114,7 +114,12 @@ def build_run(
         return run
     folder = Path(settings.out) / LABEL_FOLDER / "features"
     cache = cache_of(settings, folder, processes, gpu=gpu, plain_only=True)
-    return replace(run, faces=lambda: faces_of_bank(cached_views(backbone, source, cache).bank, source))
+    return replace(
+        run,
+        faces=lambda: faces_of_bank(
+            with_cosines(backbone, cached_views(backbone, source, cache).bank), source
+        ),
+    )
 
 
 def _backbone(settings: Settings, saved: SavedRun | None) -> tuple[Backbone, str]:
@@ -240,7 +245,7 @@ def _coreset_run(
         paired=settings.contrast_weight > 0,
         keeps_features=not settings.finetune_backbone,
     )
-    options = aggregator_options(settings, backbone.spec)
+    options = aggregator_options(settings, backbone.spec, saved)
     head = head_of(settings, backbone, len(source.subjects))
     told = _told(settings, saved, source)
     module = coreset_module(settings, backbone, head, options, data, told)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -34,11 +36,11 @@ _SHARPNESS = 5.0
 _CENTRES = 2
 # Far faces of which one has to be like a face for it to be believed.
 _WITNESSES = 16
-# From here on a face is a copy, which is no witness of itself.
-_COPY = 0.999
+# From this cosine on a face is a copy, which is no witness of itself.
+COPY_SIMILARITY = 0.999
 # Where the curve of belief is a half at first, and how steep. Over MobileFaceNet a stranger's support is
 # below 0.23 half of the time and below 0.4 nine times in ten, that of a frame of a clip above 0.6 as often.
-_HALF_BELIEVED, _STEEPNESS = 0.35, 20.0
+GATE_START, GATE_STEEPNESS = 0.35, 20.0
 # Of the metric that belief is part of: a product's last bits, which change with a row's place and the number
 # of threads, must not part copies of a face.
 _SLACK = 1e-5
@@ -72,6 +74,10 @@ class WeightedCoreset(LearnedAggregator):
 
     Where features have context behind the embedding (`net.Backbone`), tokens and qualities read it; faces are
     compared, averaged and described by the embedding alone, and a descriptor's context is zero.
+
+    `gate_start`, `gate_steepness`: of the curve of belief before training; `copy_similarity`: cosine from
+    which on a face is a copy. The defaults are for backbones that are like MobileFaceNet, others are measured
+    (`BackboneSpec.cosine_limit`).
     """
 
     def __init__(
@@ -85,6 +91,9 @@ class WeightedCoreset(LearnedAggregator):
         num_layers: int = 2,
         dropout: float = 0.2,
         context_size: int = 0,
+        gate_start: float = GATE_START,
+        gate_steepness: float = GATE_STEEPNESS,
+        copy_similarity: float = COPY_SIMILARITY,
     ) -> None:
         super().__init__(embedding_size, context_size)
         check_counts("weighted_coreset", coreset_size=coreset_size, num_layers=num_layers)
@@ -93,10 +102,17 @@ class WeightedCoreset(LearnedAggregator):
             raise InputError(f"weighted_coreset: gamma {gamma} must be in 0..{LARGEST_GAMMA:g}.")
         if not 0 <= dropout < 1:
             raise InputError(f"weighted_coreset: dropout {dropout} must be at least 0 and below 1.")
+        if not (-1 < gate_start < 1 and 0 < gate_steepness < math.inf and 0 < copy_similarity <= 1):
+            raise InputError(
+                f"weighted_coreset: gate_start {gate_start} must be in -1..1, gate_steepness "
+                f"{gate_steepness} positive and finite, copy_similarity {copy_similarity} above 0 and at "
+                "most 1."
+            )
         self.coreset_size = coreset_size
         self.gamma = gamma
+        self.copy_similarity = copy_similarity
         self.exponent = LearnedExponent(2.0)
-        self.belief = _Belief()
+        self.belief = _Belief(gate_start, gate_steepness)
         self.quality = starting_at_zero(hidden_layers(embedding_size + 2 + _CENTRES, _QUALITY_WIDTH, 1))
         self.token = nn.Linear(2 * embedding_size + _STATISTICS, width)
         self.layers = nn.ModuleList(
@@ -111,7 +127,7 @@ class WeightedCoreset(LearnedAggregator):
     def _describe(self, features: Tensor, norms: Tensor, mask: Tensor) -> Described:
         features, context = split_context(features, self.context_size)
         D = features.shape[-1]
-        support, voices = _support(features, norms, mask, self.gamma)
+        support, voices = _support(features, norms, mask, self.gamma, self.copy_similarity)
         logs = log_norms(norms)
         agreement = _agreement(features, norms, mask, voices)
         believed = self.belief(support, agreement, logs, voices)
@@ -152,17 +168,18 @@ class WeightedCoreset(LearnedAggregator):
 class _Belief(nn.Module):
     """log of the probability that a face is of whom the set shows."""
 
-    def __init__(self) -> None:
+    def __init__(self, start: float, steepness: float) -> None:
         super().__init__()
+        self.initial_steepness = steepness
         # Both as Adam can move them.
-        self.middle = nn.Parameter(torch.tensor(_HALF_BELIEVED))
+        self.middle = nn.Parameter(torch.tensor(start))
         self.steepness = nn.Parameter(torch.tensor(1.0))
         self.face = nn.Linear(3 + _CENTRES, _BELIEF_WIDTH)
         self.rest = starting_at_zero(hidden_layers(2 * _BELIEF_WIDTH + 1, _BELIEF_WIDTH, 1))
 
     def forward(self, support: Tensor, agreement: list[Tensor], logs: Tensor, voices: Tensor) -> Tensor:
         """(B, T), at most 0; `voices` are zero where there is no face."""
-        curve = _STEEPNESS * self.steepness * (support - self.middle)
+        curve = self.initial_steepness * self.steepness * (support - self.middle)
         cosines = [_COSINE_SCALE * each for each in (support, *agreement)]
         own = F.gelu(self.face(torch.stack([*cosines, logs, 2 * curve.sigmoid()], dim=2)))
         count = voices.sum(dim=1, keepdim=True)
@@ -172,9 +189,11 @@ class _Belief(nn.Module):
         return F.logsigmoid(curve + _BEND_SCALE * bent)
 
 
-def _support(features: Tensor, norms: Tensor, mask: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+def _support(
+    features: Tensor, norms: Tensor, mask: Tensor, gamma: float, copy_similarity: float
+) -> tuple[Tensor, Tensor]:
     """(B, T) each: largest cosine of each face to the set's far faces that are no copies of it, at least 0;
-    and one over the number of its copies.
+    and one over the number of its copies, faces of a cosine of `copy_similarity` or more.
     """
     found = select_faces(features, norms, mask, coreset_size=_WITNESSES, gamma=gamma, hides_nothing=True)
     support = torch.zeros_like(norms)
@@ -182,8 +201,8 @@ def _support(features: Tensor, norms: Tensor, mask: Tensor, gamma: float) -> tup
     for number, witness in enumerate(_picked(features, found.picks).unbind(1)):
         cosine = (features * witness.unsqueeze(1)).sum(dim=2)
         present = found.present[:, number : number + 1]
-        is_copy = (cosine >= _COPY) & present & mask
-        counts = (cosine < _COPY) & present
+        is_copy = (cosine >= copy_similarity) & present & mask
+        counts = (cosine < copy_similarity) & present
         support = torch.where(counts, torch.maximum(support, cosine), support)
         voices = torch.where(is_copy, 1 / is_copy.sum(dim=1, keepdim=True).clamp_min(1), voices)
     return support, voices

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from backbone_spec import split_context
+from backbone_spec import centre_digest, centred, split_context
 from data.feature_store import MANIFEST, STAMP, FeatureStore, fingerprint, open_store
 from data.names import normal
 from data.sources import data_parts
@@ -42,7 +42,8 @@ class FeatureBank:
     `lengths[i] - 1` after it; `plan`: what the rows of each image are, or None where they are frames of one
     medium; `identity`: all that they follow from, part by part;
     `backbone_sha256`: `weights.weights_digest` of what made the features, where it is known; `context_size`:
-    how many of the D values are context behind the embedding.
+    how many of the D values are context behind the embedding; `centre`: of the backbone, which `values`
+    subtracts from the features as stored.
     """
 
     name: str
@@ -56,6 +57,7 @@ class FeatureBank:
     identity: Mapping[str, str]
     backbone_sha256: str | None = None
     context_size: int = 0
+    centre: tuple[float, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -74,6 +76,17 @@ class FeatureBank:
     def num_rows(self) -> int:
         """Rows of all images here; the arrays may hold more."""
         return int(self.lengths.sum())
+
+    def values(self, rows: Ints) -> Tensor:
+        """Features (n, D) of rows, as an aggregator gets them: without the centre."""
+        stored = torch.from_numpy(np.asarray(self.features[rows]))
+        return stored if self.centre is None else centred(stored.float(), self.centre, self.context_size)
+
+    def with_centre(self, centre: tuple[float, ...] | None) -> FeatureBank:
+        """The same, whose features as stored are without any, with this centre."""
+        if centre is None:
+            return self
+        return replace(self, centre=centre, identity={**self.identity, "centre": centre_digest(centre)})
 
     def of_subjects(self, names: Collection[str]) -> FeatureBank:
         """These subjects alone, numbered anew in the order of their names."""
@@ -109,8 +122,7 @@ class FeatureBank:
         lengths = np.ones_like(self.lengths) if self.plan else self.lengths
         for part in np.array_split(np.arange(len(self)), max(1, len(self) // 8192)):
             rows, within = spread(self.starts[part], lengths[part])
-            values = torch.from_numpy(np.asarray(self.features[rows], np.float32))
-            identity, _ = split_context(values, self.context_size)
+            identity, _ = split_context(self.values(rows).float(), self.context_size)
             np.add.at(sums, self.labels[part][within], identity.numpy() / lengths[part][within][:, None])
         sums /= np.linalg.norm(sums, axis=1, keepdims=True).clip(1e-12)
         return sums
@@ -242,7 +254,7 @@ def gathered(bank: FeatureBank, rows: Ints, offsets: Ints, labels: Ints, media: 
     once, where = np.unique(rows, return_inverse=True)
     place = torch.from_numpy(where.reshape(-1))
     return FeatureBatch(
-        features=torch.from_numpy(np.asarray(bank.features[once])).index_select(0, place),
+        features=bank.values(once).index_select(0, place),
         norms=torch.from_numpy(np.asarray(bank.norms[once], np.float32)).index_select(0, place),
         offsets=torch.from_numpy(np.asarray(offsets, np.int64)),
         labels=torch.from_numpy(np.array(labels, np.int64)),

@@ -76,4 +76,4 @@ def test_a_spec_without_statistics_is_taken_for_the_reference() -> None:
     measured = replace(spec, cosine_statistics=RAW)
     assert measured.is_measured
     assert measured.cosine_limit(0.35) == RAW.limit(0.35)
-    assert measured.cosine_difference(0.1) == pytest.approx(0.1 * 0.113 / 0.698)
+    assert measured.cosine_difference(0.1) == pytest.approx(0.1 * 0.113 / 0.688)

@@ -57,7 +57,7 @@ class OnnxBackbone(Backbone):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """See the base class; always float32."""
         embedding, norm = unit_and_norm(self.features(images))
-        return centred(embedding, self.spec), norm.unsqueeze(1)
+        return centred(embedding, self.spec.centre, self.spec.context_size), norm.unsqueeze(1)
 
     def set_context(self, size: int) -> None:
         """See the base class. InputError: another size than the graph has."""
