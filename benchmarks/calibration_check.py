@@ -21,8 +21,10 @@ from benchmarks.judged import read_judged
 from command import build_parser, run_command
 from coreset import build_aggregator
 from errors import InputError
-from evaluation.calibration import ScoredPairs, all_pairs, calibrate
+from evaluation.calibration import calibrate
+from evaluation.set_pairs import InnerProducts, SetPairs, all_pairs
 from evaluation.templates import describe_templates
+from evaluation.thresholds import at_or_above
 
 RATES = (1e-1, 1e-2, 1e-3)
 
@@ -71,19 +73,19 @@ def check(args: argparse.Namespace) -> None:
     print(f"inside the interval: FMR {fmr:.0%}, FNMR {fnmr:.0%} of {len(inside)} (95 % is the promise)")
 
 
-def _pairs(embeddings: np.ndarray, subjects: np.ndarray, sizes: np.ndarray, half: np.ndarray) -> ScoredPairs:
+def _pairs(embeddings: np.ndarray, subjects: np.ndarray, sizes: np.ndarray, half: np.ndarray) -> SetPairs:
     rows = np.flatnonzero(np.isin(subjects, half))
     numbers = np.unique(subjects[rows], return_inverse=True)[1]
-    return all_pairs(embeddings[rows] @ embeddings[rows].T, numbers, sizes[rows])
+    return all_pairs(InnerProducts(embeddings[rows], embeddings[rows]), numbers, sizes[rows])
 
 
-def _lines(here: ScoredPairs, there: ScoredPairs, name: str, seed: int) -> list[tuple[bool, bool]]:
+def _lines(here: SetPairs, there: SetPairs, name: str, seed: int) -> list[tuple[bool, bool]]:
     everything, _ = calibrate(here, RATES, seed=seed)
     for key in everything.refused:
         print(f"{name:<7}{key:<7}refused: so few people support no threshold")
     found = []
     for key, each in everything.rates.items():
-        accepted = there.scores >= each.threshold
+        accepted = at_or_above(there.scores, each.threshold)
         fmr = float(accepted[~there.is_mated].mean())
         fnmr = float(1 - accepted[there.is_mated].mean())
         low, high = each.fmr95

@@ -8,16 +8,17 @@ inference and benchmarks all normalise here. Arrays in, figures out.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from errors import InputError
-from evaluation.calibration import ScoredPairs
 from evaluation.identification import Floats
-from evaluation.intervals import PairBootstrap, difference_interval95
-from evaluation.metrics import rate_key, threshold_at
+from evaluation.intervals import difference_interval95, draw_subjects
+from evaluation.metrics import rate_key
+from evaluation.set_pairs import SetPairs, bootstrap_thresholds
+from evaluation.thresholds import accepted_counts, at_or_above, thresholds_of_counts
 
 LOCAL_SCALING, AS_NORM = "local_scaling", "as_norm"
 METHODS = (LOCAL_SCALING, AS_NORM)
@@ -138,25 +139,36 @@ def compared(descriptors: Floats, normalisation: ScoreNormalisation | None) -> t
 
 
 def gains(
-    pairs: ScoredPairs, normalised: Floats, rates: Sequence[float], *, replicates: int = 200, seed: int = 0
+    pairs: SetPairs, normalised: Floats, rates: Sequence[float], *, replicates: int = 200, seed: int = 0
 ) -> dict[str, Gain]:
     """What normalised scores (n,) of the same pairs gain, by `rate_key`; one threshold for all sizes.
 
     Raises:
         InputError: no mated pair.
     """
-    mated = pairs.is_mated
-    if not mated.any():
+    if not pairs.is_mated.any():
         raise InputError("no pair of sets of one person: no false non-match rate can be measured.")
-    bootstrap = PairBootstrap(pairs.first, pairs.second, mated, replicates=replicates, seed=seed)
-    low, high = difference_interval95(
-        bootstrap.tar(pairs.scores, rates) - bootstrap.tar(normalised, rates), bootstrap.mated_people
-    )
-    found = {}
-    for place, rate in enumerate(rates):
-        before, after = (
-            float((scores[mated] < threshold_at(scores[~mated], rate)).mean())
-            for scores in (pairs.scores, normalised)
-        )
-        found[rate_key(rate)] = Gain(before, after, (float(low[place]), float(high[place])))
-    return found
+    drawn = draw_subjects(int(pairs.subjects.max()) + 1, replicates=replicates, seed=seed)
+    both = [_missed(each, rates, drawn) for each in (pairs, replace(pairs, scores=normalised))]
+    (before, drawn_before), (after, drawn_after) = both
+    low, high = difference_interval95(drawn_after - drawn_before, len(np.unique(pairs.mated()[1])))
+    return {
+        rate_key(rate): Gain(before[place], after[place], (float(low[place]), float(high[place])))
+        for place, rate in enumerate(rates)
+    }
+
+
+def _missed(
+    pairs: SetPairs, rates: Sequence[float], drawn: NDArray[np.unsignedinteger]
+) -> tuple[list[float], NDArray[np.float64]]:
+    """False non-match rates of all pairs, and (R, F) of each draw, NaN where a kind of pair is missing."""
+    scores, subjects = pairs.mated()
+    rising = pairs.nonmated()
+    observed = thresholds_of_counts(rising, accepted_counts(rising, rates)).tolist()
+    thresholds, _ = bootstrap_thresholds(pairs, rising, rates, drawn)
+    missed = np.full(thresholds.shape, np.nan)
+    for draw in np.flatnonzero(~np.isnan(thresholds).any(axis=1)).tolist():
+        mine = drawn[subjects, draw].astype(np.int64)
+        if mine.sum():
+            missed[draw] = [mine @ ~at_or_above(scores, at) / mine.sum() for at in thresholds[draw].tolist()]
+    return [float((~at_or_above(scores, at)).mean()) for at in observed], missed

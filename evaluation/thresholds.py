@@ -43,15 +43,46 @@ def score_levels(falling: Floats) -> tuple[Floats, NDArray[np.int64]]:
     return falling[last], np.flatnonzero(last) + 1
 
 
-def thresholds_of_levels(levels: Floats, accepted: Integers, rates: Sequence[float]) -> NDArray[np.float64]:
+def thresholds_of_levels(
+    levels: Floats, accepted: Integers, rates: Sequence[float], total: int | None = None
+) -> NDArray[np.float64]:
     """`threshold_at` for several rates (F,).
 
     Args:
         levels: (L,) distinct scores, falling.
-        accepted: (L,) weight of what is at or above each; the last is the total, above 0.
+        accepted: (L,) weight of what is at or above each.
         rates: each in [0, 1].
+        total: weight of all scores, above 0, where `levels` are only the highest; None is the last of
+            `accepted`. Where the highest do not weigh more than a rate, its threshold is -inf.
     """
+    whole = accepted[-1] if total is None else total
     # Quotients, since 7 / 100 equals the literal 0.07, and 0.07 * 100 is not 7.
-    rejected = np.searchsorted(accepted / accepted[-1], np.asarray(rates, np.float64), side="right")
+    rejected = np.searchsorted(accepted / whole, np.asarray(rates, np.float64), side="right")
     above = np.append(np.nextafter(levels, levels.dtype.type(np.inf)).astype(np.float64), -np.inf)
     return np.asarray(above[rejected])
+
+
+def accepted_counts(rising: Floats, rates: Sequence[float]) -> NDArray[np.int64]:
+    """How many of n rising scores (n,) the threshold for each rate accepts: (F,)."""
+    count, wanted = len(rising), np.asarray(rates, np.float64)
+    most = np.floor(wanted * count).astype(np.int64).clip(0, count)
+    # By quotients, as above.
+    most += (most < count) & ((most + 1) / count <= wanted)
+    most -= most / count > wanted
+    # What ties with the first rejected score is rejected.
+    rejected = rising[np.maximum(count - 1 - most, 0)]
+    return np.where(most == count, count, count - np.searchsorted(rising, rejected, side="right"))
+
+
+def thresholds_of_counts(rising: Floats, accepted: Integers) -> NDArray[np.float64]:
+    """The lowest thresholds (F,) that accept so many (F,) of rising scores (n,); -inf for all of them."""
+    rejected = rising[np.maximum(len(rising) - 1 - accepted, 0)].astype(np.float64)
+    return np.where(accepted == len(rising), -np.inf, np.nextafter(rejected, np.inf))
+
+
+def at_or_above(scores: Floats, threshold: float) -> NDArray[np.bool_]:
+    """Which scores a threshold accepts, compared as float64 whatever the dtype of the scores."""
+    lowest = scores.dtype.type(threshold)
+    if float(lowest) < threshold:
+        lowest = np.nextafter(lowest, scores.dtype.type(np.inf))
+    return np.asarray(scores >= lowest)

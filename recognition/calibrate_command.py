@@ -21,10 +21,7 @@ from evaluation.calibration import (
     GroupFigures,
     OneThreshold,
     RateFigures,
-    ScoredPairs,
-    all_pairs,
     calibrate,
-    cells_of,
     one_threshold,
     people_for,
 )
@@ -38,10 +35,12 @@ from evaluation.normalisation import (
     NEEDS_COHORT,
     Gain,
     ScoreNormalisation,
+    compared,
     gains,
 )
+from evaluation.set_pairs import InnerProducts, SetPairs, all_pairs, groups_of
 from files import atomic_write
-from recognition.calibration import SCHEMA, Calibration, Group, encoded
+from recognition.calibration import SCHEMA, encoded
 from recognition.flags import add_model_flags, add_photo_flags, model_of, set_options_of
 from recognition.gallery_commands import GalleryCommand
 from recognition.labelled_sets import LabelledSets, describe_labelled, find_labelled
@@ -53,6 +52,7 @@ RATES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 _FEWEST_REPLICATES = 40
 _NOTES_SHOWN = 5
 _CLOSEST = 3
+_LOOKED_AT = 200
 
 
 def calibrate_sets(args: argparse.Namespace) -> None:
@@ -141,10 +141,11 @@ def calibration_of(
         InputError: too few people.
     """
     embeddings = labelled.descriptors
-    cosines = np.clip(embeddings @ embeddings.T, -1, 1)
-    compared = Calibration("", Group({}), {}, normalisation).compared(cosines, embeddings, embeddings)
-    plain = all_pairs(cosines, labelled.subjects, labelled.sizes)
-    pairs = plain if normalisation is None else all_pairs(compared, labelled.subjects, labelled.sizes)
+    plain = all_pairs(InnerProducts(embeddings, embeddings, clip=True), labelled.subjects, labelled.sizes)
+    pairs = plain
+    if normalisation is not None:
+        normalised = InnerProducts(*compared(embeddings.astype(np.float64), normalisation))
+        pairs = all_pairs(normalised, labelled.subjects, labelled.sizes)
     everything, cells = calibrate(pairs, RATES, replicates=replicates, seed=seed)
     costs = one_threshold(pairs, everything, cells)
     rates = [float(key) for key in everything.rates]
@@ -232,15 +233,15 @@ def _stored_normalisation(normalisation: ScoreNormalisation, gained: Mapping[str
     }
 
 
-def _closest(labelled: LabelledSets, pairs: ScoredPairs) -> list[tuple[tuple[str, str], float]]:
+def _closest(labelled: LabelledSets, pairs: SetPairs) -> list[tuple[tuple[str, str], float]]:
     """The two people most alike, and the next ones; each pair of people once."""
-    rows, columns = np.triu_indices(len(labelled.sizes), 1)
-    others = np.flatnonzero(~pairs.is_mated)
+    rising = pairs.nonmated()
+    top = pairs.highest_nonmated(rising[-min(_LOOKED_AT, len(rising))])
+    top = top[np.argsort(-pairs.scores[top], kind="stable")][:_LOOKED_AT]
     found: dict[tuple[int, int], tuple[tuple[str, str], float]] = {}
-    for place in others[np.argsort(-pairs.scores[others], kind="stable")[:200]]:
-        who = int(pairs.first[place]), int(pairs.second[place])
-        names = labelled.names[rows[place]], labelled.names[columns[place]]
-        found.setdefault((min(who), max(who)), (names, float(pairs.scores[place])))
+    for first, second, score in zip(*pairs.sets_at(top), pairs.scores[top].tolist(), strict=True):
+        who = int(pairs.subjects[first]), int(pairs.subjects[second])
+        found.setdefault((min(who), max(who)), ((labelled.names[first], labelled.names[second]), score))
     return list(found.values())[:_CLOSEST]
 
 
@@ -295,7 +296,7 @@ def _size_text(
 ) -> str:
     shared = [key for key in everything.rates if sum(key in cell.rates for cell in cells.values()) > 1]
     if not shared:
-        if len(np.unique(cells_of(labelled.sizes, labelled.sizes))) < 2:
+        if len(np.unique(groups_of(labelled.sizes))) < 2:
             return "All sets are of one size group: nothing can be said of others."
         return "No rate is supported for sets of two or more sizes: one threshold for all is what there is."
     key = shared[-1]

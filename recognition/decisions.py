@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.calibration import cell_name, cells_of
+from evaluation.set_pairs import cell_name, cells_of
 from files import atomic_write
 from recognition.calibration import Calibration, Group
 from recognition.sets import DescribedSet

@@ -22,8 +22,9 @@ from data.image_files import people_root, subfolders, unpacked_note, visible
 from data.names import check_distinct
 from data.near_duplicates import SKETCHED_FRAMES, copies_text, find_copies, sketch
 from errors import InputError, InputWarning
-from evaluation.calibration import FEWEST_PEOPLE, SIZE_GROUPS
+from evaluation.calibration import FEWEST_PEOPLE
 from evaluation.enrolment_failures import EnrolmentFailures
+from evaluation.set_pairs import SIZE_GROUPS
 from recognition.model import FaceModel, describe_features
 from recognition.sets import DescribedSet, SetOptions, SetSource, describe_sets
 

@@ -6,15 +6,12 @@ import pytest
 from errors import InputError
 from evaluation.calibration import (
     FEWEST_PEOPLE,
-    ScoredPairs,
-    all_pairs,
     calibrate,
-    cell_name,
-    cells_of,
     one_threshold,
     people_for,
 )
 from evaluation.intervals import draw_subjects
+from evaluation.set_pairs import all_pairs, cell_name, cells_of
 from evaluation.thresholds import threshold_at
 
 
@@ -65,7 +62,8 @@ def test_people_are_drawn_not_pairs() -> None:
     thresholds, false, missed = [], [], []
     for draw in range(replicates):
         others, own = [], []
-        for score, one, two in zip(pairs.scores, pairs.first, pairs.second, strict=True):
+        first, second = (subjects[sets] for sets in np.triu_indices(len(subjects), 1))
+        for score, one, two in zip(pairs.scores, first, second, strict=True):
             times = int(drawn[one, draw]) * (1 if one == two else int(drawn[two, draw]))
             (own if one == two else others).extend([float(score)] * times)
         thresholds.append(threshold_at(np.array(others), rate))
@@ -175,9 +173,3 @@ def test_observed_rates_of_other_people_lie_in_the_interval_as_often_as_said() -
         observed = np.mean(other.scores[~other.is_mated] >= figures.threshold)
         inside += figures.fmr95[0] <= observed <= figures.fmr95[1]
     assert inside >= 34
-
-
-def test_pairs_are_picked_by_mask_and_by_row() -> None:
-    pairs = all_pairs(*sets_of(12))
-    some: ScoredPairs = pairs.only(np.array([5, 2]))
-    assert some.scores.tolist() == [pairs.scores[5], pairs.scores[2]]

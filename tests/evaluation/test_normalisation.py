@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from errors import InputError
-from evaluation.calibration import ScoredPairs, all_pairs
 from evaluation.identification import search
 from evaluation.metrics import tar_at_far
 from evaluation.normalisation import METHODS, ScoreNormalisation, compared, gains
+from evaluation.set_pairs import SetPairs, all_pairs
 from evaluation.verification import verify
 
 
@@ -95,7 +97,7 @@ def test_scores_stay_finite_far_from_all_people_and_beside_copies_of_one(method:
         assert np.linalg.norm(first) == pytest.approx(10)
 
 
-def hubs() -> tuple[ScoredPairs, np.ndarray]:
+def hubs() -> tuple[SetPairs, np.ndarray]:
     """Pairs of sets of which some are near to everybody, and the same scores with that taken away."""
     rng = np.random.default_rng(2)
     subjects = np.repeat(np.arange(50), 3)
@@ -117,17 +119,11 @@ def test_the_gain_is_measured_on_the_same_pairs() -> None:
     assert found.before > 0.3
     assert found.after < 0.01
     assert found.difference95[1] < 0
-    worse = gains(
-        ScoredPairs(better, pairs.first, pairs.second, pairs.first_group, pairs.second_group),
-        pairs.scores,
-        [1e-2],
-        replicates=40,
-    )["1e-02"]
+    worse = gains(replace(pairs, scores=better), pairs.scores, [1e-2], replicates=40)["1e-02"]
     assert worse.difference95[0] > 0
 
 
 def test_without_mated_pairs_there_is_no_gain() -> None:
-    pairs, better = hubs()
-    others = pairs.only(~pairs.is_mated)
+    people = all_pairs(np.eye(30), np.arange(30), np.ones(30, np.int64))
     with pytest.raises(InputError, match="no pair of sets of one person"):
-        gains(others, better[~pairs.is_mated], [1e-2])
+        gains(people, people.scores, [1e-2])

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluation.calibration import ScoredPairs, calibrate
+from evaluation.calibration import calibrate
 from evaluation.identification import Search
 from evaluation.metrics import tar_at_far, tpir_at_fpir_of
 from evaluation.normalisation import gains
 from evaluation.reject_curves import FacePairs, reject_curves
+from evaluation.set_pairs import all_pairs
 from evaluation.thresholds import threshold_at
 from recognition.search import threshold_from_strangers
 
@@ -69,13 +70,10 @@ def test_all_figures_of_one_list_of_scores_share_the_threshold(seed: int, levels
     faces = np.repeat(np.arange(10), 2)
     similarity = rng.integers(0, levels, (20, 20)) / levels
     similarity = np.triu(similarity, 1) + np.triu(similarity, 1).T
-    rows, columns = np.triu_indices(20, 1)
-    scores, first, second = similarity[rows, columns], faces[rows], faces[columns]
-    mated = first == second
+    pairs = all_pairs(similarity, faces, np.ones(20, np.int64))
+    scores, mated = pairs.scores, pairs.is_mated
     others, rate = scores[~mated], 0.25
     expected = slow_threshold(others.tolist(), rate)
-    groups = np.zeros(len(scores), np.int64)
-    pairs = ScoredPairs(scores, first, second, groups, groups)
     calibrated = calibrate(pairs, [rate], replicates=2)[0].rates["2.5e-01"]
     verified = tar_at_far(scores, mated, [rate])["2.5e-01"]
     rejected = reject_curves(FacePairs(faces, similarity), {"q": rng.random(20)}, rate, replicates=2)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import inference
-from evaluation.calibration import all_pairs
+from evaluation.set_pairs import all_pairs
 from recognition.calibrate_command import RATES, calibration_of, normalised_with
 from recognition.calibration import read_calibration
 from recognition.labelled_sets import describe_labelled, find_labelled
