@@ -34,8 +34,16 @@ from files import atomic_write
 from recognition.adviser import advise
 from recognition.calibration import Calibration, read_calibration
 from recognition.decisions import decide_sets, decisions_text, write_decisions
-from recognition.enrolment import EnrolmentLimits, check_set
-from recognition.flags import add_model_flags, add_set_flags, model_of, set_options_of, sources_of
+from recognition.enrolment import check_set
+from recognition.flags import (
+    add_check_flags,
+    add_model_flags,
+    add_set_flags,
+    limits_of,
+    model_of,
+    set_options_of,
+    sources_of,
+)
 from recognition.model import FaceModel, embed_images, embed_set, load_model
 from recognition.page import Report, write_page
 from recognition.reading import reading_of
@@ -70,26 +78,7 @@ def flags() -> argparse.ArgumentParser:
     parser = build_parser(__doc__)
     add_set_flags(parser)
     add_model_flags(parser)
-    limits = EnrolmentLimits()
-    group = parser.add_argument_group("enrolment check")
-    group.add_argument(
-        "--duplicate",
-        type=float,
-        default=limits.duplicate,
-        help="cosine from which on faces repeat each other",
-    )
-    group.add_argument(
-        "--stranger",
-        type=float,
-        default=limits.stranger,
-        help="probability of showing someone else from which on a photo or video is named",
-    )
-    group.add_argument(
-        "--poor",
-        type=float,
-        default=limits.poor,
-        help="share of the good faces' norm below which one is poor",
-    )
+    add_check_flags(parser)
     group = parser.add_argument_group("output")
     group.add_argument(
         "--out",
@@ -119,7 +108,7 @@ def infer(args: argparse.Namespace) -> None:
     if not args.sets and "images_root" not in args:
         _use_example(args)
     faults: list[str] = []
-    limits = _tried(faults, lambda: EnrolmentLimits(args.duplicate, args.stranger, args.poor))
+    limits = _tried(faults, lambda: limits_of(args))
     options = _tried(faults, lambda: set_options_of(args))
     sources = _tried(faults, lambda: sources_of(args))
     model = _tried(faults, lambda: model_of(args))

@@ -6,9 +6,6 @@ python benchmarks/foreign_media.py --data_root ROOT --dataset_name LFWS --featur
 python benchmarks/foreign_media.py --fit VIEWS [--without SUBJECTS.txt] ...
     fits the rule anew on a store of views (main.py --cache_features) without those subjects, prints its
     numbers as recognition/strangers.py ships them, and measures with them
-python benchmarks/foreign_media.py --two_people VIEWS --aggregator_weights FILE --only SUBJECTS.txt
-    how many sets, half of plain photos of one person and half of another, are found to show two people, and
-    how many of one person are accused
 
 A medium is found, or accused, where at least half of its faces are. "told" knows which faces are one photo or
 video, as inference.py does; "frames" takes every face for a photo of its own, as if the frames of a video lay
@@ -26,18 +23,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-import torch
 from sklearn.linear_model import LogisticRegression
 
 from benchmarks.judged import read_judged
-from coreset import FaceSets
 from data.feature_bank import FeatureBank, read_given
-from data.names import match_names, read_names
 from data.views import Kind
 from evaluation.intervals import rate_interval95
 from evaluation.metrics import threshold_at
 from evaluation.protocols import SetProtocol
-from recognition.enrolment import EnrolmentLimits, duplicate_groups, people_finder, similarity_to_rest
+from recognition.enrolment import EnrolmentLimits, duplicate_groups, similarity_to_rest
 from recognition.strangers import (
     DEFAULT_RULE,
     FEWEST_UNITS,
@@ -47,14 +41,12 @@ from recognition.strangers import (
     pooled,
     stranger_odds,
 )
-from weights import load_aggregator
 
 FIT_SETS = 6000
 FEWEST_IMAGES, MOST_IMAGES = 2, 6
 # Moderate stills, poor stills, poor clips.
 KINDS, SHARES = (Kind.MODERATE, Kind.POOR, Kind.CLIP), (0.3, 0.25, 0.45)
 WRONG = (0.02, 0.05, 0.1)
-PHOTOS_OF_EACH, PHOTO_SETS = (1, 2, 3, 5), 2000
 REPLICATES = 200
 
 Ints = np.ndarray
@@ -84,12 +76,7 @@ def main() -> int:
     parser.add_argument("--fit", type=Path, metavar="VIEWS")
     parser.add_argument("--without", type=Path, metavar="FILE", help="subjects that the fit may not see")
     parser.add_argument("--foreign_media", type=int, default=1, help="added to every second template")
-    parser.add_argument("--two_people", type=Path, metavar="VIEWS")
-    parser.add_argument("--aggregator_weights", help="--two_people: what describes the sets")
-    parser.add_argument("--only", type=Path, metavar="FILE", help="--two_people: subjects to draw from")
     args = parser.parse_args()
-    if args.two_people is not None:
-        two_people_in_one(args.two_people, args.aggregator_weights, args.only)
     rule = DEFAULT_RULE
     if args.fit is not None:
         rule = fit(args.fit, args.without)
@@ -182,43 +169,6 @@ def fit(views: Path, without: Path | None) -> StrangerRule:
     print(rule)
     report("on the subjects of the fit, new draws", [drawn(bank, 2000, 2)], lambda s: _odds(s, rule, True))
     return rule
-
-
-def two_people_in_one(views: Path, weights: str | None, only: Path | None) -> None:
-    """Prints the share of sets that are found to show two people, of halves of two and of one person."""
-    aggregator = None if weights is None else load_aggregator(weights)
-    if aggregator is None:
-        raise SystemExit("--two_people: --aggregator_weights FILE with a trained aggregator is needed.")
-    bank = read_given(views)
-    if only is not None:
-        bank = bank.of_subjects(match_names(read_names(only), bank.subjects, str(only), bank.name).subjects)
-    images = [np.flatnonzero(bank.labels == subject) for subject in range(len(bank.subjects))]
-    rng = np.random.default_rng(0)
-
-    def faces_of(values: np.ndarray, rows: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.asarray(values[rows], np.float32))
-
-    for half in PHOTOS_OF_EACH:
-        able = [rows for rows in images if len(rows) >= 2 * half]
-        shares = []
-        for people in (2, 1):
-            drawn = [rng.permutation(len(able))[:people] for _ in range(PHOTO_SETS)]
-            # Of each image its first view, which is the plain one.
-            rows = [
-                bank.starts[
-                    np.concatenate([rng.permutation(able[each])[: 2 * half // people] for each in who])
-                ]
-                for who in drawn
-            ]
-            sets = FaceSets.from_list(
-                [(faces_of(bank.features, row), faces_of(bank.norms, row)) for row in rows]
-            )
-            with torch.inference_mode():
-                shares.append(float(people_finder(aggregator).people(sets)[0].float().mean()))
-        print(
-            f"{half} photos of each of two people: {shares[0]:.3f} found; "
-            f"{2 * half} of one person: {shares[1]:.4f} accused"
-        )
 
 
 def report(name: str, mixes: Sequence[Sequence[MixedSet]], score: Score) -> None:

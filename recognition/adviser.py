@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recognition.enrolment import EnrolmentCheck, told_media
-from recognition.sets import DescribedSet
+from recognition.sets import DescribedSet, FaceRecord
 from recognition.strangers import face_units, pooled
 
 _NAMES_SHOWN = 4
+_PEOPLE_SHOWN = 8
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven")
 
 Floats = NDArray[np.float64]
@@ -28,6 +29,7 @@ class Topic(Enum):
 
     STRANGER = "stranger"
     DISAGREEMENT = "disagreement"
+    SEVERAL_FACES = "several_faces"
     REPEATS = "repeats"
     SIZE = "size"
     SHARPNESS = "sharpness"
@@ -51,9 +53,7 @@ class AdviceLimits:
     """When something is worth a word.
 
     Sharpness was measured on 60 press photos: 0.18 to 0.28 in 8 of 10; shrunk to 28 x 28 pixels before, 0.09
-    to 0.13. Of pairs of degraded photos of two people 82 in 100 are less alike than `alike`, of one person 26
-    (LFW's views), so that it is a reason to look, not a verdict. The others are conventions: 40 pixels are
-    what backbones of 112 x 112 still get by with.
+    to 0.13. The others are conventions: 40 pixels are what backbones of 112 x 112 still get by with.
 
     Attributes:
         small: height of a face in its photo, pixels.
@@ -63,7 +63,6 @@ class AdviceLimits:
         side_light: difference of the two halves of the face, as share of their sum.
         turned: degrees of yaw from which on a face is seen from the side.
         few: photos and videos below which more would help.
-        alike: cosine below which the only two photos may show two people.
         most: share of the faces from which on a fault counts as the set's.
     """
 
@@ -75,7 +74,6 @@ class AdviceLimits:
     side_light: float = 0.35
     turned: float = 15.0
     few: int = 3
-    alike: float = 0.15
     most: float = 0.5
 
 
@@ -85,7 +83,8 @@ def advise(
     """Advice on one set, the most urgent first; none where nothing is to be said."""
     limits = limits or AdviceLimits()
     found = [
-        *_people(described, check, limits),
+        *_people(described, check),
+        *face_choices(described),
         *_repeats(described, check),
         *_faults(described, check, limits),
         *_few(described, check, limits),
@@ -95,32 +94,83 @@ def advise(
     return sorted(found, key=lambda each: order.index(each.topic))
 
 
-def _people(described: DescribedSet, check: EnrolmentCheck, limits: AdviceLimits) -> list[Advice]:
+def _people(described: DescribedSet, check: EnrolmentCheck) -> list[Advice]:
+    if check.num_identities > 1:
+        return [_several_people(described, check)]
     strangers = np.flatnonzero(check.stranger)
-    if len(strangers):
-        verb, them = ("looks", "it") if len(strangers) == 1 else ("look", "them")
-        which = f"{_number_of(len(strangers))} of {_number_of(len(described.faces))} faces"
-        text = (
-            f"{which} {verb} like somebody else: {_names(described, strangers)}. "
-            f"Look at {them} before enrolling the set."
-        )
-        return [Advice(Topic.STRANGER, text, _places(strangers))]
-    units = face_units(told_media(described), check.group)
-    if int(units.max()) == 1 and (alike := _cosine(described, units)) < limits.alike:
-        one, other = np.unique(units, return_index=True)[1].tolist()
-        text = (
-            f"{described.faces[one].name} and {described.faces[other].name} are little alike ({alike:.2f}) "
-            "and may show two people. A third photo would tell."
-        )
-        return [Advice(Topic.DISAGREEMENT, text, tuple(range(len(described.faces))))]
-    if not check.second.any():
+    if not len(strangers):
         return []
-    first, second = np.flatnonzero(~check.second), np.flatnonzero(check.second)
+    them = "it" if len(strangers) == 1 else "them"
     text = (
-        f"it may show two people: {_names(described, first)}; and {_names(described, second)}. "
-        "Look at them, and make a set of each."
+        f"{len(strangers):,} of {len(described.faces):,} faces may show a different person: "
+        f"{_names(described, strangers)}. Check {them} before enrolling this set."
     )
-    return [Advice(Topic.DISAGREEMENT, text, _places(second))]
+    return [Advice(Topic.STRANGER, text, _places(strangers))]
+
+
+def _several_people(described: DescribedSet, check: EnrolmentCheck) -> Advice:
+    """Which faces belong together."""
+    units = face_units(told_media(described), check.group)
+    people = [np.flatnonzero(check.identity == number) for number in range(check.num_identities)]
+    if int(units.max()) == 1:
+        one, other = (described.faces[faces[0]].name for faces in people)
+        text = (
+            f"{one} and {other} are little alike ({_cosine(described, units):.2f}) and may show two people. "
+            "A third photo would tell."
+        )
+        return Advice(Topic.DISAGREEMENT, text, tuple(range(len(described.faces))))
+    groups = [f"({number}) {_names(described, faces)}" for number, faces in enumerate(people, start=1)]
+    more = f"; and {len(groups) - _PEOPLE_SHOWN:,} more" if len(groups) > _PEOPLE_SHOWN else ""
+    text = f"it may show {len(people):,} people: {'; '.join(groups[:_PEOPLE_SHOWN])}{more}."
+    others = np.flatnonzero(check.stranger)
+    if len(others):
+        verb = "agrees" if len(others) == 1 else "agree"
+        text += f" With none of them {verb} {_names(described, others)}."
+    return Advice(
+        Topic.DISAGREEMENT,
+        f"{text} Check them, and make a set of each person.",
+        _places(np.flatnonzero(check.identity != 0)),
+    )
+
+
+def face_choices(described: DescribedSet) -> list[Advice]:
+    """Which face was taken of photos that show several of about the same size, and why."""
+    found = []
+    for agrees in (False, True):
+        faces = np.array(
+            [
+                number
+                for number, face in enumerate(described.faces)
+                if face.choice is not None and face.choice.agrees == agrees
+            ],
+            np.int64,
+        )
+        if not len(faces):
+            continue
+        verb = "shows" if len(faces) == 1 else "show"
+        shown = [_chosen_face(described.faces[face]) for face in faces[:_NAMES_SHOWN].tolist()]
+        reason = (
+            "That face was taken because it agrees with the rest of the set."
+            if agrees
+            else "The largest face was taken, and another one may be meant: crop the photo to the right one."
+        )
+        text = (
+            f"{', '.join(shown)}{_more(faces, shown)} {verb} several faces of about the same size. {reason}"
+        )
+        found.append(Advice(Topic.SEVERAL_FACES, text, _places(faces)))
+    return found
+
+
+def _chosen_face(face: FaceRecord) -> str:
+    return f"{face.name} ({choice_text(face)})"
+
+
+def choice_text(face: FaceRecord) -> str:
+    """Which of the faces of its photo was taken: by number from the left, and by height."""
+    if face.choice is None:
+        return ""
+    size = "" if face.size is None else f", {face.size:.0f} px high"
+    return f"taken: face {face.choice.from_left} of {face.choice.num_faces} from the left{size}"
 
 
 def _repeats(described: DescribedSet, check: EnrolmentCheck) -> list[Advice]:
@@ -252,8 +302,11 @@ def _cosine(described: DescribedSet, units: NDArray[np.int64]) -> float:
 
 def _names(described: DescribedSet, faces: NDArray[np.int64]) -> str:
     names = [described.faces[face].name for face in faces[:_NAMES_SHOWN].tolist()]
-    more = f" and {len(faces) - len(names):,} more" if len(faces) > len(names) else ""
-    return f"{', '.join(names)}{more}"
+    return f"{', '.join(names)}{_more(faces, names)}"
+
+
+def _more(faces: NDArray[np.int64], shown: list[str]) -> str:
+    return f" and {len(faces) - len(shown):,} more" if len(faces) > len(shown) else ""
 
 
 def _places(faces: NDArray[np.int64]) -> tuple[int, ...]:

@@ -14,14 +14,14 @@ import torch
 from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from torch import nn
 
+from backbone_spec import BackboneSpec
 from coreset import FaceSets
-from coreset.two_people import TwoPeople
 from errors import InputError
+from recognition.identities import IdentityLimits, find_identities, shows_another
 from recognition.model import FaceModel, describe_batch
 from recognition.sets import DescribedSet
-from recognition.strangers import face_units, stranger_odds
+from recognition.strangers import face_units, pooled, stranger_odds
 
 # Leaving each face out describes T sets of T - 1 faces: in full up to here, beyond for the faces that can
 # move anything, the picks and the heaviest ones.
@@ -33,10 +33,6 @@ _PAIRS_AT_ONCE = 262_144
 _FACES_AT_ONCE = 32_768
 # Beyond, a probability is 0 or 1.
 _LARGEST_ODDS = 50.0
-# Cosine of the descriptors of two people in one set, at most. Over MobileFaceNet that finds nine in ten
-# halves-and-halves of two people's plain photos of LFW, and one in a thousand sets of one person
-# (`benchmarks/foreign_media.py --two_people`).
-_UNALIKE = 0.2
 # What a good face of the set has: high, but not the single luckiest one.
 _GOOD_SHARE = 0.9
 
@@ -82,11 +78,11 @@ class EnrolmentCheck:
     Attributes:
         group: (T,) int64 number of its near-duplicates, counted by their first face; -1 where it has none.
         similarity: (T,) cosine with the norm-weighted mean of the other faces; NaN for a face alone.
+        identity: (T,) int64 number of the person it shows, 0 the one with the most photos
+            (`recognition.identities`); -1 where it agrees with none.
         doubt: (T,) probability that its photo or video shows someone else than the others; NaN in sets of
-            fewer than three.
-        stranger: (T,) bool, where the doubt reaches its limit.
-        second: (T,) bool, the faces of the second person where the set may show two (`coreset.two_people`),
-            as many of either, say, so that nobody is the stranger.
+            fewer than three, and where the set may show several people.
+        stranger: (T,) bool, where the doubt reaches its limit, or a good photo agrees with no person.
         poor: (T,) bool; nowhere where the backbone's norm does not tell quality.
         shift: (T,) 1 - cosine of the set's descriptor with the one without this face; NaN where it was not
             measured.
@@ -94,9 +90,9 @@ class EnrolmentCheck:
 
     group: NDArray[np.int64]
     similarity: NDArray[np.float64]
+    identity: NDArray[np.int64]
     doubt: NDArray[np.float64]
     stranger: NDArray[np.bool_]
-    second: NDArray[np.bool_]
     poor: NDArray[np.bool_]
     shift: NDArray[np.float64]
 
@@ -105,40 +101,76 @@ class EnrolmentCheck:
         """Groups of near-duplicates."""
         return int(self.group.max(initial=-1)) + 1
 
+    @property
+    def num_identities(self) -> int:
+        """People that the set may show; those of single photos that agree with nobody are not counted."""
+        return int(self.identity.max(initial=-1)) + 1
 
-def check_set(model: FaceModel, described: DescribedSet, limits: EnrolmentLimits) -> EnrolmentCheck:
-    """Checks one set; time grows with the square of its faces (3,000: about a second beside the rest)."""
+    @property
+    def is_contaminated(self) -> bool:
+        """Whether the set may show more than one person."""
+        return self.num_identities > 1 or bool(self.stranger.any())
+
+
+def check_set(
+    model: FaceModel, described: DescribedSet, limits: EnrolmentLimits, *, leave_out: bool = True
+) -> EnrolmentCheck:
+    """Checks one set; time grows with the square of its faces (3,000: about a second beside the rest).
+
+    Args:
+        model: that described it.
+        described: the set.
+        limits: when a face is worth a word.
+        leave_out: False: `shift` is not measured, which takes the most time.
+    """
     features, norms = described.features, described.norms
     group = duplicate_groups(features, limits.duplicate)
-    odds = stranger_odds(features, norms, face_units(told_media(described), group))
-    doubt = 1 / (1 + np.exp(-odds.clip(-_LARGEST_ODDS, _LARGEST_ODDS)))
+    units = face_units(told_media(described), group)
+    identity, doubt, stranger = check_people(features, norms, units, model.spec, limits.stranger)
     good = float(np.quantile(norms, _GOOD_SHARE))
     poor = norms < limits.poor * good if model.spec.norm_is_quality else np.zeros(len(norms), bool)
     return EnrolmentCheck(
         group=group,
         similarity=similarity_to_rest(features, norms),
+        identity=identity,
         doubt=doubt,
-        # A comparison with NaN is False: of two photos nobody knows which one is wrong.
-        stranger=doubt >= limits.stranger,
-        second=second_person(model, described),
+        stranger=stranger,
         poor=np.asarray(poor, np.bool_),
-        shift=shifts(model, described),
+        shift=shifts(model, described) if leave_out else np.full(len(norms), np.nan),
     )
 
 
-@torch.inference_mode()
-def second_person(model: FaceModel, described: DescribedSet) -> NDArray[np.bool_]:
-    """(T,) the faces of the second of two people; nowhere where the set shows one."""
-    media = torch.tensor([face.medium for face in described.faces])
-    features, norms = torch.from_numpy(described.features), torch.from_numpy(described.norms)
-    faces = FaceSets(features, norms, torch.tensor([0, len(described.faces)]), media).to(model.device)
-    second = people_finder(model.aggregator).people(faces)[1]
-    return np.asarray(second.cpu().numpy(), np.bool_)
+def check_people(
+    features: NDArray[np.float32],
+    norms: NDArray[np.float32],
+    units: NDArray[np.int64],
+    spec: BackboneSpec,
+    limit: float,
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.bool_]]:
+    """Whom the faces of a set show; see `EnrolmentCheck` for the three results.
 
+    Args:
+        features: (T, D) unit rows.
+        norms: (T,).
+        units: (T,) of `face_units`.
+        spec: of the backbone.
+        limit: of the doubt.
 
-def people_finder(aggregator: nn.Module) -> TwoPeople:
-    """Says of which sets nobody would say without a look that they show one person."""
-    return TwoPeople(aggregator.eval(), _UNALIKE)
+    Returns:
+        (T,) identities, doubts, and whether each shows someone else; equal within a unit.
+    """
+    directions, lengths = pooled(features, norms, units)
+    limits, is_quality = IdentityLimits.of(spec), spec.norm_is_quality
+    identity = find_identities(directions, lengths, limits, norm_is_quality=is_quality)
+    another = shows_another(directions, lengths, identity, limits, norm_is_quality=is_quality)
+    doubt = np.full(len(units), np.nan)
+    stranger = another[units]
+    if identity.max() == 0:
+        odds = stranger_odds(features, norms, units)
+        doubt = 1 / (1 + np.exp(-odds.clip(-_LARGEST_ODDS, _LARGEST_ODDS)))
+        # A comparison with NaN is False: of two photos nobody knows which one is wrong.
+        stranger |= doubt >= limit
+    return np.where(stranger, -1, identity[units]), doubt, stranger
 
 
 def told_media(described: DescribedSet) -> NDArray[np.int64]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-# Cosine of a face with the mean of the rest of its set from which on the two agree.
+# Cosine of a face with the mean of the rest of its set from which on the two agree, for the reference
+# backbone (`BackboneSpec.cosine_limit`).
 AGREES = 0.25
 # Faces that may start the search for the person in all photos; beyond, those of the largest norms.
 _MOST_STARTS = 64

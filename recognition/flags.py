@@ -15,6 +15,7 @@ from data.detection import FACES
 from errors import InputError
 from evaluation.templates import FLIP_RULES
 from net import BACKBONES
+from recognition.enrolment import EnrolmentLimits
 from recognition.model import NO_FLIP, FaceModel, load_model
 from recognition.sets import SetOptions, SetSource, find_sets
 from weights.overrides import Overrides, add_override_flags
@@ -80,6 +81,35 @@ def add_photo_flags(group: argparse._ActionsContainer) -> None:
         metavar="FILE",
         help="YuNet's model file (default: the cache folder's, which is filled by one download)",
     )
+
+
+def add_check_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that `limits_of` reads."""
+    limits = EnrolmentLimits()
+    group = parser.add_argument_group("enrolment check")
+    group.add_argument(
+        "--duplicate",
+        type=float,
+        default=limits.duplicate,
+        help="cosine from which on faces repeat each other",
+    )
+    group.add_argument(
+        "--stranger",
+        type=float,
+        default=limits.stranger,
+        help="probability of showing someone else from which on a photo or video is named",
+    )
+    group.add_argument(
+        "--poor",
+        type=float,
+        default=limits.poor,
+        help="share of the good faces' norm below which one is poor",
+    )
+
+
+def limits_of(args: argparse.Namespace) -> EnrolmentLimits:
+    """The limits of the flags. Raises InputError with all that are out of range."""
+    return EnrolmentLimits(args.duplicate, args.stranger, args.poor)
 
 
 def model_of(args: argparse.Namespace) -> FaceModel:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from files import atomic_write
-from recognition.adviser import advise
+from recognition.adviser import advise, choice_text
 from recognition.decisions import Decisions, about_threshold, nearest_pairs
 from recognition.enrolment import EnrolmentCheck
 from recognition.model import FaceModel
@@ -194,6 +194,36 @@ def _decisions_section(report: Report) -> str:
 def _set_section(place: int, described: DescribedSet, check: EnrolmentCheck, first: int) -> str:
     picks = {int(face): order for order, face in enumerate(described.picks, start=1)}
     units = ordered_units(described, check)
+    if check.num_identities > 1:
+        parts = [
+            (f"Person {number + 1}?" if number >= 0 else "None of them", number)
+            for number in [*range(check.num_identities), -1]
+        ]
+        lists = "".join(
+            f"<h3>{title}</h3>{_face_list(described, check, own, picks, first)}"
+            for title, number in parts
+            if (own := [unit for unit in units if check.identity[unit[0]] == number])
+        )
+    else:
+        lists = _face_list(described, check, units, picks, first)
+    chosen = f", {_count(len(picks), 'face')} chosen" if picks else ""
+    findings = "".join(f"<li>{_text(each)}</li>" for each in set_findings(described, check))
+    return (
+        f'<section id="set-{place}" aria-labelledby="name-{place}"><div class="head">'
+        f'<h2 id="name-{place}">{place + 1}. {_text(described.name)}</h2>'
+        f'<span class="soft">{_count(len(described.faces), "face")}{chosen}, norm of the descriptor '
+        f"{described.norm:.2f}</span></div>"
+        + (f'<ul class="findings">{findings}</ul>' if findings else "")
+        + f'<div data-set="{place}">{lists}</div>'
+        + _rejected(described.rejected)
+        + "</section>"
+    )
+
+
+def _face_list(
+    described: DescribedSet, check: EnrolmentCheck, units: list[list[int]], picks: dict[int, int], first: int
+) -> str:
+    """The faces of a set, or of one person in it; beyond `_FACES_SHOWN` they are folded."""
     shown: list[str] = []
     hidden: list[str] = []
     count = 0
@@ -207,18 +237,7 @@ def _set_section(place: int, described: DescribedSet, check: EnrolmentCheck, fir
             f"<details><summary>{_count(left, 'more face')}</summary>"
             f'<ul class="faces">{"".join(hidden)}</ul></details>'
         )
-    chosen = f", {_count(len(picks), 'face')} chosen" if picks else ""
-    findings = "".join(f"<li>{_text(each)}</li>" for each in set_findings(described, check))
-    return (
-        f'<section id="set-{place}" aria-labelledby="name-{place}"><div class="head">'
-        f'<h2 id="name-{place}">{place + 1}. {_text(described.name)}</h2>'
-        f'<span class="soft">{_count(len(described.faces), "face")}{chosen}, norm of the descriptor '
-        f"{described.norm:.2f}</span></div>"
-        + (f'<ul class="findings">{findings}</ul>' if findings else "")
-        + f'<div data-set="{place}"><ul class="faces">{"".join(shown)}</ul>{more}</div>'
-        + _rejected(described.rejected)
-        + "</section>"
-    )
+    return f'<ul class="faces">{"".join(shown)}</ul>{more}'
 
 
 def ordered_units(described: DescribedSet, check: EnrolmentCheck) -> list[list[int]]:
@@ -267,7 +286,7 @@ def _face(described: DescribedSet, check: EnrolmentCheck, face: int, pick: int |
         weight = f'<span class="weight">{bar}{_text(_percent(share))}</span>'
     marks = (
         ("someone else?", check.stranger[face]),
-        ("second person?", check.second[face]),
+        (f"person {check.identity[face] + 1}?", check.num_identities > 1 and check.identity[face] >= 0),
         ("poor", check.poor[face]),
     )
     flags = [text for text, on in marks if on]
@@ -293,6 +312,12 @@ def _face_data(described: DescribedSet, check: EnrolmentCheck, face: int) -> dic
         facts.append(("Someone else?", f"probability {check.doubt[face]:.2f}"))
     if not math.isnan(check.shift[face]):
         facts.append(("If left out", f"the descriptor moves by {check.shift[face]:.4f} (1 - cosine)"))
+    if check.num_identities > 1:
+        who = f"{check.identity[face] + 1} of {check.num_identities}" if check.identity[face] >= 0 else "none"
+        facts.append(("Person", who))
+    if record.choice is not None:
+        reason = "agrees with the rest" if record.choice.agrees else "the largest"
+        facts.append(("Several faces", f"{choice_text(record)}; {reason}"))
     if check.group[face] >= 0:
         others = int((check.group == check.group[face]).sum()) - 1
         facts.append(("Near-duplicates", f"{others} more"))

@@ -93,7 +93,7 @@ def matrix_text(
 
 def check_text(sets: Sequence[DescribedSet], checks: Sequence[EnrolmentCheck]) -> str:
     """One line a set: its faces, and how many of them are worth a look before enrolment."""
-    heads = ("faces", "rejected", "duplicates", "someone else?", "poor", "moves most")
+    heads = ("faces", "rejected", "duplicates", "people", "someone else?", "poor", "moves most")
     names = [_short(each.name) for each in sets]
     width = max(len("set"), *map(len, names))
     lines = [f"{'set':<{width}}" + "".join(f"  {head:>{_column(head)}}" for head in heads)]
@@ -103,6 +103,7 @@ def check_text(sets: Sequence[DescribedSet], checks: Sequence[EnrolmentCheck]) -
             str(len(each.rejected)),
             # All but one face of each group.
             str(int((check.group >= 0).sum()) - check.num_groups),
+            str(check.num_identities),
             str(int(check.stranger.sum())),
             str(int(check.poor.sum())),
             _most_moving(each, check),

@@ -28,7 +28,7 @@ from data.sources import Image
 from data.videos import expected_frames, frames
 from errors import InputError, InputWarning
 from recognition.colours import ColourSample
-from recognition.face_choice import choose_faces
+from recognition.face_choice import AGREES, choose_faces
 from recognition.model import FaceModel, describe_features, embed_images
 
 # Photos that are read and searched at a time, each of up to 450 MB while it is.
@@ -329,7 +329,8 @@ def _described(model: FaceModel, source: SetSource, gathered: _Gathered) -> Desc
     features, norms = np.stack(gathered.features), np.stack(gathered.norms)
     faces = gathered.faces
     if any(face.choice is not None for face in faces):
-        rows, agrees = choose_faces(features, norms, np.array(gathered.photos, np.int64))
+        limit = model.spec.cosine_limit(AGREES)
+        rows, agrees = choose_faces(features, norms, np.array(gathered.photos, np.int64), limit)
         faces = [_chosen(faces[row], bool(agree)) for row, agree in zip(rows, agrees, strict=True)]
         features, norms = features[rows], norms[rows]
     media = np.array([face.medium for face in faces], np.int64)

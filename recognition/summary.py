@@ -8,8 +8,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from files import atomic_write
 from recognition.adviser import Advice, num_units
@@ -17,7 +20,7 @@ from recognition.enrolment import EnrolmentCheck
 from recognition.model import FaceModel
 from recognition.sets import DescribedSet, EmptySet
 
-SCHEMA = 1
+SCHEMA = 2
 # A person reads so many sets in a terminal; the files have all.
 _SETS_SHOWN = 20
 _DIGITS = 4
@@ -33,10 +36,11 @@ def write_summary(
 ) -> None:
     """Writes descriptors.json.
 
-    {"schema": 1, "fingerprint": ..., "about": ..., "empty": [...], "sets": [{"name", "faces": T, "units",
-    "norm", "picks", "advice": [{"topic", "text", "faces": [...]}], "details": [{"name", "norm", "weight",
-    "doubt", "size", "yaw", ...}, ...], "rejected": [{"name", "reason"}]}, ...]}. Faces are numbered from 0; a
-    number that is not known is null.
+    {"schema": 2, "fingerprint": ..., "about": ..., "empty": [...], "sets": [{"name", "faces": T, "units",
+    "norm", "picks", "identities": [[...], ...], "advice": [{"topic", "text", "faces": [...]}],
+    "details": [{"name", "norm", "weight", "identity", "doubt", "choice", "size", "yaw", ...}, ...],
+    "rejected": [{"name", "reason"}]}, ...]}. Faces and identities are numbered from 0; "identities" holds the
+    faces of each person that the set may show; a number that is not known is null.
 
     Args:
         path: of the file.
@@ -77,6 +81,9 @@ def _set(described: DescribedSet, check: EnrolmentCheck, advice: Sequence[Advice
         "units": num_units(described, check),
         "norm": _number(described.norm),
         "picks": described.picks.tolist(),
+        "identities": [
+            np.flatnonzero(check.identity == number).tolist() for number in range(check.num_identities)
+        ],
         "advice": [
             {"topic": each.topic.value, "text": each.text, "faces": list(each.faces)} for each in advice
         ],
@@ -108,8 +115,9 @@ def _face(described: DescribedSet, check: EnrolmentCheck, face: int) -> dict[str
         "medium": record.medium,
         "group": int(check.group[face]) if check.group[face] >= 0 else None,
         "stranger": bool(check.stranger[face]),
-        "second": bool(check.second[face]),
+        "identity": int(check.identity[face]) if check.identity[face] >= 0 else None,
         "poor": bool(check.poor[face]),
+        "choice": None if record.choice is None else asdict(record.choice),
         **{name: _number(value) for name, value in numbers.items()},
     }
 

@@ -52,11 +52,26 @@ def test_of_two_photos_nobody_knows_which_one_is_wrong(model: FaceModel, drawn_s
 def test_halves_of_two_people_are_told_apart(model: FaceModel, drawn_set: Make) -> None:
     features = np.concatenate([person(4, spread=0.3), person(4, seed=9, spread=0.3)])
     order = np.random.default_rng(0).permutation(8)
-    second = check_set(model, drawn_set(model, features[order]), EnrolmentLimits()).second
+    check = check_set(model, drawn_set(model, features[order]), EnrolmentLimits())
     whose = order >= 4
-    assert np.array_equal(second, whose) or np.array_equal(second, ~whose)
-    assert not check_set(model, drawn_set(model, features[:4]), EnrolmentLimits()).second.any()
-    assert not check_set(model, drawn_set(model, features[:1]), EnrolmentLimits()).second.any()
+    assert check.identity.tolist() == (whose != whose[0]).astype(int).tolist()
+    assert check.num_identities == 2
+    assert check.is_contaminated
+    assert not check.stranger.any()
+    assert np.isnan(check.doubt).all()
+    for count in (4, 1):
+        clean = check_set(model, drawn_set(model, features[:count]), EnrolmentLimits())
+        assert clean.identity.tolist() == [0] * count
+        assert not clean.is_contaminated
+
+
+def test_a_face_of_someone_else_is_of_no_identity(model: FaceModel, drawn_set: Make) -> None:
+    features = np.concatenate([person(3, spread=0.3), person(1, seed=9), person(1, seed=12)])
+    check = check_set(model, drawn_set(model, features), EnrolmentLimits())
+    assert check.identity.tolist() == [0, 0, 0, -1, -1]
+    assert check.stranger.tolist() == [False] * 3 + [True] * 2
+    assert check.num_identities == 1
+    assert check.is_contaminated
 
 
 def test_a_crowded_frame_does_not_vouch_for_its_faces(model: FaceModel, drawn_set: Make) -> None:

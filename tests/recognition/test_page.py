@@ -109,10 +109,10 @@ def test_faces_stand_in_the_order_of_their_choice_then_by_weight(
 
 def test_findings_name_what_to_look_at(model: FaceModel, two: list[DescribedSet]) -> None:
     found = set_findings(two[0], check_set(model, two[0], EnrolmentLimits()))
-    assert found[0].startswith("One of nine faces looks like somebody else: 0008.jpg")
+    assert found[0].startswith("1 of 9 faces may show a different person: 0008.jpg")
     assert found[1].startswith("These three faces are one photo: 0000.jpg, 0006.jpg, 0007.jpg")
     assert any("0004.jpg" in each and "poor" in each for each in found)
-    assert not any("somebody else" in each for each in set_findings(two[1], _checked(model, two[1])))
+    assert not any("different person" in each for each in set_findings(two[1], _checked(model, two[1])))
 
 
 def _checked(model: FaceModel, described: DescribedSet) -> EnrolmentCheck:

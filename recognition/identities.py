@@ -1,0 +1,137 @@
+"""How many people a set shows, and which of its photos belong together.
+
+Photos and videos are clustered by average linkage. Quality counts: unreadable faces resemble each other or
+nobody, so that a group of them is no person. Arrays in, arrays out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import squareform
+
+from backbone_spec import BackboneSpec
+from recognition.strangers import FEWEST_UNITS
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+# Beyond, the photos and videos of the best quality are clustered and the others join the nearest group: the
+# distances of all pairs are kept.
+_MOST_CLUSTERED = 2000
+# Of a photo that agrees with no person of its set: its quality over the set's best one, from which on it
+# shows someone else.
+_QUALITY_OF_ANOTHER = 0.75
+# Quality of a group's second-best photo over the set's best one, below which the group is no person. So 1
+# in 80 sets of degraded photos of one person (LFWS) is taken for several people; by a group's best photo it
+# would be 1 in 33.
+_LEAST_QUALITY = 0.65
+
+
+@dataclass(frozen=True)
+class IdentityLimits:
+    """Cosines between groups of photos, of the reference backbone (`BackboneSpec.cosine_limit` maps them).
+
+    Chosen on one half of LFW's subjects and measured on the other (`benchmarks/identities.py`).
+
+    Attributes:
+        same: mean cosine of the photos of two groups from which on they show one person.
+        pair: the same for the only two photos of a set, which nothing else supports.
+        another: cosine of a single photo with the mean of each person of its set below which it shows
+            someone else.
+    """
+
+    same: float = 0.25
+    pair: float = 0.15
+    another: float = 0.2
+
+    @classmethod
+    def of(cls, spec: BackboneSpec) -> IdentityLimits:
+        """The limits for the features of a backbone."""
+        return cls(*(spec.cosine_limit(limit) for limit in astuple(cls())))
+
+
+def find_identities(
+    directions: Floats, qualities: Floats, limits: IdentityLimits, *, norm_is_quality: bool = True
+) -> Ints:
+    """Group the photos and videos of a set by person.
+
+    A person is a group of two photos or more of some quality. Where no two photos agree, each photo of some
+    quality is a person of its own.
+
+    Args:
+        directions: (U, D) unit rows, one for each photo or video.
+        qualities: (U,) norms.
+        limits: cosines in the scale of these directions.
+        norm_is_quality: False: all photos count as good.
+
+    Returns:
+        (U,) number of the person, 0 the one with the most photos; -1 where a photo belongs to none.
+    """
+    count = len(directions)
+    if count == 1:
+        return np.zeros(1, np.int64)
+    order = np.argsort(-qualities, kind="stable")[:_MOST_CLUSTERED]
+    clusters = np.full(count, -1, np.int64)
+    clusters[order] = _clustered(directions[order], limits.pair if count == 2 else limits.same)
+    if count > len(order):
+        _join_nearest(directions, clusters, limits.same)
+    sizes = np.bincount(clusters[clusters >= 0])
+    members = [np.flatnonzero(clusters == cluster) for cluster in range(len(sizes))]
+    is_person = np.ones(len(sizes), np.bool_)
+    if norm_is_quality:
+        ranked = [np.sort(qualities[each])[::-1] for each in members]
+        is_person = np.array([each[:2][-1] >= _LEAST_QUALITY * qualities.max() for each in ranked])
+    if (sizes[is_person] > 1).any():
+        # Whether a photo that agrees with no other shows another person is for `strangers` to say.
+        is_person &= sizes > 1
+    if not is_person.any():
+        is_person[sizes.argmax()] = True
+    people = sorted(np.flatnonzero(is_person), key=lambda cluster: (-sizes[cluster], members[cluster][0]))
+    numbers = np.full(len(sizes) + 1, -1, np.int64)
+    numbers[people] = np.arange(len(people))
+    return numbers[clusters]
+
+
+def shows_another(
+    directions: Floats,
+    qualities: Floats,
+    identities: Ints,
+    limits: IdentityLimits,
+    *,
+    norm_is_quality: bool = True,
+) -> NDArray[np.bool_]:
+    """(U,) photos of some quality that agree with no person of their set; nowhere in sets of two.
+
+    Other arguments as of `find_identities`; `identities`: (U,) as it returns them.
+    """
+    people = int(identities.max()) + 1
+    outside = identities < 0
+    if len(identities) < FEWEST_UNITS:
+        return np.zeros(len(identities), np.bool_)
+    sums = np.zeros((people, directions.shape[1]))
+    np.add.at(sums, identities[~outside], (directions * qualities[:, None])[~outside])
+    means = sums / np.linalg.norm(sums, axis=1, keepdims=True).clip(1e-12)
+    is_good = qualities >= (_QUALITY_OF_ANOTHER * qualities.max() if norm_is_quality else 0)
+    return np.asarray(outside & is_good & ((directions @ means.T).max(axis=1) < limits.another))
+
+
+def _clustered(directions: Floats, limit: float) -> Ints:
+    """(U,) cluster of each row, from 0."""
+    distances = np.clip(1 - directions @ directions.T, 0, 2)
+    tree = linkage(squareform(distances, checks=False), "average")
+    return np.asarray(fcluster(tree, 1 - limit, "distance"), np.int64) - 1
+
+
+def _join_nearest(directions: Floats, clusters: Ints, limit: float) -> None:
+    """Puts the rows of cluster -1 into the one of the largest mean cosine, where it reaches the limit."""
+    left = np.flatnonzero(clusters < 0)
+    counts = np.bincount(clusters[clusters >= 0])
+    means = np.zeros((len(counts), directions.shape[1]))
+    np.add.at(means, clusters[clusters >= 0], directions[clusters >= 0])
+    cosines = directions[left] @ (means / counts[:, None]).T
+    nearest = cosines.argmax(axis=1)
+    clusters[left] = np.where(cosines.max(axis=1) >= limit, nearest, -1)
