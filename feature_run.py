@@ -68,14 +68,18 @@ def run_of_cached(
     others = None
     if settings.val_data_path is not None:
         others = cached_views(backbone, validation_people(settings, lines, skipped), cache)
-    cached, others = _centred(backbone, cached, others, saved)
+    cached, others = _centred(backbone, cached, others, saved, lines)
     lines.append(f"features {cached.bank.name}: {settings.views} views, {settings.cache_dtype}")
     run = _run(settings, saved, backbone, cached, others, lines, processes)
     return replace(run, faces=lambda: faces_of_bank(cached.bank, source))
 
 
 def _centred(
-    backbone: Backbone, cached: CachedViews, others: CachedViews | None, saved: SavedRun | None
+    backbone: Backbone,
+    cached: CachedViews,
+    others: CachedViews | None,
+    saved: SavedRun | None,
+    lines: list[str],
 ) -> tuple[CachedViews, CachedViews | None]:
     """Both with the backbone's centre; measures a backbone that is new here.
 
@@ -89,6 +93,7 @@ def _centred(
         bank = with_centre_of(backbone.spec, cached.bank)
     if others is not None:
         others = replace(others, bank=with_centre_of(backbone.spec, others.bank))
+    lines += cosine_lines(backbone.spec)
     return replace(cached, bank=bank), others
 
 
@@ -134,7 +139,7 @@ def run_of_given(settings: Settings, saved: SavedRun | None, *, processes: int) 
         for known in (bank, *(() if others is None else (others.bank,))):
             _check_backbone(backbone, known, start)
     lines = [f"weights  {weights}", f"features {bank.name}", *notes]
-    given, others = _centred(backbone, given, others, saved)
+    given, others = _centred(backbone, given, others, saved, lines)
     run = _run(settings, saved, backbone, given, others, lines, processes)
     return replace(run, faces=lambda: faces_of_bank(given.bank, None))
 
@@ -197,7 +202,6 @@ def _run(
         backbone.spec,
         cached.faces if others is None else None,
     )
-    lines += cosine_lines(backbone.spec)
     columns, means = _clean_means(settings, bank)
     module = coreset_module(
         settings,
