@@ -13,8 +13,9 @@ python convert.py --fetch-weights adaface_ir_50_ms1mv2
 python convert.py --weights IN OUT.safetensors
     writes any weights that we read in our own form, with their architecture, colours, source and licence
 python convert.py --check-quality WEIGHTS IMAGES
-    degrades faces of the folder and says whether the norm of these weights is a measure of quality, and
-    which measure to weigh faces by; --out DIR plots error versus reject, --store FILE keeps the choice
+    measures these weights on aligned faces of a few hundred people, <subject>/<image> or images alone: how
+    alike two people are for them, whether their norm is a measure of quality, and which measure to weigh
+    faces by; --store FILE writes the weights with what was measured, --out DIR plots error versus reject
 python convert.py --export onnx WEIGHTS --out DIR
     writes backbone.onnx and, of a trained aggregator, aggregator.onnx, for programs in other languages
 python convert.py --build_set_benchmark FOLDER --out DATA --name MINE --protocol mixed
@@ -149,7 +150,7 @@ def _weight_modes(modes: _MutuallyExclusiveGroup) -> None:
         "--check_quality",
         nargs=2,
         metavar=("WEIGHTS", "IMAGES"),
-        help="is the norm of these weights a measure of quality? IMAGES: a folder of <subject>/<image>",
+        help="measure these weights on faces; IMAGES: a folder of <subject>/<image>, or of images alone",
     )
     modes.add_argument(
         "--export",
@@ -192,11 +193,13 @@ def _weight_flags(group: _ArgumentGroup) -> None:
     group.add_argument(
         "--licence", metavar="TEXT", help="--weights, --aggregator: of them, as their author states it"
     )
-    group.add_argument("--num_images", type=int, help="--check-quality: faces to degrade (default: 300)")
+    group.add_argument(
+        "--num_images", type=int, help="--check-quality: faces to measure on, at most (default: 300)"
+    )
     group.add_argument(
         "--store",
         metavar="FILE",
-        help="--check-quality: write the weights with what was chosen, .safetensors",
+        help="--check-quality: write the weights with what was measured, .safetensors",
     )
 
 
@@ -374,8 +377,7 @@ def _overrides(values: Mapping[str, Any]) -> Overrides:
 
 
 def _check_quality(values: Mapping[str, Any]) -> None:
-    from quality_check import check_quality
-    from quality_choice import Wish, choose_and_keep
+    from quality_choice import Wish, measure_and_keep
     from weights import load_backbone
 
     source, images = values["check_quality"]
@@ -389,10 +391,7 @@ def _check_quality(values: Mapping[str, Any]) -> None:
         overrides=_overrides(values),
     )
     backbone = load_backbone(source, values["arch"] or None, channel_order=values["channel_order"] or None)
-    report = check_quality(
-        backbone, Path(images), num_images=values["num_images"], seed=values["seed"], name=source
-    )
-    print(f"{report.text}\n\n{choose_and_keep(backbone, source, Path(images), wish)}")
+    print(measure_and_keep(backbone, source, Path(images), wish))
 
 
 def _export(values: Mapping[str, Any]) -> None:

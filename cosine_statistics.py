@@ -139,7 +139,8 @@ def measure(
     there should be many.
 
     Args:
-        features: (N, D) unit rows, without auxiliary values; of more than 1,000, every n-th is compared.
+        features: (N, D) unit rows, without auxiliary values; of more than 1,000, so many
+            are drawn.
         labels: (N,) subjects; None where they are not known.
         keep_common: measure the features as they are.
 
@@ -150,11 +151,10 @@ def measure(
         InputError: too few people (photos, where people are not known), or features that do not tell people
             apart.
     """
-    step = -(-len(features) // _MOST_COMPARED)
-    unit = features[::step].astype(np.float64)
-    subjects = np.arange(len(unit))
+    rows = _some(np.arange(len(features)) if labels is None else labels)
+    unit, subjects = features[rows].astype(np.float64), np.arange(len(rows))
     if labels is not None:
-        subjects = np.unique(labels[::step], return_inverse=True)[1].reshape(-1)
+        subjects = np.unique(labels[rows], return_inverse=True)[1].reshape(-1)
     people = int(subjects.max(initial=-1)) + 1
     if people < FEWEST_PEOPLE:
         who = "photos of as many people" if labels is None else "people"
@@ -172,6 +172,19 @@ def measure(
     rest = unit - common
     rest /= np.linalg.norm(rest, axis=1, keepdims=True).clip(1e-12)
     return tuple(common.tolist()), _statistics(rest, subjects, is_labelled=labels is not None)
+
+
+def _some(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Rows of all, or up to `_MOST_COMPARED` drawn by chance: some of each subject, or two of some."""
+    rng = np.random.default_rng(0)
+    order = rng.permutation(len(labels))
+    subjects = np.unique(labels, return_inverse=True)[1].reshape(-1)[order]
+    grouped = np.argsort(rng.permutation(len(labels))[subjects], kind="stable")
+    ranked = subjects[grouped]
+    starts = np.flatnonzero(np.diff(ranked, prepend=-1))
+    place = np.arange(len(ranked)) - np.repeat(starts, np.diff(starts, append=len(ranked)))
+    each = max(2, _MOST_COMPARED // max(1, len(starts)))
+    return np.sort(order[grouped[place < each]][:_MOST_COMPARED])
 
 
 def _statistics(

@@ -1,12 +1,12 @@
-"""Is the feature norm of a backbone a measure of quality? Looked at on degraded faces, not believed.
+"""What a backbone's features are like: is their norm a measure of quality, and how alike are two people?
 
-AdaFace trains the norm to be one; other backbones may or may not have it. What an aggregator weighs faces by
-is chosen by `--quality`.
+AdaFace trains the norm to be one; other backbones may or may not have it. It is measured on degraded faces;
+cosines are measured as `cosine_statistics` says.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +15,14 @@ from scipy.stats import spearmanr
 
 from data.augmentation import shrink_and_enlarge
 from data.colour_order import FEWEST_PAIRS, check_colour_order, wrong_order_advice
-from data.sources import Image, open_source
+from data.sources import Image, ImageFolder, LooseImages, is_loose_image
 from embedding import embed_arrays
 from errors import InputError
 from net import Backbone
 
-# A measure of quality falls clearly with degradation; between the two it says something, but little.
-STRONG, WEAK = -0.5, -0.3
+# A measure of quality falls clearly with degradation.
+STRONG = -0.5
+NONE = "none"
 # 11 of 112 pixels: the worst face that a detector still finds. Halving the side is one step, wherever from.
 SMALLEST_SIDE = 0.1
 
@@ -31,15 +32,70 @@ class QualityReport:
     """What degraded faces say of a backbone's norm.
 
     `correlation`: Spearman's, of norm and degradation over all faces, negative where the norm falls;
-    `within_faces`: share of the faces whose norm is lower degraded than clean; `plug`: for --quality; `text`:
-    all of it for a person.
+    `within_faces`: share of the faces whose norm is lower degraded than clean; `text`: the figures for a
+    person.
     """
 
     num_images: int
     correlation: float
     within_faces: float
-    plug: str
     text: str
+
+    @property
+    def quality(self) -> str:
+        """Norm or `NONE`, by the correlation."""
+        return "norm" if self.correlation <= STRONG else NONE
+
+
+def open_faces(images: Path) -> ImageFolder | LooseImages:
+    """A folder of <subject>/<image>, or one of images alone, of which nobody knows whose they are."""
+    loose = images.is_dir() and any(is_loose_image(path) for path in images.iterdir())
+    folders = loose and any(path.is_dir() and not path.name.startswith(".") for path in images.iterdir())
+    return LooseImages(images) if loose and not folders else ImageFolder(images)
+
+
+def measure_cosines(
+    backbone: Backbone, images: Path, *, keep_centre: bool = False, num_images: int = 300, seed: int = 0
+) -> str:
+    """Measures centre and cosine statistics anew and sets them in the backbone's spec; says what was found.
+
+    Two images of each of as many subjects as there is room for, or images of unknown people. Where it cannot
+    be measured, the spec stays as it is.
+
+    Args:
+        backbone: on the CPU; its spec is changed in place.
+        images: as `open_faces`.
+        keep_centre: for weights with an aggregator, which was trained on features as they are.
+        num_images: at most.
+        seed: of the choice.
+
+    Raises:
+        InputError: images that cannot be read.
+    """
+    source = open_faces(images)
+    rng = np.random.default_rng([seed, 7])
+    order = rng.permutation(len(source))
+    labels = source.labels[order]
+    # Of each subject the first two in this order, whole subjects after one another.
+    ranked = np.lexsort((order, rng.permutation(len(source.subjects))[labels]))
+    labels = labels[ranked]
+    starts = np.flatnonzero(np.diff(labels, prepend=-1))
+    place = np.arange(len(labels)) - starts[np.cumsum(np.diff(labels, prepend=-1) != 0) - 1]
+    rows = order[ranked][place < 2][:num_images]
+    spec = backbone.spec if keep_centre else replace(backbone.spec, centre=None)
+    before, backbone.spec = backbone.spec, replace(spec, cosine_statistics=None)
+    features, _ = embed_arrays(backbone, np.stack([source.image(int(row)) for row in rows]))
+    known = None if isinstance(source, LooseImages) else source.labels[rows]
+    try:
+        backbone.spec = backbone.spec.measured(features, known, keep_centre=keep_centre)
+    except InputError as few:
+        backbone.spec = before
+        return f"How alike two people are was not measured: {few}"
+    statistics = backbone.spec.cosine_statistics
+    text = "" if statistics is None else f"{backbone.spec.name}: {statistics.text()}."
+    if backbone.spec.centre is not None:
+        text += " The vector that the features of all people share is subtracted."
+    return text
 
 
 def check_quality(
@@ -51,7 +107,7 @@ def check_quality(
     Raises:
         InputError: no folder of <subject>/<image>, fewer than 20 images, or norms that are not finite.
     """
-    source = open_source(images)
+    source = open_faces(images)
     if len(source) < 20:
         raise InputError(f"{images}: holds {len(source)} images; expected 20 or more to compare.")
     rng = np.random.default_rng([seed, 3])
@@ -69,34 +125,29 @@ def check_quality(
     constant = norms.std() == 0
     correlation = 0.0 if constant else float(spearmanr(norms, degrees).statistic)
     within = float((norms < clean_norms).mean())
-    plug = "norm" if correlation <= STRONG else "learned"
     lines = [
         f"{name} ({backbone.spec.name}): rank correlation of norm and degradation {correlation:.2f}, over "
         f"{len(rows)} faces of {images}; {within:.0%} of them have a lower norm than before",
-        _advice(correlation),
     ]
     lines += [f"{images}: {note}" for note in source.notes]
-    lines += _colour_lines(backbone, images, seed)
-    return QualityReport(len(rows), correlation, within, plug, "\n".join(lines))
+    lines += _colour_lines(backbone, source, seed)
+    return QualityReport(len(rows), correlation, within, "\n".join(lines))
 
 
-def _advice(correlation: float) -> str:
-    if correlation <= STRONG:
-        return "The norm is a measure of quality: --quality norm (the default)."
-    if correlation <= WEAK:
+def recommendation(quality: str) -> str:
+    """What to weigh faces by, in words; `quality`: what was found to say how good a face is, or `NONE`."""
+    if quality == NONE:
         return (
-            "The norm says something of quality, but little: --quality learned, or detector where the data "
-            "have detector scores."
+            "Recommended: --quality learned for an aggregator that is trained, none for poolings: the norm "
+            "does not say how good a face is."
         )
-    return (
-        "The norm is no measure of quality: --quality learned, or detector where the data have detector "
-        "scores; for poolings without training none or detector."
-    )
+    whose = " of their aggregator, as it is" if quality == "learned" else ""
+    return f"Recommended: --quality {quality}{whose}."
 
 
-def _colour_lines(backbone: Backbone, images: Path, seed: int) -> list[str]:
+def _colour_lines(backbone: Backbone, source: ImageFolder | LooseImages, seed: int) -> list[str]:
     report = check_colour_order(
-        open_source(images),
+        source,
         lambda faces: embed_arrays(backbone, faces)[0],
         backbone.spec,
         seed=seed,

@@ -1,5 +1,7 @@
 """Which measure of quality should faces be weighed by? Measured by what rejecting the poorest ones saves.
 
+And the whole of `convert.py --check-quality`.
+
 Faces of known people are degraded, each once and in its own way, and compared with each other; the maths is
 in `evaluation.reject_curves`.
 """
@@ -21,7 +23,7 @@ from torch import nn
 from coreset.quality import FaceQuality
 from data.near_duplicates import copies_text, find_copies, sketch
 from data.quality_measures import detector_scores, sharpness
-from data.sources import FaceSource, Image, SubjectIndex, open_source
+from data.sources import Image, ImageFolder, LooseImages, SubjectIndex
 from data.views import degrade, draw_degradation
 from embedding import embed_arrays
 from errors import InputError
@@ -39,10 +41,12 @@ from evaluation.reject_curves import (
 )
 from files import atomic_write
 from net import BACKBONES, Backbone
+from quality_check import NONE, check_quality, measure_cosines, open_faces, recommendation
 from weights import Overrides, load_aggregator
 from weights.converting import convert_weights
 
-NONE = "none"
+# What aggregators can weigh faces by in every command; all other measures are shown for comparison.
+_USABLE = ("norm", "learned")
 # The strictest that the pairs of people support.
 _RATES = (1e-3, 1e-2, 1e-1)
 _FACES_OF_ONE = 4
@@ -55,7 +59,7 @@ class TooFewPeopleError(InputError):
 
 @dataclass(frozen=True, eq=False)
 class QualityChoice:
-    """`name`: norm, detector, learned, sharpness, or `NONE`; `text`: all of it for a person."""
+    """`name`: norm, learned, or `NONE`; `text`: all of it for a person."""
 
     name: str
     curves: RejectCurves
@@ -93,27 +97,32 @@ class Wish:
             raise InputError.from_faults(faults)
 
 
-def choose_and_keep(backbone: Backbone, source: str, images: Path, wish: Wish) -> str:
-    """Chooses for the weights `source`, writes what is wished, and says all of it.
+def measure_and_keep(backbone: Backbone, source: str, images: Path, wish: Wish) -> str:
+    """Measures the weights `source` on a folder of faces, writes what is wished, and says all of it.
+
+    Cosines first (`measure_cosines`), since all else is measured with the features as they will be. Which
+    quality to weigh by says the error-versus-reject curve; where there are too few people for one, the norm's
+    correlation with degradation.
 
     Raises:
-        InputError: as `choose_quality`, where something is to be written; else it is only told.
+        InputError: as `check_quality` and `choose_quality`; too few people where the curves are to be
+            plotted.
     """
+    aggregator = load_aggregator(source, wish.overrides)
+    how = {"num_images": wish.num_images, "seed": wish.seed}
+    cosines = measure_cosines(backbone, images, keep_centre=aggregator is not None, **how)
+    report = check_quality(backbone, images, name=source, **how)
+    parts, quality, choice = [report.text, cosines], report.quality, None
     try:
-        choice = choose_quality(
-            backbone,
-            images,
-            aggregator=load_aggregator(source, wish.overrides),
-            detector=wish.detector,
-            num_images=wish.num_images,
-            seed=wish.seed,
-        )
+        choice = choose_quality(backbone, images, aggregator=aggregator, detector=wish.detector, **how)
+        quality = choice.name
+        parts.append(choice.text)
     except TooFewPeopleError as few:
-        if wish.out is not None or wish.store is not None:
+        if wish.out is not None:
             raise
-        return f"Error versus reject was not measured: {few}"
-    parts = [choice.text]
-    if wish.out is not None:
+        parts.append(f"Error versus reject was not measured: {few}")
+    parts.append(recommendation(quality))
+    if wish.out is not None and choice is not None:
         title = f"Rejecting poor faces, {Path(source).name}"
         plot_reject(wish.out / "error_versus_reject.png", choice.curves, title=title)
         text = json.dumps(curves_content(choice, Path(source).name), indent=1)
@@ -128,11 +137,12 @@ def choose_and_keep(backbone: Backbone, source: str, images: Path, wish: Wish) -
                 wish.store,
                 arch=known,
                 channel_order=order,
-                quality=choice.name,
+                quality=quality,
+                measured=backbone.spec,
                 overrides=wish.overrides,
             )
         )
-    return "\n".join(parts)
+    return "\n\n".join(parts)
 
 
 def choose_quality(
@@ -180,6 +190,7 @@ def choose_quality(
         FacePairs(subjects, np.clip(features @ features.T, -1, 1)),
         qualities,
         fmr,
+        choices=_USABLE,
         favourite="norm",
         replicates=replicates,
         seed=seed,
@@ -210,7 +221,7 @@ def _degraded(
     images: Path, num_images: int, seed: int
 ) -> tuple[list[Image], NDArray[np.int64], int, list[str]]:
     """Faces, the number (N,) of each one's subject, how many subjects, and sentences on copies left out."""
-    source = open_source(images)
+    source = open_faces(images)
     rng = np.random.default_rng([seed, 11])
     chosen: list[tuple[int, int]] = []
     people = 0
@@ -237,7 +248,7 @@ def _degraded(
 
 
 def _without_copies(
-    source: FaceSource, chosen: list[tuple[int, int]]
+    source: ImageFolder | LooseImages, chosen: list[tuple[int, int]]
 ) -> tuple[list[tuple[int, int]], list[str]]:
     """(row, person) of images that are no copies, of people with two such; and sentences on the others."""
     persons = np.array([person for _, person in chosen], np.int64)

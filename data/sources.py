@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from data.decoding import DECODER, decode_image
 from data.decoding import Image as Image
 from data.folder_index import list_faces
-from data.image_files import people_root, unpacked_note
+from data.image_files import IMAGE_SUFFIXES, people_root, unpacked_note
 from data.image_stamps import FileState, content_stamp, stamps_of, state_of_files
 from data.names import normal
 from data.recordio import IDX_NAME, REC_NAME, read_face_pack
@@ -258,6 +258,39 @@ class Selection:
     def of_source(self, rows: NDArray[np.int64]) -> Selection:
         """Selects from the selection without stacking a second one on it."""
         return Selection(self._source, self._rows[rows])
+
+
+class LooseImages:
+    """`<root>/<image>`: aligned faces of which nobody knows whose they are; each is a subject of its own.
+
+    Raises:
+        InputError: no image in the folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.location, self.name = root, str(root)
+        self.notes: list[str] = []
+        self.subjects = sorted(path.name for path in root.iterdir() if is_loose_image(path))
+        if not self.subjects:
+            raise InputError(f"{root}: holds no image. Expected aligned faces, or {root}/<subject>/<image>.")
+        self.labels = np.arange(len(self.subjects))
+
+    def __len__(self) -> int:
+        return len(self.subjects)
+
+    def describe(self, row: int) -> str:
+        """The file."""
+        return str(self.location / self.subjects[row])
+
+    def image(self, row: int) -> Image:
+        """(112, 112, 3) RGB."""
+        path = self.location / self.subjects[row]
+        return decode_face(path.read_bytes(), str(path))
+
+
+def is_loose_image(path: Path) -> bool:
+    """Whether it is the file of an image, by its name."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
 
 
 def open_source(

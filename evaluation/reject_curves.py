@@ -7,7 +7,7 @@ threshold stays that of all comparisons. The quality of a comparison is the lowe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,6 +87,7 @@ def reject_curves(
     qualities: Mapping[str, Floats],
     fmr: float,
     *,
+    choices: Collection[str] | None = None,
     favourite: str | None = None,
     replicates: int = 200,
     seed: int = 0,
@@ -101,6 +102,7 @@ def reject_curves(
         pairs: all of N faces.
         qualities: (N,) of each face by the measure's name, higher is better.
         fmr: false match rate that sets the threshold.
+        choices: names that may be chosen; None: all.
         favourite: a name that costs least.
         replicates: draws of subjects.
         seed: of the draws.
@@ -137,7 +139,8 @@ def reject_curves(
     drawn = {name: np.array(values) for name, values in areas.items()}
     people = len(np.unique(pairs.subjects[mated[1]]))
     curves = {name: _curve(whole[name], drawn[name], drawn[RANDOM], people) for name in whole}
-    choice = _choice(curves, drawn, favourite, people)
+    allowed = {name: curve for name, curve in curves.items() if choices is None or name in choices}
+    choice = _choice(allowed, drawn, favourite, people)
     differences = {
         name: _difference(drawn[name], drawn[choice], people)
         for name in curves
@@ -172,19 +175,17 @@ def best_possible(fnmr: float) -> Doubles:
 
 
 def choice_text(found: RejectCurves) -> str:
-    """A sentence that says which quality to choose, or none."""
-    measured = [name for name in found.curves if name != RANDOM]
+    """A sentence on what the chosen measure saves, and on others that do as well."""
     if found.choice is None:
-        return (
-            f"None of {', '.join(measured)} removes errors better than chance, as far as these faces tell: "
-            "choose none of them."
-        )
+        helping = [name for name, curve in found.curves.items() if curve.against_random[1] < 0]
+        others = f" {', '.join(helping)} would, but nothing weighs faces by it." if helping else ""
+        return f"No measure that faces can be weighed by surely removes errors on these faces.{others}"
     fnmr = float(found.curves[RANDOM].fnmr[0])
     best = found.curves[found.choice]
     at = round(PARTIAL / MOST_REJECTED * _STEPS)
     text = (
-        f"Choose {found.choice}: without the poorest {PARTIAL:.0%} by it, {best.fnmr[at]:.2%} of the mated "
-        f"pairs are missed instead of {fnmr:.2%}."
+        f"Without the poorest {PARTIAL:.0%} by {found.choice}, {best.fnmr[at]:.2%} of the mated pairs are "
+        f"missed instead of {fnmr:.2%}."
     )
     equal = [name for name, (low, high) in found.differences.items() if low <= 0 <= high and name != RANDOM]
     return text + (f" Not surely different: {', '.join(equal)}." if equal else "")

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from cosine_statistics import REFERENCE, CosineStatistics
+from cosine_statistics import REFERENCE, CosineStatistics, measure
 from errors import InputError
 from net import BACKBONES
 
@@ -77,3 +78,40 @@ def test_a_spec_without_statistics_is_taken_for_the_reference() -> None:
     assert measured.is_measured
     assert measured.cosine_limit(0.35) == RAW.limit(0.35)
     assert measured.cosine_difference(0.1) == pytest.approx(0.1 * 0.113 / 0.688)
+
+
+def people_with_a_shared_vector(count: int, each: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Faces of a person have a cosine of about 0.67, of two people about 0; then a vector is added."""
+    rng = np.random.default_rng(0)
+    faces = rng.standard_normal((count, 1, 128)) + 0.7 * rng.standard_normal((count, each, 128))
+    faces = faces.reshape(-1, 128) + 3 * rng.standard_normal((1, 128))
+    unit = faces / np.linalg.norm(faces, axis=1, keepdims=True)
+    return unit.astype(np.float32), np.arange(count).repeat(each)
+
+
+@pytest.mark.parametrize(("count", "each"), [(60, 2), (900, 2), (40, 50)])
+def test_measured_statistics_are_those_without_the_shared_vector(count: int, each: int) -> None:
+    features, labels = people_with_a_shared_vector(count, each)
+    centre, found = measure(features, labels)
+    assert centre is not None
+    assert found.nonmated_mean == pytest.approx(0, abs=0.03)
+    assert found.mated_mean == pytest.approx(0.67, abs=0.03)
+    assert found.num_faces <= 1000
+    kept, raw = measure(features, labels, keep_common=True)
+    assert kept is None
+    assert raw.nonmated_mean > 0.7
+    assert measure(features, labels) == (centre, found)
+
+
+def test_unlabelled_faces_give_nearly_the_same() -> None:
+    features, labels = people_with_a_shared_vector(200, 2)
+    centre, known = measure(features, labels)
+    other, unknown = measure(features, None)
+    np.testing.assert_allclose(np.array(other), np.array(centre), atol=1e-5)
+    assert unknown.nonmated_mean == pytest.approx(known.nonmated_mean, abs=0.01)
+    assert (unknown.mated_mean, unknown.num_subjects) == (None, None)
+
+
+def test_too_few_people_are_not_measured() -> None:
+    with pytest.raises(InputError, match="29 people"):
+        measure(*people_with_a_shared_vector(29, 4))

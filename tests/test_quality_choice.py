@@ -19,7 +19,9 @@ from coreset.quality import FaceQuality
 from data.quality_measures import sharpness
 from errors import InputError
 from net import BACKBONES, Backbone, build_backbone
-from quality_choice import NONE, TooFewPeopleError, Wish, choose_quality, curves_content
+from quality_check import NONE
+from quality_choice import TooFewPeopleError, Wish, choose_quality, curves_content
+from recognition.model import load_model
 from weights import load_weights, save_backbone
 from weights.converting import convert_weights
 
@@ -143,8 +145,8 @@ def test_the_choice_travels_with_the_weights(tmp_path: Path) -> None:
     save_backbone(tmp_path / "w.safetensors", build_backbone("ir_tiny").eval())
     names = [str(tmp_path / f"{name}.safetensors") for name in "wabc"]
     assert "quality of a face not measured" in convert_weights(names[0], Path(names[1]))
-    convert_weights(names[0], Path(names[1]), quality="sharpness")
-    assert "quality of a face sharpness; its norm is no" in convert_weights(names[1], Path(names[2]))
+    convert_weights(names[0], Path(names[1]), quality="none")
+    assert "quality of a face none; its norm is no" in convert_weights(names[1], Path(names[2]))
     assert not load_weights(Path(names[2])).backbone.spec.norm_is_quality
     assert "its norm counts" in convert_weights(names[2], Path(names[3]), quality="norm")
     assert load_weights(Path(names[3])).backbone.spec.norm_is_quality
@@ -166,6 +168,47 @@ def test_a_folder_without_pairs_is_told_unless_something_is_to_be_written(
     with pytest.raises(InputError, match="0 subjects with two images or more"):
         convert(given | {"out": str(tmp_path / "out")})
     assert not (tmp_path / "out").exists()
+
+
+def test_one_recommendation_is_given_and_it_is_stored(
+    people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a norm that is none and sharpness that would help: what is stored is what poolings use."""
+    torch.manual_seed(0)
+    weights, kept = tmp_path / "w.safetensors", tmp_path / "q.safetensors"
+    save_backbone(weights, build_backbone("ir_tiny").eval())
+    monkeypatch.setattr("weights.load_backbone", lambda *_, **__: Coarse(-1))
+    convert({"check_quality": (str(weights), str(people)), "num_images": 150, "store": str(kept)})
+    said = capsys.readouterr().out
+    assert said.count("Recommended: --quality") == 1
+    assert "--quality learned" in said
+    with safe_open(kept, framework="pt") as stored:
+        assert stored.metadata()["quality"] == "none"
+    spec = load_weights(kept).backbone.spec
+    assert spec.norm_is_quality is False
+    assert spec.cosine_statistics is not None
+    assert spec.cosine_statistics.num_subjects == PEOPLE
+    assert load_model(kept, device="cpu").aggregator_name == "mean"
+
+
+def test_faces_of_unknown_people_are_measured_too(
+    people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    weights, kept, loose = tmp_path / "w.safetensors", tmp_path / "q.safetensors", tmp_path / "loose"
+    save_backbone(weights, build_backbone("ir_tiny").eval())
+    loose.mkdir()
+    for subject in range(PEOPLE):
+        shutil.copy(people / f"s{subject:02}" / "0.png", loose / f"{subject}.png")
+    convert({"check_quality": (str(weights), str(loose)), "store": str(kept)})
+    spec = load_weights(kept).backbone.spec
+    assert spec.cosine_statistics is not None
+    assert (spec.cosine_statistics.num_faces, spec.cosine_statistics.num_subjects) == (PEOPLE, None)
+    assert spec.cosine_statistics.mated_mean is None
+    # Fresh weights: all faces are alike until the vector that they share is gone.
+    assert spec.centre is not None
+    assert abs(spec.cosine_statistics.nonmated_mean) < 0.2
+    assert "unknown" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -32,6 +32,7 @@ def convert_weights(
     quality: str | None = None,
     level_light: bool = False,
     context: int | None = None,
+    measured: BackboneSpec | None = None,
     overrides: Overrides | None = None,
 ) -> str:
     """Writes a source's backbone, and its aggregator where it has one, to `out`; says what was written.
@@ -39,8 +40,9 @@ def convert_weights(
     `licence`: of the weights; None is what the file or the catalogue says. `quality`: the measure of a face's
     quality that was chosen for them, which also says whether their norm is one; None is what the file says.
     `level_light`: faces are to be brought to one brightness and contrast for them, from now on. `context`: so
-    many values of context are to stand behind their embedding; None: as the file says. `overrides`: coreset
-    size and gamma of its aggregator, in place of what the file says.
+    many values of context are to stand behind their embedding; None: as the file says. `measured`: whose
+    centre and cosine statistics are theirs from now on. `overrides`: coreset size and gamma of its
+    aggregator, in place of what the file says.
 
     Raises:
         InputError: as `load_backbone`, an aggregator that would be given other features than it was trained
@@ -66,9 +68,13 @@ def convert_weights(
     backbone = loaded.backbone
     if quality:
         backbone.spec = replace(backbone.spec, norm_is_quality=quality == "norm")
+    if measured is not None:
+        statistics = measured.cosine_statistics
+        backbone.spec = replace(backbone.spec, centre=measured.centre, cosine_statistics=statistics)
     before = backbone.spec
-    if level_light:
-        backbone.spec = replace(backbone.spec, levels_light=True)
+    if level_light and not before.levels_light:
+        # Measured on features of faces as they were.
+        backbone.spec = replace(before, levels_light=True, centre=None, cosine_statistics=None)
     if context is not None:
         backbone.set_context(context)
     if aggregator is not None and backbone.spec != before:
@@ -88,6 +94,7 @@ def convert_weights(
         f"pixels (value - {spec.mean:g}) / {spec.std:g}",
         f"  aggregator {aggregator.name if aggregator else 'none'}",
         f"  quality of a face {about['quality']}; its norm {_norm_text(spec.norm_is_quality)}",
+        f"  {_cosine_text(spec)}",
         f"  source {about['source']}; licence of the weights: {about['licence']}",
     ]
     return "\n".join(lines)
@@ -127,6 +134,12 @@ def _values_text(spec: BackboneSpec) -> str:
 def _people(about: Mapping[str, str]) -> dict[str, str]:
     """What a file says of whom it was trained with goes on with its weights."""
     return {key: value for key, value in about.items() if key == TRAINED_SUBJECTS}
+
+
+def _cosine_text(spec: BackboneSpec) -> str:
+    if spec.cosine_statistics is None:
+        return "cosines not measured: limits are those of MobileFaceNet"
+    return f"{spec.cosine_statistics.text()}, {'with a' if spec.centre else 'without a'} centre"
 
 
 def _norm_text(is_quality: bool) -> str:

@@ -93,7 +93,10 @@ def test_the_measure_that_knows_the_noise_is_chosen() -> None:
     assert found.curves["wrong"].against_random[0] > 0
     assert found.curves["wrong"].partial > found.curves[RANDOM].partial > found.curves["known"].partial
     assert found.differences["wrong"][0] > 0
-    assert "Choose known" in choice_text(found)
+    assert "by known" in choice_text(found)
+    other = reject_curves(pairs, qualities, 1e-2, choices=("chance", "wrong"), replicates=60)
+    assert other.choice is None
+    assert "known would" in choice_text(other)
     assert found.curves[RANDOM].fnmr == pytest.approx(found.curves["known"].fnmr[0])
 
 
@@ -101,7 +104,7 @@ def test_chance_is_not_chosen() -> None:
     pairs, noise = faces()
     found = reject_curves(pairs, {"constant": np.ones(len(noise)), "wrong": noise}, 1e-2, replicates=60)
     assert found.choice is None
-    assert "choose none of them" in choice_text(found)
+    assert "No measure" in choice_text(found)
 
 
 def test_the_favourite_is_kept_unless_another_is_surely_better() -> None:
