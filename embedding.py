@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -46,6 +45,7 @@ from distributed_ops import gathered_union
 from distributed_run import EndAtSignal, WatchedDDP, interruptible, take_rank
 from errors import InputError, InputWarning
 from evaluation.templates import fuse_flips
+from machine import versions_of
 from matmul_precision import EXACT, FAST, matmul_precision
 from net import Backbone
 from settings import FACES_AT_ONCE
@@ -382,9 +382,8 @@ def _sentence_of_faults(faults: Mapping[int, str], folder: Path) -> str:
 
 def _about(options: EmbedOptions) -> dict[str, str]:
     device = torch.cuda.get_device_name() if options.gpu else "CPU"
-    packages = ("torch", "opencv-python-headless")
     matmul = {"float32_matmul_precision": FAST if options.gpu else EXACT}
-    return {"device": device} | matmul | {name: version(name) for name in packages}
+    return {"device": device} | matmul | versions_of("torch", "opencv")
 
 
 def process_rank() -> int:

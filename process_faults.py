@@ -233,7 +233,9 @@ def second_signal_ends() -> Iterator[None]:
 @cache
 def _count_no_signals_of_forks() -> None:
     """Loaders are forked with the same descriptor, and get the same Ctrl-C."""
-    os.register_at_fork(after_in_child=partial(signal.set_wakeup_fd, -1))
+    # Windows forks nothing.
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=partial(signal.set_wakeup_fd, -1))
 
 
 def _count_signals(reader: socket.socket) -> None:

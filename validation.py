@@ -6,7 +6,6 @@ Figures are made in `evaluation`, features in `embedding`; here both are called 
 from __future__ import annotations
 
 import argparse
-import resource
 import shlex
 import sys
 import time
@@ -29,6 +28,7 @@ from evaluation.face_files import ListedFaces
 from evaluation.report import SCHEMA, Result, protocol_text, versions, write_result
 from evaluation.templates import FLIP_RULES, warn_of_doubled_norms
 from files import atomic_write
+from machine import peak_resident_mib
 from net import BACKBONES, Backbone
 from settings import FACES_AT_ONCE, PRECISIONS
 from weights import (
@@ -332,7 +332,6 @@ def result_frame(
     """What every result.json says beside its figures and counts: protocol, model, times, versions."""
     spec = model.backbone.spec
     # Linux counts in KiB, macOS in bytes.
-    unit = 2**20 if sys.platform == "darwin" else 2**10
     return {
         "schema": SCHEMA,
         "protocol": {
@@ -354,7 +353,7 @@ def result_frame(
         },
         "data": {},
         "seconds": {name: round(value, 3) for name, value in seconds.phases.items()},
-        "peak_rss_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit),
+        "peak_rss_mib": peak_resident_mib(),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "versions": versions(),
     }

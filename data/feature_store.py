@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from errors import InputError
 from files import atomic_write, require_free_space
+from machine import usable_cores
 
 MANIFEST = "store.json"
 # Column of what each row was made from: another stamp is another image.
@@ -400,5 +401,5 @@ def _differing(folder: Path, layout: StoreLayout, digests: Mapping[int, str]) ->
         return digest.hexdigest() != digests[part]
 
     # Hashing lets go of the interpreter.
-    with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)))) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         return [part for part, wrong in zip(digests, pool.map(differs, digests), strict=True) if wrong]

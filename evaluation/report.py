@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from errors import InputError
 from evaluation.metrics import TarAtFar, TpirAtFpir
 from files import atomic_write
+from machine import versions_of
 
 Interval = tuple[float, float]
 Result = dict[str, Any]
@@ -297,5 +297,5 @@ def _mean(rates: Sequence[float | None]) -> float | None:
 
 def versions() -> dict[str, str]:
     """Versions that a result may depend on."""
-    packages = ("torch", "pytorch-lightning", "numpy", "opencv-python-headless")
-    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+    packages = versions_of("torch", "pytorch-lightning", "numpy", "opencv")
+    return {"python": platform.python_version()} | packages

@@ -7,7 +7,6 @@ again in float64. Rates are defined in `evaluation.metrics`.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from evaluation.roc import (
     roc_points,
     split_scores,
 )
+from machine import usable_cores
 
 # Products of one block of templates with all others: IJB-C's are two blocks. Fewer are faster, and larger.
 _BLOCK_BYTES = 150 << 20
@@ -247,7 +247,7 @@ def _in_threads(work: Callable[[slice], None], pairs: int, chunk: int | None = N
     """Calls `work` on slices of the pairs; NumPy lets go of the interpreter while it copies."""
     chunk = chunk or _CHUNK_PAIRS
     slices = [slice(start, min(start + chunk, pairs)) for start in range(0, pairs, chunk)]
-    with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)))) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         list(pool.map(work, slices))
 
 

@@ -94,7 +94,7 @@ def find_labelled(root: Path, flag: str, fewest: int = FEWEST_PEOPLE) -> list[La
                     "under two names. Keep one of them."
                 )
             if _has_files(folder):
-                name = str(folder.relative_to(root))
+                name = folder.relative_to(root).as_posix()
                 found.append(LabelledSource(subject.name, SetSource(name, folder), is_set))
     people = {each.subject for each in found}
     if len(people) < fewest:

@@ -31,6 +31,7 @@ FLOORS = [
         "distributed_ops",
         "errors",
         "files",
+        "machine",
         "matmul_precision",
         "process_faults",
     },

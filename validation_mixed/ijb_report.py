@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import shlex
 import sys
 import time
@@ -31,6 +30,7 @@ from evaluation.report import (
 )
 from evaluation.strata import strata_table
 from files import atomic_write
+from machine import peak_resident_mib
 
 _CMC_RANKS = tuple(range(1, 51))
 _UNKNOWN = "unknown"
@@ -79,7 +79,7 @@ def _result(done: Evaluated, name: str) -> Result:
         "data": sizes,
         **done.figures.aggregators[name].sections(),
         "seconds": {phase: round(value, 3) for phase, value in done.figures.seconds.items()},
-        "peak_rss_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "peak_rss_mib": peak_resident_mib(),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "versions": versions(),
         "warnings": done.figures.warnings,
@@ -147,7 +147,8 @@ def _text(done: Evaluated, results: Mapping[str, Result], comparison: str | None
     parts += [f"warning: {warning}" for warning in done.figures.warnings]
     parts += [comparison] if comparison else []
     spent = ", ".join(f"{phase} {value:.2f}" for phase, value in done.figures.seconds.items())
-    parts.append(f"seconds: {spent}; peak memory {main['peak_rss_mib']:,} MiB")
+    peak = main["peak_rss_mib"]
+    parts.append(f"seconds: {spent}" + ("" if peak is None else f"; peak memory {peak:,} MiB"))
     return "\n\n".join(parts)
 
 
