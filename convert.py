@@ -386,6 +386,7 @@ def _check_quality(values: Mapping[str, Any]) -> None:
         out=given["out"],
         store=given["store"],
         detector=given["detector"],
+        arch=values["arch"] or None,
         num_images=values["num_images"],
         seed=values["seed"],
         overrides=_overrides(values),

@@ -40,7 +40,7 @@ from evaluation.reject_curves import (
     rejected_shares,
 )
 from files import atomic_write
-from net import BACKBONES, Backbone
+from net import Backbone
 from quality_check import NONE, check_quality, measure_cosines, open_faces, recommendation
 from weights import Overrides, load_aggregator
 from weights.converting import convert_weights
@@ -74,6 +74,7 @@ class Wish:
         out: folder of the plot and the figures.
         store: where the weights are written with the choice, .safetensors.
         detector: YuNet's file.
+        arch: of the weights, where their file does not say it.
         overrides: coreset size and gamma of the weights' aggregator, in place of what the file says.
 
     Raises:
@@ -83,6 +84,7 @@ class Wish:
     out: Path | None = None
     store: Path | None = None
     detector: Path | None = None
+    arch: str | None = None
     num_images: int = 300
     seed: int = 0
     overrides: Overrides | None = None
@@ -129,14 +131,12 @@ def measure_and_keep(backbone: Backbone, source: str, images: Path, wish: Wish) 
         atomic_write(wish.out / "quality.json", f"{text}\n")
         parts.append(f"{wish.out}: error_versus_reject.png, quality.json")
     if wish.store is not None:
-        order, arch = backbone.spec.channel_order, backbone.spec.name
-        known = arch if arch in BACKBONES else None
         parts.append(
             convert_weights(
                 source,
                 wish.store,
-                arch=known,
-                channel_order=order,
+                arch=wish.arch,
+                channel_order=backbone.spec.channel_order,
                 quality=quality,
                 measured=backbone.spec,
                 overrides=wish.overrides,
