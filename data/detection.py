@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.alignment import align_photo
+from data.onnx_files import external_files, graph_outputs
 from data.sources import Image
 from errors import InputError
 from files import atomic_write, cache_folder, sha256_of
@@ -32,6 +33,7 @@ DETECTOR_URL = "https://github.com/opencv/opencv_zoo/raw/main/models/face_detect
 # Rises with every change of this file that moves a landmark.
 DETECTION_REVISION = 1
 _DOWNLOAD_SECONDS = 60
+_YUNET_OUTPUTS = 12
 _ERRORS_ALONE = cv2.utils.logging.LOG_LEVEL_ERROR
 
 # YuNet finds faces of about 10 to 300 pixels, so a photo is searched at one size after the other until some
@@ -72,15 +74,25 @@ class FaceDetector:
     """
 
     def __init__(self, model: Path) -> None:
+        content = model.read_bytes()
+        if external_files(model, content):
+            raise InputError(
+                f"{model}: takes weights from other files; {DETECTOR_NAME} is expected, one file."
+            )
         level = cv2.utils.logging.getLogLevel()
         try:
             # OpenCV 5 says on stderr that its new engine has but one target.
             cv2.utils.logging.setLogLevel(_ERRORS_ALONE)
             self._yunet = cv2.FaceDetectorYN.create(str(model), "", (320, 320), _FIND_SCORE)
+            # OpenCV looks at the outputs only when it is run.
+            self._yunet.detect(np.zeros((320, 320, 3), np.uint8))
         except cv2.error as fault:
+            count = len(graph_outputs(content))
+            other = "; those that recognise faces are --weights" if count in (1, 2) else ""
             raise InputError(
-                f"{model}: OpenCV cannot read it as YuNet ({fault.err}). Expected {DETECTOR_NAME}."
-            ) from None
+                f"{model}: is not YuNet ({count} outputs, not {_YUNET_OUTPUTS}{other}). Expected "
+                f"{DETECTOR_NAME} of {DETECTOR_URL}; without --detector it is fetched."
+            ) from fault
         finally:
             cv2.utils.logging.setLogLevel(level)
 

@@ -54,7 +54,10 @@ def check_features(path: Path, backbone: Backbone) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (2, 3, side, side), dtype=np.uint8)
     # Of two kinds, too: one fine, one of large blocks.
     noise[1] = noise[1, :, ::8, ::8].repeat(8, axis=1).repeat(8, axis=2)[:, :side, :side]
-    first, second = backbone.features(backbone.spec.normalise(torch.from_numpy(noise))).float()
+    try:
+        first, second = backbone.features(backbone.spec.normalise(torch.from_numpy(noise))).float()
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     if not bool(first.isfinite().all() & second.isfinite().all()):
         fault = "not finite"
     elif torch.dist(first, second) <= _CONSTANT * (first.norm() + second.norm()):

@@ -6,7 +6,7 @@ backbone; it cannot be trained.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from backbone_spec import BackboneSpec, centred
 from coreset.sets import unit_and_norm
+from data.onnx_files import check_onnx_values, external_files, onnx_tensors
 from errors import InputError
 from net import BACKBONES, Backbone
 from weights.specs import ONNX, spec_in
@@ -41,14 +42,14 @@ class OnnxBackbone(Backbone):
     def features(self, images: Tensor) -> Tensor:
         """See the base class."""
         session = self._running()
-        name, shape = session.get_inputs()[0].name, session.get_inputs()[0].shape
+        shape = session.get_inputs()[0].shape
         pixels = images.detach().float().cpu().numpy()
         count = len(pixels)
         # An export without a free batch size takes so many images and no others: the last are filled up.
         at_once = shape[0] if isinstance(shape[0], int) else max(1, count)
         pixels = np.concatenate((pixels, np.zeros((-count % at_once, *pixels.shape[1:]), np.float32)))
         parts = [
-            _features_of(session, session.run(None, {name: pixels[start : start + at_once]}))
+            _features_of(session, _run(session, pixels[start : start + at_once]))
             for start in range(0, len(pixels), at_once)
         ]
         found = np.concatenate(parts) if parts else np.zeros((0, self.spec.embedding_size), np.float32)
@@ -93,17 +94,13 @@ def read_onnx(path: Path, arch: str | None, channel_order: str | None) -> OnnxBa
     if not path.is_file():
         raise InputError(f"{path}: there is no such file; expected the weights of a backbone.")
     content = path.read_bytes()
+    if external_files(path, content):
+        content = _with_its_weights(path)
     try:
         session = _opened(content)
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0]
-        if "xternal data" not in reason:
-            raise InputError(
-                f"{path}: no ONNX graph can be read from its {len(content)} bytes. It may be cut short. "
-                f"onnxruntime says: {reason}"
-            ) from error
-        content = _with_its_weights(path)
-        session = _opened(content)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    check_onnx_values(path, content)
     graph = torch.frombuffer(bytearray(content), dtype=torch.uint8)
     stored = dict(session.get_modelmeta().custom_metadata_map)
     spec = spec_in(path, stored if "architecture" in stored else None)
@@ -138,19 +135,27 @@ def _embedding_size(path: Path, session: Any, side: int) -> int:
         for found, wanted in zip(shape[1:], (3, side, side), strict=True)
     )
     if len(inputs) != 1 or inputs[0].type != "tensor(float)" or not fits:
+        found = ", ".join(f"{each.name} {each.shape} {each.type}" for each in inputs)
         raise InputError(
-            f"{path}: expected one input (n, 3, {side}, {side}) of float32, found "
-            f"{', '.join(f'{each.name} {each.shape} {each.type}' for each in inputs)}. Is it the graph of a "
-            "backbone?"
+            f"{path}: expected one input (n, 3, {side}, {side}) of float32, found {found}. "
+            f"{_what_it_may_be(outputs)}"
         )
     count = shape[0] if isinstance(shape[0], int) else 1
     images = np.zeros((count, 3, side, side), np.float32)
     try:
-        found = _features_of(session, session.run(None, {inputs[0].name: images}))
+        found = _features_of(session, _run(session, images))
     except (InputError, ValueError, IndexError) as error:
         names = ", ".join(f"{each.name} {each.shape}" for each in outputs)
-        raise InputError(f"{path}: expected features (n, D) as its output, found {names}.") from error
+        raise InputError(
+            f"{path}: expected features (n, D) as its output, found {names}. {_what_it_may_be(outputs)}"
+        ) from error
     return int(found.shape[1])
+
+
+def _what_it_may_be(outputs: Sequence[Any]) -> str:
+    if len(outputs) > 2:
+        return f"With {len(outputs)} outputs it seems to be a face detector, such as --detector takes."
+    return "Is it the graph of a backbone?"
 
 
 def _features_of(session: Any, outputs: list[Any]) -> Any:
@@ -165,15 +170,45 @@ def _features_of(session: Any, outputs: list[Any]) -> Any:
 
 
 def _opened(content: bytes) -> Any:
+    """A session of a graph that holds all of its weights.
+
+    onnxruntime would look for others in the working directory, where any file may have their name.
+    """
     runtime = _onnxruntime()
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
-    return runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    try:
+        if any(tensor.files for tensor in onnx_tensors(content)):
+            raise ValueError(
+                "the graph takes weights from other files; convert the .onnx file beside them anew"
+            )
+        session: Any = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise InputError(
+            f"no ONNX graph can be read from its {len(content)} bytes. It may be cut short. The reader says: "
+            f"{_first_line(error)}"
+        ) from error
+    return session
+
+
+def _run(session: Any, images: Any) -> list[Any]:
+    try:
+        outputs: list[Any] = session.run(None, {session.get_inputs()[0].name: images})
+    except Exception as error:
+        raise InputError(f"onnxruntime cannot run the graph: {_first_line(error)}") from error
+    return outputs
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _with_its_weights(path: Path) -> bytes:
-    """The graph with its weights, which stand in a file beside it, as torch.onnx.export writes them."""
+    """The graph with its weights, which stand in files beside it, as torch.onnx.export writes them.
+
+    So whatever is made of the graph's bytes (digests, checkpoints, copies) is made of its weights too.
+    """
     try:
         import onnx
     except ImportError as error:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 from pathlib import Path
 
+from data.onnx_files import external_files
 from errors import InputError
 from files import sha256_of
 from weights.catalogue import CATALOGUE, Entry, fetched_path
@@ -46,7 +48,7 @@ def fetched(entry: Entry) -> Path | None:
 
 
 def weights_sha256(source: Path | str) -> str:
-    """Hexadecimal SHA-256 of the file that a source means.
+    """Hexadecimal SHA-256 of the file that a source means; of an ONNX graph with files of weights, of all.
 
     Raises:
         InputError: as `resolve`, or no such file.
@@ -54,7 +56,10 @@ def weights_sha256(source: Path | str) -> str:
     path = resolve(source)
     if not path.is_file():
         raise InputError(f"{path}: there is no such file; expected the weights of a backbone.")
-    return sha256_of(path)
+    others = external_files(path, path.read_bytes()) if path.suffix == ".onnx" else []
+    if not others:
+        return sha256_of(path)
+    return hashlib.sha256("".join(map(sha256_of, [path, *others])).encode()).hexdigest()
 
 
 def source_name(source: Path | str) -> str:

@@ -97,6 +97,16 @@ def test_a_file_that_is_no_detector_is_named(tmp_path: Path) -> None:
         FaceDetector(path)
 
 
+def test_networks_that_are_no_detector_are_told(shared: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"mobilefacenet\.onnx: .*1 outputs, not 12.*--weights.*--detector"):
+        FaceDetector(shared / "faces" / "mobilefacenet.onnx")
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(shared / "faces" / DETECTOR_NAME)
+    onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    with pytest.raises(InputError, match=r"m\.onnx: takes weights from other files"):
+        FaceDetector(tmp_path / "m.onnx")
+
+
 def face(left: float, top: float, side: float) -> DetectedFace:
     return DetectedFace((left, top, side, side), np.zeros((5, 2), np.float32), 0.9)
 

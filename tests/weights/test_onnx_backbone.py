@@ -13,6 +13,7 @@ import torch
 
 from embedding import fused_for_inference
 from errors import InputError
+from net import BACKBONES
 from weights import (
     OnnxBackbone,
     empty_backbone,
@@ -20,6 +21,7 @@ from weights import (
     load_backbone,
     save_backbone,
     weights_digest,
+    weights_sha256,
 )
 
 onnx = pytest.importorskip("onnx")
@@ -170,20 +172,73 @@ def test_our_own_form_and_checkpoints_hold_the_graph(tmp_path: Path) -> None:
     assert torch.equal(resumed(images)[0], backbone(images)[0])
 
 
-def test_weights_in_a_file_beside_the_graph_are_taken_with_it(tmp_path: Path) -> None:
-    path = means_of_channels(tmp_path / "a.onnx", METADATA)
-    images = torch.randn(2, 3, 112, 112)
-    wanted = load_backbone(path)(images)[0]
-    model = onnx.load(path)
-    scale = onnx.numpy_helper.from_array(np.full((1, 3), 2, np.float32), "scale")
-    model.graph.initializer.append(scale)
+def with_external_weights(path: Path, scale: float = 2.0, location: str = "a.data") -> Path:
+    """The means of the channels, times the values of a file beside the graph."""
+    model = onnx.load(means_of_channels(path, METADATA))
+    scales = onnx.numpy_helper.from_array(np.array([[scale, 1, 1]], np.float32), "scale")
+    (path.parent / "a.data").write_bytes(scales.raw_data)
+    onnx.external_data_helper.set_external_data(scales, location, 0, len(scales.raw_data))
+    scales.ClearField("raw_data")
+    model.graph.initializer.append(scales)
     model.graph.node.append(onnx.helper.make_node("Mul", ["features", "scale"], ["scaled"]))
     model.graph.output[0].name = "scaled"
-    onnx.save(model, path, save_as_external_data=True, location="a.data", size_threshold=0)
-    torch.testing.assert_close(load_backbone(path)(images)[0], wanted)
-    (tmp_path / "a.data").unlink()
-    with pytest.raises(InputError, match=r"a\.onnx: its weights stand in a file that cannot be read"):
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def test_weights_in_a_file_beside_the_graph_are_part_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    path = with_external_weights(tmp_path / "m" / "a.onnx")
+    # Another file of that name in the working directory.
+    (tmp_path / "elsewhere" / "a.data").write_bytes(np.array([7, 7, 7], np.float32).tobytes())
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    images = torch.rand(2, 3, 112, 112)
+    first = load_backbone(path)
+    wanted = images.mean(dim=(2, 3)) * torch.tensor([2, 1, 1])
+    torch.testing.assert_close(first.features(images), wanted, rtol=1e-4, atol=1e-6)
+    digests = weights_digest(first), weights_sha256(path)
+    (path.parent / "a.data").write_bytes(np.array([3, 1, 1], np.float32).tobytes())
+    second = load_backbone(path)
+    assert weights_digest(second) != digests[0]
+    assert weights_sha256(path) != digests[1]
+    # What was made of it needs the file no more.
+    (path.parent / "a.data").unlink()
+    torch.testing.assert_close(second.features(images)[:, 0], wanted[:, 0] * 1.5, rtol=1e-4, atol=1e-6)
+    with pytest.raises(InputError, match=r"a\.onnx: takes weights from 'a\.data'"):
         load_backbone(path)
+
+
+@pytest.mark.parametrize("location", ["../a.data", "/a.data"])
+def test_weights_elsewhere_than_beside_the_graph_are_refused(location: str, tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    path = with_external_weights(tmp_path / "m" / "a.onnx", location=location)
+    for read in (load_backbone, weights_sha256):
+        with pytest.raises(InputError, match=r"a\.onnx: takes weights from"):
+            read(path)
+    # Nor in a graph that a file of ours carries.
+    content = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
+    spec = BACKBONES["mobilefacenet"].to_dict() | {"name": "onnx", "embedding_size": 3}
+    torch.save({"state_dict": {"graph": content}, "backbone_spec": spec}, tmp_path / "a.ckpt")
+    with pytest.raises(InputError, match=r"a\.ckpt: .*weights from other files"):
+        load_backbone(tmp_path / "a.ckpt")
+
+
+def test_a_graph_of_constant_or_damaged_features_is_refused(tmp_path: Path) -> None:
+    for value, told in ((0.0, "the same for all images"), (np.nan, "NaN or infinite values in 'spread'")):
+        model = onnx.load(means_of_channels(tmp_path / "a.onnx", METADATA | {"embedding_size": "4"}, size=4))
+        spread = onnx.numpy_helper.from_array(np.full((3, 4), value, np.float32), "spread")
+        model.graph.initializer[0].CopyFrom(spread)
+        onnx.save(model, tmp_path / "a.onnx")
+        with pytest.raises(InputError, match=rf"a\.onnx: .*{told}"):
+            load_backbone(tmp_path / "a.onnx")
+
+
+def test_a_face_detector_is_told_by_its_flag(shared: Path) -> None:
+    with pytest.raises(InputError, match=r"640, 640.*12 outputs.*--detector"):
+        load_backbone(shared / "faces" / "face_detection_yunet_2023mar.onnx", "mobilefacenet")
 
 
 @pytest.mark.parametrize("size", [0, 1, 100])
