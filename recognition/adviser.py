@@ -18,6 +18,7 @@ from recognition.sets import DescribedSet, FaceRecord
 from recognition.strangers import face_units, pooled
 
 _NAMES_SHOWN = 4
+_NAMES_OF_A_PERSON = 10
 _PEOPLE_SHOWN = 8
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven")
 
@@ -37,6 +38,10 @@ class Topic(Enum):
     QUALITY = "quality"
     NUMBER = "number"
     POSE = "pose"
+
+
+# That a set shows more than one person.
+CONTAMINATION = (Topic.STRANGER, Topic.DISAGREEMENT)
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,10 @@ def _several_people(described: DescribedSet, check: EnrolmentCheck) -> Advice:
             "A third photo would tell."
         )
         return Advice(Topic.DISAGREEMENT, text, tuple(range(len(described.faces))))
-    groups = [f"({number}) {_names(described, faces)}" for number, faces in enumerate(people, start=1)]
+    groups = [
+        f"({number}) {_names(described, faces, _NAMES_OF_A_PERSON)}"
+        for number, faces in enumerate(people, start=1)
+    ]
     more = f"; and {len(groups) - _PEOPLE_SHOWN:,} more" if len(groups) > _PEOPLE_SHOWN else ""
     text = f"it may show {len(people):,} people: {'; '.join(groups[:_PEOPLE_SHOWN])}{more}."
     others = np.flatnonzero(check.stranger)
@@ -152,7 +160,7 @@ def face_choices(described: DescribedSet) -> list[Advice]:
         reason = (
             "That face was taken because it agrees with the rest of the set."
             if agrees
-            else "The largest face was taken, and another one may be meant: crop the photo to the right one."
+            else "The largest was taken; if another one is meant, crop the photo to it."
         )
         text = (
             f"{', '.join(shown)}{_more(faces, shown)} {verb} several faces of about the same size. {reason}"
@@ -300,8 +308,8 @@ def _cosine(described: DescribedSet, units: NDArray[np.int64]) -> float:
     return float(directions[0] @ directions[1])
 
 
-def _names(described: DescribedSet, faces: NDArray[np.int64]) -> str:
-    names = [described.faces[face].name for face in faces[:_NAMES_SHOWN].tolist()]
+def _names(described: DescribedSet, faces: NDArray[np.int64], most: int = _NAMES_SHOWN) -> str:
+    names = [described.faces[face].name for face in faces[:most].tolist()]
     return f"{', '.join(names)}{_more(faces, names)}"
 
 

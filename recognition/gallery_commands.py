@@ -16,9 +16,19 @@ from data.names import same_names
 from errors import InputError
 from evaluation.enrolment_failures import EnrolmentFailures
 from evaluation.metrics import RULE_OF_30
+from recognition.adviser import CONTAMINATION, Advice, advise, face_choices
 from recognition.calibration import Calibration, read_calibration
 from recognition.decisions import Decisions, decide
-from recognition.flags import add_model_flags, add_set_flags, model_of, set_options_of, sources_of
+from recognition.enrolment import EnrolmentCheck, check_set
+from recognition.flags import (
+    add_check_flags,
+    add_model_flags,
+    add_set_flags,
+    limits_of,
+    model_of,
+    set_options_of,
+    sources_of,
+)
 from recognition.gallery import SUFFIX, Gallery, enroll, open_gallery, remove
 from recognition.model import FaceModel
 from recognition.reading import reading_of, reading_text
@@ -31,6 +41,7 @@ from recognition.search import (
     threshold_from_strangers,
 )
 from recognition.sets import DescribedSet, EmptySet, SetOptions, SetSource, describe_sets, find_sets
+from recognition.summary import advice_text
 from validation import Faults
 
 _NAMES_SHOWN = 5
@@ -56,9 +67,16 @@ def enroll_sets(args: argparse.Namespace) -> None:
     """Sets of the flags into the gallery, all in one writing.
 
     Raises:
-        InputError: flags, sets, weights or a gallery that cannot be used; nothing was changed then.
+        InputError: flags, sets, weights or a gallery that cannot be used, or without --force a set that may
+            show more than one person; nothing was changed then, for no set.
     """
-    sources, options, model, reading, gallery = _opened(args, may_be_missing=True)
+    faults = Faults()
+    limits = faults.of(lambda: limits_of(args))
+    opened = faults.of(lambda: _opened(args, may_be_missing=True))
+    faults.raise_if_any()
+    if limits is None or opened is None:
+        return
+    sources, options, model, reading, gallery = opened
     if gallery is not None and not args.replace:
         # Hours before the photos are embedded, not after.
         there = same_names((source.name for source in sources), gallery.names)
@@ -71,6 +89,10 @@ def enroll_sets(args: argparse.Namespace) -> None:
     _tell_empty(empty)
     if not sets:
         raise InputError("no face was found in any of the sets; the gallery is as it was.")
+    checks = [check_set(model, each, limits, leave_out=False) for each in sets]
+    advice = [advise(each, check) for each, check in zip(sets, checks, strict=True)]
+    if not args.force:
+        _refuse_contaminated(sets, checks, advice)
     people = Gallery(
         tuple(each.name for each in sets),
         _descriptors(sets),
@@ -84,6 +106,8 @@ def enroll_sets(args: argparse.Namespace) -> None:
         print(_failures(sets, empty).text())
     for each in sets:
         print(f"enrolled {each.name}: {len(each.faces):,} faces, norm {each.norm:.2f}")
+    if any(advice):
+        print(advice_text(sets, advice))
     print(f"{args.gallery}: {len(after):,} people")
 
 
@@ -131,6 +155,9 @@ def search_sets(args: argparse.Namespace) -> None:
     _tell_empty(empty)
     if not sets:
         raise InputError("no face was found in any of the sets.")
+    for each in sets:
+        for choice in face_choices(each):
+            print(f"{each.name}: {choice.text}")
     found = search(_descriptors(sets), gallery.descriptors, args.top)
     decisions = None if calibrated is None else decide_matches(calibrated, sets, gallery, found)
     print(matches_text(sets, gallery, found, threshold, decisions))
@@ -266,6 +293,26 @@ def _opened(
     return sources, options, model, reading, gallery
 
 
+def _refuse_contaminated(
+    sets: Sequence[DescribedSet], checks: Sequence[EnrolmentCheck], advice: Sequence[Sequence[Advice]]
+) -> None:
+    """Raises InputError with all sets that may show more than one person."""
+    faults = [
+        f"  {each.name}: {one.text}"
+        for each, check, found in zip(sets, checks, advice, strict=True)
+        for one in found
+        if check.is_contaminated and one.topic in CONTAMINATION
+    ]
+    if faults:
+        raise InputError.from_faults(
+            [
+                f"{len(faults):,} of {len(sets):,} sets may show more than one person. Nothing was enrolled. "
+                "Correct these sets, or enroll them as they are with --force:",
+                *faults,
+            ]
+        )
+
+
 def _descriptors(sets: Sequence[DescribedSet]) -> NDArray[np.float32]:
     return np.stack([each.embedding for each in sets]).astype(np.float32) if sets else np.empty((0, 0), "f4")
 
@@ -297,7 +344,11 @@ def _enroll_flags(parser: argparse.ArgumentParser) -> None:
     _gallery_flag(parser)
     add_set_flags(parser)
     add_model_flags(parser)
+    add_check_flags(parser)
     parser.add_argument("--replace", action="store_true", help="replace people of the same names")
+    parser.add_argument(
+        "--force", action="store_true", help="enroll sets that may show more than one person too"
+    )
 
 
 def _search_flags(parser: argparse.ArgumentParser) -> None:

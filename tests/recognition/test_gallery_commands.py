@@ -5,7 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,7 +17,10 @@ import torch
 import inference
 from net import build_backbone
 from recognition import gallery_commands
+from recognition.enrolment import EnrolmentCheck, check_set
 from recognition.gallery import open_gallery
+from recognition.model import FaceModel
+from recognition.sets import DescribedSet
 from weights import save_backbone
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,6 +99,37 @@ def test_other_weights_are_refused(
     for name in ("search", "enroll"):
         assert "other weights, another aggregator" in strange(name, root / "s001", code=2)
         assert "cannot be compared" in run(name, root / "s001", "--aggregator", "mean", code=2)
+
+
+def test_sets_of_several_people_are_refused_unless_forced(
+    run: Commands, face_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One contaminated set: nothing of the command is written, and all such sets are named."""
+    root = face_folder(4, 3)
+    identities = {"s001": [0, 1, 2], "s003": [0, 0, -1]}
+
+    def checking(model: FaceModel, described: DescribedSet, *others: Any, **options: Any) -> EnrolmentCheck:
+        check = check_set(model, described, *others, **options)
+        identity = np.array(identities.get(described.name, [0, 0, 0]))
+        return replace(check, identity=identity, stranger=identity < 0)
+
+    monkeypatch.setattr(gallery_commands, "check_set", checking)
+    refused = run("enroll", "--images_root", root, code=2)
+    assert "2 of 4 sets" in refused
+    assert "s001: it may show 3 people: (1) 0.png; (2) 1.png; (3) 2.png." in refused
+    assert "s003: 1 of 3 faces may show a different person: 2.png." in refused
+    assert "--force" in refused
+    assert "s000" not in refused
+    assert not run.gallery.exists()
+    said = run("enroll", "--images_root", root, "--force")
+    assert "4 people" in said
+    assert "2.png" in said
+
+
+def test_limits_of_the_check_out_of_range_are_told_with_other_faults(run: Commands, tmp_path: Path) -> None:
+    said = run("enroll", tmp_path / "nowhere", "--stranger", 2, code=2)
+    assert "--stranger 2" in said
+    assert "nowhere" in said
 
 
 def test_the_open_set_answer(run: Commands, face_folder: Callable[..., Path]) -> None:

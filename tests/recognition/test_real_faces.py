@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import inference
 from recognition.model import embed_images, embed_set, load_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,3 +52,32 @@ def test_an_onnx_backbone_describes_sets_as_the_torch_one(shared: Path) -> None:
     assert "norm_weighted" in by_onnx.about
     # Another file, another runtime: descriptors agree to rounding alone, so that they are not mixed.
     assert by_torch.fingerprint != by_onnx.fingerprint
+
+
+@pytest.mark.parametrize("aggregator", [[], ["--aggregator_weights", "pretrained/mobilefacenet.safetensors"]])
+def test_a_folder_of_three_people_is_not_enrolled(
+    aggregator: list[str], shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The message says which of the nine photos belong together."""
+    faces = shared / "faces"
+    with tarfile.open(faces / "raw_sample.tar") as archive:
+        archive.extractall(tmp_path, filter="data")
+    people = [sorted(folder.glob("*.jpg"))[:3] for folder in sorted(tmp_path.iterdir()) if folder.is_dir()]
+    people = [files for files in people if len(files) == 3][:3]
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    for number in range(3):
+        for files in people:
+            files[number].rename(mixed / files[number].name)
+    gallery = tmp_path / "people.npz"
+    command = ["enroll", str(mixed), "--gallery", str(gallery)]
+    command += ["--weights", str(faces / "mobilefacenet.safetensors")]
+    command += ["--detector", str(faces / "face_detection_yunet_2023mar.onnx"), "--device", "cpu"]
+    if aggregator:
+        aggregator = [aggregator[0], str(ROOT / aggregator[1])]
+    assert inference.main([*command, *aggregator]) == 2
+    said = capsys.readouterr().err
+    for files in people:
+        assert ", ".join(file.name for file in files) in said
+    assert "it may show 3 people" in said
+    assert not gallery.exists()
