@@ -53,12 +53,16 @@ _IMAGES, _VIEWS = "faces", "views"
 
 @dataclass(frozen=True)
 class Cache:
-    """Where stores of views are kept, how many views an image has, and how they are embedded."""
+    """Where stores of views are kept, how many views an image has, and how they are embedded.
+
+    `named_by`: the file that alone names the folder, which is read then and not written to.
+    """
 
     folder: Path
     views: int
     seed: int
     options: EmbedOptions
+    named_by: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -77,13 +81,20 @@ def cached_views(backbone: Backbone, source: FaceSource, cache: Cache) -> Cached
     may be measured from them (`with_cosines`).
 
     Raises:
-        InputError: as `embedding.embed_faces`, or a damaged store.
+        InputError: as `embedding.embed_faces`, a damaged store, or features to be made in a folder that is
+            not to be written to.
     """
     spec, backbone = backbone.spec, copy.copy(backbone)
     backbone.spec = replace(spec, centre=None)
     plan = ViewPlan.of(cache.views)
     wanted = _Wanted.of(backbone, source, plan, cache)
     found = next(wanted.stores_with_all(), None)
+    if found is None and cache.named_by is not None:
+        raise InputError(
+            f"{cache.named_by}: names {cache.folder} as the folder of its cached features, which lies "
+            "elsewhere than the run and does not hold all of them. To make them there, give "
+            f"--cache_features {cache.folder}; or give another folder."
+        )
     if found is None:
         store = _embedded(backbone, source, wanted, cache)
         starts = np.arange(len(source), dtype=np.int64) * len(plan)

@@ -60,6 +60,8 @@ def run_of_cached(
     sentences of images that are left out are added.
     """
     cache = cache_of(settings, settings.feature_folder, processes, gpu=gpu, plain_only=plain_only)
+    if saved is not None and not saved.may_write_to(cache.folder):
+        cache = replace(cache, named_by=saved.path)
     cached = cached_views(backbone, source, cache)
     if plain_only:
         # The run that is described would have them all.

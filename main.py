@@ -18,7 +18,7 @@ import sys
 import warnings
 from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, _ArgumentGroup
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ from run_folder import (
     SafeCheckpointIO,
     StopAtUnusable,
     StoppedBySignal,
+    earlier_starts,
     pair_summary,
     run_folder,
     validation_summary,
@@ -101,8 +102,14 @@ def train(given: Mapping[str, Any]) -> None:
     saved = None if checkpoint is None else saved_run(Path(checkpoint))
     step = 0 if saved is None else saved.step
     settings = resolve(flags_given, None if saved is None else saved.hparams)
+    if saved is not None:
+        _check_choices(settings, saved.path)
     if saved is not None and not evaluate:
         check_epochs(saved, settings.trained_epochs)
+        # A damaged record is told before anything is made.
+        earlier_starts(saved.path.parent)
+    if saved is not None and settings.cache_features is not None and "cache_features" not in flags_given:
+        saved = replace(saved, cache_is_given=False)
     accelerator, devices = _devices(settings)
     processes = devices * settings.num_nodes
     rank = take_rank(devices, settings.num_nodes)
@@ -116,8 +123,7 @@ def train(given: Mapping[str, Any]) -> None:
             print(checked_labels(run, folder))
         elif not settings.fast_dev_run:
             resumed = None if saved is None or evaluate else saved.path
-            is_chosen = not given.keys().isdisjoint({"out", "prefix"})
-            folder = run_folder(folder, settings.prefix, resumed, step=step, is_chosen=is_chosen)
+            folder = run_folder(folder, settings.prefix, resumed, step=step)
             write_run_json(folder, settings.to_dict(), run.facts | asdict(mode))
             print(f"run      {folder}", flush=True)
     if dry:
@@ -282,6 +288,19 @@ def _run_flags(group: _ArgumentGroup) -> None:
         help=f"the whole way in short: {TEST_RUN_EPOCHS} epochs of 10 steps",
     )
     group.add_argument("--save_all_models", action="store_true", help="keep a checkpoint of every epoch")
+
+
+def _check_choices(settings: Settings, checkpoint: Path) -> None:
+    """Raises InputError where a checkpoint says for a flag what the command line does not take."""
+    values = settings.to_dict()
+    faults = [
+        f"{checkpoint}: hparams, {action.dest}: {values[action.dest]!r}; expected "
+        f"{', '.join(action.choices)}."
+        for action in flags()._actions
+        if action.choices is not None and values.get(action.dest) not in (None, *action.choices)
+    ]
+    if faults:
+        raise InputError.from_faults(faults)
 
 
 def _default(name: str) -> str:

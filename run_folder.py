@@ -7,7 +7,6 @@ checkpoint whole.
 from __future__ import annotations
 
 import csv
-import json
 import multiprocessing
 import os
 import shutil
@@ -19,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypedDict
 
 import pytorch_lightning as pl
 import torch
@@ -40,8 +39,10 @@ from evaluation.curves import draw_curves
 from evaluation.metrics import FoldAccuracy
 from evaluation.report import versions
 from files import atomic_path, atomic_write
+from json_files import json_text, read_json
 from process_faults import stop_watching
 from train_val import UNUSABLE_SUBJECTS, BackboneTrainer, FaceCoresetNet
+from weights.reading import read_checkpoint
 
 LAST = "last.ckpt"
 METRICS = "metrics.csv"
@@ -351,36 +352,57 @@ def chosen_faces(trainer: pl.Trainer, module: FaceCoresetNet, path: Path) -> Non
     template_sheet(shown, module.model.spec, path, picks=descriptor.picks.cpu())
 
 
-def run_folder(
-    root: Path, prefix: str, resumed: Path | None = None, *, step: int = 0, is_chosen: bool = False
-) -> Path:
+def place_of(checkpoint: Path) -> tuple[str, str]:
+    """`root` and `prefix`, as `run_folder` takes them, of the run folder that a checkpoint lies in.
+
+    Nothing that the checkpoint says has a part in it: a run folder is where its checkpoint lies.
+    """
+    folder = Path(os.path.abspath(checkpoint)).parent
+    return str(folder.parent), folder.name.rpartition("_")[0] or folder.name
+
+
+def run_folder(root: Path, prefix: str, resumed: Path | None = None, *, step: int = 0) -> Path:
     """The folder of a run: that of a last.ckpt which is resumed, else `<root>/<prefix>_<n>` with a free n.
 
-    A run that is resumed in a new folder takes its metrics, its best checkpoint and its record along.
+    A run that is resumed from another checkpoint than last.ckpt, or with another `root` or `prefix` than
+    those of its folder (`place_of`), goes on in a new folder, and takes its metrics, its best checkpoint and
+    its record along.
 
     Args:
         root: folder of the run folders.
         prefix: start of a new folder's name.
         resumed: checkpoint that the run goes on from.
         step: optimiser steps that the checkpoint has done; metrics from then on are logged anew.
-        is_chosen: `root` and `prefix` were asked for, and a run that lies elsewhere goes on in a new folder.
+
+    Raises:
+        InputError: the record or the metrics of the resumed run are damaged; nothing was written.
     """
     if resumed is None:
         return _free_folder(root, prefix)
     before = resumed.parent
-    lies_there = before.parent.resolve() == root.resolve() and before.name.rpartition("_")[0] == prefix
-    goes_on = resumed.name == LAST and (before / RUN_JSON).is_file() and (lies_there or not is_chosen)
+    earlier_starts(before)
+    metrics = metrics_before(before / METRICS, step) if (before / METRICS).is_file() else None
+    its_root, its_prefix = place_of(resumed)
+    goes_on = resumed.name == LAST and (Path(its_root), its_prefix) == (Path(os.path.abspath(root)), prefix)
+    best = before / BEST
+    # One that is later than the checkpoint belongs to epochs that are trained anew.
+    takes_best = not goes_on and best.is_file() and step_of(best, read_checkpoint(best)) <= step
     folder = before if goes_on else _free_folder(root, prefix)
-    if (before / METRICS).is_file():
-        atomic_write(folder / METRICS, metrics_before(before / METRICS, step))
-    if not goes_on:
-        best = before / BEST
-        # One that is later than the checkpoint belongs to epochs that are trained anew.
-        if best.is_file() and torch.load(best, mmap=True, weights_only=True)["global_step"] <= step:
-            _copy(best, folder / BEST)
-        if (before / RUN_JSON).is_file():
-            _copy(before / RUN_JSON, folder / RUN_JSON)
+    if metrics is not None:
+        atomic_write(folder / METRICS, metrics)
+    if takes_best:
+        _copy(best, folder / BEST)
+    if not goes_on and (before / RUN_JSON).is_file():
+        _copy(before / RUN_JSON, folder / RUN_JSON)
     return folder
+
+
+def step_of(path: Path, checkpoint: object) -> int:
+    """Optimiser steps done, as a checkpoint of ours says it; InputError where it does not."""
+    step = checkpoint.get("global_step") if isinstance(checkpoint, Mapping) else None
+    if not isinstance(step, int) or step < 0:
+        raise InputError(f"{path}: is no checkpoint of main.py: its global_step is {step!r}.")
+    return step
 
 
 def metrics_before(path: Path, step: int) -> str:
@@ -388,15 +410,24 @@ def metrics_before(path: Path, step: int) -> str:
 
     A row that a kill left unfinished is no row.
     """
-    with path.open(newline="") as file:
-        lines = file.read().splitlines(keepends=True)
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            lines = file.read().splitlines(keepends=True)
+    except (OSError, UnicodeDecodeError) as fault:
+        raise InputError(f"{path}: cannot be read ({fault}). Restore it from a copy, or remove it.") from None
     if not lines:
         return ""
-    names = next(csv.reader(lines[:1]))
-    rows = zip(lines[1:], csv.reader(lines[1:]), strict=True)
-    place = names.index("step")
-    whole = ((line, cells) for line, cells in rows if len(cells) == len(names) and line.endswith("\n"))
-    return lines[0] + "".join(line for line, cells in whole if int(cells[place]) < step)
+    try:
+        names = next(csv.reader(lines[:1]))
+        rows = zip(lines[1:], csv.reader(lines[1:]), strict=True)
+        place = names.index("step")
+        whole = ((line, cells) for line, cells in rows if len(cells) == len(names) and line.endswith("\n"))
+        return lines[0] + "".join(line for line, cells in whole if int(cells[place]) < step)
+    except (ValueError, csv.Error) as fault:
+        raise InputError(
+            f"{path}: is damaged ({fault}). Expected columns of figures with 'step' among them. Restore it "
+            "from a copy, or remove it: the run then goes on without the figures so far."
+        ) from None
 
 
 def _free_folder(root: Path, prefix: str) -> Path:
@@ -419,11 +450,32 @@ def _copy(source: Path, target: Path) -> None:
 
 def write_run_json(folder: Path, flags: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     """Writes how the run was made, so that it can be made again; resuming adds a start to those before."""
-    path = folder / RUN_JSON
-    before = json.loads(path.read_text())["starts"] if path.is_file() else []
     start = {"command": sys.argv, "versions": versions(), "commit": _commit()}
-    run = {"flags": dict(flags), **facts, "starts": [*before, start]}
-    atomic_write(path, json.dumps(run, indent=1) + "\n")
+    run = {"flags": dict(flags), **facts, "starts": [*earlier_starts(folder), start]}
+    atomic_write(folder / RUN_JSON, json_text(run))
+
+
+class _Record(TypedDict):
+    """What is read again of a run.json."""
+
+    starts: list[dict[str, Any]]
+
+
+def earlier_starts(folder: Path) -> list[dict[str, Any]]:
+    """How a run was started before, as its run.json says; nothing where it has none.
+
+    Raises:
+        InputError: run.json is damaged.
+    """
+    path = folder / RUN_JSON
+    if not path.exists():
+        return []
+    try:
+        record, _ = read_json(path, _Record, "the record of a training run")
+    except InputError as fault:
+        raise InputError(f"{fault} Without it the run goes on too, and forgets how it was started.") from None
+    starts: list[dict[str, Any]] = record["starts"]
+    return starts
 
 
 def validation_summary(module: BackboneTrainer | FaceCoresetNet) -> dict[str, Any]:

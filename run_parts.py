@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, get_type_hints
 
 import torch
 import torch.nn.functional as F
@@ -30,8 +30,10 @@ from data.trained_images import removed_note
 from errors import InputError, InputWarning
 from evaluation.report import versions
 from head import start_columns_at
+from json_files import check_type
 from net import Backbone
 from recipe import HeadOptions, Recipe, TemperatureSchedule
+from run_folder import place_of, step_of
 from settings import Settings
 from train_val import UNUSABLE_SUBJECTS, BackboneTrainer, FaceCoresetNet
 from weights import read_checkpoint
@@ -60,8 +62,9 @@ class SavedRun:
     `step`: optimiser steps done; `epochs_done`: whole epochs, without the one that is under way;
     `data_fingerprint`: its parts, a string in checkpoints of before. None in older ones are:
     `images_by_subject` (`data.trained_images`; and where features are trained from), `epoch_items`, items of
-    an epoch. `unusable`: subjects with images that could not be used. `aggregator_options`: what built its
-    aggregator.
+    an epoch. `unusable`: subjects with images that could not be used; `aggregator_options`: what built its
+    aggregator; `cache_is_given`: False where the checkpoint alone names the folder of cached features. Of
+    `hparams`, `out` and `prefix` are those of the folder that it lies in.
     """
 
     path: Path
@@ -74,6 +77,11 @@ class SavedRun:
     epoch_items: int | None
     unusable: Sequence[int]
     aggregator_options: Mapping[str, Any] = field(default_factory=dict)
+    cache_is_given: bool = True
+
+    def may_write_to(self, cache: Path) -> bool:
+        """Whether a folder of features was given, or lies among the folders of the checkpoint's runs."""
+        return self.cache_is_given or Path(os.path.abspath(cache)).is_relative_to(self.hparams["out"])
 
 
 @dataclass(frozen=True)
@@ -95,6 +103,17 @@ class Run:
     faces: Callable[[], CheckedFaces] | None = None
 
 
+class _SavedParts(TypedDict):
+    """What a checkpoint holds beside tensors, as far as it is read here."""
+
+    hparams: dict[str, Any]
+    data_fingerprint: dict[str, str] | str
+    backbone_spec: dict[str, Any] | None
+    aggregator_options: dict[str, Any] | None
+    epoch_items: int | None
+    unusable_subjects: list[int] | None
+
+
 def saved_run(path: Path) -> SavedRun:
     """Reads what a run is resumed or evaluated by.
 
@@ -112,20 +131,41 @@ def saved_run(path: Path) -> SavedRun:
             f"{path}: is no checkpoint of main.py, it has no {' and no '.join(missing)}. To start from the "
             "weights of another project use --start_from_model_statedict."
         )
-    hparams, data = (checkpoint[key] for key in _SAVED)
-    hparams = _with_gamma_of_today(hparams, checkpoint.get("aggregator_options") or {})
-    epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-    step, spec = int(checkpoint["global_step"]), checkpoint.get("backbone_spec")
-    images, items = (checkpoint.get(key) for key in (_IMAGES, _EPOCH_ITEMS))
-    unusable = checkpoint.get(UNUSABLE_SUBJECTS, ())
-    options = checkpoint.get("aggregator_options") or {}
-    return SavedRun(path, step, hparams, data, spec, epochs, images, items, unusable, options)
+    parts = {key: checkpoint.get(key) for key in _SavedParts.__annotations__}
+    check_type(parts, _SavedParts, str(path))
+    for name, kind in get_type_hints(Settings).items():
+        if name in parts["hparams"]:
+            check_type(parts["hparams"][name], kind, f"{path}: hparams, {name}")
+    hparams = _with_gamma_of_today(parts["hparams"], parts["aggregator_options"] or {})
+    # Where it writes is not for a file to say.
+    hparams["out"], hparams["prefix"] = place_of(path)
+    images = checkpoint.get(_IMAGES)
+    if images is not None and not isinstance(images, Tensor):
+        raise InputError(f"{path}: {_IMAGES}: expected a tensor, found {type(images).__name__}.")
+    try:
+        epochs = int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
+    except (KeyError, TypeError, ValueError):
+        raise InputError(
+            f"{path}: does not say how many epochs are done. Is it a last.ckpt of main.py?"
+        ) from None
+    return SavedRun(
+        path,
+        step_of(path, checkpoint),
+        hparams,
+        parts["data_fingerprint"],
+        parts["backbone_spec"],
+        epochs,
+        images,
+        parts[_EPOCH_ITEMS],
+        parts[UNUSABLE_SUBJECTS] or (),
+        parts["aggregator_options"] or {},
+    )
 
 
 def _with_gamma_of_today(hparams: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """Flags of a checkpoint, where those of before said by `gamma_lr` 0 that gamma is fixed."""
     today = dict(hparams)
-    if options.get("learn_gamma") and today["gamma"] != LEARNED_GAMMA:
+    if options.get("learn_gamma") and today.get("gamma", LEARNED_GAMMA) != LEARNED_GAMMA:
         start = {"gamma": today["gamma"]}
         today |= {
             "gamma": LEARNED_GAMMA,

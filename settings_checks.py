@@ -191,9 +191,17 @@ _SHARES = (
     "share_foreign_faces",
     "share_virtual_subjects",
 )
+# Counts may come from a checkpoint too: what a machine has, and what a template or an epoch can hold.
+_MOST = {
+    1_000: ("num_workers", "gpus", "num_nodes", "cpu_processes", "views"),
+    100_000: ("coreset_size", "longest_clip", "max_template_size", "accumulate_grad_batches"),
+    1_000_000: ("batch_size", "epochs"),
+    10**12: ("epoch_items",),
+}
 _RANGES: tuple[tuple[tuple[str, ...], Any, str], ...] = (
     (_AT_LEAST_ONE, lambda value: value >= 1, "1 or more"),
     (_NOT_NEGATIVE, lambda value: 0 <= value < float("inf"), "0 or more"),
+    *((names, lambda value, most=most: value <= most, f"{most:,} or less") for most, names in _MOST.items()),
     (_SHARES, lambda value: 0 <= value <= 1, "a probability from 0 to 1"),
     (
         ("selection_temperature", "selection_temperature_end", "lr_gamma"),

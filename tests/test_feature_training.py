@@ -175,6 +175,25 @@ def test_a_stopped_run_goes_on_exactly(
     assert_same(broken / "last.ckpt", tmp_path / "experiments" / "whole_0" / "last.ckpt")
 
 
+def test_a_checkpoint_chooses_no_folder_to_write_to(flags: dict[str, Any], tmp_path: Path) -> None:
+    main.train(flags | {"epochs": 2})
+    run = tmp_path / "experiments" / "run_0"
+    content = torch.load(run / "last.ckpt", weights_only=True)
+    evil = {"out": str(tmp_path / "evil"), "prefix": "../escaped", "cache_features": str(tmp_path / "evil")}
+    torch.save({**content, "hparams": content["hparams"] | evil}, run / "last.ckpt")
+    before = {path for path in tmp_path.rglob("*") if "imgs" not in path.parts}
+    with pytest.raises(InputError, match=rf"last\.ckpt.*--cache_features {tmp_path / 'evil'}"):
+        main.train({"resume_from_checkpoint": str(run / "last.ckpt")})
+    assert {path for path in tmp_path.rglob("*") if "imgs" not in path.parts} == before
+    given = {"resume_from_checkpoint": str(run / "last.ckpt"), "cache_features": flags["cache_features"]}
+    main.train(given)
+    assert not (tmp_path / "evil").exists()
+    assert [path.name for path in run.parent.iterdir()] == ["run_0"]
+    torch.save({**content, "hparams": content["hparams"] | {"sample_by": "x"}}, run / "last.ckpt")
+    with pytest.raises(InputError, match="sample_by"):
+        main.train(given)
+
+
 @pytest.mark.slow
 def test_a_killed_store_goes_on_where_it_was(flags: dict[str, Any], tmp_path: Path) -> None:
     slow = tmp_path / "slow.py"

@@ -11,7 +11,19 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from run_folder import LAST, KeepBest, KeepLast, MetricsLogger, metrics_before, run_folder
+from errors import InputError
+from json_files import json_text
+from run_folder import (
+    LAST,
+    KeepBest,
+    KeepLast,
+    MetricsLogger,
+    earlier_starts,
+    metrics_before,
+    place_of,
+    run_folder,
+    write_run_json,
+)
 
 
 class _Graded(pl.LightningModule):
@@ -89,6 +101,8 @@ def test_a_run_that_goes_on_without_its_best_keeps_one_of_its_own(tmp_path: Path
 
 
 HEADER = "a,step,b\r\n"
+# As versions without a checksum wrote it.
+RECORD = '{"flags": {}, "starts": [{"command": ["main.py"]}]}'
 
 
 def test_metrics_before_a_step_are_kept_as_they_are(tmp_path: Path) -> None:
@@ -123,7 +137,7 @@ def test_metrics_go_on_behind_those_that_are_there(tmp_path: Path) -> None:
 def stopped_run(folder: Path, best_step: int) -> Path:
     """A run folder that stopped after step 4; gives its last.ckpt."""
     folder.mkdir(parents=True)
-    (folder / "run.json").write_text("{}")
+    (folder / "run.json").write_text(RECORD)
     (folder / "metrics.csv").write_text(HEADER + "1,3,\r\n1,4,\r\n", newline="")
     torch.save({"global_step": best_step}, folder / "best.ckpt")
     for name in ("last.ckpt", "epoch_0.ckpt"):
@@ -134,21 +148,84 @@ def stopped_run(folder: Path, best_step: int) -> Path:
 def test_a_resumed_run_goes_on_in_its_folder_unless_another_is_asked_for(tmp_path: Path) -> None:
     last = stopped_run(tmp_path / "out" / "my_run_3", 2)
     elsewhere, out = tmp_path / "elsewhere", tmp_path / "out"
-    # Where --out is not given, a folder that was moved is still the run's.
-    assert run_folder(elsewhere, "my_run", last, step=4) == last.parent
-    assert run_folder(out, "my_run", last, step=4, is_chosen=True) == last.parent
+    assert place_of(last) == (str(out), "my_run")
+    assert run_folder(out, "my_run", last, step=4) == last.parent
     assert (last.parent / "metrics.csv").read_text().splitlines() == ["a,step,b", "1,3,"]
-    assert run_folder(elsewhere, "my_run", last, step=4, is_chosen=True) == elsewhere / "my_run_0"
-    assert run_folder(out, "my", last, step=4, is_chosen=True) == out / "my_0"
+    assert run_folder(elsewhere, "my_run", last, step=4) == elsewhere / "my_run_0"
+    assert run_folder(out, "my", last, step=4) == out / "my_0"
     assert run_folder(out, "my_run", last.with_name("epoch_0.ckpt"), step=4) == out / "my_run_0"
+
+
+def test_the_folder_of_a_checkpoint_is_known_by_any_path_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = stopped_run(tmp_path / "out" / "plain", 2)
+    monkeypatch.chdir(last.parent)
+    for path in (Path("last.ckpt"), Path("../plain/last.ckpt"), last):
+        root, prefix = place_of(path)
+        assert (root, prefix) == (str(tmp_path / "out"), "plain")
+        assert run_folder(Path(root), prefix, path, step=4).resolve() == last.parent
+
+
+DAMAGED = {
+    "empty": "",
+    "cut": RECORD[: len(RECORD) // 2],
+    "text": "starts",
+    "null": "null",
+    "list": "[]",
+    "number": "3",
+    "no_key": "{}",
+    "starts_null": '{"starts": null}',
+    "starts_number": '{"starts": 3}',
+    "starts_object": '{"starts": {}}',
+    "starts_texts": '{"starts": ["a"]}',
+    "deep": '{"starts": ' + "[" * 100_000,
+    "long_number": '{"starts": [], "a": 1' + "0" * 400 + "}",
+    "not_finite": '{"starts": [], "a": 1e999}',
+    "nan": '{"starts": [], "a": NaN}',
+    "bytes": b"\xff\xfe\x00",
+    "flipped": json_text({"starts": [{"command": ["a"]}]}).replace('"a"', '"b"'),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_damaged_record_is_told_before_anything_is_changed(tmp_path: Path, kind: str) -> None:
+    last = stopped_run(tmp_path / "out" / "run_0", 2)
+    content = DAMAGED[kind]
+    (last.parent / "run.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    before = {path: path.read_bytes() for path in last.parent.iterdir()}
+    for root in (tmp_path / "out", tmp_path / "new"):
+        with pytest.raises(InputError, match=r"run\.json"):
+            run_folder(root, "run", last, step=4)
+    with pytest.raises(InputError, match=r"run\.json"):
+        write_run_json(last.parent, {}, {})
+    assert {path: path.read_bytes() for path in last.parent.iterdir()} == before
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"a,b\r\n1,2\r\n", b"a,step\r\n1,x\r\n", b"\xff\xfe\r\n", b'"a,step\r\n']
+)
+def test_damaged_metrics_are_told_before_anything_is_changed(tmp_path: Path, content: bytes) -> None:
+    last = stopped_run(tmp_path / "out" / "run_0", 2)
+    (last.parent / "metrics.csv").write_bytes(content)
+    with pytest.raises(InputError, match=r"metrics\.csv"):
+        run_folder(tmp_path / "new", "run", last, step=4)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_record_counts_its_starts(tmp_path: Path) -> None:
+    for _ in range(2):
+        write_run_json(tmp_path, {"lr": 0.1}, {"classes": 3})
+    assert [set(start) for start in earlier_starts(tmp_path)] == [{"command", "versions", "commit"}] * 2
 
 
 @pytest.mark.parametrize(("best_step", "comes_along"), [(2, True), (4, True), (6, False)])
 def test_a_new_folder_takes_the_run_so_far_along(tmp_path: Path, best_step: int, comes_along: bool) -> None:
     last = stopped_run(tmp_path / "out" / "run_0", best_step)
-    folder = run_folder(tmp_path / "new", "run", last, step=4, is_chosen=True)
+    folder = run_folder(tmp_path / "new", "run", last, step=4)
     assert (folder / "metrics.csv").read_text().splitlines() == ["a,step,b", "1,3,"]
-    assert (folder / "run.json").read_text() == "{}"
+    assert (folder / "run.json").read_text() == RECORD
     assert (folder / "best.ckpt").is_file() == comes_along
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch import nn
 
 from backbone_spec import BackboneSpec
 from coreset import build_aggregator
+from errors import InputError
+from run_folder import run_folder
 from run_parts import aggregator_options, saved_run
 from settings import resolve
 
@@ -55,3 +58,68 @@ def test_checkpoints_of_before_keep_their_gamma(tmp_path: Path, gamma_lr: float,
     module = build_aggregator("coreset", aggregator_options(resolve({}, saved.hparams), SPEC))
     assert module.gamma.item() == 0.5
     assert isinstance(module.gamma, nn.Parameter) == is_learned
+
+
+def checkpoint(path: Path, **changes: Any) -> Path:
+    """A file with what a resumed run reads of a checkpoint; a dotted key changes one of its hparams."""
+    hparams = resolve(WEIGHTS, None).to_dict()
+    hparams |= {key.removeprefix("hparams."): value for key, value in changes.items() if "." in key}
+    content: dict[str, Any] = {"hparams": hparams, "data_fingerprint": {"images": "d"}, "global_step": 7}
+    content["loops"] = {"fit_loop": {"epoch_progress": {"current": {"processed": 1}}}}
+    content |= {key: value for key, value in changes.items() if "." not in key}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(content, path)
+    return path
+
+
+def test_a_checkpoint_does_not_choose_where_its_run_writes(tmp_path: Path) -> None:
+    evil = {"hparams.out": str(tmp_path / "anywhere"), "hparams.prefix": "../../escaped"}
+    path = checkpoint(tmp_path / "runs" / "run_3" / "last.ckpt", **evil)
+    saved = saved_run(path)
+    settings = resolve({}, saved.hparams)
+    assert (settings.out, settings.prefix) == (str(tmp_path / "runs"), "run")
+    assert run_folder(Path(settings.out), settings.prefix, path, step=7) == path.parent
+    chosen = resolve({"out": "mine", "prefix": "new"}, saved.hparams)
+    assert (chosen.out, chosen.prefix) == ("mine", "new")
+    for cache, is_inside in [("features", True), ("run_3/x", True), ("../x", False), ("/x", False)]:
+        folder = tmp_path / "runs" / cache
+        assert replace(saved, cache_is_given=False).may_write_to(folder) == is_inside
+        assert saved.may_write_to(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "place"),
+    [
+        ({"hparams.batch_size": "many"}, "batch_size"),
+        ({"hparams.batch_size": 2.5}, "batch_size"),
+        ({"hparams.lr": None}, "lr"),
+        ({"hparams.lr_milestones": 3}, "lr_milestones"),
+        ({"hparams.lr_milestones": ["a"]}, "lr_milestones"),
+        ({"hparams.train_data_path": 3}, "train_data_path"),
+        ({"hparams.aggregator_options": "x"}, "aggregator_options"),
+        ({"hparams.gamma": "x", "aggregator_options": {"learn_gamma": True}}, "gamma"),
+        ({"hparams.views": 1_000_000}, "--views"),
+        ({"hparams.num_workers": 1_000_000}, "--num_workers"),
+        ({"hparams.cpu_processes": 1_000_000}, "--cpu_processes"),
+        ({"hparams.coreset_size": 10**9}, "--coreset_size"),
+        ({"hparams": [1]}, "hparams"),
+        ({"hparams": {}}, "batch_size"),
+        ({"data_fingerprint": 3}, "data_fingerprint"),
+        ({"data_fingerprint": {"images": 3}}, "data_fingerprint.images"),
+        ({"backbone_spec": "x"}, "backbone_spec"),
+        ({"aggregator_options": [1]}, "aggregator_options"),
+        ({"global_step": "x"}, "global_step"),
+        ({"global_step": -1}, "global_step"),
+        ({"loops": {}}, "epochs"),
+        ({"loops": 3}, "epochs"),
+        ({"epoch_items": "x"}, "epoch_items"),
+        ({"unusable_subjects": ["x"]}, "unusable_subjects"),
+        ({"images_by_subject": "x"}, "images_by_subject"),
+    ],
+    ids=str,
+)
+def test_values_that_no_checkpoint_has_are_told(tmp_path: Path, changes: dict[str, Any], place: str) -> None:
+    path = checkpoint(tmp_path / "last.ckpt", **changes)
+    with pytest.raises(InputError) as fault:
+        resolve({}, saved_run(path).hparams)
+    assert place in str(fault.value)
