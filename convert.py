@@ -12,6 +12,8 @@ python convert.py --fetch-weights adaface_ir_50_ms1mv2
     downloads one of them; commands then take its name as their weights
 python convert.py --weights IN OUT.safetensors
     writes any weights that we read in our own form, with their architecture, colours, source and licence
+python convert.py --weights BACKBONE OUT.safetensors --aggregator_weights CHECKPOINT
+    joins a backbone and an aggregator that was trained from its features in one file
 python convert.py --check-quality WEIGHTS IMAGES
     measures these weights on aligned faces of a few hundred people, <subject>/<image> or images alone: how
     alike two people are for them, whether their norm is a measure of quality, and which measure to weigh
@@ -55,6 +57,7 @@ _MODES: dict[str, dict[str, Any]] = {
         "channel_order": "",
         "allow_pickle": False,
         "licence": "",
+        "aggregator_weights": "",
         **_PREPARED,
         **_OVERRIDES,
     },
@@ -189,6 +192,12 @@ def _weight_flags(group: _ArgumentGroup) -> None:
         type=int,
         metavar="N",
         help="--weights: N values of context behind the embedding, for aggregators that read them (0: none)",
+    )
+    group.add_argument(
+        "--aggregator_weights",
+        metavar="CHECKPOINT",
+        help="--weights: join the trained aggregator of this file with the backbone of IN, as runs from "
+        "--features need it",
     )
     group.add_argument(
         "--licence", metavar="TEXT", help="--weights, --aggregator: of them, as their author states it"
@@ -359,6 +368,7 @@ def _convert_weights(values: Mapping[str, Any]) -> None:
         level_light=values["level_light"],
         context=None if values["context"] == "" else values["context"],
         overrides=_overrides(values),
+        aggregator_weights=values["aggregator_weights"] or None,
     )
     print(done)
 

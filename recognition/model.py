@@ -24,7 +24,7 @@ from data.sources import FACE_SIZE
 from errors import InputError
 from evaluation.templates import FLIP_RULES, fuse_flips, warn_of_doubled_norms
 from net import Backbone
-from weights import Overrides, load_aggregator, load_backbone, prepare_for, weights_digest
+from weights import Overrides, check_fit, load_aggregator, load_backbone, prepare_for, weights_digest
 
 NO_FLIP = "none"
 # The same in stores and result files.
@@ -133,7 +133,7 @@ def load_model(
         weights, aggregator_weights, aggregator, backbone.spec.norm_is_quality, overrides or Overrides()
     )
     size = backbone.spec.embedding_size * (2 if flip == "concat" else 1)
-    _check_fit(module, size, aggregator_weights or weights)
+    check_fit(module, size, aggregator_weights or weights)
     warn_of_doubled_norms(flip, module, name)
     fingerprint = _fingerprint(backbone, flip, module, name)
     return FaceModel(
@@ -284,15 +284,6 @@ def _chosen_aggregator(
 def _short(source: Path | str) -> str:
     """A path by its last two parts: reports are passed on, and folders of a machine are nobody's business."""
     return "/".join(Path(source).parts[-2:]) if Path(source).exists() else str(source)
-
-
-def _check_fit(aggregator: nn.Module, size: int, source: Path | str) -> None:
-    wanted = getattr(aggregator, "embedding_size", size)
-    if wanted != size:
-        raise InputError(
-            f"{source}: its aggregator takes features of {wanted} values, but the backbone gives {size}. Use "
-            "the backbone that it was trained with, and no flip rule but its own."
-        )
 
 
 def _preprocessing(spec: BackboneSpec, flip: str, alignment: str) -> dict[str, str]:

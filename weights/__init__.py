@@ -6,7 +6,7 @@ tensors and plain containers, and whatever does not fit exactly is an InputError
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,10 +22,10 @@ from weights.fitting import check_features, fitted
 from weights.layouts import recognise
 from weights.onnx_backbone import GRAPH, OnnxBackbone, read_onnx
 from weights.overrides import Overrides
-from weights.reading import TRAINED_SUBJECTS, read_checkpoint, read_stored
+from weights.reading import BACKBONE_DIGEST, TRAINED_SUBJECTS, read_checkpoint, read_stored
 from weights.sources import licence_of, resolve, source_name, weights_sha256
 from weights.specs import ONNX, spec_in
-from weights.storing import BACKBONE_DIGEST, save_aggregator, save_backbone, save_model
+from weights.storing import save_aggregator, save_backbone, save_model
 
 __all__ = [
     "CATALOGUE",
@@ -35,6 +35,7 @@ __all__ = [
     "OnnxBackbone",
     "Overrides",
     "backbone_digest_beside",
+    "check_fit",
     "empty_backbone",
     "licence_of",
     "load_aggregator",
@@ -155,17 +156,37 @@ def trained_subjects(source: Path | str) -> frozenset[str] | None:
 
 def trained_on_levelled(source: Path | str) -> bool | None:
     """Whether an aggregator was trained on faces levelled in light; None where its file does not say."""
-    spec, _ = _spec_and_digest(source)
+    spec, _ = _spec_and_digest(source, None)
     return None if spec is None else spec.levels_light
 
 
-def _spec_and_digest(source: Path | str) -> tuple[BackboneSpec | None, str | None]:
-    """What an aggregator's file says of its training: the backbone's spec and digest."""
+def _spec_and_digest(source: Path | str, backbone: Backbone | None) -> tuple[BackboneSpec | None, str | None]:
+    """What an aggregator's file says of its training: the backbone's spec and digest.
+
+    One that was trained from features has no spec; it has that of `backbone`, but for what it does say.
+    """
     path = resolve(source)
     if path.suffix == ".onnx" or not path.is_file():
         return None, None
     stored = read_stored(path)
-    return spec_in(path, stored.backbone_spec), stored.about.get(BACKBONE_DIGEST)
+    spec, digest = spec_in(path, stored.backbone_spec), stored.about.get(BACKBONE_DIGEST)
+    if spec is None and backbone is not None and stored.aggregator is not None:
+        options, spec = stored.aggregator[1], backbone.spec
+        if isinstance(options, Mapping) and isinstance(size := options.get("context_size", 0), int):
+            spec = spec.with_context(size)
+        if isinstance(light := stored.features.get("illumination_normalisation"), str):
+            spec = replace(spec, levels_light=light != "none")
+    return spec, digest
+
+
+def check_fit(aggregator: nn.Module, size: int, source: Path | str) -> None:
+    """Raises InputError where the aggregator of that source takes features of another size."""
+    wanted = getattr(aggregator, "embedding_size", size)
+    if wanted != size:
+        raise InputError(
+            f"{source}: its aggregator takes features of {wanted} values, but the backbone gives {size}. Use "
+            "the backbone that it was trained with, and no flip rule but its own."
+        )
 
 
 def prepare_for(backbone: Backbone, sources: Sequence[Path | str]) -> None:
@@ -179,7 +200,7 @@ def prepare_for(backbone: Backbone, sources: Sequence[Path | str]) -> None:
     """
     wanted: dict[tuple[bool, int, tuple[float, ...] | None], tuple[Path | str, BackboneSpec]] = {}
     for source in sources:
-        spec, digest = _spec_and_digest(source)
+        spec, digest = _spec_and_digest(source, backbone)
         if spec is None:
             continue
         wanted.setdefault((spec.levels_light, spec.context_size, spec.centre), (source, spec))

@@ -8,10 +8,19 @@ from pathlib import Path
 
 from backbone_spec import BackboneSpec
 from errors import InputError
-from weights import load_weights, resolve, save_aggregator, save_model, weights_digest
-from weights.aggregators import stored_aggregator
+from net import Backbone
+from weights import (
+    check_fit,
+    load_weights,
+    prepare_for,
+    resolve,
+    save_aggregator,
+    save_model,
+    weights_digest,
+)
+from weights.aggregators import StoredAggregator, stored_aggregator
 from weights.overrides import Overrides
-from weights.reading import TRAINED_SUBJECTS, read_stored
+from weights.reading import BACKBONE_DIGEST, TRAINED_SUBJECTS, read_stored
 from weights.sources import NOT_STATED, licence_of, source_name
 
 PICKLE_WARNING = (
@@ -34,6 +43,7 @@ def convert_weights(
     context: int | None = None,
     measured: BackboneSpec | None = None,
     overrides: Overrides | None = None,
+    aggregator_weights: str | None = None,
 ) -> str:
     """Writes a source's backbone, and its aggregator where it has one, to `out`; says what was written.
 
@@ -42,20 +52,26 @@ def convert_weights(
     `level_light`: faces are to be brought to one brightness and contrast for them, from now on. `context`: so
     many values of context are to stand behind their embedding; None: as the file says. `measured`: whose
     centre and cosine statistics are theirs from now on. `overrides`: coreset size and gamma of its
-    aggregator, in place of what the file says.
+    aggregator, in place of what the file says. `aggregator_weights`: whose aggregator is taken in place of
+    the source's own, such as a checkpoint that was trained from features and has no backbone.
 
     Raises:
         InputError: as `load_backbone`, an aggregator that would be given other features than it was trained
-            with, a backbone that gives no context, or `out` is none of .safetensors.
+            with, as far as its file says them, a backbone that gives no context, or `out` is none of
+            .safetensors.
     """
     if out.suffix != ".safetensors":
         raise InputError(f"{out}: our form is .safetensors; choose a name that ends in it.")
     path = resolve(source)
     loaded = load_weights(path, arch, channel_order=channel_order, allow_pickle=allow_pickle)
-    aggregator, about = None, {}
+    aggregator, about, fit = None, {}, ""
     if path.suffix != ".onnx":
         stored = read_stored(path, allow_pickle=allow_pickle)
-        aggregator, about = stored_aggregator(stored, overrides), dict(stored.about)
+        about = dict(stored.about)
+        if aggregator_weights is None:
+            aggregator = stored_aggregator(stored, overrides)
+    if aggregator_weights is not None:
+        aggregator, fit = _joined(loaded.backbone, aggregator_weights, about, overrides)
     if overrides is not None:
         overrides.check_effect([] if aggregator is None else [aggregator.module])
     known = licence_of(source)
@@ -92,12 +108,36 @@ def convert_weights(
         f"{out}: {spec.name}, {_values_text(spec)} a face; recognised as: {loaded.kind}",
         f"  colours {spec.channel_order}, {'light levelled, ' if spec.levels_light else ''}"
         f"pixels (value - {spec.mean:g}) / {spec.std:g}",
-        f"  aggregator {aggregator.name if aggregator else 'none'}",
+        f"  aggregator {aggregator.name if aggregator else 'none'}{fit}",
         f"  quality of a face {about['quality']}; its norm {_norm_text(spec.norm_is_quality)}",
         f"  {_cosine_text(spec)}",
         f"  source {about['source']}; licence of the weights: {about['licence']}",
     ]
     return "\n".join(lines)
+
+
+def _joined(
+    backbone: Backbone, source: str, about: dict[str, str], overrides: Overrides | None
+) -> tuple[StoredAggregator, str]:
+    """The aggregator of a source, for whose features the backbone is prepared, and what shows that both fit.
+
+    `about`: of the backbone's file; whom it says to be trained with becomes whom the aggregator was.
+    """
+    stored = read_stored(resolve(source))
+    aggregator = stored_aggregator(stored, overrides)
+    if aggregator is None:
+        raise InputError(f"--aggregator_weights {source}: there is no aggregator in it.")
+    prepare_for(backbone, [source])
+    check_fit(aggregator.module, backbone.spec.embedding_size, source)
+    about.pop(TRAINED_SUBJECTS, None)
+    about.update(_people(stored.about))
+    fit = f" of {source_name(source)}"
+    if BACKBONE_DIGEST in stored.about:
+        return aggregator, f"{fit}, trained on features of these weights"
+    return (
+        aggregator,
+        f"{fit}, which does not say the weights that it was trained on; only sizes were compared",
+    )
 
 
 def extract_aggregator(

@@ -75,7 +75,11 @@ def recognise(path: Path, state: dict[str, Tensor]) -> Recognised:
     rest = {key: value for key, value in state.items() if not _bare(key).startswith(_OTHER_PARTS)}
     if not rest:
         parts = ", ".join(sorted({_bare(key).split(".")[0] for key in state})) or "an empty state dict"
-        raise InputError(f"{path}: expected a backbone, found only {parts}.")
+        raise InputError(
+            f"{path}: expected a backbone, found only {parts}. If it was trained from features alone, "
+            "join it with the weights that made them, and use what that writes: python convert.py --weights "
+            f"BACKBONE OUT.safetensors --aggregator_weights {path}"
+        )
     for mark, translate in _MARKS.items():
         prefixes = [key.removesuffix(mark) for key in rest if key == mark or key.endswith(f".{mark}")]
         if prefixes:

@@ -28,6 +28,9 @@ TORCH_SUFFIXES = (".ckpt", ".pt", ".pth")
 _STATE_KEYS = ("state_dict", "state_dict_backbone")
 # Under which both kinds of file keep digests of the people trained with (`digest.name_digests`), by spaces.
 TRAINED_SUBJECTS = "trained_subjects"
+# Under which both name the weights whose features an aggregator was trained on: metadata, or in `_FEATURES`.
+BACKBONE_DIGEST = "backbone_sha256"
+_FEATURES = "data_fingerprint"
 # Under which Lightning keeps what a module was built with.
 _HYPER_PARAMETERS = "hyper_parameters"
 _SHOWN = 5
@@ -45,7 +48,8 @@ class Stored:
 
     `backbone_spec`: as the file writes it, unchecked, None where it writes none; `aggregator`: name and
     options, where it says them; `about`: other metadata (source, licence, `TRAINED_SUBJECTS`, ...);
-    `hyper_parameters`: what a Lightning module was built with, as the file writes it.
+    `hyper_parameters`: what a Lightning module was built with, as the file writes it; `features`: what the
+    features were made by that it was trained on, in the words of their store, where it says them.
     """
 
     path: Path
@@ -54,6 +58,7 @@ class Stored:
     aggregator: tuple[object, object] | None = None
     about: Mapping[str, str] = field(default_factory=dict)
     hyper_parameters: Mapping[str, object] = field(default_factory=dict)
+    features: Mapping[str, object] = field(default_factory=dict)
 
 
 def read_stored(path: Path, *, allow_pickle: bool = False) -> Stored:
@@ -217,7 +222,11 @@ def _read_torch(path: Path, allow_pickle: bool) -> Stored:
     built_with = checkpoint.get(_HYPER_PARAMETERS)
     values = dict(built_with) if isinstance(built_with, Mapping) else {}
     values |= getattr(built_with, "__dict__", {})
-    return Stored(path, dict(state), checkpoint.get("backbone_spec"), aggregator, about, values)
+    spec, made_from = checkpoint.get("backbone_spec"), checkpoint.get(_FEATURES)
+    features = made_from if isinstance(made_from, Mapping) else {}
+    if isinstance(digest := features.get(BACKBONE_DIGEST), str):
+        about[BACKBONE_DIGEST] = digest
+    return Stored(path, dict(state), spec, aggregator, about, values, features)
 
 
 class _PlainValues:

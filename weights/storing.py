@@ -14,12 +14,11 @@ from errors import InputError
 from files import atomic_path, require_free_space
 from net import Backbone
 from weights.digest import CHECKSUM, content_checksum, weights_digest
+from weights.reading import BACKBONE_DIGEST
 from weights.specs import metadata_of
 
 # Of this form; a reader may meet files of later ones.
 VERSION = "1"
-# Metadata of an aggregator's file: of the weights whose features it was trained on.
-BACKBONE_DIGEST = "backbone_sha256"
 
 
 def save_backbone(path: Path, backbone: Backbone) -> None:

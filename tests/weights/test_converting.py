@@ -17,13 +17,17 @@ from convert import convert, flags
 from coreset import FaceSets, build_aggregator
 from errors import InputError
 from net import Backbone, build_backbone
+from recognition.model import load_model
 from weights import (
     backbone_digest_beside,
     load_aggregator,
     load_backbone,
     load_weights,
+    name_digest,
     prepare_for,
+    save_backbone,
     save_model,
+    trained_subjects,
     weights_digest,
 )
 
@@ -249,6 +253,55 @@ def test_levelling_below_a_trained_aggregator_is_refused(tiny: Backbone, tmp_pat
     torch.save(tiny.state_dict(), tmp_path / "c.pt")
     with pytest.raises(InputError, match="there is no aggregator in it"):
         run("--aggregator", tmp_path / "c.pt", tmp_path / "d.safetensors")
+
+
+def of_features(path: Path, options: dict[str, Any], features: dict[str, str]) -> Path:
+    """A checkpoint as a run from --features leaves it: aggregator and head, and what made the features."""
+    state = build_aggregator("weighted_coreset", options).state_dict()
+    content = {
+        "state_dict": {f"aggregator.{k}": v for k, v in state.items()} | {"head.kernel": torch.zeros(64, 3)},
+        "aggregator_name": "weighted_coreset",
+        "aggregator_options": options,
+        "data_fingerprint": features,
+        "trained_subjects": name_digest("anna"),
+    }
+    torch.save(content, path)
+    return path
+
+
+@pytest.mark.parametrize("says", [True, False])
+def test_a_backbone_and_an_aggregator_of_its_features_are_joined(
+    says: bool, tiny: Backbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights, out = tmp_path / "tiny.safetensors", tmp_path / "out.safetensors"
+    save_backbone(weights, tiny)
+    made = {"backbone_sha256": weights_digest(tiny), "illumination_normalisation": "mean 118"} if says else {}
+    checkpoint = of_features(tmp_path / "last.ckpt", {"embedding_size": 76, "context_size": 12}, made)
+    with pytest.raises(InputError, match=r"found only aggregator, head.*--aggregator_weights .*last\.ckpt"):
+        load_backbone(checkpoint)
+    run("--weights", weights, out, "--aggregator_weights", checkpoint)
+    assert ("only sizes were compared" in capsys.readouterr().out) is not says
+    model = load_model(out, device="cpu")
+    assert (model.aggregator_name, model.spec.context_size) == ("weighted_coreset", 12)
+    assert model.spec.levels_light is says
+    assert trained_subjects(out) == {name_digest("anna")}
+    apart = load_model(weights, checkpoint, device="cpu")
+    assert model.fingerprint == apart.fingerprint
+
+
+def test_what_does_not_fit_is_not_joined(tiny: Backbone, tmp_path: Path) -> None:
+    weights, out = tmp_path / "tiny.safetensors", tmp_path / "out.safetensors"
+    save_backbone(weights, tiny)
+    other = of_features(tmp_path / "a.ckpt", {"embedding_size": 64}, {"backbone_sha256": "0" * 64})
+    wide = of_features(tmp_path / "b.ckpt", {"embedding_size": 128}, {})
+    for checkpoint, told in (
+        (other, r"a\.ckpt: .*other ir_tiny weights"),
+        (wide, r"b\.ckpt: .*128 values, .* 64"),
+        (weights, r"--aggregator_weights .*tiny\.safetensors: there is no aggregator"),
+    ):
+        with pytest.raises(InputError, match=told):
+            run("--weights", weights, out, "--aggregator_weights", checkpoint)
+    assert not out.exists()
 
 
 def test_context_travels_with_the_weights(
