@@ -28,6 +28,8 @@ _TEMPLATE = Path(__file__).with_name("page.html")
 # More cells than a person reads: beyond, the nearest sets of each are named.
 _LARGEST_MATRIX = 60
 _NEAREST = 5
+# Of the matrix side by side on a sheet of paper.
+_COLUMNS_IN_PRINT = 20
 # Shown at once; the other faces of a set are unfolded.
 _FACES_SHOWN = 120
 # Of a face; the ends of file names tell them apart.
@@ -109,17 +111,27 @@ def _matrix_section(report: Report) -> str:
 
 
 def _heat_map(report: Report) -> str:
+    """One table; where it is wider than paper, for print also in parts of some columns."""
+    count = len(report.sets)
+    if count <= _COLUMNS_IN_PRINT:
+        return _heat_table(report, range(count))
+    parts = np.array_split(np.arange(count), math.ceil(count / _COLUMNS_IN_PRINT))
+    in_print = "".join(_heat_table(report, part.tolist(), "print") for part in parts)
+    return _heat_table(report, range(count), "screen") + in_print
+
+
+def _heat_table(report: Report, columns: Sequence[int], kind: str = "") -> str:
     names = [_text(each.name) for each in report.sets]
     heads = "".join(
-        f'<th scope="col"><abbr title="{name}">{column}</abbr></th>'
-        for column, name in enumerate(names, start=1)
+        f'<th scope="col"><abbr title="{names[column]}">{column + 1}</abbr></th>' for column in columns
     )
     rows = []
     for row, name in enumerate(names):
-        cells = "".join(_cell(report, row, column) for column in range(len(names)))
+        cells = "".join(_cell(report, row, column) for column in columns)
         rows.append(f"<tr>{_row_head(row, name)}{cells}</tr>")
     return (
-        f"<table><thead><tr><td class='self'></td>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        f'<table class="{kind}"><thead><tr><td class="self"></td>{heads}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table>"
     )
 
 

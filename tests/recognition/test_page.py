@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data.photos import thumbnail
 from recognition.calibration import Calibration, Group, Threshold
 from recognition.decisions import decide_sets
 from recognition.enrolment import EnrolmentCheck, EnrolmentLimits, check_set
@@ -247,7 +248,49 @@ def test_nothing_is_wider_than_a_phone(
     assert said["wide"] <= 0  # type: ignore[operator]
 
 
-def test_three_thousand_faces_load_the_pictures_that_are_seen(
+def print_page(chromium: str, folder: Path, text: str) -> bytes:
+    """The page as a PDF."""
+    (folder / "report.html").write_text(text)
+    command = [
+        chromium,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={folder / 'profile'}",
+    ]
+    command += ["--no-pdf-header-footer", f"--print-to-pdf={folder / 'report.pdf'}"]
+    subprocess.run(
+        [*command, (folder / "report.html").as_uri()], capture_output=True, timeout=120, check=True
+    )
+    return (folder / "report.pdf").read_bytes()
+
+
+def test_paper_shows_all_faces_and_all_columns(
+    chromium: str, model: FaceModel, drawn_set: Make, tmp_path: Path
+) -> None:
+    """22 sets, whose faces differ so that a PDF holds each picture; the matrix is wider than paper."""
+    sets = [drawn_set(model, person(4, seed=number), name=f"set_{number}") for number in range(22)]
+    colours = iter(np.random.default_rng(0).integers(0, 256, (88, 1, 1, 3), np.uint8))
+    for each in sets:
+        each.faces[:] = [
+            replace(face, thumbnail=thumbnail(np.tile(next(colours), (112, 112, 1)))) for face in each.faces
+        ]
+    report = report_of(model, sets)
+    pdf = print_page(chromium, tmp_path, page(report))
+    assert len(re.findall(rb"/Subtype /Image\b", pdf)) == 88
+    if (reader := shutil.which("pdftotext")) is None:
+        pytest.skip("the columns need pdftotext, which is not installed: apt-get install poppler-utils")
+    done = subprocess.run([reader, "-layout", tmp_path / "report.pdf", "-"], capture_output=True, check=True)
+    lines = [line.split() for line in done.stdout.decode().splitlines()]
+    heads = [cell for line in lines if line and all(each.isdecimal() for each in line) for cell in line]
+    assert [number for number in map(str, range(1, 23)) if number not in heads] == []
+    for row, each in enumerate(sets):
+        cells = [cell for line in lines if line[:2] == [str(row + 1), each.name] for cell in line[2:]]
+        expected = [f"{round(float(value), 2) + 0.0:.2f}" for value in report.matrix[row]]
+        assert cells == [*expected[:row], "1", *expected[row + 1 :]]
+
+
+def test_three_thousand_faces_load_their_pictures(
     chromium: str, model: FaceModel, drawn_set: Make, tmp_path: Path
 ) -> None:
     crowd = drawn_set(model, person(3000), np.linspace(5, 15, 3000))
@@ -256,7 +299,7 @@ def test_three_thousand_faces_load_the_pictures_that_are_seen(
     assert len(faces_of(text)) == 3000
     said = browse(chromium, tmp_path, text)
     assert said["faults"] == []
-    assert 10 < said["loaded"] < 500  # type: ignore[operator]
+    assert said["loaded"] == 3000
 
 
 def test_three_faces_are_enough(chromium: str, model: FaceModel, drawn_set: Make, tmp_path: Path) -> None:
