@@ -137,6 +137,14 @@ class BackboneSpec:
         """As `cosine_limit`, for a difference of two cosines."""
         return (self.cosine_statistics or REFERENCE).difference(reference)
 
+    def in_reference(self, cosines: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The inverse of `cosine_limit`, of an array."""
+        return cosines if self.cosine_statistics is None else self.cosine_statistics.in_reference(cosines)
+
+    def norm_share(self, reference: float) -> float:
+        """As `cosine_limit`, for a share of a good face's norm."""
+        return (self.cosine_statistics or REFERENCE).norm_share(reference)
+
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON types; what is rare is named only where there is any.
 
@@ -165,6 +173,7 @@ class BackboneSpec:
         self,
         features: NDArray[np.float32],
         labels: NDArray[np.int64] | None,
+        norms: NDArray[np.float32] | None = None,
         *,
         keep_centre: bool = False,
     ) -> BackboneSpec:
@@ -172,7 +181,7 @@ class BackboneSpec:
 
         Args:
             features: (N, D) as the backbone gives them by this spec; so with its centre subtracted.
-            labels: as `cosine_statistics.measure`.
+            labels, norms: as `cosine_statistics.measure`.
             keep_centre: it stays as it is, for aggregators that were trained so, as it does where there is
                 one.
 
@@ -181,7 +190,7 @@ class BackboneSpec:
         """
         embedding, _ = split_context(torch.from_numpy(features), self.context_size)
         keep_centre |= self.centre is not None
-        centre, statistics = measure(embedding.numpy(), labels, keep_common=keep_centre)
+        centre, statistics = measure(embedding.numpy(), labels, norms, keep_common=keep_centre)
         return replace(self, centre=self.centre if keep_centre else centre, cosine_statistics=statistics)
 
     @classmethod

@@ -8,7 +8,7 @@ where they lie for it.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,7 @@ class CosineStatistics:
         mated_std: above 0; None together with the mean.
         num_faces: how many photos were measured.
         num_subjects: of how many people; None where subjects are not known.
+        log_norm_std: of the logarithm of the photos' norms, above 0; None where they were not measured.
 
     Raises:
         InputError: a value that none of these can be.
@@ -50,10 +51,12 @@ class CosineStatistics:
     mated_std: float | None
     num_faces: int
     num_subjects: int | None = None
+    log_norm_std: float | None = None
 
     def __post_init__(self) -> None:
         means = [mean for mean in (self.nonmated_mean, self.mated_mean) if mean is not None]
-        deviations = [std for std in (self.nonmated_std, self.mated_std) if std is not None]
+        spreads = (self.nonmated_std, self.mated_std, self.log_norm_std)
+        deviations = [std for std in spreads if std is not None]
         faults = []
         if not all(_is_number(value) for value in (*means, *deviations)):
             faults.append("means and standard deviations must be finite numbers")
@@ -89,20 +92,22 @@ class CosineStatistics:
         the same ratio. Below: as many standard deviations under the non-mated mean. Above: in the same
         proportion between the mated mean and 1, which is where copies are.
         """
-        low, low_std, (high, high_std) = self.nonmated_mean, self.nonmated_std, self.mated
-        from_low = (reference - REFERENCE.nonmated_mean) / REFERENCE.nonmated_std
-        to_high = (REFERENCE.mated[0] - reference) / REFERENCE.mated[1]
-        if from_low <= 0:
-            return max(-1.0, low + from_low * low_std)
-        if to_high <= 0:
-            return 1 - (1 - high) * (1 - reference) / (1 - REFERENCE.mated[0])
-        share = from_low * low_std / (from_low * low_std + to_high * high_std)
-        return low + share * (high - low)
+        return float(_translated(np.array(reference), REFERENCE, self))
+
+    def in_reference(self, cosines: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The inverse of `limit`, of an array: cosines as the reference would have them."""
+        return _translated(cosines, self, REFERENCE)
 
     def difference(self, reference: float) -> float:
         """A difference of two cosines, in proportion to the distance of the two means."""
         scale = self.mated[0] - self.nonmated_mean
         return reference * scale / (REFERENCE.mated[0] - REFERENCE.nonmated_mean)
+
+    def norm_share(self, reference: float) -> float:
+        """A share of a good face's norm, as many standard deviations of the logarithm below it."""
+        if self.log_norm_std is None or REFERENCE.log_norm_std is None:
+            return reference
+        return float(reference ** (self.log_norm_std / REFERENCE.log_norm_std))
 
     def text(self) -> str:
         """The figures for a person."""
@@ -121,7 +126,7 @@ class CosineStatistics:
     def from_dict(cls, values: object) -> CosineStatistics:
         """The inverse of `to_dict`; InputError on a missing, unknown or wrong field."""
         known = {field.name for field in fields(cls)}
-        if not isinstance(values, dict) or set(values) != known:
+        if not isinstance(values, dict) or set(values) | {"log_norm_std"} != known:
             raise InputError(
                 f"cosine statistics: expected {', '.join(sorted(known))}, found "
                 f"{', '.join(sorted(map(str, values))) if isinstance(values, dict) else repr(values)}."
@@ -130,7 +135,11 @@ class CosineStatistics:
 
 
 def measure(
-    features: NDArray[np.float32], labels: NDArray[np.int64] | None, *, keep_common: bool = False
+    features: NDArray[np.float32],
+    labels: NDArray[np.int64] | None,
+    norms: NDArray[np.float32] | None = None,
+    *,
+    keep_common: bool = False,
 ) -> tuple[tuple[float, ...] | None, CosineStatistics]:
     """The vector that all features share, where there is one to be subtracted, and statistics without it.
 
@@ -142,6 +151,7 @@ def measure(
         features: (N, D) unit rows, without auxiliary values; of more than 1,000, so many
             are drawn.
         labels: (N,) subjects; None where they are not known.
+        norms: (N,) of the features before they were made unit rows; None where they are not known.
         keep_common: measure the features as they are.
 
     Returns:
@@ -163,15 +173,17 @@ def measure(
             "more."
         )
     statistics = _statistics(unit, subjects, is_labelled=labels is not None)
+    spread = _log_std(norms)
     if keep_common or statistics.nonmated_mean <= _LARGEST_COMMON:
-        return None, statistics
+        return None, replace(statistics, log_norm_std=spread)
     sums = np.zeros((people, unit.shape[1]))
     np.add.at(sums, subjects, unit)
     # Seven digits, as float32 has them: the same in every file.
     common = (sums / np.bincount(subjects)[:, None]).mean(axis=0).round(7)
     rest = unit - common
     rest /= np.linalg.norm(rest, axis=1, keepdims=True).clip(1e-12)
-    return tuple(common.tolist()), _statistics(rest, subjects, is_labelled=labels is not None)
+    statistics = _statistics(rest, subjects, is_labelled=labels is not None)
+    return tuple(common.tolist()), replace(statistics, log_norm_std=spread)
 
 
 def _some(labels: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -207,10 +219,31 @@ def _spread(cosines: NDArray[np.float64]) -> tuple[float, float]:
     return round(min(median, 1 - _SMALLEST_STD), 4), round(max(deviation, _SMALLEST_STD), 4)
 
 
+def _log_std(norms: NDArray[np.float32] | None) -> float | None:
+    if norms is None or not (norms > 0).all():
+        return None
+    logs = np.log(norms.astype(np.float64))
+    return round(max(_MAD_TO_STD * float(np.median(np.abs(logs - np.median(logs)))), _SMALLEST_STD), 4)
+
+
+def _translated(
+    cosines: NDArray[np.float64], source: CosineStatistics, target: CosineStatistics
+) -> NDArray[np.float64]:
+    """Cosines that mean for one backbone what these mean for another; see `CosineStatistics.limit`."""
+    (high, high_std), (other_high, other_high_std) = source.mated, target.mated
+    from_low = (cosines - source.nonmated_mean) / source.nonmated_std
+    to_high = (high - cosines) / high_std
+    below = target.nonmated_mean + from_low * target.nonmated_std
+    above = 1 - (1 - other_high) * (1 - cosines) / (1 - high)
+    parts = from_low.clip(0) * target.nonmated_std, to_high.clip(0) * other_high_std
+    between = target.nonmated_mean + parts[0] / (parts[0] + parts[1]) * (other_high - target.nonmated_mean)
+    return np.where(from_low <= 0, below.clip(-1), np.where(to_high <= 0, above, between))
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 # MobileFaceNet by `measure` on two photos of each of 1,251 subjects of LFW, with which the limits were
 # chosen; weights that nobody measured count as it.
-REFERENCE = CosineStatistics(0.003, 0.095, 0.691, 0.115, num_faces=2502, num_subjects=1251)
+REFERENCE = CosineStatistics(0.003, 0.095, 0.691, 0.115, 2502, 1251, log_norm_std=0.098)

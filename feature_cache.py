@@ -126,9 +126,9 @@ def with_cosines(backbone: Backbone, bank: FeatureBank, *, keep_centre: bool = F
         keep_centre: only statistics are measured.
     """
     if not backbone.spec.is_measured:
-        features, labels = _two_of_each(bank.with_centre(backbone.spec.centre))
+        rows = _two_of_each(bank.with_centre(backbone.spec.centre))
         with suppress(InputError):
-            backbone.spec = backbone.spec.measured(features, labels, keep_centre=keep_centre)
+            backbone.spec = backbone.spec.measured(*rows, keep_centre=keep_centre)
     return with_centre_of(backbone.spec, bank)
 
 
@@ -141,12 +141,13 @@ def with_centre_of(spec: BackboneSpec, bank: FeatureBank) -> FeatureBank:
     return bank.with_centre(spec.centre)
 
 
-def _two_of_each(bank: FeatureBank) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The first row of each of two images a subject, and the subjects."""
+def _two_of_each(bank: FeatureBank) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
+    """The first row of each of two images a subject: features, subjects and norms."""
     order = np.argsort(bank.labels, kind="stable")
     labels = bank.labels[order]
     images = order[np.arange(len(order)) - np.searchsorted(labels, labels) < 2]
-    return bank.values(bank.starts[images]).float().numpy(), bank.labels[images]
+    rows = bank.starts[images]
+    return bank.values(rows).float().numpy(), bank.labels[images], np.asarray(bank.norms[rows], np.float32)
 
 
 @dataclass(frozen=True, eq=False)

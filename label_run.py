@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from data.feature_bank import FeatureBank
-from data.label_check import check_labels
+from data.label_check import LabelLimits, check_labels
 from data.label_report import CheckedFaces, findings_text, write_report
 from data.sources import FaceSource
 from run_parts import Run
@@ -46,7 +46,7 @@ def checked_labels(run: Run, out: Path) -> str:
             "--start_from_model_statedict."
         )
     faces = run.faces()
-    findings = check_labels(faces.features, faces.labels)
+    findings = check_labels(faces.features, faces.labels, LabelLimits.of(run.module.model.spec))
     written = write_report(out / FOLDER, faces, findings)
     text = findings_text(findings, len(faces.subjects), len(faces.labels))
     return f"{text}\nthe lists are in {out / FOLDER}: {', '.join(written)}"

@@ -84,10 +84,10 @@ def measure_cosines(
     rows = order[ranked][place < 2][:num_images]
     spec = backbone.spec if keep_centre else replace(backbone.spec, centre=None)
     before, backbone.spec = backbone.spec, replace(spec, cosine_statistics=None)
-    features, _ = embed_arrays(backbone, np.stack([source.image(int(row)) for row in rows]))
+    features, norms = embed_arrays(backbone, np.stack([source.image(int(row)) for row in rows]))
     known = None if isinstance(source, LooseImages) else source.labels[rows]
     try:
-        backbone.spec = backbone.spec.measured(features, known, keep_centre=keep_centre)
+        backbone.spec = backbone.spec.measured(features, known, norms, keep_centre=keep_centre)
     except InputError as few:
         backbone.spec = before
         return f"How alike two people are was not measured: {few}"

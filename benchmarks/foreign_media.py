@@ -31,7 +31,7 @@ from data.views import Kind
 from evaluation.intervals import rate_interval95
 from evaluation.metrics import threshold_at
 from evaluation.protocols import SetProtocol
-from recognition.enrolment import EnrolmentLimits, duplicate_groups, similarity_to_rest
+from recognition.enrolment import NEAR_DUPLICATE, EnrolmentLimits, duplicate_groups, similarity_to_rest
 from recognition.strangers import (
     DEFAULT_RULE,
     FEWEST_UNITS,
@@ -240,7 +240,7 @@ def _share_found(own: np.ndarray, foreign: np.ndarray, wrong: float) -> float:
 
 
 def _odds(each: MixedSet, rule: StrangerRule, told: bool) -> np.ndarray:
-    groups = duplicate_groups(each.features, EnrolmentLimits().duplicate)
+    groups = duplicate_groups(each.features, NEAR_DUPLICATE)
     media = each.media if told else np.arange(len(each.norms))
     odds = stranger_odds(each.features, each.norms, face_units(media, groups), rule)
     return np.nan_to_num(1 / (1 + np.exp(-odds)), nan=0.0)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from backbone_spec import BackboneSpec
 from errors import InputError
 
 Floats = NDArray[np.float32]
@@ -54,6 +55,16 @@ class LabelLimits:
         ]
         if faults:
             raise InputError.from_faults(faults)
+
+    @classmethod
+    def of(cls, spec: BackboneSpec) -> LabelLimits:
+        """The limits for the features of a backbone."""
+        limits = cls()
+        return cls(
+            spec.cosine_limit(limits.duplicate),
+            spec.cosine_limit(limits.same_person),
+            spec.cosine_difference(limits.lead),
+        )
 
 
 @dataclass(frozen=True)

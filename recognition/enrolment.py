@@ -35,6 +35,8 @@ _FACES_AT_ONCE = 32_768
 _LARGEST_ODDS = 50.0
 # What a good face of the set has: high, but not the single luckiest one.
 _GOOD_SHARE = 0.9
+# Of `EnrolmentLimits`, for backbones like the reference (`cosine_statistics`).
+NEAR_DUPLICATE, POOR = 0.95, 0.6
 
 
 @dataclass(frozen=True)
@@ -47,28 +49,36 @@ class EnrolmentLimits:
     plain photos of LFW it accuses 1 in 400 (`benchmarks/foreign_media.py`).
 
     Attributes:
-        duplicate: cosine of two faces from which on they are near-duplicates.
+        duplicate: cosine of two faces from which on they are near-duplicates; None: what `NEAR_DUPLICATE` is
+            for the backbone.
         stranger: probability that a photo or video shows somebody else (`recognition.strangers`) from which
             on its faces are named.
-        poor: share of the norm of the set's good faces below which a face is too poor to help.
+        poor: share of the norm of the set's good faces below which a face is too poor to help; None: what
+            `POOR` is for the backbone.
 
     Raises:
         InputError: a value outside its range.
     """
 
-    duplicate: float = 0.95
+    duplicate: float | None = None
     stranger: float = 0.22
-    poor: float = 0.6
+    poor: float | None = None
 
     def __post_init__(self) -> None:
         ranges = {"duplicate": (-1, 1), "stranger": (0, 1), "poor": (0, 1)}
         faults = [
-            f"--{name} {getattr(self, name):g}: expected {low} to {high}."
+            f"--{name} {value:g}: expected {low} to {high}."
             for name, (low, high) in ranges.items()
-            if not (math.isfinite(getattr(self, name)) and low <= getattr(self, name) <= high)
+            if (value := getattr(self, name)) is not None
+            and not (math.isfinite(value) and low <= value <= high)
         ]
         if faults:
             raise InputError.from_faults(faults)
+
+    def of(self, spec: BackboneSpec) -> tuple[float, float]:
+        """`duplicate` and `poor` for a backbone."""
+        duplicate = spec.cosine_limit(NEAR_DUPLICATE) if self.duplicate is None else self.duplicate
+        return duplicate, spec.norm_share(POOR) if self.poor is None else self.poor
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,11 +134,12 @@ def check_set(
         leave_out: False: `shift` is not measured, which takes the most time.
     """
     features, norms = described.features, described.norms
-    group = duplicate_groups(features, limits.duplicate)
+    duplicate, poor_share = limits.of(model.spec)
+    group = duplicate_groups(features, duplicate)
     units = face_units(told_media(described), group)
     identity, doubt, stranger = check_people(features, norms, units, model.spec, limits.stranger)
     good = float(np.quantile(norms, _GOOD_SHARE))
-    poor = norms < limits.poor * good if model.spec.norm_is_quality else np.zeros(len(norms), bool)
+    poor = norms < poor_share * good if model.spec.norm_is_quality else np.zeros(len(norms), bool)
     return EnrolmentCheck(
         group=group,
         similarity=similarity_to_rest(features, norms),
@@ -166,7 +177,7 @@ def check_people(
     doubt = np.full(len(units), np.nan)
     stranger = another[units]
     if identity.max() == 0:
-        odds = stranger_odds(features, norms, units)
+        odds = stranger_odds(features, norms, units, spec=spec)
         doubt = 1 / (1 + np.exp(-odds.clip(-_LARGEST_ODDS, _LARGEST_ODDS)))
         # A comparison with NaN is False: of two photos nobody knows which one is wrong.
         stranger |= doubt >= limit

@@ -15,7 +15,7 @@ from data.detection import FACES
 from errors import InputError
 from evaluation.templates import FLIP_RULES
 from net import BACKBONES
-from recognition.enrolment import EnrolmentLimits
+from recognition.enrolment import NEAR_DUPLICATE, POOR, EnrolmentLimits
 from recognition.model import NO_FLIP, FaceModel, load_model
 from recognition.sets import SetOptions, SetSource, find_sets
 from weights.overrides import Overrides, add_override_flags
@@ -85,31 +85,31 @@ def add_photo_flags(group: argparse._ActionsContainer) -> None:
 
 def add_check_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that `limits_of` reads."""
-    limits = EnrolmentLimits()
     group = parser.add_argument_group("enrolment check")
     group.add_argument(
         "--duplicate",
         type=float,
-        default=limits.duplicate,
-        help="cosine from which on faces repeat each other",
+        default=_ABSENT,
+        help=f"cosine from which on faces repeat each other (default: {NEAR_DUPLICATE:g}, or what is "
+        "that for weights that were measured)",
     )
     group.add_argument(
         "--stranger",
         type=float,
-        default=limits.stranger,
+        default=EnrolmentLimits().stranger,
         help="probability of showing someone else from which on a photo or video is named",
     )
     group.add_argument(
         "--poor",
         type=float,
-        default=limits.poor,
-        help="share of the good faces' norm below which one is poor",
+        default=_ABSENT,
+        help=f"share of the good faces' norm below which one is poor (default: {POOR:g}, or what is that)",
     )
 
 
 def limits_of(args: argparse.Namespace) -> EnrolmentLimits:
     """The limits of the flags. Raises InputError with all that are out of range."""
-    return EnrolmentLimits(args.duplicate, args.stranger, args.poor)
+    return EnrolmentLimits(vars(args).get("duplicate"), args.stranger, vars(args).get("poor"))
 
 
 def model_of(args: argparse.Namespace) -> FaceModel:

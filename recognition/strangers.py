@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from backbone_spec import BackboneSpec
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -69,12 +71,13 @@ def pooled(features: NDArray[np.float32], norms: NDArray[np.float32], units: Int
     return means / lengths.clip(1e-12)[:, None], lengths
 
 
-def evidence(directions: Floats, lengths: Floats) -> Floats:
+def evidence(directions: Floats, lengths: Floats, spec: BackboneSpec | None = None) -> Floats:
     """(U, 5) what speaks for and against each of U >= 3 units: see `StrangerRule`.
 
     Args:
         directions: (U, D) unit rows.
         lengths: (U,) above 0.
+        spec: of the backbone, whose cosines count as the reference's; None: they are the reference's.
     """
     vectors = directions * lengths[:, None]
     rest = vectors.sum(axis=0) - vectors
@@ -83,6 +86,8 @@ def evidence(directions: Floats, lengths: Floats) -> Floats:
     total, squares = lengths.sum() - lengths, (lengths**2).sum() - lengths**2
     # The mean cosine of two others, weighted by the product of their lengths.
     agreement = (reach**2 - squares) / (total**2 - squares).clip(1e-12)
+    if spec is not None:
+        similarity, agreement = spec.in_reference(similarity), spec.in_reference(agreement)
     weakness = np.log(lengths.clip(1e-12) / (total / (len(lengths) - 1)).clip(1e-12))
     return np.stack(
         [similarity, weakness, agreement, _lowest_other(similarity), similarity * weakness], axis=1
@@ -94,15 +99,21 @@ def stranger_odds(
     norms: NDArray[np.float32],
     units: Ints,
     rule: StrangerRule = DEFAULT_RULE,
+    spec: BackboneSpec | None = None,
 ) -> Floats:
     """(T,) log-odds that a face shows somebody else than the rest of its set; equal within a unit.
+
+    By the norms of the faces, unless the `spec` says that they are no measure of quality.
 
     NaN for all where there are fewer than `FEWEST_UNITS`.
     """
     count = int(units.max(initial=-1)) + 1
     if count < FEWEST_UNITS:
         return np.full(len(units), np.nan)
-    odds: Floats = rule.bias + evidence(*pooled(features, norms, units)) @ rule.weights
+    directions, lengths = pooled(features, norms, units)
+    if spec is not None and not spec.norm_is_quality:
+        lengths = np.ones_like(lengths)
+    odds: Floats = rule.bias + evidence(directions, lengths, spec) @ rule.weights
     return odds[units]
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -9,10 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cosine_statistics import CosineStatistics
 from data import label_check
 from data.label_check import LabelFindings, LabelLimits, Misplaced, SamePair, check_labels
 from data.label_report import CheckedFaces, findings_text, write_report
 from errors import InputError
+from net import BACKBONES
 
 D = 96
 
@@ -209,3 +212,19 @@ def test_a_copy_does_not_vouch_for_a_misplaced_image() -> None:
     assert [(each.image, each.other) for each in found.misplaced] == [(16, 0), (17, 0)]
     alone = check_labels(features[:17], labels[:17], LabelLimits(same_person=0.9))
     assert found.misplaced[0].to_own == pytest.approx(alone.misplaced[0].to_own, abs=1e-5)
+
+
+def test_limits_follow_a_measured_backbone() -> None:
+    """Features that all share a vector: nobody is everybody else, and the misplaced image is found."""
+    features, labels = people([5] * 20)
+    labels[0] = 1
+    shared = features + 2.3 * np.eye(D, dtype=np.float32)[0]
+    shared /= np.linalg.norm(shared, axis=1, keepdims=True)
+    spec = BACKBONES["ir_tiny"]
+    assert LabelLimits.of(spec) == LabelLimits()
+    assert len(check_labels(shared, labels).same_person) == 20 * 19 / 2
+    raw = CosineStatistics(0.84, 0.03, 0.97, 0.01, 400, 200)
+    found = check_labels(shared, labels, LabelLimits.of(replace(spec, cosine_statistics=raw)))
+    assert not found.same_person
+    assert not found.duplicates_across
+    assert [(each.image, each.other) for each in found.misplaced] == [(0, 0)]

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from cosine_statistics import CosineStatistics
 from errors import InputError
 from recognition import enrolment
 from recognition.enrolment import (
@@ -161,3 +162,36 @@ def test_of_a_large_set_the_faces_that_can_move_it_are_measured(model: FaceModel
 def test_limits_outside_their_range_are_refused(values: dict[str, float]) -> None:
     with pytest.raises(InputError, match=f"--{next(iter(values))}"):
         EnrolmentLimits(**values)
+
+
+RAW = CosineStatistics(0.84, 0.04, 0.95, 0.016, 400, 200)
+
+
+def shared(features: np.ndarray) -> np.ndarray:
+    """Unit features with a vector added that all people share, as long as it takes for a cosine of 0.84."""
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    rows = unit + 2.3 * np.eye(D)[0]
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+
+
+def test_limits_follow_a_measured_backbone(model: FaceModel, drawn_set: Make) -> None:
+    """Of features that all share a vector: by the limits of others all photos are one, and nobody is told."""
+    clean = drawn_set(model, shared(person(6, spread=0.6)))
+    mixed = drawn_set(model, shared(np.concatenate([person(6), person(1, seed=9)])))
+    halves = drawn_set(model, shared(np.concatenate([person(4), person(4, seed=9)])))
+    assert check_set(model, clean, EnrolmentLimits()).num_groups == 1
+    measured = replace(model, spec=replace(model.spec, cosine_statistics=RAW))
+    assert check_set(measured, clean, EnrolmentLimits()).num_groups == 0
+    assert not check_set(measured, clean, EnrolmentLimits()).is_contaminated
+    assert check_set(measured, mixed, EnrolmentLimits()).stranger.tolist() == [False] * 6 + [True]
+    assert check_set(measured, halves, EnrolmentLimits()).num_identities == 2
+    # A limit that is given is a cosine and nothing else.
+    assert check_set(measured, clean, EnrolmentLimits(duplicate=0.9)).num_groups == 1
+
+
+def test_the_poor_share_follows_the_spread_of_the_norms(model: FaceModel, drawn_set: Make) -> None:
+    described = replace(drawn_set(model, person(6)), norms=np.array([10, 10, 10, 10, 10, 5.5], np.float32))
+    limits = EnrolmentLimits()
+    assert check_set(model, described, limits).poor.tolist() == [False] * 5 + [True]
+    wide = replace(model.spec, cosine_statistics=replace(RAW, log_norm_std=0.3))
+    assert not check_set(replace(model, spec=wide), described, limits).poor.any()
