@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from errors import InputError
-from evaluation.calibration import groups_of
 from evaluation.enrolment_failures import EnrolmentFailures
+from evaluation.set_pairs import groups_of
 from recognition.labelled_sets import describe_labelled, find_labelled, split_photos
 from recognition.model import FaceModel
 from recognition.sets import SetOptions
