@@ -6,27 +6,35 @@ Only commands import this; what they do lives elsewhere.
 from __future__ import annotations
 
 import argparse
+import io
+import os
+import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 import torch
 
 from coreset import AGGREGATORS
 from errors import InputError, InputWarning
+from escaping import escaped_text
+from files import fault_text, private_files
 from process_faults import is_first, is_watching, leave, second_signal_ends
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 EXIT_BUG = 1
+# Progress bars move the cursor up and down by these alone.
+_CURSOR_MOVES = re.compile(r"(\n|\x1b\[A)*")
 
 
 def build_parser(description: str | None) -> argparse.ArgumentParser:
     """A parser that shows every default and takes no shortened flags; `description`: a module's docstring."""
-    return argparse.ArgumentParser(
+    return _Parser(
         description=description,
         formatter_class=_Formatter,
         allow_abbrev=False,
@@ -82,17 +90,27 @@ def existing_file(text: str) -> Path:
 def run_command(work: Callable[[], None]) -> int:
     """Runs a command and gives its exit code; what a user can mend is printed without a traceback.
 
-    Under several processes a fault ends all of them, and is printed by the one that it is of.
+    That is an InputError, and a fault of the machine or of a path (a full disk, no permission). All files
+    that the command writes are private. Under several processes a fault ends all of them, and is printed by
+    the one that it is of.
     """
+    with escaped_output():
+        return _run(work)
+
+
+def _run(work: Callable[[], None]) -> int:
     try:
-        with second_signal_ends(), warnings.catch_warnings():
+        with second_signal_ends(), private_files(), warnings.catch_warnings():
             warnings.showwarning = _show_warning
             work()
+            sys.stdout.flush()
     except InputError as fault:
         return leave(f"error: {fault}", EXIT_BAD_INPUT, may_follow=False)
     except KeyboardInterrupt:
         return leave("interrupted", EXIT_INTERRUPTED, may_follow=False)
-    except Exception:
+    except Exception as fault:
+        if isinstance(fault, OSError) and (text := fault_text(fault)) is not None:
+            return leave(f"error: {text}", EXIT_BAD_INPUT, may_follow=False)
         if not is_watching():
             raise
         return leave(traceback.format_exc(), EXIT_BUG, may_follow=True)
@@ -115,6 +133,64 @@ def _show_warning(
     else:
         text = warnings.formatwarning(message, category, filename, lineno, line)
     (file or sys.stderr).write(text)
+
+
+@contextmanager
+def escaped_output() -> Iterator[None]:
+    """In this block no text that is printed ends the program or commands the terminal.
+
+    Characters that the console's code page lacks and control characters, as in names of files, are written
+    as escapes.
+    """
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (
+        _Escaping(stream) if isinstance(stream, io.TextIOWrapper) else stream for stream in before
+    )
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:  # noqa: PERF203 - two streams
+                # A full disk, or a reader such as `head` has gone: Python would try again when it ends.
+                with suppress(OSError), open(os.devnull, "wb") as nothing:
+                    os.dup2(nothing.fileno(), stream.fileno())
+        sys.stdout, sys.stderr = before
+
+
+class _Escaping(io.TextIOWrapper):
+    """Writes to the same buffer as another stream, which it does not close."""
+
+    def __init__(self, stream: io.TextIOWrapper) -> None:
+        stream.flush()
+        super().__init__(
+            stream.buffer,
+            encoding=stream.encoding,
+            errors="backslashreplace",
+            line_buffering=stream.line_buffering,
+            write_through=stream.write_through,
+        )
+
+    def write(self, text: str) -> int:
+        """See the base class. Progress bars begin with a carriage return."""
+        if not _CURSOR_MOVES.fullmatch(text):
+            bar = text.startswith("\r")
+            super().write("\r" * bar + escaped_text(text[bar:]))
+        else:
+            super().write(text)
+        return len(text)
+
+    def close(self) -> None:
+        """Leaves the buffer to the other stream."""
+        with suppress(ValueError, OSError):
+            self.flush()
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """See the base class; file names of the command line may hold anything."""
+        super().error(escaped_text(message))
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

@@ -71,8 +71,9 @@ class SafeCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """See the base class."""
-        with atomic_path(Path(path)) as temporary:
-            torch.save(checkpoint, temporary)
+        # PyTorch tells the fault of a disk only where it writes to a stream of Python's.
+        with atomic_path(Path(path)) as temporary, temporary.open("wb") as stream:
+            torch.save(checkpoint, stream)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = True) -> Any:
         """See the base class."""

@@ -96,7 +96,7 @@ def plan_benchmark(pool: MediaPool, protocol: BenchmarkProtocol, seed: int) -> B
 
 def _number_of(name: str) -> int:
     """A subject's templates follow from its name, whatever other subjects there are."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
+    return int.from_bytes(hashlib.sha256(name.encode(errors="surrogateescape")).digest()[:8], "little")
 
 
 # ------------------------------------------------------------------------------------------ templates

@@ -23,6 +23,7 @@ from data.benchmark_plan import BenchmarkPlan, PlannedMedium
 from data.benchmark_protocol import BenchmarkProtocol, with_causes
 from data.views import Degradation, Kind, degrade, draw_degradation, neighbour
 from errors import InputError
+from escaping import csv_cell
 from files import atomic_write, sha256_of
 
 MANIFEST = "manifest.json"
@@ -262,4 +263,4 @@ def _notes(pool: MediaPool, plan: BenchmarkPlan, faces: list[_Face]) -> Iterator
 
 
 def _csv(text: str) -> str:
-    return '"' + text.replace('"', '""') + '"'
+    return '"' + csv_cell(text).replace('"', '""') + '"'

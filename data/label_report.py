@@ -5,8 +5,6 @@ A row of a sheet has the number of its line in the list: what a name cannot tell
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from numpy.typing import NDArray
 from data.label_check import LabelFindings, SamePair
 from data.sheets import contact_sheet
 from data.sources import Image
+from escaping import csv_text
 from files import atomic_write
 
 CSV = "label_check.csv"
@@ -74,12 +73,10 @@ def findings_text(findings: LabelFindings, subjects: int, images: int) -> str:
 
 
 def _csv(faces: CheckedFaces, findings: LabelFindings) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_HEAD)
+    rows: list[Sequence[object]] = [_HEAD]
     for number, each in enumerate(findings.misplaced, start=1):
         first, other = faces.name(each.image), faces.subjects[each.other]
-        writer.writerow(
+        rows.append(
             ["misplaced", number, first, other, f"{each.to_other:.4f}", f"{each.to_own:.4f}"],
         )
     for kind, pairs, name in (
@@ -89,8 +86,8 @@ def _csv(faces: CheckedFaces, findings: LabelFindings) -> str:
     ):
         for number, pair in enumerate(pairs, start=1):
             row = [kind, number, name(pair.first), name(pair.second), f"{pair.similarity:.4f}", ""]
-            writer.writerow(row)
-    return text.getvalue()
+            rows.append(row)
+    return csv_text(rows)
 
 
 def _sheets(faces: CheckedFaces, findings: LabelFindings) -> list[tuple[str, list[list[list[int]]]]]:

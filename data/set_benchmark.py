@@ -7,10 +7,6 @@ written (`benchmark_writer`) by a protocol (`benchmark_protocol`).
 from __future__ import annotations
 
 import re
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +22,7 @@ from data.feature_bank import read_given
 from data.feature_store import MANIFEST as STORE_MANIFEST
 from data.views import Kind
 from errors import InputError
-from files import require_free_space
+from files import require_free_space, temporary_folder
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 # Names whose published sizes the evaluation checks.
@@ -73,12 +69,13 @@ def build_set_benchmark(
     _check_target(source, out, name)
     # Faces are small: OpenCV's threads would wait for each other, most of the time on a busy machine.
     cv2.setNumThreads(0)
-    with _made_whole(out, name) as partial:
+    with temporary_folder(out / name) as partial:
         pool = _pool(source, protocol, partial / ".faces", detector, without, seed)
         plan = plan_benchmark(pool, protocol, seed)
         faces = sum(each.frames * each.times for each in plan.media)
         require_free_space(out, faces * _BYTES_OF_FACE)
         manifest = write_benchmark(partial / name, name, pool, plan, protocol, seed)
+        (partial / name).replace(out / name)
     text = _text(out / name, pool, manifest)
     if pool.named_out:
         text += f"\n  {pool.named_out}"
@@ -99,18 +96,6 @@ def _check_target(source: Path, out: Path, name: str) -> None:
         faults.append(f"--out {out}: lies within {source}, so that the benchmark would be its own subject.")
     if faults:
         raise InputError.from_faults(faults)
-
-
-@contextmanager
-def _made_whole(out: Path, name: str) -> Iterator[Path]:
-    """A folder beside the target; what is in `<it>/<name>` becomes the target when the block ends well."""
-    out.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=out))
-    try:
-        yield partial
-        (partial / name).replace(out / name)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _pool(

@@ -7,8 +7,6 @@ same call goes on from there.
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import json
 import multiprocessing
 import os
@@ -30,6 +28,7 @@ from data.pairs import PairSet
 from data.recordio import IDX_NAME, REC_NAME, FacePack, read_face_pack, write_face_pack
 from data.sources import FACE_SIZE, ImageFolder, decode_face
 from errors import InputError
+from escaping import csv_text
 from files import atomic_write, require_free_space
 
 FORMATS = ("original", "jpg", "png")
@@ -127,9 +126,7 @@ def unpack_pairs(pairs: PairSet, out: Path) -> int:
     """
     out.mkdir(parents=True, exist_ok=True)
     require_free_space(out, sum(len(content) + _BLOCK for content in pairs.images))
-    table = io.StringIO()
-    rows = csv.writer(table, lineterminator="\n")
-    rows.writerow(["first", "second", "mated"])
+    rows: list[list[object]] = [["first", "second", "mated"]]
     count = 0
     for number, mated in enumerate(pairs.is_mated.astype(int).tolist()):
         contents = pairs.images[2 * number : 2 * number + 2]
@@ -139,12 +136,12 @@ def unpack_pairs(pairs: PairSet, out: Path) -> int:
         for name, content in zip(names, contents, strict=True):
             if not _is_there(out / name, len(content)):
                 _write(out / name, content)
-        rows.writerow([*names, mated])
+        rows.append([*names, mated])
         count += 1
     if not count:
         raise InputError(f"{pairs.name}: none of its {len(pairs):,} pairs has two images that can be read.")
     # Last: where it lies, all images do.
-    atomic_write(out / PAIRS, table.getvalue())
+    atomic_write(out / PAIRS, csv_text(rows))
     return count
 
 

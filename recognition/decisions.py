@@ -6,15 +6,14 @@ sizes.
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from escaping import csv_text
 from evaluation.set_pairs import cell_name, cells_of
 from files import atomic_write
 from recognition.calibration import Calibration, Group
@@ -179,15 +178,14 @@ def write_decisions(
     path: Path, sets: Sequence[DescribedSet], matrix: NDArray[np.float32], decisions: Decisions
 ) -> None:
     """All pairs as a CSV file."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
-    for row, column in zip(*np.triu_indices(len(sets), 1), strict=True):
-        place = int(row), int(column)
-        low, high = decisions.low[place], decisions.high[place]
-        bound = "<" if decisions.is_bound[place] else ""
-        writer.writerow(
-            [
+
+    def rows() -> Iterator[Sequence[object]]:
+        yield _COLUMNS
+        for row, column in zip(*np.triu_indices(len(sets), 1), strict=True):
+            place = int(row), int(column)
+            low, high = decisions.low[place], decisions.high[place]
+            bound = "<" if decisions.is_bound[place] else ""
+            yield [
                 *(sets[place[0]].name, sets[place[1]].name, f"{matrix[place]:.6f}"),
                 *(f"{decisions.scores[place]:.6f}", f"{decisions.thresholds[place]:.6f}"),
                 *("" if np.isnan(value) else f"{value:.6f}" for value in (low, high)),
@@ -195,8 +193,8 @@ def write_decisions(
                 "" if np.isnan(decisions.flips[place]) else f"{bound}{decisions.flips[place]:.3e}",
                 decisions.sizes_text(place),
             ]
-        )
-    atomic_write(path, text.getvalue())
+
+    atomic_write(path, csv_text(rows()))
 
 
 def _flips(group: Group, scores: Doubles) -> tuple[Doubles, NDArray[np.bool_]]:

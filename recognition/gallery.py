@@ -7,7 +7,6 @@ Arrays in, arrays out: nothing is described here, and nothing is printed. The co
 from __future__ import annotations
 
 import json
-import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +22,8 @@ from numpy.typing import NDArray
 from array_files import read_npz, write_npz
 from data.names import normal, same_names
 from errors import InputError, InputWarning
-from files import atomic_path, require_free_space
+from escaping import escaped
+from files import atomic_path, private_folder, require_free_space
 from json_files import check_type, parse_json
 from recognition.reading import check_read_alike
 
@@ -171,11 +171,11 @@ def _gallery_of(values: Mapping[str, NDArray[Any]]) -> Gallery:
     record = parse_json(reading, "gallery: reading: expected an object")
     check_type(record, dict[str, str], "gallery: reading")
     return Gallery(
-        tuple(names),
+        tuple(map(escaped, names)),
         values["descriptors"],
         values["norms"],
         tuple(map(tuple, files)),
-        str(values["fingerprint"]),
+        escaped(str(values["fingerprint"])),
         record,
     )
 
@@ -197,7 +197,7 @@ def remove(path: Path, names: Sequence[str]) -> Gallery:
 
     def less(there: Gallery | None) -> Gallery:
         # With the words for a gallery that is not there.
-        return (there or open_gallery(path)).without(names)
+        return (there or open_gallery(path)).without(list(map(escaped, names)))
 
     return _changed(path, less)
 
@@ -205,28 +205,19 @@ def remove(path: Path, names: Sequence[str]) -> Gallery:
 def _changed(path: Path, change: Callable[[Gallery | None], Gallery]) -> Gallery:
     if path.suffix != SUFFIX:
         raise InputError(f"{path}: a gallery is a file that ends in {SUFFIX}.")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    private_folder(path.parent)
     # A file of its own: the gallery is replaced, and a lock on what was replaced protects nothing. The system
     # frees it when its holder is killed.
-    lock = FileLock(path.with_name(path.name + ".lock"), timeout=_LOCK_SECONDS)
+    lock = FileLock(path.with_name(path.name + ".lock"), timeout=_LOCK_SECONDS, mode=0o600)
     try:
         with lock:
             gallery = change(open_gallery(path) if path.exists() else None)
-            _remove_leftovers(path)
             _write(path, gallery)
     except Timeout:
         raise InputError(
             f"{path}: another process has been writing it for {_LOCK_SECONDS:.0f} seconds. Try again later."
         ) from None
     return gallery
-
-
-def _remove_leftovers(path: Path) -> None:
-    """Of writers that were killed: nobody else writes while we hold the lock."""
-    made_here = re.compile(rf"\.{re.escape(path.stem)}\.[a-z0-9_]{{8}}{re.escape(path.suffix)}")
-    for other in path.parent.iterdir():
-        if made_here.fullmatch(other.name):
-            other.unlink(missing_ok=True)
 
 
 def _write(path: Path, gallery: Gallery) -> None:

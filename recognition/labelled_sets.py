@@ -22,6 +22,7 @@ from data.image_files import people_root, subfolders, unpacked_note, visible
 from data.names import check_distinct
 from data.near_duplicates import SKETCHED_FRAMES, copies_text, find_copies, sketch
 from errors import InputError, InputWarning
+from escaping import escaped
 from evaluation.calibration import FEWEST_PEOPLE
 from evaluation.enrolment_failures import EnrolmentFailures
 from evaluation.set_pairs import SIZE_GROUPS
@@ -95,7 +96,7 @@ def find_labelled(root: Path, flag: str, fewest: int = FEWEST_PEOPLE) -> list[La
                 )
             if _has_files(folder):
                 name = folder.relative_to(root).as_posix()
-                found.append(LabelledSource(subject.name, SetSource(name, folder), is_set))
+                found.append(LabelledSource(escaped(subject.name), SetSource(name, folder), is_set))
     people = {each.subject for each in found}
     if len(people) < fewest:
         raise InputError(

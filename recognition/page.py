@@ -17,6 +17,7 @@ from string import Template
 import numpy as np
 from numpy.typing import NDArray
 
+from escaping import escaped
 from files import atomic_write
 from recognition.adviser import advise, choice_text
 from recognition.decisions import Decisions, about_threshold, nearest_pairs
@@ -389,4 +390,4 @@ def _count(number: int, noun: str) -> str:
 
 
 def _text(text: str) -> str:
-    return html.escape(text, quote=True)
+    return html.escape(escaped(text), quote=True)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from escaping import csv_text
 from files import atomic_path, atomic_write
 from recognition.decisions import Decisions, about_threshold
 from recognition.enrolment import EnrolmentCheck
@@ -29,12 +29,9 @@ def similarities(sets: Sequence[DescribedSet]) -> NDArray[np.float32]:
 
 def write_similarity(path: Path, sets: Sequence[DescribedSet], matrix: NDArray[np.float32]) -> None:
     """The matrix with names as a CSV file."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["", *(each.name for each in sets)])
-    for each, row in zip(sets, matrix, strict=True):
-        writer.writerow([each.name, *(f"{value:.6f}" for value in row)])
-    atomic_write(path, text.getvalue())
+    head = ["", *(each.name for each in sets)]
+    rows = ([each.name, *(f"{value:.6f}" for value in row)] for each, row in zip(sets, matrix, strict=True))
+    atomic_write(path, csv_text(chain([head], rows)))
 
 
 def write_descriptors(path: Path, sets: Sequence[DescribedSet], model: FaceModel) -> None:

@@ -27,6 +27,7 @@ from data.photos import check_aligned, read_photo, thumbnail
 from data.sources import Image
 from data.videos import expected_frames, frames
 from errors import InputError, InputWarning
+from escaping import escaped
 from recognition.colours import ColourSample
 from recognition.face_choice import AGREES, choose_faces
 from recognition.model import FaceModel, describe_features, embed_images
@@ -37,10 +38,13 @@ _READERS = max(1, min(4, os.cpu_count() or 1))
 
 @dataclass(frozen=True)
 class SetSource:
-    """Where a set is: a folder of photos and videos, one photo, or one video."""
+    """Where a set is: a folder of photos and videos, one photo, or one video; `name` is `escaped`."""
 
     name: str
     path: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", escaped(self.name))
 
 
 @dataclass(frozen=True)
@@ -55,10 +59,14 @@ class SetOptions:
 
 @dataclass(frozen=True)
 class Rejected:
-    """A file, frame or photo that gave no face, and why."""
+    """A file, frame or photo that gave no face, and why; both are `escaped`."""
 
     name: str
     reason: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", escaped(self.name))
+        object.__setattr__(self, "reason", escaped(self.reason))
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,7 @@ class FaceRecord:
     """What is known of a face.
 
     Attributes:
-        name: file, with the second of a video and the number among several faces of a photo.
+        name: file, with the second of a video and the number among several faces of a photo; `escaped`.
         medium: number of the photo or video within its set.
         thumbnail: the aligned face as JPEG.
         size: height of the face in its photo, pixels; None for aligned images.
@@ -101,6 +109,9 @@ class FaceRecord:
     measures: FaceMeasures | None = None
     alone: bool = True
     choice: FaceChoice | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", escaped(self.name))
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,6 +30,7 @@ FLOORS = [
         "cosine_statistics",
         "distributed_ops",
         "errors",
+        "escaping",
         "files",
         "machine",
         "matmul_precision",

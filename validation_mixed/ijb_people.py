@@ -14,6 +14,7 @@ from data.feature_templates import TemplateDrawer, TemplateRecipe
 from data.names import match_names, normal, read_names, unknown_names
 from data.sampling import Item
 from errors import InputError, InputWarning
+from escaping import from_csv_cell
 from evaluation.ijb import Cohort
 from evaluation.normalisation import DEFAULT_METHOD, FEWEST_IN_COHORT
 from evaluation.protocols import SetProtocol
@@ -40,7 +41,8 @@ def judged_names(protocol: SetProtocol, path: str | None) -> frozenset[str] | No
     own = protocol.meta("subjects.csv")
     if not own.is_file():
         return listed
-    people = read_table(own, {"SUBJECT_ID": np.int64, "NAME": str}, csv=True)["NAME"].tolist()
+    table = read_table(own, {"SUBJECT_ID": np.int64, "NAME": str}, csv=True)
+    people = [from_csv_cell(name) for name in table["NAME"]]
     if listed is None:
         return frozenset(map(normal, people))
     matches = match_names(listed, people, f"--judged_subjects {path}", protocol.name)

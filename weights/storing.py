@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from errors import InputError
-from files import atomic_path, require_free_space
+from files import atomic_write, require_free_space
 from net import Backbone
 from weights.digest import CHECKSUM, content_checksum, weights_digest
 from weights.reading import BACKBONE_DIGEST
@@ -82,8 +82,7 @@ def save_aggregator(
 
 def _write(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> None:
     require_free_space(path.parent, sum(value.nbytes for value in state.values()))
-    with atomic_path(path) as temporary:
-        save_file(state, temporary, metadata | {CHECKSUM: content_checksum(state, metadata)})
+    atomic_write(path, save(state, metadata | {CHECKSUM: content_checksum(state, metadata)}))
 
 
 def _tensors(module: nn.Module, prefix: str) -> dict[str, Tensor]:
