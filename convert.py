@@ -38,6 +38,7 @@ from data.pairs import find_pair_sets, read_pair_set
 from data.recordio import REC_NAME
 from data.unpacking import FORMATS, Unpacked, pack_folder, unpack_pack, unpack_pairs
 from errors import InputError
+from files import require_output_file, require_output_folder
 
 if TYPE_CHECKING:
     from weights.overrides import Overrides
@@ -76,6 +77,11 @@ _MODES: dict[str, dict[str, Any]] = {
         "detector": "",
         "without_subjects": "",
     },
+}
+# That modes with a folder as --out write into it.
+_FILES = {
+    "check_quality": ("quality.json", "error_versus_reject.png"),
+    "export": ("backbone.onnx", "aggregator.onnx"),
 }
 
 
@@ -240,6 +246,7 @@ def convert(given: Mapping[str, Any]) -> None:
         faults.append("--quality has an effect with --image_format jpg alone. Leave it away.")
     if faults:
         raise InputError.from_faults(faults)
+    _check_output(mode, values)
     work: dict[str, Callable[[Mapping[str, Any]], None]] = {
         "rec_path": _unpack,
         "pack": _pack,
@@ -253,6 +260,25 @@ def convert(given: Mapping[str, Any]) -> None:
         "build_set_benchmark": _build_set_benchmark,
     }
     work[mode](values)
+
+
+def _check_output(mode: str, values: Mapping[str, Any]) -> None:
+    """Before the work. Raises InputError for an output that cannot be written, or that is an input."""
+    out = Path(values["out"]) if values.get("out") else None
+    if mode in ("weights", "aggregator"):
+        source, target = values[mode]
+        require_output_file(Path(target), f"--{mode}", inputs=[Path(source)])
+    elif mode == "draw_faces":
+        require_output_folder(Path(values[mode]), "--draw_faces")
+    elif mode == "fetch_weights" and out is not None:
+        require_output_file(out, "--out")
+    elif mode == "rec_path":
+        folder = Path(values[mode]) if out is None else out
+        require_output_folder(folder, "--rec_path" if out is None else "--out")
+    elif out is not None:
+        require_output_folder(out, "--out", files=_FILES.get(mode, ()))
+    if values.get("store"):
+        require_output_file(Path(values["store"]), "--store", inputs=[Path(values[mode][0])])
 
 
 def _unpack(values: Mapping[str, Any]) -> None:

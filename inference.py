@@ -30,7 +30,7 @@ from data.detection import find_detector
 from data.sources import Image
 from data.synthetic import draw_faces, draw_portrait
 from errors import InputError
-from files import atomic_write
+from files import atomic_write, require_output_folder
 from recognition.adviser import advise
 from recognition.calibration import Calibration, read_calibration
 from recognition.decisions import decide_sets, decisions_text, write_decisions
@@ -58,6 +58,7 @@ EXPERIMENTS = ROOT / "experiments"
 DEMO_WEIGHTS = ROOT / "demo" / "coreset_0" / "best.ckpt"
 GALLERY_COMMANDS = ("enroll", "search", "remove", "list")
 CALIBRATE = "calibrate"
+_WRITTEN = ("report.html", "similarity.csv", "descriptors.npz", "descriptors.json", "decisions.csv")
 _REJECTED_SHOWN = 10
 # Subjects that the demo's network has not seen: it learns from those of seed 0.
 _EXAMPLE_SEED, _EXAMPLE_SUBJECT, _EXAMPLE_FACES = 1, 2, 9
@@ -110,6 +111,7 @@ def infer(args: argparse.Namespace) -> None:
     faults: list[str] = []
     limits = _tried(faults, lambda: limits_of(args))
     options = _tried(faults, lambda: set_options_of(args))
+    _tried(faults, lambda: require_output_folder(args.out, "--out", files=_WRITTEN))
     sources = _tried(faults, lambda: sources_of(args))
     model = _tried(faults, lambda: model_of(args))
     if options is not None and not options.aligned:
@@ -125,19 +127,19 @@ def infer(args: argparse.Namespace) -> None:
         raise InputError("no face was found in any of the sets; nothing is written.")
     matrix = similarities(sets)
     checks = [check_set(model, each, limits) for each in sets]
-    write_similarity(args.out / "similarity.csv", sets, matrix)
     advice = [advise(each, check) for each, check in zip(sets, checks, strict=True)]
-    write_descriptors(args.out / "descriptors.npz", sets, model)
-    write_summary(args.out / "descriptors.json", model, sets, empty, checks, advice)
     decisions = None if calibration is None else decide_sets(calibration, sets, matrix)
-    write_page(args.out / "report.html", Report(model, sets, empty, matrix, checks, decisions))
+    # Before the files, of which a full disk may take none.
     print(f"\n{matrix_text(sets, matrix, decisions)}\n\n{check_text(sets, checks)}")
     print(f"\n{advice_text(sets, advice)}")
     if decisions is not None:
-        write_decisions(args.out / "decisions.csv", sets, matrix, decisions)
         print(f"\n{decisions_text(sets, decisions)}")
-    written = ["report.html", "similarity.csv", "descriptors.npz", "descriptors.json"]
-    written += [] if decisions is None else ["decisions.csv"]
+        write_decisions(args.out / "decisions.csv", sets, matrix, decisions)
+    write_similarity(args.out / "similarity.csv", sets, matrix)
+    write_descriptors(args.out / "descriptors.npz", sets, model)
+    write_summary(args.out / "descriptors.json", model, sets, empty, checks, advice)
+    write_page(args.out / "report.html", Report(model, sets, empty, matrix, checks, decisions))
+    written = _WRITTEN[: None if decisions is not None else -1]
     print(f"\neverything is in {args.out}: {', '.join(written)}")
 
 

@@ -17,7 +17,8 @@ import logging
 import sys
 import warnings
 from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, _ArgumentGroup
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -35,13 +36,14 @@ from errors import InputError
 from evaluation.held_out import held_out_table
 from evaluation.metrics import FoldAccuracy
 from evaluation.report import markdown_table, percent
-from files import atomic_write
+from files import atomic_write, fault_text, require_output_folder
 from head import HEADS
 from label_run import checked_labels
 from matmul_precision import GpuMode
 from net import BACKBONES
 from run_folder import (
     BEST,
+    LAST,
     KeepBest,
     KeepLast,
     MetricsLogger,
@@ -114,8 +116,12 @@ def train(given: Mapping[str, Any]) -> None:
     processes = devices * settings.num_nodes
     rank = take_rank(devices, settings.num_nodes)
     mode = GpuMode.of_training(settings.stage, gpu=accelerator == "gpu")
-    run = build_run(settings, saved, processes=processes, gpu=accelerator == "gpu", dry_run=dry)
     folder = Path(settings.out)
+    if not settings.fast_dev_run:
+        require_output_folder(folder, "--out")
+    if settings.cache_features is not None:
+        require_output_folder(settings.feature_folder, "--cache_features")
+    run = build_run(settings, saved, processes=processes, gpu=accelerator == "gpu", dry_run=dry)
     if rank == 0:
         each = f"{processes} x {accelerator}, {settings.batch_size // processes} of a batch on each"
         _say(run, settings, checkpoint, evaluate, each)
@@ -137,7 +143,8 @@ def train(given: Mapping[str, Any]) -> None:
         with interruptible():
             trainer.validate(run.module, run.data, ckpt_path=checkpoint, verbose=False)
     else:
-        trainer.fit(run.module, run.data, ckpt_path=checkpoint)
+        with _telling_what_is_kept(folder):
+            trainer.fit(run.module, run.data, ckpt_path=checkpoint)
         best = folder / BEST
         if not settings.fast_dev_run and run.validates:
             ckpt_path = trainer.strategy.broadcast(str(best) if best.is_file() else None)
@@ -149,12 +156,27 @@ def train(given: Mapping[str, Any]) -> None:
         print(f"\n{skipped_text(run.skipped)}")
 
 
+@contextmanager
+def _telling_what_is_kept(folder: Path) -> Iterator[None]:
+    """Says of a fault of the machine, such as a full disk, where the training can go on."""
+    try:
+        yield
+    except OSError as fault:
+        text, last = fault_text(fault), folder / LAST
+        if text is None or not last.is_file():
+            raise
+        raise InputError(
+            f"{text}\nTraining stopped. --resume_from_checkpoint {last} goes on from the last checkpoint."
+        ) from fault
+
+
 def _evaluate_backbone(given: Mapping[str, Any]) -> None:
     """Accuracy of weights on pair sets, into a run folder."""
     settings = evaluation_settings({name: value for name, value in given.items() if name != "evaluate"})
     accelerator, devices = _devices(settings)
     if take_rank(devices, settings.num_nodes) == 0:
         print(f"evaluates {settings.start_from_model_statedict} on pair sets, {devices} x {accelerator}")
+    require_output_folder(Path(settings.out), "--out")
     accuracies = evaluate_backbone(settings, gpu=accelerator == "gpu", devices=devices)
     if accuracies is None:
         return

@@ -38,7 +38,7 @@ from errors import InputError
 from evaluation.curves import draw_curves
 from evaluation.metrics import FoldAccuracy
 from evaluation.report import versions
-from files import atomic_path, atomic_write
+from files import atomic_path, atomic_write, private_folder
 from json_files import json_text, read_json
 from process_faults import stop_watching
 from train_val import UNUSABLE_SUBJECTS, BackboneTrainer, FaceCoresetNet
@@ -432,14 +432,13 @@ def metrics_before(path: Path, step: int) -> str:
 
 
 def _free_folder(root: Path, prefix: str) -> Path:
+    private_folder(root)
     for number in range(sys.maxsize):
         folder = root / f"{prefix}_{number}"
         try:
-            folder.mkdir(parents=True)
+            folder.mkdir(mode=0o700)
         except FileExistsError:
             continue
-        except OSError as fault:
-            raise InputError(f"{folder}: cannot be made ({fault.strerror}). Choose another --out.") from None
         return folder
     raise InputError(f"{root}: no number is left for another run of {prefix}.")
 

@@ -27,7 +27,7 @@ from errors import InputError
 from evaluation.face_files import ListedFaces
 from evaluation.report import SCHEMA, Result, protocol_text, versions, write_result
 from evaluation.templates import FLIP_RULES, warn_of_doubled_norms
-from files import atomic_write
+from files import atomic_write, require_output_folder
 from machine import peak_resident_mib
 from net import BACKBONES, Backbone
 from settings import FACES_AT_ONCE, PRECISIONS
@@ -107,6 +107,13 @@ def add_output(parser: argparse.ArgumentParser, name: str) -> None:
     group.add_argument(
         "--compare", metavar="PUBLISHED", help="a published row (adaface_ir_101_webface4m), or a result.json"
     )
+
+
+def check_output(out: Path, cache: Path | None) -> None:
+    """Raises InputError unless results and features can be written, before they are made."""
+    require_output_folder(out, "--out", files=("result.json", "report.md"))
+    if cache is not None:
+        require_output_folder(cache, "--cache")
 
 
 def parsed(parser: argparse.ArgumentParser, *optional: str) -> argparse.Namespace:
@@ -366,9 +373,10 @@ def heading(result: Result, model: Model) -> str:
 
 
 def leave(out: Path, result: Result, paragraphs: Sequence[str]) -> None:
-    """Writes result.json and report.md into `out`, prints the report, and says where all is."""
-    write_result(out, result)
+    """Prints the report, writes result.json and report.md into `out`, and says where all is."""
     text = "\n\n".join(paragraphs)
-    atomic_write(out / "report.md", text + "\n")
+    # Before the files, of which a full disk may take none.
     print(text)
+    write_result(out, result)
+    atomic_write(out / "report.md", text + "\n")
     print(f"\neverything is in {out}: result.json, report.md, features/")

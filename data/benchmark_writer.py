@@ -24,7 +24,7 @@ from data.benchmark_protocol import BenchmarkProtocol, with_causes
 from data.views import Degradation, Kind, degrade, draw_degradation, neighbour
 from errors import InputError
 from escaping import csv_cell
-from files import atomic_write, sha256_of
+from files import atomic_write, private_folder, sha256_of
 
 MANIFEST = "manifest.json"
 FEATURES = "features"
@@ -51,11 +51,11 @@ def write_benchmark(
     Raises:
         InputError: features that cannot follow the protocol, or an image that cannot be read any more.
     """
-    (folder / "meta").mkdir(parents=True)
+    private_folder(folder / "meta")
     if pool.bank is not None:
         faces = _write_features(folder / FEATURES, pool, plan, seed)
     else:
-        (folder / "loose_crop").mkdir()
+        private_folder(folder / "loose_crop")
         faces = list(_write_images(folder / "loose_crop", pool, plan, protocol, seed))
     _write_meta(folder / "meta", name.lower(), pool, plan, faces)
     manifest = {
@@ -184,7 +184,7 @@ def _write_features(folder: Path, pool: MediaPool, plan: BenchmarkPlan, seed: in
     bank = pool.bank
     if bank is None:
         raise InputError("expected features.")
-    folder.mkdir()
+    private_folder(folder)
     rows: list[int] = []
     faces: list[_Face] = []
     for place, each in enumerate(plan.media):

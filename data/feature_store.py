@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from errors import InputError
-from files import atomic_write, require_free_space
+from files import atomic_write, private_folder, require_free_space
 from machine import usable_cores
 
 MANIFEST = "store.json"
@@ -232,7 +232,7 @@ class FeatureWriter:
     def _create(self, identity: Mapping[str, str], about: Mapping[str, str]) -> None:
         arrays = self.layout.arrays()
         require_free_space(self.folder, sum(kind.itemsize * int(np.prod(s)) for kind, s in arrays.values()))
-        (self.folder / _PARTS).mkdir(parents=True, exist_ok=True)
+        private_folder(self.folder / _PARTS)
         # Nothing here is a store yet: digests of an earlier one without its manifest would be believed.
         for leftover in (self.folder / _PARTS).iterdir():
             leftover.unlink()

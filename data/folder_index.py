@@ -29,7 +29,7 @@ from data.image_files import (
 )
 from data.names import check_distinct
 from errors import InputError
-from files import atomic_path, cache_folder
+from files import atomic_path, cache_folder, private_folder
 
 INDEX_FOLDER = ".face_index"
 
@@ -214,7 +214,7 @@ def writable_index_folder(root: Path) -> tuple[Path | None, int]:
     """Which of them can be written to, and the time there: the file system's clock may not be ours."""
     for folder in index_folders(root):
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            private_folder(folder)
             with tempfile.NamedTemporaryFile(dir=folder) as probe:
                 return folder, os.fstat(probe.fileno()).st_mtime_ns
         except OSError:  # noqa: PERF203 - two folders, and the second is tried because the first failed

@@ -16,7 +16,7 @@ from data.label_check import LabelFindings, SamePair
 from data.sheets import contact_sheet
 from data.sources import Image
 from escaping import csv_text
-from files import atomic_write
+from files import atomic_write, private_folder
 
 CSV = "label_check.csv"
 _MOST_ROWS = 40
@@ -41,7 +41,7 @@ class CheckedFaces:
 
 def write_report(folder: Path, faces: CheckedFaces, findings: LabelFindings) -> list[str]:
     """Writes the list and, where there are images, the sheets; gives the names of the files."""
-    folder.mkdir(parents=True, exist_ok=True)
+    private_folder(folder)
     atomic_write(folder / CSV, _csv(faces, findings))
     written = [CSV]
     for name, rows in _sheets(faces, findings):

@@ -29,7 +29,7 @@ from data.recordio import IDX_NAME, REC_NAME, FacePack, read_face_pack, write_fa
 from data.sources import FACE_SIZE, ImageFolder, decode_face
 from errors import InputError
 from escaping import csv_text
-from files import atomic_write, require_free_space
+from files import atomic_write, private_folder, require_free_space
 
 FORMATS = ("original", "jpg", "png")
 
@@ -100,7 +100,7 @@ def unpack_pack(
     job = _Job(pack, images, image_format, quality)
     subjects = np.unique(pack.labels).tolist()
     for label in subjects:
-        (images / str(label)).mkdir(exist_ok=True)
+        private_folder(images / str(label))
     total = Unpacked(subjects=len(subjects), notes=list(pack.notes))
     with tqdm(total=len(pack.keys), desc="unpacking", unit="image", smoothing=0) as bar:
         for part, count in _parts(job, num_workers):
@@ -124,7 +124,7 @@ def unpack_pairs(pairs: PairSet, out: Path) -> int:
     Raises:
         InputError: no pair can be decoded, or too little room on the disk.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    private_folder(out)
     require_free_space(out, sum(len(content) + _BLOCK for content in pairs.images))
     rows: list[list[object]] = [["first", "second", "mated"]]
     count = 0

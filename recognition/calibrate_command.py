@@ -39,7 +39,7 @@ from evaluation.normalisation import (
     gains,
 )
 from evaluation.set_pairs import InnerProducts, SetPairs, all_pairs, groups_of
-from files import atomic_write
+from files import atomic_write, require_output_file
 from recognition.calibration import SCHEMA, encoded
 from recognition.flags import add_model_flags, add_photo_flags, model_of, set_options_of
 from recognition.gallery_commands import GalleryCommand
@@ -64,6 +64,7 @@ def calibrate_sets(args: argparse.Namespace) -> None:
     faults = Faults()
     if args.out.suffix != ".json":
         faults.sentences.append(f"--out {args.out}: expected a name that ends in .json.")
+    faults.of(lambda: require_output_file(args.out, "--out"))
     if args.faces == "all":
         faults.sentences.append("--faces all: the others in a photo are not its subject. Leave it away.")
     if args.replicates < _FEWEST_REPLICATES:

@@ -16,6 +16,7 @@ from data.names import same_names
 from errors import InputError
 from evaluation.enrolment_failures import EnrolmentFailures
 from evaluation.metrics import RULE_OF_30
+from files import require_output_file
 from recognition.adviser import CONTAMINATION, Advice, advise, face_choices
 from recognition.calibration import Calibration, read_calibration
 from recognition.decisions import Decisions, decide
@@ -276,6 +277,8 @@ def _opened(
     missing = may_be_missing and not args.gallery.exists()
     if may_be_missing and args.gallery.suffix != SUFFIX:
         faults.sentences.append(f"--gallery {args.gallery}: expected a name that ends in {SUFFIX}.")
+    if may_be_missing:
+        faults.of(lambda: require_output_file(args.gallery, "--gallery"))
     gallery = None if missing else faults.of(lambda: open_gallery(args.gallery))
     sources = faults.of(lambda: sources_of(args))
     options = faults.of(lambda: set_options_of(args))

@@ -41,6 +41,7 @@ from validation import (
     Seconds,
     add_model,
     add_output,
+    check_output,
     embed,
     heading,
     leave,
@@ -84,6 +85,7 @@ def validate(args: argparse.Namespace) -> None:
         InputError: flags, weights or data that cannot be used, all in one message.
     """
     faults, seconds = Faults(), Seconds()
+    faults.of(lambda: check_output(args.out, args.cache))
     model = open_model(args, faults)
     pairs = faults.of(lambda: find_pairs(args.data_root, args.sets, args.pairs))
     reference = None

@@ -41,6 +41,7 @@ from validation import (
     add_model,
     add_output,
     add_sets,
+    check_output,
     embed,
     heading,
     leave,
@@ -87,6 +88,7 @@ def validate(args: argparse.Namespace) -> None:
         InputError: flags, weights or data that cannot be used, all in one message.
     """
     faults, seconds = Faults(), Seconds()
+    faults.of(lambda: check_output(args.out, args.cache))
     model, aggregators = open_model_of_sets(args, DEFAULT_AGGREGATOR, faults)
     with seconds.of("read"):
         pairs = faults.of(lambda: find_videos(args.data_root, args.splits, args.frames, args.detector))

@@ -38,6 +38,7 @@ from validation import (
     add_model,
     add_output,
     add_sets,
+    check_output,
     embed,
     heading,
     leave,
@@ -89,6 +90,7 @@ def validate(args: argparse.Namespace) -> None:
         InputError: flags, weights or data that cannot be used, all in one message.
     """
     faults, seconds = Faults(), Seconds()
+    faults.of(lambda: check_output(args.out, args.cache))
     model, aggregators = open_model_of_sets(args, DEFAULT_AGGREGATOR, faults)
     data = None
     if args.data_root is None:

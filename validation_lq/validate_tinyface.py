@@ -31,6 +31,7 @@ from validation import (
     Seconds,
     add_model,
     add_output,
+    check_output,
     embed,
     heading,
     leave,
@@ -72,6 +73,7 @@ def validate(args: argparse.Namespace) -> None:
         InputError: flags, weights or data that cannot be used, all in one message.
     """
     faults, seconds = Faults(), Seconds()
+    faults.of(lambda: check_output(args.out, args.cache))
     model = open_model(args, faults)
     protocol = None
     if args.data_root is None:

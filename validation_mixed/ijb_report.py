@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -54,18 +53,17 @@ class Evaluated:
 
 
 def report(done: Evaluated, out: Path, reference: Reference | None) -> None:
-    """Writes everything into `out` and prints the tables."""
-    began = time.perf_counter()
-    _plots(done, out)
-    done.figures.seconds["plots"] = time.perf_counter() - began
+    """Prints the tables and writes everything into `out`."""
     results = {name: _result(done, name) for name in done.figures.aggregators}
     main = next(iter(results))
     sections = {name: figures.sections() for name, figures in done.figures.aggregators.items()}
     several = {"aggregators": sections, "differences": [asdict(d) for d in done.figures.differences]}
-    write_result(out, results[main] | (several if len(sections) > 1 else {}))
     text = _text(done, results, compare(results[main], reference) if reference else None)
-    atomic_write(out / "report.md", text + "\n")
+    # Before the files, of which a full disk may take none.
     print(text)
+    write_result(out, results[main] | (several if len(sections) > 1 else {}))
+    atomic_write(out / "report.md", text + "\n")
+    _plots(done, out)
     print(f"\neverything is in {out}: result.json, report.md, plots/, features/ (for --features)")
 
 

@@ -43,6 +43,7 @@ from evaluation.published import find_reference
 from evaluation.templates import warn_of_doubled_norms
 from net import Backbone
 from settings import FACES_AT_ONCE
+from validation import EXPERIMENTS, check_output
 from validation_mixed.ijb_flags import (
     DEFAULT_AGGREGATOR,
     DEFAULTS,
@@ -72,8 +73,6 @@ from weights import (
     weights_sha256,
 )
 
-ROOT = Path(__file__).resolve().parents[1]
-
 
 @dataclass(frozen=True)
 class _Trained:
@@ -100,6 +99,7 @@ def validate(given: Mapping[str, Any]) -> None:
     check_flags(given)
     values = DEFAULTS | dict(given)
     name = values["dataset_name"]
+    out = _output(values)
     rules = Rules.of_paper(values["protocol"], changed_rules(given))
     reference = find_reference(values["compare"], name) if "compare" in values else None
     trained = _trained_aggregators(values)
@@ -108,7 +108,6 @@ def validate(given: Mapping[str, Any]) -> None:
     used = [trained[name] for name in aggregators if name in trained]
     for entry in used:
         warn_of_doubled_norms(rules.flip, entry.module, entry.name)
-    out = Path(values["out"]) if "out" in values else ROOT / "experiments" / name
 
     began = time.perf_counter()
     protocol = read_protocol(Path(values["data_root"]), name)
@@ -156,6 +155,13 @@ def validate(given: Mapping[str, Any]) -> None:
     two_people = values.get("two_people")
     done = Evaluated(protocol, rules, values["protocol"], cohort, two_people, features, figures, hashes)
     report(done, out, reference)
+
+
+def _output(values: Mapping[str, Any]) -> Path:
+    """The output folder, probed before the work as the cache is."""
+    out = Path(values["out"]) if "out" in values else EXPERIMENTS / values["dataset_name"]
+    check_output(out, Path(values["cache"]) if "cache" in values else None)
+    return out
 
 
 def _given(

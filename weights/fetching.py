@@ -17,7 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from errors import InputError
-from files import require_free_space, sha256_of
+from files import atomic_path, private_folder, require_free_space, sha256_of
 from weights.catalogue import CATALOGUE, Entry, fetched_path
 from weights.hub import PREFIX, hub_file
 from weights.reading import what_it_may_be
@@ -56,7 +56,7 @@ def fetch(entry: Entry, out: Path | None = None, *, pause: float = 2.0) -> Path:
         _check(entry, target, "Remove it, and fetch it again.")
         return target
     partial = target.with_name(f"{target.name}.part")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    private_folder(target.parent)
     _download(entry, partial, pause)
     try:
         _check(entry, partial, "The catalogue's entry may be out of date; nothing was kept.")
@@ -109,14 +109,14 @@ def _receive(entry: Entry, partial: Path) -> None:
         request.add_header("Range", f"bytes={start}-")
         if version.exists():
             # Else the end of a new file could be put behind the beginning of an old one.
-            request.add_header("If-Range", version.read_text())
+            request.add_header("If-Range", version.read_text(encoding="utf-8"))
     with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as answer:
         if start and answer.status != 206:
             # The server sends the whole file again.
             start = 0
         tag = answer.headers.get("ETag") or ""
         if tag.startswith('"'):
-            version.write_text(tag)
+            version.write_text(tag, encoding="utf-8")
         length = answer.headers.get("Content-Length")
         total = None if length is None else start + int(length)
         if total is not None:
@@ -155,8 +155,6 @@ def _check(entry: Entry, path: Path, advice: str) -> None:
 def _copied(file: Path, out: Path | None) -> Path:
     if out is None:
         return file
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f"{out.name}.part")
-    shutil.copyfile(file, partial)
-    partial.replace(out)
+    with atomic_path(out) as temporary:
+        shutil.copyfile(file, temporary)
     return out
