@@ -226,8 +226,8 @@ def _existing(folder: Path) -> Path:
 
 def _size(count: float) -> str:
     for unit in ("bytes", "KiB", "MiB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
+        if count < 1024:
+            return f"{count:.4g} {unit}"
         count /= 1024
     return f"{count:.2f} GiB"
 

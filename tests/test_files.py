@@ -253,7 +253,7 @@ def test_a_disk_that_takes_nothing_is_told_before_the_work(
 
 def test_little_room_is_told_in_units_that_show_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files.shutil, "disk_usage", lambda _: type("usage", (), {"free": 12 * 1024}))
-    with pytest.raises(InputError, match=r"48\.8 KiB.* 12 KiB"):
+    with pytest.raises(InputError, match=r"48\.83 KiB.* 12 KiB"):
         require_free_space(tmp_path / "a" / "b", 50_000)
 
 
