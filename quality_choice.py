@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from coreset.quality import FaceQuality
+from coreset.quality import quality_module
 from data.near_duplicates import copies_text, find_copies, sketch
 from data.quality_measures import detector_scores, sharpness
 from data.sources import Image, ImageFolder, LooseImages, SubjectIndex
@@ -266,8 +266,8 @@ def _without_copies(
 def _learned(
     aggregator: nn.Module | None, features: NDArray[Any], norms: NDArray[Any]
 ) -> NDArray[np.float32] | None:
-    quality = getattr(aggregator, "quality", None)
-    if not isinstance(quality, FaceQuality) or quality.kind != "learned":
+    quality = quality_module(aggregator)
+    if quality is None or quality.kind != "learned":
         return None
     found = quality(torch.from_numpy(features), torch.from_numpy(norms))
     return np.asarray(found.float().numpy(), np.float32)

@@ -267,10 +267,9 @@ def aggregator_options(
     options = inspect.signature(AGGREGATORS[settings.aggregator]).parameters
     if "embedding_size" not in options:
         raise InputError(f"--aggregator {settings.aggregator}: has nothing to train. Evaluate it as it is.")
+    quality = settings.quality or default_quality(spec)
     if settings.aggregator != "coreset":
-        if settings.quality != "norm" and "quality" not in options:
-            raise InputError(f"--quality {settings.quality}: {settings.aggregator} has no such option.")
-        values = {"quality": settings.quality, "context_size": spec.context_size}
+        values = {"quality": "" if quality == "norm" else quality, "context_size": spec.context_size}
         own = {name: value for name, value in values.items() if value and name in options}
         limits = _cosine_limits(spec) if saved is None else saved.aggregator_options
         own |= {name: limits[name] for name in _COSINE_LIMITS if name in options and name in limits}
@@ -282,7 +281,7 @@ def aggregator_options(
         "learn_gamma": settings.learns_gamma,
         "selection_temperature": settings.selection_temperature,
         "learn_temperature": settings.learn_temperature,
-        "quality": settings.quality,
+        "quality": quality,
         **given,
     }
 
@@ -527,10 +526,17 @@ def cosine_lines(spec: BackboneSpec) -> list[str]:
 
 
 def quality_warnings(settings: Settings, backbone: Backbone | None) -> list[str]:
-    """A sentence where faces are weighed by a norm that the backbone's spec says is no measure of quality."""
-    if backbone is None or backbone.spec.norm_is_quality or settings.quality != "norm":
+    """A sentence where faces are weighed by a norm that is not known to be a measure of quality."""
+    quality = None if backbone is None else settings.quality or default_quality(backbone.spec)
+    if backbone is None or backbone.spec.norm_is_quality or quality != "norm":
         return []
+    known = "is not known to be" if backbone.spec.norm_is_quality is None else "is not"
     return [
-        f"The norm of {backbone.spec.name} is no measure of quality, by what its weights say: --quality "
-        "learned may do better. python convert.py --check_quality WEIGHTS IMAGES measures it."
+        f"The norm of {backbone.spec.name} {known} a measure of quality, by what its weights say: --quality "
+        "learned may do better. python convert.py --check-quality WEIGHTS IMAGES --store OUT measures it."
     ]
+
+
+def default_quality(spec: BackboneSpec) -> str:
+    """What aggregators weigh faces by where no flag says it: as the weights say, else by the norm."""
+    return "learned" if spec.norm_is_quality is False else "norm"

@@ -77,7 +77,7 @@ _OPTIMISED: dict[str, dict[str, Any]] = {
     },
     # The stage's defaults are the published recipe; its training may choose a face again, and gamma may be
     # negative.
-    "published": {"aggregator_options": {"mask_picked": False, "clamp_gamma": False}},
+    "published": {"quality": "norm", "aggregator_options": {"mask_picked": False, "clamp_gamma": False}},
 }
 PRESETS = tuple(_OPTIMISED)
 # What a resumed run may do in another way than the run it goes on from; all else would make it another run.
@@ -93,9 +93,9 @@ CHANGEABLE = {
 class Settings:
     """All that a run follows from; the flags of main.py under their own names.
 
-    `m` None is the head's own margin; `epoch_items` None are all images (backbone stage) or a tenth of them;
-    `train_data_path` None stands where `features` are trained from; an empty `cache_features` is a folder
-    among the run folders.
+    `m` None is the head's own margin; `quality` None is what the backbone's weights say; `epoch_items` None
+    are all images (backbone stage) or a tenth of them; `train_data_path` None stands where `features` are
+    trained from; an empty `cache_features` is a folder among the run folders.
     """
 
     stage: str
@@ -134,7 +134,7 @@ class Settings:
     preset: str | None = None
     aggregator: str = "coreset"
     aggregator_options: Mapping[str, Any] | None = None
-    quality: str = "norm"
+    quality: str | None = None
     cache_features: str | None = None
     views: int = 16
     cache_dtype: str = "float16"

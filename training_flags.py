@@ -147,7 +147,8 @@ def add_recipe_flags(group: _ArgumentGroup) -> None:
     group.add_argument(
         "--quality",
         choices=QUALITIES,
-        help="what the aggregator weighs faces by; see convert.py --check-quality" + _default("quality"),
+        help="what the aggregator weighs faces by (default: the norm, or learned where the weights say that "
+        "it is no quality; see convert.py --check-quality)",
     )
     group.add_argument(
         "--head_init",

@@ -28,8 +28,8 @@ class NeuralAggregation(LearnedAggregator):
     subjects, as the task is; here the recipe's loss, which has both.
     """
 
-    def __init__(self, *, embedding_size: int) -> None:
-        super().__init__(embedding_size)
+    def __init__(self, *, embedding_size: int, quality: str = "norm") -> None:
+        super().__init__(embedding_size, quality=quality)
         self.query = nn.Parameter(torch.zeros(embedding_size))
         self.transfer = nn.Linear(embedding_size, embedding_size)
         nn.init.zeros_(self.transfer.weight)
@@ -55,8 +55,8 @@ class ContextAttention(LearnedAggregator):
     for it.
     """
 
-    def __init__(self, *, embedding_size: int, hidden_size: int = 256) -> None:
-        super().__init__(embedding_size)
+    def __init__(self, *, embedding_size: int, hidden_size: int = 256, quality: str = "norm") -> None:
+        super().__init__(embedding_size, quality=quality)
         check_counts("context_attention", hidden_size=hidden_size)
         self.context = hidden_layers(2 * embedding_size, hidden_size, embedding_size)
 

@@ -40,8 +40,8 @@ class ClusterAggregate(LearnedAggregator):
     blocks of 8 heads, a weight for each value. Its losses on cluster and centre are not used.
     """
 
-    def __init__(self, *, embedding_size: int, num_centres: int = 4) -> None:
-        super().__init__(embedding_size)
+    def __init__(self, *, embedding_size: int, num_centres: int = 4, quality: str = "norm") -> None:
+        super().__init__(embedding_size, quality=quality)
         check_counts("caface", num_centres=num_centres)
         M = num_centres
         self.style = hidden_layers(embedding_size + _STATISTICS, _WIDTH, _STYLE)

@@ -20,8 +20,8 @@ class InverseVariance(LearnedAggregator):
     descriptors. Descriptors are compared by cosine, as all others, so that the fused variance goes unused.
     """
 
-    def __init__(self, *, embedding_size: int, hidden_size: int = 256) -> None:
-        super().__init__(embedding_size)
+    def __init__(self, *, embedding_size: int, hidden_size: int = 256, quality: str = "norm") -> None:
+        super().__init__(embedding_size, quality=quality)
         check_counts("inverse_variance", hidden_size=hidden_size)
         self.log_variance = nn.Sequential(
             nn.Linear(embedding_size + 1, hidden_size),

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from coreset.compiled import CompilableMaths
+from coreset.quality import FaceQuality
 from coreset.selection import SMALLEST_NORM, at_least_float32, without_autocast
 from coreset.sets import FaceSets, SetDescriptor
 from errors import InputError
@@ -39,13 +40,14 @@ class LearnedAggregator(CompilableMaths):
     The descriptor's norm is the length of `Described.vectors` times the faces' mean norm by shares: in the
     scale of the backbone's norms, which AdaFace's head expects, and lower where the faces disagree.
 
-    `context_size`: of the `embedding_size` values of a feature, those at the end that are context.
+    `context_size`: of the `embedding_size` values of a feature, those at the end that are context. `quality`:
+    of `coreset.quality`, in place of the norms that the maths is given.
 
     Raises:
-        InputError: an embedding size below 1, or a context that leaves nothing of it.
+        InputError: an embedding size below 1, a context that leaves nothing of it, or no such quality.
     """
 
-    def __init__(self, embedding_size: int, context_size: int = 0) -> None:
+    def __init__(self, embedding_size: int, context_size: int = 0, quality: str = "norm") -> None:
         super().__init__()
         name = type(self).__name__
         if embedding_size < 1:
@@ -54,6 +56,7 @@ class LearnedAggregator(CompilableMaths):
             raise InputError(f"{name}: context_size {context_size} must be in 0..{embedding_size - 1}.")
         self.embedding_size = embedding_size
         self.context_size = context_size
+        self.face_quality = FaceQuality(quality, name, "spread", embedding_size)
 
     @abstractmethod
     def _describe(self, features: Tensor, norms: Tensor, mask: Tensor) -> Described:
@@ -73,6 +76,7 @@ class LearnedAggregator(CompilableMaths):
                 f"{type(self).__name__}: made for features of {self.embedding_size} values, found "
                 f"{sets.embedding_size}. Use the backbone that this aggregator was trained with."
             )
+        sets = self.face_quality.applied(sets)
         weights = None if self.training else sets.norms.new_zeros(sets.num_faces, dtype=torch.float32)
         order, vectors, picks = [], [], []
         for chunk in sets.chunks():
@@ -91,6 +95,7 @@ class LearnedAggregator(CompilableMaths):
         self, features: Tensor, norms: Tensor, mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """As `CoresetAggregator.aggregate_padded`: what an exporter traces."""
+        norms = self.face_quality(features, norms)
         if mask is not None:
             features, norms = features.masked_fill(~mask.unsqueeze(-1), 0), norms.masked_fill(~mask, 0)
         padded: tuple[Tensor, Tensor, Tensor] = self._run_maths(features, norms, mask)

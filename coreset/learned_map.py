@@ -25,8 +25,15 @@ class LearnedMap(LearnedAggregator):
     in the faces.
     """
 
-    def __init__(self, *, embedding_size: int, hidden_size: int = 384, exponent: float = 1.0) -> None:
-        super().__init__(embedding_size)
+    def __init__(
+        self,
+        *,
+        embedding_size: int,
+        hidden_size: int = 384,
+        exponent: float = 1.0,
+        quality: str = "norm",
+    ) -> None:
+        super().__init__(embedding_size, quality=quality)
         check_counts("learned_map", hidden_size=hidden_size)
         self.exponent = LearnedExponent(exponent)
         self.map = starting_at_zero(hidden_layers(embedding_size, hidden_size, embedding_size))

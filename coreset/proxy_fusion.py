@@ -35,8 +35,9 @@ class ProxyFusion(LearnedAggregator):
         num_chosen: int = 4,
         proxy_space: int = 10,
         dropout: float = 0.1,
+        quality: str = "norm",
     ) -> None:
-        super().__init__(embedding_size)
+        super().__init__(embedding_size, quality=quality)
         check_counts("proxy_fusion", num_proxies=num_proxies, num_chosen=num_chosen, proxy_space=proxy_space)
         if num_chosen > num_proxies:
             raise InputError(f"proxy_fusion: num_chosen {num_chosen} of num_proxies {num_proxies} proxies.")

@@ -98,5 +98,11 @@ class FaceQuality(nn.Module):
 
 def quality_of(aggregator: nn.Module) -> str:
     """What an aggregator weighs faces by; 'norm' for those without the option."""
-    quality = getattr(aggregator, "quality", None)
-    return quality.kind if isinstance(quality, FaceQuality) else "norm"
+    quality = quality_module(aggregator)
+    return "norm" if quality is None else quality.kind
+
+
+def quality_module(aggregator: nn.Module | None) -> FaceQuality | None:
+    """What an aggregator weighs faces by, as a module; None for those without the option."""
+    own = (getattr(aggregator, name, None) for name in ("quality", "face_quality"))
+    return next((module for module in own if isinstance(module, FaceQuality)), None)

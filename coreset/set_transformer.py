@@ -42,8 +42,9 @@ class SetTransformer(LearnedAggregator):
         width: int = 128,
         num_heads: int = 4,
         context_size: int = 0,
+        quality: str = "norm",
     ) -> None:
-        super().__init__(embedding_size, context_size)
+        super().__init__(embedding_size, context_size, quality)
         check_heads("set_transformer", width, num_heads)
         if inducing_points < 0:
             raise InputError(

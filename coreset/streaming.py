@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from coreset.aggregator import CoresetAggregator
 from coreset.candidates import Candidates, StreamedFaces
 from coreset.pooling import BestNorm, FpsMean, Mean, MediaMean, NormWeighted, RandomK, TopK
-from coreset.quality import FaceQuality, quality_of
+from coreset.quality import FaceQuality, quality_module, quality_of
 from coreset.sets import FaceSets, SetDescriptor
 from errors import InputError
 
@@ -61,7 +61,7 @@ class TemplateStream:
         if faults:
             raise InputError.from_faults(faults)
         self.num_faces = 0
-        self._quality = getattr(aggregator, "quality", None)
+        self._quality = quality_module(aggregator)
         self._state = _state_for(_weighing_by_norm(aggregator), capacity, seed)
         self._embedding_size: int | None = getattr(aggregator, "embedding_size", None)
 
@@ -94,7 +94,7 @@ class TemplateStream:
                 f"TemplateStream: expected features of {self._embedding_size} values, found "
                 f"{faces.embedding_size}. One stream takes the faces of one backbone."
             )
-        if isinstance(self._quality, FaceQuality):
+        if self._quality is not None:
             faces = self._quality.applied(faces)
         finite = faces.norms.isfinite() & features.isfinite().all(dim=1)
         if not bool(finite.all()):
@@ -142,7 +142,8 @@ def _weighing_by_norm(aggregator: nn.Module) -> nn.Module:
     if quality_of(aggregator) == "norm":
         return aggregator
     twin = copy.deepcopy(aggregator)
-    twin.quality = FaceQuality("norm", "a stream", "spread")
+    name = "face_quality" if hasattr(twin, "face_quality") else "quality"
+    setattr(twin, name, FaceQuality("norm", "a stream", "spread"))
     return twin
 
 

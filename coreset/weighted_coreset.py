@@ -91,11 +91,12 @@ class WeightedCoreset(LearnedAggregator):
         num_layers: int = 2,
         dropout: float = 0.2,
         context_size: int = 0,
+        quality: str = "norm",
         gate_start: float = GATE_START,
         gate_steepness: float = GATE_STEEPNESS,
         copy_similarity: float = COPY_SIMILARITY,
     ) -> None:
-        super().__init__(embedding_size, context_size)
+        super().__init__(embedding_size, context_size, quality)
         check_counts("weighted_coreset", coreset_size=coreset_size, num_layers=num_layers)
         check_heads("weighted_coreset", width, num_heads)
         if not 0 <= gamma <= LARGEST_GAMMA:

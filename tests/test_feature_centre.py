@@ -135,3 +135,15 @@ def test_a_gate_that_cannot_be_is_refused(option: dict[str, float]) -> None:
 
 def test_specs_of_the_registry_have_no_centre() -> None:
     assert all(spec.centre is None and not spec.is_measured for spec in BACKBONES.values())
+
+
+@pytest.mark.parametrize("norm_is_quality", [True, False])
+def test_what_the_weights_say_of_their_norm_is_what_training_weighs_by(
+    backbone: Backbone, norm_is_quality: bool
+) -> None:
+    backbone.spec = replace(backbone.spec, norm_is_quality=norm_is_quality)
+    assert options_of(backbone).get("quality", "norm") == ("norm" if norm_is_quality else "learned")
+    given = {"stage": "coreset", "features": "x.npz", "preset": "good", "quality": "none"}
+    assert aggregator_options(resolve(given, None), backbone.spec)["quality"] == "none"
+    published = {"stage": "coreset", "features": "x.npz", "preset": "published"}
+    assert aggregator_options(resolve(published, None), backbone.spec)["quality"] == "norm"

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from coreset import AGGREGATORS, FaceSets, SetDescriptor, build_aggregator
 from coreset import sets as sets_module
+from coreset.quality import quality_module
 from errors import InputError
 
 D = 16
@@ -35,7 +36,7 @@ COUNTS_COPIES = {"caface"}
 # Whatever faces are weighed by, the promises are the same.
 QUALITIES = (
     *("coreset/learned", "coreset/none", "coreset/detector", "norm_weighted/none", "media_mean/detector"),
-    *("fps_mean/none", "top_k/detector", "best_norm/detector"),
+    *("fps_mean/none", "top_k/detector", "best_norm/detector", "weighted_coreset/learned"),
 )
 
 every_name = pytest.mark.parametrize("name", [*AGGREGATORS, *QUALITIES])
@@ -55,7 +56,9 @@ def build(name: str) -> nn.Module:
     built = built_by(name)
     if name.endswith("/learned"):
         # At its start it finds all faces equal.
-        nn.init.normal_(built.get_parameter("quality.head.weight"))
+        head = quality_module(built)
+        assert head is not None
+        nn.init.normal_(head.get_parameter("head.weight"))
     if name != "coreset":
         # What starts at zero would leave most of an aggregator untested.
         for parameter in built.parameters():

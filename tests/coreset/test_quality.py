@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from coreset import AGGREGATORS, FaceSets, build_aggregator
-from coreset.quality import QUALITIES, quality_of
+from coreset import AGGREGATORS, FaceSets, build_aggregator, has_to_be_trained
+from coreset.quality import QUALITIES, quality_module, quality_of
 from errors import InputError
 
 D = 16
@@ -52,6 +52,31 @@ def test_detector_scores_stand_in_the_place_of_norms(name: str) -> None:
     assert torch.equal(found.picks, wanted.picks)
     with pytest.raises(InputError, match=rf"{name}: quality 'detector' needs a detector's score"):
         build(name, "detector")(some_sets(scores=False))
+
+
+@pytest.mark.parametrize("quality", ["learned", "none", "detector"])
+@pytest.mark.parametrize("name", [name for name in AGGREGATORS if has_to_be_trained(name)])
+def test_every_trained_aggregator_takes_every_quality(name: str, quality: str) -> None:
+    options = {"embedding_size": D, "quality": quality}
+    torch.manual_seed(0)
+    aggregator = build_aggregator(name, options)
+    assert quality_of(aggregator.eval()) == quality
+    aggregator.train()
+    sets = some_sets()
+    module = quality_module(aggregator)
+    assert module is not None
+    found = aggregator(sets)
+    # Learned and none begin with the same quality for all, whatever the norms are.
+    other = aggregator.eval()(replace(sets, norms=sets.norms.flip(0)))
+    torch.testing.assert_close(aggregator(sets).norm, other.norm)
+    plain = build_aggregator(name, {"embedding_size": D}).eval()
+    plain.load_state_dict({k: v for k, v in aggregator.state_dict().items() if "head" not in k}, strict=False)
+    wanted = plain(replace(sets, norms=module.applied(sets).norms))
+    torch.testing.assert_close(other.embedding, wanted.embedding)
+    if quality == "learned":
+        loss = found.norm.sum() + found.embedding[:, 0].sum()
+        loss.backward()
+        assert module.get_parameter("head.bias").grad is not None
 
 
 @pytest.mark.parametrize("name", ["norm_weighted", "media_mean"])
