@@ -44,11 +44,12 @@ from recognition.flags import (
     set_options_of,
     sources_of,
 )
+from recognition.left_out import left_out_text, why_nothing
 from recognition.model import FaceModel, embed_images, embed_set, load_model
 from recognition.page import Report, write_page
 from recognition.reading import reading_of
 from recognition.results import check_text, matrix_text, similarities, write_descriptors, write_similarity
-from recognition.sets import DescribedSet, EmptySet, SetOptions, SetSource, describe_sets
+from recognition.sets import SetOptions, SetSource, describe_sets
 from recognition.summary import advice_text, write_summary
 
 __all__ = ["embed_images", "embed_set", "load_model"]
@@ -59,7 +60,6 @@ DEMO_WEIGHTS = ROOT / "demo" / "coreset_0" / "best.ckpt"
 GALLERY_COMMANDS = ("enroll", "search", "remove", "list")
 CALIBRATE = "calibrate"
 _WRITTEN = ("report.html", "similarity.csv", "descriptors.npz", "descriptors.json", "decisions.csv")
-_REJECTED_SHOWN = 10
 # Subjects that the demo's network has not seen: it learns from those of seed 0.
 _EXAMPLE_SEED, _EXAMPLE_SUBJECT, _EXAMPLE_FACES = 1, 2, 9
 _Value = TypeVar("_Value")
@@ -122,9 +122,9 @@ def infer(args: argparse.Namespace) -> None:
         raise InputError.from_faults(faults)
     print(model.about)
     sets, empty = describe_sets(model, sources, options)
-    print(_rejected_text(sets, empty), end="")
+    print(left_out_text(sets, empty, all_in="descriptors.json"), end="")
     if not sets:
-        raise InputError("no face was found in any of the sets; nothing is written.")
+        raise InputError(f"nothing is written, as no file of the sets can be used: {why_nothing(empty)}")
     matrix = similarities(sets)
     checks = [check_set(model, each, limits) for each in sets]
     advice = [advise(each, check) for each, check in zip(sets, checks, strict=True)]
@@ -217,16 +217,6 @@ def _use_example(args: argparse.Namespace) -> None:
     print(f"No sets were given: three sets of drawn faces are shown. {how}\n")
     args.sets = [str(path) for path in draw_example(args.out / "example_sets")]
     args.aligned = True
-
-
-def _rejected_text(sets: Sequence[DescribedSet], empty: Sequence[EmptySet]) -> str:
-    lines = [f"{each.name}: no face in it; it is left out." for each in empty]
-    rejected = [f"{each.name}/{one.name}: {one.reason}" for each in sets for one in each.rejected]
-    rejected += [f"{each.name}/{one.name}: {one.reason}" for each in empty for one in each.rejected]
-    lines += rejected[:_REJECTED_SHOWN]
-    if len(rejected) > _REJECTED_SHOWN:
-        lines.append(f"... and {len(rejected) - _REJECTED_SHOWN:,} more, which report.html lists.")
-    return "".join(f"left out: {line}\n" for line in lines)
 
 
 def _command(name: str, arguments: Sequence[str]) -> int:

@@ -9,6 +9,7 @@ OpenCV 4 fills with grey.
 from __future__ import annotations
 
 import io
+import stat
 import struct
 import warnings
 from pathlib import Path
@@ -27,6 +28,8 @@ Image = NDArray[np.uint8]
 DECODER = f"Pillow {PIL.__version__}, JPEG {features.version('libjpeg_turbo') or features.version('jpg')}"
 # Three bytes a pixel: 450 MB. Cameras of phones reach 108 million; Pillow refuses from 179 million on.
 MOST_PIXELS = 150_000_000
+# Of a file; an uncompressed TIFF of 60 million pixels has 180 MB.
+MOST_BYTES = 256_000_000
 
 # A reason for each image that cannot be used, and no lines of a library between them.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -38,6 +41,36 @@ _DEEP_GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 # What Pillow was seen to raise on damaged files, beside its own.
 _DAMAGED = (OSError, SyntaxError, ValueError, struct.error, EOFError, KeyError, IndexError, OverflowError)
 _SUFFIXES = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"BM": ".bmp", b"RIFF": ".webp"}
+
+
+def read_encoded(path: Path) -> bytes:
+    """The content of an image file. FIFOs, sockets and devices are not opened, nor links to them.
+
+    Raises:
+        InputError: it cannot be read, is no regular file, or is larger than `MOST_BYTES`.
+    """
+    try:
+        found = path.stat()
+        if kind := kind_of_special(found.st_mode):
+            raise InputError(f"is {kind}, which is not opened. Give a file.")
+        if found.st_size <= MOST_BYTES:
+            with path.open("rb") as stream:
+                # What grows while it is read is not followed.
+                encoded = stream.read(MOST_BYTES + 1)
+            if len(encoded) <= MOST_BYTES:
+                return encoded
+    except OSError as fault:
+        raise InputError(f"cannot be read ({fault.strerror}).") from None
+    raise InputError(f"is larger than {MOST_BYTES / 1e6:.0f} MB; it is not read. Make it smaller.")
+
+
+def kind_of_special(mode: int) -> str:
+    """What a file of this `st_mode` is beside a regular file or a folder, as 'a FIFO'; '' for these two."""
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return ""
+    if stat.S_ISFIFO(mode):
+        return "a FIFO"
+    return "a socket" if stat.S_ISSOCK(mode) else "a device"
 
 
 def decode_image(encoded: bytes, *, upright: bool) -> Image:

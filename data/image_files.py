@@ -19,6 +19,8 @@ IMAGE_SUFFIXES = (
     *(".ppm", ".pgm", ".pnm", ".tif", ".tiff"),
 )
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".3gp", ".mts")
+# Photos of phones that cannot be read here; each says so.
+HEIF_SUFFIXES = (".heic", ".heif", ".hif")
 # Annotations beside images, of which there may be millions: not opened to see whether they are images.
 _ANNOTATION_SUFFIXES = (
     *(".txt", ".csv", ".tsv", ".json", ".xml", ".yaml", ".yml", ".md", ".pts", ".mat"),
@@ -47,16 +49,17 @@ def is_leftover(name: str) -> bool:
 
 
 def is_image_file(path: str) -> bool:
-    """Whether a file is read as an image: by its suffix, else by its first bytes."""
+    """Whether a file is read as an image: by its suffix, else by its first bytes. Opens no special file."""
     suffix = os.path.splitext(path)[1].lower()
     if suffix in IMAGE_SUFFIXES:
         return True
-    return suffix not in VIDEO_SUFFIXES and suffix not in _ANNOTATION_SUFFIXES and is_image(path)
+    named_otherwise = suffix in VIDEO_SUFFIXES or suffix in _ANNOTATION_SUFFIXES
+    return not named_otherwise and os.path.isfile(path) and is_image(path)
 
 
 def is_video(path: Path) -> bool:
-    """Whether a file is read as a video, by its suffix."""
-    return path.suffix.lower() in VIDEO_SUFFIXES
+    """Whether a file is read as a video, by its suffix. Special files are none, as they are not opened."""
+    return path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()
 
 
 def visible(folder: Path) -> list[Path]:
@@ -65,6 +68,30 @@ def visible(folder: Path) -> list[Path]:
     A pair set that `convert.py` unpacked is no folder of a person, and left out too.
     """
     return sorted(each for each in folder.iterdir() if not is_leftover(each.name) and not is_pair_set(each))
+
+
+def files_below(folder: Path) -> list[Path]:
+    """The files in `folder` and its subfolders: its own first, then folder by folder, by name.
+
+    Special files are among them, leftovers are not. Links are followed, each folder is read once.
+    """
+    found: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+    waiting = [folder]
+    while waiting:
+        place = waiting.pop()
+        try:
+            about, inside = place.stat(), visible(place)
+        except OSError:
+            # Whoever reads it says why.
+            found.append(place)
+            continue
+        if (about.st_dev, about.st_ino) in seen:
+            continue
+        seen.add((about.st_dev, about.st_ino))
+        found += [each for each in inside if not each.is_dir()]
+        waiting += reversed([each for each in inside if each.is_dir()])
+    return found
 
 
 def subfolders(folder: Path) -> list[Path]:
@@ -104,6 +131,23 @@ def unpacked_note(root: Path) -> str:
     if (people := people_root(root)) != root:
         parts.insert(0, f"the people of {root} are in {people}")
     return "; ".join(parts)
+
+
+def beside_note(root: Path) -> str:
+    """What is said of images and videos that lie beside the people's folders in `root`; '' for none."""
+    loose = [each.name for each in visible(root) if not each.is_dir() and _is_medium(each)]
+    if not loose:
+        return ""
+    more = f" and {len(loose) - _EXAMPLES:,} more" if len(loose) > _EXAMPLES else ""
+    return (
+        f"{len(loose):,} photos or videos beside its folders are left out: {', '.join(loose[:_EXAMPLES])}"
+        f"{more}. Put each into the folder of its person"
+    )
+
+
+def _is_medium(path: Path) -> bool:
+    suffix = path.suffix.lower()
+    return suffix in (*IMAGE_SUFFIXES, *HEIF_SUFFIXES) or is_video(path) or is_image_file(str(path))
 
 
 def _holds_image(folder: Path) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import cv2
 
-from data.decoding import decode_image
+from data.decoding import decode_image, read_encoded
 from data.sources import FACE_SIZE, Image
 from errors import InputError
 
@@ -19,11 +19,7 @@ _THUMBNAIL_SIDE, _THUMBNAIL_QUALITY = 96, 72
 def read_photo(path: Path) -> Image:
     """(H, W, 3) RGB, upright. Raises InputError that names the file and what is wrong with it."""
     try:
-        encoded = path.read_bytes()
-    except OSError as fault:
-        raise InputError(f"{path}: cannot be read ({fault.strerror}).") from None
-    try:
-        return decode_photo(encoded)
+        return decode_photo(read_encoded(path))
     except InputError as fault:
         raise InputError(f"{path}: {fault}") from None
 

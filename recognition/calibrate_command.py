@@ -100,8 +100,10 @@ def calibrate_sets(args: argparse.Namespace) -> None:
     normalisation, cohort_notes = None, []
     if others:
         people = describe_labelled(model, others, options, seed=args.seed)
+        print(people.rejected, end="")
         normalisation = normalised_with(people, method)
         cohort_notes = [f"--cohort: {note}" for note in people.notes]
+    print(labelled.rejected, end="")
     notes = [*labelled.notes, *cohort_notes]
     for note in notes[:_NOTES_SHOWN]:
         print(f"left out: {note}")
@@ -170,6 +172,7 @@ def calibration_of(
         "by_size": {
             name: _stored(group) | {"one_threshold": _cost_of(name, costs)} for name, group in cells.items()
         },
+        "left_out": [{"name": name, "reason": reason} for name, reason in labelled.left_out],
         "closest": [{"sets": list(names), "score": score} for names, score in closest],
     }
     if normalisation is not None:

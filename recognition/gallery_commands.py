@@ -31,6 +31,7 @@ from recognition.flags import (
     sources_of,
 )
 from recognition.gallery import SUFFIX, Gallery, enroll, open_gallery, remove
+from recognition.left_out import left_out_text, why_nothing
 from recognition.model import FaceModel
 from recognition.reading import reading_of, reading_text
 from recognition.search import (
@@ -87,9 +88,11 @@ def enroll_sets(args: argparse.Namespace) -> None:
                 "was changed. Add --replace to replace them, 'remove' them before, or rename the folders."
             )
     sets, empty = describe_sets(model, sources, options)
-    _tell_empty(empty)
+    print(left_out_text(sets, empty), end="")
     if not sets:
-        raise InputError("no face was found in any of the sets; the gallery is as it was.")
+        raise InputError(
+            f"the gallery is as it was, as no file of the sets can be used: {why_nothing(empty)}"
+        )
     checks = [check_set(model, each, limits, leave_out=False) for each in sets]
     advice = [advise(each, check) for each, check in zip(sets, checks, strict=True)]
     if not args.force:
@@ -147,15 +150,15 @@ def search_sets(args: argparse.Namespace) -> None:
         threshold = threshold_from_gallery(gallery.descriptors, fpir)
     elif fpir is not None:
         others, empty = describe_sets(model, strangers or [], options)
-        _tell_empty(empty)
+        print(left_out_text(others, empty), end="")
         if empty:
             # One set a person; a search without a face is no false positive.
             print(f"{_failures(others, empty).text()} FPIR leaves them out.")
         threshold = threshold_from_strangers(_descriptors(others), gallery.descriptors, fpir)
     sets, empty = describe_sets(model, sources, options)
-    _tell_empty(empty)
+    print(left_out_text(sets, empty), end="")
     if not sets:
-        raise InputError("no face was found in any of the sets.")
+        raise InputError(f"no file of the sets can be used: {why_nothing(empty)}")
     for each in sets:
         for choice in face_choices(each):
             print(f"{each.name}: {choice.text}")
@@ -324,12 +327,6 @@ def _failures(sets: Sequence[DescribedSet], empty: Sequence[EmptySet]) -> Enrolm
     """Each set is a person."""
     attempts = len(sets) + len(empty)
     return EnrolmentFailures(attempts, len(empty), attempts, len(empty))
-
-
-def _tell_empty(empty: Sequence[EmptySet]) -> None:
-    for each in empty:
-        reasons = "; ".join(f"{one.name}: {one.reason}" for one in each.rejected[:_NAMES_SHOWN])
-        print(f"left out: {each.name}: no face in it{f' ({reasons})' if reasons else ''}")
 
 
 def _gallery_flag(parser: argparse.ArgumentParser) -> None:

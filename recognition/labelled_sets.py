@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from data.benchmark_media import evenly
 from data.decoding import decode_image
-from data.image_files import people_root, subfolders, unpacked_note, visible
+from data.image_files import beside_note, people_root, subfolders, unpacked_note
 from data.names import check_distinct
 from data.near_duplicates import SKETCHED_FRAMES, copies_text, find_copies, sketch
 from errors import InputError, InputWarning
@@ -26,8 +26,9 @@ from escaping import escaped
 from evaluation.calibration import FEWEST_PEOPLE
 from evaluation.enrolment_failures import EnrolmentFailures
 from evaluation.set_pairs import SIZE_GROUPS
+from recognition.left_out import left_out_text, why_nothing
 from recognition.model import FaceModel, describe_features
-from recognition.sets import DescribedSet, SetOptions, SetSource, describe_sets
+from recognition.sets import DescribedSet, EmptySet, SetOptions, SetSource, describe_sets, files_of_set
 
 # Of a set that is drawn: beyond, descriptors change little.
 _LARGEST_SET = 32
@@ -54,7 +55,9 @@ class LabelledSets:
         names: N of the sets.
         sizes: (N,) int64 faces of each.
         descriptors: (N, D) float32, unit rows.
-        notes: sentences on what was left out.
+        notes: sentences on what was left out after it had been described.
+        rejected: text on files and frames without a usable face (`left_out_text`).
+        left_out: these files and frames one by one, as `<set>/<file>`, and why.
         failures: sets without a usable face, where a subject's loose photos are one set.
     """
 
@@ -65,6 +68,8 @@ class LabelledSets:
     descriptors: NDArray[np.float32]
     notes: list[str]
     failures: EnrolmentFailures
+    rejected: str = ""
+    left_out: tuple[tuple[str, str], ...] = ()
 
 
 def find_labelled(root: Path, flag: str, fewest: int = FEWEST_PEOPLE) -> list[LabelledSource]:
@@ -73,7 +78,8 @@ def find_labelled(root: Path, flag: str, fewest: int = FEWEST_PEOPLE) -> list[La
     Raises:
         InputError: no folder, fewer subjects than `fewest`, or two names for one folder.
     """
-    if root.is_dir() and (note := unpacked_note(root)):
+    notes = [unpacked_note(root), beside_note(people_root(root))] if root.is_dir() else []
+    for note in filter(None, notes):
         warnings.warn(f"{flag} {root}: {note}.", InputWarning, stacklevel=2)
     root = people_root(root)
     subjects = subfolders(root) if root.is_dir() else []
@@ -94,9 +100,9 @@ def find_labelled(root: Path, flag: str, fewest: int = FEWEST_PEOPLE) -> list[La
                     f"{flag} {root}: {first.relative_to(root)} and {folder.relative_to(root)} are one folder "
                     "under two names. Keep one of them."
                 )
-            if _has_files(folder):
-                name = folder.relative_to(root).as_posix()
-                found.append(LabelledSource(escaped(subject.name), SetSource(name, folder), is_set))
+            source = SetSource(folder.relative_to(root).as_posix(), folder, with_subfolders=is_set)
+            if _has_files(source):
+                found.append(LabelledSource(escaped(subject.name), source, is_set))
     people = {each.subject for each in found}
     if len(people) < fewest:
         raise InputError(
@@ -117,11 +123,11 @@ def describe_labelled(
     """
     described, empty = describe_sets(model, [each.source for each in sources], options)
     of_name = {each.source.name: each for each in sources}
-    notes = [f"{each.name}: no face in it; it is left out." for each in empty]
+    rejected = left_out_text(described, empty, all_in="left_out of the file that is written")
     if not described:
-        raise InputError("no face was found in any of the folders; nothing is written.")
+        raise InputError(f"nothing is written, as no file of the folders can be used: {why_nothing(empty)}")
     kept, said = without_copies(described, [of_name[each.name].subject for each in described])
-    notes = said + notes
+    notes = said
     names, sizes, descriptors, subjects = [], [], [], []
     for each, rows_kept in zip(described, kept, strict=True):
         labelled = of_name[each.name]
@@ -139,6 +145,7 @@ def describe_labelled(
             descriptors.append(_descriptor(model, each, rows, media))
             subjects.append(labelled.subject)
     people, numbers = np.unique(subjects, return_inverse=True)
+    everything: list[DescribedSet | EmptySet] = [*empty, *described]
     return LabelledSets(
         people=people.tolist(),
         subjects=numbers.astype(np.int64),
@@ -147,6 +154,10 @@ def describe_labelled(
         descriptors=np.stack(descriptors),
         notes=notes,
         failures=_failures(sources, {each.name for each in empty}),
+        rejected=rejected,
+        left_out=tuple(
+            (f"{each.name}/{one.name}", one.reason) for each in everything for one in each.rejected
+        ),
     )
 
 
@@ -230,5 +241,5 @@ def _descriptor(
     return describe_features(model, each.features[rows], each.norms[rows], media[rows]).embedding
 
 
-def _has_files(path: Path) -> bool:
-    return any(each.is_file() for each in visible(path))
+def _has_files(source: SetSource) -> bool:
+    return any(each.is_file() for each in files_of_set(source))

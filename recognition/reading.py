@@ -15,7 +15,7 @@ from data.image_files import is_video
 from errors import InputError, InputWarning
 from files import sha256_of
 from recognition.model import FaceModel
-from recognition.sets import SetOptions, SetSource, files_of
+from recognition.sets import SetOptions, SetSource, files_of_set
 
 # What was found before there was more of it: faces aligned already, or aligned here.
 _ALIGNMENTS = {True: AS_STORED, False: ALIGNMENT["alignment"]}
@@ -34,7 +34,7 @@ def reading_of(model: FaceModel, options: SetOptions, sources: Iterable[SetSourc
     if not options.aligned:
         detector = sha256_of(find_detector(options.detector))
         record["detector"] = f"SHA-256 {detector[:16]}, revision {DETECTION_REVISION}"
-    if any(is_video(file) for source in sources for file in files_of(source.path)):
+    if any(is_video(file) for source in sources for file in files_of_set(source)):
         record["fps"] = f"{options.fps:g}"
     return record
 

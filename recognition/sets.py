@@ -20,9 +20,18 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from data.decoding import kind_of_special
 from data.detection import FaceDetector, find_detector
 from data.face_measures import FaceMeasures, measure_face
-from data.image_files import is_video, people_root, subfolders, unpacked_note, visible
+from data.image_files import (
+    beside_note,
+    files_below,
+    is_video,
+    people_root,
+    subfolders,
+    unpacked_note,
+    visible,
+)
 from data.photos import check_aligned, read_photo, thumbnail
 from data.sources import Image
 from data.videos import expected_frames, frames
@@ -38,10 +47,14 @@ _READERS = max(1, min(4, os.cpu_count() or 1))
 
 @dataclass(frozen=True)
 class SetSource:
-    """Where a set is: a folder of photos and videos, one photo, or one video; `name` is `escaped`."""
+    """Where a set is: a folder of photos and videos, one photo, or one video; `name` is `escaped`.
+
+    `with_subfolders`: what lies in subfolders of the folder belongs to the set.
+    """
 
     name: str
     path: Path
+    with_subfolders: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", escaped(self.name))
@@ -59,14 +72,20 @@ class SetOptions:
 
 @dataclass(frozen=True)
 class Rejected:
-    """A file, frame or photo that gave no face, and why; both are `escaped`."""
+    """A file or frame that gave no face, and why; all are `escaped`.
+
+    `file`: the photo or video that it is, or is a frame of; `medium`: its number within the set.
+    """
 
     name: str
     reason: str
+    file: str = ""
+    medium: int = -1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", escaped(self.name))
         object.__setattr__(self, "reason", escaped(self.reason))
+        object.__setattr__(self, "file", escaped(self.file))
 
 
 @dataclass(frozen=True)
@@ -90,6 +109,7 @@ class FaceRecord:
 
     Attributes:
         name: file, with the second of a video and the number among several faces of a photo; `escaped`.
+        file: of the photo or video, below the set's folder; `escaped`.
         medium: number of the photo or video within its set.
         thumbnail: the aligned face as JPEG.
         size: height of the face in its photo, pixels; None for aligned images.
@@ -109,9 +129,11 @@ class FaceRecord:
     measures: FaceMeasures | None = None
     alone: bool = True
     choice: FaceChoice | None = None
+    file: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", escaped(self.name))
+        object.__setattr__(self, "file", escaped(self.file))
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +185,8 @@ def find_sets(paths: Sequence[Path], images_root: Path | None = None) -> list[Se
     found = list(paths)
     if images_root is not None:
         folders = subfolders(people_root(images_root)) if images_root.is_dir() else []
-        if folders and (note := unpacked_note(images_root)):
+        notes = [unpacked_note(images_root), beside_note(people_root(images_root))] if folders else []
+        for note in filter(None, notes):
             warnings.warn(f"--images_root {images_root}: {note}.", InputWarning, stacklevel=2)
         if not folders:
             faults.append(f"--images_root {images_root}: expected a folder whose subfolders are sets.")
@@ -194,7 +217,7 @@ def describe_sets(
     waiting: list[tuple[_Gathered, Image]] = []
     colours = ColourSample()
     with tqdm(desc="finding faces", unit=" images", disable=not progress, mininterval=0.5) as bar:
-        bar.total = sum(_expected(file, options.fps) for each in sources for file in files_of(each.path))
+        bar.total = sum(_expected(file, options.fps) for each in sources for file in files_of_set(each))
         for number, look in looks(sources, options, detector):
             into = gathered[number]
             into.rejected.extend(look.rejected)
@@ -239,21 +262,38 @@ def looks(
     """The number of a set, and what its next photo or frame gave; in order, while photos are read ahead."""
     reader = _Reader(options, detector)
     files = [
-        (number, medium, file)
+        (number, _Medium(file, medium, source.path))
         for number, source in enumerate(sources)
-        for medium, file in enumerate(files_of(source.path))
+        for medium, file in enumerate(files_of_set(source))
     ]
-    photos = iter([(file, medium) for _, medium, file in files if not is_video(file)])
+    photos = iter([medium for _, medium in files if not is_video(medium.file)])
     ahead: deque[Future[Look]] = deque()
     with ThreadPoolExecutor(_READERS) as pool:
-        for number, medium, file in files:
-            if is_video(file):
-                for look in reader.video(file, medium):
+        for number, medium in files:
+            if is_video(medium.file):
+                for look in reader.video(medium):
                     yield number, look
                 continue
             while len(ahead) < 2 * _READERS and (job := next(photos, None)) is not None:
-                ahead.append(pool.submit(reader.photo, *job))
+                ahead.append(pool.submit(reader.photo, job))
             yield number, ahead.popleft().result()
+
+
+@dataclass(frozen=True)
+class _Medium:
+    """A photo or video, and its number within the set at `root`."""
+
+    file: Path
+    number: int
+    root: Path
+
+    @property
+    def name(self) -> str:
+        """Below the set's folder."""
+        return self.file.name if self.file == self.root else self.file.relative_to(self.root).as_posix()
+
+    def rejected(self, fault: InputError) -> Rejected:
+        return Rejected(self.name, str(fault).removeprefix(f"{self.file}: "), self.name, self.number)
 
 
 class _Reader:
@@ -266,28 +306,34 @@ class _Reader:
             for _ in range(_READERS + 1):
                 self._detectors.put(FaceDetector(detector))
 
-    def photo(self, path: Path, medium: int) -> Look:
+    def photo(self, medium: _Medium) -> Look:
         try:
-            photo = read_photo(path)
+            photo = read_photo(medium.file)
         except InputError as fault:
-            return Look([], [Rejected(path.name, _without_path(fault, path))])
-        return self._faces(photo, path.name, medium)
+            return Look([], [medium.rejected(fault)])
+        return self._faces(photo, medium.name, medium)
 
-    def video(self, path: Path, medium: int) -> Iterator[Look]:
+    def video(self, medium: _Medium) -> Iterator[Look]:
         try:
-            for frame in frames(path, self._options.fps):
-                yield self._faces(frame.image, f"{path.name} at {frame.seconds:.2f} s", medium)
+            for frame in frames(medium.file, self._options.fps):
+                yield self._faces(frame.image, f"{medium.name} at {frame.seconds:.2f} s", medium)
         except InputError as fault:
-            yield Look([], [Rejected(path.name, _without_path(fault, path))])
+            yield Look([], [medium.rejected(fault)])
 
-    def _faces(self, photo: Image, name: str, medium: int) -> Look:
+    def _faces(self, photo: Image, name: str, medium: _Medium) -> Look:
         if self._options.aligned:
             try:
                 check_aligned(photo)
-                own = FaceRecord(name, medium, thumbnail(photo), measures=measure_face(photo, None))
+                own = FaceRecord(
+                    name,
+                    medium.number,
+                    thumbnail(photo),
+                    measures=measure_face(photo, None),
+                    file=medium.name,
+                )
                 return Look([(own, photo)], [])
             except InputError as fault:
-                return Look([], [Rejected(name, str(fault))])
+                return Look([], [Rejected(name, str(fault), medium.name, medium.number)])
         detector = self._detectors.get()
         try:
             found = detector.detect(photo, self._options.faces, with_similar=True)
@@ -301,7 +347,7 @@ class _Reader:
             aligned = face.aligned(photo)
             about = FaceRecord(
                 f"{name} #{number + 1}" if several and keeps_all else name,
-                medium,
+                medium.number,
                 thumbnail(aligned),
                 face.box[3],
                 face.score,
@@ -311,9 +357,11 @@ class _Reader:
                 choice=FaceChoice(len(found), from_left.index(number) + 1)
                 if several and not keeps_all
                 else None,
+                file=medium.name,
             )
             records.append((about, aligned))
-        return Look(records, [] if found else [Rejected(name, "no face was found in it.")])
+        rejected = [] if found else [Rejected(name, "no face was found in it.", medium.name, medium.number)]
+        return Look(records, rejected)
 
 
 @dataclass(frozen=True, eq=False)
@@ -365,15 +413,27 @@ def _chosen(face: FaceRecord, agrees: bool) -> FaceRecord:
 
 
 def files_of(path: Path) -> list[Path]:
-    """The files of a set by name."""
-    return [file for file in visible(path) if file.is_file()] if path.is_dir() else [path]
+    """The files of a folder itself by name, or the one file; with broken links and special files."""
+    return [file for file in visible(path) if not file.is_dir()] if path.is_dir() else [path]
+
+
+def files_of_set(source: SetSource) -> list[Path]:
+    """All files of a set."""
+    below = source.with_subfolders and source.path.is_dir()
+    return files_below(source.path) if below else files_of(source.path)
 
 
 def _fault_of_set(path: Path) -> str | None:
     if not path.exists():
         return f"{path}: there is no such folder, image or video."
+    if kind := kind_of_special(path.stat().st_mode):
+        return f"{path}: is {kind}, which is not opened. Expected a folder, an image or a video."
     if path.is_dir() and not files_of(path):
-        hint = f" It holds folders: did you mean --images_root {path}?" if subfolders(path) else ""
+        hint = (
+            f" It holds folders: did you mean --images_root {path}? If they are of one person, name each."
+            if subfolders(path)
+            else ""
+        )
         return f"{path}: there are no photos in this folder.{hint}"
     return None
 
@@ -399,7 +459,3 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 def _expected(path: Path, fps: float) -> int:
     return expected_frames(path, fps) if is_video(path) else 1
-
-
-def _without_path(fault: InputError, path: Path) -> str:
-    return str(fault).removeprefix(f"{path}: ")

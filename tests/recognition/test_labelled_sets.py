@@ -61,7 +61,8 @@ def test_subfolders_are_sets_and_loose_photos_are_split(
     sizes = dict(zip(found.names, found.sizes.tolist(), strict=True))
     assert sizes["s000/2019"] == 4
     assert found.sizes.sum() == 11 * 3 + 8
-    assert found.notes == ["s011: no face in it; it is left out."]
+    assert "s011" in found.rejected
+    assert {name.split("/")[0] for name, _ in found.left_out} == {"s011"}
     # Twelve folders of loose photos and two of sets; of one person nothing is left.
     assert found.failures == EnrolmentFailures(attempts=14, failed=1, people=12, people_failed=1)
     assert np.allclose(np.linalg.norm(found.descriptors, axis=1), 1, atol=1e-5)
