@@ -15,7 +15,7 @@ from scipy.stats import spearmanr
 
 from data.augmentation import shrink_and_enlarge
 from data.colour_order import FEWEST_PAIRS, check_colour_order, wrong_order_advice
-from data.sources import Image, ImageFolder, LooseImages, is_loose_image
+from data.sources import FaceSource, Image, ImageFolder, LooseImages, is_loose_image
 from embedding import embed_arrays
 from errors import InputError
 from net import Backbone
@@ -55,7 +55,12 @@ def open_faces(images: Path) -> ImageFolder | LooseImages:
 
 
 def measure_cosines(
-    backbone: Backbone, images: Path, *, keep_centre: bool = False, num_images: int = 300, seed: int = 0
+    backbone: Backbone,
+    source: FaceSource | LooseImages,
+    *,
+    keep_centre: bool = False,
+    num_images: int = 300,
+    seed: int = 0,
 ) -> str:
     """Measures centre and cosine statistics anew and sets them in the backbone's spec; says what was found.
 
@@ -64,7 +69,7 @@ def measure_cosines(
 
     Args:
         backbone: on the CPU; its spec is changed in place.
-        images: as `open_faces`.
+        source: the images; of those of `LooseImages` nobody knows whose they are.
         keep_centre: for weights with an aggregator, which was trained on features as they are.
         num_images: at most.
         seed: of the choice.
@@ -72,7 +77,6 @@ def measure_cosines(
     Raises:
         InputError: images that cannot be read.
     """
-    source = open_faces(images)
     rng = np.random.default_rng([seed, 7])
     order = rng.permutation(len(source))
     labels = source.labels[order]

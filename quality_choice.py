@@ -112,7 +112,7 @@ def measure_and_keep(backbone: Backbone, source: str, images: Path, wish: Wish) 
     """
     aggregator = load_aggregator(source, wish.overrides)
     how = {"num_images": wish.num_images, "seed": wish.seed}
-    cosines = measure_cosines(backbone, images, keep_centre=aggregator is not None, **how)
+    cosines = measure_cosines(backbone, open_faces(images), keep_centre=aggregator is not None, **how)
     report = check_quality(backbone, images, name=source, **how)
     parts, quality, choice = [report.text, cosines], report.quality, None
     try:

@@ -5,6 +5,7 @@ All that can be refused is refused here, before any training starts.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from feature_run import cache_of, run_of_cached, run_of_given
 from label_run import FOLDER as LABEL_FOLDER
 from label_run import faces_of_bank
 from net import Backbone, build_backbone
+from quality_check import measure_cosines
 from run_parts import (
     ENOUGH_CLASSES,
     MOST_HELD_OUT,
@@ -39,6 +41,7 @@ from run_parts import (
     check_template_pairs,
     common,
     coreset_module,
+    cosine_lines,
     finished_run,
     head_of,
     items_of_epoch,
@@ -145,6 +148,9 @@ def _backbone(settings: Settings, saved: SavedRun | None) -> tuple[Backbone, str
                 f"--start_from_model_statedict {start}: an ONNX graph cannot be trained. It can be the "
                 "frozen backbone of the coreset stage; to train it, give the weights it was made from."
             )
+        if is_trained:
+            # Both are of the weights as they were.
+            backbone.spec = replace(backbone.spec, centre=None, cosine_statistics=None)
         return backbone, f"{backbone.spec.name} ({backbone.spec.channel_order}) of {start}: {loaded.kind}"
     torch.manual_seed(settings.seed)
     backbone = build_backbone(settings.arch or DEFAULT_ARCH)
@@ -245,11 +251,15 @@ def _coreset_run(
         paired=settings.contrast_weight > 0,
         keeps_features=not settings.finetune_backbone,
     )
+    if saved is None and not settings.finetune_backbone and not backbone.spec.is_measured:
+        with suppress(InputError):
+            measure_cosines(backbone, source, seed=settings.seed)
     options = aggregator_options(settings, backbone.spec, saved)
     head = head_of(settings, backbone, len(source.subjects))
     told = _told(settings, saved, source)
     module = coreset_module(settings, backbone, head, options, data, told)
     lines += [
+        *cosine_lines(backbone.spec),
         f"classes  {len(source.subjects):,} subjects with {len(source):,} images",
         f"validate {len(np.unique(held_out.labels)):,} of {len(others.subjects):,} held-out subjects: "
         f"{len(held_out):,} templates",
