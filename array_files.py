@@ -40,7 +40,12 @@ Arrays = dict[str, NDArray[Any]]
 
 
 def read_npz(
-    path: Path, what: str, *, needed: Collection[str] = (), optional: Collection[str] | None = None
+    path: Path,
+    what: str,
+    *,
+    needed: Collection[str] = (),
+    optional: Collection[str] | None = None,
+    if_there: Collection[str] = (),
 ) -> tuple[Arrays, bool]:
     """The arrays of a file by name, without the checksum, and whether it had one.
 
@@ -48,7 +53,8 @@ def read_npz(
         path: of the file.
         what: what the file is expected to be, for messages.
         needed: names that it must hold.
-        optional: all others that it may hold; None: any, which are not read.
+        optional: all others that it may hold; None: any.
+        if_there: of any others, those that are read where they are there.
 
     Raises:
         InputError: no such file, one that is damaged or beyond limits, or other members.
@@ -59,7 +65,8 @@ def read_npz(
             members = _members(stored)
             own = {name: member for name, member in members.items() if name != CHECKSUM}
             _check_names(own, needed, optional)
-            wanted = own if optional is not None else {name: own[name] for name in needed}
+            read_of_any = [*needed, *(name for name in if_there if name in own)]
+            wanted = own if optional is not None else {name: own[name] for name in read_of_any}
             has_checksum = CHECKSUM in members
             read = [*wanted.values(), *([members[CHECKSUM]] if has_checksum else [])]
             for member in read:

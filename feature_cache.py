@@ -10,7 +10,6 @@ images of a store uses that store, and a new store takes over the features of im
 from __future__ import annotations
 
 import copy
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -27,7 +26,7 @@ from torch import distributed
 from backbone_spec import BackboneSpec, split_context
 from cosine_statistics import measure
 from data.face_loader import Faces
-from data.feature_bank import FACES, LABEL, FeatureBank, bank_of_views, read_given
+from data.feature_bank import FACES, LABEL, FeatureBank, bank_of_views, faces_text, read_given, view_subjects
 from data.feature_store import (
     STAMP,
     FeatureStore,
@@ -40,7 +39,7 @@ from data.feature_store import (
 from data.feature_store import fingerprint as fingerprint_of
 from data.image_stamps import UNREADABLE, content_stamp
 from data.sources import FaceSource, Image, data_parts, reading_parts
-from data.views import ViewedFaces, ViewPlan, includes_views, views_identity
+from data.views import ViewedFaces, ViewPlan, includes_views, number_of_views, views_identity
 from distributed_ops import is_distributed
 from embedding import EmbedOptions, embed_faces, identity_of, process_rank
 from errors import InputError
@@ -197,16 +196,16 @@ class _Wanted:
             if made is None or _VIEWS not in made or _rest(made) != _rest(self.identity):
                 continue
             if includes_views(made[_VIEWS], self.plan, self.seed):
-                yield folder, len(json.loads(made[_VIEWS])["kinds"])
+                yield folder, number_of_views(made[_VIEWS])
 
     def stores_with_all(self) -> Iterator[tuple[Path, NDArray[np.int64]]]:
         """Complete stores that hold every image under its subject, and the rows of the first views (I,)."""
         for folder, views in self.alike():
-            subjects = _subjects_of(folder)
-            if subjects is None or not is_complete(folder):
+            if not (folder / FACES).is_file() or not is_complete(folder):
                 continue
             try:
                 store = open_store(folder, None, verify=False)
+                subjects, _ = view_subjects(store)
             except InputError:
                 if folder.name == self.name:
                     raise
@@ -233,10 +232,9 @@ def _embedded(backbone: Backbone, source: FaceSource, wanted: _Wanted, cache: Ca
         name=f"{V} views of {len(source):,} images",
     )
     if store is not None:
-        kinds = [kind.name for kind in wanted.plan.kinds]
-        text = json.dumps({"kinds": kinds, "groups": wanted.plan.groups, "subjects": source.subjects}) + "\n"
+        text = faces_text(source.subjects, wanted.plan)
         path = folder / FACES
-        if not path.is_file() or path.read_text() != text:
+        if not path.is_file() or path.read_bytes() != text.encode():
             atomic_write(path, text)
     if is_distributed():
         # The first process may still be verifying what all wrote.
@@ -327,11 +325,3 @@ def _places(stored: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> NDArray[n
     found = order[at]
     there = (stored[found] == wanted) & (wanted != UNREADABLE)
     return np.where(there, found, -1).astype(np.int64)
-
-
-def _subjects_of(folder: Path) -> list[str] | None:
-    """The subjects of a store of views; None where they are not there."""
-    try:
-        return [str(name) for name in json.loads((folder / FACES).read_text())["subjects"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None

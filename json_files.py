@@ -40,6 +40,8 @@ def read_json(path: Path, kind: Any, what: str) -> tuple[Any, bool]:
     try:
         with path.open("rb") as stream:
             encoded = stream.read(_LARGEST + 1)
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such file. Expected {what}.") from None
     except OSError as fault:
         raise InputError(f"{path}: cannot be read ({fault.strerror}). Expected {what}.") from None
     content = parse_json(encoded, f"{path}: expected {what}")

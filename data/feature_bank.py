@@ -7,24 +7,24 @@ template is decided in `data.feature_templates`.
 from __future__ import annotations
 
 import hashlib
-import json
-import zipfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from array_files import read_npz
 from backbone_spec import centre_digest, centred, split_context
 from data.feature_store import MANIFEST, STAMP, FeatureStore, fingerprint, open_store
 from data.names import normal
 from data.sources import data_parts
 from data.views import Kind, ViewPlan
 from errors import InputError
+from json_files import json_text, read_json
 
 # Beside the arrays of a store of views: names of the subjects, and what the views are.
 FACES = "faces.json"
@@ -282,18 +282,10 @@ def read_given(path: Path) -> FeatureBank:
     if path.is_dir() and (path / MANIFEST).is_file():
         return read_view_store(path)
     if path.suffix == ".npz" and path.is_file():
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                if missing := {"features", "norms", "labels"} - set(stored.files):
-                    raise InputError(
-                        f"{path}: has no {', no '.join(sorted(missing))}; expected 'features' (N, D), "
-                        "'norms' (N,), 'labels' (N,) and, if known, 'media' (N,)."
-                    )
-                media = stored["media"] if "media" in stored.files else None
-                arrays = [stored[name] for name in ("features", "norms", "labels")]
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as fault:
-            raise InputError(f"{path}: cannot be read as an npz of features ({fault}).") from None
-        return bank_of_rows(str(path), arrays[0], arrays[1], arrays[2], media)
+        needed = ("features", "norms", "labels")
+        stored, _ = read_npz(path, "an npz of features", needed=needed, if_there=("media",))
+        features, norms, labels = (stored[name] for name in needed)
+        return bank_of_rows(str(path), features, norms, labels, stored.get("media"))
     raise InputError(
         f"{path}: holds no features to train from. Expected a folder that --cache_features wrote, or an npz "
         "with 'features', 'norms', 'labels' and, if known, 'media'."
@@ -307,19 +299,54 @@ def read_view_store(folder: Path) -> FeatureBank:
         InputError: it is incomplete or damaged, or no store of views.
     """
     store = open_store(folder, None)
-    path = folder / FACES
     try:
-        faces = json.loads(path.read_text())
-        subjects = [str(name) for name in faces["subjects"]]
-        plan = ViewPlan(tuple(Kind[name] for name in faces["kinds"]), tuple(faces["groups"]))
-        labels = np.asarray(store.columns[LABEL][:: len(plan)], np.int64)
-        starts = np.arange(len(labels), dtype=np.int64) * len(plan)
-    except (OSError, ValueError, KeyError, TypeError):
+        subjects, plan = view_subjects(store)
+    except InputError as fault:
         raise InputError(
-            f"{folder}: its features are not views to train from, {FACES} is missing or damaged. Make them "
-            "with --cache_features."
+            f"{fault} Its features are not views to train from; make them with --cache_features."
         ) from None
+    labels = np.asarray(store.columns[LABEL][:: len(plan)], np.int64)
+    starts = np.arange(len(labels), dtype=np.int64) * len(plan)
     return bank_of_views(store, subjects, labels, plan, starts, store.identity)
+
+
+class _Faces(TypedDict):
+    kinds: list[Literal["PLAIN", "FLIP", "MODERATE", "POOR", "CLIP"]]
+    groups: list[int]
+    subjects: list[str]
+
+
+def faces_text(subjects: Sequence[str], plan: ViewPlan) -> str:
+    """What stands beside a store of views, in `FACES`: who the images are of, and what the views are."""
+    kinds = [kind.name for kind in plan.kinds]
+    return json_text({"kinds": kinds, "groups": list(plan.groups), "subjects": list(subjects)})
+
+
+def view_subjects(store: FeatureStore) -> tuple[list[str], ViewPlan]:
+    """Names of the subjects of a store of views, and the views of each image.
+
+    Raises:
+        InputError: `FACES` is missing, damaged or that of other images than the store's.
+    """
+    path = store.folder / FACES
+    faces, _ = read_json(path, _Faces, "the subjects and views of a store of features")
+    subjects, groups = faces["subjects"], faces["groups"]
+    plan = ViewPlan(tuple(Kind[name] for name in faces["kinds"]), tuple(groups))
+    labels = store.columns.get(LABEL)
+    if not len(plan) or len(groups) != len(plan) or labels is None or len(labels) % len(plan):
+        raise InputError(f"{path}: its views are not those of the store beside it.")
+    of_images = np.asarray(labels, np.int64).reshape(-1, len(plan))
+    if of_images.min() < 0 or of_images.max() >= len(subjects) or (of_images != of_images[:, :1]).any():
+        raise InputError(
+            f"{path}: has {len(subjects):,} subjects, and the store beside it has subjects 0 to "
+            f"{of_images.max()}: they do not belong together."
+        )
+    wanted, stamps = store.identity.get("faces"), store.columns.get(STAMP)
+    if wanted is None or stamps is None:
+        return subjects, plan
+    if fingerprint(data_parts(subjects, of_images[:, 0], np.asarray(stamps[:: len(plan)]))) != wanted:
+        raise InputError(f"{path}: is damaged: its subjects are not those that the store was made from.")
+    return subjects, plan
 
 
 def _check_rows(

@@ -11,24 +11,29 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from errors import InputError
+from array_files import map_npy
+from errors import InputError, InputWarning
 from files import atomic_write, private_folder, require_free_space
+from json_files import check_type, json_text, read_json
 from machine import usable_cores
 
 MANIFEST = "store.json"
 # Column of what each row was made from: another stamp is another image.
 STAMP = "stamp"
-# 2: the identity says the decoder and the colours, and stamps of training images their content.
-_FORMAT = 2
+# 3: has a checksum. 2: the identity says the decoder and the colours, and stamps of training images their
+# content.
+_FORMAT, _WITHOUT_CHECKSUM = 3, 2
+_COLUMN_TYPES = [f"{kind}{bits}" for kind in ("int", "uint", "float") for bits in (8, 16, 32, 64)] + ["bool"]
 _PARTS = "parts"
 # A part of 512 values is 4 MiB: what a kill costs, about three minutes of an IR-50 on two cores.
 _PART_ROWS = 2048
@@ -58,6 +63,12 @@ class StoreLayout:
             faults.append(f"feature store: features are float32 or float16, not {self.feature_type}.")
         if taken := {"features", "norms"} & set(self.columns):
             faults.append(f"feature store: {', '.join(sorted(taken))} are its own columns.")
+        # They name files.
+        faults += [
+            f"feature store: {name!r} of type {kind!r} is no column of numbers."
+            for name, kind in self.columns.items()
+            if not name.isidentifier() or kind not in _COLUMN_TYPES
+        ]
         if faults:
             raise InputError.from_faults(faults)
 
@@ -146,15 +157,15 @@ class FeatureWriter:
             }
         if digests and len(done) < layout.num_parts:
             for part in done:
-                atomic_write(self._digest_file(part), json.dumps(digests[part]))
+                atomic_write(self._digest_file(part), digests[part])
             manifest = {key: value for key, value in (manifest or {}).items() if key != "digests"}
-            atomic_write(self.folder / MANIFEST, json.dumps(manifest, indent=1))
+            _write_manifest(self.folder, manifest)
         for part in self._written() - done:
             self._digest_file(part).unlink()
         return [part for part in range(layout.num_parts) if part not in done]
 
     def _written(self) -> set[int]:
-        return {int(path.stem) for path in (self.folder / _PARTS).glob("[0-9]*.json")}
+        return set(_part_digests(self.folder))
 
     def _digest_file(self, part: int) -> Path:
         return self.folder / _PARTS / f"{part}.json"
@@ -192,7 +203,7 @@ class FeatureWriter:
                     f"{self.folder}: cannot be written ({fault.strerror}). The parts there are kept; "
                     "make room and run the command again."
                 ) from None
-        atomic_write(self._digest_file(part), json.dumps(digest.hexdigest()))
+        atomic_write(self._digest_file(part), digest.hexdigest())
 
     def copy_parts(
         self, known: Callable[[range], Mapping[str, Array] | None], columns: Mapping[str, Array]
@@ -216,16 +227,16 @@ class FeatureWriter:
         if "digests" not in manifest:
             if pending := self.pending():
                 raise InputError(f"{self.folder}: {len(pending)} parts are missing. Run the command again.")
-            paths = [self._digest_file(part) for part in range(self.layout.num_parts)]
-            digests = [json.loads(path.read_text()) for path in paths]
+            written = _part_digests(self.folder)
+            digests = [written[part] for part in range(self.layout.num_parts)]
             if broken := _differing(self.folder, self.layout, dict(enumerate(digests))):
                 for part in broken:
-                    paths[part].unlink()
+                    self._digest_file(part).unlink()
                 raise InputError(
                     f"{self.folder}: {len(broken)} of {len(digests)} parts are not as written. Is the disk "
                     "sound, and shared by all nodes? Run the command again: these parts are made anew."
                 )
-            atomic_write(self.folder / MANIFEST, json.dumps(manifest | {"digests": digests}, indent=1))
+            _write_manifest(self.folder, manifest | {"digests": digests})
             shutil.rmtree(self.folder / _PARTS)
         return open_store(self.folder, None, verify=False)
 
@@ -238,14 +249,9 @@ class FeatureWriter:
             leftover.unlink()
         for name, (kind, shape) in arrays.items():
             np.lib.format.open_memmap(self.folder / f"{name}.npy", "w+", kind, shape).flush()
-        manifest = {
-            "format": _FORMAT,
-            "identity": dict(identity),
-            "about": dict(about),
-            "layout": self.layout.to_dict(),
-        }
+        manifest = {"identity": dict(identity), "about": dict(about), "layout": self.layout.to_dict()}
         # The last file: a folder without it is made anew.
-        atomic_write(self.folder / MANIFEST, json.dumps(manifest, indent=1))
+        _write_manifest(self.folder, manifest)
 
 
 def open_store(folder: Path, identity: Mapping[str, str] | None, *, verify: bool = True) -> FeatureStore:
@@ -269,7 +275,14 @@ def open_store(folder: Path, identity: Mapping[str, str] | None, *, verify: bool
             f"{folder}: its features are not complete. Run the command that makes them again; it goes on "
             "where it stopped."
         )
-    layout = StoreLayout(**manifest["layout"])
+    if verify and manifest["format"] == _WITHOUT_CHECKSUM:
+        warnings.warn(
+            f"{folder}: was written before stores had a checksum; that what it says of its features is "
+            "undamaged cannot be told.",
+            InputWarning,
+            stacklevel=2,
+        )
+    layout = _layout(folder, manifest)
     store = _mapped_store(folder, layout, manifest)
     if verify and (broken := _differing(folder, layout, dict(enumerate(manifest["digests"])))):
         first = layout.rows(broken[0])
@@ -306,15 +319,13 @@ def written_rows(folder: Path) -> WrittenRows | None:
 
 
 def _written_rows(folder: Path, manifest: Mapping[str, Any]) -> WrittenRows:
-    layout = StoreLayout(**manifest["layout"])
-    digests = dict(enumerate(manifest.get("digests", [])))
-    if not digests:
-        paths = (folder / _PARTS).glob("[0-9]*.json")
-        digests = {int(path.stem): json.loads(path.read_text()) for path in paths}
+    layout = _layout(folder, manifest)
+    store = _mapped_store(folder, layout, manifest)
+    digests = dict(enumerate(manifest.get("digests", []))) or _part_digests(folder)
     valid = np.zeros(layout.num_rows, bool)
     for part in set(digests) - set(_differing(folder, layout, digests)):
         valid[layout.rows(part)] = True
-    return WrittenRows(_mapped_store(folder, layout, manifest), valid)
+    return WrittenRows(store, valid)
 
 
 def stored_identity(folder: Path) -> dict[str, str] | None:
@@ -342,17 +353,59 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        manifest = json.loads(path.read_text())
-        known = manifest["format"] == _FORMAT and {"identity", "layout", "about"} <= set(manifest)
-        found = f"format {manifest['format']}"
-    except (ValueError, KeyError, TypeError):
-        known, found = False, "damaged"
-    if not known:
-        raise InputError(
-            f"{path}: is {found}, not of the form that this version writes (format {_FORMAT}, which says all "
-            "that features depend on). Make the features again, and remove the folder."
-        )
-    return dict(manifest)
+        manifest, has_checksum = read_json(path, dict[str, Any], "the manifest of a store of features")
+        if manifest.get("format") not in (_FORMAT, _WITHOUT_CHECKSUM):
+            raise InputError(
+                f"{path}: is of format {manifest.get('format')!r}, not of the form that this version writes "
+                f"(format {_FORMAT}, which says all that features depend on)."
+            )
+        check_type(manifest, _Manifest, str(path))
+        check_type(manifest.get("digests", []), list[str], f"{path}: digests")
+        if not has_checksum and manifest["format"] == _FORMAT:
+            raise InputError(f"{path}: is damaged: its checksum is missing.")
+        parts = _layout(folder, manifest).num_parts
+        if len(manifest.get("digests", ())) not in (0, parts):
+            raise InputError(f"{path}: is damaged: {len(manifest['digests']):,} digests of {parts:,} parts.")
+    except InputError as fault:
+        raise InputError(f"{fault} Make the features again, and remove the folder.") from None
+    found: dict[str, Any] = manifest
+    return found
+
+
+class _Layout(TypedDict):
+    num_rows: int
+    embedding_size: int
+    feature_type: str
+    columns: dict[str, str]
+    part_rows: int
+
+
+class _Manifest(TypedDict):
+    """What `store.json` holds; of a complete store also `digests`, a list of texts."""
+
+    format: int
+    identity: dict[str, str]
+    about: dict[str, str]
+    layout: _Layout
+
+
+def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    atomic_write(folder / MANIFEST, json_text({**manifest, "format": _FORMAT}))
+
+
+def _layout(folder: Path, manifest: Mapping[str, Any]) -> StoreLayout:
+    stored: _Layout = manifest["layout"]
+    try:
+        return StoreLayout(**{key: stored[key] for key in _Layout.__annotations__})  # type: ignore[literal-required]
+    except InputError as fault:
+        raise InputError(f"{folder / MANIFEST}: {fault}") from None
+
+
+def _part_digests(folder: Path) -> dict[int, str]:
+    """The digests of parts of a store that is not complete, as they were written."""
+    paths = [path for path in (folder / _PARTS).glob("[0-9]*.json") if path.stem.isdecimal()]
+    # Versions before wrote them as JSON texts.
+    return {int(path.stem): path.read_bytes()[:100].decode("ascii", "replace").strip('"') for path in paths}
 
 
 def _check_identity(folder: Path, manifest: Mapping[str, Any], identity: Mapping[str, str]) -> None:
@@ -379,15 +432,14 @@ def _write_rows(path: Path, first: int, array: Array) -> None:
 
 def _mapped(path: Path, kind: np.dtype[Any], shape: tuple[int, ...]) -> Array:
     try:
-        # Copy on write, since torch warns of read-only arrays; the file is never changed.
-        array = np.load(path, mmap_mode="c")
-    except (OSError, ValueError, EOFError) as fault:
-        raise InputError(f"{path}: cannot be read ({fault}). Remove the folder; it is made anew.") from None
+        array = map_npy(path, f"{shape} {kind}")
+    except InputError as fault:
+        raise InputError(f"{fault} Remove the folder; it is made anew.") from None
     if array.dtype != kind or array.shape != shape:
         raise InputError(
             f"{path}: holds {array.dtype} {array.shape}, expected {kind} {shape}. Remove the folder."
         )
-    return np.asarray(array)
+    return array
 
 
 def _differing(folder: Path, layout: StoreLayout, digests: Mapping[int, str]) -> list[int]:

@@ -12,13 +12,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from errors import InputError
+from json_files import check_type, parse_json
 
 if TYPE_CHECKING:
     from data.sources import FaceSource
@@ -127,11 +128,30 @@ def views_identity(plan: ViewPlan, seed: int) -> str:
 
 def includes_views(stored: str, plan: ViewPlan, seed: int) -> bool:
     """Whether the first views of a store with that `views_identity` are those of `plan`."""
-    found, wanted = json.loads(stored), json.loads(views_identity(plan, seed))
+    found, wanted = _parsed(stored), json.loads(views_identity(plan, seed))
     first = found["kinds"][: len(plan)]
     return all(found.get(key) == value for key, value in wanted.items() if key != "kinds") and (
         first == wanted["kinds"]
     )
+
+
+def number_of_views(stored: str) -> int:
+    """Views of each image in a store with that `views_identity`; 0 for a text that is none."""
+    return len(_parsed(stored)["kinds"])
+
+
+def _parsed(stored: str) -> dict[str, Any]:
+    try:
+        found = parse_json(stored, "views")
+        check_type(found, _Views, "views")
+    except InputError:
+        return {"kinds": []}
+    known: dict[str, Any] = found
+    return known
+
+
+class _Views(TypedDict):
+    kinds: list[str]
 
 
 def make_view(image: Image, plan: ViewPlan, view: int, key: Sequence[int]) -> Image:

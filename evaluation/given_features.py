@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from array_files import map_npy, read_npz
 from coreset.sets import unit_and_norm
 from data.feature_store import MANIFEST, open_store
 from data.plain_pickle import StoredArray, read_plain_pickle
@@ -80,11 +80,8 @@ def read_features(path: Path, flip: str | None) -> GivenFeatures:
 
 
 def _from_arrays(folder: Path) -> GivenFeatures:
-    try:
-        features = np.load(folder / "features.npy", mmap_mode="c")
-        norms = np.load(folder / "norms.npy").reshape(-1)
-    except (OSError, ValueError, EOFError) as fault:
-        raise InputError(f"{folder}: its arrays cannot be read ({fault}).") from None
+    features = map_npy(folder / "features.npy", "features (N, D)")
+    norms = map_npy(folder / "norms.npy", "their norms (N,)").reshape(-1)
     return GivenFeatures(*_checked(folder, features, norms), {}, {})
 
 
@@ -122,17 +119,9 @@ def _checked(path: Path, features: Floats, norms: Floats) -> tuple[Floats, NDArr
 
 
 def _from_npz(path: Path, flip: str) -> GivenFeatures:
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            if "embs" not in stored:
-                raise InputError(
-                    f"{path}: holds {', '.join(stored.files) or 'nothing'}; expected 'embs' and 'embs_f', as "
-                    "InsightFace's ijb_evals.py saves them with --save_embeddings."
-                )
-            features = stored["embs"]
-            mirrored = stored["embs_f"] if flip != "not used" and "embs_f" in stored else None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as fault:
-        raise InputError(f"{path}: cannot be read as an npz of features ({fault}).") from None
+    what = "an npz of InsightFace's ijb_evals.py --save_embeddings, with 'embs' and 'embs_f'"
+    stored, _ = read_npz(path, what, needed=["embs"], if_there=[] if flip == "not used" else ["embs_f"])
+    features, mirrored = stored["embs"], stored.get("embs_f")
     if features.ndim != 2 or features.dtype.kind != "f":
         raise InputError(f"{path}: embs {features.shape} {features.dtype}; expected (N, D) floating.")
     if flip != "not used" and (mirrored is None or mirrored.shape != features.shape):

@@ -5,7 +5,6 @@ Rates are fractions everywhere but in tables, which say per cent. Plots are in `
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from errors import InputError
 from evaluation.metrics import TarAtFar, TpirAtFpir
 from files import atomic_write
+from json_files import json_text, read_json
 from machine import versions_of
 
 Interval = tuple[float, float]
@@ -87,7 +87,7 @@ def write_result(out: Path, result: Result) -> Path:
     """
     path = out / "result.json"
     check_result(result, str(path))
-    atomic_write(path, json.dumps(result, indent=2, allow_nan=False) + "\n")
+    atomic_write(path, json_text(result))
     return path
 
 
@@ -98,14 +98,10 @@ def read_result(path: Path) -> Result:
         InputError: there is none, or it is not one.
     """
     path = path / "result.json" if path.is_dir() else path
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file; expected a result.json of an evaluation.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as fault:
-        raise InputError(f"{path}: is not a result.json of an evaluation ({fault}).") from None
+    result, _ = read_json(path, dict[str, Any], "a result.json of an evaluation")
     check_result(result, str(path))
-    return dict(result)
+    found: Result = result
+    return found
 
 
 def check_result(result: object, where: str) -> None:

@@ -7,7 +7,6 @@ What is measured stands in `evaluation.calibration` and `evaluation.normalisatio
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -40,6 +39,7 @@ from evaluation.normalisation import (
 )
 from evaluation.set_pairs import InnerProducts, SetPairs, all_pairs, groups_of
 from files import atomic_write, require_output_file
+from json_files import json_text
 from recognition.calibration import SCHEMA, encoded
 from recognition.flags import add_model_flags, add_photo_flags, model_of, set_options_of
 from recognition.gallery_commands import GalleryCommand
@@ -112,7 +112,7 @@ def calibrate_sets(args: argparse.Namespace) -> None:
     content, text = calibration_of(
         model, labelled, normalisation, reading=reading, replicates=args.replicates, seed=args.seed
     )
-    atomic_write(args.out, json.dumps(content, indent=1) + "\n")
+    atomic_write(args.out, json_text(content))
     print(f"\n{text}\n\n{args.out}: use it as --calibration {args.out} --fmr RATE")
 
 

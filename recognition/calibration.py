@@ -15,18 +15,19 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from errors import InputError
+from errors import InputError, InputWarning
 from evaluation.normalisation import AS_NORM, METHODS, ScoreNormalisation, compared
+from json_files import check_type, read_json
 from recognition.reading import check_read_alike, reading_of_content
 
 SCHEMA = 1
@@ -34,7 +35,16 @@ _SOURCE = "a calibration file"
 # What files say that were written before there was a choice.
 _FORMER_METHOD = ("kind", "adaptive s-norm")
 
+
 Floats = NDArray[np.float32]
+
+
+class _Normalisation(TypedDict):
+    method: str
+    people: int
+    values: int
+    top: int
+    descriptors: str
 
 
 @dataclass(frozen=True)
@@ -141,15 +151,18 @@ def _chosen(path: Path, group: Group, fmr: str | None) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as fault:
-        raise InputError(f"{path}: cannot be read ({fault.strerror}).") from None
-    except (ValueError, RecursionError) as fault:
-        raise InputError(f"{path}: expected {_SOURCE} (JSON); {fault}.") from None
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+    content, has_checksum = read_json(path, dict[str, Any], _SOURCE)
+    if content.get("schema") != SCHEMA:
         raise InputError(f"{path}: expected {_SOURCE} with 'schema': {SCHEMA}.")
-    return content
+    if not has_checksum:
+        warnings.warn(
+            f"{path}: has no checksum, as files of before; that it is undamaged cannot be told. 'calibrate' "
+            "writes one.",
+            InputWarning,
+            stacklevel=2,
+        )
+    found: dict[str, Any] = content
+    return found
 
 
 def _group(path: Path, where: str, content: Mapping[str, Any]) -> Group:
@@ -187,17 +200,23 @@ def _group(path: Path, where: str, content: Mapping[str, Any]) -> Group:
 def _normalisation(path: Path, content: object) -> ScoreNormalisation | None:
     if content is None:
         return None
+    key, former = _FORMER_METHOD
+    if isinstance(content, dict) and content.get(key) == former:
+        content = {**content, "method": AS_NORM}
+    check_type(content, _Normalisation, f"{path}: normalisation")
+    stored = cast("_Normalisation", content)
+    method, people, top = stored["method"], stored["people"], stored["top"]
     try:
-        if not isinstance(content, dict):
-            raise ValueError("it is no dictionary")
-        key, former = _FORMER_METHOD
-        method = AS_NORM if content.get(key) == former else content["method"]
-        values = np.frombuffer(base64.b64decode(content["descriptors"], validate=True), "<f4")
-        descriptors = values.reshape(int(content["people"]), int(content["values"])).astype(np.float32)
-        top = int(content["top"])
-        if not 2 <= top <= len(descriptors) or not np.isfinite(descriptors).all():
-            raise ValueError(f"top is {top}, of {len(descriptors)} people")
-    except (KeyError, TypeError, ValueError, binascii.Error) as fault:
+        values = np.frombuffer(base64.b64decode(stored["descriptors"], validate=True), "<f4")
+        if people < 1 or stored["values"] < 1 or len(values) != people * stored["values"]:
+            raise ValueError(f"{len(values):,} numbers, of {people:,} people with {stored['values']:,} each")
+        descriptors = values.reshape(people, -1).astype(np.float32)
+        if not 2 <= top <= people:
+            raise ValueError(f"top is {top}, of {people} people")
+        lengths = np.linalg.norm(descriptors, axis=1)
+        if not (np.isfinite(lengths) & (lengths > 0)).all():
+            raise ValueError("a descriptor is zero or not finite")
+    except (ValueError, binascii.Error) as fault:
         raise InputError(f"{path}: normalisation: is damaged ({fault}). Calibrate again.") from None
     if method not in METHODS:
         raise InputError(

@@ -16,11 +16,14 @@ import embedding
 import feature_cache
 from backbone_spec import BackboneSpec
 from data import feature_store, sources, views
+from data.feature_bank import FACES
+from data.feature_store import written_rows
 from data.recordio import write_face_pack
 from data.sources import FaceSource, fingerprint, open_source, select
 from embedding import EmbedOptions
 from errors import InputError, InputWarning
 from feature_cache import Cache, CachedViews, cached_views
+from json_files import json_text
 from net import Backbone, build_backbone
 from run_parts import SavedRun, check_same_data
 
@@ -261,7 +264,8 @@ def test_stores_of_before_and_damaged_ones_are_not_used(
 ) -> None:
     cached_views(backbone, open_source(folder), cache)
     (store,) = cache.folder.iterdir()
-    manifest = json.loads((store / feature_store.MANIFEST).read_text())
+    whole = (store / feature_store.MANIFEST).read_text()
+    manifest = {key: value for key, value in json.loads(whole).items() if key != "sha256"}
     part = select(open_source(folder), np.arange(6))
     made.clear()
     (store / feature_store.MANIFEST).write_text(json.dumps(manifest | {"format": 1}))
@@ -272,7 +276,7 @@ def test_stores_of_before_and_damaged_ones_are_not_used(
     with pytest.raises(InputError, match="format 1"):
         cached_views(backbone, open_source(folder), cache)
     # A list that no store holds takes from damaged ones what is sound: the second and third part.
-    (store / feature_store.MANIFEST).write_text(json.dumps(manifest))
+    (store / feature_store.MANIFEST).write_text(whole)
     features = np.load(store / "features.npy", mmap_mode="r+")
     features[0] += 1
     del features
@@ -297,3 +301,75 @@ def test_training_from_images_knows_its_images_too(folder: Path, drawn_face: Cal
         check(saved, fingerprint(source()))
     assert "images: 24, " in str(fault.value)
     assert "labels" not in str(fault.value)
+
+
+def changed_json(path: Path, change: Callable[[dict[str, Any]], object], *, checksum: bool) -> None:
+    """Changes a JSON file; as a version without a checksum would have written it, or with a right one."""
+    content = {key: value for key, value in json.loads(path.read_text()).items() if key != "sha256"}
+    change(content)
+    path.write_text(json_text(content) if checksum else json.dumps(content))
+
+
+STORE_CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "no_identity": lambda m: m.pop("identity"),
+    "identity_number": lambda m: m["identity"].update(views=3),
+    "rows": lambda m: m["layout"].update(num_rows=10**15),
+    "rows_text": lambda m: m["layout"].update(num_rows="9"),
+    "part_rows": lambda m: m["layout"].update(part_rows=10**15),
+    "size": lambda m: m["layout"].update(embedding_size=10**12),
+    "column_path": lambda m: m["layout"]["columns"].update({"../../secret": "int64"}),
+    "column_type": lambda m: m["layout"]["columns"].update(label="O"),
+    "column_garbage": lambda m: m["layout"]["columns"].update(label="x9"),
+    "no_layout": lambda m: m.update(layout={}),
+    "fewer_digests": lambda m: m["digests"].pop(),
+    "digest_number": lambda m: m["digests"].__setitem__(0, 3),
+    "digest": lambda m: m["digests"].__setitem__(0, "0" * 64),
+    "format": lambda m: m.update(format="3"),
+}
+FACES_CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "fewer": lambda f: f["subjects"].pop(),
+    "more": lambda f: f["subjects"].append("x"),
+    "other_name": lambda f: f["subjects"].__setitem__(0, "s00O"),
+    "exchanged": lambda f: f["subjects"].reverse(),
+    "number": lambda f: f["subjects"].__setitem__(0, 3),
+    "kind": lambda f: f["kinds"].__setitem__(0, "X"),
+    "no_kinds": lambda f: f.update(kinds=[], groups=[]),
+    "groups": lambda f: f["groups"].pop(),
+    "no_subjects": lambda f: f.pop("subjects"),
+}
+
+
+def test_files_of_a_store_that_say_something_else_are_told(
+    folder: Path, backbone: Backbone, cache: Cache
+) -> None:
+    cached_views(backbone, open_source(folder), cache)
+    (store,) = cache.folder.iterdir()
+    for name, changes in ((feature_store.MANIFEST, STORE_CHANGES), (FACES, FACES_CHANGES)):
+        path = store / name
+        whole = path.read_bytes()
+        for change in changes.values():
+            for checksum in (True, False):
+                path.write_bytes(whole)
+                changed_json(path, change, checksum=checksum)
+                with pytest.raises(InputError, match=str(store)):
+                    feature_cache.given_features(store)
+                written_rows(store)
+        for content in (b"", b"[", whole[:-40], whole.replace(b"PLAIN", b"PLAIM"), b"[" * 100_000):
+            path.write_bytes(content)
+            with pytest.raises(InputError, match=str(path)):
+                feature_cache.given_features(store)
+            # A damaged store of other images stops nobody.
+            cached_views(backbone, select(open_source(folder), np.arange(6)), cache)
+        path.write_bytes(whole)
+    feature_cache.given_features(store)
+
+
+def test_a_store_of_before_is_read_with_a_warning(folder: Path, backbone: Backbone, cache: Cache) -> None:
+    bank = cached_views(backbone, open_source(folder), cache).bank
+    (store,) = cache.folder.iterdir()
+    changed_json(store / feature_store.MANIFEST, lambda m: m.update(format=2), checksum=False)
+    with pytest.warns(InputWarning, match=str(store)):
+        assert np.array_equal(cached_views(backbone, open_source(folder), cache).bank.features, bank.features)
+    changed_json(store / feature_store.MANIFEST, lambda m: m.update(format=3), checksum=False)
+    with pytest.raises(InputError, match="checksum"):
+        feature_cache.given_features(store)

@@ -284,7 +284,7 @@ def test_subjects_that_are_taken_are_numbered_anew() -> None:
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"features": np.ones((4, 3)), "norms": np.ones(4)}, "has no labels"),
+        ({"features": np.ones((4, 3)), "norms": np.ones(4)}, "labels"),
         (
             {"features": np.ones((4, 3)), "norms": np.ones(3), "labels": np.arange(5)},
             r"norms \(3,\).*\n.*labels \(5,\)",

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from errors import InputError
+from errors import InputError, InputWarning
+from json_files import json_text
 from recognition.calibration import encoded, read_calibration, read_threshold
 
 MINE = "a" * 64
+NORMALISATION: dict[str, object] = {"method": "local_scaling", "people": 4, "values": 2, "top": 2}
+NORMALISATION["descriptors"] = encoded(np.eye(4, 2, dtype=np.float32) + 1)
 
 
 def written(folder: Path, **changes: object) -> Path:
@@ -45,7 +49,7 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
         ({"thresholds": {"often": {"threshold": 0.1}}}, "often"),
         ({"thresholds": {"1e-02": 0.1}}, "1e-02"),
         ({"thresholds": {"1e-02": {"threshold": "high"}}}, "1e-02"),
-        ({"thresholds": {"1e-02": {"threshold": float("nan")}}}, "no threshold"),
+        ({"thresholds": {"1e-02": {"threshold": float("nan")}}}, "NaN"),
     ],
 )
 def test_other_files_say_what_is_wrong(tmp_path: Path, changes: dict[str, object], reason: str) -> None:
@@ -61,7 +65,7 @@ def test_a_rate_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
 
 
 def test_no_file_and_no_json_are_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match=r"gone\.json"):
         read_threshold(tmp_path / "gone.json", MINE)
     (tmp_path / "c.json").write_text("threshold: 0.3")
     with pytest.raises(InputError, match="JSON"):
@@ -96,3 +100,47 @@ def test_another_method_or_a_damaged_cohort_is_refused(tmp_path: Path, says: dic
     path = written(tmp_path, normalisation=stored_cohort(**says))
     with pytest.raises(InputError, match="normalisation"):
         read_calibration(path, MINE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "place"),
+    [
+        ({"curve": {"fmr": [10**400], "score": [0.1]}}, "digits"),
+        ({"thresholds": {"1e-02": {"threshold": 0.3, "interval95": [10**400, 1]}}}, "digits"),
+        ({"normalisation": []}, "normalisation"),
+        ({"normalisation": {"method": "local_scaling"}}, "normalisation"),
+        *(
+            ({"normalisation": NORMALISATION | change}, "normalisation")
+            for change in (
+                {"people": -1},
+                {"people": "4"},
+                {"values": 3},
+                {"top": 5},
+                {"top": 1.5},
+                {"descriptors": "@"},
+                {"descriptors": encoded(np.zeros((4, 2), np.float32))},
+                {"descriptors": encoded(np.full((4, 2), np.nan, np.float32))},
+                {"method": "other"},
+            )
+        ),
+    ],
+    ids=str,
+)
+def test_values_that_no_calibration_has_are_told(
+    tmp_path: Path, changes: dict[str, object], place: str
+) -> None:
+    with pytest.raises(InputError, match=f"{place}"):
+        read_calibration(written(tmp_path, **changes), MINE)
+
+
+def test_a_calibration_with_a_flipped_bit_is_told(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    with pytest.warns(InputWarning, match="checksum"):
+        read_threshold(path, MINE)
+    path.write_text(json_text(json.loads(path.read_text())))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_threshold(path, MINE, "1e-02").value == 0.3
+    path.write_text(path.read_text().replace("0.3", "0.2"))
+    with pytest.raises(InputError, match=r"calibration\.json.*checksum"):
+        read_threshold(path, MINE)
