@@ -24,7 +24,6 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from backbone_spec import preprocessing
 from data.alignment import AS_STORED
@@ -48,6 +47,7 @@ from evaluation.templates import fuse_flips
 from machine import versions_of
 from matmul_precision import EXACT, FAST, matmul_precision
 from net import Backbone
+from progress import progress_bar
 from settings import FACES_AT_ONCE
 from weights import weights_digest
 
@@ -307,7 +307,7 @@ class _Bar(Callback):
         """Starts at what was there before."""
         self._total: int = pl_module.layout.num_rows
         pending = sum(len(pl_module.layout.rows(part)) for part in pl_module.pending)
-        self._bar = tqdm(
+        self._bar = progress_bar(
             total=self._total,
             initial=self._total - pending,
             desc=f"embedding {self._name}",

@@ -21,11 +21,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -41,6 +42,7 @@ from head import HEADS
 from label_run import checked_labels
 from matmul_precision import GpuMode
 from net import BACKBONES
+from progress import progress_bar
 from run_folder import (
     BEST,
     LAST,
@@ -415,9 +417,25 @@ def _trainer(
         enable_model_summary=False,
         limit_val_batches=1.0 if run.validates else 0,
         logger=loggers,
-        callbacks=[*keep, LearningRateMonitor("epoch"), TQDMProgressBar(refresh_rate=max(1, steps // 100))],
+        callbacks=[*keep, LearningRateMonitor("epoch"), _TrainingBar(refresh_rate=max(1, steps // 100))],
         plugins=[SafeCheckpointIO()],
     )
+
+
+class _TrainingBar(TQDMProgressBar):
+    """Lightning's bars on a terminal; in a log, of training alone, the lines of `progress`."""
+
+    def init_train_tqdm(self) -> Tqdm:
+        """Of all epochs."""
+        if sys.stdout.isatty():
+            return super().init_train_tqdm()
+        return cast("Tqdm", progress_bar(desc=self.train_description, disable=self.is_disabled))
+
+    def init_validation_tqdm(self) -> Tqdm:
+        """Of one validation."""
+        if sys.stdout.isatty():
+            return super().init_validation_tqdm()
+        return cast("Tqdm", progress_bar(disable=True))
 
 
 def _checkpoints(kind: type[ModelCheckpoint], folder: Path, name: str, **which: Any) -> ModelCheckpoint:

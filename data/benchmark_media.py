@@ -16,7 +16,6 @@ from typing import TypeVar
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from data.benchmark_protocol import BenchmarkProtocol
 from data.decoding import decode_image, suffix_of
@@ -37,6 +36,7 @@ from data.recordio import REC_NAME
 from data.sources import FACE_SIZE, FaceSource, Image, decode_face, open_source
 from data.videos import frames
 from errors import InputError
+from progress import progress_bar
 
 _Thing = TypeVar("_Thing")
 # Names of subjects and how many media each has -> those that are looked at.
@@ -358,7 +358,7 @@ def _check_pictures(pool: MediaPool) -> None:
     """Reads all faces once; leaves out what cannot be read, and what shows the same picture again."""
     sketches: list[Floats] = []
     readable: list[Medium] = []
-    for medium in tqdm(pool.media, desc="reading", unit=" media", mininterval=0.5):
+    for medium in progress_bar(pool.media, desc="reading", unit=" media", mininterval=0.5):
         own: list[Floats] = []
         try:
             own.extend(sketch(pool.image(frame)) for frame in evenly(medium.frames, SKETCHED_FRAMES))

@@ -15,7 +15,6 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from data.alignment import TEMPLATE
 from data.benchmark_media import Frame, MediaPool, encode_png, evenly, kept_suffix
@@ -25,6 +24,7 @@ from data.views import Degradation, Kind, degrade, draw_degradation, neighbour
 from errors import InputError
 from escaping import csv_cell
 from files import atomic_write, private_folder, sha256_of
+from progress import progress_bar
 
 MANIFEST = "manifest.json"
 FEATURES = "features"
@@ -124,7 +124,7 @@ def _write_images(
     folder: Path, pool: MediaPool, plan: BenchmarkPlan, protocol: BenchmarkProtocol, seed: int
 ) -> Iterator[_Face]:
     number = 0
-    for place, each in enumerate(tqdm(plan.media, desc="writing", unit=" media", mininterval=0.5)):
+    for place, each in enumerate(progress_bar(plan.media, desc="writing", unit=" media", mininterval=0.5)):
         for content, suffix, score in _rendered(pool, each, protocol, (seed, 11, place)):
             for _ in range(each.times):
                 number += 1

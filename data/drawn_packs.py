@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import NoReturn
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,6 +17,7 @@ from data.recordio import REC_NAME, write_face_pack
 from data.sources import Image
 from data.synthetic import SyntheticFace, draw_faces
 from errors import InputError
+from progress import progress_bar
 
 PAIRS = 600
 PAIR_SET = "synthetic.bin"
@@ -38,7 +39,7 @@ def draw_pack(folder: Path, *, num_subjects: int, seed: int) -> tuple[int, int, 
     if (folder / REC_NAME).exists() and not (folder / PAIR_SET).exists():
         raise InputError(f"{folder / REC_NAME}: is there and was not drawn. Choose another folder.")
     num_others = max(FEWEST_OTHERS, num_subjects // 5)
-    with tqdm(total=num_subjects + num_others, desc="drawing", unit="subject") as bar:
+    with progress_bar(total=num_subjects + num_others, desc="drawing", unit="subject") as bar:
         others = draw_faces(num_subjects=num_others, seed=seed, first_subject=num_subjects)
         encoded = [(face.subject, face.medium, _jpeg(face.image)) for face in _told(others, bar)]
         content, is_mated = _pairs(encoded, np.random.default_rng(seed))
@@ -48,7 +49,7 @@ def draw_pack(folder: Path, *, num_subjects: int, seed: int) -> tuple[int, int, 
     return num_subjects, images, PAIRS
 
 
-def _told(faces: Iterator[SyntheticFace], bar: tqdm[NoReturn]) -> Iterator[SyntheticFace]:
+def _told(faces: Iterator[SyntheticFace], bar: tqdm[Any]) -> Iterator[SyntheticFace]:
     """Passes faces on and counts subjects."""
     for _, of_subject in groupby(faces, key=lambda face: face.subject):
         yield from of_subject

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from data.image_files import (
     IMAGE_SUFFIXES,
@@ -30,6 +29,7 @@ from data.image_files import (
 from data.names import check_distinct
 from errors import InputError
 from files import atomic_path, cache_folder, private_folder
+from progress import progress_bar
 
 INDEX_FOLDER = ".face_index"
 
@@ -152,7 +152,7 @@ def _scan(root: Path, folders: _Folders) -> FolderListing:
     blobs: list[bytes] = []
     counts = np.zeros(len(folders.names), np.int64)
     skipped = Skipped.nothing()
-    progress = tqdm(folders.names, desc=f"listing {root.name}", unit="subject", delay=2, leave=False)
+    progress = progress_bar(folders.names, desc=f"listing {root.name}", unit="subject", delay=2, leave=False)
     for number, subject in enumerate(progress):
         images = _image_names(root / subject, skipped)
         counts[number] = len(images)

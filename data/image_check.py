@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from tqdm import tqdm
 
 from data.sources import FaceSource, Image, select
 from errors import InputError
+from progress import progress_bar
 
 _MOST_THREADS = 16
 _SHOWN = 10
@@ -32,8 +32,14 @@ def unusable_images(numbers: Sequence[int], image: Callable[[int], Image], name:
 
     with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
         said = pool.map(fault_of, numbers)
-        bar = tqdm(
-            said, f"checking {name}", len(numbers), unit=" images", unit_scale=True, delay=2, leave=False
+        bar = progress_bar(
+            said,
+            desc=f"checking {name}",
+            total=len(numbers),
+            unit=" images",
+            unit_scale=True,
+            delay=2,
+            leave=False,
         )
         return {number: fault for number, fault in zip(numbers, bar, strict=True) if fault}
 

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from data.folder_index import TIME_STEP_NS, index_folders, writable_index_folder
 from files import atomic_path
+from progress import progress_bar
 
 Stamps = NDArray[np.uint64]
 
@@ -93,7 +93,9 @@ def stamps_of(
     starts = range(0, len(rows), _PART)
     with (
         ThreadPoolExecutor(_THREADS) as pool,
-        tqdm(total=len(rows), desc=f"comparing {root.name}", unit=" images", delay=2, leave=False) as bar,
+        progress_bar(
+            total=len(rows), desc=f"comparing {root.name}", unit=" images", delay=2, leave=False
+        ) as bar,
     ):
         parts = []
         for each in pool.map(part, starts):

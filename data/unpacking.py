@@ -20,7 +20,6 @@ from typing import Any, cast
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from data.decoding import Image, decode_image, suffix_of
 from data.image_files import IMAGES, PAIRS
@@ -30,6 +29,7 @@ from data.sources import FACE_SIZE, ImageFolder, decode_face
 from errors import InputError
 from escaping import csv_text
 from files import atomic_write, private_folder, require_free_space
+from progress import progress_bar
 
 FORMATS = ("original", "jpg", "png")
 
@@ -102,7 +102,7 @@ def unpack_pack(
     for label in subjects:
         private_folder(images / str(label))
     total = Unpacked(subjects=len(subjects), notes=list(pack.notes))
-    with tqdm(total=len(pack.keys), desc="unpacking", unit="image", smoothing=0) as bar:
+    with progress_bar(total=len(pack.keys), desc="unpacking", unit="image", smoothing=0) as bar:
         for part, count in _parts(job, num_workers):
             total.add(part)
             bar.update(count)
@@ -162,7 +162,7 @@ def pack_folder(folder: Path, out: Path) -> tuple[int, int, list[str]]:
     require_free_space(out, sum(source.path(row).stat().st_size + 40 for row in range(len(source))))
 
     def images() -> Iterator[tuple[int, bytes]]:
-        for row in tqdm(range(len(source)), desc="packing", unit="image", smoothing=0):
+        for row in progress_bar(range(len(source)), desc="packing", unit="image", smoothing=0):
             content = source.read_bytes(row)
             # To find what is no face of 112 x 112 now.
             decode_face(content, source.describe(row))
@@ -188,7 +188,7 @@ def _claim(images: Path, pack: dict[str, object]) -> None:
 
 def _check_records(pack: FacePack) -> None:
     """Looks at the frame of every record before work starts: InputError names the first damaged one."""
-    with tqdm(total=len(pack.keys), desc="checking", unit="record", delay=2, leave=False) as bar:
+    with progress_bar(total=len(pack.keys), desc="checking", unit="record", delay=2, leave=False) as bar:
         for first in range(0, len(pack.keys), _CHUNK * 64):
             part = pack.keys[first : first + _CHUNK * 64]
             pack.reader.first_labels(part)

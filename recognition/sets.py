@@ -18,7 +18,6 @@ from queue import SimpleQueue
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from data.decoding import kind_of_special
 from data.detection import FaceDetector, find_detector
@@ -37,6 +36,7 @@ from data.sources import Image
 from data.videos import expected_frames, frames
 from errors import InputError, InputWarning
 from escaping import escaped
+from progress import progress_bar
 from recognition.colours import ColourSample
 from recognition.face_choice import AGREES, choose_faces
 from recognition.model import FaceModel, describe_features, embed_images
@@ -216,7 +216,7 @@ def describe_sets(
     gathered = [_Gathered([], [], [], [], []) for _ in sources]
     waiting: list[tuple[_Gathered, Image]] = []
     colours = ColourSample()
-    with tqdm(desc="finding faces", unit=" images", disable=not progress, mininterval=0.5) as bar:
+    with progress_bar(desc="finding faces", unit=" images", disable=not progress, mininterval=0.5) as bar:
         bar.total = sum(_expected(file, options.fps) for each in sources for file in files_of_set(each))
         for number, look in looks(sources, options, detector):
             into = gathered[number]

@@ -35,6 +35,7 @@ FLOORS = [
         "machine",
         "matmul_precision",
         "process_faults",
+        "progress",
     },
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

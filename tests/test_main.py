@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -250,8 +251,14 @@ def test_a_loss_that_is_not_finite_stops_and_says_where(
     assert all(bool(value.isfinite().all()) for value in weights_of(last).values())
 
 
-def test_short_runs_go_the_whole_way(backbone_stage: dict[str, Any], tmp_path: Path) -> None:
+def test_short_runs_go_the_whole_way(
+    backbone_stage: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     main.train(backbone_stage | {"test_run": True, "epochs": 26})
+    # A log gets the last line of the bar of training, and no other.
+    said = capfd.readouterr()
+    assert "\r" not in said.out + said.err
+    assert len(re.findall(r"Epoch \d+: 100%", said.out + said.err)) == 1
     metrics = pd.read_csv(tmp_path / "experiments" / "run_0" / "metrics.csv")
     assert metrics["step"].max() == 19
     main.train(backbone_stage | {"fast_dev_run": True})
@@ -259,6 +266,7 @@ def test_short_runs_go_the_whole_way(backbone_stage: dict[str, Any], tmp_path: P
 
 
 NOISELESS = """
+import re
 import sys
 import main, training_run
 options = training_run.aggregator_options

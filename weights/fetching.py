@@ -14,10 +14,9 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from tqdm import tqdm
-
 from errors import InputError
 from files import atomic_path, private_folder, require_free_space, sha256_of
+from progress import progress_bar
 from weights.catalogue import CATALOGUE, Entry, fetched_path
 from weights.hub import PREFIX, hub_file
 from weights.reading import what_it_may_be
@@ -121,7 +120,9 @@ def _receive(entry: Entry, partial: Path) -> None:
         total = None if length is None else start + int(length)
         if total is not None:
             require_free_space(partial.parent, total - start)
-        bar = tqdm(total=total, initial=start, desc=entry.name, unit="B", unit_scale=True, mininterval=1)
+        bar = progress_bar(
+            total=total, initial=start, desc=entry.name, unit="B", unit_scale=True, mininterval=1
+        )
         with bar, partial.open("r+b" if start else "wb") as stream:
             stream.seek(start)
             while block := answer.read(_BLOCK):
