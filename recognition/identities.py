@@ -6,7 +6,7 @@ nobody, so that a group of them is no person. Arrays in, arrays out.
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,36 +22,40 @@ Ints = NDArray[np.int64]
 # Beyond, the photos and videos of the best quality are clustered and the others join the nearest group: the
 # distances of all pairs are kept.
 _MOST_CLUSTERED = 2000
-# Of a photo that agrees with no person of its set: its quality over the set's best one, from which on it
-# shows someone else.
-_QUALITY_OF_ANOTHER = 0.75
-# Quality of a group's second-best photo over the set's best one, below which the group is no person. So 1
-# in 80 sets of degraded photos of one person (LFWS) is taken for several people; by a group's best photo it
-# would be 1 in 33.
-_LEAST_QUALITY = 0.65
 
 
 @dataclass(frozen=True)
 class IdentityLimits:
-    """Cosines between groups of photos, of the reference backbone (`BackboneSpec.cosine_limit` maps them).
+    """When groups of photos show different people; the defaults are for the reference backbone.
 
-    Chosen on one half of LFW's subjects and measured on the other (`benchmarks/identities.py`).
+    Chosen on one half of LFW's subjects and measured on the other (`benchmarks/identities.py`). By
+    `least_quality` 1 in 80 sets of degraded photos of one person (LFWS) is taken for several people; if a
+    group's best photo counted, it would be 1 in 33.
 
     Attributes:
         same: mean cosine of the photos of two groups from which on they show one person.
         pair: the same for the only two photos of a set, which nothing else supports.
         another: cosine of a single photo with the mean of each person of its set below which it shows
             someone else.
+        least_quality: norm of a group's second-best photo over the set's best one, below which the group is
+            no person.
+        quality_of_another: norm of a single photo over the set's best one, below which it says nothing.
     """
 
     same: float = 0.25
     pair: float = 0.15
     another: float = 0.2
+    least_quality: float = 0.65
+    quality_of_another: float = 0.75
 
     @classmethod
     def of(cls, spec: BackboneSpec) -> IdentityLimits:
         """The limits for the features of a backbone."""
-        return cls(*(spec.cosine_limit(limit) for limit in astuple(cls())))
+        default = cls()
+        return cls(
+            *(spec.cosine_limit(limit) for limit in (default.same, default.pair, default.another)),
+            *(spec.norm_share(share) for share in (default.least_quality, default.quality_of_another)),
+        )
 
 
 def find_identities(
@@ -84,7 +88,7 @@ def find_identities(
     is_person = np.ones(len(sizes), np.bool_)
     if norm_is_quality:
         ranked = [np.sort(qualities[each])[::-1] for each in members]
-        is_person = np.array([each[:2][-1] >= _LEAST_QUALITY * qualities.max() for each in ranked])
+        is_person = np.array([each[:2][-1] >= limits.least_quality * qualities.max() for each in ranked])
     if (sizes[is_person] > 1).any():
         # Whether a photo that agrees with no other shows another person is for `strangers` to say.
         is_person &= sizes > 1
@@ -115,7 +119,7 @@ def shows_another(
     sums = np.zeros((people, directions.shape[1]))
     np.add.at(sums, identities[~outside], (directions * qualities[:, None])[~outside])
     means = sums / np.linalg.norm(sums, axis=1, keepdims=True).clip(1e-12)
-    is_good = qualities >= (_QUALITY_OF_ANOTHER * qualities.max() if norm_is_quality else 0)
+    is_good = qualities >= (limits.quality_of_another * qualities.max() if norm_is_quality else 0)
     return np.asarray(outside & is_good & ((directions @ means.T).max(axis=1) < limits.another))
 
 
