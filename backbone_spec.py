@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cosine_statistics import REFERENCE, CosineStatistics, measure
+from cosine_statistics import REFERENCE, CosineStatistics, measure, median_nonmated
 from errors import InputError
 
 # Brightness and contrast that levelled faces have: about those of a well-lit one, on values 0..255.
@@ -26,6 +26,8 @@ _FACE_ROWS, _FACE_COLUMNS = (20 / 112, 100 / 112), (20 / 112, 92 / 112)
 # 256 values of MobileFaceNet's those of LFWS do by 0.001 at the median, by 0.007 at most.
 _CONTEXT_SCALE = 0.005
 _SHORTEST_EMBEDDING = 1e-6
+# Median cosine of different people up to which limits that were chosen with the reference are used.
+_MOST_ALIKE = 0.2
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,26 @@ class BackboneSpec:
     def norm_share(self, reference: float) -> float:
         """As `cosine_limit`, for a share of a good face's norm."""
         return (self.cosine_statistics or REFERENCE).norm_share(reference)
+
+    def distrust(self, features: NDArray[np.float32], owners: NDArray[np.int64]) -> str:
+        """Why limits of cosine cannot be trusted for these features, in a sentence; empty where they can.
+
+        They cannot where nobody measured the backbone and different people are more alike than for the
+        reference.
+
+        Args:
+            features: (N, D) unit rows, of faces or of sets.
+            owners: as `cosine_statistics.median_nonmated`.
+        """
+        median = None if self.is_measured else median_nonmated(features, owners)
+        if median is None or median <= _MOST_ALIKE:
+            return ""
+        return (
+            f"the weights ({self.name}) were never measured, and for them different people have a median "
+            f"cosine of {median:.2f}, where about 0 is expected. Measure them once, on faces of a few "
+            "hundred people: python convert.py --check-quality WEIGHTS IMAGES --store OUT.safetensors; then "
+            "use OUT.safetensors"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON types; what is rare is named only where there is any.

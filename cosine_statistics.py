@@ -22,6 +22,7 @@ _LARGEST_COMMON = 0.1
 # Of fewer people the shared vector cannot be told from theirs: the median of other people's cosines would be
 # off by one over their number.
 FEWEST_PEOPLE = 30
+FEWEST_OWNERS = 5
 # Median absolute deviation -> standard deviation of a normal distribution.
 _MAD_TO_STD = 1.4826
 _SMALLEST_STD = 1e-3
@@ -217,6 +218,22 @@ def _spread(cosines: NDArray[np.float64]) -> tuple[float, float]:
     median = float(np.median(cosines))
     deviation = _MAD_TO_STD * float(np.median(np.abs(cosines - median)))
     return round(min(median, 1 - _SMALLEST_STD), 4), round(max(deviation, _SMALLEST_STD), 4)
+
+
+def median_nonmated(features: NDArray[np.float32], owners: NDArray[np.int64]) -> float | None:
+    """Median cosine of features of different owners; None of fewer than `FEWEST_OWNERS`.
+
+    Fewer may all show one person, who was photographed several times.
+
+    Args:
+        features: (N, D) unit rows; of more than 1,000, so many are drawn.
+        owners: (N,) the subject or set of each.
+    """
+    rows = _some(owners)
+    if len(np.unique(owners[rows])) < FEWEST_OWNERS:
+        return None
+    pairs = owners[rows][:, None] != owners[rows]
+    return float(np.median((features[rows] @ features[rows].T)[pairs]))
 
 
 def _log_std(norms: NDArray[np.float32] | None) -> float | None:

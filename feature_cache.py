@@ -140,6 +140,12 @@ def with_centre_of(spec: BackboneSpec, bank: FeatureBank) -> FeatureBank:
     return bank.with_centre(spec.centre)
 
 
+def cosine_warning(spec: BackboneSpec, bank: FeatureBank) -> str:
+    """A sentence where the bank's features are unlike those that limits of cosine are for; else nothing."""
+    features, labels, _ = _two_of_each(bank)
+    return f"{bank.name}: {why}." if (why := spec.distrust(features, labels)) else ""
+
+
 def _two_of_each(bank: FeatureBank) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
     """The first row of each of two images a subject: features, subjects and norms."""
     order = np.argsort(bank.labels, kind="stable")

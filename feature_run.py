@@ -16,7 +16,15 @@ from data.subsets import held_out_subjects, kept_subjects
 from data.views import ViewPlan, views_identity
 from embedding import EmbedOptions
 from errors import InputError
-from feature_cache import Cache, CachedViews, cached_views, given_features, with_centre_of, with_cosines
+from feature_cache import (
+    Cache,
+    CachedViews,
+    cached_views,
+    cosine_warning,
+    given_features,
+    with_centre_of,
+    with_cosines,
+)
 from label_run import faces_of_bank
 from net import Backbone
 from run_parts import (
@@ -234,8 +242,12 @@ def _run(
         num_images=len(bank),
         each=f"{settings.batch_size} templates of 1 to {settings.max_template_size} faces{wrong}",
         validates=True,
-        warnings=[*([few] if few else []), *quality_warnings(settings, backbone)],
+        warnings=[each for each in (few, *_warnings(settings, backbone, bank)) if each],
     )
+
+
+def _warnings(settings: Settings, backbone: Backbone, bank: FeatureBank) -> list[str]:
+    return [*quality_warnings(settings, backbone), cosine_warning(backbone.spec, bank)]
 
 
 def _clean_means(settings: Settings, bank: FeatureBank) -> tuple[torch.Tensor | None, torch.Tensor | None]:

@@ -34,7 +34,7 @@ from files import atomic_write, require_output_folder
 from recognition.adviser import advise
 from recognition.calibration import Calibration, read_calibration
 from recognition.decisions import decide_sets, decisions_text, write_decisions
-from recognition.enrolment import check_set
+from recognition.enrolment import check_sets
 from recognition.flags import (
     add_check_flags,
     add_model_flags,
@@ -126,7 +126,7 @@ def infer(args: argparse.Namespace) -> None:
     if not sets:
         raise InputError(f"nothing is written, as no file of the sets can be used: {why_nothing(empty)}")
     matrix = similarities(sets)
-    checks = [check_set(model, each, limits) for each in sets]
+    checks = check_sets(model, sets, limits)
     advice = [advise(each, check) for each, check in zip(sets, checks, strict=True)]
     decisions = None if calibration is None else decide_sets(calibration, sets, matrix)
     # Before the files, of which a full disk may take none.

@@ -46,7 +46,10 @@ def checked_labels(run: Run, out: Path) -> str:
             "--start_from_model_statedict."
         )
     faces = run.faces()
-    findings = check_labels(faces.features, faces.labels, LabelLimits.of(run.module.model.spec))
+    spec = run.module.model.spec
+    if why := spec.distrust(faces.features, faces.labels):
+        return f"labels   are not checked: {why}."
+    findings = check_labels(faces.features, faces.labels, LabelLimits.of(spec))
     written = write_report(out / FOLDER, faces, findings)
     text = findings_text(findings, len(faces.subjects), len(faces.labels))
     return f"{text}\nthe lists are in {out / FOLDER}: {', '.join(written)}"

@@ -28,6 +28,7 @@ Floats = NDArray[np.float64]
 class Topic(Enum):
     """What a piece of advice is about, the most urgent first."""
 
+    UNCHECKED = "unchecked"
     STRANGER = "stranger"
     DISAGREEMENT = "disagreement"
     SEVERAL_FACES = "several_faces"
@@ -88,6 +89,7 @@ def advise(
     """Advice on one set, the most urgent first; none where nothing is to be said."""
     limits = limits or AdviceLimits()
     found = [
+        *_unchecked(check),
         *_people(described, check),
         *face_choices(described),
         *_repeats(described, check),
@@ -97,6 +99,16 @@ def advise(
     ]
     order = list(Topic)
     return sorted(found, key=lambda each: order.index(each.topic))
+
+
+def _unchecked(check: EnrolmentCheck) -> list[Advice]:
+    if check.is_trusted:
+        return []
+    text = (
+        "near-duplicates and photos of other people were not looked for: nobody measured how alike people "
+        "are for these weights (convert.py --check-quality)."
+    )
+    return [Advice(Topic.UNCHECKED, text)]
 
 
 def _people(described: DescribedSet, check: EnrolmentCheck) -> list[Advice]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from data.names import same_names
+from errors import InputWarning
 from evaluation.calibration import (
     GroupFigures,
     OneThreshold,
@@ -104,6 +106,8 @@ def calibrate_sets(args: argparse.Namespace) -> None:
         normalisation = normalised_with(people, method)
         cohort_notes = [f"--cohort: {note}" for note in people.notes]
     print(labelled.rejected, end="")
+    if why := model.spec.distrust(labelled.descriptors, labelled.subjects):
+        warnings.warn(f"{why}, and calibrate with them.", InputWarning, stacklevel=2)
     notes = [*labelled.notes, *cohort_notes]
     for note in notes[:_NOTES_SHOWN]:
         print(f"left out: {note}")

@@ -7,6 +7,8 @@ are made of what is said here.
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +19,7 @@ from scipy.sparse.csgraph import connected_components
 
 from backbone_spec import BackboneSpec
 from coreset import FaceSets
-from errors import InputError
+from errors import InputError, InputWarning
 from recognition.identities import IdentityLimits, find_identities, shows_another
 from recognition.model import FaceModel, describe_batch
 from recognition.sets import DescribedSet
@@ -96,6 +98,8 @@ class EnrolmentCheck:
         poor: (T,) bool; nowhere where the backbone's norm does not tell quality.
         shift: (T,) 1 - cosine of the set's descriptor with the one without this face; NaN where it was not
             measured.
+        is_trusted: False where near-duplicates and people were not looked for, as no limit is known for the
+            backbone.
     """
 
     group: NDArray[np.int64]
@@ -105,6 +109,7 @@ class EnrolmentCheck:
     stranger: NDArray[np.bool_]
     poor: NDArray[np.bool_]
     shift: NDArray[np.float64]
+    is_trusted: bool = True
 
     @property
     def num_groups(self) -> int:
@@ -122,8 +127,41 @@ class EnrolmentCheck:
         return self.num_identities > 1 or bool(self.stranger.any())
 
 
+def check_sets(
+    model: FaceModel,
+    sets: Sequence[DescribedSet],
+    limits: EnrolmentLimits,
+    *,
+    others: NDArray[np.float32] | None = None,
+    leave_out: bool = True,
+) -> list[EnrolmentCheck]:
+    """Checks each set, without the limits of cosine where these sets show that they cannot be trusted.
+
+    That is an InputWarning.
+
+    Args:
+        model: that described them.
+        sets: one or more.
+        limits: when a face is worth a word.
+        others: (G, D) descriptors of other people, such as a gallery's.
+        leave_out: see `check_set`.
+    """
+    descriptors = np.stack([each.embedding for each in sets])
+    descriptors = descriptors if others is None else np.concatenate([descriptors, others])
+    why = model.spec.distrust(descriptors, np.arange(len(descriptors)))
+    if why:
+        left_out = "Until then near-duplicates and photos of other people are not looked for in the sets"
+        warnings.warn(f"{why}. {left_out}.", InputWarning, stacklevel=2)
+    return [check_set(model, each, limits, leave_out=leave_out, is_trusted=not why) for each in sets]
+
+
 def check_set(
-    model: FaceModel, described: DescribedSet, limits: EnrolmentLimits, *, leave_out: bool = True
+    model: FaceModel,
+    described: DescribedSet,
+    limits: EnrolmentLimits,
+    *,
+    leave_out: bool = True,
+    is_trusted: bool = True,
 ) -> EnrolmentCheck:
     """Checks one set; time grows with the square of its faces (3,000: about a second beside the rest).
 
@@ -132,12 +170,17 @@ def check_set(
         described: the set.
         limits: when a face is worth a word.
         leave_out: False: `shift` is not measured, which takes the most time.
+        is_trusted: False: limits of cosine are not applied, but for a `duplicate` that was given.
     """
     features, norms = described.features, described.norms
     duplicate, poor_share = limits.of(model.spec)
-    group = duplicate_groups(features, duplicate)
-    units = face_units(told_media(described), group)
-    identity, doubt, stranger = check_people(features, norms, units, model.spec, limits.stranger)
+    group = np.full(len(norms), -1)
+    if is_trusted or limits.duplicate is not None:
+        group = duplicate_groups(features, duplicate)
+    identity, doubt, stranger = np.zeros(len(norms), np.int64), np.full(len(norms), np.nan), group < -1
+    if is_trusted:
+        units = face_units(told_media(described), group)
+        identity, doubt, stranger = check_people(features, norms, units, model.spec, limits.stranger)
     good = float(np.quantile(norms, _GOOD_SHARE))
     poor = norms < poor_share * good if model.spec.norm_is_quality else np.zeros(len(norms), bool)
     return EnrolmentCheck(
@@ -148,6 +191,7 @@ def check_set(
         stranger=stranger,
         poor=np.asarray(poor, np.bool_),
         shift=shifts(model, described) if leave_out else np.full(len(norms), np.nan),
+        is_trusted=is_trusted,
     )
 
 

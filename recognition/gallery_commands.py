@@ -6,6 +6,7 @@ What a gallery is stands in `gallery`, how it is searched in `search`.
 from __future__ import annotations
 
 import argparse
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.names import same_names
-from errors import InputError
+from errors import InputError, InputWarning
 from evaluation.enrolment_failures import EnrolmentFailures
 from evaluation.metrics import RULE_OF_30
 from files import require_output_file
 from recognition.adviser import CONTAMINATION, Advice, advise, face_choices
 from recognition.calibration import Calibration, read_calibration
 from recognition.decisions import Decisions, decide
-from recognition.enrolment import EnrolmentCheck, check_set
+from recognition.enrolment import EnrolmentCheck, check_sets
 from recognition.flags import (
     add_check_flags,
     add_model_flags,
@@ -93,7 +94,8 @@ def enroll_sets(args: argparse.Namespace) -> None:
         raise InputError(
             f"the gallery is as it was, as no file of the sets can be used: {why_nothing(empty)}"
         )
-    checks = [check_set(model, each, limits, leave_out=False) for each in sets]
+    others = None if gallery is None else gallery.descriptors
+    checks = check_sets(model, sets, limits, others=others, leave_out=False)
     advice = [advise(each, check) for each, check in zip(sets, checks, strict=True)]
     if not args.force:
         _refuse_contaminated(sets, checks, advice)
@@ -162,6 +164,8 @@ def search_sets(args: argparse.Namespace) -> None:
     for each in sets:
         for choice in face_choices(each):
             print(f"{each.name}: {choice.text}")
+    if why := model.spec.distrust(gallery.descriptors, np.arange(len(gallery))):
+        warnings.warn(f"{args.gallery}: {why}, and enrol anew.", InputWarning, stacklevel=2)
     found = search(_descriptors(sets), gallery.descriptors, args.top)
     decisions = None if calibrated is None else decide_matches(calibrated, sets, gallery, found)
     print(matches_text(sets, gallery, found, threshold, decisions))

@@ -7,12 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from backbone_spec import BackboneSpec
 from cosine_statistics import CosineStatistics
-from errors import InputError
+from errors import InputError, InputWarning
 from recognition import enrolment
+from recognition.adviser import Topic, advise
 from recognition.enrolment import (
     EnrolmentLimits,
     check_set,
+    check_sets,
     duplicate_groups,
     shifts,
     similarity_to_rest,
@@ -195,3 +198,31 @@ def test_the_poor_share_follows_the_spread_of_the_norms(model: FaceModel, drawn_
     assert check_set(model, described, limits).poor.tolist() == [False] * 5 + [True]
     wide = replace(model.spec, cosine_statistics=replace(RAW, log_norm_std=0.3))
     assert not check_set(replace(model, spec=wide), described, limits).poor.any()
+
+
+def test_limits_that_cannot_be_trusted_are_left_out_and_told(model: FaceModel, drawn_set: Make) -> None:
+    """Six people of a backbone that nobody measured, who are all alike."""
+    own = [person(4, seed=number) for number in range(6)]
+    sets = [drawn_set(model, shared(features)) for features in own]
+    with pytest.warns(InputWarning, match=r"--check-quality WEIGHTS IMAGES --store") as told:
+        checks = check_sets(model, sets, EnrolmentLimits(), leave_out=False)
+    assert len(told) == 1
+    assert not any(check.is_trusted or check.num_groups or check.is_contaminated for check in checks)
+    assert advise(sets[0], checks[0])[0].topic is Topic.UNCHECKED
+    with pytest.warns(InputWarning):
+        assert not check_sets(model, sets[:1], EnrolmentLimits(), others=gallery_of(sets))[0].is_trusted
+    # One person's sets are alike with any backbone, and a measured one is trusted.
+    for trusted, some in ((model, sets[:4]), (replace(model, spec=measured_spec(model)), sets)):
+        assert all(
+            check.is_trusted for check in check_sets(trusted, some, EnrolmentLimits(), leave_out=False)
+        )
+    plain = [drawn_set(model, features) for features in own]
+    assert all(check.is_trusted for check in check_sets(model, plain, EnrolmentLimits(), leave_out=False))
+
+
+def measured_spec(model: FaceModel) -> BackboneSpec:
+    return replace(model.spec, cosine_statistics=RAW)
+
+
+def gallery_of(sets: list[DescribedSet]) -> np.ndarray:
+    return np.stack([each.embedding for each in sets])

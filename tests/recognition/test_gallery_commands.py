@@ -16,7 +16,7 @@ import torch
 
 import inference
 from net import build_backbone
-from recognition import gallery_commands
+from recognition import enrolment, gallery_commands
 from recognition.enrolment import EnrolmentCheck, check_set
 from recognition.gallery import open_gallery
 from recognition.model import FaceModel
@@ -113,7 +113,7 @@ def test_sets_of_several_people_are_refused_unless_forced(
         identity = np.array(identities.get(described.name, [0, 0, 0]))
         return replace(check, identity=identity, stranger=identity < 0)
 
-    monkeypatch.setattr(gallery_commands, "check_set", checking)
+    monkeypatch.setattr(enrolment, "check_set", checking)
     refused = run("enroll", "--images_root", root, code=2)
     assert "2 of 4 sets" in refused
     assert "s001: it may show 3 people: (1) 0.png; (2) 1.png; (3) 2.png." in refused
