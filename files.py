@@ -130,6 +130,27 @@ def atomic_write(path: Path, content: bytes | str) -> None:
         )
 
 
+@contextmanager
+def utf8_path(path: Path) -> Iterator[Path]:
+    """The path, or for a name that is not UTF-8 a link to it, for readers that do not take such names.
+
+    OpenCV 5 ends the process by a segmentation fault; safetensors and PyTorch's mapping raise. What is open
+    when the block ends stays open.
+    """
+    try:
+        str(path).encode()
+        readable = True
+    except UnicodeEncodeError:
+        readable = False
+    if readable:
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder) / f"file{path.suffix.encode('ascii', 'ignore').decode()}"
+        link.symlink_to(path.absolute())
+        yield link
+
+
 def cache_folder() -> Path:
     """Where this program keeps what it can make or fetch again: below XDG_CACHE_HOME, or ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "facecoresetnet"

@@ -214,6 +214,7 @@ def _use_example(args: argparse.Namespace) -> None:
                 f"(python convert.py --list-weights). {how}"
             )
         args.weights = str(DEMO_WEIGHTS)
+    require_output_folder(args.out, "--out")
     print(f"No sets were given: three sets of drawn faces are shown. {how}\n")
     args.sets = [str(path) for path in draw_example(args.out / "example_sets")]
     args.aligned = True

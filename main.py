@@ -34,6 +34,7 @@ from backbone_evaluation import evaluate_backbone, evaluation_settings
 from command import build_parser, run_command
 from distributed_run import EndAtSignal, WatchedDDP, interruptible, take_rank, watch_launched
 from errors import InputError
+from escaping import escaped
 from evaluation.held_out import held_out_table
 from evaluation.metrics import FoldAccuracy
 from evaluation.report import markdown_table, percent
@@ -370,8 +371,12 @@ def _loggers(settings: Settings, folder: Path, step: int) -> list[Logger]:
     board = TensorBoardLogger(folder, "", "", default_hp_metric=False, purge_step=step or None)
     loggers = [MetricsLogger(folder), board]
     if not settings.fast_dev_run:
+        shown = {
+            name: escaped(value) if isinstance(value, str) else value
+            for name, value in settings.to_dict().items()
+        }
         for logger in loggers:
-            logger.log_hyperparams(settings.to_dict())
+            logger.log_hyperparams(shown)
     return loggers
 
 

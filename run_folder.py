@@ -116,7 +116,7 @@ class _AppendingWriter(ExperimentWriter):
         path = Path(self.metrics_file_path)
         if not path.is_file():
             return
-        with path.open(newline="") as file:
+        with path.open(encoding="utf-8", newline="") as file:
             rows = csv.DictReader(file)
             self.metrics_keys = list(rows.fieldnames or [])
             for row in rows:

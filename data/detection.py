@@ -19,7 +19,7 @@ from data.alignment import align_photo
 from data.onnx_files import external_files, graph_outputs
 from data.sources import Image
 from errors import InputError
-from files import atomic_write, cache_folder, sha256_of
+from files import atomic_write, cache_folder, sha256_of, utf8_path
 
 # Of several faces in a photo; the first is the default.
 FACES = ("largest", "central", "all")
@@ -83,7 +83,8 @@ class FaceDetector:
         try:
             # OpenCV 5 says on stderr that its new engine has but one target.
             cv2.utils.logging.setLogLevel(_ERRORS_ALONE)
-            self._yunet = cv2.FaceDetectorYN.create(str(model), "", (320, 320), _FIND_SCORE)
+            with utf8_path(model) as readable:
+                self._yunet = cv2.FaceDetectorYN.create(str(readable), "", (320, 320), _FIND_SCORE)
             # OpenCV looks at the outputs only when it is run.
             self._yunet.detect(np.zeros((320, 320, 3), np.uint8))
         except cv2.error as fault:

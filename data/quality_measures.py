@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from data.sources import FACE_SIZE, Image
 from errors import InputError
+from files import utf8_path
 
 # An aligned face fills its image, and the detector wants some room around one.
 _ROOM = FACE_SIZE // 2
@@ -42,7 +43,8 @@ def detector_scores(faces: Iterable[Image], model: Path) -> NDArray[np.float32]:
     try:
         # As in `data.detection`: OpenCV 5 says on stderr that its new engine has but one target.
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
-        yunet = cv2.FaceDetectorYN.create(str(model), "", (side, side), _LOWEST_SCORE)
+        with utf8_path(model) as readable:
+            yunet = cv2.FaceDetectorYN.create(str(readable), "", (side, side), _LOWEST_SCORE)
     except cv2.error as fault:
         raise InputError(f"{model}: OpenCV cannot read it as YuNet ({fault.err}).") from None
     finally:

@@ -176,12 +176,13 @@ def pack_folder(folder: Path, out: Path) -> tuple[int, int, list[str]]:
 def _claim(images: Path, pack: dict[str, object]) -> None:
     """Marks the folder as this pack's; InputError where another pack's images are in it."""
     marker = images / _MARKER
-    if marker.is_file() and json.loads(marker.read_text()) != pack:
+    before = marker.read_text(encoding="utf-8") if marker.is_file() else None
+    if before is not None and json.loads(before) != pack:
         raise InputError(
             f"{images}: holds the images of another pack, or of this one in another format: "
-            f"{marker.read_text()}, now {json.dumps(pack)}. Choose another --out, or remove the folder."
+            f"{before}, now {json.dumps(pack)}. Choose another --out, or remove the folder."
         )
-    if not marker.is_file() and images.is_dir() and any(images.iterdir()):
+    if before is None and images.is_dir() and any(images.iterdir()):
         raise InputError(f"{images}: is not empty and was not made by convert.py. Choose another --out.")
     atomic_write(marker, json.dumps(pack))
 

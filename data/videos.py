@@ -11,6 +11,7 @@ import numpy as np
 
 from data.sources import Image
 from errors import InputError
+from files import utf8_path
 
 # Containers without a rate of their own say 0 or something absurd.
 _ASSUMED_RATE, _HIGHEST_RATE = 25.0, 1000.0
@@ -35,7 +36,8 @@ def frames(path: Path, fps: float) -> Iterator[Frame]:
     Raises:
         InputError: no video that can be decoded; or, after the last good frame, that the file ends early.
     """
-    video = cv2.VideoCapture(str(path))
+    with utf8_path(path) as readable:
+        video = cv2.VideoCapture(str(readable))
     try:
         if not video.isOpened():
             raise InputError(f"{path}: {_why_closed(path)}")
@@ -65,7 +67,8 @@ def frames(path: Path, fps: float) -> Iterator[Frame]:
 
 def expected_frames(path: Path, fps: float) -> int:
     """About how many frames `frames` gives, for a progress bar; 1 where the container does not tell."""
-    video = cv2.VideoCapture(str(path))
+    with utf8_path(path) as readable:
+        video = cv2.VideoCapture(str(readable))
     try:
         count = video.get(cv2.CAP_PROP_FRAME_COUNT) if video.isOpened() else 0.0
         return max(1, round(min(count, count / _rate(video) * fps)))

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
+from escaping import escaped
 from evaluation.metrics import FEWEST_DECIDING, RULE_OF_30, RocCurve, rate_key
 from evaluation.reject_curves import (
     MOST_REJECTED,
@@ -130,7 +131,7 @@ def _write(path: Path, title: str, draw: Callable[[Axes], None], legend: Corner)
         linestyle=[_STYLES[n % len(_STYLES)] for n in looks],
     )
     draw(axes)
-    axes.set_title(title, fontsize=11)
+    axes.set_title(escaped(title), fontsize=11)
     axes.grid(alpha=0.3)
     axes.legend(loc=legend, fontsize=9)
     with atomic_path(path) as temporary:

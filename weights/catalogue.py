@@ -57,7 +57,7 @@ def read_catalogue(path: Path = _FILE) -> dict[str, Entry]:
         InputError: an entry with unknown or missing fields, an unknown architecture or terms that are not
             described.
     """
-    stored = json.loads(path.read_text())
+    stored = json.loads(path.read_text(encoding="utf-8"))
     terms: dict[str, str] = stored["data_terms"]
     kinds: dict[str, dict[str, Any]] = stored["kinds"]
     entries = [_entry(path, values, kinds, terms) for values in stored["models"]]

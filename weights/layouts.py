@@ -95,14 +95,14 @@ def cvlface_config(path: Path) -> dict[str, object] | None:
     for folder in (path.parent, path.parent.parent):
         config = folder / "config.json"
         try:
-            values = json.loads(config.read_text())
+            values = json.loads(config.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
         if isinstance(values, dict) and "CVLFaceRecognitionModel" in (values.get("architectures") or []):
             found = values.get("conf")
             return found if isinstance(found, dict) else {}
     try:
-        text = (path.parent / "model.yaml").read_text()
+        text = (path.parent / "model.yaml").read_text(encoding="utf-8")
     except (OSError, ValueError):
         return None
     order = re.search(r"^color_space:\s*['\"]?(\w+)", text, re.MULTILINE)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.serialization import safe_globals
 
 from errors import InputError
+from files import utf8_path
 from weights.digest import CHECKSUM, content_checksum
 
 TORCH_SUFFIXES = (".ckpt", ".pt", ".pth")
@@ -122,8 +123,8 @@ def read_checkpoint(path: Path, *, allow_pickle: bool = False) -> Any:
             return torch.load(path, map_location="cpu", weights_only=False, pickle_module=_Forgiving)
         # A mapped file costs memory for the entries that are used, not for heads and optimisers.
         mapped = zipfile.is_zipfile(path)
-        with safe_globals(_STAND_INS):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        with safe_globals(_STAND_INS), utf8_path(path) as readable:
+            return torch.load(readable, map_location="cpu", weights_only=True, mmap=mapped)
     except _UNREADABLE as error:
         blocked = re.search(r"GLOBAL ([\w.]+)", str(error))
         if blocked:
@@ -175,7 +176,7 @@ def described(value: object) -> str:
 
 def _read_safetensors(path: Path) -> Stored:
     try:
-        with safe_open(path, framework="pt") as stored:
+        with utf8_path(path) as readable, safe_open(readable, framework="pt") as stored:
             about = dict(stored.metadata() or {})
             state = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 (it is no mapping)
     except SafetensorError as error:

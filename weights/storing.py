@@ -81,6 +81,8 @@ def save_aggregator(
 
 
 def _write(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    # It may hold names of files that are not UTF-8.
+    metadata = {key: value.encode(errors="backslashreplace").decode() for key, value in metadata.items()}
     require_free_space(path.parent, sum(value.nbytes for value in state.values()))
     atomic_write(path, save(state, metadata | {CHECKSUM: content_checksum(state, metadata)}))
 

@@ -35,6 +35,14 @@ def test_frames_are_sampled_evenly(tmp_path: Path, fps: float, wanted: range) ->
     assert expected_frames(path, fps) == pytest.approx(len(found), abs=1)
 
 
+def test_names_that_are_not_utf8_are_read(tmp_path: Path) -> None:
+    """OpenCV 5 ends the process at such a name."""
+    path = tmp_path / "a\udcff.mp4"
+    video(tmp_path / "a.mp4", 10).replace(path)
+    assert len(list(frames(path, 30.0))) == 10
+    assert expected_frames(path, 30.0) == 10
+
+
 def test_frames_are_rgb(tmp_path: Path) -> None:
     path = tmp_path / "red.avi"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), RATE, (64, 48))
