@@ -133,8 +133,8 @@ def test_sets_without_any_face_end_in_an_error(
     (tmp_path / "nobody" / "a.jpg").write_bytes(b"")
     assert run(tmp_path / "nobody", "--weights", checkpoint, "--aligned", "--out", tmp_path / "out") == 2
     said = capsys.readouterr()
-    assert "no face was found in any" in said.err
-    assert "a.jpg: the file is empty" in said.out
+    assert "a.jpg (the file is empty)" in said.err
+    assert "a.jpg (the file is empty)" in said.out
 
 
 def test_a_calibration_shows_its_threshold_and_is_refused_for_another_model(
