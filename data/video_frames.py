@@ -38,7 +38,7 @@ def aligned_frame(encoded: bytes, where: str, detector: Path | None) -> Image:
             f"{where}: is {frame.shape[1]} x {frame.shape[0]} pixels, while the first frames of all videos "
             f"are {FACE_SIZE} x {FACE_SIZE}. Align this one too, or remove it."
         )
-    found = _opened(detector).detect(frame, "central")
+    found = _opened(detector).detect(frame, "central", is_upright=True)
     return found[0].aligned(frame) if found else _middle(frame)
 
 

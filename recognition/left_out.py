@@ -1,4 +1,4 @@
-"""What of the sets was left out and why, and where photos were found: the sentences of all commands."""
+"""What of the sets was left out and why, and what was turned: the sentences of all commands."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NAMES_SHOWN = 3
 def left_out_text(
     sets: Sequence[DescribedSet], empty: Sequence[EmptySet], *, all_in: str = "inference.py on the set"
 ) -> str:
-    """A line for each set of which something was left out, and one for each with photos in subfolders.
+    """Lines on what of each set was left out, turned upright, or found in subfolders.
 
     Args:
         sets: with a face.
@@ -50,6 +50,12 @@ def _lines(each: DescribedSet | EmptySet, all_in: str) -> list[str]:
         lines.append(f"left out: {count} {plural} of {each.name}: {_grouped(files, all_in)}")
     if partly := [one for one in each.rejected if one.medium in used]:
         lines.append(f"left out: of {each.name}, {_grouped(partly, all_in)}")
+    if turned := [face for face in each.faces if face.turned] if isinstance(each, DescribedSet) else []:
+        shown = [f"{face.name} by {face.turned} degrees" for face in turned]
+        lines.append(
+            f"{each.name}: {len(turned):,} of {len(each.faces):,} faces were upside down or sideways and are "
+            f"turned: {_first(shown)}"
+        )
     if below := [one for one in _names(each) if "/" in one]:
         folders = list(dict.fromkeys(str(PurePosixPath(one).parent) for one in below))
         lines.append(

@@ -336,6 +336,8 @@ def _face_data(described: DescribedSet, check: EnrolmentCheck, face: int) -> dic
         facts.append(("Near-duplicates", f"{others} more"))
     if record.size is not None and record.score is not None:
         facts.append(("In the photo", f"{record.size:.0f} pixels high, detector's score {record.score:.2f}"))
+    if record.turned:
+        facts.append(("Turned", f"by {record.turned} degrees clockwise; the photo is not upright"))
     facts += _measured(record)
     return {"image": base64.b64encode(record.thumbnail).decode(), "name": record.name, "facts": facts}
 

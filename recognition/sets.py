@@ -117,6 +117,7 @@ class FaceRecord:
         landmarks: (5, 2) x, y in its photo; None for aligned images.
         measures: pose, sharpness and light; None where nobody measured.
         alone: no other face of the same photo or frame is in the set.
+        turned: degrees clockwise by which its photo was turned, which was upside down or lay on its side.
         choice: how it was chosen where its photo shows several faces of about the same size; else None.
     """
 
@@ -130,6 +131,7 @@ class FaceRecord:
     alone: bool = True
     choice: FaceChoice | None = None
     file: str = ""
+    turned: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", escaped(self.name))
@@ -349,7 +351,7 @@ class _Reader:
                 f"{name} #{number + 1}" if several and keeps_all else name,
                 medium.number,
                 thumbnail(aligned),
-                face.box[3],
+                face.height,
                 face.score,
                 face.landmarks,
                 measure_face(aligned, face.landmarks),
@@ -358,6 +360,7 @@ class _Reader:
                 if several and not keeps_all
                 else None,
                 file=medium.name,
+                turned=face.turned,
             )
             records.append((about, aligned))
         rejected = [] if found else [Rejected(name, "no face was found in it.", medium.name, medium.number)]

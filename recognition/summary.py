@@ -113,6 +113,7 @@ def _face(described: DescribedSet, check: EnrolmentCheck, face: int) -> dict[str
     return {
         "name": record.name,
         "medium": record.medium,
+        "turned": record.turned,
         "group": int(check.group[face]) if check.group[face] >= 0 else None,
         "stranger": bool(check.stranger[face]),
         "identity": int(check.identity[face]) if check.identity[face] >= 0 else None,

@@ -227,3 +227,38 @@ def test_faces_of_half_the_largest_area_are_about_as_large() -> None:
     found = similar_faces([DetectedFace(box, points, 0.9) for box in boxes])
     assert [face.box[2] for face in found] == [12, 10, 9]
     assert similar_faces([]) == []
+
+
+@pytest.mark.parametrize("quarters", [1, 2, 3])
+def test_a_turned_photo_gives_the_face_of_the_upright_one(
+    detector: FaceDetector, photos: dict[str, tuple[Image, np.ndarray]], quarters: int
+) -> None:
+    for photo, _ in list(photos.values())[quarters::12]:
+        (upright,) = detector.detect(photo, "central")
+        turned = np.ascontiguousarray(np.rot90(photo, quarters))
+        (found,) = detector.detect(turned, "central")
+        assert (upright.turned, found.turned) == (0, 90 * quarters)
+        assert found.height == pytest.approx(upright.height, rel=0.1)
+        faces = [
+            cv2.GaussianBlur(each, (0, 0), 3).astype(float)
+            for each in (upright.aligned(photo), found.aligned(turned))
+        ]
+        assert np.abs(faces[0] - faces[1]).mean() < 8
+
+
+def test_an_upright_photo_is_searched_once(
+    detector: FaceDetector, photos: dict[str, tuple[Image, np.ndarray]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns: list[int] = []
+    run = detector._run
+
+    def counted(image: Image, scale: float, score: float, turn: int) -> list[DetectedFace]:
+        turns.append(turn)
+        return run(image, scale, score, turn)
+
+    monkeypatch.setattr(detector, "_run", counted)
+    for photo, _ in list(photos.values())[:10]:
+        detector.detect(photo, "central")
+    assert set(turns) == {0}
+    assert len(turns) == 10 * (1 + len(detection._LANDMARK_HEIGHTS))
+    assert detector.detect(np.ascontiguousarray(photo[::-1]), "central", is_upright=True)[0].turned == 0

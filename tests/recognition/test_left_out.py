@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +14,12 @@ import pytest
 
 from data.image_files import files_below
 from errors import InputError, InputWarning
+from recognition.enrolment import EnrolmentLimits, check_set
 from recognition.labelled_sets import find_labelled
 from recognition.left_out import left_out_text, why_nothing
 from recognition.model import FaceModel
 from recognition.sets import DescribedSet, EmptySet, Rejected, SetOptions, describe_sets, find_sets
+from recognition.summary import write_summary
 
 HEIC = b"\x00\x00\x00\x18ftypheic" + bytes(40)
 
@@ -137,3 +141,16 @@ def test_a_special_file_is_no_set(special: Path) -> None:
     with pytest.raises(InputError) as fault:
         find_sets(sorted(special.iterdir()))
     assert [line.count("FIFO") for line in str(fault.value).splitlines()] == [1, 1, 1, 0, 0]
+
+
+def test_turned_photos_are_told(
+    model: FaceModel, drawn_set: Callable[..., DescribedSet], tmp_path: Path
+) -> None:
+    found = drawn_set(model, np.eye(3, 64))
+    found.faces[1] = replace(found.faces[1], turned=180)
+    text = left_out_text([found], [])
+    for fact in ("anna", "1 of 3", found.faces[1].name, "180"):
+        assert fact in text
+    write_summary(tmp_path / "d.json", model, [found], [], [check_set(model, found, EnrolmentLimits())], [[]])
+    (told,) = json.loads((tmp_path / "d.json").read_text())["sets"]
+    assert [face["turned"] for face in told["details"]] == [0, 180, 0]
