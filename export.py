@@ -66,7 +66,7 @@ class PaddedAggregator(nn.Module):
                     setattr(module, name, _FoldedAttention(child))
 
     def forward(self, features: Tensor, norms: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Embeddings (B, D) of length one, their norms (B,) before, and picks (B, K), -1 where none.
+        """Unit embeddings (B, D), without context, their norms (B,) before, and picks (B, K), -1 where none.
 
         Args:
             features: (B, T, D) float32, unit rows.

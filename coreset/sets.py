@@ -211,7 +211,8 @@ class SetDescriptor:
     """One descriptor a set, as every aggregator and every pooling returns it.
 
     Attributes:
-        embedding: (B, D) unit rows; a row of zeros where the faces of a set cancel out.
+        embedding: (B, D) unit rows, of trained aggregators without context; a row of zeros where the faces of
+            a set cancel out.
         norm: (B,) length before normalisation, the quality of the set in the aggregator's own scale.
         picks: (B, K) int64 chosen faces, counted within their set, in the order of choice; -1 where none.
         weights: (N,) share of each face in its set's descriptor, summing to 1 over a set; detached; None
@@ -235,7 +236,7 @@ class SetDescriptor:
         Raises:
             InputError: NaN or infinite values, as damaged weights give.
         """
-        finite = self.embedding.isfinite().all(dim=1) & self.norm.isfinite()
+        finite = self.embedding.isfinite().flatten(1).all(dim=1) & self.norm.isfinite()
         if not bool(finite.all()):
             raise InputError(
                 f"the descriptors of {int((~finite).sum())} of {len(finite)} sets hold NaN or infinite "

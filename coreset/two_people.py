@@ -49,7 +49,8 @@ class TwoPeople(nn.Module):
         whole: SetDescriptor = self.aggregator(sets)
         embedding = whole.embedding.unsqueeze(1).repeat(1, 2, 1)
         shows_two, _, people = self.people(sets)
-        embedding[shows_two] = people
+        if shows_two.any():
+            embedding[shows_two] = people
         return SetDescriptor(embedding, whole.norm, whole.picks, whole.weights)
 
     def people(self, sets: FaceSets) -> tuple[Tensor, Tensor, Tensor]:

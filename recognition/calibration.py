@@ -18,7 +18,7 @@ import binascii
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from errors import InputError, InputWarning
 from evaluation.normalisation import AS_NORM, METHODS, ScoreNormalisation, compared
 from json_files import check_type, read_json
-from recognition.reading import check_read_alike, reading_of_content
+from recognition.reading import check_read_alike, reading_of_content, without_auxiliary
 
 SCHEMA = 1
 _SOURCE = "a calibration file"
@@ -125,11 +125,15 @@ def read_calibration(
     by_size = content.get("by_size", {})
     if not isinstance(by_size, dict) or not all(isinstance(entry, dict) for entry in by_size.values()):
         raise InputError(f"{path}: by_size: expected a dictionary of pairs of sizes.")
+    normalisation = _normalisation(path, content.get("normalisation"))
+    if normalisation is not None:
+        cohort = without_auxiliary(normalisation.cohort, reading_of_content(content))
+        normalisation = replace(normalisation, cohort=cohort)
     return Calibration(
         _chosen(path, everything, fmr),
         everything,
         {name: _group(path, f"by_size, {name!r}, ", entry) for name, entry in by_size.items()},
-        _normalisation(path, content.get("normalisation")),
+        normalisation,
     )
 
 

@@ -25,7 +25,7 @@ from errors import InputError, InputWarning
 from escaping import escaped
 from files import atomic_path, private_folder, require_free_space
 from json_files import check_type, parse_json
-from recognition.reading import check_read_alike
+from recognition.reading import check_read_alike, without_auxiliary
 
 # 3: has a checksum. 2: says how faces were read.
 SCHEMA, _WITHOUT_CHECKSUM = 3, 2
@@ -170,9 +170,10 @@ def _gallery_of(values: Mapping[str, NDArray[Any]]) -> Gallery:
         raise InputError("gallery: files: expected a list of file names for each name.")
     record = parse_json(reading, "gallery: reading: expected an object")
     check_type(record, dict[str, str], "gallery: reading")
+    descriptors = values["descriptors"]
     return Gallery(
         tuple(map(escaped, names)),
-        values["descriptors"],
+        without_auxiliary(descriptors, record) if descriptors.ndim == 2 else descriptors,
         values["norms"],
         tuple(map(tuple, files)),
         escaped(str(values["fingerprint"])),

@@ -9,6 +9,9 @@ import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from data.alignment import ALIGNMENT, AS_STORED
 from data.detection import DETECTION_REVISION, find_detector
 from data.image_files import is_video
@@ -46,6 +49,15 @@ def reading_of_content(content: Mapping[str, object]) -> dict[str, str]:
         return {str(key): str(value) for key, value in found.items()}
     aligned = content.get("aligned")
     return {"alignment": _ALIGNMENTS[aligned]} if isinstance(aligned, bool) else {}
+
+
+def without_auxiliary(descriptors: NDArray[np.float32], record: Mapping[str, str]) -> NDArray[np.float32]:
+    """Descriptors (N, D) without the zeros that once stood in place of auxiliary values at their end."""
+    text = record.get("auxiliary_size", "0")
+    size = int(text) if text.isdecimal() else 0
+    if not 0 < size < descriptors.shape[1] or descriptors[:, -size:].any():
+        return descriptors
+    return np.ascontiguousarray(descriptors[:, :-size])
 
 
 def reading_text(record: Mapping[str, str]) -> str:

@@ -150,7 +150,7 @@ def set_transformer_twin(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
         pooled.append(a @ values[:, part])
     share = torch.stack(shares).mean(dim=0)
     vector = share @ f + module.output(module.after_seed(module.seed + torch.cat(pooled)))
-    return torch.cat([vector, vector.new_zeros(module.context_size)]) * (share @ r)
+    return padded_twin(module, vector) * (share @ r)
 
 
 def learned_map_twin(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
@@ -224,7 +224,12 @@ def weighted_coreset_twin(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
     output = module.output(module.output_norm(rows))
     weights = output[:, 0].softmax(dim=0)
     vector = weights @ (torch.stack(means) + output[:, 1:])
-    return torch.cat([vector, vector.new_zeros(module.context_size)]) * (weights @ torch.stack(norms))
+    return padded_twin(module, vector) * (weights @ torch.stack(norms))
+
+
+def padded_twin(module: nn.Module, vector: Tensor) -> Tensor:
+    """In training as long as a feature."""
+    return torch.cat([vector, vector.new_zeros(module.context_size)]) if module.training else vector
 
 
 def farthest_twin(near: list[list[float]], worth_of: Tensor, count: int, gamma: float) -> list[int]:
@@ -311,6 +316,7 @@ def test_gradients_equal_the_twins(case: str) -> None:
     direction = torch.randn(D, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     features = sets.features.clone().requires_grad_()
     found = module(FaceSets(features, sets.norms, sets.offsets))
+    direction = direction[: found.embedding.shape[1]]
     ((found.embedding * found.norm[:, None]) @ direction).sum().backward()
     ours = {key: p.grad for key, p in module.named_parameters()}
     module.zero_grad()
@@ -321,6 +327,17 @@ def test_gradients_equal_the_twins(case: str) -> None:
     for key, parameter in module.named_parameters():
         wanted = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         torch.testing.assert_close(ours[key], wanted, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["weighted_coreset", "set_transformer"])
+def test_descriptors_hold_no_context_but_in_training_zeros_in_its_place(name: str) -> None:
+    module = build(name, context_size=4)
+    found = module(random_sets([3, 1], module=module))
+    assert found.embedding.shape == (2, D - 4)
+    module.train()
+    in_training = module(random_sets([3, 1], module=module)).embedding
+    assert in_training.shape == (2, D)
+    assert not in_training[:, -4:].any()
 
 
 @every_twin

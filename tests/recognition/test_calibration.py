@@ -95,6 +95,15 @@ def test_scores_are_normalised_as_the_file_says(tmp_path: Path, says: dict[str, 
     assert np.array_equal(found.compared(rows @ rows.T, rows, rows), first @ second.T)
 
 
+def test_zeros_in_place_of_auxiliary_values_are_left_out_of_older_cohorts(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(size=(24, 8)).astype(np.float32)
+    content = stored_cohort(values=12, descriptors=encoded(np.pad(rows, ((0, 0), (0, 4)))), method="as_norm")
+    path = written(tmp_path, normalisation=content, reading={"auxiliary_size": "4"})
+    found = read_calibration(path, MINE)
+    assert found.normalisation is not None
+    np.testing.assert_array_equal(found.normalisation.cohort, rows)
+
+
 @pytest.mark.parametrize("says", [{"method": "z_norm"}, {}, {"method": "as_norm", "top": 1}])
 def test_another_method_or_a_damaged_cohort_is_refused(tmp_path: Path, says: dict[str, object]) -> None:
     path = written(tmp_path, normalisation=stored_cohort(**says))

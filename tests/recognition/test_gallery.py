@@ -235,6 +235,25 @@ def test_a_gallery_of_before_is_read_with_a_warning_and_then_has_a_checksum(tmp_
         open_gallery(changed(tmp_path / "other.npz", sha256=None))
 
 
+def test_zeros_in_place_of_auxiliary_values_are_left_out_of_older_galleries(tmp_path: Path) -> None:
+    ann, bob = people("Ann"), people("Bob")
+    padded = np.pad(ann.descriptors, ((0, 0), (0, 16)))
+    for size, wide in (("16", padded), ("0", padded), ("24", padded), ("x", padded), ("16", padded[:, ::-1])):
+        path = tmp_path / f"{size}{wide[0, 0]}.npz"
+        rows = np.ascontiguousarray(wide)
+        enroll(
+            path, Gallery(ann.names, rows, ann.norms, ann.files, ann.fingerprint, {"auxiliary_size": size})
+        )
+        is_padded = (size, wide[0, -1]) == ("16", 0)
+        wanted = ann.descriptors if is_padded else rows
+        np.testing.assert_array_equal(open_gallery(path).descriptors, wanted)
+        if is_padded:
+            assert enroll(path, bob).descriptors.shape == (2, D)
+        else:
+            with pytest.raises(InputError, match="24 values, the new ones have 8"):
+                enroll(path, bob)
+
+
 @pytest.mark.parametrize(
     "members",
     [
