@@ -14,9 +14,9 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from errors import InputError
 
@@ -154,6 +154,26 @@ def utf8_path(path: Path) -> Iterator[Path]:
 def cache_folder() -> Path:
     """Where this program keeps what it can make or fetch again: below XDG_CACHE_HOME, or ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "facecoresetnet"
+
+
+def check_inside(names: Iterable[str], where: str) -> None:
+    """Raises InputError, which begins with `where`, unless names that a file holds stay in their folder.
+
+    Names are relative to the folder and have no '..'. Links in the folder are followed: they were made by
+    whoever put the folder together, as a list that came with data was not.
+    """
+    outside = [name for name in names if _leads_out(name)]
+    if outside:
+        raise InputError(
+            f"{where}: {len(outside):,} names lead out of the folder that they are relative to, the first "
+            f"is {outside[0]!r}. Expected names below that folder, such as NAME/1.jpg, neither absolute nor "
+            "with '..'."
+        )
+
+
+def _leads_out(name: str) -> bool:
+    path = PurePath(name)
+    return bool(path.anchor) or ".." in path.parts or "\0" in name
 
 
 def sha256_of(path: Path) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 from data.views import Degradation
 from errors import InputError
+from json_files import read_json
 
 Range = tuple[int, int]
 
@@ -33,6 +34,7 @@ CAUSES = {
     "compression": ("quality", "small_jpeg"),
 }
 _MOST = 100_000
+_LARGEST = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -139,13 +141,16 @@ def read_benchmark_protocol(text: str) -> BenchmarkProtocol:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    what = 'a protocol, {"templates": [2, 4], ...}'
+    if path.suffix == ".json":
+        values: dict[str, Any] = read_json(path, dict[str, Any], what)[0]
+        return values
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        values = json.loads(text) if path.suffix == ".json" else _toml(text)
-    except (OSError, ValueError) as fault:
-        raise InputError(f"{path}: cannot be read as {path.suffix[1:].upper()} ({fault}).") from None
-    if not isinstance(values, dict):
-        raise InputError(f'{path}: expected an object, {{"templates": [2, 4], ...}}.')
+        with path.open("rb") as stream:
+            text = stream.read(_LARGEST).decode("utf-8-sig")
+        values = _toml(text)
+    except (OSError, ValueError, RecursionError) as fault:
+        raise InputError(f"{path}: cannot be read as TOML ({fault}). Expected {what}.") from None
     return values
 
 
@@ -258,7 +263,7 @@ def _checked(
         rule, expected = rules[name]
         try:
             found[name] = rule(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             faults.append(f"{where}: {name} is {value!r}; expected {expected}.")
     return found
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import tempfile
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from array_files import read_npz, write_npz
 from data.image_files import (
     IMAGE_SUFFIXES,
     IMAGES,
@@ -35,8 +37,8 @@ INDEX_FOLDER = ".face_index"
 
 _INDEX_FILE = "listing.npz"
 _SHOWN = 3
-# 2: which files are images is said by `data.image_files`.
-_FORMAT = 2
+# 3: has a checksum. 2: which files are images is said by `data.image_files`.
+_FORMAT = 3
 # A folder changed within this time of its listing may change again without a new time stamp (file systems
 # count in steps of up to two seconds), so such a list is not trusted the next time.
 TIME_STEP_NS = 2_000_000_000
@@ -229,36 +231,53 @@ def _keep(
     names: NDArray[np.uint8],
     skipped: Skipped,
 ) -> None:
+    arrays = {
+        "format": np.array(_FORMAT),
+        "folders": np.frombuffer(_joined(folders.names), np.uint8),
+        "stamps": folders.stamps,
+        "counts": counts,
+        "names": names,
+        "skipped": np.array(skipped.to_json()),
+    }
     try:
         with atomic_path(path) as temporary:
-            np.savez(
-                temporary,
-                format=np.int64(_FORMAT),
-                folders=np.frombuffer(_joined(folders.names), np.uint8),
-                stamps=folders.stamps,
-                counts=counts,
-                names=names,
-                skipped=np.array(skipped.to_json()),
-            )
+            write_npz(temporary, arrays)
     except OSError:
         # The list only saves time: a full disk is no reason to stop here.
         path.unlink(missing_ok=True)
 
 
 def _load(path: Path, folders: _Folders) -> FolderListing | None:
+    """None where there is no list, one of other folders, or one that may not be as it was written here.
+
+    A list may have come with the data, and name files elsewhere.
+    """
+    needed = ("format", "folders", "stamps", "counts", "names", "skipped")
     try:
-        with np.load(path, allow_pickle=False) as kept:
-            same = (
-                int(kept["format"]) == _FORMAT
-                and np.array_equal(kept["stamps"], folders.stamps)
-                and kept["folders"].tobytes() == _joined(folders.names)
-            )
-            if not same:
-                return None
-            skipped = Skipped.from_json(str(kept["skipped"]))
-            return _listing(folders, kept["counts"], kept["names"], skipped)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        kept, has_checksum = read_npz(path, "a list of images", needed=needed, optional=())
+        same = (
+            has_checksum
+            and np.array_equal(kept["format"], _FORMAT)
+            and np.array_equal(kept["stamps"], folders.stamps)
+            and kept["folders"].tobytes() == _joined(folders.names)
+        )
+        if not same or not _is_listing(folders, kept["counts"], kept["names"]):
+            return None
+        return _listing(folders, kept["counts"], kept["names"], Skipped.from_json(str(kept["skipped"])))
+    except InputError:
         return None
+
+
+def _is_listing(folders: _Folders, counts: NDArray[Any], names: NDArray[Any]) -> bool:
+    """Whether there are so many names in each folder, and each is that of a file right in it."""
+    if counts.dtype != np.int64 or counts.shape != folders.stamps.shape or (counts < 0).any():
+        return False
+    if names.dtype != np.uint8 or names.ndim != 1 or int((names == 0).sum()) != sum(counts.tolist()):
+        return False
+    text = names.tobytes()
+    separators = [os.fsencode(mark) for mark in (os.sep, os.altsep) if mark]
+    special = re.search(rb"(?:^|\0)(?:\.{0,2})\0", text)
+    return special is None and not any(mark in text for mark in separators) and text[-1:] in (b"", b"\0")
 
 
 def _joined(names: list[str]) -> bytes:

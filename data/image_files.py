@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.decoding import is_image
+from errors import InputError
+from json_files import check_type, parse_json
 
 # Read as images without a look inside.
 IMAGE_SUFFIXES = (
@@ -192,8 +194,12 @@ class Skipped:
 
     @classmethod
     def from_json(cls, text: str) -> Skipped:
-        """What `to_json` wrote."""
-        counts, examples = json.loads(text)
+        """What `to_json` wrote; InputError for anything else."""
+        stored = parse_json(text, "what is skipped")
+        check_type(stored, tuple[dict[str, int], dict[str, list[str]]], "what is skipped")
+        counts, examples = stored
+        if counts.keys() != examples.keys():
+            raise InputError("what is skipped: expected examples of each kind.")
         return cls(Counter(counts), examples)
 
     def sentences(self) -> list[str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,7 +17,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from array_files import read_npz, write_npz
 from data.folder_index import TIME_STEP_NS, index_folders, writable_index_folder
+from errors import InputError
 from files import atomic_path
 from progress import progress_bar
 
@@ -26,7 +27,8 @@ Stamps = NDArray[np.uint64]
 
 UNREADABLE = 0
 _FILE = "stamps.npz"
-_FORMAT = 1
+# 2: has a checksum.
+_FORMAT = 2
 # Reading fewer again takes a fraction of a second.
 _FEWEST_REMEMBERED = 4096
 _PART = 1024
@@ -118,13 +120,24 @@ class _Known:
     @classmethod
     def of(cls, root: Path) -> _Known:
         for folder in index_folders(root):
+            needed = ("format", "signatures", "stamps")
             try:
-                with np.load(folder / _FILE, allow_pickle=False) as kept:
-                    if int(kept["format"]) == _FORMAT:
-                        return cls(kept["signatures"], kept["stamps"])
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # noqa: PERF203 - two folders
+                kept, has_checksum = read_npz(folder / _FILE, "stamps of images", needed=needed, optional=())
+            except InputError:
                 continue
+            if has_checksum and np.array_equal(kept["format"], _FORMAT):
+                found = cls(kept["signatures"], kept["stamps"])
+                if found.is_valid():
+                    return found
         return cls(np.zeros(0, np.uint64), np.zeros(0, np.uint64))
+
+    def is_valid(self) -> bool:
+        """Whether these are two columns of stamps as `keep` writes them."""
+        signatures, values = self.signatures, self.values
+        if signatures.ndim != 1 or signatures.shape != values.shape:
+            return False
+        kinds = {signatures.dtype, values.dtype}
+        return kinds == {np.dtype(np.uint64)} and bool((signatures[1:] >= signatures[:-1]).all())
 
     def stamps(self, signatures: Stamps) -> Stamps:
         """(n,) of files in these states; `UNREADABLE` where it is not known."""
@@ -151,6 +164,6 @@ class _Known:
         values = np.concatenate([self.values[old], stamps[new]])[first]
         try:
             with atomic_path(folder / _FILE) as temporary:
-                np.savez(temporary, format=np.int64(_FORMAT), signatures=joined, stamps=values)
+                write_npz(temporary, {"format": np.array(_FORMAT), "signatures": joined, "stamps": values})
         except OSError:
             return

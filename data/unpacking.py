@@ -29,6 +29,7 @@ from data.sources import FACE_SIZE, ImageFolder, decode_face
 from errors import InputError
 from escaping import csv_text
 from files import atomic_write, private_folder, require_free_space
+from json_files import json_text, read_json
 from progress import progress_bar
 
 FORMATS = ("original", "jpg", "png")
@@ -176,15 +177,16 @@ def pack_folder(folder: Path, out: Path) -> tuple[int, int, list[str]]:
 def _claim(images: Path, pack: dict[str, object]) -> None:
     """Marks the folder as this pack's; InputError where another pack's images are in it."""
     marker = images / _MARKER
-    before = marker.read_text(encoding="utf-8") if marker.is_file() else None
-    if before is not None and json.loads(before) != pack:
+    what = "what the images were unpacked from"
+    before = read_json(marker, dict[str, Any], what)[0] if marker.is_file() else None
+    if before not in (None, pack):
         raise InputError(
             f"{images}: holds the images of another pack, or of this one in another format: "
-            f"{before}, now {json.dumps(pack)}. Choose another --out, or remove the folder."
+            f"{json.dumps(before)}, now {json.dumps(pack)}. Choose another --out, or remove the folder."
         )
     if before is None and images.is_dir() and any(images.iterdir()):
         raise InputError(f"{images}: is not empty and was not made by convert.py. Choose another --out.")
-    atomic_write(marker, json.dumps(pack))
+    atomic_write(marker, json_text(pack))
 
 
 def _check_records(pack: FacePack) -> None:

@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 
 from data.face_loader import Faces
 from data.image_files import is_image_file, is_leftover
+from data.image_stamps import UNREADABLE, FileState, stamps_of, state_of_files
 from data.sources import Image, decode_face
 from errors import InputError
+from files import check_inside
 
 _SHOWN = 10
 
@@ -42,7 +44,9 @@ class FaceFiles:
 
     @classmethod
     def of(cls, root: Path, names: Iterable[str]) -> FaceFiles:
-        """Packs `names`, each relative to `root`."""
+        """Packs `names`, each relative to `root`; InputError for one that leads out of it."""
+        names = list(names)
+        check_inside(names, str(root))
         return cls(root, np.array([os.fsencode(name) for name in names], dtype=np.bytes_))
 
     def __len__(self) -> int:
@@ -66,16 +70,21 @@ class FaceFiles:
         return hashlib.sha256(os.fsencode(self.root.resolve()) + b"\0" + self.names.tobytes()).hexdigest()
 
     def stamps(self) -> NDArray[np.uint64]:
-        """(N,) of size and time of every file: another stamp is another image."""
-        stamps = np.empty(len(self), np.uint64)
-        root = os.fsencode(self.root) + b"/"
-        for number, name in enumerate(self.names.tolist()):
+        """(N,) `data.image_stamps` of every file: another stamp is another image."""
+        root = os.fsencode(self.root)
+
+        def state(rows: NDArray[np.int64]) -> FileState:
+            return state_of_files([os.path.join(root, name) for name in self.names[rows].tolist()])
+
+        def read(row: int) -> bytes | None:
             try:
-                found = os.stat(root + name)
-            except OSError as fault:
-                raise InputError(f"{self.path(number)}: cannot be read ({fault.strerror}).") from None
-            digest = hashlib.blake2b(b"%d %d" % (found.st_size, found.st_mtime_ns), digest_size=8).digest()
-            stamps[number] = int.from_bytes(digest, "little")
+                return self.path(row).read_bytes()
+            except OSError:
+                return None
+
+        stamps = stamps_of(np.arange(len(self)), state, read, self.root)
+        for number in np.flatnonzero(stamps == UNREADABLE).tolist():
+            raise InputError(f"{self.path(number)}: cannot be read.")
         return stamps
 
 

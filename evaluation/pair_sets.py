@@ -22,6 +22,7 @@ from evaluation.face_files import FaceFiles, ListedFaces, first_of
 from evaluation.metrics import FoldAccuracy, fold_accuracy, tar_at_far
 from evaluation.report import markdown_table, percent, verification_section
 from evaluation.roc import TarAtFar, roc_curve
+from files import check_inside
 
 # File name -> what tables call it, in the seed's order.
 FIVE_SETS = {
@@ -256,6 +257,7 @@ def read_pair_list(folder: Path, list_file: Path) -> FacePairs:
     reader = _read_lfw_lines if _is_lfw_header(lines[0][1]) else _read_simple_lines
     files, is_mated, folds = reader(list_file, lines)
     names = list(dict.fromkeys(name for pair in files for name in pair))
+    check_inside(names, f"{list_file}: images of {folder}")
     found = {name: _find(folder, name) for name in names}
     missing = [name for name, file in found.items() if file is None]
     if missing:

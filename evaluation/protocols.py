@@ -23,6 +23,7 @@ from errors import InputError
 from evaluation.meta_checks import UNKNOWN, check_one_to_many
 from evaluation.pair_cache import cached_pairs, keep_pairs
 from evaluation.tables import line_of_row, read_table
+from files import check_inside
 
 Integers = NDArray[np.integer[Any]]
 
@@ -125,6 +126,7 @@ def read_protocol(data_root: Path, name: str) -> SetProtocol:
     table = read_table(
         _meta(folder, "face_tid_mid.txt"), {"FILE": str, "TEMPLATE": np.int64, "MEDIA": np.int64}
     )
+    check_inside(table["FILE"], str(_meta(folder, "face_tid_mid.txt")))
     ids, rows = np.unique(table["TEMPLATE"].to_numpy(), return_inverse=True)
     pairs = read_pairs(_meta(folder, "template_pair_label.txt"), ids)
     galleries, probes = read_one_to_many(folder, ids)
@@ -188,6 +190,9 @@ def faces_digest(protocol: SetProtocol, points: FacePoints) -> str:
 
 def image_stamps(protocol: SetProtocol) -> NDArray[np.uint64]:
     """Looks for every image; gives (N,) numbers of their sizes and times: a changed image, another number.
+
+    An image that was replaced by one of the same size and time is not noticed: half a million are not read
+    for that.
 
     Raises:
         InputError: images are missing or empty: the first ten and how many.

@@ -28,7 +28,7 @@ from evaluation.metrics import FoldAccuracy, fold_accuracy, tar_at_far
 from evaluation.report import Result, markdown_table, percent, verification_section
 from evaluation.roc import TarAtFar, roc_curve
 from evaluation.templates import FaceGroups, describe_templates, group_faces
-from files import sha256_of
+from files import check_inside, sha256_of
 
 FARS = (1e-2, 1e-3)
 PUBLISHED_PAIRS, PUBLISHED_FOLDS = 5000, 10
@@ -196,6 +196,7 @@ def read_video_pairs(data_root: Path, splits: Path | None, most_frames: int) -> 
         raise InputError.from_faults(faults)
     lines = _read_splits(path)
     videos = sorted({video for _, *both, _ in lines for video in both})
+    check_inside(videos, f"{path}: videos of {folder}")
     frames = {video: _frames_of(folder / video) for video in videos}
     if missing := [video for video, names in frames.items() if not names]:
         raise InputError(

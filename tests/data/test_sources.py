@@ -7,16 +7,19 @@ import os
 import pickle
 import shutil
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 import data.folder_index
 import data.image_stamps
 import data.sources
+from array_files import write_npz
 from data.sources import (
     ImageFolder,
     RecordIOSource,
@@ -390,3 +393,56 @@ def test_the_subject_index_equals_a_search(labels: list[int]) -> None:
         assert index.images_of(subject).tolist() == np.flatnonzero(array == subject).tolist()
         assert np.shares_memory(index.images_of(subject), index.rows)
     assert index.counts().tolist() == np.bincount(array).tolist()
+
+
+def repacked(path: Path, **changes: NDArray[Any]) -> None:
+    """A list with a right checksum, as somebody may have put it beside the data."""
+    kept = {name: array for name, array in np.load(path).items() if name != "sha256"}
+    write_npz(path, kept | changes)
+
+
+@pytest.mark.parametrize(
+    "name", [b"../../secret.jpg", b"/etc/passwd", b"..", b".", b"", b"a/b.jpg", b"1.jpg\0x.jpg"]
+)
+def test_a_kept_list_names_no_file_outside_of_its_folder(root: Path, name: bytes) -> None:
+    before = ImageFolder(root)
+    expected = [before.path(row) for row in range(len(before))]
+    kept = root / ".face_index" / "listing.npz"
+    names = np.load(kept)["names"].tobytes().split(b"\0")
+    repacked(kept, names=np.frombuffer(b"\0".join([name, *names[1:]]), np.uint8))
+    after = ImageFolder(root)
+    assert [after.path(row) for row in range(len(after))] == expected
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"counts": np.array([-1, 1, 5])},
+        {"counts": np.array([1, 1])},
+        {"counts": np.array([1.0, 1.0, 1.0])},
+        {"names": np.zeros(0, np.uint8)},
+        {"names": np.array("a")},
+        {"stamps": np.array(0)},
+        {"skipped": np.array("[" * 5000)},
+        {"skipped": np.array('[{"a": 1}, {}]')},
+        {"format": np.array([3, 3])},
+    ],
+    ids=str,
+)
+def test_a_kept_list_of_no_folder_is_made_anew(root: Path, changes: dict[str, NDArray[Any]]) -> None:
+    before = len(ImageFolder(root))
+    repacked(root / ".face_index" / "listing.npz", **changes)
+    source = ImageFolder(root)
+    assert len(source) == before
+    assert all(source.path(row).is_file() for row in range(before))
+
+
+def test_a_flipped_bit_in_a_kept_list_is_not_read(root: Path) -> None:
+    source = ImageFolder(root)
+    expected = [source.path(row) for row in range(len(source))]
+    kept = root / ".face_index" / "listing.npz"
+    whole = kept.read_bytes()
+    for place in range(0, len(whole), 31):
+        kept.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        source = ImageFolder(root)
+        assert [source.path(row) for row in range(len(source))] == expected

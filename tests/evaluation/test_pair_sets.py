@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from data.face_loader import Faces
 from data.pairs import PairSet
 from errors import InputError
+from evaluation.face_files import FaceFiles
 from evaluation.pair_sets import (
     FacePairs,
     PairFigures,
@@ -313,3 +316,31 @@ def test_tables_show_the_seeds_order_and_what_is_unknown() -> None:
     part = ours["lfw"].to_dict()
     assert part["verification"]["tar_at_far"]["1e-03"]["strict"] == ours["lfw"].tar_at_far["1e-03"].strict
     assert part["accuracy"]["accuracy"] == ours["lfw"].accuracy.accuracy
+
+
+@pytest.mark.parametrize("place", ["absolute", "above", "hidden"])
+def test_images_outside_of_the_folder_are_not_read(people: Path, tmp_path: Path, place: str) -> None:
+    (first, *_) = people.glob("*/*")
+    shutil.copy(first, tmp_path / "secret.jpg")
+    name = {"absolute": str(first), "above": "../secret.jpg", "hidden": "p/../../secret.jpg"}[place]
+    path = tmp_path / "list.txt"
+    path.write_text(f"{name} {name} 1\n" * 20)
+    with pytest.raises(InputError) as fault:
+        read_pair_list(people, path)
+    assert str(path) in str(fault.value)
+    assert name in str(fault.value)
+
+
+def test_an_image_replaced_by_one_of_the_same_size_and_time_has_another_stamp(
+    people: Path, tmp_path: Path
+) -> None:
+    names = [str(path.relative_to(people)) for path in sorted(people.glob("*/*"))]
+    files = FaceFiles.of(people, names)
+    before, path = files.stamps(), people / names[2]
+    state, content = path.stat(), path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert np.flatnonzero(files.stamps() != before).tolist() == [2]
+    path.unlink()
+    with pytest.raises(InputError, match=path.name):
+        files.stamps()

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -327,10 +328,13 @@ def test_a_pair_file_rewritten_within_one_tick_of_the_clock_is_noticed(
     data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = data.meta("template_pair_label.txt")
-    size = path.stat().st_size
-    monkeypatch.setattr(
-        pair_cache.Path, "stat", lambda _: SimpleNamespace(st_size=size, st_mtime_ns=0, st_ctime_ns=0)
-    )
+    size, original = path.stat().st_size, pair_cache.Path.stat
+    same = SimpleNamespace(st_size=size, st_mtime_ns=0, st_ctime_ns=0)
+
+    def stat(self: Path, **how: Any) -> Any:
+        return same if self == path else original(self, **how)
+
+    monkeypatch.setattr(pair_cache.Path, "stat", stat)
     ids = np.unique([template for _, template, _ in data.faces])
     first = np.zeros(3, np.int32)
     pair_cache.keep_pairs(path, ids, first, first, first == 0)
@@ -394,3 +398,31 @@ def test_far_apart_template_ids_are_found_too(data: Dataset) -> None:
     found = read(data)
     assert found.template_ids[-1] == shift
     assert found.pairs.is_mated.sum() == wanted.pairs.is_mated.sum()
+
+
+def test_a_pair_cache_that_is_not_as_written_is_not_used(data: Dataset) -> None:
+    path = data.meta("template_pair_label.txt")
+    ids = np.unique([template for _, template, _ in data.faces])
+    rows = np.arange(4, dtype=np.int32)
+    pair_cache.keep_pairs(path, ids, rows, rows[::-1].copy(), rows == 0)
+    (cache,) = (path.parent / CACHE_FOLDER).glob("*.bin")
+    whole = cache.read_bytes()
+    found = pair_cache.cached_pairs(path, ids)
+    assert found is not None
+    np.testing.assert_array_equal(found[1], rows[::-1])
+    for place in [*range(0, 200, 7), *range(4096, len(whole), 5)]:
+        cache.write_bytes(whole[:place] + bytes([whole[place] ^ 2]) + whole[place + 1 :])
+        assert pair_cache.cached_pairs(path, ids) is None
+    for content in (b"", b"[" * 4096 + whole[4096:], whole[:-1]):
+        cache.write_bytes(content)
+        assert pair_cache.cached_pairs(path, ids) is None
+    pair_cache.keep_pairs(path, ids, rows + 1000, rows, rows == 0)
+    assert pair_cache.cached_pairs(path, ids) is None
+
+
+def test_images_outside_of_the_folder_are_not_read(data: Dataset) -> None:
+    path = data.meta("face_tid_mid.txt")
+    first, rest = path.read_text().split("\n", 1)
+    path.write_text("\n".join([" ".join(["../../secret.jpg", *first.split()[1:]]), rest]))
+    with pytest.raises(InputError, match=r"face_tid_mid\.txt.*\.\./\.\./secret\.jpg"):
+        read(data)
