@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from cosine_statistics import REFERENCE, CosineStatistics, measure, median_nonmated
 from errors import InputError
+from face_template import ARCFACE_POINTS, SIDE
 
 # Brightness and contrast that levelled faces have: about those of a well-lit one, on values 0..255.
 _LEVEL_MEAN, _LEVEL_DEVIATION = 118.0, 52.0
@@ -34,8 +36,10 @@ _MOST_ALIKE = 0.2
 class BackboneSpec:
     """What a backbone expects and gives; it travels with the weights, so that preprocessing is never guessed.
 
-    `channel_order` is "BGR" or "RGB"; `mean` and `std` are on pixel values 0..255; `norm_is_quality` says
-    that the feature norm falls with image quality; `image_size` is the side in pixels; `levels_light` says
+    `channel_order` is "BGR" or "RGB"; `mean` and `std` are on pixel values 0..255, one or three in channel
+    order; `norm_is_quality` says that the feature norm falls with image quality, None that nobody knows;
+    `image_size` is the side in pixels; `template`, where it is not that of `data.alignment` scaled to the
+    side, is x and y of its five points in pixels of that side; `levels_light` says
     that each face is first brought to one brightness and contrast (`level_light`); `context_size` of the
     `embedding_size` values are no part of the embedding but context behind it (`net.Backbone`). `centre`
     holds one value for each of the others, which is subtracted from a unit feature before it is made one
@@ -46,14 +50,15 @@ class BackboneSpec:
     name: str
     embedding_size: int
     channel_order: str
-    mean: float
-    std: float
-    norm_is_quality: bool
+    mean: float | tuple[float, float, float]
+    std: float | tuple[float, float, float]
+    norm_is_quality: bool | None
     image_size: int = 112
     levels_light: bool = False
     context_size: int = 0
     centre: tuple[float, ...] | None = None
     cosine_statistics: CosineStatistics | None = None
+    template: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         faults = [
@@ -68,9 +73,21 @@ class BackboneSpec:
                 faults.append("backbone spec: embedding_size and image_size must be positive.")
             if not 0 <= self.context_size < self.embedding_size:
                 faults.append("backbone spec: context_size must be at least 0 and below embedding_size.")
-            if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
-                faults.append("backbone spec: mean must be finite and std finite and positive.")
-            if self.centre is not None and not _is_centre(self.centre, self._identity_size):
+            pixels = [_tuple(values) for values in (self.mean, self.std)]
+            if not all(_are_numbers(values, (1, 3)) for values in pixels) or min(pixels[1]) <= 0:
+                faults.append(
+                    "backbone spec: mean must be finite and std finite and positive, each a number or three."
+                )
+            if not isinstance(self.norm_is_quality, bool | None):
+                faults.append(
+                    f"backbone spec: norm_is_quality must be of type bool, found {self.norm_is_quality!r}; "
+                    "or nothing (null), where it is not known."
+                )
+            if self.template is not None and not _are_numbers(self.template, (10,)):
+                faults.append("backbone spec: template must be ten finite numbers, x and y of five points.")
+            if self.centre is not None and not (
+                _are_numbers(self.centre, (self._identity_size,)) and sum(x * x for x in self.centre) < 1
+            ):
                 faults.append(
                     f"backbone spec: centre must be {self._identity_size} finite numbers, of length below 1."
                 )
@@ -82,11 +99,14 @@ class BackboneSpec:
     def normalise(self, images: Tensor) -> Tensor:
         """(value - mean) / std of images in the spec's channel order, levelled before if it says so.
 
+        Faces of another side are resampled to the spec's, and faces of the template of `data.alignment` are
+        moved to the spec's template where it has one.
+
         Args:
-            images: (N, 3, H, W) uint8; the memory format is kept.
+            images: (N, 3, H, W) uint8, square; the memory format is kept.
 
         Returns:
-            (N, 3, H, W) float32.
+            (N, 3, image_size, image_size) float32.
 
         Raises:
             InputError: the images are no uint8, so that they may have been normalised before.
@@ -97,7 +117,16 @@ class BackboneSpec:
                 "Hand over the pixels as they are; they are normalised here, once."
             )
         values = images.to(torch.float32)
-        return ((level_light(values) if self.levels_light else values) - self.mean) / self.std
+        values = level_light(values) if self.levels_light else values
+        if self.image_size not in (SIDE, images.shape[-1]):
+            side = (self.image_size, self.image_size)
+            values = F.interpolate(values, side, mode="bilinear", antialias=True, align_corners=False)
+        if self.template is not None:
+            values = moved_to_template(values, self.template)
+        if isinstance(self.mean, tuple) or isinstance(self.std, tuple):
+            mean, std = (values.new_tensor(_tuple(each)).view(-1, 1, 1) for each in (self.mean, self.std))
+            return (values - mean) / std
+        return (values - self.mean) / self.std
 
     def from_rgb(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """True colours to the layout of the network.
@@ -174,8 +203,7 @@ class BackboneSpec:
         """
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         values = {key: value for key, value in values.items() if value or key not in _RARE}
-        if self.centre is not None:
-            values["centre"] = list(self.centre)
+        values |= {name: list(values[name]) for name in _LISTS if isinstance(values.get(name), tuple)}
         if self.cosine_statistics is not None:
             values["cosine_statistics"] = self.cosine_statistics.to_dict()
         return values
@@ -225,16 +253,18 @@ class BackboneSpec:
         if faults:
             raise InputError.from_faults(faults)
         values = dict(values)
-        if isinstance(values.get("centre"), list):
-            values["centre"] = tuple(values["centre"])
+        for name in _LISTS:
+            if isinstance(values.get(name), list):
+                values[name] = tuple(values[name])
         if values.get("cosine_statistics") is not None:
             values["cosine_statistics"] = CosineStatistics.from_dict(values["cosine_statistics"])
         return cls(**values)
 
 
 # Fields that few backbones have, and those that are no plain values.
-_RARE = ("levels_light", "context_size", "centre", "cosine_statistics")
-_STRUCTURED = ("centre", "cosine_statistics")
+_RARE = ("levels_light", "context_size", "centre", "cosine_statistics", "template")
+_LISTS = ("mean", "std", "centre", "template")
+_STRUCTURED = ("mean", "std", "norm_is_quality", "centre", "cosine_statistics", "template")
 
 # Names of what `preprocessing` always gives.
 PREPROCESSING = (
@@ -271,6 +301,7 @@ def preprocessing(spec: BackboneSpec, *, alignment: str, flip: str, precision: s
         "precision": precision,
         # Named only where there is one, as in `BackboneSpec.to_dict`.
         **({} if spec.centre is None else {"centre": centre_digest(spec.centre)}),
+        **({} if spec.template is None else {"template": " ".join(map(_digits, spec.template))}),
     }
 
 
@@ -279,7 +310,10 @@ def centre_digest(centre: tuple[float, ...]) -> str:
     return hashlib.sha256(np.array(centre, np.float32).tobytes()).hexdigest()[:16]
 
 
-def _digits(value: float) -> str:
+def _digits(value: float | tuple[float, ...]) -> str:
+    """All digits; of three channels in brackets."""
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_digits, value))})"
     return repr(float(value)).removesuffix(".0")
 
 
@@ -304,6 +338,35 @@ def level_light(images: Tensor) -> Tensor:
     gain = _LEVEL_DEVIATION / deviation.clamp_min(_LEAST_DEVIATION)
     levelled = (images - mean[:, None, None, None]) * gain[:, None, None, None] + _LEVEL_MEAN
     return levelled.clamp(0, 255)
+
+
+def moved_to_template(images: Tensor, template: tuple[float, ...]) -> Tensor:
+    """Aligned faces moved by the similarity that brings the five points of `ARCFACE_POINTS` to others.
+
+    Bilinear; black where the crop does not reach.
+
+    Args:
+        images: (N, 3, S, S) float, aligned to `ARCFACE_POINTS` scaled to the side.
+        template: x and y of the five points, in pixels of the side.
+
+    Returns:
+        (N, 3, S, S).
+    """
+    side = images.shape[-1]
+    # Pixel centres: x + 0.5 scales with the side.
+    source = (np.array(ARCFACE_POINTS) + 0.5) * (side / SIDE)
+    target = np.array(template).reshape(5, 2) + 0.5
+    # From the target to the source, as complex numbers: z -> a z + b, by least squares.
+    here, there = (points @ np.array([1, 1j]) for points in (target, source))
+    offsets, wanted = here - here.mean(), there - there.mean()
+    turn = (offsets.conj() * wanted).sum() / (abs(offsets) ** 2).sum()
+    shift = there.mean() - turn * here.mean()
+    # In the units of `affine_grid`: -1 to 1 over the side.
+    moved = (2 * shift + (turn * (1 + 1j) - (1 + 1j)) * side) / side
+    matrix = [[turn.real, -turn.imag, moved.real], [turn.imag, turn.real, moved.imag]]
+    theta = images.new_tensor(matrix).expand(len(images), 2, 3)
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
 def centred(features: Tensor, centre: tuple[float, ...] | None, context_size: int) -> Tensor:
@@ -353,12 +416,19 @@ def split_context(features: Tensor, context_size: int) -> tuple[Tensor, Tensor]:
     return own / length, context / (_CONTEXT_SCALE * length)
 
 
-def _is_centre(values: object, size: int) -> bool:
-    """So many finite numbers, of length below 1: that of a unit feature."""
-    if not isinstance(values, tuple) or len(values) != size:
+def _tuple(values: float | tuple[float, ...]) -> tuple[float, ...]:
+    """A number as a tuple of one."""
+    return values if isinstance(values, tuple) else (values,)
+
+
+def _are_numbers(values: object, counts: tuple[int, ...]) -> bool:
+    """A tuple of so many finite numbers."""
+    if not isinstance(values, tuple) or len(values) not in counts:
         return False
-    numbers = all(isinstance(each, (int, float)) and not isinstance(each, bool) for each in values)
-    return numbers and sum(each * each for each in values) < 1
+    return all(
+        isinstance(each, (int, float)) and not isinstance(each, bool) and math.isfinite(each)
+        for each in values
+    )
 
 
 def _is_plain(value: object, type_name: str) -> bool:

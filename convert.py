@@ -12,6 +12,10 @@ python convert.py --fetch-weights adaface_ir_50_ms1mv2
     downloads one of them; commands then take its name as their weights
 python convert.py --weights IN OUT.safetensors
     writes any weights that we read in our own form, with their architecture, colours, source and licence
+python convert.py --weights GRAPH.onnx OUT.safetensors --channel_order RGB --mean 127.5 --std 127.5
+    states what an ONNX graph of others takes, once (--input_size, --template and --norm_is_quality too); a
+    graph can say it itself, by metadata: architecture=onnx, channel_order=RGB, mean=127.5, std=[1, 1, 1],
+    image_size=112, norm_is_quality=null
 python convert.py --weights BACKBONE OUT.safetensors --aggregator_weights CHECKPOINT
     joins a backbone and an aggregator that was trained from its features in one file
 python convert.py --check-quality WEIGHTS IMAGES
@@ -46,6 +50,7 @@ if TYPE_CHECKING:
 _SHOWN = 5
 _PREPARED = {"level_light": False, "context": ""}
 _OVERRIDES = {"coreset_size": "", "gamma": ""}
+_SPEC = dict.fromkeys(("mean", "std", "input_size", "template", "norm_is_quality"), "")
 # Flags of each mode, with their defaults; None: needed.
 _MODES: dict[str, dict[str, Any]] = {
     "rec_path": {"out": "", "num_workers": 0, "image_format": "original", "quality": 95},
@@ -61,12 +66,14 @@ _MODES: dict[str, dict[str, Any]] = {
         "aggregator_weights": "",
         **_PREPARED,
         **_OVERRIDES,
+        **_SPEC,
     },
     "aggregator": {"licence": "", **_OVERRIDES},
     "check_quality": {
         **{"arch": "", "channel_order": "", "num_images": 300, "seed": 0},
         **{"out": "", "store": "", "detector": ""},
         **_OVERRIDES,
+        **_SPEC,
     },
     "export": {"out": None, "arch": "", "channel_order": "", **_OVERRIDES},
     "build_set_benchmark": {
@@ -171,9 +178,10 @@ def _weight_modes(modes: _MutuallyExclusiveGroup) -> None:
 
 def _weight_flags(group: _ArgumentGroup) -> None:
     from net import BACKBONES
-    from weights.overrides import add_override_flags
+    from weights.overrides import add_override_flags, add_spec_flags
 
     add_override_flags(group)
+    add_spec_flags(group)
     group.add_argument("--arch", choices=BACKBONES, help="of the weights, where their file does not say it")
     group.add_argument(
         "--channel_order",
@@ -393,6 +401,7 @@ def _convert_weights(values: Mapping[str, Any]) -> None:
         licence=values["licence"] or None,
         level_light=values["level_light"],
         context=None if values["context"] == "" else values["context"],
+        stated=_stated(values),
         overrides=_overrides(values),
         aggregator_weights=values["aggregator_weights"] or None,
     )
@@ -412,9 +421,15 @@ def _overrides(values: Mapping[str, Any]) -> Overrides:
     return Overrides.of({name: value for name, value in values.items() if value != ""})
 
 
+def _stated(values: Mapping[str, Any]) -> dict[str, Any]:
+    from weights.overrides import stated_spec
+
+    return stated_spec(values)
+
+
 def _check_quality(values: Mapping[str, Any]) -> None:
     from quality_choice import Wish, measure_and_keep
-    from weights import load_backbone
+    from weights import load_weights
 
     source, images = values["check_quality"]
     given = {name: Path(values[name]) if values[name] else None for name in ("out", "store", "detector")}
@@ -423,12 +438,14 @@ def _check_quality(values: Mapping[str, Any]) -> None:
         store=given["store"],
         detector=given["detector"],
         arch=values["arch"] or None,
+        stated=_stated(values),
         num_images=values["num_images"],
         seed=values["seed"],
         overrides=_overrides(values),
     )
-    backbone = load_backbone(source, values["arch"] or None, channel_order=values["channel_order"] or None)
-    print(measure_and_keep(backbone, source, Path(images), wish))
+    order = values["channel_order"] or None
+    loaded = load_weights(source, wish.arch, channel_order=order, stated=wish.stated)
+    print(measure_and_keep(loaded.backbone, source, Path(images), wish))
 
 
 def _export(values: Mapping[str, Any]) -> None:

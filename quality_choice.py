@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,7 @@ class Wish:
         store: where the weights are written with the choice, .safetensors.
         detector: YuNet's file.
         arch: of the weights, where their file does not say it.
+        stated: fields of their spec that overrule what their file says.
         overrides: coreset size and gamma of the weights' aggregator, in place of what the file says.
 
     Raises:
@@ -85,6 +86,7 @@ class Wish:
     store: Path | None = None
     detector: Path | None = None
     arch: str | None = None
+    stated: Mapping[str, Any] | None = None
     num_images: int = 300
     seed: int = 0
     overrides: Overrides | None = None
@@ -139,6 +141,7 @@ def measure_and_keep(backbone: Backbone, source: str, images: Path, wish: Wish) 
                 channel_order=backbone.spec.channel_order,
                 quality=quality,
                 measured=backbone.spec,
+                stated=wish.stated,
                 overrides=wish.overrides,
             )
         )

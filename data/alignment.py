@@ -17,11 +17,9 @@ from numpy.typing import NDArray
 from data.decoding import decode_image
 from data.sources import FACE_SIZE, Image
 from errors import InputError
+from face_template import ARCFACE_POINTS
 
-# METHOD 2: left eye, right eye, nose tip, left and right mouth corner, in image order.
-TEMPLATE = np.array(
-    [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
-)
+TEMPLATE = np.array(ARCFACE_POINTS)
 # Of faces that are aligned already.
 AS_STORED = "as stored"
 # What makes aligned pixels differ, for fingerprints and for the lines above every table. The revision rises

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from data.sources import Image
+from data.sources import FACE_SIZE, Image
 from errors import InputError
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class _Decoded(Dataset["_Item"]):
         try:
             return number, self._spec.from_rgb(self._faces.image(number)), ""
         except InputError as fault:
-            return number, np.zeros((3, self._spec.image_size, self._spec.image_size), np.uint8), str(fault)
+            return number, np.zeros((3, FACE_SIZE, FACE_SIZE), np.uint8), str(fault)
 
 
 def _collate(items: Sequence[_Item]) -> FaceBatch:

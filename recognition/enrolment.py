@@ -215,7 +215,7 @@ def check_people(
         (T,) identities, doubts, and whether each shows someone else; equal within a unit.
     """
     directions, lengths = pooled(features, norms, units)
-    limits, is_quality = IdentityLimits.of(spec), spec.norm_is_quality
+    limits, is_quality = IdentityLimits.of(spec), bool(spec.norm_is_quality)
     identity = find_identities(directions, lengths, limits, norm_is_quality=is_quality)
     another = shows_another(directions, lengths, identity, limits, norm_is_quality=is_quality)
     doubt = np.full(len(units), np.nan)

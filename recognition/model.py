@@ -248,7 +248,7 @@ def _chosen_aggregator(
     weights: Path | str,
     aggregator_weights: Path | str | None,
     name: str | None,
-    norm_is_quality: bool,
+    norm_is_quality: bool | None,
     overrides: Overrides,
 ) -> tuple[nn.Module, str, str]:
     """The aggregator, its name, and a sentence on where it is from."""
@@ -275,6 +275,8 @@ def _chosen_aggregator(
         else "as the weights hold a backbone alone"
         if norm_is_quality
         else "as the weights hold a backbone alone, whose norm is no measure of quality"
+        if norm_is_quality is False
+        else "as the weights hold a backbone alone; whether their norm is a quality was never measured"
     )
     pooling = build_aggregator(wanted, overrides.options_of(wanted))
     overrides.check_effect([pooling])

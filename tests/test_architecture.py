@@ -30,6 +30,7 @@ FLOORS = [
         "cosine_statistics",
         "distributed_ops",
         "errors",
+        "face_template",
         "escaping",
         "files",
         "machine",

@@ -411,8 +411,10 @@ def test_presets_are_values_that_flags_override() -> None:
     published = resolve(WEIGHTS | {"preset": "published"}, None)
     plain = resolve(WEIGHTS, None)
     assert published.aggregator_options == {"mask_picked": False, "clamp_gamma": False}
-    assert {k: v for k, v in published.to_dict().items() if k not in ("preset", "aggregator_options")} == {
-        k: v for k, v in plain.to_dict().items() if k not in ("preset", "aggregator_options")
+    assert published.quality == "norm"
+    of_preset = ("preset", "aggregator_options", "quality")
+    assert {k: v for k, v in published.to_dict().items() if k not in of_preset} == {
+        k: v for k, v in plain.to_dict().items() if k not in of_preset
     }
 
 

@@ -22,7 +22,7 @@ from net import BACKBONES, Backbone, build_backbone
 from quality_check import NONE
 from quality_choice import TooFewPeopleError, Wish, choose_quality, curves_content
 from recognition.model import load_model
-from weights import load_weights, save_backbone
+from weights import Loaded, load_weights, save_backbone
 from weights.converting import convert_weights
 
 PEOPLE = 50
@@ -177,8 +177,9 @@ def test_one_recommendation_is_given_and_it_is_stored(
     torch.manual_seed(0)
     weights, kept = tmp_path / "w.safetensors", tmp_path / "q.safetensors"
     save_backbone(weights, build_backbone("ir_tiny").eval())
-    monkeypatch.setattr("weights.load_backbone", lambda *_, **__: Coarse(-1))
-    convert({"check_quality": (str(weights), str(people)), "num_images": 150, "store": str(kept)})
+    with monkeypatch.context() as patch:
+        patch.setattr("weights.load_weights", lambda *_, **__: Loaded(Coarse(-1), "coarse"))
+        convert({"check_quality": (str(weights), str(people)), "num_images": 150, "store": str(kept)})
     said = capsys.readouterr().out
     assert said.count("Recommended: --quality") == 1
     assert "--quality learned" in said

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -57,6 +58,10 @@ __all__ = [
 ]
 
 
+# Fields of a spec that change every feature.
+_OF_PIXELS = ("channel_order", "mean", "std", "image_size", "template")
+
+
 @dataclass(frozen=True, eq=False)
 class Loaded:
     """A backbone, and whose layout its file has, for a person."""
@@ -89,8 +94,11 @@ def load_weights(
     *,
     channel_order: str | None = None,
     allow_pickle: bool = False,
+    stated: Mapping[str, Any] | None = None,
 ) -> Loaded:
     """`load_backbone`, and what was recognised; `allow_pickle`: see `read_checkpoint`.
+
+    `stated`: fields of the spec that overrule what the file and its kind say.
 
     Raises:
         InputError: as `load_backbone`.
@@ -99,7 +107,7 @@ def load_weights(
         raise InputError(f"{arch!r} is no backbone. There are: {', '.join(BACKBONES)}.")
     path = resolve(source)
     if path.suffix == ".onnx":
-        graph = read_onnx(path, arch, channel_order)
+        graph = read_onnx(path, arch, channel_order, stated)
         check_features(path, graph)
         return Loaded(graph, "ONNX graph")
     stored = read_stored(path, allow_pickle=allow_pickle)
@@ -112,8 +120,18 @@ def load_weights(
     else:
         backbone = fitted(path, found.state, arch, spec)
     changes = {} if spec else dict(found.spec)
+    changes |= stated or {}
     if channel_order is not None:
         changes["channel_order"] = channel_order
+    side = changes.get("image_size", backbone.spec.image_size)
+    if side != backbone.spec.image_size and backbone.spec.name != ONNX:
+        raise InputError(
+            f"--input_size {side}: {path} holds {backbone.spec.name}, which takes {backbone.spec.image_size} "
+            "pixels. Remove it."
+        )
+    if any(changes.get(name) not in (None, getattr(backbone.spec, name)) for name in _OF_PIXELS):
+        # Measured with other pixels.
+        changes = {"centre": None, "cosine_statistics": None} | changes
     backbone.spec = replace(backbone.spec, **changes)
     check_features(path, backbone)
     return Loaded(backbone, "ours" if spec else found.kind)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from backbone_spec import BackboneSpec
+from backbone_spec import BackboneSpec, preprocessing
 from errors import InputError
 from net import Backbone
 from weights import (
@@ -42,6 +43,7 @@ def convert_weights(
     level_light: bool = False,
     context: int | None = None,
     measured: BackboneSpec | None = None,
+    stated: Mapping[str, Any] | None = None,
     overrides: Overrides | None = None,
     aggregator_weights: str | None = None,
 ) -> str:
@@ -51,7 +53,8 @@ def convert_weights(
     quality that was chosen for them, which also says whether their norm is one; None is what the file says.
     `level_light`: faces are to be brought to one brightness and contrast for them, from now on. `context`: so
     many values of context are to stand behind their embedding; None: as the file says. `measured`: whose
-    centre and cosine statistics are theirs from now on. `overrides`: coreset size and gamma of its
+    centre and cosine statistics are theirs from now on. `stated`: fields of the backbone's spec that overrule
+    what is known of it. `overrides`: coreset size and gamma of its
     aggregator, in place of what the file says. `aggregator_weights`: whose aggregator is taken in place of
     the source's own, such as a checkpoint that was trained from features and has no backbone.
 
@@ -63,7 +66,7 @@ def convert_weights(
     if out.suffix != ".safetensors":
         raise InputError(f"{out}: our form is .safetensors; choose a name that ends in it.")
     path = resolve(source)
-    loaded = load_weights(path, arch, channel_order=channel_order, allow_pickle=allow_pickle)
+    loaded = load_weights(path, arch, channel_order=channel_order, allow_pickle=allow_pickle, stated=stated)
     aggregator, about, fit = None, {}, ""
     if path.suffix != ".onnx":
         stored = read_stored(path, allow_pickle=allow_pickle)
@@ -82,11 +85,7 @@ def convert_weights(
         **_people(about),
     }
     backbone = loaded.backbone
-    if quality:
-        backbone.spec = replace(backbone.spec, norm_is_quality=quality == "norm")
-    if measured is not None:
-        statistics = measured.cosine_statistics
-        backbone.spec = replace(backbone.spec, centre=measured.centre, cosine_statistics=statistics)
+    _set_measured(backbone, quality, measured)
     before = backbone.spec
     if level_light and not before.levels_light:
         # Measured on features of faces as they were.
@@ -103,17 +102,8 @@ def convert_weights(
         backbone.context_layer()
     parts = None if aggregator is None else (aggregator.name, aggregator.options, aggregator.module)
     save_model(out, backbone, parts, about)
-    spec = backbone.spec
-    lines = [
-        f"{out}: {spec.name}, {_values_text(spec)} a face; recognised as: {loaded.kind}",
-        f"  colours {spec.channel_order}, {'light levelled, ' if spec.levels_light else ''}"
-        f"pixels (value - {spec.mean:g}) / {spec.std:g}",
-        f"  aggregator {aggregator.name if aggregator else 'none'}{fit}",
-        f"  quality of a face {about['quality']}; its norm {_norm_text(spec.norm_is_quality)}",
-        f"  {_cosine_text(spec)}",
-        f"  source {about['source']}; licence of the weights: {about['licence']}",
-    ]
-    return "\n".join(lines)
+    name = f"{aggregator.name if aggregator else 'none'}{fit}"
+    return _written_text(out, backbone.spec, loaded.kind, name, about)
 
 
 def _joined(
@@ -166,6 +156,26 @@ def extract_aggregator(
     )
 
 
+def _set_measured(backbone: Backbone, quality: str | None, measured: BackboneSpec | None) -> None:
+    if quality:
+        backbone.spec = replace(backbone.spec, norm_is_quality=quality == "norm")
+    if measured is not None:
+        statistics = measured.cosine_statistics
+        backbone.spec = replace(backbone.spec, centre=measured.centre, cosine_statistics=statistics)
+
+
+def _written_text(out: Path, spec: BackboneSpec, kind: str, aggregator: str, about: Mapping[str, str]) -> str:
+    lines = [
+        f"{out}: {spec.name}, {_values_text(spec)} a face; recognised as: {kind}",
+        f"  {_pixels_text(spec)}",
+        f"  aggregator {aggregator}",
+        f"  quality of a face {about['quality']}; its norm {_norm_text(spec.norm_is_quality)}",
+        f"  {_cosine_text(spec)}",
+        f"  source {about['source']}; licence of the weights: {about['licence']}",
+    ]
+    return "\n".join(lines)
+
+
 def _values_text(spec: BackboneSpec) -> str:
     own = f"{spec.with_context(0).embedding_size} values"
     return f"{own} and {spec.context_size} of context" if spec.context_size else own
@@ -182,5 +192,15 @@ def _cosine_text(spec: BackboneSpec) -> str:
     return f"{spec.cosine_statistics.text()}, {'with a' if spec.centre else 'without a'} centre"
 
 
-def _norm_text(is_quality: bool) -> str:
+def _norm_text(is_quality: bool | None) -> str:
+    if is_quality is None:
+        return "was never measured"
     return "counts as a measure of it" if is_quality else "is no measure of it"
+
+
+def _pixels_text(spec: BackboneSpec) -> str:
+    done = preprocessing(spec, alignment="", flip="", precision="")
+    light = "light levelled, " if spec.levels_light else ""
+    template = ", of a template of its own" if spec.template else ""
+    pixels = f"{light}pixels {done['pixel_scale']}, side {spec.image_size}{template}"
+    return f"colours {done['colour_order']}, {pixels}"

@@ -6,6 +6,7 @@ backbone; it cannot be trained.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from backbone_spec import BackboneSpec, centred
 from coreset.sets import unit_and_norm
 from data.onnx_files import check_onnx_values, external_files, onnx_tensors
 from errors import InputError
+from face_template import SIDE
 from net import BACKBONES, Backbone
 from weights.specs import ONNX, spec_in
 
@@ -84,8 +86,21 @@ class OnnxBackbone(Backbone):
         super()._load_from_state_dict(state, prefix, *rest)
 
 
-def read_onnx(path: Path, arch: str | None, channel_order: str | None) -> OnnxBackbone:
-    """The backbone of an .onnx file; its spec is that of its metadata, else that of `arch`.
+def read_onnx(
+    path: Path, arch: str | None, channel_order: str | None, stated: Mapping[str, Any] | None = None
+) -> OnnxBackbone:
+    """The backbone of an .onnx file; its spec is that of its metadata, else that of `arch`, else `stated`.
+
+    Metadata are `architecture` ("onnx", or a name of `BACKBONES`) and fields of `BackboneSpec`: the strings
+    RGB or BGR for `channel_order`, JSON for all others. Of what a graph of others does not say, `image_size`
+    is that of its input and `norm_is_quality` is not known; `arch` says how pixels go in, and nothing of the
+    norm.
+
+    Args:
+        path: of the file.
+        arch: that it was made from.
+        channel_order: overrules what else says it.
+        stated: fields of the spec, which overrule it too.
 
     Raises:
         InputError: no such file, nothing says how pixels go in, the graph is none of a backbone, or its
@@ -102,18 +117,24 @@ def read_onnx(path: Path, arch: str | None, channel_order: str | None) -> OnnxBa
         raise InputError(f"{path}: {error}") from error
     check_onnx_values(path, content)
     graph = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    stated = dict(stated or {}) | ({} if channel_order is None else {"channel_order": channel_order})
     stored = dict(session.get_modelmeta().custom_metadata_map)
+    claimed = BACKBONES.get(arch or stored.get("architecture", ""))
+    taken = claimed.image_size if claimed else _input_side(session)
+    side = int(stated.get("image_size") or taken)
+    if stored.get("architecture") == ONNX:
+        stored = {"image_size": str(taken)} | stored
+        side = int(stated.get("image_size") or json.loads(stored["image_size"]))
+        stored = {"embedding_size": str(_embedding_size(path, session, side))} | stored
     spec = spec_in(path, stored if "architecture" in stored else None)
     if spec is not None and arch is not None and spec.name not in (ONNX, arch):
         raise InputError(f"{path}: holds {spec.name}, but {arch} was asked for. Ask for {spec.name} or none.")
     asked = BACKBONES[arch] if arch else None
-    spec = spec or asked
+    size = _embedding_size(path, session, side)
+    if spec is None and asked is not None:
+        spec = replace(asked, norm_is_quality=None)
     if spec is None:
-        raise InputError(
-            f"{path}: an ONNX file does not say which colours and pixel values it takes. Say what it was "
-            f"made from: --arch, one of {', '.join(BACKBONES)}."
-        )
-    size = _embedding_size(path, session, spec.image_size)
+        spec = _stated_spec(path, size, side, stated)
     for told in (spec, asked.with_context(spec.context_size) if asked else spec):
         if told.embedding_size != size:
             fitting = [name for name, each in BACKBONES.items() if each.embedding_size == size]
@@ -121,9 +142,26 @@ def read_onnx(path: Path, arch: str | None, channel_order: str | None) -> OnnxBa
                 f"{path}: its output has {size} values a face, and {told.name} has {told.embedding_size}. "
                 f"Give the --arch that it was made from; of {size} values are {', '.join(fitting) or 'none'}."
             )
-    return OnnxBackbone(
-        replace(spec, name=ONNX, channel_order=channel_order or spec.channel_order), graph
-    ).eval()
+    return OnnxBackbone(replace(spec, name=ONNX, **(stated | {"image_size": side})), graph).eval()
+
+
+def _stated_spec(path: Path, size: int, side: int, stated: Mapping[str, Any]) -> BackboneSpec:
+    needed = ("channel_order", "mean", "std")
+    if missing := [f"--{name}" for name in needed if name not in stated]:
+        raise InputError(
+            f"{path}: an ONNX file does not say which colours and pixel values it takes. Say it once: python "
+            f"convert.py --weights {path.name} OUT.safetensors --channel_order RGB --mean 127.5 --std 127.5 "
+            f"(missing here: {', '.join(missing)}), or what it was made from: --arch, one of "
+            f"{', '.join(BACKBONES)}."
+        )
+    pixels = {name: stated[name] for name in needed}
+    return BackboneSpec(ONNX, size, norm_is_quality=None, image_size=side, **pixels)
+
+
+def _input_side(session: Any) -> int:
+    """Of the images that a graph takes; that of our faces where it takes any."""
+    shape = session.get_inputs()[0].shape
+    return shape[2] if len(shape) == 4 and isinstance(shape[2], int) else SIDE
 
 
 def _embedding_size(path: Path, session: Any, side: int) -> int:

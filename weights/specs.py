@@ -39,6 +39,7 @@ def spec_in(path: Path, stored: object) -> BackboneSpec | None:
         raise InputError(f"{path}: {error}") from error
     built = BACKBONES.get(spec.name, spec)
     own = spec.with_context(0).embedding_size
+    # What ONNX graphs take they say themselves.
     if (own, spec.image_size) != (built.with_context(0).embedding_size, built.image_size):
         raise InputError(
             f"{path}: its {spec.name} has {own} values for {spec.image_size} pixels; "
@@ -60,7 +61,9 @@ def _text(value: object) -> str:
 
 def _of_texts(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     name = metadata["architecture"]
-    values: dict[str, Any] = BACKBONES[name].to_dict() if name in BACKBONES else {"name": name}
+    # Of an ONNX graph nobody knows what its norm says.
+    unknown = {"name": name, "norm_is_quality": None}
+    values: dict[str, Any] = BACKBONES[name].to_dict() if name in BACKBONES else unknown
     try:
         if "scale" in metadata:
             values["std"] = 1 / float(metadata["scale"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ import numpy as np
 import pytest
 import torch
 
+from convert import convert
+from convert import flags as convert_flags
 from embedding import fused_for_inference
 from errors import InputError
-from net import BACKBONES
+from face_template import ARCFACE_POINTS
+from net import BACKBONES, build_backbone
 from weights import (
     OnnxBackbone,
     empty_backbone,
@@ -253,7 +257,7 @@ def test_a_graph_of_something_else_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"expected one input \(n, 3, 112, 112\).*found data \['n', 3, 96, 96\]"
     ):
-        load_backbone(means_of_channels(tmp_path / "a.onnx", METADATA, side=96))
+        load_backbone(means_of_channels(tmp_path / "a.onnx", METADATA | {"image_size": "112"}, side=96))
     with pytest.raises(InputError, match="there is no such file"):
         load_backbone(tmp_path / "none.onnx")
 
@@ -266,3 +270,90 @@ def test_mobilefacenets_graph_equals_its_weights(shared: Path) -> None:
     with torch.no_grad():
         for one, other in zip(graph(images), backbone(images), strict=True):
             torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+# ------------------------------------------------------------------------- graphs that state their spec
+
+
+def test_a_graph_of_others_states_its_spec_once(tmp_path: Path) -> None:
+    """By flags, with a mean and a deviation of each channel and another side; nothing is inherited."""
+    path, out = means_of_channels(tmp_path / "a.onnx", side=160), tmp_path / "a.safetensors"
+    with pytest.raises(InputError, match="--channel_order, --mean, --std"):
+        load_backbone(path)
+    given = {"channel_order": "RGB", "mean": (120.0, 110.0, 100.0), "std": (50.0, 60.0, 70.0)}
+    convert({"weights": (str(path), str(out)), **given})
+    spec = load_backbone(out).spec
+    assert (spec.mean, spec.std, spec.image_size) == (given["mean"], given["std"], 160)
+    assert spec.norm_is_quality is None
+    assert spec.to_dict()["norm_is_quality"] is None
+    images = torch.randint(0, 256, (2, 3, 112, 112), dtype=torch.uint8)
+    pixels = spec.normalise(images)
+    assert pixels.shape == (2, 3, 160, 160)
+    means = images.float().mean(dim=(2, 3))
+    wanted = (means - torch.tensor(given["mean"])) / torch.tensor(given["std"])
+    torch.testing.assert_close(pixels.mean(dim=(2, 3)), wanted, atol=0.02, rtol=0)
+    embedding, norm = load_backbone(out)(pixels)
+    torch.testing.assert_close(embedding * norm, pixels.mean(dim=(2, 3)), atol=1e-3, rtol=0)
+
+
+def test_a_graph_can_state_its_spec_by_metadata(tmp_path: Path) -> None:
+    metadata = {"architecture": "onnx", "channel_order": "BGR", "mean": "[1, 2, 3]", "std": "4"}
+    spec = load_backbone(means_of_channels(tmp_path / "a.onnx", metadata, side=96)).spec
+    assert (spec.mean, spec.std, spec.image_size) == ((1, 2, 3), 4, 96)
+    assert (spec.channel_order, spec.norm_is_quality, spec.embedding_size) == ("BGR", None, 3)
+    known = means_of_channels(tmp_path / "b.onnx", metadata | {"norm_is_quality": "true"})
+    assert load_backbone(known).spec.norm_is_quality is True
+    with pytest.raises(InputError, match="mean"):
+        load_backbone(means_of_channels(tmp_path / "c.onnx", metadata | {"mean": "[1, 2]"}))
+
+
+def test_an_architecture_that_is_claimed_says_nothing_of_the_norm(tmp_path: Path) -> None:
+    path = means_of_channels(tmp_path / "a.onnx", size=128)
+    assert load_backbone(path, "mobilefacenet").spec.norm_is_quality is None
+    out = tmp_path / "a.safetensors"
+    given = {"weights": (str(path), str(out)), "arch": "mobilefacenet"}
+    convert(given | {"norm_is_quality": "yes"})
+    assert load_backbone(out).spec.norm_is_quality is True
+
+
+@pytest.mark.parametrize(
+    ("text", "flag"),
+    [("1,2", "--mean"), ("a", "--std"), ("1,2,3", "--template"), ("maybe", "--norm_is_quality")],
+)
+def test_values_that_no_spec_has_are_refused(
+    text: str, flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        convert_flags().parse_args(["--weights", "a.onnx", "b.safetensors", flag, text])
+    assert ended.value.code == 2
+    assert flag in capsys.readouterr().err
+
+
+def test_another_template_is_where_the_face_is_moved_to(tmp_path: Path) -> None:
+    """A dot at each of the five points comes to lie where the template says."""
+    side, points = 128, (np.array(ARCFACE_POINTS) * 0.8 + 20) * 128 / 112
+    spec = replace(
+        BACKBONES["mobilefacenet"],
+        image_size=side,
+        template=tuple(points.ravel().tolist()),
+        mean=0.0,
+        std=1.0,
+    )
+    for place, wanted in zip(ARCFACE_POINTS, points, strict=True):
+        image = np.zeros((1, 3, 112, 112), np.uint8)
+        x, y = (round(value) for value in place)
+        image[..., y - 1 : y + 2, x - 1 : x + 2] = 255
+        found = spec.normalise(torch.from_numpy(image))[0, 0].numpy()
+        rows, columns = np.indices(found.shape)
+        centre = np.array([(columns * found).sum(), (rows * found).sum()]) / found.sum()
+        np.testing.assert_allclose(centre, wanted, atol=1.0)
+
+
+def test_another_side_is_no_option_of_networks_of_ours(tmp_path: Path) -> None:
+    save_backbone(tmp_path / "w.safetensors", build_backbone("ir_tiny").eval())
+    with pytest.raises(InputError, match="--input_size 128"):
+        convert(
+            {"weights": (str(tmp_path / "w.safetensors"), str(tmp_path / "x.safetensors")), "input_size": 128}
+        )
+    convert({"weights": (str(tmp_path / "w.safetensors"), str(tmp_path / "x.safetensors")), "mean": 100.0})
+    assert load_backbone(tmp_path / "x.safetensors").spec.mean == 100.0
