@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from matplotlib.figure import Figure
 
 from data.pairs import write_pair_set
 from net import build_backbone
@@ -45,6 +46,15 @@ def golden() -> Path:
 @pytest.fixture(autouse=True)
 def _same_random_numbers_in_every_test() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _plots_are_laid_out_only_where_they_are_tested(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Text and pixels of the plots are two thirds of the time of a short training or evaluation."""
+    if request.node.get_closest_marker("plots") is None:
+        monkeypatch.setattr(Figure, "savefig", lambda _, file, **__: Path(file).write_bytes(b"a plot"))
 
 
 @pytest.fixture(scope="session")

@@ -81,6 +81,7 @@ def store_of(flags: dict[str, Any]) -> Path:
     return folder
 
 
+@pytest.mark.plots
 def test_a_run_from_cached_features_leaves_what_one_from_images_leaves(
     good: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

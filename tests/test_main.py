@@ -47,6 +47,7 @@ def assert_same(first: Path, second: Path, **tolerance: float) -> None:
         torch.testing.assert_close(one[name], other[name], **({"rtol": 0, "atol": 0} | tolerance), msg=name)
 
 
+@pytest.mark.plots
 def test_the_backbone_stage_leaves_a_whole_run(backbone_stage: dict[str, Any], tmp_path: Path) -> None:
     main.train(backbone_stage)
     run = tmp_path / "experiments" / "run_0"
@@ -72,6 +73,7 @@ def test_training_lowers_the_loss(backbone_stage: dict[str, Any], tmp_path: Path
     assert loss.iloc[-3:].mean() < 0.7 * loss.iloc[:3].mean()
 
 
+@pytest.mark.plots
 def test_the_coreset_stage_trains_the_aggregator_and_leaves_the_backbone(
     coreset_stage: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -266,7 +268,6 @@ def test_short_runs_go_the_whole_way(
 
 
 NOISELESS = """
-import re
 import sys
 import main, training_run
 options = training_run.aggregator_options

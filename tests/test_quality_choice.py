@@ -122,6 +122,7 @@ def test_what_cannot_be_compared_says_so(people: Path, tmp_path: Path) -> None:
     assert "--detector" in str(told.value)
 
 
+@pytest.mark.plots
 def test_the_command_plots_and_keeps_the_choice(
     people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import cv2
+import pytest
 
 from evaluation.curves import draw_curves, read_metrics
+
+pytestmark = pytest.mark.plots
 
 
 def write(path: Path, steps: list[int], loss: float) -> None:

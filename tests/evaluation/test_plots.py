@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from evaluation.metrics import roc_curve
 from evaluation.plots import plot_det, plot_roc
 
+pytestmark = pytest.mark.plots
+
 
 def test_axes_of_roc_and_det_have_the_names_of_their_rates(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

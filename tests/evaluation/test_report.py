@@ -30,6 +30,8 @@ from evaluation.report import (
     write_result,
 )
 
+pytestmark = pytest.mark.plots
+
 
 @pytest.fixture
 def result() -> dict[str, Any]:

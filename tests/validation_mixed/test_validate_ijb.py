@@ -93,6 +93,7 @@ def brute_force_tar(scores: np.ndarray, mated: np.ndarray, far: float) -> tuple[
     return float(np.mean(scores[mated] >= allowed)), float(allowed)
 
 
+@pytest.mark.plots
 def test_images_to_figures(
     data: Dataset, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
