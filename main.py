@@ -38,7 +38,7 @@ from escaping import escaped
 from evaluation.held_out import held_out_table
 from evaluation.metrics import FoldAccuracy
 from evaluation.report import markdown_table, percent
-from files import atomic_write, fault_text, require_output_folder
+from files import atomic_write, fault_text, require_free_space, require_output_folder
 from head import HEADS
 from label_run import checked_labels
 from matmul_precision import GpuMode
@@ -131,6 +131,8 @@ def train(given: Mapping[str, Any]) -> None:
         if dry:
             print(checked_labels(run, folder))
         elif not settings.fast_dev_run:
+            # One checkpoint replaces another that is still there.
+            require_free_space(folder, 0 if evaluate else 2 * _checkpoint_bytes(run.module))
             resumed = None if saved is None or evaluate else saved.path
             folder = run_folder(folder, settings.prefix, resumed, step=step)
             write_run_json(folder, settings.to_dict(), run.facts | asdict(mode))
@@ -157,6 +159,12 @@ def train(given: Mapping[str, Any]) -> None:
         _tell(run.module, folder)
     if trainer.is_global_zero and run.skipped:
         print(f"\n{skipped_text(run.skipped)}")
+
+
+def _checkpoint_bytes(module: BackboneTrainer | FaceCoresetNet) -> int:
+    """At the least: the weights, and one moment of each that is trained."""
+    weights = [*module.parameters(), *module.buffers()]
+    return sum(each.nbytes * (2 if each.requires_grad else 1) for each in weights)
 
 
 @contextmanager

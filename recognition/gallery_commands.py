@@ -17,7 +17,7 @@ from data.names import same_names
 from errors import InputError, InputWarning
 from evaluation.enrolment_failures import EnrolmentFailures
 from evaluation.metrics import RULE_OF_30
-from files import require_output_file
+from files import require_free_space, require_output_file
 from recognition.adviser import CONTAMINATION, Advice, advise, face_choices
 from recognition.calibration import Calibration, read_calibration
 from recognition.decisions import Decisions, decide
@@ -48,6 +48,8 @@ from recognition.summary import advice_text
 from validation import Faults
 
 _NAMES_SHOWN = 5
+# A descriptor and the names of its files.
+_BYTES_OF_PERSON = 4096
 
 
 class GalleryCommand:
@@ -177,7 +179,7 @@ def search_sets(args: argparse.Namespace) -> None:
 
 def remove_people(args: argparse.Namespace) -> None:
     """Takes people out of the gallery."""
-    names = list(dict.fromkeys(args.names))
+    names = list(dict.fromkeys(map(escaped, args.names)))
     after = remove(args.gallery, names)
     print(f"removed {', '.join(names)}\n{args.gallery}: {len(after):,} people")
 
@@ -288,6 +290,11 @@ def _opened(
         faults.of(lambda: require_output_file(args.gallery, "--gallery"))
     gallery = None if missing else faults.of(lambda: open_gallery(args.gallery))
     sources = faults.of(lambda: sources_of(args))
+    if may_be_missing and sources is not None:
+        # The file of before stays until the new one is whole.
+        before = 0 if missing else args.gallery.stat().st_size
+        needed = before + len(sources) * _BYTES_OF_PERSON
+        faults.of(lambda: require_free_space(args.gallery.parent, needed))
     options = faults.of(lambda: set_options_of(args))
     model = faults.of(lambda: model_of(args))
     if gallery is not None and model is not None:
