@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from data.names import same_names
 from errors import InputError, InputWarning
+from escaping import escaped
 from evaluation.enrolment_failures import EnrolmentFailures
 from evaluation.metrics import RULE_OF_30
 from files import require_free_space, require_output_file
