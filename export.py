@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim
 
+from backbone_spec import with_context
 from coreset.aggregator import SetAttention
 from coreset.sets import unit_and_norm
 from errors import InputError
@@ -38,6 +39,8 @@ BACKBONE_FILE, AGGREGATOR_FILE = "backbone.onnx", "aggregator.onnx"
 _OPSET = 18
 # Float32 in another order of summing; a graph that is wrong is off by far more.
 _LARGEST_DIFFERENCE = 1e-4
+# Of the sets that are compared, noise beside the identity: faces of one person, poor ones, faces at random.
+_NOISE = (1.0, 3.0, 100.0)
 
 
 @dataclass(frozen=True)
@@ -71,11 +74,14 @@ class PaddedAggregator(nn.Module):
         Args:
             features: (B, T, D) float32, unit rows.
             norms: (B, T) float32.
-            mask: (B, T) bool, True where there is a face, at least one a set; elsewhere anything may stand.
+            mask: (B, T) bool, True where there is a face; elsewhere anything may stand. A set without any
+                has zeros and no picks.
         """
         inner: Any = self.aggregator
-        vectors, picks, _ = inner.aggregate_padded(features, norms, mask)
-        return *unit_and_norm(vectors), picks
+        features, norms = features.masked_fill(~mask.unsqueeze(-1), 0), norms.masked_fill(~mask, 0)
+        is_empty = ~mask.any(dim=1, keepdim=True)
+        vectors, picks, _ = inner.aggregate_padded(features, norms, mask | is_empty)
+        return *unit_and_norm(vectors.masked_fill(is_empty, 0)), picks.masked_fill(is_empty, -1)
 
 
 class _FoldedAttention(nn.Module):
@@ -154,19 +160,38 @@ def export_backbone(backbone: Backbone, path: Path) -> Exported:
     shapes = {"images": {0: Dim("images")}}
     module = _PlainBackbone(backbone.eval())
     metadata = metadata_of(replace(backbone.spec, centre=None))
-    return _export(module, {"images": images}, names, shapes, path, metadata)
+    return _export(module, [{"images": images}], names, shapes, path, metadata)
 
 
 def export_aggregator(aggregator: PaddedAggregator, path: Path, metadata: Mapping[str, str]) -> Exported:
     """Writes an aggregator; inputs and outputs are those of `PaddedAggregator.forward`, by their names."""
     inner: Any = aggregator.aggregator
-    features = F.normalize(torch.randn(4, 30, inner.embedding_size), dim=-1)
-    mask = torch.arange(30) < torch.tensor([[30], [2], [1], [11]])
-    tensors = {"features": features, "norms": 5 + 20 * torch.rand(4, 30), "mask": mask}
+    checked = [_sets(inner.embedding_size, getattr(inner, "context_size", 0), noise) for noise in _NOISE]
     sets, faces = Dim("sets"), Dim("faces")
-    shapes = {name: {0: sets, 1: faces} for name in tensors}
-    names = tuple(tensors), ("embedding", "norm", "picks")
-    return _export(aggregator, tensors, names, shapes, path, metadata)
+    shapes = {name: {0: sets, 1: faces} for name in checked[0]}
+    names = tuple(checked[0]), ("embedding", "norm", "picks")
+    return _export(aggregator, checked, names, shapes, path, metadata)
+
+
+def _sets(embedding_size: int, context_size: int, noise: float) -> dict[str, Tensor]:
+    """Sets as a backbone gives them: an identity and `noise` times as much of something else in each face, a
+    third of which come again nearly the same; a set of copies, one of one face, one of none.
+    """
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.tensor([30, 2, 1, 11, 12, 0])
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    own = embedding_size - context_size
+    faces = draw(len(sizes), 1, own) + noise * draw(len(sizes), 30, own)
+    faces[:, 1::3] = faces[:, ::3] + 1e-3 * noise * draw(len(sizes), 10, own)
+    features = F.normalize(faces, dim=-1)
+    if context_size:
+        features = with_context(features, draw(len(sizes), 30, context_size))
+    features[4] = features[4, :1]
+    norms = 5 + 20 * torch.rand(len(sizes), 30, generator=generator)
+    return {"features": features, "norms": norms, "mask": torch.arange(30) < sizes.unsqueeze(1)}
 
 
 def _about(aggregator: StoredAggregator) -> dict[str, str]:
@@ -175,18 +200,19 @@ def _about(aggregator: StoredAggregator) -> dict[str, str]:
 
 def _export(
     module: nn.Module,
-    tensors: Mapping[str, Tensor],
+    checked: Sequence[Mapping[str, Tensor]],
     names: tuple[Sequence[str], Sequence[str]],
     shapes: Mapping[str, Mapping[int, Any]],
     path: Path,
     metadata: Mapping[str, str],
 ) -> Exported:
+    """Writes a graph of the module, which gives what the module gives for all that is `checked`."""
     import onnx
 
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             module.eval(),
-            tuple(tensors.values()),
+            tuple(checked[0].values()),
             input_names=list(names[0]),
             output_names=list(names[1]),
             dynamic_shapes=dict(shapes),
@@ -203,24 +229,27 @@ def _export(
         del node.metadata_props[:]
         node.ClearField("doc_string")
     content = graph.SerializeToString()
-    difference = _difference(content, module, tensors)
+    difference = _difference(content, module, checked)
     if difference is not None and not difference <= _LARGEST_DIFFERENCE:
         raise RuntimeError(f"{path.name}: onnxruntime differs from PyTorch by {difference:g}; not written")
     atomic_write(path, content)
     return Exported(path, difference)
 
 
-def _difference(content: bytes, module: nn.Module, tensors: Mapping[str, Tensor]) -> float | None:
+def _difference(content: bytes, module: nn.Module, checked: Sequence[Mapping[str, Tensor]]) -> float | None:
     """The largest of the embeddings; None where onnxruntime is not installed."""
     if find_spec("onnxruntime") is None:
         return None
     import onnxruntime
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    found = session.run(None, {name: value.numpy() for name, value in tensors.items()})[0]
-    with torch.no_grad():
-        wanted = module(*tensors.values())[0]
-    return float((torch.from_numpy(found) - wanted).abs().max())
+    differences = []
+    for tensors in checked:
+        found = session.run(None, {name: value.numpy() for name, value in tensors.items()})[0]
+        with torch.no_grad():
+            wanted = module(*tensors.values())[0]
+        differences.append((torch.from_numpy(found) - wanted).abs().max())
+    return float(torch.stack(differences).max())
 
 
 def _require(*packages: str) -> None:

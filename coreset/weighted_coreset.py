@@ -187,7 +187,9 @@ class _Belief(nn.Module):
         whole = weighted_sum(voices / count, own).unsqueeze(1).expand_as(own)
         size = count.log().unsqueeze(2).expand(-1, own.shape[1], -1)
         bent = self.rest(torch.cat([own, whole, size], dim=2)).squeeze(2)
-        return F.logsigmoid(curve + _BEND_SCALE * bent)
+        raised = curve + _BEND_SCALE * bent
+        # F.logsigmoid, as every exporter knows it: ONNX has log(sigmoid), which is -inf below -88.
+        return raised.clamp_max(0) - torch.log1p((-raised.abs()).exp())
 
 
 def _support(

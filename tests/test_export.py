@@ -105,6 +105,33 @@ def test_equal_faces_are_picked_from_the_first(exported: tuple[nn.Module, Any]) 
     assert picks == list(range(len(picks)))
 
 
+def test_a_set_without_faces_has_zeros_and_no_picks(exported: tuple[nn.Module, Any]) -> None:
+    _, graph = exported
+    faces = padded(ragged([3, 5, 2]))
+    wanted = graph.run(None, faces)
+    faces["mask"][1] = False
+    faces["features"][1], faces["norms"][1] = np.nan, np.nan
+    embedding, norm, picks = graph.run(None, faces)
+    assert not embedding[1].any()
+    assert norm[1] == 0
+    assert (picks[1] == -1).all()
+    for found, before in zip((embedding, norm, picks), wanted, strict=True):
+        np.testing.assert_allclose(found[[0, 2]], before[[0, 2]], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("raised", [-500.0, 500.0])
+def test_a_gate_that_is_all_but_closed_or_open_is_equal(raised: float, tmp_path: Path) -> None:
+    """ONNX's log(sigmoid) is -inf below -88, where PyTorch's is the value itself."""
+    aggregator = build("weighted_coreset/8")
+    with torch.no_grad():
+        aggregator.belief.rest[-1].bias.fill_(raised)  # type: ignore[index, union-attr, operator]
+    export_aggregator(PaddedAggregator(aggregator), tmp_path / "a.onnx", {})
+    sets = ragged([1, 2, 7, 30])
+    found = onnxruntime.InferenceSession(tmp_path / "a.onnx").run(["embedding"], padded(sets))[0]
+    with torch.no_grad():
+        np.testing.assert_allclose(found, aggregator(sets).embedding, rtol=0, atol=1e-5)
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
