@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from data.decoding import decode_image
+from data.decoding import decode_image, read_encoded
 from data.sources import FACE_SIZE, Image
 from errors import InputError
 from face_template import ARCFACE_POINTS
@@ -116,9 +116,9 @@ class LandmarkedFaces:
         """(112, 112, 3) RGB. Raises InputError that names a file that cannot be read or decoded."""
         path = self.folder / self.names[number]
         try:
-            encoded = path.read_bytes()
-        except OSError as fault:
-            raise InputError(f"{path}: cannot be read ({fault.strerror}).") from None
+            encoded = read_encoded(path)
+        except InputError as fault:
+            raise InputError(f"{path}: {fault}") from None
         # Landmarks are of the pixels as stored, whatever an orientation tag says.
         try:
             photo = decode_image(encoded, upright=False)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.benchmark_protocol import BenchmarkProtocol
-from data.decoding import decode_image, suffix_of
+from data.decoding import WrongSizeError, decode_image, read_encoded, suffix_of
 from data.detection import FaceDetector, find_detector
 from data.feature_bank import FeatureBank
 from data.image_files import (
@@ -90,9 +90,9 @@ class MediaPool:
         if frame.path is None:
             raise InputError("features have no images.")
         try:
-            return frame.path.read_bytes()
-        except OSError as fault:
-            raise InputError(f"{frame.path}: cannot be read ({fault.strerror}).") from None
+            return read_encoded(frame.path)
+        except InputError as fault:
+            raise InputError(f"{frame.path}: {fault}") from None
 
     def image(self, frame: Frame) -> Image:
         """(112, 112, 3) RGB."""
@@ -285,20 +285,16 @@ class _FolderReader:
     def _still(self, path: Path, name: str) -> Iterator[Frame]:
         """The file itself, if it is an aligned face; else what is cut out of it."""
         try:
-            encoded = path.read_bytes()
-        except OSError as fault:
-            self._pool.rejected.append((name, f"cannot be read ({fault.strerror})"))
-            return
-        try:
-            as_stored = decode_image(encoded, upright=False)
-            if as_stored.shape[:2] == (FACE_SIZE, FACE_SIZE):
-                yield Frame(path=path)
-                return
-            photo = decode_photo(encoded)
+            encoded = read_encoded(path)
+            try:
+                decode_image(encoded, upright=False, side=FACE_SIZE)
+            except WrongSizeError:
+                found = list(self._cut(decode_photo(encoded)))
+            else:
+                found = [Frame(path=path)]
         except InputError as fault:
             self._pool.rejected.append((name, str(fault).rstrip(".")))
             return
-        found = list(self._cut(photo))
         if not found:
             self._pool.rejected.append((name, "no face is found in it"))
         yield from found

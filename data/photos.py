@@ -9,7 +9,7 @@ from pathlib import Path
 
 import cv2
 
-from data.decoding import decode_image, read_encoded
+from data.decoding import WrongSizeError, decode_image, read_encoded
 from data.sources import FACE_SIZE, Image
 from errors import InputError
 
@@ -24,6 +24,20 @@ def read_photo(path: Path) -> Image:
         raise InputError(f"{path}: {fault}") from None
 
 
+def read_aligned(path: Path) -> Image:
+    """(112, 112, 3) RGB of a file with an aligned face, as stored: what an orientation tag says is ignored.
+
+    Raises:
+        InputError: names the file; it cannot be read, or has another size.
+    """
+    try:
+        return decode_image(read_encoded(path), upright=False, side=FACE_SIZE)
+    except WrongSizeError as fault:
+        raise InputError(f"{path}: {_not_aligned(fault.width, fault.height)}") from None
+    except InputError as fault:
+        raise InputError(f"{path}: {fault}") from None
+
+
 def decode_photo(encoded: bytes) -> Image:
     """(H, W, 3) RGB, upright; otherwise as `decode_image`."""
     return decode_image(encoded, upright=True)
@@ -32,11 +46,15 @@ def decode_photo(encoded: bytes) -> Image:
 def check_aligned(image: Image) -> Image:
     """The image, if it has the size of an aligned face; else InputError."""
     if image.shape[:2] != (FACE_SIZE, FACE_SIZE):
-        raise InputError(
-            f"is {image.shape[1]} x {image.shape[0]} pixels, but aligned faces are "
-            f"{FACE_SIZE} x {FACE_SIZE}. Leave --aligned away, so that the face is found."
-        )
+        raise InputError(_not_aligned(image.shape[1], image.shape[0]))
     return image
+
+
+def _not_aligned(width: int, height: int) -> str:
+    return (
+        f"is {width} x {height} pixels, but aligned faces are {FACE_SIZE} x {FACE_SIZE}. Remove --aligned, "
+        "so that the face is found."
+    )
 
 
 def thumbnail(face: Image) -> bytes:

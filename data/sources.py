@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from data.decoding import DECODER, decode_image
+from data.decoding import DECODER, WrongSizeError, decode_image, read_encoded
 from data.decoding import Image as Image
 from data.folder_index import list_faces
 from data.image_files import IMAGE_SUFFIXES, people_root, unpacked_note
@@ -112,11 +112,9 @@ class ImageFolder:
         """The file's content."""
         path = self.path(row)
         try:
-            return path.read_bytes()
-        except OSError as fault:
-            raise InputError(
-                f"{path}: cannot be read ({fault.strerror}). It was there when the folder was listed."
-            ) from None
+            return read_encoded(path)
+        except InputError as fault:
+            raise InputError(f"{path}: {fault} It was there when the folder was listed.") from None
 
     def describe(self, row: int) -> str:
         """The file's path."""
@@ -136,8 +134,8 @@ class ImageFolder:
 
         def read(row: int) -> bytes | None:
             try:
-                return Path(os.fsdecode(path(row))).read_bytes()
-            except OSError:
+                return read_encoded(Path(os.fsdecode(path(row))))
+            except InputError:
                 return None
 
         def state(some: NDArray[np.int64]) -> FileState:
@@ -285,7 +283,11 @@ class LooseImages:
     def image(self, row: int) -> Image:
         """(112, 112, 3) RGB."""
         path = self.location / self.subjects[row]
-        return decode_face(path.read_bytes(), str(path))
+        try:
+            encoded = read_encoded(path)
+        except InputError as fault:
+            raise InputError(f"{path}: {fault}") from None
+        return decode_face(encoded, str(path))
 
 
 def is_loose_image(path: Path) -> bool:
@@ -356,18 +358,18 @@ def decode_face(encoded: bytes, where: str, *, swap_color_channel: bool = False)
     """
     # An orientation tag is ignored, as the published loaders do: aligned faces are upright as stored.
     try:
-        image = decode_image(encoded, upright=False)
+        image = decode_image(encoded, upright=False, side=FACE_SIZE)
+    except WrongSizeError as fault:
+        raise InputError(
+            f"{where}: the image is {fault.width} x {fault.height} pixels, expected "
+            f"{FACE_SIZE} x {FACE_SIZE}. Align the faces by five points and crop them to that size; resizing "
+            "alone misplaces eyes and mouth."
+        ) from None
     except InputError as fault:
         raise InputError(
             f"{where}: {len(encoded):,} bytes that cannot be decoded as an image ({str(fault).rstrip('.')}). "
             "Replace the file, or remove it from the data."
         ) from None
-    if image.shape[:2] != (FACE_SIZE, FACE_SIZE):
-        raise InputError(
-            f"{where}: the image is {image.shape[1]} x {image.shape[0]} pixels, expected "
-            f"{FACE_SIZE} x {FACE_SIZE}. Align the faces by five points and crop them to that size; resizing "
-            "alone misplaces eyes and mouth."
-        )
     return np.ascontiguousarray(image[..., ::-1]) if swap_color_channel else image
 
 

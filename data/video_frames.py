@@ -12,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from data.decoding import WrongSizeError, decode_image
 from data.detection import FaceDetector
 from data.photos import decode_photo
 from data.sources import FACE_SIZE, Image
@@ -28,11 +29,15 @@ def aligned_frame(encoded: bytes, where: str, detector: Path | None) -> Image:
         InputError: no image; or one of another size, and no detector.
     """
     try:
+        return decode_image(encoded, upright=False, side=FACE_SIZE)
+    except WrongSizeError:
+        frame = None
+    except InputError as fault:
+        raise InputError(f"{where}: {fault}") from None
+    try:
         frame = decode_photo(encoded)
     except InputError as fault:
         raise InputError(f"{where}: {fault}") from None
-    if frame.shape[:2] == (FACE_SIZE, FACE_SIZE):
-        return frame
     if detector is None:
         raise InputError(
             f"{where}: is {frame.shape[1]} x {frame.shape[0]} pixels, while the first frames of all videos "
@@ -45,7 +50,7 @@ def aligned_frame(encoded: bytes, where: str, detector: Path | None) -> Image:
 def is_aligned(encoded: bytes) -> bool:
     """Whether the bytes are an image of 112 x 112; False for what is no image."""
     try:
-        return decode_photo(encoded).shape[:2] == (FACE_SIZE, FACE_SIZE)
+        return decode_image(encoded, upright=False, side=FACE_SIZE) is not None
     except InputError:
         return False
 

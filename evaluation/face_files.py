@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from data.decoding import read_encoded
 from data.face_loader import Faces
 from data.image_files import is_image_file, is_leftover
 from data.image_stamps import UNREADABLE, FileState, stamps_of, state_of_files
@@ -60,9 +61,9 @@ class FaceFiles:
         """(112, 112, 3) RGB."""
         path = self.path(number)
         try:
-            encoded = path.read_bytes()
-        except OSError as fault:
-            raise InputError(f"{path}: cannot be read ({fault.strerror}).") from None
+            encoded = read_encoded(path)
+        except InputError as fault:
+            raise InputError(f"{path}: {fault}") from None
         return decode_face(encoded, str(path))
 
     def digest(self) -> str:

@@ -50,7 +50,8 @@ def _lines(each: DescribedSet | EmptySet, all_in: str) -> list[str]:
         lines.append(f"left out: {count} {plural} of {each.name}: {_grouped(files, all_in)}")
     if partly := [one for one in each.rejected if one.medium in used]:
         lines.append(f"left out: of {each.name}, {_grouped(partly, all_in)}")
-    if turned := [face for face in each.faces if face.turned] if isinstance(each, DescribedSet) else []:
+    turned = [face for face in each.faces if face.turned] if isinstance(each, DescribedSet) else []
+    if isinstance(each, DescribedSet) and turned:
         shown = [f"{face.name} by {face.turned} degrees" for face in turned]
         lines.append(
             f"{each.name}: {len(turned):,} of {len(each.faces):,} faces were upside down or sideways and are "

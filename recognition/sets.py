@@ -19,7 +19,7 @@ from queue import SimpleQueue
 import numpy as np
 from numpy.typing import NDArray
 
-from data.decoding import kind_of_special
+from data.decoding import kind_of_special, memory_to_decode
 from data.detection import FaceDetector, find_detector
 from data.face_measures import FaceMeasures, measure_face
 from data.image_files import (
@@ -31,7 +31,7 @@ from data.image_files import (
     unpacked_note,
     visible,
 )
-from data.photos import check_aligned, read_photo, thumbnail
+from data.photos import check_aligned, read_aligned, read_photo, thumbnail
 from data.sources import Image
 from data.videos import expected_frames, frames
 from errors import InputError, InputWarning
@@ -41,7 +41,7 @@ from recognition.colours import ColourSample
 from recognition.face_choice import AGREES, choose_faces
 from recognition.model import FaceModel, describe_features, embed_images
 
-# Photos that are read and searched at a time, each of up to 450 MB while it is.
+# Photos that are read and searched at a time, all within `data.decoding.MOST_MEMORY`.
 _READERS = max(1, min(4, os.cpu_count() or 1))
 
 
@@ -310,10 +310,12 @@ class _Reader:
 
     def photo(self, medium: _Medium) -> Look:
         try:
-            photo = read_photo(medium.file)
+            if self._options.aligned:
+                return self._faces(read_aligned(medium.file), medium.name, medium)
+            with memory_to_decode(medium.file):
+                return self._faces(read_photo(medium.file), medium.name, medium)
         except InputError as fault:
             return Look([], [medium.rejected(fault)])
-        return self._faces(photo, medium.name, medium)
 
     def video(self, medium: _Medium) -> Iterator[Look]:
         try:

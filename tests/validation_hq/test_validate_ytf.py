@@ -156,8 +156,9 @@ def test_other_frames_are_found_or_cut_from_the_middle(
         aligned_frame(encoded, "f.png", None)
 
     class Blind:
-        def detect(self, photo: np.ndarray, faces: str) -> list[object]:
+        def detect(self, photo: np.ndarray, faces: str, *, is_upright: bool) -> list[object]:
             assert faces == "central"
+            assert is_upright
             return []
 
     monkeypatch.setattr(video_frames, "_opened", lambda detector: Blind())
