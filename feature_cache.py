@@ -19,14 +19,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import distributed
 
-from backbone_spec import BackboneSpec, split_context
-from cosine_statistics import measure
+from backbone_spec import BackboneSpec
 from data.face_loader import Faces
-from data.feature_bank import FACES, LABEL, FeatureBank, bank_of_views, faces_text, read_given, view_subjects
+from data.feature_bank import (
+    FACES,
+    LABEL,
+    FeatureBank,
+    bank_of_views,
+    faces_text,
+    read_given,
+    two_of_each,
+    view_subjects,
+    with_centre_of,
+)
 from data.feature_store import (
     STAMP,
     FeatureStore,
@@ -125,34 +133,16 @@ def with_cosines(backbone: Backbone, bank: FeatureBank, *, keep_centre: bool = F
         keep_centre: only statistics are measured.
     """
     if not backbone.spec.is_measured:
-        rows = _two_of_each(bank.with_centre(backbone.spec.centre))
+        rows = two_of_each(bank.with_centre(backbone.spec.centre))
         with suppress(InputError):
             backbone.spec = backbone.spec.measured(*rows, keep_centre=keep_centre)
     return with_centre_of(backbone.spec, bank)
 
 
-def with_centre_of(spec: BackboneSpec, bank: FeatureBank) -> FeatureBank:
-    """The bank with the spec's centre; features made elsewhere may be without it already, which shows."""
-    if spec.centre is not None and bank.plan is None:
-        embedding, _ = split_context(torch.from_numpy(_two_of_each(bank)[0]), spec.context_size)
-        if measure(embedding.numpy(), None)[0] is None:
-            return bank
-    return bank.with_centre(spec.centre)
-
-
 def cosine_warning(spec: BackboneSpec, bank: FeatureBank) -> str:
     """A sentence where the bank's features are unlike those that limits of cosine are for; else nothing."""
-    features, labels, _ = _two_of_each(bank)
+    features, labels, _ = two_of_each(bank)
     return f"{bank.name}: {why}." if (why := spec.distrust(features, labels)) else ""
-
-
-def _two_of_each(bank: FeatureBank) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
-    """The first row of each of two images a subject: features, subjects and norms."""
-    order = np.argsort(bank.labels, kind="stable")
-    labels = bank.labels[order]
-    images = order[np.arange(len(order)) - np.searchsorted(labels, labels) < 2]
-    rows = bank.starts[images]
-    return bank.values(rows).float().numpy(), bank.labels[images], np.asarray(bank.norms[rows], np.float32)
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from data.datamodule import FeatureTemplateData
-from data.feature_bank import FeatureBank
+from data.feature_bank import FeatureBank, with_centre_of
 from data.feature_templates import HeldOutFeatures, TemplateDrawer, TemplateRecipe
 from data.sources import FaceSource
 from data.subsets import held_out_subjects, kept_subjects
@@ -22,7 +22,6 @@ from feature_cache import (
     cached_views,
     cosine_warning,
     given_features,
-    with_centre_of,
     with_cosines,
 )
 from label_run import faces_of_bank

@@ -41,7 +41,7 @@ from benchmarks.robustness_table import AMOUNTS, REFERENCE, TWO_PEOPLE, draw, re
 from command import build_parser, run_command
 from coreset import build_aggregator
 from coreset.two_people import DEFAULT_LIMIT, TwoPeople
-from data.feature_bank import FeatureBank, read_given
+from data.feature_bank import FeatureBank, read_given, with_centre_of
 from data.names import read_names
 from data.views import Kind
 from embedding import embed_arrays
@@ -145,10 +145,9 @@ def compare(args: argparse.Namespace) -> None:
 
 def _faces(args: argparse.Namespace, judged: Judged) -> Faces:
     features, norms = np.asarray(judged.features, np.float32), np.asarray(judged.norms, np.float32)
-    odd_features, odd_norms = embed_arrays(
-        load_backbone(args.weights), unreadable_images(NUM_UNREADABLE, args.seed)
-    )
-    donors = read_given(args.donors)
+    backbone = load_backbone(args.weights)
+    odd_features, odd_norms = embed_arrays(backbone, unreadable_images(NUM_UNREADABLE, args.seed))
+    donors = with_centre_of(backbone.spec, read_given(args.donors))
     donors = donors.of_subjects(donors.other_subjects(read_names(args.judged_subjects)))
     for flag, width in (("weights", odd_features.shape[1]), ("donors", donors.embedding_size)):
         if width != features.shape[1]:
@@ -165,7 +164,7 @@ def _faces(args: argparse.Namespace, judged: Judged) -> Faces:
         donated.setdefault(owner, []).append(place)
     kinds = np.repeat([UNREADABLE, DONOR], [NUM_UNREADABLE, len(chosen)])
     return Faces(
-        np.concatenate([features, odd_features, np.asarray(donors.features[chosen], np.float32)]),
+        np.concatenate([features, odd_features, donors.values(chosen).float().numpy()]),
         np.concatenate([norms, odd_norms, np.asarray(donors.norms[chosen], np.float32)]),
         np.concatenate([judged.protocol.subjects[judged.protocol.template_of_face], kinds]),
         list(donated.values()),

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from array_files import read_npz
-from backbone_spec import centre_digest, centred, split_context
+from backbone_spec import BackboneSpec, centre_digest, centred, split_context
+from cosine_statistics import measure
 from data.feature_store import MANIFEST, STAMP, FeatureStore, fingerprint, open_store
 from data.names import normal
 from data.sources import data_parts
@@ -247,6 +248,24 @@ def bank_of_rows(
         plan=None,
         identity=identity,
     )
+
+
+def with_centre_of(spec: BackboneSpec, bank: FeatureBank) -> FeatureBank:
+    """The bank with the spec's centre; features made elsewhere may be without it already, which shows."""
+    if spec.centre is not None and bank.plan is None:
+        embedding, _ = split_context(torch.from_numpy(two_of_each(bank)[0]), spec.context_size)
+        if measure(embedding.numpy(), None)[0] is None:
+            return bank
+    return bank.with_centre(spec.centre)
+
+
+def two_of_each(bank: FeatureBank) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
+    """The first row of each of two images a subject: features, subjects and norms."""
+    order = np.argsort(bank.labels, kind="stable")
+    labels = bank.labels[order]
+    images = order[np.arange(len(order)) - np.searchsorted(labels, labels) < 2]
+    rows = bank.starts[images]
+    return bank.values(rows).float().numpy(), bank.labels[images], np.asarray(bank.norms[rows], np.float32)
 
 
 def gathered(bank: FeatureBank, rows: Ints, offsets: Ints, labels: Ints, media: Ints) -> FeatureBatch:

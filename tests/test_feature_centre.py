@@ -12,13 +12,14 @@ import torch
 from numpy.typing import NDArray
 
 from coreset import FaceSets, build_aggregator
-from data.feature_bank import FeatureBank, bank_of_rows, gathered
+from data.feature_bank import FeatureBank, bank_of_rows, gathered, with_centre_of
 from errors import InputError
-from feature_cache import with_centre_of, with_cosines
+from feature_cache import with_cosines
 from net import BACKBONES, Backbone, build_backbone
 from run_parts import SavedRun, aggregator_options
 from settings import resolve
 from train_val import UnknownBackbone
+from validation_mixed.ijb_people import with_centre
 
 PEOPLE, EACH, SIZE = 60, 4, 64
 
@@ -147,3 +148,13 @@ def test_what_the_weights_say_of_their_norm_is_what_training_weighs_by(
     assert aggregator_options(resolve(given, None), backbone.spec)["quality"] == "none"
     published = {"stage": "coreset", "features": "x.npz", "preset": "published"}
     assert aggregator_options(resolve(published, None), backbone.spec)["quality"] == "norm"
+
+
+def test_a_cohort_is_without_the_centre_that_the_benchmarks_features_are_without(backbone: Backbone) -> None:
+    raw = bank_of(planted(2.0))
+    bank = with_cosines(backbone, raw)
+    wanted = bank.identity["centre"]
+    assert with_centre(raw, None, [backbone.spec]) is raw
+    assert with_centre(raw, wanted, [None, BACKBONES["ir_tiny"], backbone.spec]).digest == bank.digest
+    with pytest.raises(InputError, match="--weights"):
+        with_centre(raw, wanted, [BACKBONES["ir_tiny"]])

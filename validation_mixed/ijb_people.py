@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import unicodedata
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from data.feature_bank import FeatureBank, read_given
+from backbone_spec import BackboneSpec, centre_digest
+from data.feature_bank import FeatureBank, read_given, with_centre_of
 from data.feature_templates import TemplateDrawer, TemplateRecipe
 from data.names import match_names, normal, read_names, unknown_names
 from data.sampling import Item
@@ -117,6 +118,28 @@ def check_made_alike(bank: FeatureBank, backbone: str | None, size: int) -> None
             f"--cohort {bank.name}: its features of {bank.embedding_size} values were made by another "
             f"backbone than the benchmark's of {size} values. Make both with the same --weights."
         )
+
+
+def with_centre(bank: FeatureBank, wanted: str | None, specs: Iterable[BackboneSpec | None]) -> FeatureBank:
+    """The cohort with the centre that the benchmark's features are without.
+
+    Args:
+        bank: the cohort, without a centre.
+        wanted: `backbone_spec.centre_digest` of the benchmark's features; None: they have none.
+        specs: of weights and aggregators that are there, one of which should have that centre.
+
+    Raises:
+        InputError: none has.
+    """
+    if wanted is None:
+        return bank
+    for spec in specs:
+        if spec is not None and spec.centre is not None and centre_digest(spec.centre) == wanted:
+            return with_centre_of(spec, bank)
+    raise InputError(
+        f"--cohort {bank.name}: the benchmark's features are without the centre of their backbone "
+        f"({wanted}), which is not known here. Give the --weights that made them."
+    )
 
 
 def cohort_of(bank: FeatureBank, method: str = DEFAULT_METHOD) -> Cohort:

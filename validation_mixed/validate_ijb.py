@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from torch import nn
 
+from backbone_spec import centre_digest
 from command import run_command
 from coreset import AGGREGATORS, build_aggregator, has_to_be_trained
 from coreset.quality import quality_of
@@ -59,6 +60,7 @@ from validation_mixed.ijb_people import (
     cohort_bank,
     cohort_of,
     judged_names,
+    with_centre,
 )
 from validation_mixed.ijb_report import Evaluated, report
 from weights import (
@@ -68,7 +70,7 @@ from weights import (
     load_backbone,
     prepare_for,
     source_name,
-    trained_on_levelled,
+    trained_spec,
     weights_digest,
     weights_sha256,
 )
@@ -130,7 +132,11 @@ def validate(given: Mapping[str, Any]) -> None:
     if features is None:
         return  # A process beside the first, which has done its share.
     seconds["embed"] = time.perf_counter() - began
-    cohort = None if bank is None else cohort_of(bank, values["score_normalisation"])
+    cohort = None
+    if bank is not None:
+        known = [entry.path for entry in used] + [values[key] for key in ("weights",) if key in values]
+        bank = with_centre(bank, features.identity.get("centre"), map(trained_spec, known))
+        cohort = cohort_of(bank, values["score_normalisation"])
     figures = evaluate_ijb(
         protocol,
         features.features,
@@ -177,13 +183,16 @@ def _given(
                 f"{values['weights']}. Leave one of them away."
             )
         _check_backbones(trained, made)
-    light = features.identity.get("illumination_normalisation")
+    light, centre = (features.identity.get(key) for key in ("illumination_normalisation", "centre"))
     levelled = light != "none"
     for entry in trained if light is not None else ():
-        if trained_on_levelled(entry.path) not in (None, levelled):
+        spec = trained_spec(entry.path)
+        own = None if spec is None or spec.centre is None else centre_digest(spec.centre)
+        if spec is not None and (spec.levels_light, own) != (levelled, centre):
             raise InputError(
                 f"--features {values['features']}: were made of faces {'' if levelled else 'not '}levelled "
-                f"in light, and the {entry.name} of {entry.path} was trained on the other kind. Leave "
+                f"in light, with {centre or 'no'} centre, and the {entry.name} of {entry.path} was trained on "
+                f"faces {'' if spec.levels_light else 'not '}levelled, with {own or 'no'} centre. Leave "
                 "--features away to make those."
             )
     _check_sizes(trained, features.features.shape[1])

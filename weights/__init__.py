@@ -51,7 +51,7 @@ __all__ = [
     "save_backbone",
     "save_model",
     "source_name",
-    "trained_on_levelled",
+    "trained_spec",
     "trained_subjects",
     "weights_digest",
     "weights_sha256",
@@ -172,10 +172,9 @@ def trained_subjects(source: Path | str) -> frozenset[str] | None:
     return None if text is None else frozenset(text.split())
 
 
-def trained_on_levelled(source: Path | str) -> bool | None:
-    """Whether an aggregator was trained on faces levelled in light; None where its file does not say."""
-    spec, _ = _spec_and_digest(source, None)
-    return None if spec is None else spec.levels_light
+def trained_spec(source: Path | str) -> BackboneSpec | None:
+    """The spec of the backbone whose features an aggregator was trained on; None where nothing says it."""
+    return _spec_and_digest(source, None)[0]
 
 
 def _spec_and_digest(source: Path | str, backbone: Backbone | None) -> tuple[BackboneSpec | None, str | None]:
@@ -194,6 +193,9 @@ def _spec_and_digest(source: Path | str, backbone: Backbone | None) -> tuple[Bac
             spec = spec.with_context(size)
         if isinstance(light := stored.features.get("illumination_normalisation"), str):
             spec = replace(spec, levels_light=light != "none")
+            if "centre" not in stored.features:
+                # A store of views, whose features were taken as they are.
+                spec = spec.with_features_of(replace(spec, centre=None, cosine_statistics=None))
     return spec, digest
 
 
