@@ -29,7 +29,7 @@ from data.alignment import ALIGNMENT, LandmarkedFaces, similarity_transforms
 from data.feature_bank import FeatureBank
 from errors import InputError
 from evaluation.given_features import GivenFeatures, read_features
-from evaluation.ijb import NOT_USED, Rules, evaluate_ijb
+from evaluation.ijb import NOT_USED, Cohort, Rules, evaluate_ijb
 from evaluation.meta_checks import check_detector_scores, check_landmarks, check_points_in_images
 from evaluation.protocols import (
     POINTS,
@@ -132,11 +132,7 @@ def validate(given: Mapping[str, Any]) -> None:
     if features is None:
         return  # A process beside the first, which has done its share.
     seconds["embed"] = time.perf_counter() - began
-    cohort = None
-    if bank is not None:
-        known = [entry.path for entry in used] + [values[key] for key in ("weights",) if key in values]
-        bank = with_centre(bank, features.identity.get("centre"), map(trained_spec, known))
-        cohort = cohort_of(bank, values["score_normalisation"])
+    cohort = None if bank is None else _cohort(values, bank, features, used)
     figures = evaluate_ijb(
         protocol,
         features.features,
@@ -163,6 +159,14 @@ def validate(given: Mapping[str, Any]) -> None:
     report(done, out, reference)
 
 
+def _cohort(
+    values: Mapping[str, Any], bank: FeatureBank, features: GivenFeatures, trained: Sequence[_Trained]
+) -> Cohort:
+    known = [entry.path for entry in trained] + [values[key] for key in ("weights",) if key in values]
+    bank = with_centre(bank, features.identity.get("centre"), map(trained_spec, known))
+    return cohort_of(bank, values["score_normalisation"])
+
+
 def _output(values: Mapping[str, Any]) -> Path:
     """The output folder, probed before the work as the cache is."""
     out = Path(values["out"]) if "out" in values else EXPERIMENTS / values["dataset_name"]
@@ -183,6 +187,17 @@ def _given(
                 f"{values['weights']}. Leave one of them away."
             )
         _check_backbones(trained, made)
+    _check_preparation(values, features, trained)
+    _check_sizes(trained, features.features.shape[1])
+    if cohort is not None:
+        check_made_alike(cohort, made, features.features.shape[1])
+    return features
+
+
+def _check_preparation(
+    values: Mapping[str, Any], features: GivenFeatures, trained: Sequence[_Trained]
+) -> None:
+    """An aggregator over features of other light, or with another centre, gives figures without sense."""
     light, centre = (features.identity.get(key) for key in ("illumination_normalisation", "centre"))
     levelled = light != "none"
     for entry in trained if light is not None else ():
@@ -191,14 +206,10 @@ def _given(
         if spec is not None and (spec.levels_light, own) != (levelled, centre):
             raise InputError(
                 f"--features {values['features']}: were made of faces {'' if levelled else 'not '}levelled "
-                f"in light, with {centre or 'no'} centre, and the {entry.name} of {entry.path} was trained on "
-                f"faces {'' if spec.levels_light else 'not '}levelled, with {own or 'no'} centre. Leave "
+                f"in light, with {centre or 'no'} centre, and the {entry.name} of {entry.path} was trained "
+                f"on faces {'' if spec.levels_light else 'not '}levelled, with {own or 'no'} centre. Leave "
                 "--features away to make those."
             )
-    _check_sizes(trained, features.features.shape[1])
-    if cohort is not None:
-        check_made_alike(cohort, made, features.features.shape[1])
-    return features
 
 
 def _embedded(
