@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Collection, Mapping
@@ -33,7 +34,7 @@ _END = 22
 _KINDS = "biufUS"
 _REFUSED = (
     *(zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError, RuntimeError, NotImplementedError),
-    *(MemoryError, LookupError, TypeError, SyntaxError, ArithmeticError),
+    *(MemoryError, LookupError, TypeError, SyntaxError, ArithmeticError, tokenize.TokenError),
 )
 
 Arrays = dict[str, NDArray[Any]]

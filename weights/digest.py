@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from data.names import normal
 
-# Metadata of a file: `content_checksum` of the rest.
+# Metadata of a file: its form, and `content_checksum` of the rest, which form 1 has not.
+VERSION, FORM = "version", "2"
 CHECKSUM = "content_sha256"
 
 

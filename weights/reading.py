@@ -22,7 +22,7 @@ from torch.serialization import safe_globals
 
 from errors import InputError
 from files import utf8_path
-from weights.digest import CHECKSUM, content_checksum
+from weights.digest import CHECKSUM, FORM, VERSION, content_checksum
 
 TORCH_SUFFIXES = (".ckpt", ".pt", ".pth")
 # Under which a checkpoint keeps its state dict: Lightning and most others, arcface_torch.
@@ -182,7 +182,8 @@ def _read_safetensors(path: Path) -> Stored:
     except SafetensorError as error:
         raise InputError(f"{path}: {what_it_may_be(path)} The reader says: {error}") from error
     checksum = about.pop(CHECKSUM, None)
-    if checksum is not None and checksum != content_checksum(state, about):
+    is_ours = about.get(VERSION) == FORM
+    if (is_ours or checksum is not None) and checksum != content_checksum(state, about):
         raise InputError(
             f"{path}: it does not match its own checksum, so a part of it was changed after it was written. "
             "Copy or make it again."

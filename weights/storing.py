@@ -13,12 +13,9 @@ from torch import Tensor, nn
 from errors import InputError
 from files import atomic_write, require_free_space
 from net import Backbone
-from weights.digest import CHECKSUM, content_checksum, weights_digest
+from weights.digest import CHECKSUM, FORM, VERSION, content_checksum, weights_digest
 from weights.reading import BACKBONE_DIGEST
 from weights.specs import metadata_of
-
-# Of this form; a reader may meet files of later ones.
-VERSION = "1"
 
 
 def save_backbone(path: Path, backbone: Backbone) -> None:
@@ -45,7 +42,7 @@ def save_model(
     """
     if path.suffix != ".safetensors":
         raise InputError(f"{path}: backbones are written as .safetensors; choose a name that ends in it.")
-    metadata = dict(about or {}) | {"format": "pt", "version": VERSION} | metadata_of(backbone.spec)
+    metadata = dict(about or {}) | {"format": "pt", VERSION: FORM} | metadata_of(backbone.spec)
     state = _tensors(backbone, "model." if aggregator else "")
     if aggregator is not None:
         name, options, module = aggregator
@@ -70,7 +67,7 @@ def save_aggregator(
     if path.suffix != ".safetensors":
         raise InputError(f"{path}: aggregators are written as .safetensors; choose a name that ends in it.")
     name, options, module = aggregator
-    metadata = dict(about or {}) | {"format": "pt", "version": VERSION} | metadata_of(backbone.spec)
+    metadata = dict(about or {}) | {"format": "pt", VERSION: FORM} | metadata_of(backbone.spec)
     metadata |= {"aggregator_name": name, "aggregator_options": json.dumps(dict(options))}
     metadata[BACKBONE_DIGEST] = weights_digest(backbone)
     state = {

@@ -57,7 +57,7 @@ def test_a_checkpoint_becomes_one_file_that_says_all(
     assert "ir_tiny, 64 values a face; recognised as: CVLFace IR" in told
     assert "colours RGB, pixels (value - 127.5) / 127.5" in told
     stored = metadata(out)
-    wanted = {"architecture": "ir_tiny", "embedding_size": "64", "channel_order": "RGB", "version": "1"}
+    wanted = {"architecture": "ir_tiny", "embedding_size": "64", "channel_order": "RGB", "version": "2"}
     assert wanted.items() <= stored.items()
     assert (stored["source"], stored["licence"]) == ("model.pt", "MIT")
     loaded = load_weights(out)
