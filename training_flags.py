@@ -188,7 +188,7 @@ def _option(text: str) -> tuple[str, Any]:
         raise ArgumentTypeError(f"expected NAME=VALUE, found {text!r}")
     try:
         return name, json.loads(value)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return name, value
 
 

@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import get_type_hints
 
+import torch
 from torch import nn
 
 from coreset.aggregator import CoresetAggregator
@@ -48,6 +49,12 @@ AGGREGATORS: dict[str, type[nn.Module]] = {
 }
 
 
+# Of options that are whole numbers; the largest published aggregator has 13 million parameters.
+_MOST = {"num_layers": 100, "num_heads": 1024, "seed": 2**63 - 1}
+_MOST_OF_OTHERS = 65_536
+_MOST_PARAMETERS = 128 << 20
+
+
 def has_to_be_trained(name: str) -> bool:
     """Whether the aggregator of that name has weights, and not options alone."""
     return "embedding_size" in inspect.signature(AGGREGATORS[name]).parameters
@@ -76,8 +83,21 @@ def build_aggregator(name: str, options: Mapping[str, object]) -> nn.Module:
         for option, parameter in parameters.items()
         if parameter.default is inspect.Parameter.empty and option not in options
     ]
+    faults += [
+        f"Aggregator {name!r}, option {option!r}: expected {most:,} or less, found {value!r}."
+        for option, value in options.items()
+        if isinstance(value, int) and value > (most := _MOST.get(option, _MOST_OF_OTHERS))
+    ]
     if faults:
         raise InputError.from_faults(faults)
+    # Options may come from a file: what they ask for is counted before there is memory for it.
+    with torch.device("meta"):
+        size = sum(value.numel() for value in kind(**options).state_dict().values())
+    if size > _MOST_PARAMETERS:
+        raise InputError(
+            f"Aggregator {name!r}: {dict(options)} ask for {size:,} parameters; expected "
+            f"{_MOST_PARAMETERS:,} or less."
+        )
     return kind(**options)
 
 

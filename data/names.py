@@ -98,6 +98,16 @@ def check_distinct(names: Iterable[str], where: str) -> None:
             )
 
 
+def check_one_line(names: Iterable[str], where: str) -> None:
+    """Raises InputError for names of `where` that a list of names, one a line, cannot hold."""
+    broken = [name for name in names if name.splitlines() != [name]]
+    if broken:
+        raise InputError(
+            f"{where}: the name {broken[0]!r} holds a line break ({len(broken):,} such), and lists of names "
+            "have one a line. Rename the folder."
+        )
+
+
 def _other_case(unknown: Iterable[str], subjects: Iterable[str]) -> str:
     folded = {normal(subject).casefold(): subject for subject in subjects}
     alike = [f"{name} and {folded[name.casefold()]}" for name in unknown if name.casefold() in folded]

@@ -84,11 +84,13 @@ def read_pair_set(path: Path) -> PairSet:
     """
     loaded = read_plain_pickle(path, "a pair set (.bin)")
     plain = [_without_arrays(part) for part in loaded] if isinstance(loaded, (tuple, list)) else loaded
+    if isinstance(plain, list) and len(plain) == 2:
+        plain[1] = _flags(plain[1])
     faults = _faults_of(plain)
     if faults:
         raise InputError.from_faults([f"{path}: {fault}" for fault in faults])
     images, is_mated = cast("tuple[list[bytes], list[int]]", plain)
-    return PairSet(path.stem, [bytes(image) for image in images], np.array(list(is_mated)).astype(np.bool_))
+    return PairSet(path.stem, list(images), np.array(list(is_mated)).astype(np.bool_))
 
 
 def write_pair_set(path: Path, images: Sequence[bytes], is_mated: Sequence[bool] | NDArray[np.bool_]) -> None:
@@ -112,14 +114,26 @@ def write_pair_set(path: Path, images: Sequence[bytes], is_mated: Sequence[bool]
 def _without_arrays(part: object) -> object:
     """Replaces an array of bytes or flags, or those in a list, by its content (bytes: numbers 0 to 255)."""
     if isinstance(part, (list, tuple)):
-        return [_content(entry) for entry in part]
+        # A pickle names one array many times at no cost; it is copied once.
+        contents = {id(entry): entry for entry in part if isinstance(entry, (StoredArray, bytearray))}
+        copied = {number: _content(entry) for number, entry in contents.items()}
+        return [copied.get(id(entry), entry) for entry in part]
     return _content(part)
 
 
 def _content(entry: object) -> object:
     if isinstance(entry, StoredArray) and entry.values.dtype.str in ("|u1", "|b1"):
         return entry.values.tobytes()
-    return entry
+    return bytes(entry) if isinstance(entry, bytearray) else entry
+
+
+def _flags(part: object) -> object:
+    """Flags as plain numbers, whatever type of number an array of them, or one of them, is."""
+    if isinstance(part, StoredArray) and part.values.ndim == 1:
+        return part.values.tolist()
+    if isinstance(part, list):
+        return [e.values.item() if isinstance(e, StoredArray) and e.values.size == 1 else e for e in part]
+    return part
 
 
 def _faults_of(loaded: object) -> list[str]:
@@ -137,10 +151,10 @@ def _faults_of(loaded: object) -> list[str]:
         faults.append(
             f"{len(images):,} images for {len(is_mated):,} pairs, expected two a pair and a pair at least."
         )
-    strange = [i for i, image in enumerate(images) if not isinstance(image, (bytes, bytearray))]
+    strange = [i for i, image in enumerate(images) if not isinstance(image, bytes)]
     if strange:
         kind = type(images[strange[0]]).__name__
         faults.append(f"image {strange[0]} is a {kind}, expected the bytes of an encoded image.")
-    if not all(isinstance(mated, int) and mated in (0, 1) for mated in is_mated):
+    if not all(isinstance(mated, (int, float)) and mated in (0, 1) for mated in is_mated):
         faults.append("a flag is neither true nor false.")
     return faults

@@ -39,6 +39,9 @@ _FIRST_INEXACT = 1 << 24
 _RECORDS_AT_ONCE = 1 << 16  # whose heads are gathered
 # So many records are looked at before an index is trusted; each costs a page of a cold disk.
 _RECORDS_CHECKED = 512
+_MOST_RECORDS = 1 << 40
+# Packs number their records from first to last; of those that do not, most are elsewhere.
+_LARGEST_SHARE_WRONG = 0.1
 _Index = tuple[NDArray[np.int64], NDArray[np.int64]]  # keys and offsets of records
 
 
@@ -54,7 +57,8 @@ class RecordReader:
     """Random access to the records of a file by key; cheap to pickle, safe in forked and spawned workers.
 
     `keys`: (N,) int64, rising. An index that is missing, cut short or of another file is
-    made anew by scanning the records, with the records' own numbers as keys.
+    made anew by scanning the records, with the records' own numbers as keys. `leaves_out`: the file holds
+    records that the index does not name.
 
     Raises:
         InputError: no such file, or a file whose records cannot be followed to its end.
@@ -73,6 +77,7 @@ class RecordReader:
         if index is None or not self._fits(*index):
             index = self._scan(index)
         keys, offsets = index
+        self.leaves_out = self._leaves_out(keys, offsets)
         rising = np.append(np.sort(offsets), self._size)
         following = rising[np.searchsorted(rising, offsets) + 1]
         order = np.argsort(keys, kind="stable")
@@ -224,6 +229,24 @@ class RecordReader:
             # The file is damaged at its end, not the index: the records before can be read, and say so.
             return True
 
+    def _leaves_out(self, keys: NDArray[np.int64], offsets: NDArray[np.int64]) -> bool:
+        """Whether records lie between those of an index; looked for where its keys have gaps."""
+        order = np.argsort(offsets, kind="stable")
+        offsets = offsets[order]
+        if offsets[0] > 0:
+            return True
+        gaps = np.flatnonzero(np.diff(keys[order]) != 1)
+        # Keys in no order are all gaps.
+        some = gaps[np.unique(np.linspace(0, len(gaps) - 1, min(len(gaps), _RECORDS_CHECKED)).astype(int))]
+        for row in some.tolist():
+            try:
+                after = self._parts(int(offsets[row]), None)[1]
+            except InputError:
+                continue  # A damaged record says so when it is read.
+            if after < offsets[row + 1] and (self._map or self._open())[after : after + 4] == _MAGIC_BYTES:
+                return True
+        return False
+
     def _scan(self, index: _Index | None) -> _Index:
         """Keys and offsets of all records, in the order of the file."""
         known = {} if index is None else dict(zip(index[1].tolist(), index[0].tolist(), strict=True))
@@ -237,10 +260,25 @@ class RecordReader:
         if len(lost) == len(known) - len(ids) > 0 and min(lost) >= self._size:
             raise self._damaged(min(lost), "the index has it, but the file ends before", known[min(lost)])
         keys = list(ids.values())
+        self._check_numbers(keys, list(ids))
         # Some writers give all records one number; then their order counts.
         if len(set(keys)) < len(keys):
             keys = list(range(len(keys)))
         return np.array(keys, np.uint64).astype(np.int64), np.array(list(ids), np.int64)
+
+    def _check_numbers(self, ids: list[int], offsets: list[int]) -> None:
+        """Raises InputError for a record whose number is another one than its place among rising ones says.
+
+        Images would be exchanged between subjects, whose ranges count by these numbers.
+        """
+        numbers = np.array(ids, np.float64)
+        places = np.arange(len(numbers))
+        shift = np.median(numbers - places)
+        wrong = np.flatnonzero(numbers - places != shift)
+        if 0 < len(wrong) <= len(numbers) * _LARGEST_SHARE_WRONG:
+            row = int(wrong[0])
+            what = f"its number is {ids[row]}, where {row + int(shift)} is expected ({len(wrong):,} such)"
+            raise self._damaged(offsets[row], what, None)
 
 
 class RecordWriter:
@@ -349,6 +387,8 @@ def read_face_pack(folder: Path) -> FacePack:
     reader = RecordReader(rec, folder / IDX_NAME)
     there = reader.keys
     first = reader.header(int(there[0]))
+    if there[0] == 0 and len(first.labels) == 2 and not max(map(abs, first.labels)) < _MOST_RECORDS:
+        raise InputError(f"{rec}, record 0: announces the range {first.labels}. The file is damaged.")
     notes: tuple[str, ...] = ()
     announces = len(first.labels) == 2 and np.isfinite(first.labels).all() and first.labels[0] > 0
     if there[0] == 0 and announces:
@@ -361,20 +401,30 @@ def read_face_pack(folder: Path) -> FacePack:
         ranges = _ranges(reader, keys, there[there >= ranges_start])
     else:
         keys, ranges = there, None
+    if reader.leaves_out:
+        notes = (
+            f"{folder / IDX_NAME} names {len(there):,} records, and {rec} holds more: those are left out. If "
+            "that is not on purpose, remove the index, which is then made anew",
+        )
     if ranges is None:
-        return FacePack(keys, _checked_labels(rec, keys, reader.first_labels(keys)), reader)
+        return FacePack(keys, _checked_labels(rec, keys, reader.first_labels(keys)), reader, notes)
     starts, counts, order = ranges
     values = reader.first_labels(starts)
     inexact = (values >= _FIRST_INEXACT) & np.isfinite(values)
     if inexact.any():
-        notes = (
+        notes += (
             f"labels of {rec} from {_FIRST_INEXACT:,} on are not exact: its {len(starts):,} subjects are "
             "numbered from 0 on, by its identity ranges",
         )
         values = np.where(inexact, 0, values)
     subjects = _checked_labels(rec, starts, values)
-    if notes:
+    if inexact.any():
         subjects = np.arange(len(starts))
+    elif len(twice := np.flatnonzero(np.diff(np.sort(subjects)) == 0)):
+        raise InputError(
+            f"{rec}: two ranges of images have the label {np.sort(subjects)[twice[0]]}, and each range is a "
+            "subject. The file is damaged; compare its checksum with the original."
+        )
     return FacePack(keys, np.repeat(subjects, counts)[order], reader, notes)
 
 
@@ -421,7 +471,7 @@ def _ranges(
     if not ranges or any(len(labels) != 2 for labels in ranges):
         return None
     values = np.array(ranges)
-    if not (values < _FIRST_INEXACT).all():
+    if not ((values >= 0) & (values < _FIRST_INEXACT)).all():
         return None
     bounds = values.astype(np.int64)
     starts, ends = bounds[bounds[:, 1] > bounds[:, 0]].T

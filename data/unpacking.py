@@ -23,6 +23,7 @@ import numpy as np
 
 from data.decoding import Image, decode_image, suffix_of
 from data.image_files import IMAGES, PAIRS
+from data.names import check_one_line
 from data.pairs import PairSet
 from data.recordio import IDX_NAME, REC_NAME, FacePack, read_face_pack, write_face_pack
 from data.sources import FACE_SIZE, ImageFolder, decode_face
@@ -160,6 +161,7 @@ def pack_folder(folder: Path, out: Path) -> tuple[int, int, list[str]]:
         if (out / name).exists():
             raise InputError(f"{out / name}: is there already. Choose another --out, or remove it.")
     source = ImageFolder(folder)
+    check_one_line(source.subjects, str(source.location))
     require_free_space(out, sum(source.path(row).stat().st_size + 40 for row in range(len(source))))
 
     def images() -> Iterator[tuple[int, bytes]]:

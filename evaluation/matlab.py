@@ -7,9 +7,11 @@ byte. Source: "MAT-File Format", MathWorks, chapter 1. Structs, objects and spar
 from __future__ import annotations
 
 import math
+import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +29,10 @@ _CELL, _CHARACTERS, _NUMBERS = 1, 4, range(6, 16)
 _NUMBER_TYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
 _TEXT_TYPES = {1: "latin-1", 2: "latin-1", 4: "utf-16", 16: "utf-8", 17: "utf-16"}
 # A list of 160,000 names takes 30 MiB; a damaged size may ask for anything.
-_LARGEST = 256 << 20
+_LARGEST = 64 << 20
+# Elements of an array or file; each string of a list is one.
+_MOST_ELEMENTS = 400_000
+_MOST_NUMBERS = 4_000_000
 
 
 def read_matlab(path: Path) -> dict[str, Value]:
@@ -37,7 +42,8 @@ def read_matlab(path: Path) -> dict[str, Value]:
         InputError: there is no such file, it is of another kind, or it is damaged.
     """
     try:
-        content = path.read_bytes()
+        with path.open("rb") as stream:
+            content = stream.read(_LARGEST + 1)
     except OSError as fault:
         raise InputError(f"{path}: cannot be read ({fault.strerror}). Expected a MATLAB file.") from None
     try:
@@ -56,13 +62,18 @@ def _variables(content: bytes) -> dict[str, Value]:
     if content.startswith(b"MATLAB 7.3"):
         raise _FormatError("it is of version 7.3; save it again with -v7")
     order = {b"IM": "<", b"MI": ">"}.get(content[126:128])
+    if len(content) > _LARGEST:
+        raise _FormatError(f"it is larger than {_LARGEST >> 20} MiB")
     if order is None or len(content) < _HEADER_SIZE:
         raise _FormatError("its first 128 bytes are not the header of MATLAB 5")
     found: dict[str, Value] = {}
     elements = _Elements(order)
-    for kind, data in elements.of(content[_HEADER_SIZE:]):
+    left = _LARGEST
+    for kind, data in elements.listed(content[_HEADER_SIZE:]):
         if kind == _COMPRESSED:
-            inner = list(elements.of(_inflated(data)))
+            inflated = _inflated(data, left)
+            left -= len(inflated)
+            inner = elements.listed(inflated)
             kind, data = inner[0] if len(inner) == 1 else (0, b"")
         if kind != _MATRIX:
             raise _FormatError(f"an element of type {kind} stands where an array is expected")
@@ -87,7 +98,7 @@ class _Elements:
         while place < len(content):
             if len(content) - place < 8:
                 raise _FormatError("it ends in the middle of a tag")
-            kind, size = np.frombuffer(content, f"{self.order}u4", 2, place).tolist()
+            kind, size = struct.unpack_from(f"{self.order}II", content, place)
             start = place + 8
             if kind >> 16:
                 # Up to four bytes stand in the tag itself.
@@ -100,21 +111,30 @@ class _Elements:
             padding = 0 if kind == _COMPRESSED else -size % 8
             place = place + 8 if start == place + 4 else start + size + padding
 
+    def listed(self, content: bytes) -> list[tuple[int, bytes]]:
+        """`of`, all of them."""
+        found = list(islice(self.of(content), _MOST_ELEMENTS + 1))
+        if len(found) > _MOST_ELEMENTS:
+            raise _FormatError(f"more than {_MOST_ELEMENTS:,} elements in one")
+        return found
 
-def _inflated(data: bytes) -> bytes:
+
+def _inflated(data: bytes, most: int) -> bytes:
+    """Unpacked, at most so many bytes."""
     stream = zlib.decompressobj()
     try:
-        inflated = stream.decompress(data, _LARGEST)
+        # A limit of 0 would be none.
+        inflated = stream.decompress(data, most + 1)
     except zlib.error:
         raise _FormatError("a compressed array cannot be unpacked") from None
-    if not stream.eof:
+    if not stream.eof or len(inflated) > most:
         raise _FormatError("a compressed array is cut short or too large")
     return inflated
 
 
 def _array(elements: _Elements, data: bytes, *, in_cell: bool = False) -> tuple[str, Value | None]:
     """Name and value of an array; None where it is of a kind that is passed over."""
-    parts = list(elements.of(data))
+    parts = elements.listed(data)
     if len(parts) < 3 or len(parts[0][1]) != 8 or len(parts[1][1]) % 4:
         raise _FormatError("an array without flags, dimensions or name")
     kind = int(np.frombuffer(parts[0][1], f"{elements.order}u4")[0]) & 0xFF
@@ -163,12 +183,16 @@ def _rows_of_text(elements: _Elements, kind: int, data: bytes, *, rows: int, cou
         raise _FormatError("text that cannot be decoded") from None
     if len(text) != count:
         raise _FormatError(f"{len(text):,} characters, expected {count:,}")
+    if rows > _MOST_ELEMENTS:
+        raise _FormatError(f"{rows:,} rows of text")
     # Characters stand column after column.
     return [text[row::rows].rstrip() for row in range(rows)] if count else []
 
 
 def _numbers(elements: _Elements, kind: int, data: bytes, *, count: int) -> NDArray[np.float64]:
     """MATLAB stores numbers in the smallest type that holds them, whatever the array's own is."""
+    if count > _MOST_NUMBERS:
+        raise _FormatError(f"{count:,} numbers in one array")
     code = _NUMBER_TYPES.get(kind)
     if code is None or len(data) % int(code[1]) or len(data) // int(code[1]) != count:
         raise _FormatError(f"{len(data):,} bytes of type {kind}, expected {count:,} numbers")

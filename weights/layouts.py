@@ -8,7 +8,6 @@ wrapper.py; MagFace's models/iresnet.py, inference/gen_feat.py.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from errors import InputError
+from json_files import read_json
 from net import build_backbone
 
 # Beside a backbone in whole checkpoints. `template_model` is the backbone once more, the same tensors.
@@ -95,8 +95,8 @@ def cvlface_config(path: Path) -> dict[str, object] | None:
     for folder in (path.parent, path.parent.parent):
         config = folder / "config.json"
         try:
-            values = json.loads(config.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            values, _ = read_json(config, dict[str, Any], "a configuration")
+        except InputError:
             continue
         if isinstance(values, dict) and "CVLFaceRecognitionModel" in (values.get("architectures") or []):
             found = values.get("conf")

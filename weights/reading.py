@@ -4,7 +4,6 @@ unpickled, unless a user asks for it; what the tensors mean is not looked at her
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 import struct
@@ -22,6 +21,7 @@ from torch.serialization import safe_globals
 
 from errors import InputError
 from files import utf8_path
+from json_files import parse_json
 from weights.digest import CHECKSUM, FORM, VERSION, content_checksum
 
 TORCH_SUFFIXES = (".ckpt", ".pt", ".pth")
@@ -190,10 +190,8 @@ def _read_safetensors(path: Path) -> Stored:
         )
     aggregator: tuple[object, object] | None = None
     if "aggregator_name" in about:
-        try:
-            options = json.loads(about.get("aggregator_options", "{}"))
-        except ValueError as error:
-            raise InputError(f"{path}: its metadata cannot be read ({error}): {about}.") from error
+        where = f"{path}: its metadata, aggregator_options: expected an object"
+        options = parse_json(about.get("aggregator_options", "{}"), where)
         aggregator = about["aggregator_name"], options
     return Stored(path, state, about if "architecture" in about else None, aggregator, about)
 

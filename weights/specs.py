@@ -10,6 +10,7 @@ from typing import Any
 
 from backbone_spec import BackboneSpec
 from errors import InputError
+from json_files import parse_json
 from net import BACKBONES
 from weights.reading import described
 
@@ -69,7 +70,11 @@ def _of_texts(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
             values["std"] = 1 / float(metadata["scale"])
         for key in {field.name for field in fields(BackboneSpec)} & set(metadata) - {"name"}:
             stored = metadata[key]
-            values[key] = stored if key == "channel_order" else json.loads(stored)
-    except (ValueError, ZeroDivisionError) as error:
+            values[key] = (
+                stored
+                if key == "channel_order"
+                else parse_json(stored, f"{path}: its metadata, {key}: expected a value")
+            )
+    except (ValueError, ZeroDivisionError, OverflowError) as error:
         raise InputError(f"{path}: its metadata cannot be read ({error}): {dict(metadata)}.") from error
     return values

@@ -383,3 +383,21 @@ def test_poolings_have_nothing_to_compile() -> None:
         for name in AGGREGATORS
         if any(True for _ in build_aggregator(name, OPTIONS.get(name, {})).parameters())
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("weighted_coreset", {"embedding_size": 512, "num_layers": 1_000_000}),
+        ("weighted_coreset", {"embedding_size": 512, "width": 60_000}),
+        ("weighted_coreset", {"embedding_size": 10**9}),
+        ("coreset", {"embedding_size": 60_000, "num_heads": 8}),
+        ("set_transformer", {"embedding_size": 512, "width": 60_000}),
+        ("fps_mean", {"coreset_size": 10**12}),
+    ],
+    ids=str,
+)
+def test_no_options_ask_for_more_than_a_gigabyte(name: str, options: dict[str, object]) -> None:
+    """Options may come from a file; nothing is allocated for these."""
+    with pytest.raises(InputError, match=name):
+        build_aggregator(name, options)

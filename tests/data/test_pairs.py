@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -183,3 +184,31 @@ def test_a_set_of_real_faces_is_read(shared: Path) -> None:
     assert (len(pairs), int(pairs.is_mated.sum())) == (1600, 800)
     assert np.bincount(pairs.folds(), pairs.is_mated).tolist() == [80] * 10
     assert pairs.image(3199).shape == (112, 112, 3)
+
+
+@pytest.mark.parametrize("kind", ["int64", "int32", "uint8", "bool", "float64"])
+@pytest.mark.parametrize("form", ["array", "scalars", "list"])
+def test_flags_of_any_number_type_are_read(tmp_path: Path, kind: str, form: str) -> None:
+    flags = np.array([1, 0, 0, 1], kind)
+    stored = {"array": flags, "scalars": list(flags), "list": [int(flag) for flag in flags]}[form]
+    path = tmp_path / "x.bin"
+    path.write_bytes(pickle.dumps(([b"a"] * 8, stored), protocol=2))
+    assert read_pair_set(path).is_mated.tolist() == [True, False, False, True]
+    path.write_bytes(pickle.dumps(([b"a"] * 8, flags + flags + flags), protocol=2))
+    if kind != "bool":
+        with pytest.raises(InputError, match=r"x\.bin.*flag"):
+            read_pair_set(path)
+
+
+def test_one_array_named_many_times_is_copied_once(tmp_path: Path) -> None:
+    image = np.zeros(1 << 20, np.uint8)
+    path = tmp_path / "x.bin"
+    for each in (image, bytearray(image)):
+        path.write_bytes(pickle.dumps(([each] * 4000, [True] * 2000), protocol=5))
+        tracemalloc.start()
+        assert len(read_pair_set(path)) == 2000
+        assert tracemalloc.get_traced_memory()[1] < 32 << 20
+        tracemalloc.stop()
+    path.write_bytes(b"p300000000\n.")
+    with pytest.raises(InputError, match=r"x\.bin"):
+        read_pair_set(path)

@@ -295,6 +295,10 @@ def test_an_index_of_some_records_only_is_followed(packs: Path, tmp_path: Path) 
         if key not in (2, 3)
     ]
     assert pack.reader.read(1) == whole.reader.read(1)
+    (note,) = pack.notes
+    assert str(folder / "train.idx") in note
+    assert f"{len(lines) - 2} records" in note
+    assert whole.notes == ()
 
 
 @pytest.mark.parametrize("with_index", [True, False])
@@ -445,3 +449,65 @@ def test_ranges_that_floats_round_do_not_move_images(
     pack = read_face_pack(tmp_path)
     assert pack.keys.tolist() == list(range(start, start + len(expected)))
     assert pack.labels.tolist() == expected
+
+
+def lines_without(folder: Path, keys: set[int]) -> None:
+    idx = folder / "train.idx"
+    idx.write_text("".join(e for e in idx.read_text().splitlines(True) if int(e.split()[0]) not in keys))
+
+
+@pytest.mark.parametrize("keys", [{5}, {1, 2, 3}, {6, 7, 8, 9, 10}, {38}, {20, 36, 37}], ids=str)
+def test_records_that_an_index_leaves_out_are_told(packs: Path, tmp_path: Path, keys: set[int]) -> None:
+    folder = copied(packs / "small", tmp_path)
+    lines_without(folder, keys)
+    assert any(str(folder / "train.idx") in note for note in read_face_pack(folder).notes)
+
+
+@pytest.mark.parametrize("bit", [0, 3, 17, 40])
+@pytest.mark.parametrize("row", [0, 5, 20, 39])
+def test_a_flipped_bit_in_a_number_is_told_where_numbers_count(
+    packs: Path, tmp_path: Path, row: int, bit: int
+) -> None:
+    folder = copied(packs / "small", tmp_path)
+    offset = int((folder / "train.idx").read_text().splitlines()[row].split()[1])
+    rec, expected = folder / "train.rec", read_face_pack(folder)
+    content = bytearray(rec.read_bytes())
+    content[offset + 16 + bit // 8] ^= 1 << bit % 8
+    rec.write_bytes(content)
+    # The index says which record is which.
+    pack = read_face_pack(folder)
+    assert (pack.keys.tolist(), pack.labels.tolist()) == (expected.keys.tolist(), expected.labels.tolist())
+    (folder / "train.idx").unlink()
+    with pytest.raises(InputError, match=rf"at byte {offset:,}: its number is"):
+        read_face_pack(folder)
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, -1e30, 1e30])
+@pytest.mark.parametrize("where", ["announced", "range"])
+def test_ranges_that_are_no_numbers_of_records_end_in_a_sentence_or_are_not_used(
+    tmp_path: Path, value: float, where: str
+) -> None:
+    with record_writer(tmp_path / "train.rec", tmp_path / "train.idx") as writer:
+        writer.write(0, b"", (3.0 if where == "range" else value, 4.0))
+        for key in (1, 2):
+            writer.write(key, b"x", (7.0, 1.0))
+        writer.write(3, b"", (1.0 if where == "announced" else value, 3.0))
+    try:
+        pack = read_face_pack(tmp_path)
+    except InputError as fault:
+        assert "train.rec" in str(fault)  # noqa: PT017 (either is right)
+    else:
+        assert set(pack.labels.tolist()) <= {7, 3, 0}
+        assert len(pack.keys) <= 4
+
+
+def test_two_ranges_of_one_label_are_told(tmp_path: Path) -> None:
+    write_face_pack(tmp_path, [(subject, b"x") for subject in (0, 0, 1, 1, 2, 2)])
+    rec = tmp_path / "train.rec"
+    offsets = [int(line.split()[1]) for line in (tmp_path / "train.idx").read_text().splitlines()]
+    content = bytearray(rec.read_bytes())
+    # The label of the first image of subject 1, behind the header.
+    content[offsets[3] + 32 : offsets[3] + 36] = struct.pack("<f", 2.0)
+    rec.write_bytes(content)
+    with pytest.raises(InputError, match="label 2"):
+        read_face_pack(tmp_path)

@@ -363,3 +363,14 @@ def test_an_image_that_is_no_face_is_not_packed(face_folder: Callable[..., Path]
     with pytest.raises(InputError, match=r"s001/1.png: 8 bytes that cannot be decoded"):
         pack_folder(folder, tmp_path / "pack")
     assert not (tmp_path / "pack" / "train.rec").exists()
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\u2028b", "a\x85", "a\r"])
+def test_a_name_of_two_lines_is_not_packed(
+    face_folder: Callable[..., Path], tmp_path: Path, name: str
+) -> None:
+    folder = face_folder(2, 1)
+    (folder / "s001").rename(folder / name)
+    with pytest.raises(InputError, match="line break"):
+        pack_folder(folder, tmp_path / "pack")
+    assert not (tmp_path / "pack").exists()

@@ -116,3 +116,42 @@ def test_damage_is_an_input_error_or_harmless(
     except InputError:
         return
     assert all(isinstance(value, (list, np.ndarray)) for value in found.values())
+
+
+def element(kind: int, data: bytes) -> bytes:
+    return struct.pack("<II", kind, len(data)) + data + bytes(-len(data) % 8)
+
+
+def matrix(kind: int, rows: int, columns: int, data: bytes) -> bytes:
+    """An array named x: its flags, dimensions and name, then its parts."""
+    head = element(6, struct.pack("<II", kind, 0)) + element(5, struct.pack("<ii", rows, columns))
+    return element(14, head + element(1, b"x") + data)
+
+
+def compressed(content: bytes) -> bytes:
+    packed = zlib.compress(content, 9)
+    return struct.pack("<II", 15, len(packed)) + packed
+
+
+BOMBS = {
+    "empty cells": lambda: compressed(matrix(1, 2000, 1, bytes(8 * 2000))),
+    "numbers": lambda: compressed(matrix(6, 20_000, 1, element(2, bytes(20_000)))),
+    "rows of text": lambda: compressed(matrix(4, 2000, 1, element(1, b"a" * 2000))),
+    "zeros": lambda: compressed(matrix(6, 1 << 18, 1, element(9, bytes(8 << 18)))),
+    "many": lambda: compressed(matrix(6, 9000, 1, element(9, bytes(72_000)))) * 20,
+    "elements": lambda: element(6, b"") * 2000,
+}
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_sizes_are_limited_before_there_is_memory_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """With small limits; benchmarks/bombs.py measures the real ones."""
+    monkeypatch.setattr("evaluation.matlab._LARGEST", 1 << 20)
+    monkeypatch.setattr("evaluation.matlab._MOST_ELEMENTS", 1000)
+    monkeypatch.setattr("evaluation.matlab._MOST_NUMBERS", 10_000)
+    path = tmp_path / "x.mat"
+    path.write_bytes(b"MATLAB 5.0".ljust(124) + struct.pack("<H", 0x0100) + b"IM" + BOMBS[kind]())
+    with pytest.raises(InputError, match=r"x\.mat"):
+        read_matlab(path)
