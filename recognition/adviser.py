@@ -7,6 +7,7 @@ is measured here; a limit that decides whether a sentence is said stands in `Adv
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -18,6 +19,7 @@ from recognition.sets import DescribedSet, FaceRecord
 from recognition.strangers import face_units, pooled
 
 _NAMES_SHOWN = 4
+_SETS_SHOWN = 20
 _NAMES_OF_A_PERSON = 10
 _PEOPLE_SHOWN = 8
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven")
@@ -167,22 +169,27 @@ def face_choices(described: DescribedSet) -> list[Advice]:
         )
         if not len(faces):
             continue
-        verb = "shows" if len(faces) == 1 else "show"
-        shown = [_chosen_face(described.faces[face]) for face in faces[:_NAMES_SHOWN].tolist()]
-        reason = (
-            "That face was taken because it agrees with the rest of the set."
-            if agrees
-            else "The largest was taken; if another one is meant, crop the photo to it."
-        )
+        shown = [
+            f"{described.faces[face].name} ({choice_text(described.faces[face])})"
+            for face in faces[:_NAMES_SHOWN].tolist()
+        ]
+        photos = "photo shows" if len(faces) == 1 else "photos show"
+        taken = "the one that agrees with the rest of the set" if agrees else "the largest"
         text = (
-            f"{', '.join(shown)}{_more(faces, shown)} {verb} several faces of about the same size. {reason}"
+            f"{len(faces):,} {photos} several faces of about the same size; {taken} was taken: "
+            f"{', '.join(shown)}{_more(faces, shown)}."
         )
+        if not agrees:
+            text += " If another one is meant, crop the photo to it."
         found.append(Advice(Topic.SEVERAL_FACES, text, _places(faces)))
     return found
 
 
-def _chosen_face(face: FaceRecord) -> str:
-    return f"{face.name} ({choice_text(face)})"
+def face_choices_text(sets: Sequence[DescribedSet]) -> str:
+    """`face_choices` of sets that are not checked, a line each; '' for none."""
+    lines = [f"{each.name}: {choice.text}" for each in sets for choice in face_choices(each)]
+    more = [f"... and {len(lines) - _SETS_SHOWN:,} more."] if len(lines) > _SETS_SHOWN else []
+    return "".join(f"{line}\n" for line in lines[:_SETS_SHOWN] + more)
 
 
 def choice_text(face: FaceRecord) -> str:
@@ -190,7 +197,7 @@ def choice_text(face: FaceRecord) -> str:
     if face.choice is None:
         return ""
     size = "" if face.size is None else f", {face.size:.0f} px high"
-    return f"taken: face {face.choice.from_left} of {face.choice.num_faces} from the left{size}"
+    return f"face {face.choice.from_left} of {face.choice.num_faces} from the left{size}"
 
 
 def _repeats(described: DescribedSet, check: EnrolmentCheck) -> list[Advice]:

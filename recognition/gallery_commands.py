@@ -19,7 +19,7 @@ from escaping import escaped
 from evaluation.enrolment_failures import EnrolmentFailures
 from evaluation.metrics import RULE_OF_30
 from files import require_free_space, require_output_file
-from recognition.adviser import CONTAMINATION, Advice, advise, face_choices
+from recognition.adviser import CONTAMINATION, Advice, advise, face_choices_text
 from recognition.calibration import Calibration, read_calibration
 from recognition.decisions import Decisions, decide
 from recognition.enrolment import EnrolmentCheck, check_sets
@@ -164,9 +164,7 @@ def search_sets(args: argparse.Namespace) -> None:
     print(left_out_text(sets, empty), end="")
     if not sets:
         raise InputError(f"no file of the sets can be used: {why_nothing(empty)}")
-    for each in sets:
-        for choice in face_choices(each):
-            print(f"{each.name}: {choice.text}")
+    print(face_choices_text(sets), end="")
     if why := model.spec.distrust(gallery.descriptors, np.arange(len(gallery))):
         warnings.warn(f"{args.gallery}: {why}, and enrol anew.", InputWarning, stacklevel=2)
     found = search(_descriptors(sets), gallery.descriptors, args.top)

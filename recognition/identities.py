@@ -6,7 +6,7 @@ nobody, so that a group of them is no person. Arrays in, arrays out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,33 +29,33 @@ class IdentityLimits:
     """When groups of photos show different people; the defaults are for the reference backbone.
 
     Chosen on one half of LFW's subjects and measured on the other (`benchmarks/identities.py`). By
-    `least_quality` 1 in 80 sets of degraded photos of one person (LFWS) is taken for several people; if a
-    group's best photo counted, it would be 1 in 33.
+    the two qualities 1 in 120 templates of degraded photos of one person (LFWS) is taken for several people;
+    with 0.6 for the best photo alone it would be 1 in 33.
 
     Attributes:
         same: mean cosine of the photos of two groups from which on they show one person.
         pair: the same for the only two photos of a set, which nothing else supports.
         another: cosine of a single photo with the mean of each person of its set below which it shows
             someone else.
-        least_quality: norm of a group's second-best photo over the set's best one, below which the group is
-            no person.
+        least_quality: norm of a group's best photo over the set's best one, below which the group is no
+            person.
+        least_second: the same for its second-best photo.
         quality_of_another: norm of a single photo over the set's best one, below which it says nothing.
     """
 
-    same: float = 0.25
+    same: float = 0.23
     pair: float = 0.15
     another: float = 0.2
-    least_quality: float = 0.65
+    least_quality: float = 0.7
+    least_second: float = 0.55
     quality_of_another: float = 0.75
 
     @classmethod
     def of(cls, spec: BackboneSpec) -> IdentityLimits:
         """The limits for the features of a backbone."""
-        default = cls()
-        return cls(
-            *(spec.cosine_limit(limit) for limit in (default.same, default.pair, default.another)),
-            *(spec.norm_share(share) for share in (default.least_quality, default.quality_of_another)),
-        )
+        same, pair, another, *qualities = astuple(cls())
+        cosines = (spec.cosine_limit(limit) for limit in (same, pair, another))
+        return cls(*cosines, *(spec.norm_share(share) for share in qualities))
 
 
 def find_identities(
@@ -87,8 +87,10 @@ def find_identities(
     members = [np.flatnonzero(clusters == cluster) for cluster in range(len(sizes))]
     is_person = np.ones(len(sizes), np.bool_)
     if norm_is_quality:
-        ranked = [np.sort(qualities[each])[::-1] for each in members]
-        is_person = np.array([each[:2][-1] >= limits.least_quality * qualities.max() for each in ranked])
+        shares = [np.sort(qualities[each])[::-1] / max(qualities.max(), 1e-12) for each in members]
+        is_person = np.array(
+            [each[0] >= limits.least_quality and each[:2][-1] >= limits.least_second for each in shares]
+        )
     if (sizes[is_person] > 1).any():
         # Whether a photo that agrees with no other shows another person is for `strangers` to say.
         is_person &= sizes > 1

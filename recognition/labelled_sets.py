@@ -26,6 +26,7 @@ from escaping import escaped
 from evaluation.calibration import FEWEST_PEOPLE
 from evaluation.enrolment_failures import EnrolmentFailures
 from evaluation.set_pairs import SIZE_GROUPS
+from recognition.adviser import face_choices_text
 from recognition.left_out import left_out_text, why_nothing
 from recognition.model import FaceModel, describe_features
 from recognition.sets import DescribedSet, EmptySet, SetOptions, SetSource, describe_sets, files_of_set
@@ -124,6 +125,7 @@ def describe_labelled(
     described, empty = describe_sets(model, [each.source for each in sources], options)
     of_name = {each.source.name: each for each in sources}
     rejected = left_out_text(described, empty, all_in="left_out of the file that is written")
+    rejected += face_choices_text(described)
     if not described:
         raise InputError(f"nothing is written, as no file of the folders can be used: {why_nothing(empty)}")
     kept, said = without_copies(described, [of_name[each.name].subject for each in described])

@@ -329,8 +329,8 @@ def _face_data(described: DescribedSet, check: EnrolmentCheck, face: int) -> dic
         who = f"{check.identity[face] + 1} of {check.num_identities}" if check.identity[face] >= 0 else "none"
         facts.append(("Person", who))
     if record.choice is not None:
-        reason = "agrees with the rest" if record.choice.agrees else "the largest"
-        facts.append(("Several faces", f"{choice_text(record)}; {reason}"))
+        reason = "it agrees with the rest" if record.choice.agrees else "it is the largest"
+        facts.append(("Several faces", f"{choice_text(record)} was taken: {reason}"))
     if check.group[face] >= 0:
         others = int((check.group == check.group[face]).sum()) - 1
         facts.append(("Near-duplicates", f"{others} more"))

@@ -215,5 +215,5 @@ def test_the_face_taken_of_several_as_large_is_told(
     chosen = replace(good_set.faces[2], choice=FaceChoice(3, from_left=2, agrees=agrees))
     faces = [*good_set.faces[:2], chosen, *good_set.faces[3:]]
     (text,) = told(model, with_faces(good_set, faces))
-    assert "0002.jpg (taken: face 2 of 3 from the left, 150 px high)" in text
+    assert "0002.jpg (face 2 of 3 from the left, 150 px high)" in text
     assert word in text

@@ -20,7 +20,7 @@ from recognition.enrolment import EnrolmentCheck, EnrolmentLimits, check_set
 from recognition.model import FaceModel
 from recognition.page import Report, ordered_units, page, set_findings, write_page
 from recognition.results import check_text, matrix_text, similarities, write_descriptors, write_similarity
-from recognition.sets import DescribedSet, EmptySet, Rejected
+from recognition.sets import DescribedSet, EmptySet, FaceChoice, Rejected
 
 Make = Callable[..., DescribedSet]
 D = 64
@@ -85,6 +85,22 @@ def test_names_cannot_break_the_page(model: FaceModel, two: list[DescribedSet]) 
     assert "<co>" not in text
     assert "<b>.jpg" not in text
     assert faces_of(text)[9]["name"] == evil
+
+
+def test_the_page_groups_the_faces_of_a_mixed_set(model: FaceModel, drawn_set: Make) -> None:
+    groups = [person(count, seed) for seed, count in enumerate((2, 3, 1))]
+    described = drawn_set(model, np.concatenate(groups))
+    faces = list(described.faces)
+    faces[0] = replace(faces[0], choice=FaceChoice(2, from_left=1, agrees=True))
+    text = page(report_of(model, [replace(described, faces=faces)]))
+    first, second, none = (text.index(f"<h3>{title}") for title in ("Person 1", "Person 2", "None of them"))
+    places = [text.index(f'data-face="{number}"') for number in range(6)]
+    assert first < min(places[2:5])
+    assert max(places[2:5]) < second < min(places[:2])
+    assert max(places[:2]) < none < places[5]
+    facts = [dict(face["facts"]) for face in faces_of(text)]  # type: ignore[call-overload]
+    assert [each["Person"] for each in facts] == ["2 of 2"] * 2 + ["1 of 2"] * 3 + ["none"]
+    assert facts[0]["Several faces"].startswith("face 1 of 2 from the left")
 
 
 def test_the_page_needs_no_network(model: FaceModel, two: list[DescribedSet]) -> None:
