@@ -22,8 +22,8 @@ from data.decoding import WrongSizeError, decode_image, read_encoded, suffix_of
 from data.detection import FaceDetector, find_detector
 from data.feature_bank import FeatureBank
 from data.image_files import (
-    VIDEO_SUFFIXES,
     is_image_file,
+    is_video,
     pair_set_folders,
     people_root,
     subfolders,
@@ -240,7 +240,7 @@ class _FolderReader:
             where = f"{name}/{path.name}"
             if path.is_dir():
                 self._add(subject, where, list(self._frames_of(path, where)), is_clip=True)
-            elif path.suffix.lower() in VIDEO_SUFFIXES:
+            elif is_video(path):
                 self._add(subject, where, list(self._frames_of_video(path, where)), is_clip=True)
             elif is_image_file(str(path)):
                 self._add(subject, where, list(self._still(path, where)), is_clip=False)

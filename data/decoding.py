@@ -58,7 +58,8 @@ _ORIENTATION_TAG = 0x0112
 # Brighter pixels than this are among those of 16 bits a channel that use them all.
 _DARK = 64
 _DEEP_GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
-_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"heif")
+# Brands of HEIF files that Pillow cannot read.
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"heif")
 _SUFFIXES = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"BM": ".bmp", b"RIFF": ".webp"}
 
 
@@ -330,11 +331,12 @@ def _deep_colour(encoded: bytes) -> Image:
 
 
 def _is_heif(encoded: bytes) -> bool:
-    return encoded[4:8] == b"ftyp" and encoded[8:12] in _HEIF_BRANDS
+    return encoded[4:8] == b"ftyp" and encoded[8:12] in HEIF_BRANDS
 
 
 def _eight_bits(levels: NDArray[np.generic], white: float) -> Image:
-    return (np.clip(levels.astype(np.float64) / white, 0, 1) * 255).astype(np.uint8)
+    scaled = np.clip(levels.astype(np.float64) / white, 0, 1) * 255
+    return np.asarray(scaled, np.uint8)
 
 
 def _sentence(fault: Exception) -> str:

@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.decoding import is_image
+from data.decoding import HEIF_BRANDS, is_image
 from errors import InputError
 from json_files import check_type, parse_json
 
@@ -20,7 +20,25 @@ IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".avif", ".jp2", ".j2k", ".gif"),
     *(".ppm", ".pgm", ".pnm", ".tif", ".tiff"),
 )
-VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".3gp", ".mts")
+# Not opened to see whether they are images; which files are videos is said by their content.
+VIDEO_SUFFIXES = (
+    *(".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".asf", ".3gp", ".3g2"),
+    *(".ts", ".mts", ".m2ts", ".flv", ".ogv", ".vob", ".mxf", ".rm"),
+)
+# Where the containers that FFmpeg reads begin with what. Text is none of them: FFmpeg would follow the
+# addresses in a playlist that is named as a video.
+_VIDEO_STARTS = (
+    *((0, start) for start in (b"\x1aE\xdf\xa3", b"FLV\x01", b"0&\xb2u\x8ef\xcf\x11", b"OggS", b".RMF")),
+    *(
+        (0, start)
+        for start in (b"\x00\x00\x01\xba", b"\x00\x00\x01\xb3", b"\x06\x0e+4", b"DKIF", b"YUV4MPEG2 ")
+    ),
+    *((4, box) for box in (b"moov", b"mdat", b"wide", b"free", b"skip")),
+)
+_STILL_BRANDS = (b"avif", b"avis", *HEIF_BRANDS)
+# MPEG transport streams: a byte at the start of each packet.
+_TS_SYNC, _TS_PACKETS = 0x47, ((0, 188), (4, 192))
+_HEAD_BYTES = 1024
 # Photos of phones that cannot be read here; each says so.
 HEIF_SUFFIXES = (".heic", ".heif", ".hif")
 # Annotations beside images, of which there may be millions: not opened to see whether they are images.
@@ -60,8 +78,22 @@ def is_image_file(path: str) -> bool:
 
 
 def is_video(path: Path) -> bool:
-    """Whether a file is read as a video, by its suffix. Special files are none, as they are not opened."""
-    return path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()
+    """Whether a file is read as a video, by its first bytes. Opens no special file."""
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as stream:
+            head = stream.read(_HEAD_BYTES)
+    except OSError:
+        return False
+    if head[4:8] == b"ftyp":
+        return head[8:12] not in _STILL_BRANDS
+    if head[:4] == b"RIFF":
+        return head[8:12] == b"AVI "
+    return any(head[at : at + len(start)] == start for at, start in _VIDEO_STARTS) or any(
+        len(head) > first + 4 * length and all(head[first + n * length] == _TS_SYNC for n in range(5))
+        for first, length in _TS_PACKETS
+    )
 
 
 def visible(folder: Path) -> list[Path]:

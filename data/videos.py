@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,19 +10,22 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from data.display_matrix import Matrix, mirroring_matrix
 from data.sources import Image
 from errors import InputError
 from files import utf8_path
 
 # Containers without a rate of their own say 0 or something absurd.
 _ASSUMED_RATE, _HIGHEST_RATE = 25.0, 1000.0
+# Of a frame; 8,192 x 4,320 is the largest common size. FFmpeg holds some twenty frames of 1.5 bytes a pixel.
+_MOST_PIXELS = 36_000_000
 # A header's count is an estimate; only a clear gap says that the file is cut short.
 _WHOLE = 0.9
 
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """`seconds` from the start; `image`: (H, W, 3) uint8 RGB, upright as the video's rotation tag says."""
+    """`seconds` from the start; `image`: (H, W, 3) uint8 RGB, turned and mirrored as the container says."""
 
     seconds: float
     image: Image
@@ -34,13 +38,22 @@ def frames(path: Path, fps: float) -> Iterator[Frame]:
     frame rate where it has none.
 
     Raises:
-        InputError: no video that can be decoded; or, after the last good frame, that the file ends early.
+        InputError: no video that can be decoded, or its frames are too large; or, after the last good frame,
+            that the file ends early.
     """
-    with utf8_path(path) as readable:
-        video = cv2.VideoCapture(str(readable))
+    video = _opened(path)
     try:
         if not video.isOpened():
             raise InputError(f"{path}: {_why_closed(path)}")
+        width, height = video.get(cv2.CAP_PROP_FRAME_WIDTH), video.get(cv2.CAP_PROP_FRAME_HEIGHT)
+        if width * height > _MOST_PIXELS:
+            raise InputError(
+                f"{path}: its frames are {width:,.0f} x {height:,.0f} pixels; more than "
+                f"{_MOST_PIXELS / 1e6:.0f} million are not decoded. Make it smaller."
+            )
+        matrix = mirroring_matrix(path)
+        if matrix is not None:
+            video.set(cv2.CAP_PROP_ORIENTATION_AUTO, 0)
         rate, count = _rate(video), video.get(cv2.CAP_PROP_FRAME_COUNT)
         wanted, number, last = 0, 0, -1.0
         while video.grab():
@@ -53,7 +66,8 @@ def frames(path: Path, fps: float) -> Iterator[Frame]:
             whole, image = video.retrieve()
             if whole and image is not None:
                 wanted = int((seconds + 0.5 / rate) * fps) + 1
-                yield Frame(seconds, np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8))
+                rgb = np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
+                yield Frame(seconds, rgb if matrix is None else _mirrored(rgb, matrix))
         if number == 0:
             raise InputError(f"{path}: no frame of it can be decoded. It may be cut short or damaged.")
         if count > 0 and number < _WHOLE * count:
@@ -67,13 +81,27 @@ def frames(path: Path, fps: float) -> Iterator[Frame]:
 
 def expected_frames(path: Path, fps: float) -> int:
     """About how many frames `frames` gives, for a progress bar; 1 where the container does not tell."""
-    with utf8_path(path) as readable:
-        video = cv2.VideoCapture(str(readable))
+    video = _opened(path)
     try:
         count = video.get(cv2.CAP_PROP_FRAME_COUNT) if video.isOpened() else 0.0
         return max(1, round(min(count, count / _rate(video) * fps)))
     finally:
         video.release()
+
+
+def _opened(path: Path) -> cv2.VideoCapture:
+    with utf8_path(path) as readable:
+        # Absolute, as FFmpeg takes 'concat:a' for a protocol.
+        return cv2.VideoCapture(os.path.abspath(readable))
+
+
+def _mirrored(image: Image, matrix: Matrix) -> Image:
+    """A stored frame as a display matrix that mirrors shows it."""
+    a, b, c, d = matrix
+    across, down = a, d
+    if abs(b) > abs(a):
+        image, across, down = image.transpose(1, 0, 2), c, b
+    return np.ascontiguousarray(image[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1])
 
 
 def _rate(video: cv2.VideoCapture) -> float:

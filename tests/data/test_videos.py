@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import struct
 import tracemalloc
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
+from data import videos
+from data.image_files import is_image_file, is_video
 from data.videos import Frame, expected_frames, frames
 from errors import InputError
 
@@ -82,3 +85,79 @@ def test_a_video_that_is_cut_short_gives_what_it_has_and_then_says_so(tmp_path: 
     with pytest.raises(InputError, match="cut short"):
         found.extend(stream)
     assert 50 < len(found) < 150
+
+
+def marked(path: Path, fourcc: str = "mp4v") -> Path:
+    """Red in the top left quarter, on black, 128 x 96."""
+    image = np.zeros((96, 128, 3), np.uint8)
+    image[:48, :64] = (0, 0, 255)
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*fourcc), RATE, (128, 96))
+    for _ in range(5):
+        writer.write(image)
+    writer.release()
+    return path
+
+
+def with_matrix(path: Path, a: int, b: int, c: int, d: int) -> Path:
+    """With another display matrix in tkhd (version 0)."""
+    content = bytearray(path.read_bytes())
+    at = content.find(b"tkhd") + 4 + 40
+    content[at : at + 36] = struct.pack(">9i", *(65536 * each for each in (a, b, 0, c, d, 0, 0, 0)), 1 << 30)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("matrix", "corner", "size"),
+    [
+        ((1, 0, 0, 1), "top left", (96, 128)),
+        ((-1, 0, 0, 1), "top right", (96, 128)),
+        ((1, 0, 0, -1), "bottom left", (96, 128)),
+        ((-1, 0, 0, -1), "bottom right", (96, 128)),
+        ((0, 1, -1, 0), "top right", (128, 96)),
+        ((0, 1, 1, 0), "top left", (128, 96)),
+        ((0, -1, -1, 0), "bottom right", (128, 96)),
+    ],
+)
+def test_frames_are_turned_and_mirrored_as_the_container_says(
+    tmp_path: Path, matrix: tuple[int, int, int, int], corner: str, size: tuple[int, int]
+) -> None:
+    image = next(frames(with_matrix(marked(tmp_path / "a.mp4"), *matrix), 1.0)).image
+    assert image.shape[:2] == size
+    row, column = np.argwhere(image[..., 0] > 150).mean(axis=0) / size
+    assert f"{'top' if row < 0.5 else 'bottom'} {'left' if column < 0.5 else 'right'}" == corner
+
+
+def test_frames_that_are_too_large_are_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(videos, "_MOST_PIXELS", 128 * 96 - 1)
+    with pytest.raises(InputError, match="128 x 96"):
+        next(frames(marked(tmp_path / "a.mp4"), 1.0))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_video_is_known_by_its_content(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    kinds = {".mp4": "mp4v", ".mov": "mp4v", ".avi": "MJPG", ".mkv": "mp4v", ".flv": "FLV1", ".ts": "MPG2"}
+    kinds |= {".m2ts": "MPG2", ".mts": "MPG2", ".wmv": "WMV2", ".3gp": "mp4v", ".mpg": "MPG1"}
+    for suffix, fourcc in kinds.items():
+        path = marked(tmp_path / f"a{suffix}", fourcc)
+        assert is_video(path), suffix
+        renamed = path.rename(tmp_path / f"{suffix[1:]} without suffix")
+        assert is_video(renamed), suffix
+        assert len(list(frames(renamed, RATE))) == 5, suffix
+        assert not is_image_file(str(renamed))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"a note\n" * 100,
+        b"#EXTM3U\n/etc/passwd\n",
+        b"ffconcat version 1.0\nfile a\n",
+        b"GIF89a" + bytes(99),
+    ]
+    + [b"\x00\x00\x00\x18ftyp" + brand + bytes(40) for brand in (b"heic", b"avif", b"mif1")],
+)
+def test_what_is_no_video_is_none_whatever_its_name(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.mp4").write_bytes(content)
+    assert not is_video(tmp_path / "a.mp4")

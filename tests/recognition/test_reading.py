@@ -84,7 +84,7 @@ def test_faces_that_are_read_in_another_way_are_refused(
     assert refused(found, replace(bare_model, flip="average")) == ["flip"]
     # Frames a second mean something where there are videos on both sides.
     assert refused(replace(found, fps=5.0)) == []
-    (sources[0].path / "b.mp4").touch()
+    (sources[0].path / "b.mp4").write_bytes(b"\x00\x00\x00\x18ftypisom")
     assert refused(replace(found, fps=5.0)) == []
     before = reading_of(bare_model, found, sources)
     assert refused(replace(found, fps=5.0)) == ["fps"]
