@@ -120,10 +120,7 @@ def train(given: Mapping[str, Any]) -> None:
     rank = take_rank(devices, settings.num_nodes)
     mode = GpuMode.of_training(settings.stage, gpu=accelerator == "gpu")
     folder = Path(settings.out)
-    if not settings.fast_dev_run:
-        require_output_folder(folder, "--out")
-    if settings.cache_features is not None:
-        require_output_folder(settings.feature_folder, "--cache_features")
+    _check_output(settings)
     run = build_run(settings, saved, processes=processes, gpu=accelerator == "gpu", dry_run=dry)
     if rank == 0:
         each = f"{processes} x {accelerator}, {settings.batch_size // processes} of a batch on each"
@@ -159,6 +156,14 @@ def train(given: Mapping[str, Any]) -> None:
         _tell(run.module, folder)
     if trainer.is_global_zero and run.skipped:
         print(f"\n{skipped_text(run.skipped)}")
+
+
+def _check_output(settings: Settings) -> None:
+    """Raises InputError unless the run's folder and its features can be written, before the work."""
+    if not settings.fast_dev_run:
+        require_output_folder(Path(settings.out), "--out")
+    if settings.cache_features is not None:
+        require_output_folder(settings.feature_folder, "--cache_features")
 
 
 def _checkpoint_bytes(module: BackboneTrainer | FaceCoresetNet) -> int:

@@ -144,3 +144,20 @@ def test_nothing_is_printed_at_import() -> None:
         for node in ast.parse(path.read_text()).body:
             printed = isinstance(node, ast.Expr) and "id='print'" in ast.dump(node)
             assert not printed, name
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_text_files_are_utf8_whatever_the_locale_says(name: str) -> None:
+    for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call) or any(word.arg == "encoding" for word in node.keywords):
+            continue
+        called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        modes = [value.value for value in node.args if isinstance(value, ast.Constant)]
+        if called == "read_text":
+            assert node.args, f"line {node.lineno}: read_text without an encoding"
+        elif called == "write_text":
+            assert len(node.args) > 1, f"line {node.lineno}: write_text without an encoding"
+        elif called == "open" and isinstance(node.func, ast.Name):
+            assert any("b" in str(mode) for mode in modes), f"line {node.lineno}: open without an encoding"
+        elif called == "open" and not node.args:
+            raise AssertionError(f"line {node.lineno}: open without an encoding")
