@@ -80,8 +80,9 @@ class SavedRun:
     cache_is_given: bool = True
 
     def may_write_to(self, cache: Path) -> bool:
-        """Whether a folder of features was given, or lies among the folders of the checkpoint's runs."""
-        return self.cache_is_given or Path(os.path.abspath(cache)).is_relative_to(self.hparams["out"])
+        """Whether a folder of features was given, is the default one, or lies in the checkpoint's folder."""
+        folder, run = Path(os.path.abspath(cache)), Path(os.path.abspath(self.path)).parent
+        return self.cache_is_given or folder == run.parent / "features" or folder.is_relative_to(run)
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,13 @@ def test_a_checkpoint_does_not_choose_where_its_run_writes(tmp_path: Path) -> No
     assert run_folder(Path(settings.out), settings.prefix, path, step=7) == path.parent
     chosen = resolve({"out": "mine", "prefix": "new"}, saved.hparams)
     assert (chosen.out, chosen.prefix) == ("mine", "new")
-    for cache, is_inside in [("features", True), ("run_3/x", True), ("../x", False), ("/x", False)]:
+    for cache, is_inside in [
+        ("features", True),
+        ("run_3/x", True),
+        ("x", False),
+        ("../x", False),
+        ("/x", False),
+    ]:
         folder = tmp_path / "runs" / cache
         assert replace(saved, cache_is_given=False).may_write_to(folder) == is_inside
         assert saved.may_write_to(folder)
