@@ -57,7 +57,17 @@ def padded(sets: FaceSets) -> dict[str, NDArray[Any]]:
     return {"features": features, "norms": norms, "mask": mask}
 
 
-@pytest.fixture(scope="module", params=[*TRAINED, "weighted_coreset/8"])
+# An export takes seconds; the aggregators of the presets are always tried.
+ALWAYS = ("coreset", "weighted_coreset/8")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        name if name in ALWAYS else pytest.param(name, marks=pytest.mark.slow)
+        for name in (*TRAINED, "weighted_coreset/8")
+    ],
+)
 def exported(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[nn.Module, Any]:

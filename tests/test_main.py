@@ -139,6 +139,10 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr(train_val._Trained, "training_step", training_step)
 
 
+# Runs that were not stopped, by stage and accumulated batches; loaders change nothing.
+WHOLE: dict[tuple[str, int], Path] = {}
+
+
 @pytest.mark.parametrize("stage", ["backbone_stage", "coreset_stage"])
 @pytest.mark.parametrize(("step", "accumulate", "workers"), [(1, 1, 0), (4, 1, 2), (2, 2, 0), (3, 1, 0)])
 def test_a_stopped_run_goes_on_exactly(
@@ -158,11 +162,13 @@ def test_a_stopped_run_goes_on_exactly(
         "num_workers": workers,
         "save_all_models": True,
     }
-    main.train(flags | {"prefix": "whole"})
+    if (stage, accumulate) not in WHOLE:
+        main.train(flags | {"prefix": "whole"})
+        WHOLE[stage, accumulate] = tmp_path / "experiments" / "whole_0"
     stop_at(monkeypatch, step)
     with pytest.raises(StoppedBySignal):
         main.train(flags | {"prefix": "broken"})
-    broken, whole = tmp_path / "experiments" / "broken_0", tmp_path / "experiments" / "whole_0"
+    broken, whole = tmp_path / "experiments" / "broken_0", WHOLE[stage, accumulate]
     stopped = torch.load(broken / "last.ckpt", weights_only=True)["global_step"]
     assert stopped == step + 1
     with warnings.catch_warnings():

@@ -130,8 +130,9 @@ def of_two_nodes(command: list[str], launcher: str, fault: str = "") -> list[tup
     return [ended(process) for process in both]
 
 
+# By the rank of its node alone, in the test after the next.
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("launcher", ["torchrun", "slurm"])
 def test_two_nodes_have_one_run_folder(launcher: str, backbone_stage: dict[str, Any], tmp_path: Path) -> None:
     flags = backbone_stage | {"epochs": 1, "epoch_items": 8, "num_nodes": 2}
     codes, outs, errs = zip(*of_two_nodes(command(flags), launcher), strict=True)
@@ -191,19 +192,22 @@ def test_an_image_that_one_process_cannot_read_ends_both(
 
 
 @pytest.mark.slow
-def test_a_bug_in_a_loader_of_one_node_ends_both(backbone_stage: dict[str, Any], faulty: Path) -> None:
+def test_a_bug_in_a_loader_of_one_node_ends_both(
+    backbone_stage: dict[str, Any], faulty: Path, tmp_path: Path
+) -> None:
     flags = backbone_stage | {"epochs": 1, "num_nodes": 2, "num_workers": 1}
     results = of_two_nodes(command(flags, faulty), "node_rank", "bug")
     assert [code for code, _, _ in results] == [1, 1]
+    assert [path.name for path in (tmp_path / "experiments").iterdir()] == ["run_0"]
+    assert results[1][1] == ""
     assert results[1][2].count("a bug in a loader") >= 1
     assert "ValueError" not in results[0][2]
     assert "Traceback" not in results[0][2]
 
 
 @pytest.mark.parametrize("phase", ["embedding", "validation"])
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_what_is_no_training(
-    phase: str, signum: int, coreset_stage: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    phase: str, coreset_stage: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     flags = coreset_stage | {"epochs": 1, "epoch_items": 8}
@@ -216,10 +220,11 @@ def test_a_signal_ends_what_is_no_training(
         last = tmp_path / "experiments" / "run_0" / "last.ckpt"
         flags = {"resume_from_checkpoint": str(last), "evaluate": True}
     name = "predict_step" if phase == "embedding" else "validation_step"
-    monkeypatch.setattr(kind, name, lambda *_: signal.raise_signal(signum))
-    with pytest.raises(KeyboardInterrupt):
-        main.train(flags)
-    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        monkeypatch.setattr(kind, name, lambda *_, signum=signum: signal.raise_signal(signum))
+        with pytest.raises(KeyboardInterrupt):
+            main.train(flags)
+        assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
 
 
 @pytest.mark.slow

@@ -161,6 +161,7 @@ for number in range(10_000):
 """
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_moment_leaves_a_whole_gallery(tmp_path: Path) -> None:
     """What the writer has said is done is there afterwards, and nothing is half done."""
     path = tmp_path / "g.npz"

@@ -246,6 +246,7 @@ def test_a_broken_image_is_named(
     assert "lfw, image 6 (pair 3)" in told
 
 
+@pytest.mark.slow
 def test_the_script_runs_from_any_folder(tiny: Path, sets: Path, tmp_path: Path) -> None:
     environment = os.environ | {"PYTHON": sys.executable}
     script = ROOT / "validation_hq" / "eval_5valsets.sh"
