@@ -210,8 +210,8 @@ def _weight_flags(group: _ArgumentGroup) -> None:
     group.add_argument(
         "--aggregator_weights",
         metavar="CHECKPOINT",
-        help="--weights: join the trained aggregator of this file with the backbone of IN, as runs from "
-        "--features need it",
+        help="--weights: join the trained aggregator of this file with the backbone of IN; checkpoints "
+        "of main.py --features need it",
     )
     group.add_argument(
         "--licence", metavar="TEXT", help="--weights, --aggregator: of them, as their author states it"

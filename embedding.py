@@ -39,6 +39,7 @@ from data.feature_store import (
     is_complete,
     open_store,
 )
+from data.image_check import first_faults
 from data.sources import PIXEL_LIBRARIES
 from distributed_ops import gathered_union
 from distributed_run import EndAtSignal, WatchedDDP, interruptible, take_rank
@@ -54,12 +55,18 @@ from weights import weights_digest
 NO_FLIP = "not used"
 # Rises with every change here that changes a feature.
 _REVISION = "2"
-_SHOWN = 10
 # Mated pairs that are embedded in both colour orders before all others: a second or two on a CPU.
 _COLOUR_PAIRS = 40
 # Rows of a part: 4 MiB at 512 values. A kill costs one, about three minutes of an IR-50 on two cores; small
 # sets are cut in more parts than there are processes.
 _MOST_PART_ROWS, _FEWEST_PART_ROWS, _PARTS = 2048, 32, 64
+
+
+# Of Lightning and of PyTorch's loader, which counts processors: --num_workers has a default for any machine.
+_EXPECTED_WARNINGS = (
+    *("does not have many workers", "LeafSpec", "predict returned None"),
+    "This DataLoader will create",
+)
 
 
 @dataclass(frozen=True)
@@ -363,7 +370,7 @@ def _quiet_lightning() -> Iterator[None]:
     logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            for message in ("does not have many workers", "LeafSpec", "predict returned None"):
+            for message in _EXPECTED_WARNINGS:
                 warnings.filterwarnings("ignore", f".*{message}")
             yield
     finally:
@@ -371,13 +378,13 @@ def _quiet_lightning() -> Iterator[None]:
 
 
 def _sentence_of_faults(faults: Mapping[int, str], folder: Path) -> str:
-    shown = [faults[number] for number in sorted(faults)[:_SHOWN]]
-    more = [f"... and {len(faults) - _SHOWN:,} more"] if len(faults) > _SHOWN else []
+    # Views of one image fail alike, and are one image.
+    images = dict(enumerate(dict.fromkeys(faults[number] for number in sorted(faults))))
     first = (
-        f"{len(faults):,} images cannot be used. All others are embedded and kept in {folder}; mend these "
+        f"{len(images):,} images cannot be used. All others are embedded and kept in {folder}; mend these "
         "and run the command again:"
     )
-    return "\n".join([first, *shown, *more])
+    return "\n".join([first, *first_faults(images)])
 
 
 def _about(options: EmbedOptions) -> dict[str, str]:

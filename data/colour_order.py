@@ -27,8 +27,8 @@ _FEWEST_COLOURED = 10
 # Fewer mated pairs say nothing sure.
 FEWEST_PAIRS = 10
 _ADVICE = (
-    "If the folder was unpacked by the old published convert.py, pass --swap_color_channel; "
-    "if it was not, leave that flag away."
+    "If the folder was unpacked by the old published convert.py, it is read by main.py --swap_color_channel; "
+    "if it was not, by main.py without it."
 )
 
 

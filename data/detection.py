@@ -259,7 +259,7 @@ def find_detector(given: Path | None = None, *, cache: Path | None = None) -> Pa
 def _how_to_get(path: Path) -> str:
     return (
         f"Fetch {DETECTOR_URL} (SHA-256 {DETECTOR_SHA256}, 232,589 bytes), and put it at {path}, or "
-        "name it by --detector FILE. Faces that are aligned already need none: --aligned."
+        "name it by --detector FILE. Aligned faces need none: inference.py --aligned."
     )
 
 

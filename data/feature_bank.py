@@ -306,8 +306,8 @@ def read_given(path: Path) -> FeatureBank:
         features, norms, labels = (stored[name] for name in needed)
         return bank_of_rows(str(path), features, norms, labels, stored.get("media"))
     raise InputError(
-        f"{path}: holds no features to train from. Expected a folder that --cache_features wrote, or an npz "
-        "with 'features', 'norms', 'labels' and, if known, 'media'."
+        f"{path}: holds no features to train from. Expected a folder that main.py --cache_features wrote, or "
+        "an npz with 'features', 'norms', 'labels' and, if known, 'media'."
     )
 
 
@@ -322,7 +322,7 @@ def read_view_store(folder: Path) -> FeatureBank:
         subjects, plan = view_subjects(store)
     except InputError as fault:
         raise InputError(
-            f"{fault} Its features are not views to train from; make them with --cache_features."
+            f"{fault} Its features are not views to train from; make them with main.py --cache_features."
         ) from None
     labels = np.asarray(store.columns[LABEL][:: len(plan)], np.int64)
     starts = np.arange(len(labels), dtype=np.int64) * len(plan)

@@ -134,7 +134,10 @@ def _no_subjects(root: Path) -> str:
 
 
 def _pack_advice(root: Path) -> str:
-    return f" It holds train.rec: read that with --use_mxrecord, or unpack it (convert.py --rec_path {root})."
+    return (
+        " It holds train.rec: read that with main.py --use_mxrecord, or unpack it "
+        f"(convert.py --rec_path {root})."
+    )
 
 
 def _no_images(root: Path, folders: _Folders, skipped: Skipped) -> str:

@@ -52,8 +52,8 @@ def check_aligned(image: Image) -> Image:
 
 def _not_aligned(width: int, height: int) -> str:
     return (
-        f"is {width} x {height} pixels, but aligned faces are {FACE_SIZE} x {FACE_SIZE}. Remove --aligned, "
-        "so that the face is found."
+        f"is {width} x {height} pixels, but aligned faces are {FACE_SIZE} x {FACE_SIZE}. Photos "
+        "go to inference.py without --aligned, which finds the face."
     )
 
 

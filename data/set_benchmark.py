@@ -161,7 +161,7 @@ def _text(folder: Path, pool: MediaPool, manifest: dict[str, Any]) -> str:
     lines += _told("stand under two names and are left out, both", pool.two_names, "and")
     lines += _told("cannot be used", pool.rejected, ":")
     if pool.bank is not None:
-        lines.append(f"  evaluate with --features {folder / FEATURES}")
+        lines.append(f"  evaluate with validate_ijb.py --features {folder / FEATURES}")
     lines.append(f"  protocol {manifest['protocol']['name']}, seed {manifest['seed']}")
     lines.append(f"  sha256 {manifest['sha256']}: the same for all who hold the same benchmark")
     return "\n".join(lines)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -291,3 +292,19 @@ def test_no_room_is_told_before_anything_is_embedded(
     with pytest.raises(InputError, match="needs"):
         embed_faces(backbone, faces, IMAGES, tmp_path, CPU)
     assert faces.asked == []
+
+
+def test_views_of_one_image_that_fail_alike_are_one_image() -> None:
+    faults = {number: f"{number // 16}.jpg: is damaged" for number in range(960)}
+    told = embedding._sentence_of_faults(faults, Path("store")).splitlines()
+    assert told[0].startswith("60 images")
+    assert [line.split(":")[0] for line in told[1:3]] == ["0.jpg", "1.jpg"]
+    assert "50 more" in told[-1]
+
+
+def test_the_loader_does_not_warn_of_its_workers() -> None:
+    """--num_workers has a default for any machine; a warning came twice for every pair set."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with embedding._quiet_lightning():
+            torch.utils.data.DataLoader([0], num_workers=4096)

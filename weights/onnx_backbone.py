@@ -192,7 +192,7 @@ def _embedding_size(path: Path, session: Any, side: int) -> int:
 
 def _what_it_may_be(outputs: Sequence[Any]) -> str:
     if len(outputs) > 2:
-        return f"With {len(outputs)} outputs it seems to be a face detector, such as --detector takes."
+        return f"With {len(outputs)} outputs it seems to be a face detector (inference.py --detector)."
     return "Is it the graph of a backbone?"
 
 

@@ -34,7 +34,8 @@ def resolve(source: Path | str) -> Path:
     if (there := fetched(entry)) is None:
         raise InputError(
             f"{source}: is in the catalogue, but was not fetched yet. Nothing is downloaded without being "
-            f"asked for: python convert.py --fetch-weights {source} (its terms: --list-weights)"
+            f"asked for: python convert.py --fetch-weights {source} (its terms: python convert.py "
+            "--list-weights)"
         )
     return there
 
