@@ -101,7 +101,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         with suppress(FileNotFoundError):
             mode &= stat.S_IMODE(path.stat().st_mode)
-        with temporary.open("rb") as written:
+        # For writing, which Windows asks for.
+        with temporary.open("r+b") as written:
             os.fsync(written.fileno())
         temporary.chmod(mode)
         temporary.replace(path)

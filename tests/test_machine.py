@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import stat
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,6 +17,7 @@ import machine
 from data.unpacking import _require_free_files
 from evaluation.report import versions
 from evaluation.verification import verify
+from files import atomic_write
 from tests.test_architecture import MODULES
 
 # Not on Windows; the last two not on macOS either.
@@ -91,3 +93,17 @@ def test_versions_name_the_opencv_that_is_installed(
     assert expected in found.items()
     assert [name for name in found if "opencv" in name] == [expected[0]]
     assert found["numpy"] == np.__version__
+
+
+def test_what_is_synced_is_open_for_writing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Windows refuses to sync other files."""
+    synced: list[int] = []
+
+    def fsync(handle: int) -> None:
+        if stat.S_ISREG(os.fstat(handle).st_mode):
+            os.write(handle, b"")
+            synced.append(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    atomic_write(tmp_path / "a.txt", "text")
+    assert synced
