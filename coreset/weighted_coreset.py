@@ -72,6 +72,10 @@ class WeightedCoreset(LearnedAggregator):
     transformer is told it. Nobody is alone in a clip: wrong media are believed, and are weighed there.
     What is counted or averaged over the set to that end gives copies of a far face one voice together.
 
+    A pick changes by rounding in none of LFWS's 695 templates (features moved by 1e-6, three times), and in
+    0.3 % of the same with each face four times, where the descriptor moves by 1e-6 (1 - cosine) at most. Of
+    features moved by 1e-5 one of 2,085 descriptors moved by 0.03 (benchmarks/pick_stability.py).
+
     Where features have context behind the embedding (`net.Backbone`), tokens and qualities read it; faces are
     compared, averaged and described by the embedding alone, and a descriptor's context is zero.
 
@@ -189,7 +193,8 @@ class _Belief(nn.Module):
         bent = self.rest(torch.cat([own, whole, size], dim=2)).squeeze(2)
         raised = curve + _BEND_SCALE * bent
         # F.logsigmoid, as every exporter knows it: ONNX has log(sigmoid), which is -inf below -88.
-        return raised.clamp_max(0) - torch.log1p((-raised.abs()).exp())
+        log_probability: Tensor = raised.clamp_max(0) - torch.log1p((-raised.abs()).exp())
+        return log_probability
 
 
 def _support(
