@@ -24,10 +24,12 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from array_files import read_npz, write_npz
+from benchmarks.image_bombs import IMAGE_BOMBS
 from benchmarks.usage import Usage, hand_over, in_process_of_its_own, measured
 from coreset import build_aggregator
 from data.feature_bank import read_given
 from data.pairs import read_pair_set
+from data.photos import read_photo
 from data.recordio import read_face_pack
 from data.sources import ImageFolder
 from errors import InputError
@@ -189,7 +191,7 @@ BOMBS: dict[str, Bomb] = {
         text(""),
         lambda _: build_aggregator("set_transformer", {"embedding_size": 512, "width": 60_000}),
     ),
-}
+} | {name: Bomb(file, make, read_photo) for name, (file, make) in IMAGE_BOMBS.items()}
 
 
 def main() -> int:

@@ -308,7 +308,7 @@ def _as_stored(result: Image, orientation: int) -> Image:
     """A view of an upright image in the order of the stored pixels."""
     if orientation in (5, 6, 7, 8):
         result = {5: result, 6: result[:, ::-1], 7: result[::-1, ::-1], 8: result[::-1]}[orientation]
-        return result.transpose(1, 0, 2)
+        return np.asarray(result.transpose(1, 0, 2), np.uint8)
     return {2: result[:, ::-1], 3: result[::-1, ::-1], 4: result[::-1]}.get(orientation, result)
 
 
