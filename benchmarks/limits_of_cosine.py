@@ -23,6 +23,7 @@ import numpy as np
 
 from data.label_check import LabelLimits, check_labels
 from data.names import read_names
+from data.near_duplicates import duplicates_within, sketch
 from data.sources import ImageFolder
 from embedding import embed_arrays
 from files import atomic_write
@@ -92,9 +93,10 @@ def checked_sets(
         rows = [*some(one, EACH_OF_TWO), *some(other, EACH_OF_TWO)]
         counts["two_found"] += int(checked(backbone, source, rows)[0].max()) == 1
     for _ in range(CLEAN):
-        identity, _, another, groups = checked(backbone, source, some(int(rng.choice(people)), OWN))
+        rows = some(int(rng.choice(people)), OWN)
+        identity, _, another, groups = checked(backbone, source, rows)
         counts["accused"] += bool(identity.max() > 0 or another.any())
-        counts["repeats_told"] += bool((groups >= 0).any())
+        counts["repeats_told"] += repeats_told(source, rows, groups)
     return counts
 
 
@@ -105,6 +107,14 @@ def checked(backbone: Backbone, source: ImageFolder, rows: list[int]) -> tuple[n
     groups = duplicate_groups(features, limits.of(backbone.spec)[0])
     units = face_units(np.arange(len(rows)), groups)
     return *check_people(features, norms, units, backbone.spec, limits.stranger), groups
+
+
+def repeats_told(source: ImageFolder, rows: list[int], groups: np.ndarray) -> bool:
+    """Whether photos are said to be one: near-duplicates whose pixels are alike too, as in the advice."""
+    near = [np.flatnonzero(groups == group) for group in range(groups.max() + 1)]
+    return any(
+        duplicates_within([sketch(source.image(rows[face]))[None] for face in faces]) for faces in near
+    )
 
 
 def label_counts(backbone: Backbone, source: ImageFolder, rows: np.ndarray) -> dict[str, int]:

@@ -14,6 +14,8 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
+from data.near_duplicates import duplicates_within, sketch
+from data.photos import decode_photo
 from recognition.enrolment import EnrolmentCheck, told_media
 from recognition.sets import DescribedSet, FaceRecord
 from recognition.strangers import face_units, pooled
@@ -25,6 +27,7 @@ _PEOPLE_SHOWN = 8
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven")
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
 
 class Topic(Enum):
@@ -201,9 +204,14 @@ def choice_text(face: FaceRecord) -> str:
 
 
 def _repeats(described: DescribedSet, check: EnrolmentCheck) -> list[Advice]:
-    """The frames of a video are near-duplicates by nature; photos that repeat each other are not."""
+    """The frames of a video are near-duplicates by nature; photos that repeat each other are not.
+
+    Two photos of a sitting may reach the limit of cosine too, so their pixels are compared as well.
+    """
     media = told_media(described)
     groups = [np.flatnonzero(check.group == group) for group in range(check.num_groups)]
+    groups = [faces for faces in groups if len(np.unique(media[faces])) > 1]
+    groups = [same for faces in groups for same in _same_pictures(described, faces)]
     groups = [faces for faces in groups if len(np.unique(media[faces])) > 1]
     if len(groups) > _NAMES_SHOWN:
         faces = np.concatenate(groups)
@@ -220,6 +228,15 @@ def _repeats(described: DescribedSet, check: EnrolmentCheck) -> list[Advice]:
         )
         for faces in groups
     ]
+
+
+def _same_pictures(described: DescribedSet, faces: Ints) -> list[Ints]:
+    """Of near-duplicates by cosine, those that show one picture."""
+    sketches = [sketch(decode_photo(described.faces[face].thumbnail)) for face in faces]
+    first_of = duplicates_within([each[None] for each in sketches])
+    firsts = np.array([first_of.get(place, place) for place in range(len(faces))])
+    groups = [faces[firsts == first] for first in np.unique(firsts)]
+    return [group for group in groups if len(group) > 1]
 
 
 def _faults(described: DescribedSet, check: EnrolmentCheck, limits: AdviceLimits) -> list[Advice]:

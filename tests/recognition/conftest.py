@@ -72,8 +72,7 @@ def described_from(
     rows = np.asarray(features, np.float32)
     rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     lengths = np.full(len(rows), 10, np.float32) if norms is None else np.array(norms, np.float32)
-    small = thumbnail(np.full((112, 112, 3), 128, np.uint8))
-    faces = [FaceRecord(f"{number:04}.jpg", number, small) for number in range(len(rows))]
+    faces = [FaceRecord(f"{number:04}.jpg", number, pictured(row)) for number, row in enumerate(rows)]
     found = describe_features(model, rows, lengths)
     return DescribedSet(
         name=name,
@@ -87,3 +86,10 @@ def described_from(
         weights=found.weights,
         rejected=list(rejected),
     )
+
+
+def pictured(feature: np.ndarray) -> bytes:
+    """A thumbnail that is the same for equal features alone."""
+    rng = np.random.default_rng(np.abs(feature * 1e4).astype(np.int64))
+    coarse = rng.integers(60, 200, (14, 14, 3), np.uint8)
+    return thumbnail(coarse.repeat(8, axis=0).repeat(8, axis=1))

@@ -127,6 +127,16 @@ def test_photos_that_repeat_each_other_are_one(model: FaceModel, drawn_set: Make
     assert num_units(video, check_set(model, video, EnrolmentLimits())) == 4
 
 
+def test_photos_of_one_sitting_are_no_copies(model: FaceModel, drawn_set: Make) -> None:
+    """Near-duplicates by their cosine alone, while their pixels differ."""
+    rows = person(4)
+    described = drawn_set(model, rows[[0, 0, 1, 2, 3]])
+    other = replace(described.faces[1], thumbnail=described.faces[2].thumbnail)
+    apart = with_faces(described, [described.faces[0], other, *described.faces[2:]])
+    assert check_set(model, apart, EnrolmentLimits()).num_groups == 1
+    assert told(model, apart, Topic.REPEATS) == []
+
+
 def test_many_repeats_are_one_sentence(model: FaceModel, drawn_set: Make) -> None:
     described = drawn_set(model, person(6)[np.repeat(np.arange(6), 2)])
     assert told(model, described, Topic.REPEATS) == [
