@@ -22,6 +22,7 @@ from data.decoding import WrongSizeError, decode_image, read_encoded, suffix_of
 from data.detection import FaceDetector, find_detector
 from data.feature_bank import FeatureBank
 from data.image_files import (
+    beside_note,
     is_image_file,
     is_video,
     pair_set_folders,
@@ -139,6 +140,8 @@ def collect_media(
         pool.rejected += [
             (folder.name, "is an unpacked pair set, and no person") for folder in pair_set_folders(source)
         ]
+        if note := beside_note(people_root(source)):
+            pool.rejected.append((source.name, note))
         reader = _FolderReader(protocol, work, detector, pool)
         for number, name in enumerate(names):
             reader.add(number, name, folders[name])

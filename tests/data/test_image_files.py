@@ -165,6 +165,7 @@ def test_the_benchmark_builder_reads_the_same_and_tells_the_rest(people: Path, t
         assert {f"{person}/{number}{suffix}" for number, suffix in enumerate(FORMATS)} <= names
     rejected = {name for name, _ in pool.rejected}
     assert {"p0/notes.txt", "p0/clip.heic"} <= rejected
+    assert any("loose.jpg" in reason for _, reason in pool.rejected)
     assert not any("@" in name or "__MACOSX" in name for name in names | rejected)
 
 
