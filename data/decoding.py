@@ -47,8 +47,8 @@ _SMALLEST_SIDE = 16
 _HALVED_PIXELS = 50_000_000
 # Rows are converted in parts of so many pixels.
 _PART_PIXELS = 1_000_000
-# Bytes a pixel that Pillow holds in each mode (others: 4), and that formats need beside these: measured as
-# the peak of 20 million pixels (`benchmarks/bombs.py --measure`), rounded up.
+# Bytes a pixel that Pillow holds in each mode (others: 4), and that formats need beside these: estimates,
+# rounded up.
 _MODE_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}
 _FORMAT_BYTES = {"WEBP": 16, "AVIF": 14, "JPEG2000": 26, "TIFF": 4, "GIF": 4}
 _RESULT_BYTES = 3
