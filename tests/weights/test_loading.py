@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from errors import InputError
 from net import BACKBONES, Backbone, build_backbone
-from weights import load_aggregator, load_backbone, save_backbone, storing
+from weights import load_aggregator, load_backbone, save_backbone
 from weights.digest import CHECKSUM
 
 
