@@ -27,6 +27,8 @@ from process_faults import is_first, is_watching, leave, second_signal_ends
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+# As of a process that SIGPIPE ends.
+EXIT_NO_READER = 141
 EXIT_BUG = 1
 # Progress bars move the cursor up and down by these alone.
 _CURSOR_MOVES = re.compile(r"(\n|\x1b\[A)*")
@@ -106,6 +108,11 @@ def _run(work: Callable[[], None]) -> int:
             sys.stdout.flush()
     except InputError as fault:
         return leave(f"error: {fault}", EXIT_BAD_INPUT, may_follow=False)
+    except BrokenPipeError:
+        if is_watching():
+            return leave(traceback.format_exc(), EXIT_BUG, may_follow=True)
+        # The reader of the output, such as `head`, has gone.
+        return EXIT_NO_READER
     except KeyboardInterrupt:
         return leave("interrupted", EXIT_INTERRUPTED, may_follow=False)
     except Exception as fault:

@@ -98,3 +98,12 @@ def test_arguments_are_shown_escaped(capsys: pytest.CaptureFixture[str]) -> None
     with pytest.raises(SystemExit):
         build_parser("").parse_args(["--\x1b[2J"])
     assert "\x1b" not in capsys.readouterr().err
+
+
+def test_a_reader_that_has_gone_ends_the_command_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in `inference.py list | head -1`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w", encoding="utf-8") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert run_command(lambda: print("a line\n" * 10_000)) == 141
