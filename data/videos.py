@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,8 +16,8 @@ from data.sources import Image
 from errors import InputError
 from files import utf8_path
 
-# Containers without a rate of their own say 0 or something absurd.
-_ASSUMED_RATE, _HIGHEST_RATE = 25.0, 1000.0
+# Containers without a rate of their own say 0 or something absurd; so do damaged ones.
+_ASSUMED_RATE, _LOWEST_RATE, _HIGHEST_RATE = 25.0, 1e-3, 1000.0
 # Of a frame; 8,192 x 4,320 is the largest common size. FFmpeg holds some twenty frames of 1.5 bytes a pixel.
 _MOST_PIXELS = 36_000_000
 # A header's count is an estimate; only a clear gap says that the file is cut short.
@@ -58,7 +59,7 @@ def frames(path: Path, fps: float) -> Iterator[Frame]:
         wanted, number, last = 0, 0, -1.0
         while video.grab():
             told = video.get(cv2.CAP_PROP_POS_MSEC) / 1000
-            seconds = told if told > last else max(number / rate, last)
+            seconds = told if last < told < math.inf else max(number / rate, last)
             number, last = number + 1, seconds
             # Half a frame of tolerance, so that 5 of 25 frames a second are evenly 5 apart.
             if seconds + 0.5 / rate < wanted / fps:
@@ -92,7 +93,13 @@ def expected_frames(path: Path, fps: float) -> int:
 def _opened(path: Path) -> cv2.VideoCapture:
     with utf8_path(path) as readable:
         # Absolute, as FFmpeg takes 'concat:a' for a protocol.
-        return cv2.VideoCapture(os.path.abspath(readable))
+        return cv2.VideoCapture(os.path.abspath(readable), _backend())
+
+
+def _backend() -> int:
+    """FFmpeg, which OpenCV's wheels have: others would be tried on a damaged file, that for images too."""
+    has_ffmpeg = cv2.CAP_FFMPEG in cv2.videoio_registry.getStreamBackends()
+    return cv2.CAP_FFMPEG if has_ffmpeg else cv2.CAP_ANY
 
 
 def _mirrored(image: Image, matrix: Matrix) -> Image:
@@ -106,7 +113,7 @@ def _mirrored(image: Image, matrix: Matrix) -> Image:
 
 def _rate(video: cv2.VideoCapture) -> float:
     rate: float = video.get(cv2.CAP_PROP_FPS)
-    return rate if 0 < rate <= _HIGHEST_RATE else _ASSUMED_RATE
+    return rate if _LOWEST_RATE <= rate <= _HIGHEST_RATE else _ASSUMED_RATE
 
 
 def _why_closed(path: Path) -> str:
