@@ -173,10 +173,12 @@ def beside_note(root: Path) -> str:
     if not loose:
         return ""
     more = f" and {len(loose) - _EXAMPLES:,} more" if len(loose) > _EXAMPLES else ""
-    return (
-        f"{len(loose):,} photos or videos beside its folders are left out: {', '.join(loose[:_EXAMPLES])}"
-        f"{more}. Put each into the folder of its person"
+    which = (
+        "1 photo or video beside its folders is"
+        if len(loose) == 1
+        else (f"{len(loose):,} photos or videos beside its folders are")
     )
+    return f"{which} left out: {', '.join(loose[:_EXAMPLES])}{more}. Put each into the folder of its person"
 
 
 def _is_medium(path: Path) -> bool:

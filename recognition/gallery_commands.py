@@ -88,8 +88,8 @@ def enroll_sets(args: argparse.Namespace) -> None:
         there = same_names((source.name for source in sources), gallery.names)
         if there:
             raise InputError(
-                f"{args.gallery}: {', '.join(there[:_NAMES_SHOWN])} of the sets' names are enrolled. Nothing "
-                "was changed. Add --replace to replace them, 'remove' them before, or rename the folders."
+                f"{args.gallery}: already enrolled: {', '.join(there[:_NAMES_SHOWN])}. Nothing was changed. "
+                "Add --replace to replace them, 'remove' them before, or rename the folders."
             )
     sets, empty = describe_sets(model, sources, options)
     print(left_out_text(sets, empty), end="")
@@ -114,10 +114,11 @@ def enroll_sets(args: argparse.Namespace) -> None:
     if empty:
         print(_failures(sets, empty).text())
     for each in sets:
-        print(f"enrolled {each.name}: {len(each.faces):,} faces, norm {each.norm:.2f}")
+        faces = "1 face" if len(each.faces) == 1 else f"{len(each.faces):,} faces"
+        print(f"enrolled {each.name}: {faces}, norm {each.norm:.2f}")
     if any(advice):
-        print(advice_text(sets, advice))
-    print(f"{args.gallery}: {len(after):,} people")
+        print(advice_text(sets, advice, all_in="inference.py on the same sets"))
+    print(f"{args.gallery}: {_people(len(after))}")
 
 
 def search_sets(args: argparse.Namespace) -> None:
@@ -180,7 +181,11 @@ def remove_people(args: argparse.Namespace) -> None:
     """Takes people out of the gallery."""
     names = list(dict.fromkeys(map(escaped, args.names)))
     after = remove(args.gallery, names)
-    print(f"removed {', '.join(names)}\n{args.gallery}: {len(after):,} people")
+    print(f"removed {', '.join(names)}\n{args.gallery}: {_people(len(after))}")
+
+
+def _people(count: int) -> str:
+    return "1 person" if count == 1 else f"{count:,} people"
 
 
 def list_people(args: argparse.Namespace) -> None:
@@ -190,7 +195,7 @@ def list_people(args: argparse.Namespace) -> None:
     for name, norm, files in zip(gallery.names, gallery.norms, gallery.files, strict=True):
         print(f"{name:{width}}  {len(files):6,} faces  norm {norm:6.2f}")
     print(
-        f"{args.gallery}: {len(gallery):,} people, {gallery.descriptors.shape[1]} values each, "
+        f"{args.gallery}: {_people(len(gallery))}, {gallery.descriptors.shape[1]} values each, "
         f"made with the model {gallery.fingerprint[:12]}; {reading_text(gallery.reading)}"
     )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +26,18 @@ from escaping import escaped
 from evaluation.calibration import FEWEST_PEOPLE
 from evaluation.enrolment_failures import EnrolmentFailures
 from evaluation.set_pairs import SIZE_GROUPS
-from recognition.adviser import face_choices_text
+from recognition.adviser import CONTAMINATION, advise, face_choices_text
+from recognition.enrolment import EnrolmentLimits, check_set
 from recognition.left_out import left_out_text, why_nothing
 from recognition.model import FaceModel, describe_features
 from recognition.sets import DescribedSet, EmptySet, SetOptions, SetSource, describe_sets, files_of_set
 
 # Of a set that is drawn: beyond, descriptors change little.
 _LARGEST_SET = 32
+# People whose photos may show several.
+_MIXED_SHOWN = 20
+# Folders without photos.
+_BARE_SHOWN = 5
 # Of one person's photos, so that nobody with hundreds decides alone.
 _MOST_SETS = 8
 
@@ -57,7 +62,8 @@ class LabelledSets:
         sizes: (N,) int64 faces of each.
         descriptors: (N, D) float32, unit rows.
         notes: sentences on what was left out after it had been described.
-        rejected: text on files and frames without a usable face (`left_out_text`).
+        rejected: text on files and frames without a usable face (`left_out_text`), on photos of several
+            faces, and on folders that may show several people.
         left_out: these files and frames one by one, as `<set>/<file>`, and why.
         failures: sets without a usable face, where a subject's loose photos are one set.
     """
@@ -105,6 +111,13 @@ def find_labelled(root: Path, flag: str, fewest: int = FEWEST_PEOPLE) -> list[La
             if _has_files(source):
                 found.append(LabelledSource(escaped(subject.name), source, is_set))
     people = {each.subject for each in found}
+    if bare := [escaped(each.name) for each in subjects if escaped(each.name) not in people]:
+        more = f" and {len(bare) - _BARE_SHOWN:,} more" if len(bare) > _BARE_SHOWN else ""
+        warnings.warn(
+            f"{flag} {root}: there are no photos or videos in {', '.join(bare[:_BARE_SHOWN])}{more}.",
+            InputWarning,
+            stacklevel=2,
+        )
     if len(people) < fewest:
         raise InputError(
             f"{flag} {root}: {len(people)} people with photos; expected {fewest} or more, each a subfolder."
@@ -125,7 +138,9 @@ def describe_labelled(
     described, empty = describe_sets(model, [each.source for each in sources], options)
     of_name = {each.source.name: each for each in sources}
     rejected = left_out_text(described, empty, all_in="left_out of the file that is written")
-    rejected += face_choices_text(described)
+    rejected += face_choices_text(described) + mixed_text(
+        model, described, [of_name[each.name].subject for each in described]
+    )
     if not described:
         raise InputError(f"nothing is written, as no file of the folders can be used: {why_nothing(empty)}")
     kept, said = without_copies(described, [of_name[each.name].subject for each in described])
@@ -160,6 +175,46 @@ def describe_labelled(
         left_out=tuple(
             (f"{each.name}/{one.name}", one.reason) for each in everything for one in each.rejected
         ),
+    )
+
+
+def mixed_text(model: FaceModel, described: Sequence[DescribedSet], subjects: Sequence[str]) -> str:
+    """Whose photos may show more than one person, a line each; '' for none, and where that is not known."""
+    if model.spec.distrust(np.stack([each.embedding for each in described]), np.arange(len(described))):
+        return ""
+    people: dict[str, list[DescribedSet]] = {}
+    for subject, each in zip(subjects, described, strict=True):
+        people.setdefault(subject, []).append(each)
+    lines = []
+    for subject, sets in people.items():
+        whole = sets[0] if len(sets) == 1 else _joined(subject, sets)
+        check = check_set(model, whole, EnrolmentLimits(), leave_out=False)
+        if check.is_contaminated:
+            found = [one.text for one in advise(whole, check) if one.topic in CONTAMINATION]
+            lines.append(f"  {subject}: {' '.join(found)}\n")
+    if not lines:
+        return ""
+    more = f"  ... and {len(lines) - _MIXED_SHOWN:,} more.\n" if len(lines) > _MIXED_SHOWN else ""
+    return (
+        f"warning: the photos of {len(lines):,} of {len(people):,} people may show someone else too, which "
+        f"makes all thresholds wrong:\n{''.join(lines[:_MIXED_SHOWN])}{more}"
+    )
+
+
+def _joined(subject: str, sets: Sequence[DescribedSet]) -> DescribedSet:
+    """All sets of a person as one, for a check: the descriptor is that of the first."""
+    faces, first = [], 0
+    for each in sets:
+        faces += [
+            replace(face, name=f"{each.name}/{face.name}", medium=first + face.medium) for face in each.faces
+        ]
+        first += 1 + max(face.medium for face in each.faces)
+    return replace(
+        sets[0],
+        name=subject,
+        faces=faces,
+        features=np.concatenate([each.features for each in sets]),
+        norms=np.concatenate([each.norms for each in sets]),
     )
 
 

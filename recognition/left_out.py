@@ -45,9 +45,12 @@ def _lines(each: DescribedSet | EmptySet, all_in: str) -> list[str]:
     lines = []
     if files:
         total = len(used) + len(files)
-        count = f"all {total:,}" if not used else f"{len(files):,} of {total:,}"
-        plural = "files" if total != 1 else "file"
-        lines.append(f"left out: {count} {plural} of {each.name}: {_grouped(files, all_in)}")
+        count = f"{len(files):,} of {total:,} files" if used else f"all {total:,} files"
+        if total == 1:
+            count = "the only file"
+        lines.append(f"left out: {count} of {each.name}: {_grouped(files, all_in)}")
+    elif not used:
+        lines.append(f"left out: {each.name}: there are no photos or videos in this folder.")
     if partly := [one for one in each.rejected if one.medium in used]:
         lines.append(f"left out: of {each.name}, {_grouped(partly, all_in)}")
     turned = [face for face in each.faces if face.turned] if isinstance(each, DescribedSet) else []
@@ -59,10 +62,10 @@ def _lines(each: DescribedSet | EmptySet, all_in: str) -> list[str]:
         )
     if below := [one for one in _names(each) if "/" in one]:
         folders = list(dict.fromkeys(str(PurePosixPath(one).parent) for one in below))
-        lines.append(
-            f"{each.name}: {len(below):,} of its {len(_names(each)):,} files are in subfolders and belong to "
-            f"the set: {_first(folders)}"
-        )
+        total = len(_names(each))
+        where = "is in a subfolder and belongs" if len(below) == 1 else "are in subfolders and belong"
+        count = "its only file" if total == 1 else f"{len(below):,} of its {total:,} files"
+        lines.append(f"{each.name}: {count} {where} to the set: {_first(folders)}")
     return lines
 
 

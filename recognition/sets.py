@@ -435,8 +435,9 @@ def _fault_of_set(path: Path) -> str | None:
         return f"{path}: is {kind}, which is not opened. Expected a folder, an image or a video."
     if path.is_dir() and not files_of(path):
         hint = (
-            f" It holds folders: did you mean --images_root {path}? If they are of one person, name each."
-            if subfolders(path)
+            f" Its subfolders hold some: did you mean --images_root {path}? If all are of one person, move "
+            "the photos into this folder."
+            if files_below(path)
             else ""
         )
         return f"{path}: there are no photos in this folder.{hint}"

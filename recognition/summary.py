@@ -60,8 +60,10 @@ def write_summary(
     atomic_write(path, json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
-def advice_text(sets: Sequence[DescribedSet], advice: Sequence[Sequence[Advice]]) -> str:
-    """What would help each set most, for the terminal."""
+def advice_text(
+    sets: Sequence[DescribedSet], advice: Sequence[Sequence[Advice]], *, all_in: str = "report.html"
+) -> str:
+    """What would help each set most, for the terminal; `all_in`: what shows the sets that are left out."""
     told = [(each.name, found) for each, found in zip(sets, advice, strict=True) if found]
     if not told:
         return "advice: none, the sets are ready to be enrolled."
@@ -70,7 +72,7 @@ def advice_text(sets: Sequence[DescribedSet], advice: Sequence[Sequence[Advice]]
         lines.append(f"  {name}")
         lines += [f"    - {each.text}" for each in found]
     if len(told) > _SETS_SHOWN:
-        lines.append(f"  ... and {len(told) - _SETS_SHOWN:,} more sets, which report.html shows.")
+        lines.append(f"  ... and {len(told) - _SETS_SHOWN:,} more sets, which {all_in} shows.")
     return "\n".join(lines)
 
 

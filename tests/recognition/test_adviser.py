@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data.face_measures import FaceMeasures
-from recognition.adviser import AdviceLimits, Topic, advise, num_units
+from recognition.adviser import Advice, AdviceLimits, Topic, advise, num_units
 from recognition.enrolment import EnrolmentLimits, check_set
 from recognition.model import FaceModel
 from recognition.sets import DescribedSet, EmptySet, FaceChoice, FaceRecord, Rejected
@@ -227,3 +227,11 @@ def test_the_face_taken_of_several_as_large_is_told(
     (text,) = told(model, with_faces(good_set, faces))
     assert "0002.jpg (face 2 of 3 from the left, 150 px high)" in text
     assert word in text
+
+
+def test_the_terminal_names_what_shows_the_sets_that_it_leaves_out(good_set: DescribedSet) -> None:
+    advice = [[Advice(Topic.POSE, "x.")]] * 25
+    shown = advice_text([good_set] * 25, advice, all_in="list --here")
+    assert "5 more sets" in shown
+    assert "list --here" in shown
+    assert "report.html" not in shown

@@ -58,6 +58,7 @@ def test_who_is_enrolled_is_found_and_who_is_removed_is_not(
 ) -> None:
     root = face_folder(4, 3)
     said = run("enroll", root / "s000", root / "s001", root / "s002")
+    assert "report.html" not in said
     assert "enrolled s001: 3 faces" in said
     assert said.endswith("g.npz: 3 people\n")
     assert "g.npz: 4 people" in run("enroll", root / "s003")
@@ -82,7 +83,7 @@ def test_a_name_that_is_there_is_refused_before_the_photos_are_read(
     before = run.gallery.read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(gallery_commands, "describe_sets", None)
-        assert "s001 of the sets' names are enrolled" in run("enroll", root / "s001", code=2)
+        assert "already enrolled: s001" in run("enroll", root / "s001", code=2)
     assert run.gallery.read_bytes() == before
     assert "2 people" in run("enroll", root / "s001", "--replace")
 

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from errors import InputError
+from errors import InputError, InputWarning
 from evaluation.enrolment_failures import EnrolmentFailures
 from evaluation.set_pairs import groups_of
-from recognition.labelled_sets import describe_labelled, find_labelled, split_photos
+from recognition.labelled_sets import describe_labelled, find_labelled, mixed_text, split_photos
 from recognition.model import FaceModel
-from recognition.sets import SetOptions
+from recognition.sets import DescribedSet, SetOptions
 
 Folder = Callable[..., Path]
 
@@ -129,3 +129,25 @@ def test_a_set_of_copies_alone_is_left_out(
     (root / "s005" / "3.png").write_bytes((root / "s004" / "0.png").read_bytes())
     with pytest.raises(InputError, match="s004 and s005: all images"):
         describe_labelled(model, find_labelled(root, "--images_root"), SetOptions(aligned=True))
+
+
+def test_people_whose_folders_show_several_are_named(
+    model: FaceModel, drawn_set: Callable[..., DescribedSet]
+) -> None:
+    def of_person(number: int, name: str) -> DescribedSet:
+        rows = np.eye(64)[[10 * number + 1, 10 * number + 2, 10 * number + 3]] + 2 * np.eye(64)[10 * number]
+        return drawn_set(model, rows, name=name)
+
+    sets = [of_person(0, "s0"), of_person(1, "s1/a"), of_person(2, "s1/b")]
+    text = mixed_text(model, sets, ["s0", "s1", "s1"])
+    assert "1 of 2 people" in text
+    assert "s0" not in text
+    assert all(f"{each.name}/{file}" in text for each in sets[1:] for file in each.files)
+    assert mixed_text(model, sets, ["s0", "s1", "s2"]) == ""
+
+
+def test_folders_without_photos_are_named(face_folder: Folder) -> None:
+    root = face_folder(10, 1)
+    (root / "bare" / "inner").mkdir(parents=True)
+    with pytest.warns(InputWarning, match="bare"):
+        assert len(find_labelled(root, "--images_root")) == 10

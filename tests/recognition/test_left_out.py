@@ -60,6 +60,15 @@ def test_a_set_of_heic_photos_says_so_and_how_to_convert_them(model: FaceModel, 
     assert "all 5" in left_out_text(found, empty)
 
 
+def test_an_empty_folder_is_told(model: FaceModel, face_folder: Callable[..., Path]) -> None:
+    people = face_folder(1, 1)
+    (people / "nobody" / "inner").mkdir(parents=True)
+    found, empty = describe_sets(model, find_sets([], people), SetOptions(aligned=True), progress=False)
+    assert [each.name for each in found] == ["s000"]
+    assert "nobody" in left_out_text(found, empty)
+    assert "s000" not in left_out_text(found, empty)
+
+
 def test_frames_are_told_apart_from_files(model: FaceModel, drawn_set: Callable[..., DescribedSet]) -> None:
     frames = [
         *(Rejected(f"walk.avi at {number}.00 s", "no face", "walk.avi", 0) for number in range(9)),

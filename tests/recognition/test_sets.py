@@ -147,13 +147,16 @@ def test_names_tell_sets_apart(tmp_path: Path) -> None:
 
 def test_all_that_is_no_set_is_told_at_once(tmp_path: Path) -> None:
     (tmp_path / "people" / "anna").mkdir(parents=True)
+    (tmp_path / "people" / "anna" / "a.jpg").write_bytes(b"")
     (tmp_path / "void").mkdir()
+    (tmp_path / "deep" / "inner").mkdir(parents=True)
     with pytest.raises(InputError) as fault:
-        find_sets([tmp_path / "gone", tmp_path / "void", tmp_path / "people"], tmp_path / "void")
+        find_sets([tmp_path / name for name in ("gone", "void", "deep", "people")], tmp_path / "void")
     text = str(fault.value)
     assert "gone: there is no such folder" in text
     assert "void: there are no photos" in text
     assert f"did you mean --images_root {tmp_path / 'people'}?" in text
+    assert text.count("did you mean") == 1
     assert "--images_root" in text.splitlines()[-1]
     with pytest.raises(InputError, match="no set"):
         find_sets([])
