@@ -20,12 +20,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-from tqdm import tqdm
 
 from backbone_spec import BackboneSpec
 from data.augmentation import augment_face
 from data.photos import read_photo
 from files import atomic_write
+from progress import progress_bar
 from recognition.enrolment import EnrolmentLimits, check_people, duplicate_groups
 from recognition.identities import IdentityLimits, find_identities
 from recognition.model import FaceModel, embed_images, load_model
@@ -79,7 +79,7 @@ def embedded(model: FaceModel, folder: Path, *, degraded: bool) -> Faces:
     rng = np.random.default_rng(0)
     files = [(path, place) for place, person in enumerate(_folders(folder)) for path in person]
     features, norms = [], []
-    for start in tqdm(range(0, len(files), 256), unit=" batches", mininterval=1):
+    for start in progress_bar(range(0, len(files), 256), unit=" batches"):
         images = np.stack([read_photo(path) for path, _ in files[start : start + 256]])
         found = [embed_images(model, images)]
         if degraded:
