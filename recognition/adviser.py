@@ -134,7 +134,8 @@ def _several_people(described: DescribedSet, check: EnrolmentCheck) -> Advice:
     """Which faces belong together."""
     units = face_units(told_media(described), check.group)
     people = [np.flatnonzero(check.identity == number) for number in range(check.num_identities)]
-    if int(units.max()) == 1:
+    # Of two photos or videos each is a person; of a video of two people the frames are named.
+    if int(units.max()) == 1 and all(len(np.unique(check.identity[units == unit])) == 1 for unit in (0, 1)):
         one, other = (described.faces[faces[0]].name for faces in people)
         text = (
             f"{one} and {other} are little alike ({_cosine(described, units):.2f}) and may show two people. "

@@ -11,7 +11,7 @@ from backbone_spec import BackboneSpec
 from cosine_statistics import CosineStatistics
 from errors import InputError, InputWarning
 from recognition import enrolment
-from recognition.adviser import Topic, advise
+from recognition.adviser import CONTAMINATION, Topic, advise
 from recognition.enrolment import (
     EnrolmentLimits,
     check_set,
@@ -76,6 +76,29 @@ def test_a_face_of_someone_else_is_of_no_identity(model: FaceModel, drawn_set: M
     assert check.stranger.tolist() == [False] * 3 + [True] * 2
     assert check.num_identities == 1
     assert check.is_contaminated
+
+
+@pytest.mark.parametrize("frames", [(4, 4), (3, 1), (2, 3, 4)])
+def test_a_video_of_several_people_is_told(
+    model: FaceModel, drawn_set: Make, frames: tuple[int, ...]
+) -> None:
+    def of_video(*counts: int) -> DescribedSet:
+        people = [person(count, seed=9 * number, spread=0.3) for number, count in enumerate(counts)]
+        # The last is a photo of the first.
+        described = drawn_set(model, np.concatenate([*people, person(4, spread=0.3)[-1:]]))
+        count = sum(counts)
+        faces = [replace(face, medium=int(row == count)) for row, face in enumerate(described.faces)]
+        return replace(described, faces=faces)
+
+    mixed, clean = of_video(*frames), of_video(frames[0])
+    check = check_set(model, mixed, EnrolmentLimits())
+    assert check.is_contaminated
+    owner = np.repeat([*range(len(frames)), 0], [*frames, 1])
+    assert (check.identity[owner == 0] == 0).all()
+    assert (check.identity[owner > 0] != 0).all()
+    (told,) = (one for one in advise(mixed, check) if one.topic in CONTAMINATION)
+    assert all(mixed.files[row] in told.text for row in np.flatnonzero(owner == 1)[:3])
+    assert not check_set(model, clean, EnrolmentLimits()).is_contaminated
 
 
 def test_a_crowded_frame_does_not_vouch_for_its_faces(model: FaceModel, drawn_set: Make) -> None:
