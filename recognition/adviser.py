@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from data.near_duplicates import duplicates_within, sketch
 from data.photos import decode_photo
-from recognition.enrolment import EnrolmentCheck, told_media
+from recognition.enrolment import EnrolmentCheck, EnrolmentLimits, check_set, told_media
+from recognition.model import FaceModel
 from recognition.sets import DescribedSet, FaceRecord
 from recognition.strangers import face_units, pooled
 
@@ -159,6 +160,12 @@ def _several_people(described: DescribedSet, check: EnrolmentCheck) -> Advice:
     )
 
 
+def contamination(model: FaceModel, described: DescribedSet) -> str:
+    """Whom a set may show beside its person, in sentences; '' for nobody."""
+    check = check_set(model, described, EnrolmentLimits(), leave_out=False)
+    return " ".join(one.text for one in advise(described, check) if one.topic in CONTAMINATION)
+
+
 def face_choices(described: DescribedSet) -> list[Advice]:
     """Which face was taken of photos that show several of about the same size, and why."""
     found = []
@@ -218,7 +225,7 @@ def _repeats(described: DescribedSet, check: EnrolmentCheck) -> list[Advice]:
         faces = np.concatenate(groups)
         text = (
             f"{len(faces):,} faces repeat {len(groups):,} moments: {len(faces) - len(groups):,} of them "
-            "could be left away."
+            "could be left out."
         )
         return [Advice(Topic.REPEATS, text, _places(np.sort(faces)))]
     return [

@@ -273,7 +273,7 @@ def part_videos(
         people = np.where(another, people.max() + 1, people.clip(0))
         if people.max() > 0:
             parted[rows] = parted.max() + 1 + people[units]
-    return parted
+    return np.asarray(parted, np.int64)
 
 
 def duplicate_groups(features: NDArray[np.float32], limit: float) -> NDArray[np.int64]:

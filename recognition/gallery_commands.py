@@ -19,7 +19,7 @@ from escaping import escaped
 from evaluation.enrolment_failures import EnrolmentFailures
 from evaluation.metrics import RULE_OF_30
 from files import require_free_space, require_output_file
-from recognition.adviser import CONTAMINATION, Advice, advise, face_choices_text
+from recognition.adviser import CONTAMINATION, Advice, advise, contamination, face_choices_text
 from recognition.calibration import Calibration, read_calibration
 from recognition.decisions import Decisions, decide
 from recognition.enrolment import EnrolmentCheck, check_sets
@@ -49,6 +49,7 @@ from recognition.summary import advice_text
 from validation import Faults
 
 _NAMES_SHOWN = 5
+_SETS_SHOWN = 20
 # A descriptor and the names of its files.
 _BYTES_OF_PERSON = 4096
 
@@ -168,6 +169,10 @@ def search_sets(args: argparse.Namespace) -> None:
     print(face_choices_text(sets), end="")
     if why := model.spec.distrust(gallery.descriptors, np.arange(len(gallery))):
         warnings.warn(f"{args.gallery}: {why}, and enrol anew.", InputWarning, stacklevel=2)
+    else:
+        mixed = [f"{each.name}: {text}\n" for each in sets if (text := contamination(model, each))]
+        more = f"... and {len(mixed) - _SETS_SHOWN:,} more.\n" if len(mixed) > _SETS_SHOWN else ""
+        print("".join(mixed[:_SETS_SHOWN]) + more, end="")
     found = search(_descriptors(sets), gallery.descriptors, args.top)
     decisions = None if calibrated is None else decide_matches(calibrated, sets, gallery, found)
     print(matches_text(sets, gallery, found, threshold, decisions))

@@ -26,8 +26,7 @@ from escaping import escaped
 from evaluation.calibration import FEWEST_PEOPLE
 from evaluation.enrolment_failures import EnrolmentFailures
 from evaluation.set_pairs import SIZE_GROUPS
-from recognition.adviser import CONTAMINATION, advise, face_choices_text
-from recognition.enrolment import EnrolmentLimits, check_set
+from recognition.adviser import contamination, face_choices_text
 from recognition.left_out import left_out_text, why_nothing
 from recognition.model import FaceModel, describe_features
 from recognition.sets import DescribedSet, EmptySet, SetOptions, SetSource, describe_sets, files_of_set
@@ -188,10 +187,8 @@ def mixed_text(model: FaceModel, described: Sequence[DescribedSet], subjects: Se
     lines = []
     for subject, sets in people.items():
         whole = sets[0] if len(sets) == 1 else _joined(subject, sets)
-        check = check_set(model, whole, EnrolmentLimits(), leave_out=False)
-        if check.is_contaminated:
-            found = [one.text for one in advise(whole, check) if one.topic in CONTAMINATION]
-            lines.append(f"  {subject}: {' '.join(found)}\n")
+        if text := contamination(model, whole):
+            lines.append(f"  {subject}: {text}\n")
     if not lines:
         return ""
     more = f"  ... and {len(lines) - _MIXED_SHOWN:,} more.\n" if len(lines) > _MIXED_SHOWN else ""

@@ -140,7 +140,7 @@ def test_photos_of_one_sitting_are_no_copies(model: FaceModel, drawn_set: Make) 
 def test_many_repeats_are_one_sentence(model: FaceModel, drawn_set: Make) -> None:
     described = drawn_set(model, person(6)[np.repeat(np.arange(6), 2)])
     assert told(model, described, Topic.REPEATS) == [
-        "12 faces repeat 6 moments: 6 of them could be left away."
+        "12 faces repeat 6 moments: 6 of them could be left out."
     ]
 
 

@@ -184,3 +184,17 @@ def test_help_shows_the_flags_of_a_command() -> None:
     assert done.returncode == 0, done.stderr
     assert "Says who in a gallery" in done.stdout
     assert "--non_mated" in done.stdout
+
+
+def test_a_search_says_which_sets_may_show_several_people(
+    run: Commands, face_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = face_folder(3, 2)
+    run("enroll", root / "s000")
+
+    def told(model: FaceModel, described: DescribedSet) -> str:
+        return "it may show 2 people." if described.name == "s001" else ""
+
+    monkeypatch.setattr(gallery_commands, "contamination", told)
+    lines = run("search", root / "s001", root / "s002").splitlines()
+    assert [line for line in lines if "2 people" in line] == ["s001: it may show 2 people."]
