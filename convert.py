@@ -235,7 +235,7 @@ def convert(given: Mapping[str, Any]) -> None:
     mode = next(name for name in _MODES if name in given)
     allowed = _MODES[mode]
     faults = [
-        f"--{name} has no effect with --{mode}. Leave it away."
+        f"--{name} has no effect with --{mode}. Leave it out."
         for name in given
         if name not in (mode, *allowed)
     ]
@@ -251,7 +251,7 @@ def convert(given: Mapping[str, Any]) -> None:
     if values.get("quality", 0) > 100:
         faults.append(f"--quality {values['quality']}: expected at most 100.")
     if "quality" in given and values.get("image_format") != "jpg":
-        faults.append("--quality has an effect with --image_format jpg alone. Leave it away.")
+        faults.append("--quality has an effect with --image_format jpg alone. Leave it out.")
     if faults:
         raise InputError.from_faults(faults)
     _check_output(mode, values)

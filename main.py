@@ -368,7 +368,7 @@ def _devices(settings: Settings) -> tuple[str, int]:
             f"--gpus {gpus}: this machine shows {there} GPUs to PyTorch. --gpus 0 trains on the CPU."
         )
     if gpus and settings.cpu_processes > 1:
-        faults.append("--cpu_processes is for training without GPUs. Leave it away, or pass --gpus 0.")
+        faults.append("--cpu_processes is for training without GPUs. Leave it out, or pass --gpus 0.")
     if not gpus and settings.precision == "16-mixed":
         faults.append(
             "--use_16bit needs a GPU; on a CPU --precision bf16-mixed is the half precision there is."

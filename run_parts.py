@@ -476,7 +476,7 @@ def check_compiler() -> None:
     if not any(name and shutil.which(name) for name in names):
         raise InputError(
             "--compile needs a C compiler, and neither gcc nor clang is found. Install one, tell its path by "
-            "CC and CXX, or leave the flag away."
+            "CC and CXX, or leave the flag out."
         )
 
 

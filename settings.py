@@ -252,7 +252,7 @@ def _resumed(values: Mapping[str, Any], saved: Mapping[str, Any]) -> Settings:
         values = _with_options_of_preset(values, saved["preset"])
     faults = [
         f"--{name} {shown(value)}: the run that is resumed has {shown(saved.get(name))}, and would be "
-        "another one. Leave the flag away, or start a new run."
+        "another one. Leave the flag out, or start a new run."
         for name, value in values.items()
         if name not in CHANGEABLE and name in known and _plain(value) != _plain(saved.get(name))
     ]

@@ -52,13 +52,13 @@ def shown(value: Any) -> str:
 def _misplaced(settings: Settings, given: Mapping[str, Any]) -> list[str]:
     """Flags that have no effect in this run."""
     faults = [
-        f"--{name} belongs to the {stage} stage, and this is the {settings.stage} stage. Leave it away, or "
+        f"--{name} belongs to the {stage} stage, and this is the {settings.stage} stage. Leave it out, or "
         f"add --stage {stage}."
         for name, stage in ONLY_IN.items()
         if name in given and settings.stage != stage
     ]
     faults += [
-        f"--{name} belongs to the head adaface, and this run has {settings.head}. Leave it away."
+        f"--{name} belongs to the head adaface, and this run has {settings.head}. Leave it out."
         for name in ("h", "t_alpha")
         if name in given and settings.head != "adaface"
     ]
@@ -136,7 +136,7 @@ def _misplaced_of_features(settings: Settings, given: Mapping[str, Any]) -> list
             "skip_bad_images",
         )
         faults += [
-            f"--{name} is about images, and --features needs none. Leave it away."
+            f"--{name} is about images, and --features needs none. Leave it out."
             for name in images
             if name in given and given[name] is not None
         ]
@@ -144,7 +144,7 @@ def _misplaced_of_features(settings: Settings, given: Mapping[str, Any]) -> list
             faults.append("--arch has no effect on features without --start_from_model_statedict. Remove it.")
     if settings.from_features:
         faults += [
-            f"--{name} has no effect on features that are made before. Leave it away."
+            f"--{name} has no effect on features that are made before. Leave it out."
             for name in (*_SHARES[:3], "finetune_backbone", "backbone_lr")
             if name in given
         ]

@@ -185,7 +185,7 @@ def open_model(args: argparse.Namespace, faults: Faults) -> Model | None:
         faults.sentences.append(f"--gpus {gpus}: this machine shows {there} GPUs to PyTorch.")
     if gpus and args.cpu_processes > 1:
         faults.sentences.append(
-            "--cpu_processes is for embedding without GPUs. Leave it away, or pass --gpus 0."
+            "--cpu_processes is for embedding without GPUs. Leave it out, or pass --gpus 0."
         )
     if not gpus and args.precision == "16-mixed":
         faults.sentences.append(

@@ -257,7 +257,7 @@ def _sizes_of(templates: list[int], sizes: tuple[int, ...], seed: int) -> dict[i
 def _cut_to_sizes(
     planned: list[PlannedMedium], probes: list[int], sizes: tuple[int, ...], seed: int
 ) -> tuple[list[PlannedMedium], list[int]]:
-    """Leaves away media that a template of fewer faces has no room for."""
+    """Leaves out media that a template of fewer faces has no room for."""
     size_of = _sizes_of([planned[place].template for place in probes], sizes, seed)
     seen: Counter[int] = Counter()
     kept, probe_places, is_probe = list[PlannedMedium](), list[int](), set(probes)

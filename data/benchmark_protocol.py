@@ -1,6 +1,6 @@
 """What a set benchmark is made by: templates per subject, media per template, pairs, stress. Presets, files.
 
-A protocol is a small JSON or TOML file with the fields of `BenchmarkProtocol`; what is left away has the
+A protocol is a small JSON or TOML file with the fields of `BenchmarkProtocol`; what is left out has the
 preset `stills`' value. Media are chosen by it in `data.benchmark_plan`.
 """
 

@@ -113,7 +113,7 @@ def _pool(
     stress = protocol.stress
     faults = []
     if detector is not None:
-        faults.append("--detector has no effect with features. Leave it away.")
+        faults.append("--detector has no effect with features. Leave it out.")
     if stress.template_sizes or (stress.needs_pixels and bank.plan is None):
         faults.append(
             f"{source}: features cannot follow stress {', '.join(stress.needs_pixels)}, which changes "

@@ -67,7 +67,7 @@ def read_features(path: Path, flip: str | None) -> GivenFeatures:
             other = "none" if made == "not used" else made
             raise InputError(
                 f"{path}: these features were made with --flip {other}, but --flip {asked} is asked for. "
-                f"Pass --flip {other}, or leave --features away to make others."
+                f"Pass --flip {other}, or leave out --features to make others."
             )
         return GivenFeatures(store.features, store.norms, store.identity, store.about)
     if (path / "features.npy").is_file() and (path / "norms.npy").is_file():

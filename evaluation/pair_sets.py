@@ -360,7 +360,7 @@ def _raise_faults(faults: Sequence[str]) -> None:
 
 
 def _find(folder: Path, name: str) -> str | None:
-    """The file of an image, relative to the folder; a list may leave the suffix away."""
+    """The file of an image, relative to the folder; a list may leave out the suffix."""
     if (folder / name).is_file():
         return name
     return next((name + suffix for suffix in _LIST_SUFFIXES if (folder / (name + suffix)).is_file()), None)

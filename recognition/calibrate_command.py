@@ -68,7 +68,7 @@ def calibrate_sets(args: argparse.Namespace) -> None:
         faults.sentences.append(f"--out {args.out}: expected a name that ends in .json.")
     faults.of(lambda: require_output_file(args.out, "--out"))
     if args.faces == "all":
-        faults.sentences.append("--faces all: the others in a photo are not its subject. Leave it away.")
+        faults.sentences.append("--faces all: the others in a photo are not its subject. Leave it out.")
     if args.replicates < _FEWEST_REPLICATES:
         faults.sentences.append(f"--replicates {args.replicates}: expected {_FEWEST_REPLICATES} or more.")
     if args.seed < 0:
@@ -355,7 +355,7 @@ def _gain_text(gained: Mapping[str, Gain], normalisation: ScoreNormalisation | N
     ]
     for key, each in gained.items():
         low, high = each.difference95
-        verdict = "a gain" if high < 0 else "a loss: leave --cohort away" if low > 0 else "no sure difference"
+        verdict = "a gain" if high < 0 else "a loss: leave out --cohort" if low > 0 else "no sure difference"
         lines.append(
             f"  FMR {key}: {_percent(each.before)} with cosines, {_percent(each.after)} normalised "
             f"(difference {100 * low:+.2f} to {100 * high:+.2f} points: {verdict})"

@@ -145,9 +145,9 @@ def set_options_of(args: argparse.Namespace) -> SetOptions:
     if not (math.isfinite(args.fps) and args.fps > 0):
         faults.append(f"--fps {args.fps:g}: expected more than 0.")
     if args.aligned and detector is not None:
-        faults.append("--detector: with --aligned nothing is detected. Leave one of the two away.")
+        faults.append("--detector: with --aligned nothing is detected. Leave out one of the two.")
     if args.aligned and args.faces != FACES[0]:
-        faults.append(f"--faces {args.faces}: with --aligned an image is one face. Leave it away.")
+        faults.append(f"--faces {args.faces}: with --aligned an image is one face. Leave it out.")
     if faults:
         raise InputError.from_faults(faults)
     return SetOptions(args.faces, args.aligned, args.fps, None if detector is None else Path(detector))

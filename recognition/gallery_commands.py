@@ -133,7 +133,7 @@ def search_sets(args: argparse.Namespace) -> None:
         faults.sentences.append(f"--top {args.top}: expected 1 or more.")
     fpir, root = vars(args).get("fpir"), vars(args).get("non_mated")
     if root is not None and fpir is None:
-        faults.sentences.append("--non_mated has an effect with --fpir alone. Leave it away, or give --fpir.")
+        faults.sentences.append("--non_mated has an effect with --fpir alone. Leave it out, or give --fpir.")
     strangers = faults.of(lambda: [] if root is None else find_sets([], Path(root)))
     if root is not None and fpir is not None and strangers is not None:
         count = len(strangers)

@@ -117,7 +117,7 @@ def find_pairs(
             f"{HOW_TO_GET}"
         )
     if names:
-        raise InputError("--sets chooses among the pair sets of --data_root; with --pairs leave it away.")
+        raise InputError("--sets chooses among the pair sets of --data_root; with --pairs leave it out.")
     listed = read_pair_list(*pairs)
     return {listed.name: listed}
 

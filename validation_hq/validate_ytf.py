@@ -118,7 +118,7 @@ def find_videos(
     if frames_are_aligned(pairs):
         if detector is not None:
             raise InputError(
-                "--detector has no effect: the frames are aligned faces of 112 x 112. Leave it away."
+                "--detector has no effect: the frames are aligned faces of 112 x 112. Leave it out."
             )
         return pairs
     return replace(pairs, frames=replace(pairs.frames, detector=find_detector(detector)))

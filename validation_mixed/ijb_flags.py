@@ -170,7 +170,7 @@ def check_flags(given: Mapping[str, Any]) -> None:
         )
     if "features" in given:
         faults += [
-            f"--{name} has no effect with --features. Leave it away." for name in _EMBEDDING if name in given
+            f"--{name} has no effect with --features. Leave it out." for name in _EMBEDDING if name in given
         ]
     elif "weights" not in given:
         faults.append(
@@ -178,7 +178,7 @@ def check_flags(given: Mapping[str, Any]) -> None:
             "--features of an earlier run."
         )
     if "arch" in given and "weights" not in given:
-        faults.append("--arch has no effect without --weights. Leave it away.")
+        faults.append("--arch has no effect without --weights. Leave it out.")
     faults += [
         f"--{name} {given[name]}: there is no such file."
         for name in ("features", "cohort", "judged_subjects")
@@ -198,13 +198,13 @@ def check_flags(given: Mapping[str, Any]) -> None:
     if not -1 <= given.get("two_people", 0) <= 1:
         faults.append(f"--two_people {given['two_people']}: expected a cosine, -1 to 1.")
     if "two_people" in given and "published_identification" in given:
-        faults.append("--two_people has no effect on --published_identification. Leave one of them away.")
+        faults.append("--two_people has no effect on --published_identification. Leave out one of them.")
     faults += _device_faults(given)
     names = given.get("aggregator", [])
     faults += [f"--aggregator {name} stands there twice." for name in {*names} if names.count(name) > 1]
     poolings = _poolings(names) if names else [DEFAULT_AGGREGATOR]
     if "quality" in given and not any("quality" in options_of(name) for name in poolings):
-        faults.append("--quality has no effect: it is of poolings that weigh faces. Leave it away.")
+        faults.append("--quality has no effect: it is of poolings that weigh faces. Leave it out.")
     faults += [
         f"--{option} has no effect: none of {', '.join(names)} has it. Remove it."
         for option in ("coreset_size", "gamma")
@@ -227,7 +227,7 @@ def _device_faults(given: Mapping[str, Any]) -> list[str]:
     if given.get("gpus", 0) > there:
         faults.append(f"--gpus {given['gpus']}: this machine shows {there} GPUs to PyTorch.")
     if chosen_gpus(given) and given.get("cpu_processes", 1) > 1:
-        faults.append("--cpu_processes is for embedding without GPUs. Leave it away, or pass --gpus 0.")
+        faults.append("--cpu_processes is for embedding without GPUs. Leave it out, or pass --gpus 0.")
     if not chosen_gpus(given) and given.get("precision") == "16-mixed":
         faults.append("--precision 16-mixed needs a GPU; bf16-mixed is the half precision of a CPU.")
     return faults

@@ -184,7 +184,7 @@ def _given(
         if "weights" in values and weights_digest(_backbone(values)) != made:
             raise InputError(
                 f"--features {values['features']}: were made by another backbone than --weights "
-                f"{values['weights']}. Leave one of them away."
+                f"{values['weights']}. Leave out one of them."
             )
         _check_backbones(trained, made)
     _check_preparation(values, features, trained)
@@ -208,7 +208,7 @@ def _check_preparation(
                 f"--features {values['features']}: were made of faces {'' if levelled else 'not '}levelled "
                 f"in light, with {centre or 'no'} centre, and the {entry.name} of {entry.path} was trained "
                 f"on faces {'' if spec.levels_light else 'not '}levelled, with {own or 'no'} centre. Leave "
-                "--features away to make those."
+                "--features out to make those."
             )
 
 
