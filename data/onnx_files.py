@@ -29,6 +29,8 @@ _NAME, _KIND, _FLOATS, _DOUBLES, _RAW, _EXTERNAL, _PLACE = 8, 2, 4, 10, 9, 13, 1
 _GRAPH, _OUTPUT = 7, 12
 _FLOAT, _HALF, _DOUBLE, _BFLOAT16 = 1, 10, 11, 16
 _RAW_KINDS: dict[int, DTypeLike] = {_FLOAT: "<f4", _HALF: "<f2", _DOUBLE: "<f8"}
+# Of a message of Protocol Buffers, and of a number that is compared with it.
+_LARGEST, _MOST_DIGITS = (1 << 31) - 1, 19
 # Graphs within graphs, as loops have them; real ones have a few.
 _DEEPEST = 64
 
@@ -38,11 +40,13 @@ class OnnxTensor:
     """A tensor of a graph.
 
     `files`: the paths that it names for its values, as written; empty where the graph itself holds them;
-    `values`: of floating point, where the graph holds them.
+    `length`: bytes of them in such a file, None from a place to its end; `values`: of floating point, where
+    the graph holds them.
     """
 
     name: str = ""
     files: list[str] = field(default_factory=list)
+    length: int | None = None
     values: list[NDArray[np.floating]] = field(default_factory=list)
 
 
@@ -70,14 +74,15 @@ def external_files(path: Path, content: bytes) -> list[Path]:
 
     Raises:
         InputError: one that is named by more than a file name, that leads out of the folder by a link, or
-            that is no file.
+            that is no file; or the values are more than one file in ONNX's form can hold.
     """
     try:
-        names = list(dict.fromkeys(name for tensor in onnx_tensors(content) for name in tensor.files))
+        tensors = [tensor for tensor in onnx_tensors(content) if tensor.files]
     except ValueError as error:
         raise InputError(
             f"{path}: no ONNX graph can be read from its {len(content)} bytes: {error}."
         ) from error
+    names = list(dict.fromkeys(name for tensor in tensors for name in tensor.files))
     for name in names:
         plain = PurePosixPath(name).name == name and PureWindowsPath(name).name == name and "\0" not in name
         target = path.parent / name if plain and name != ".." else None
@@ -91,6 +96,14 @@ def external_files(path: Path, content: bytes) -> list[Path]:
                 f"{path}: takes weights from {name!r}, and there is no such file beside it. Copy it "
                 "there, or export the graph as one file."
             )
+    sizes = {name: (path.parent / name).stat().st_size for name in names}
+    # Tensors may share bytes, so that the sizes of the files bound nothing.
+    taken = sum(min(tensor.length or sizes[name], sizes[name]) for tensor in tensors for name in tensor.files)
+    if taken > _LARGEST:
+        raise InputError(
+            f"{path}: takes {taken / 1e9:,.1f} GB of weights from other files; expected less than 2 GiB, "
+            "which is the most that ONNX holds in one file. The file may be damaged."
+        )
     return [path.parent / name for name in names]
 
 
@@ -127,8 +140,11 @@ def _tensor(message: memoryview) -> OnnxTensor:
             tensor.name = _text(value)
         elif number == _EXTERNAL:
             entry = dict(_messages(value))
-            if _text(entry.get(1, memoryview(b""))) == "location":
-                tensor.files.append(_text(entry.get(2, memoryview(b""))))
+            key, text = (_text(entry.get(number, memoryview(b""))) for number in (1, 2))
+            if key == "location":
+                tensor.files.append(text)
+            elif key == "length" and text.isdecimal():
+                tensor.length = int(text[:_MOST_DIGITS])
         elif number == _RAW:
             raw = value
         elif number in (_FLOATS, _DOUBLES):

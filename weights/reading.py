@@ -107,6 +107,9 @@ def _is_finite(value: Tensor) -> bool:
     """By the extremes, which pass NaN on and need no array beside the values; what is no float, is finite."""
     if not value.is_floating_point() or not value.numel():
         return True
+    if value.nbytes > (stored := value.untyped_storage()).nbytes():
+        # Strides may repeat a few bytes of a file as often as it says.
+        value = value.new_empty(0).set_(stored)
     least, most = (value if value.dtype == torch.float64 else value.float()).aminmax()
     return bool((least.float().isfinite() & most.float().isfinite()).item())
 
@@ -142,11 +145,24 @@ def _check_members(path: Path) -> None:
     """Compares the checksums of a zip file's members, which `torch.load` does not.
 
     Files may be written without them (`torch.serialization.set_crc32_options`); zero stands there then.
+
+    Raises:
+        InputError: members are compressed, of which a mapped file gives the packed bytes as values, or share
+            bytes; `torch.save` writes neither.
     """
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
-        for member in archive.infolist():
+        members = archive.infolist()
+        for member in members:
+            if member.compress_type != zipfile.ZIP_STORED:
+                raise InputError(
+                    f"{path}: its member {member.filename[:40]!r} is compressed, and torch.save "
+                    "compresses nothing. Unpack the archive and pack it again without compression (zip -0)."
+                )
+        if sum(member.file_size for member in members) > path.stat().st_size:
+            raise InputError(f"{path}: its members are larger than the file together, so that it is damaged.")
+        for member in members:
             if member.CRC:
                 with archive.open(member) as stream:
                     while stream.read(_BYTES_AT_ONCE):

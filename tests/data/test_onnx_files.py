@@ -68,6 +68,19 @@ def test_other_places_than_beside_the_graph_are_refused(location: str, tmp_path:
         external_files(folder / "m.onnx", model(tensor(location)))
 
 
+def test_more_values_than_one_file_can_hold_are_refused_unread(tmp_path: Path) -> None:
+    """Tensors may share the bytes of a file, which may have holes."""
+    with (tmp_path / "w.bin").open("wb") as stream:
+        stream.truncate(1 << 30)
+    one = tensor("w.bin")
+    next(entry for entry in one.external_data if entry.key == "length").value = str(1 << 30)
+    made = onnx.helper.make_model(graph(one))
+    assert external_files(tmp_path / "m.onnx", made.SerializeToString()) == [tmp_path / "w.bin"]
+    made = onnx.helper.make_model(graph(one, one))
+    with pytest.raises(InputError, match=r"m\.onnx.*2\.1 GB"):
+        external_files(tmp_path / "m.onnx", made.SerializeToString())
+
+
 @pytest.mark.parametrize("kind", ["float32", "float16", "float64", "bfloat16", "float_data"])
 def test_values_are_those_of_the_package(kind: str) -> None:
     values = [1.0, -2.5, 0.0]

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import re
+import zipfile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -474,3 +475,33 @@ def test_a_checkpoint_written_without_checksums_is_read(tmp_path: Path) -> None:
     finally:
         torch.serialization.set_crc32_options(True)
     load_backbone(path)
+
+
+@pytest.mark.parametrize("strides", [(0, 0), (1, 1)])
+def test_a_tensor_that_repeats_few_bytes_is_not_unfolded(
+    strides: tuple[int, int], tiny: Backbone, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.pt"
+    for value, is_finite in ((1.0, True), (float("nan"), False)):
+        few = torch.full((2_000_000,), value, dtype=torch.float16)
+        head = few.as_strided((1_000_000, 1_000_000), strides)
+        torch.save({**tiny.state_dict(), "head.kernel": head}, path)
+        if is_finite:
+            load_backbone(path)
+        else:
+            assert "head.kernel" in message_of(path)
+
+
+@pytest.mark.parametrize("form", ["compressed", "one member twice"])
+def test_archives_that_torch_does_not_write_are_refused(form: str, tiny: Backbone, tmp_path: Path) -> None:
+    """Mapped, a compressed member gives its packed bytes as values."""
+    path, other = tmp_path / "a.pt", tmp_path / "b.pt"
+    torch.save(tiny.state_dict(), path)
+    compression = zipfile.ZIP_DEFLATED if form == "compressed" else zipfile.ZIP_STORED
+    with zipfile.ZipFile(path) as stored, zipfile.ZipFile(other, "w", compression) as made:
+        for member in stored.infolist():
+            made.writestr(member.filename, stored.read(member))
+        if form == "one member twice":
+            largest = max(made.filelist, key=lambda member: member.file_size)
+            made.filelist.extend([largest] * 3)
+    assert ("compress" if form == "compressed" else "larger than the file") in message_of(other)
