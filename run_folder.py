@@ -401,7 +401,7 @@ def run_folder(root: Path, prefix: str, resumed: Path | None = None, *, step: in
 def step_of(path: Path, checkpoint: object) -> int:
     """Optimiser steps done, as a checkpoint of ours says it; InputError where it does not."""
     step = checkpoint.get("global_step") if isinstance(checkpoint, Mapping) else None
-    if not isinstance(step, int) or step < 0:
+    if type(step) is not int or not 0 <= step < 1 << 63:
         raise InputError(f"{path}: is no checkpoint of main.py: its global_step is {step!r}.")
     return step
 

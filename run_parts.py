@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -64,7 +65,8 @@ class SavedRun:
     `images_by_subject` (`data.trained_images`; and where features are trained from), `epoch_items`, items of
     an epoch. `unusable`: subjects with images that could not be used; `aggregator_options`: what built its
     aggregator; `cache_is_given`: False where the checkpoint alone names the folder of cached features. Of
-    `hparams`, `out` and `prefix` are those of the folder that it lies in.
+    `hparams`, `out` and `prefix` are those of the folder that it lies in. `missing_states`: of the Trainer,
+    which it needs to go on.
     """
 
     path: Path
@@ -78,6 +80,7 @@ class SavedRun:
     unusable: Sequence[int]
     aggregator_options: Mapping[str, Any] = field(default_factory=dict)
     cache_is_given: bool = True
+    missing_states: Sequence[str] = ()
 
     def may_write_to(self, cache: Path) -> bool:
         """Whether a folder of features was given, is the default one, or lies in the checkpoint's folder."""
@@ -115,6 +118,25 @@ class _SavedParts(TypedDict):
     unusable_subjects: list[int] | None
 
 
+# What the Trainer goes on from, which it reads when the run's files are written already.
+_TRAINER_STATES = {
+    "pytorch-lightning_version": str,
+    "loops": dict[str, dict[str, Any]],
+    "callbacks": dict[str, dict[str, Any]],
+    "optimizer_states": list[dict[str, Any]],
+    "lr_schedulers": list[dict[str, Any]],
+}
+
+
+def _check_trainer_states(path: Path, checkpoint: Mapping[str, Any]) -> None:
+    for name, kind in _TRAINER_STATES.items():
+        if name in checkpoint:
+            check_type(checkpoint[name], kind, f"{path}: {name}")
+    version = checkpoint.get("pytorch-lightning_version", "0")
+    if re.match(r"\d+(\.\d+)*", version) is None:
+        raise InputError(f"{path}: pytorch-lightning_version: expected one such as 2.5.0, found {version!r}.")
+
+
 def saved_run(path: Path) -> SavedRun:
     """Reads what a run is resumed or evaluated by.
 
@@ -149,6 +171,7 @@ def saved_run(path: Path) -> SavedRun:
         raise InputError(
             f"{path}: does not say how many epochs are done. Is it a last.ckpt of main.py?"
         ) from None
+    _check_trainer_states(path, checkpoint)
     return SavedRun(
         path,
         step_of(path, checkpoint),
@@ -160,6 +183,7 @@ def saved_run(path: Path) -> SavedRun:
         parts[_EPOCH_ITEMS],
         parts[UNUSABLE_SUBJECTS] or (),
         parts["aggregator_options"] or {},
+        missing_states=[name for name in _TRAINER_STATES if name not in checkpoint],
     )
 
 
@@ -178,7 +202,12 @@ def _with_gamma_of_today(hparams: Mapping[str, Any], options: Mapping[str, Any])
 
 
 def check_epochs(saved: SavedRun, epochs: int) -> None:
-    """Raises InputError where the run that is to go on for `epochs` in all has done more."""
+    """Raises InputError where the run that is to go on for `epochs` in all has done more, or lacks states."""
+    if saved.missing_states:
+        raise InputError(
+            f"{saved.path}: has no {' and no '.join(saved.missing_states)}, so that its run cannot be "
+            "resumed. Take the last.ckpt of the run, or start a new run."
+        )
     if epochs < saved.epochs_done:
         raise InputError(
             f"--epochs {epochs}: are the epochs in all, and {saved.path} has done {saved.epochs_done}. Give "

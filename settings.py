@@ -248,6 +248,11 @@ def _resumed(values: Mapping[str, Any], saved: Mapping[str, Any]) -> Settings:
     saved = {field.name: field.default for field in fields(Settings) if field.default is not MISSING} | dict(
         saved
     )
+    missing = [field.name for field in fields(Settings) if field.name not in saved]
+    if missing:
+        raise InputError(
+            f"The checkpoint does not say {', '.join(missing)} among its hparams. Start a new run."
+        )
     if saved["aggregator"] == "coreset":
         values = _with_options_of_preset(values, saved["preset"])
     faults = [
@@ -260,11 +265,6 @@ def _resumed(values: Mapping[str, Any], saved: Mapping[str, Any]) -> Settings:
     if faults:
         raise InputError.from_faults(faults)
     merged = {name: value for name, value in saved.items() if name in known} | dict(values)
-    missing = [field.name for field in fields(Settings) if field.name not in merged]
-    if missing:
-        raise InputError(
-            f"The checkpoint does not say {', '.join(missing)} among its hparams. Start a new run."
-        )
     merged["lr_milestones"] = tuple(merged["lr_milestones"])
     if "out" in values and "cache_features" not in values and saved["cache_features"] == "":
         # The store stays where it is.

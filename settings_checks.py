@@ -214,5 +214,9 @@ _RANGES: tuple[tuple[tuple[str, ...], Any, str], ...] = (
         "a number above 0; --gamma VALUE fixes gamma, without --learn_temperature the temperature is fixed",
     ),
     (("gamma",), lambda value: abs(value) < float("inf"), "-1 to learn it, or the value to fix it at"),
-    (("held_out",), lambda value: value > 0, "a share of the subjects below 1, or their number"),
+    (
+        ("held_out",),
+        lambda value: 0 < value < float("inf"),
+        "a share of the subjects below 1, or their number",
+    ),
 )

@@ -14,7 +14,7 @@ from backbone_spec import BackboneSpec
 from coreset import build_aggregator
 from errors import InputError
 from run_folder import run_folder
-from run_parts import aggregator_options, saved_run
+from run_parts import aggregator_options, check_epochs, saved_run
 from settings import resolve
 
 WEIGHTS = {"train_data_path": "imgs", "start_from_model_statedict": "w.ckpt"}
@@ -116,6 +116,12 @@ def test_a_checkpoint_does_not_choose_where_its_run_writes(tmp_path: Path) -> No
         ({"aggregator_options": [1]}, "aggregator_options"),
         ({"global_step": "x"}, "global_step"),
         ({"global_step": -1}, "global_step"),
+        ({"global_step": True}, "global_step"),
+        ({"pytorch-lightning_version": "x"}, "pytorch-lightning_version"),
+        ({"callbacks": 0}, "callbacks"),
+        ({"optimizer_states": [3]}, "optimizer_states"),
+        ({"lr_schedulers": None}, "lr_schedulers"),
+        ({"hparams.held_out": float("inf")}, "--held_out"),
         ({"loops": {}}, "epochs"),
         ({"loops": 3}, "epochs"),
         ({"epoch_items": "x"}, "epoch_items"),
@@ -129,3 +135,12 @@ def test_values_that_no_checkpoint_has_are_told(tmp_path: Path, changes: dict[st
     with pytest.raises(InputError) as fault:
         resolve({}, saved_run(path).hparams)
     assert place in str(fault.value)
+
+
+def test_a_checkpoint_that_cannot_be_resumed_is_told_before_anything_is_written(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path / "last.ckpt", callbacks={}, optimizer_states=[])
+    with pytest.raises(InputError, match=r"last\.ckpt.*lr_schedulers"):
+        check_epochs(saved_run(path), 3)
+    hparams = {name: value for name, value in saved_run(path).hparams.items() if name != "epochs"}
+    with pytest.raises(InputError, match="epochs"):
+        resolve({"epochs": 2}, hparams)
