@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 from collections.abc import Iterable, Mapping
 from typing import get_type_hints
 
@@ -74,9 +75,12 @@ def build_aggregator(name: str, options: Mapping[str, object]) -> nn.Module:
     faults = []
     for option, value in options.items():
         if option not in parameters:
-            faults.append(f"Aggregator {name!r} has no option {option!r}. {_valid(option, parameters)}")
+            valid = _valid(str(option), parameters)
+            faults.append(f"Aggregator {name!r} has no option {option!r}. {valid}")
         elif not _fits(value, types[option]):
-            wanted = types[option].__name__
+            wanted = (
+                "finite " * (isinstance(value, float) and types[option] is float) + types[option].__name__
+            )
             faults.append(f"Aggregator {name!r}, option {option!r}: expected {wanted}, found {value!r}.")
     faults += [
         f"Aggregator {name!r} needs the option {option!r}."
@@ -103,7 +107,7 @@ def build_aggregator(name: str, options: Mapping[str, object]) -> nn.Module:
 
 def _fits(value: object, wanted: type) -> bool:
     if wanted is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     return type(value) is wanted
 
 

@@ -177,7 +177,7 @@ class _Belief(nn.Module):
         super().__init__()
         self.initial_steepness = steepness
         # Both as Adam can move them.
-        self.middle = nn.Parameter(torch.tensor(start))
+        self.middle = nn.Parameter(torch.tensor(float(start)))
         self.steepness = nn.Parameter(torch.tensor(1.0))
         self.face = nn.Linear(3 + _CENTRES, _BELIEF_WIDTH)
         self.rest = starting_at_zero(hidden_layers(2 * _BELIEF_WIDTH + 1, _BELIEF_WIDTH, 1))

@@ -318,6 +318,12 @@ def test_faulty_options_are_refused_together() -> None:
         build_aggregator("mean", {"gamma": 1.0})
     with pytest.raises(InputError, match="expected float, found True"):
         build_aggregator("fps_mean", {"gamma": True})
+    with pytest.raises(InputError, match="'exponent': expected finite float, found nan"):
+        build_aggregator("learned_map", {"embedding_size": D, "exponent": float("nan")})
+    with pytest.raises(InputError, match="no option 1"):
+        build_aggregator("coreset", {"embedding_size": D, 1: 2})  # type: ignore[dict-item]
+    # A whole number where a float is expected.
+    build_aggregator("weighted_coreset", {"embedding_size": D, "gate_start": 0})
 
 
 def test_options_reach_the_constructor() -> None:
