@@ -36,6 +36,7 @@ from data.feature_bank import (
     with_centre_of,
 )
 from data.feature_store import (
+    MANIFEST,
     STAMP,
     FeatureStore,
     WrittenRows,
@@ -202,6 +203,10 @@ class _Wanted:
             try:
                 store = open_store(folder, None, verify=False)
                 subjects, _ = view_subjects(store)
+                if STAMP not in store.columns:
+                    raise InputError(
+                        f"{folder / MANIFEST}: layout, columns: has no '{STAMP}'. Remove the folder."
+                    )
             except InputError:
                 if folder.name == self.name:
                     raise

@@ -38,6 +38,9 @@ def read_json(path: Path, kind: Any, what: str) -> tuple[Any, bool]:
             differs from its checksum. The message names the file and the key.
     """
     try:
+        if path.exists() and not path.is_file():
+            # A FIFO or a device may have no end.
+            raise InputError(f"{path}: is no regular file. Expected {what}.")
         with path.open("rb") as stream:
             encoded = stream.read(_LARGEST + 1)
     except FileNotFoundError:

@@ -190,6 +190,12 @@ def bank_of_views(
     # A store that somebody else wrote may have no stamps: then norms tell the images.
     stamps = np.asarray(store.columns.get(STAMP, store.norms.view(np.uint32))[starts], np.uint64)
     identity = {key: value for key, value in made_from.items() if key != "faces"}
+    auxiliary_size = store.identity.get("auxiliary_size", "0")
+    if not auxiliary_size.isdecimal() or int(auxiliary_size[:9]) > store.features.shape[1]:
+        raise InputError(
+            f"{store.folder / MANIFEST}: identity, auxiliary_size: expected a whole number up to "
+            f"{store.features.shape[1]}, found {auxiliary_size[:40]!r}. Remove the folder."
+        )
     return FeatureBank(
         name=str(store.folder),
         features=store.features,
@@ -201,7 +207,7 @@ def bank_of_views(
         plan=plan,
         identity={**data_parts(subjects, labels, stamps), **identity},
         backbone_sha256=store.identity.get("backbone_sha256"),
-        context_size=int(store.identity.get("auxiliary_size", 0)),
+        context_size=int(auxiliary_size),
     )
 
 

@@ -200,6 +200,9 @@ def remove(path: Path, names: Sequence[str]) -> Gallery:
         # With the words for a gallery that is not there.
         return (there or open_gallery(path)).without(list(map(escaped, names)))
 
+    if not path.is_file():
+        # No lock can be made in a folder that is not there, or is of the system.
+        open_gallery(path)
     return _changed(path, less)
 
 

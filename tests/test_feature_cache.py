@@ -325,6 +325,9 @@ STORE_CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "digest_number": lambda m: m["digests"].__setitem__(0, 3),
     "digest": lambda m: m["digests"].__setitem__(0, "0" * 64),
     "format": lambda m: m.update(format="3"),
+    "auxiliary_size": lambda m: m["identity"].update(auxiliary_size="x"),
+    "much_auxiliary": lambda m: m["identity"].update(auxiliary_size="1000"),
+    "no_stamps": lambda m: m["layout"]["columns"].pop("stamp"),
 }
 FACES_CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "fewer": lambda f: f["subjects"].pop(),
@@ -354,6 +357,10 @@ def test_files_of_a_store_that_say_something_else_are_told(
                 with pytest.raises(InputError, match=str(store)):
                     feature_cache.given_features(store)
                 written_rows(store)
+        if name == feature_store.MANIFEST:
+            # Without stamps, and of the images that it is named by.
+            with pytest.raises(InputError, match=str(store)):
+                cached_views(backbone, open_source(folder), cache)
         for content in (b"", b"[", whole[:-40], whole.replace(b"PLAIN", b"PLAIM"), b"[" * 100_000):
             path.write_bytes(content)
             with pytest.raises(InputError, match=str(path)):

@@ -282,3 +282,10 @@ def test_members_that_no_gallery_has_are_one_sentence(tmp_path: Path, members: d
     np.savez(path, **{**np.load(path), **members})  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"g\.npz"):
         open_gallery(path)
+
+
+def test_nobody_is_removed_from_a_gallery_that_is_not_there(tmp_path: Path) -> None:
+    """No lock is made for it, which would be waited for where a folder takes no files."""
+    with pytest.raises(InputError, match=r"none\.npz"):
+        remove(tmp_path / "no_folder" / "none.npz", ["Ann"])
+    assert not list(tmp_path.iterdir())
