@@ -148,6 +148,8 @@ def decode_image(encoded: bytes, *, upright: bool, side: int | None = None) -> I
                 "is a HEIC photo, which cannot be read here. Convert it to JPEG: 'sips -s format jpeg' on a "
                 "Mac, 'heif-convert' on Linux, Photos on Windows"
             ) from None
+        if _begins_as_image(encoded):
+            raise InputError("begins as an image, but is damaged or cut short.") from None
         raise InputError("is not an image, or of a kind that is not read here.") from None
     except Exception as fault:  # noqa: BLE001 - whatever a decoder raises on a damaged file is about that file
         raise InputError(f"cannot be decoded: {_sentence(fault)} The file may be cut short.") from None
@@ -332,6 +334,13 @@ def _deep_colour(encoded: bytes) -> Image:
 
 def _is_heif(encoded: bytes) -> bool:
     return encoded[4:8] == b"ftyp" and encoded[8:12] in HEIF_BRANDS
+
+
+def _begins_as_image(encoded: bytes) -> bool:
+    """Whether it has the first bytes of a format that Pillow reads here."""
+    is_avif = encoded[4:12] in (b"ftypavif", b"ftypavis") and features.check("avif")
+    is_webp = encoded[:4] == b"RIFF" and encoded[8:12] == b"WEBP" and features.check("webp")
+    return bool(is_avif or is_webp) or encoded.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8"))
 
 
 def _eight_bits(levels: NDArray[np.generic], white: float) -> Image:

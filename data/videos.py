@@ -18,6 +18,8 @@ from files import utf8_path
 
 # Containers without a rate of their own say 0 or something absurd; so do damaged ones.
 _ASSUMED_RATE, _LOWEST_RATE, _HIGHEST_RATE = 25.0, 1e-3, 1000.0
+# FFmpeg's level that prints nothing.
+_SILENT = "-8"
 # Of a frame; 8,192 x 4,320 is the largest common size. FFmpeg holds some twenty frames of 1.5 bytes a pixel.
 _MOST_PIXELS = 36_000_000
 # A header's count is an estimate; only a clear gap says that the file is cut short.
@@ -91,6 +93,17 @@ def expected_frames(path: Path, fps: float) -> int:
 
 
 def _opened(path: Path) -> cv2.VideoCapture:
+    # OpenCV reads it before it opens the first video. What is wrong with a file is in our sentences alone.
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", _SILENT)
+    level = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+    try:
+        return _captured(path)
+    finally:
+        cv2.utils.logging.setLogLevel(level)
+
+
+def _captured(path: Path) -> cv2.VideoCapture:
     with utf8_path(path) as readable:
         # Absolute, as FFmpeg takes 'concat:a' for a protocol.
         return cv2.VideoCapture(os.path.abspath(readable), _backend())

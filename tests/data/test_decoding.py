@@ -219,3 +219,13 @@ def test_threads_share_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for thread in threads:
         thread.join()
     assert most == 2
+
+
+@pytest.mark.parametrize(
+    "start", [b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"\x00\x00\x00\x20ftypavif", b"RIFF\x00\x00\x00\x00WEBP"]
+)
+def test_what_begins_as_an_image_is_told_to_be_damaged(start: bytes) -> None:
+    with pytest.raises(InputError, match="cut short"):
+        decode_image(start + bytes(40), upright=True)
+    with pytest.raises(InputError, match="not an image"):
+        decode_image(b"x" + start + bytes(40), upright=True)

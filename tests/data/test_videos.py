@@ -77,6 +77,16 @@ def test_what_is_no_video_says_so(tmp_path: Path, content: bytes, reason: str) -
     assert str(path) in str(fault.value)
 
 
+def test_what_the_decoder_says_of_a_damaged_video_is_not_printed(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = marked(tmp_path / "clip.mp4")
+    path.write_bytes(path.read_bytes()[:-700])
+    with pytest.raises(InputError, match=r"clip\.mp4"):
+        list(frames(path, 2.0))
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_video_that_is_cut_short_gives_what_it_has_and_then_says_so(tmp_path: Path) -> None:
     path = video(tmp_path / "clip.avi", 200)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
