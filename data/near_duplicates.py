@@ -155,8 +155,8 @@ def _two_names(
         for own, other in ((first, second), (second, first)):
             shared.setdefault((int(subjects[own]), int(subjects[other])), set()).add(own)
     faults = [
-        f"{names[own]} and {names[other]}: all images of the one are the other's too. Two names for one "
-        "person? Keep one of them, or leave the other out."
+        f"{names[own]} and {names[other]}: all images of the one are images of the other too. Are they two "
+        "names of one person? Keep one of the two folders."
         for (own, other), places in sorted(shared.items())
         if len(places) >= totals[own]
         # A single image of a subject that stands under another name too is left out, and told.
@@ -165,6 +165,6 @@ def _two_names(
     ]
     if len(faults) > _FAULTS_SHOWN:
         faults[_FAULTS_SHOWN:] = [
-            f"... and {len(faults) - _FAULTS_SHOWN:,} more such pairs of subjects. Is it one image for all?"
+            f"... and {len(faults) - _FAULTS_SHOWN:,} more pairs. Do many subjects have the same image?"
         ]
     return faults
