@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from errors import InputError
+from files import check_regular
 
 CHECKSUM = "sha256"
 # Unpacked, a file may be so large whatever its size, or so many times its size. Features and names shrink by
@@ -61,6 +62,7 @@ def read_npz(
         InputError: no such file, one that is damaged or beyond limits, or other members.
     """
     try:
+        check_regular(path, what)
         _check_directory(path)
         with zipfile.ZipFile(path) as stored:
             members = _members(stored)

@@ -172,6 +172,15 @@ def check_inside(names: Iterable[str], where: str) -> None:
         )
 
 
+def check_regular(path: Path, what: str) -> None:
+    """Raises InputError for a FIFO or a device, which may have no end; `what`: what the file should be.
+
+    Folders and what is not there are left to who opens them.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise InputError(f"{path}: is no regular file. Expected {what}.")
+
+
 def _leads_out(name: str) -> bool:
     path = PurePath(name)
     return bool(path.anchor) or ".." in path.parts or "\0" in name

@@ -14,6 +14,7 @@ from types import UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 from errors import InputError
+from files import check_regular
 
 CHECKSUM = "sha256"
 # Of our own files the list of two million subjects is the largest (20 MiB). Parsed at the limits below, a
@@ -38,9 +39,7 @@ def read_json(path: Path, kind: Any, what: str) -> tuple[Any, bool]:
             differs from its checksum. The message names the file and the key.
     """
     try:
-        if path.exists() and not path.is_file():
-            # A FIFO or a device may have no end.
-            raise InputError(f"{path}: is no regular file. Expected {what}.")
+        check_regular(path, what)
         with path.open("rb") as stream:
             encoded = stream.read(_LARGEST + 1)
     except FileNotFoundError:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from errors import InputError
+from files import check_regular
 
 _REFUSED = (
     pickle.UnpicklingError,
@@ -54,6 +55,7 @@ def read_plain_pickle(path: Path, what: str) -> object:
         InputError: the file cannot be read, is cut short or no pickle, or asks for anything but plain data.
             `what` names what was expected.
     """
+    check_regular(path, what)
     try:
         with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
             _check_memo(content)

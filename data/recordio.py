@@ -393,7 +393,7 @@ def read_face_pack(folder: Path) -> FacePack:
     announces = len(first.labels) == 2 and np.isfinite(first.labels).all() and first.labels[0] > 0
     if there[0] == 0 and announces:
         ranges_start, ranges_end = map(int, first.labels)
-        if there[-1] + 1 < ranges_end < _FIRST_INEXACT:
+        if int(there[-1]) + 1 < ranges_end < _FIRST_INEXACT:
             what = f"announces keys up to {ranges_end - 1}, but the last one is {there[-1]}"
             raise InputError(f"{rec}, record 0: {what}. Compare the file's size with the original.")
         ranges_start = _first_range(reader, ranges_start)

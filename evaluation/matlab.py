@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from errors import InputError
+from files import check_regular
 
 # Numbers in column-major order, flattened; or strings: the rows of a character array, the cells of a cell
 # array in column-major order.
@@ -42,6 +43,7 @@ def read_matlab(path: Path) -> dict[str, Value]:
         InputError: there is no such file, it is of another kind, or it is damaged.
     """
     try:
+        check_regular(path, "a MATLAB file")
         with path.open("rb") as stream:
             content = stream.read(_LARGEST + 1)
     except OSError as fault:

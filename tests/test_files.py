@@ -17,7 +17,10 @@ import pytest
 import torch
 
 import files
+from array_files import read_npz
+from data.pairs import read_pair_set
 from errors import InputError
+from evaluation.matlab import read_matlab
 from files import (
     atomic_path,
     atomic_write,
@@ -29,6 +32,7 @@ from files import (
     require_output_folder,
     temporary_folder,
 )
+from json_files import read_json
 
 
 def mode_of(path: Path) -> int:
@@ -262,3 +266,19 @@ def test_folders_that_are_there_keep_their_mode(tmp_path: Path) -> None:
     (tmp_path / "open").chmod(0o755)
     private_folder(tmp_path / "open" / "new")
     assert (mode_of(tmp_path / "open"), mode_of(tmp_path / "open" / "new")) == (0o755, 0o700)
+
+
+@pytest.mark.parametrize("name", ["json", "npz", "mat", "bin"])
+def test_a_pipe_is_not_waited_for(name: str, tmp_path: Path) -> None:
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("this system has no named pipes")
+    path = tmp_path / f"a.{name}"
+    os.mkfifo(path)
+    readers: dict[str, Callable[[], object]] = {
+        "json": lambda: read_json(path, dict, "a record"),
+        "npz": lambda: read_npz(path, "an archive"),
+        "mat": lambda: read_matlab(path),
+        "bin": lambda: read_pair_set(path),
+    }
+    with pytest.raises(InputError, match=path.name):
+        readers[name]()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections.abc import Mapping
 from pathlib import Path
@@ -101,11 +100,3 @@ def test_right_types_pass() -> None:
     check_type(((1, 2), [3, 4]), list[tuple[int, ...]], "")
     check_type(None, int | None, "")
     assert parse_json("[1, 2.5]", "") == [1, 2.5]
-
-
-def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
-    if not hasattr(os, "mkfifo"):
-        pytest.skip("this system has no named pipes")
-    os.mkfifo(tmp_path / "r.json")
-    with pytest.raises(InputError, match=r"r\.json"):
-        read_json(tmp_path / "r.json", Record, "a record")
