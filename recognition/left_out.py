@@ -48,7 +48,8 @@ def _lines(each: DescribedSet | EmptySet, all_in: str) -> list[str]:
         count = f"{len(files):,} of {total:,} files" if used else f"all {total:,} files"
         if total == 1:
             count = "the only file"
-        lines.append(f"left out: {count} of {each.name}: {_grouped(files, all_in)}")
+        where = "" if each.path.is_file() else f"{count} of {each.name}: "
+        lines.append(f"left out: {where}{_grouped(files, all_in)}")
     elif not used:
         lines.append(f"left out: {each.name}: there are no photos or videos in this folder.")
     if partly := [one for one in each.rejected if one.medium in used]:

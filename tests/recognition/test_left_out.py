@@ -60,6 +60,11 @@ def test_a_set_of_heic_photos_says_so_and_how_to_convert_them(model: FaceModel, 
     assert "all 5" in left_out_text(found, empty)
 
 
+def test_a_set_of_one_file_is_named_once(model: FaceModel, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"text")
+    assert left_out_text(*describe(model, tmp_path / "a.jpg")).count("a.jpg") == 1
+
+
 def test_an_empty_folder_is_told(model: FaceModel, face_folder: Callable[..., Path]) -> None:
     people = face_folder(1, 1)
     (people / "nobody" / "inner").mkdir(parents=True)
