@@ -183,7 +183,7 @@ def saved_run(path: Path) -> SavedRun:
         parts[_EPOCH_ITEMS],
         parts[UNUSABLE_SUBJECTS] or (),
         parts["aggregator_options"] or {},
-        missing_states=[name for name in _TRAINER_STATES if name not in checkpoint],
+        missing_states=[name for name in _TRAINER_STATES if checkpoint.get(name, []) == []],
     )
 
 
