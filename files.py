@@ -23,7 +23,7 @@ from errors import InputError
 if sys.platform != "win32":
     import fcntl
 
-_PRIVATE_FILE, _PRIVATE_FOLDER = 0o600, 0o700
+_PRIVATE_FOLDER = 0o700
 # What mkstemp and mkdtemp put in place of a free name.
 _RANDOM = "[a-z0-9_]{8}"
 # Of the name that a temporary file or folder takes over: file systems have limits of 255 bytes.
@@ -177,8 +177,17 @@ def check_regular(path: Path, what: str) -> None:
 
     Folders and what is not there are left to who opens them.
     """
-    if path.exists() and not path.is_file() and not path.is_dir():
-        raise InputError(f"{path}: is no regular file. Expected {what}.")
+    if path.exists() and (kind := kind_of_special(path.stat().st_mode)):
+        raise InputError(f"{path}: is no regular file but {kind}, which is not opened. Expected {what}.")
+
+
+def kind_of_special(mode: int) -> str:
+    """What a file of this `st_mode` is beside a regular file or a folder, as 'a FIFO'; '' for these two."""
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return ""
+    if stat.S_ISFIFO(mode):
+        return "a FIFO"
+    return "a socket" if stat.S_ISSOCK(mode) else "a device"
 
 
 def _leads_out(name: str) -> bool:

@@ -9,7 +9,6 @@ OpenCV 4 fills with grey.
 from __future__ import annotations
 
 import io
-import stat
 import threading
 import warnings
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from PIL import ImageFile, UnidentifiedImageError, features
 
 from data.white_level import white_level
 from errors import InputError
+from files import kind_of_special
 
 Image = NDArray[np.uint8]
 
@@ -80,15 +80,6 @@ def read_encoded(path: Path) -> bytes:
     except OSError as fault:
         raise InputError(f"cannot be read ({fault.strerror}).") from None
     raise InputError(f"is larger than {MOST_BYTES / 1e6:.0f} MB; it is not read. Make it smaller.")
-
-
-def kind_of_special(mode: int) -> str:
-    """What a file of this `st_mode` is beside a regular file or a folder, as 'a FIFO'; '' for these two."""
-    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
-        return ""
-    if stat.S_ISFIFO(mode):
-        return "a FIFO"
-    return "a socket" if stat.S_ISSOCK(mode) else "a device"
 
 
 class WrongSizeError(InputError):

@@ -19,7 +19,7 @@ from queue import SimpleQueue
 import numpy as np
 from numpy.typing import NDArray
 
-from data.decoding import kind_of_special, memory_to_decode
+from data.decoding import memory_to_decode
 from data.detection import FaceDetector, find_detector
 from data.face_measures import FaceMeasures, measure_face
 from data.image_files import (
@@ -36,6 +36,7 @@ from data.sources import Image
 from data.videos import expected_frames, frames
 from errors import InputError, InputWarning
 from escaping import escaped
+from files import kind_of_special
 from progress import progress_bar
 from recognition.colours import ColourSample
 from recognition.face_choice import AGREES, choose_faces
