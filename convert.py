@@ -37,12 +37,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.image_files import IMAGES
-from data.pairs import find_pair_sets, read_pair_set
-from data.recordio import REC_NAME
-from data.unpacking import FORMATS, Unpacked, pack_folder, unpack_pack, unpack_pairs
-from errors import InputError
-from files import require_output_file, require_output_folder
+from data.sources.image_files import IMAGES
+from data.sources.pair_files import find_pair_sets, read_pair_set
+from data.sources.recordio import REC_NAME
+from data.sources.unpacking import FORMATS, Unpacked, pack_folder, unpack_pack, unpack_pairs
+from runtime.errors import InputError
+from runtime.files import require_output_file, require_output_folder
 
 if TYPE_CHECKING:
     from weights.overrides import Overrides
@@ -95,7 +95,7 @@ _FILES = {
 def main() -> int:
     """Runs the command; gives its exit code."""
     # Here, since each worker process imports this file: `command` brings PyTorch, which takes seconds.
-    from command import run_command
+    from runtime.command import run_command
 
     given = vars(flags().parse_args())
     return run_command(lambda: convert(given))
@@ -103,7 +103,7 @@ def main() -> int:
 
 def flags() -> ArgumentParser:
     """The command's flags; what is not given is absent from the namespace."""
-    from command import build_parser
+    from runtime.command import build_parser
 
     parser = build_parser(__doc__)
     parser.argument_default = SUPPRESS
@@ -357,7 +357,7 @@ def _pack(values: Mapping[str, Any]) -> None:
 
 
 def _draw(values: Mapping[str, Any]) -> None:
-    from data.drawn_packs import draw_pack
+    from synthetic.datasets import draw_pack
 
     out = Path(values["draw_faces"])
     subjects, images, pairs = draw_pack(out, num_subjects=values["subjects"], seed=values["seed"])
@@ -428,7 +428,7 @@ def _stated(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_quality(values: Mapping[str, Any]) -> None:
-    from quality_choice import Wish, measure_and_keep
+    from quality.choice import Wish, measure_and_keep
     from weights import load_weights
 
     source, images = values["check_quality"]
@@ -449,7 +449,7 @@ def _check_quality(values: Mapping[str, Any]) -> None:
 
 
 def _export(values: Mapping[str, Any]) -> None:
-    from export import FORMATS, export_onnx
+    from weights.export import FORMATS, export_onnx
 
     form, source = values["export"]
     if form not in FORMATS:
@@ -466,9 +466,9 @@ def _export(values: Mapping[str, Any]) -> None:
 
 
 def _build_set_benchmark(values: Mapping[str, Any]) -> None:
-    from data.benchmark_protocol import read_benchmark_protocol
-    from data.names import read_names
-    from data.set_benchmark import build_set_benchmark
+    from data.sources.subject_names import read_names
+    from set_benchmark.build import build_set_benchmark
+    from set_benchmark.protocol import read_benchmark_protocol
 
     without = Path(values["without_subjects"]) if values["without_subjects"] else None
     built = build_set_benchmark(

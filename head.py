@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from distributed_ops import summed
-from errors import InputError
-from matmul_precision import EXACT, matmul_precision
+from runtime.distributed import summed
+from runtime.errors import InputError
+from runtime.matmul_precision import EXACT, matmul_precision
 
 _SHORTEST_COLUMN = 1e-12
 

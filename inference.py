@@ -25,16 +25,13 @@ from typing import TypeVar
 
 import cv2
 
-from command import build_parser, run_command
-from data.detection import find_detector
-from data.sources import Image
-from data.synthetic import draw_faces, draw_portrait
-from errors import InputError
-from files import atomic_write, require_output_folder
-from recognition.adviser import advise
-from recognition.calibration import Calibration, read_calibration
-from recognition.decisions import decide_sets, decisions_text, write_decisions
-from recognition.enrolment import check_sets
+from data.sources.decoding import Image
+from photos.detection import find_detector
+from recognition.calibration.decisions import decide_sets, decisions_text, write_decisions
+from recognition.calibration.thresholds import Calibration, read_calibration
+from recognition.enrolment.checks import check_sets
+from recognition.enrolment.left_out import left_out_text, why_nothing
+from recognition.enrolment.quality_feedback import advise
 from recognition.flags import (
     add_check_flags,
     add_model_flags,
@@ -44,13 +41,22 @@ from recognition.flags import (
     set_options_of,
     sources_of,
 )
-from recognition.left_out import left_out_text, why_nothing
 from recognition.model import FaceModel, embed_images, embed_set, load_model
-from recognition.page import Report, write_page
-from recognition.reading import reading_of
-from recognition.results import check_text, matrix_text, similarities, write_descriptors, write_similarity
+from recognition.preprocessing import reading_of
+from recognition.report.page import Report, write_page
+from recognition.report.summary import advice_text, write_summary
+from recognition.report.tables import (
+    check_text,
+    matrix_text,
+    similarities,
+    write_descriptors,
+    write_similarity,
+)
 from recognition.sets import SetOptions, SetSource, describe_sets
-from recognition.summary import advice_text, write_summary
+from runtime.command import build_parser, run_command
+from runtime.errors import InputError
+from runtime.files import atomic_write, require_output_folder
+from synthetic.faces import draw_faces, draw_portrait
 
 __all__ = ["embed_images", "embed_set", "load_model"]
 
@@ -221,7 +227,8 @@ def _use_example(args: argparse.Namespace) -> None:
 
 
 def _command(name: str, arguments: Sequence[str]) -> int:
-    from recognition import calibrate_command, gallery_commands
+    from recognition.calibration import command as calibrate_command
+    from recognition.gallery import commands as gallery_commands
 
     command = (gallery_commands.COMMANDS | calibrate_command.COMMANDS)[name]
     parser = build_parser(command.__doc__)

@@ -30,21 +30,16 @@ from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
-from backbone_evaluation import evaluate_backbone, evaluation_settings
-from command import build_parser, run_command
-from distributed_run import EndAtSignal, WatchedDDP, interruptible, take_rank, watch_launched
-from errors import InputError
-from escaping import escaped
-from evaluation.held_out import held_out_table
-from evaluation.metrics import FoldAccuracy
-from evaluation.report import markdown_table, percent
-from files import atomic_write, fault_text, require_free_space, require_output_folder
+from evaluation.metrics.rates import FoldAccuracy
+from evaluation.reporting.report import markdown_table, percent
+from features.options import PRECISIONS
 from head import HEADS
-from label_run import checked_labels
-from matmul_precision import GpuMode
 from net import BACKBONES
-from progress import progress_bar
-from run_folder import (
+from runs.assembly import build_run
+from runs.backbone_evaluation import evaluate_backbone, evaluation_settings
+from runs.components import Run, check_epochs, saved_run, skipped_text
+from runs.coreset_flags import add_coreset_flags, add_feature_flags, add_label_flags, add_recipe_flags
+from runs.folder import (
     BEST,
     LAST,
     KeepBest,
@@ -60,11 +55,17 @@ from run_folder import (
     validation_summary,
     write_run_json,
 )
-from run_parts import Run, check_epochs, saved_run, skipped_text
-from settings import PRECISIONS, STAGE_DEFAULTS, STAGES, TEST_RUN_EPOCHS, Settings, resolve
+from runs.label_audit import checked_labels
+from runs.settings import STAGE_DEFAULTS, STAGES, TEST_RUN_EPOCHS, Settings, resolve
+from runtime.command import build_parser, run_command
+from runtime.errors import InputError
+from runtime.escaping import escaped
+from runtime.files import atomic_write, fault_text, require_free_space, require_output_folder
+from runtime.matmul_precision import GpuMode
+from runtime.process_group import EndAtSignal, WatchedDDP, interruptible, take_rank, watch_launched
+from runtime.progress import progress_bar
 from train_val import BACKBONE_MONITOR, CORESET_MONITOR, BackboneTrainer, FaceCoresetNet
-from training_flags import add_coreset_flags, add_feature_flags, add_label_flags, add_recipe_flags
-from training_run import build_run
+from training.held_out import held_out_table
 
 # Warnings that cannot be true here. Old metrics are moved before their folder is logged to, and checkpoints
 # are replaced on purpose; the other one is of PyTorch's own code.

@@ -19,25 +19,25 @@ from numpy.typing import NDArray
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 
-from backbone_spec import BackboneSpec
-from contrast import pair_contrast
+from backbones.spec import BackboneSpec
 from coreset import build_aggregator
 from coreset.aggregator import CoresetAggregator
 from coreset.selection import pick_agreement
 from coreset.sets import FaceSets, SetDescriptor
-from data.datamodule import FaceData, FeatureTemplateData, TemplateData
-from data.feature_bank import FeatureBatch
-from data.templates import TemplateBatch
-from distributed_ops import NumberedRows, gathered_union, with_gradient_for
-from errors import InputError
-from evaluation.held_out import MONITORED_FAR, HeldOutFigures, held_out_figures
-from evaluation.metrics import FoldAccuracy, fold_accuracy, rate_key
-from evaluation.templates import fuse_flips
-from matmul_precision import EXACT, FAST, matmul_precision
+from data.sampling.templates import TemplateBatch
+from evaluation.metrics.rates import FoldAccuracy, fold_accuracy, rate_key
+from features.bank import FeatureBatch
+from features.flips import fuse_flips
+from features.options import FACES_AT_ONCE
 from net import Backbone
-from recipe import Recipe, TemperatureSchedule
-from settings import FACES_AT_ONCE
-from virtual_subjects import with_virtual_subjects
+from runtime.distributed import NumberedRows, gathered_union, with_gradient_for
+from runtime.errors import InputError
+from runtime.matmul_precision import EXACT, FAST, matmul_precision
+from training.contrastive_loss import pair_contrast
+from training.held_out import MONITORED_FAR, HeldOutFigures, held_out_figures
+from training.identity_mixup import with_virtual_subjects
+from training.loaders import FaceData, FeatureTemplateData, TemplateData
+from training.optimisers import Recipe, TemperatureSchedule
 from weights import TRAINED_SUBJECTS, name_digests
 
 # What every held-out validation shows beside the trained aggregator.

@@ -23,20 +23,20 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from array_files import read_npz, write_npz
 from benchmarks.image_bombs import IMAGE_BOMBS
 from benchmarks.usage import Usage, hand_over, in_process_of_its_own, measured
 from coreset import build_aggregator
-from data.feature_bank import read_given
-from data.pairs import read_pair_set
-from data.photos import read_photo
-from data.recordio import read_face_pack
-from data.sources import ImageFolder
-from errors import InputError
-from evaluation.matlab import read_matlab
-from json_files import read_json
-from recognition.calibration import read_calibration
-from recognition.gallery import open_gallery
+from data.sources.face_source import ImageFolder
+from data.sources.pair_files import read_pair_set
+from data.sources.recordio import read_face_pack
+from evaluation.protocols.matlab import read_matlab
+from features.bank import read_given
+from photos.photo_files import read_photo
+from recognition.calibration.thresholds import read_calibration
+from recognition.gallery.store import open_gallery
+from runtime.array_files import read_npz, write_npz
+from runtime.errors import InputError
+from runtime.json_files import read_json
 
 MOST_MIB, MOST_SECONDS = 1000, 5
 

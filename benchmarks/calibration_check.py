@@ -18,13 +18,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from benchmarks.judged import read_judged
-from command import build_parser, run_command
 from coreset import build_aggregator
-from errors import InputError
-from evaluation.calibration import calibrate
-from evaluation.set_pairs import InnerProducts, SetPairs, all_pairs
-from evaluation.templates import describe_templates
-from evaluation.thresholds import at_or_above
+from evaluation.metrics.calibration import calibrate
+from evaluation.metrics.set_pairs import InnerProducts, SetPairs, all_pairs
+from evaluation.metrics.thresholds import at_or_above
+from evaluation.protocols.templates import describe_templates
+from runtime.command import build_parser, run_command
+from runtime.errors import InputError
 
 RATES = (1e-1, 1e-2, 1e-3)
 

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from usage import measured
 
-from embedding import fused_for_inference
+from features.extract import fused_for_inference
 from net import BACKBONES, build_backbone
 
 

@@ -177,8 +177,8 @@ def _one_to_many(data: Data) -> list[tuple[Array, Array]]:
 
 def our_pairs(data: Data) -> Usage:
     """The pair file checked, looked up, and its cache written."""
-    from evaluation.pair_cache import CACHE_FOLDER
-    from evaluation.protocols import read_pairs
+    from evaluation.protocols.ijb_layout import read_pairs
+    from evaluation.protocols.pair_cache import CACHE_FOLDER
 
     (unique,) = data.handed("unique")
     shutil.rmtree(data.folder / "meta" / CACHE_FOLDER, ignore_errors=True)
@@ -189,7 +189,7 @@ def our_pairs(data: Data) -> Usage:
 
 def our_pairs_again(data: Data) -> Usage:
     """The same from the cache, every byte touched."""
-    from evaluation.protocols import read_pairs
+    from evaluation.protocols.ijb_layout import read_pairs
 
     (unique,) = data.handed("unique")
     with measured() as usage:
@@ -201,7 +201,7 @@ def our_pairs_again(data: Data) -> Usage:
 
 def our_aggregation(data: Data) -> Usage:
     """Ragged batches by size."""
-    from evaluation.templates import describe_templates, group_faces
+    from evaluation.protocols.templates import describe_templates, group_faces
 
     features, norms, templates, media = data.faces()
     aggregator = _aggregator()
@@ -222,7 +222,7 @@ def our_aggregation(data: Data) -> Usage:
 def our_media_mean(data: Data) -> Usage:
     """One weighted sum."""
     from coreset import build_aggregator
-    from evaluation.templates import describe_templates, group_faces
+    from evaluation.protocols.templates import describe_templates, group_faces
 
     features, norms, templates, media = data.faces()
     aggregator = build_aggregator("media_mean", {})
@@ -237,7 +237,7 @@ def our_media_mean(data: Data) -> Usage:
 
 def our_scores(data: Data) -> Usage:
     """Blocked products, ROC corners, ties decided in float64."""
-    from evaluation.verification import verify
+    from evaluation.metrics.verification import verify
 
     descriptors, rows, other, labels = data.handed("descriptors", "first_row", "second_row", "label")
     # As `describe_templates` and `read_pairs` hand them over.
@@ -253,11 +253,11 @@ def our_scores(data: Data) -> Usage:
 def our_identification(data: Data) -> Usage:
     """Lists, media mean, both galleries searched apart."""
     from coreset import build_aggregator
-    from evaluation.identification import search
-    from evaluation.metrics import cmc_of, tpir_at_fpir_of
-    from evaluation.protocols import read_one_to_many
-    from evaluation.tables import read_table
-    from evaluation.templates import describe_templates, group_faces
+    from evaluation.metrics.identification import search
+    from evaluation.metrics.rates import cmc_of, tpir_at_fpir_of
+    from evaluation.protocols.ijb_layout import read_one_to_many
+    from evaluation.protocols.meta_tables import read_table
+    from evaluation.protocols.templates import describe_templates, group_faces
 
     features, norms = data.faces()[:2]
     rates = []
@@ -319,8 +319,8 @@ def prepare(data: Data) -> Usage:
     import published_evaluation as published
 
     from coreset import build_aggregator
-    from evaluation.protocols import read_pairs
-    from evaluation.templates import describe_templates, group_faces
+    from evaluation.protocols.ijb_layout import read_pairs
+    from evaluation.protocols.templates import describe_templates, group_faces
 
     features, norms, templates, media = data.faces()
     path = data.meta("template_pair_label.txt")

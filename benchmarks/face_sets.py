@@ -22,12 +22,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import cv2
 import numpy as np
 
-from data.augmentation import augment_face
-from data.photos import read_photo
-from recognition.enrolment import EnrolmentLimits, check_set
+from data.sampling.augmentation import augment_face
+from photos.photo_files import read_photo
+from recognition.enrolment.checks import EnrolmentLimits, check_set
 from recognition.model import load_model
-from recognition.page import Report, write_page
-from recognition.results import similarities
+from recognition.report.page import Report, write_page
+from recognition.report.tables import similarities
 from recognition.sets import SetOptions, describe_sets, find_sets
 
 SUBJECTS, FEWEST, MOST, DEGRADED_SHARE = 40, 6, 20, 1 / 3

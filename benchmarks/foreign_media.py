@@ -5,7 +5,7 @@ python benchmarks/foreign_media.py --data_root ROOT --dataset_name LFWS --featur
     by the seed, one medium of another subject is added; templates of three media or more count
 python benchmarks/foreign_media.py --fit VIEWS [--without SUBJECTS.txt] ...
     fits the rule anew on a store of views (main.py --cache_features) without those subjects, prints its
-    numbers as recognition/strangers.py ships them, and measures with them
+    numbers as recognition/enrolment/outliers.py ships them, and measures with them
 
 A medium is found, or accused, where at least half of its faces are. "told" knows which faces are one photo or
 video, as inference.py does; "frames" takes every face for a photo of its own, as if the frames of a video lay
@@ -26,14 +26,14 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from benchmarks.judged import read_judged
-from data.feature_bank import FeatureBank, read_given
-from data.views import Kind
-from evaluation.intervals import rate_interval95
-from evaluation.metrics import threshold_at
-from evaluation.protocols import SetProtocol
-from recognition.enrolment import NEAR_DUPLICATE, EnrolmentLimits, duplicate_groups, similarity_to_rest
-from recognition.identities import IdentityLimits, find_identities
-from recognition.strangers import (
+from data.sampling.views import Kind
+from evaluation.metrics.bootstrap import rate_interval95
+from evaluation.metrics.rates import threshold_at
+from evaluation.protocols.ijb_layout import SetProtocol
+from features.bank import FeatureBank, read_given
+from recognition.enrolment.checks import NEAR_DUPLICATE, EnrolmentLimits, duplicate_groups, similarity_to_rest
+from recognition.enrolment.identities import IdentityLimits, find_identities
+from recognition.enrolment.outliers import (
     DEFAULT_RULE,
     FEWEST_UNITS,
     StrangerRule,

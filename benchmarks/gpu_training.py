@@ -27,12 +27,12 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.training import drawn_bank
-from contrast import pair_contrast
 from coreset import FaceSets, build_aggregator
-from data.feature_bank import FeatureBatch
-from data.feature_templates import TemplateDrawer, TemplateRecipe
-from data.sampling import Item
+from data.sampling.positions import Item
+from features.bank import FeatureBatch
+from features.templates import TemplateDrawer, TemplateRecipe
 from head import build_head
+from training.contrastive_loss import pair_contrast
 
 D, CLASSES = 512, 10_000
 AGGREGATORS = ("weighted_coreset", "coreset")

@@ -3,11 +3,11 @@
 python benchmarks/identities.py --weights WEIGHTS --faces FOLDER_OF_SUBJECTS [--aggregator_weights FILE]
     FOLDER_OF_SUBJECTS/<subject>/<image> are aligned 112 x 112 faces; --degraded: embeds them a second time
 
-Subjects are split in two halves. The limit of `recognition.identities` is chosen on the first: the largest
-one with which at most 0.2 % of the sets of one person are taken for several. Figures are of the second half.
-A set is found where it is said to show two people or more; its groups are right where each person has one,
-photos that are said to be of nobody apart. Degraded: a third of a set's photos, by `data.augmentation`.
-Writes a table to --out.
+Subjects are split in two halves. The limit of `recognition.enrolment.identities` is chosen on the first: the
+largest one with which at most 0.2 % of the sets of one person are taken for several. Figures are of the
+second half. A set is found where it is said to show two people or more; its groups are right where each
+person has one, photos that are said to be of nobody apart. Degraded: a third of a set's photos, by
+`data.sampling.augmentation`. Writes a table to --out.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from backbone_spec import BackboneSpec
-from data.augmentation import augment_face
-from data.photos import read_photo
-from files import atomic_write
-from progress import progress_bar
-from recognition.enrolment import EnrolmentLimits, check_people, duplicate_groups
-from recognition.identities import IdentityLimits, find_identities
+from backbones.spec import BackboneSpec
+from data.sampling.augmentation import augment_face
+from photos.photo_files import read_photo
+from recognition.enrolment.checks import EnrolmentLimits, check_people, duplicate_groups
+from recognition.enrolment.identities import IdentityLimits, find_identities
+from recognition.enrolment.outliers import face_units, pooled
 from recognition.model import FaceModel, embed_images, load_model
-from recognition.strangers import face_units, pooled
+from runtime.files import atomic_write
+from runtime.progress import progress_bar
 
 PEOPLE, PHOTOS = (2, 3, 4, 5, 6), (1, 2, 3, 4, 6, 8, 10)
 MIXES, CLEAN_SETS, LARGEST_CLEAN_SET = 300, 8000, 20

@@ -8,14 +8,20 @@ from pathlib import Path
 
 from torch import nn
 
-from data.names import read_names
-from errors import InputError
-from evaluation.given_features import read_features
-from evaluation.ijb import Cohort, Floats, Rules, normalised_with
-from evaluation.normalisation import DEFAULT_METHOD, METHODS, METHODS_HELP, NEEDS_COHORT, ScoreNormalisation
-from evaluation.protocols import SetProtocol, read_protocol
-from evaluation.templates import FaceGroups, group_faces
-from validation_mixed.ijb_people import check_made_alike, cohort_bank, cohort_of
+from data.sources.subject_names import read_names
+from evaluation.metrics.score_normalisation import (
+    DEFAULT_METHOD,
+    METHODS,
+    METHODS_HELP,
+    NEEDS_COHORT,
+    ScoreNormalisation,
+)
+from evaluation.protocols.ijb import Cohort, Floats, Rules, normalised_with
+from evaluation.protocols.ijb_layout import SetProtocol, read_protocol
+from evaluation.protocols.templates import FaceGroups, group_faces
+from features.precomputed import read_features
+from runtime.errors import InputError
+from validation.ijb_subjects import check_made_alike, cohort_bank, cohort_of
 
 RULES = Rules.of_paper("facecoresetnet", {})
 
@@ -72,7 +78,7 @@ def read_judged(
     """Reads all, without embedding anything; mirror images are in the features if they were made so.
 
     `cohort`: features of people, of whom those in `judged_subjects`, names one a line, are left out;
-    `method` of `evaluation.normalisation`.
+    `method` of `evaluation.metrics.score_normalisation`.
 
     Raises:
         InputError: as `read_protocol` and `read_features`, or they do not belong together.

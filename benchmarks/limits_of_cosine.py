@@ -21,15 +21,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from data.label_check import LabelLimits, check_labels
-from data.names import read_names
-from data.near_duplicates import duplicates_within, sketch
-from data.sources import ImageFolder
-from embedding import embed_arrays
-from files import atomic_write
+from data.checks.label_noise import LabelLimits, check_labels
+from data.checks.near_duplicates import duplicates_within, sketch
+from data.sources.face_source import ImageFolder
+from data.sources.subject_names import read_names
+from features.extract import embed_arrays
 from net import Backbone
-from recognition.enrolment import EnrolmentLimits, check_people, duplicate_groups
-from recognition.strangers import face_units
+from recognition.enrolment.checks import EnrolmentLimits, check_people, duplicate_groups
+from recognition.enrolment.outliers import face_units
+from runtime.files import atomic_write
 from weights import load_backbone
 
 WRONG, TWO, CLEAN = 40, 40, 100

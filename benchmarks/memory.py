@@ -20,7 +20,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.usage import hand_over, in_process_of_its_own, measured
-from errors import InputError
+from runtime.errors import InputError
 
 RATES = (1e-1, 1e-2, 1e-3, 1e-4)
 SETS_OF_A_PERSON = 5
@@ -63,9 +63,9 @@ def _rows(people: int, each: int, noise: float, seed: int) -> np.ndarray:
 
 def calibrate_sets(count: int, *, with_cohort: bool = False) -> None:
     """What `inference.py calibrate` computes of descriptors, 200 draws of people."""
-    from evaluation.calibration import calibrate, one_threshold
-    from evaluation.normalisation import LOCAL_SCALING, ScoreNormalisation, compared, gains
-    from evaluation.set_pairs import InnerProducts, all_pairs
+    from evaluation.metrics.calibration import calibrate, one_threshold
+    from evaluation.metrics.score_normalisation import LOCAL_SCALING, ScoreNormalisation, compared, gains
+    from evaluation.metrics.set_pairs import InnerProducts, all_pairs
 
     rows = _rows(count // SETS_OF_A_PERSON, SETS_OF_A_PERSON, 1.2, 0)
     subjects = np.repeat(np.arange(count // SETS_OF_A_PERSON), SETS_OF_A_PERSON)
@@ -87,9 +87,9 @@ def read_video(seconds: int, detector: Path | None = None) -> None:
     """What `convert.py --build_set_benchmark` does with a video of 720p that shows no face."""
     import cv2
 
-    from data.benchmark_media import collect_media
-    from data.benchmark_protocol import BenchmarkProtocol
-    from data.detection import find_detector
+    from photos.detection import find_detector
+    from set_benchmark.media import collect_media
+    from set_benchmark.protocol import BenchmarkProtocol
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "people", "anna", "film.mp4")
@@ -119,7 +119,7 @@ def read_video(seconds: int, detector: Path | None = None) -> None:
 
 def group_copies(count: int) -> None:
     """Near-duplicates of a set whose frames are all alike."""
-    from recognition.enrolment import duplicate_groups
+    from recognition.enrolment.checks import duplicate_groups
 
     frames = _rows(1, count, 0.01, 0)
     with measured() as usage:

@@ -23,11 +23,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.judged import read_judged
-from command import build_parser, run_command
 from coreset import FaceSets
 from coreset.sets import SetDescriptor
-from errors import InputError
-from files import atomic_write
+from runtime.command import build_parser, run_command
+from runtime.errors import InputError
+from runtime.files import atomic_write
 from weights import load_aggregator
 
 COPIES, JITTER = 4, 1e-3

@@ -22,7 +22,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.recordio import IDX_NAME, REC_NAME, RecordReader, read_face_pack, write_face_pack
+from data.sources.recordio import IDX_NAME, REC_NAME, RecordReader, read_face_pack, write_face_pack
 
 Result = TypeVar("Result")
 

@@ -36,12 +36,12 @@ import torch
 from benchmarks.judged import add_cohort_flags, cohort_method, read_judged
 from benchmarks.rivals_judge import Judge
 from benchmarks.rivals_table import Row, score_normalisation_of, write_tables
-from command import build_parser, run_command
 from coreset import build_aggregator
-from data.feature_bank import read_given
-from data.names import normal, read_names
-from errors import InputError
-from files import atomic_write
+from data.sources.subject_names import normal, read_names
+from features.bank import read_given
+from runtime.command import build_parser, run_command
+from runtime.errors import InputError
+from runtime.files import atomic_write
 from weights import load_aggregator
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -20,11 +20,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from benchmarks.rivals_table import COMPARED, FARS, Row, difference, pooled_difference, score_normalisation_of
-from command import build_parser, run_command
-from errors import InputError
-from evaluation.metrics import rate_key
-from evaluation.report import markdown_table
-from files import atomic_write
+from evaluation.metrics.rates import rate_key
+from evaluation.reporting.report import markdown_table
+from runtime.command import build_parser, run_command
+from runtime.errors import InputError
+from runtime.files import atomic_write
 
 Fold = Mapping[str, Sequence[Row]]
 

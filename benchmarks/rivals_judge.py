@@ -15,12 +15,12 @@ from benchmarks.rivals_table import FARS
 from coreset import FaceSets
 from coreset.aggregator import CoresetAggregator
 from coreset.selection import pick_agreement
-from evaluation.ijb import AggregatorFigures, evaluate_ijb
-from evaluation.intervals import PairBootstrap
-from evaluation.metrics import rate_key
-from evaluation.normalisation import compared
-from evaluation.templates import describe_templates
-from evaluation.verification import verify
+from evaluation.metrics.bootstrap import PairBootstrap
+from evaluation.metrics.rates import rate_key
+from evaluation.metrics.score_normalisation import compared
+from evaluation.metrics.verification import verify
+from evaluation.protocols.ijb import AggregatorFigures, evaluate_ijb
+from evaluation.protocols.templates import describe_templates
 
 _TIMED_ROUNDS = 3
 

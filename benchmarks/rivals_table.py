@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.intervals import difference_interval95
-from evaluation.metrics import rate_key
-from evaluation.normalisation import LOCAL_SCALING
-from evaluation.report import markdown_table
-from files import atomic_write
+from evaluation.metrics.bootstrap import difference_interval95
+from evaluation.metrics.rates import rate_key
+from evaluation.metrics.score_normalisation import LOCAL_SCALING
+from evaluation.reporting.report import markdown_table
+from runtime.files import atomic_write
 
 FARS = (1e-1, 1e-2, 1e-3)
 # The FARs that are compared with the reference.

@@ -38,21 +38,21 @@ from torch import nn
 
 from benchmarks.judged import Judged, add_cohort_flags, cohort_method, read_judged
 from benchmarks.robustness_table import AMOUNTS, REFERENCE, TWO_PEOPLE, draw, report
-from command import build_parser, run_command
 from coreset import build_aggregator
-from coreset.two_people import DEFAULT_LIMIT, TwoPeople
-from data.feature_bank import FeatureBank, read_given, with_centre_of
-from data.names import read_names
-from data.views import Kind
-from embedding import embed_arrays
-from errors import InputError
-from evaluation.identification import search
-from evaluation.metrics import cmc_of
-from evaluation.normalisation import compared
-from evaluation.protocols import SetProtocol
-from evaluation.templates import FaceGroups, describe_templates
-from evaluation.verification import verify
-from files import atomic_write
+from coreset.two_identity_split import DEFAULT_LIMIT, TwoPeople
+from data.sampling.views import Kind
+from data.sources.subject_names import read_names
+from evaluation.metrics.identification import search
+from evaluation.metrics.rates import cmc_of
+from evaluation.metrics.score_normalisation import compared
+from evaluation.metrics.verification import verify
+from evaluation.protocols.ijb_layout import SetProtocol
+from evaluation.protocols.templates import FaceGroups, describe_templates
+from features.bank import FeatureBank, read_given, with_centre_of
+from features.extract import embed_arrays
+from runtime.command import build_parser, run_command
+from runtime.errors import InputError
+from runtime.files import atomic_write
 from weights import load_aggregator, load_backbone
 
 FARS = (1e-2, 1e-3)

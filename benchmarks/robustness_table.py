@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from files import atomic_path
+from runtime.files import atomic_path
 
 AMOUNTS: dict[str, tuple[float, ...]] = {
     "repeats": (1, 5, 20, 100, 500),

@@ -23,11 +23,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.rivals import Rival, compare, flags
-from command import run_command
 from coreset import AGGREGATORS
 from coreset.aggregator import CoresetAggregator
 from coreset.selection import Sampling, Selection, select_faces
-from errors import InputError
+from runtime.command import run_command
+from runtime.errors import InputError
 
 _CHOICES = ("farthest", "largest_norm", "random")
 _VARIANT = "coreset_variant"

@@ -18,9 +18,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.sampling import PositionSampler
-from data.sources import SubjectIndex
-from data.templates import draw_clips
+from data.sampling.positions import PositionSampler
+from data.sampling.templates import draw_clips
+from data.sources.face_source import SubjectIndex
 
 Result = TypeVar("Result")
 

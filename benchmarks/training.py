@@ -31,15 +31,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.published_training import PublishedHead, PublishedModel
 from benchmarks.usage import Usage, hand_over, in_process_of_its_own, measured
-from contrast import pair_contrast
 from coreset import FaceSets, build_aggregator
-from data.feature_bank import FeatureBank
-from data.feature_templates import TemplateDrawer, TemplateRecipe
-from data.sampling import Item
-from data.templates import Augmentation, TemplateDataset, collate_templates
-from data.views import ViewPlan
+from data.sampling.positions import Item
+from data.sampling.templates import Augmentation, TemplateDataset, collate_templates
+from data.sampling.views import ViewPlan
+from features.bank import FeatureBank
+from features.templates import TemplateDrawer, TemplateRecipe
 from head import build_head
 from net import build_backbone
+from training.contrastive_loss import pair_contrast
 
 D, CLASSES = 512, 10_000
 PHASES = ("paths", "step", "ragged", "long")

@@ -16,16 +16,16 @@ import torch
 from torch import nn
 
 from coreset.aggregator import CoresetAggregator
-from coreset.attention_pooling import ContextAttention, NeuralAggregation
-from coreset.cluster_aggregate import ClusterAggregate
-from coreset.inverse_variance import InverseVariance
-from coreset.learned_map import LearnedMap
+from coreset.baselines.attention_pooling import ContextAttention, NeuralAggregation
+from coreset.baselines.cluster_aggregate import ClusterAggregate
+from coreset.baselines.inverse_variance import InverseVariance
+from coreset.baselines.learned_map import LearnedMap
+from coreset.baselines.proxy_fusion import ProxyFusion
+from coreset.baselines.set_transformer import SetTransformer
 from coreset.pooling import BestNorm, FpsMean, Mean, MediaMean, NormWeighted, RandomK, TopK
-from coreset.proxy_fusion import ProxyFusion
-from coreset.set_transformer import SetTransformer
 from coreset.sets import FaceSets, SetDescriptor
 from coreset.weighted_coreset import WeightedCoreset
-from errors import InputError
+from runtime.errors import InputError
 
 __all__ = ["AGGREGATORS", "FaceSets", "SetDescriptor", "build_aggregator", "has_to_be_trained"]
 

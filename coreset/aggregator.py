@@ -25,7 +25,7 @@ from coreset.selection import (
     select_faces,
 )
 from coreset.sets import FaceSets, SetDescriptor
-from errors import InputError
+from runtime.errors import InputError
 
 # Parameters of the selection.
 _OF_SELECTION = ("gamma", "log_temperature")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from coreset.quality import FaceQuality
 from coreset.selection import LARGEST_GAMMA, at_least_float32, select_faces, without_autocast
 from coreset.sets import FaceSets, SetDescriptor
-from errors import InputError
+from runtime.errors import InputError
 
 # The norm and so many values of a face tell it from all others; hashing more only costs time.
 _HASHED_VALUES = 15

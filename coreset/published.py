@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from errors import InputError
+from runtime.errors import InputError
 
 # Among the published options: gamma is learned, hence in the state dict; any other value fixes it.
 LEARNED_GAMMA = -1.0

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from coreset.selection import at_least_float32, without_autocast
 from coreset.sets import FaceSets
-from errors import InputError
+from runtime.errors import InputError
 
 QUALITIES = ("norm", "detector", "learned", "none")
 # The mean norm of AdaFace's backbones: other measures come in its scale, which the norm code, the attention's

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from errors import InputError
+from runtime.errors import InputError
 
 # Places for faces in one chunk: 2 MiB for each float32 copy at 512 values a face, so that it is still in the
 # processor's cache when the next step reads it. A larger set is a chunk alone. 6,000 sets of IJB-C's sizes,

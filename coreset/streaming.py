@@ -17,7 +17,7 @@ from coreset.candidates import Candidates, StreamedFaces
 from coreset.pooling import BestNorm, FpsMean, Mean, MediaMean, NormWeighted, RandomK, TopK
 from coreset.quality import FaceQuality, quality_module, quality_of
 from coreset.sets import FaceSets, SetDescriptor
-from errors import InputError
+from runtime.errors import InputError
 
 # Candidates that a stream keeps: 6 MiB at 512 values a face, three rows each.
 DEFAULT_CAPACITY = 1024

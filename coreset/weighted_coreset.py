@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbone_spec import split_context
-from coreset.learned import (
+from backbones.spec import split_context
+from coreset.layers import (
     Described,
     LearnedAggregator,
     LearnedExponent,
@@ -24,7 +24,7 @@ from coreset.learned import (
 )
 from coreset.selection import LARGEST_GAMMA, select_faces
 from coreset.sets import unit_and_norm
-from errors import InputError
+from runtime.errors import InputError
 
 # Share, mean and largest log norm, cosine to the whole set, coherence, mean support, mean belief.
 _STATISTICS = 7

@@ -1,1 +1,1 @@
-"""Bytes on disk -> tensors."""
+"""What a training run reads: sources of aligned faces, sampling, checks."""

@@ -1,1 +1,1 @@
-"""Scores -> figures. Knows no network."""
+"""Scores to figures. Knows no network."""

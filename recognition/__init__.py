@@ -1,1 +1,1 @@
-"""Photos, videos and folders of a person -> one descriptor, and what there is to say about it."""
+"""Photos, videos and folders to descriptors, with enrolment checks, gallery, calibration and report."""

@@ -9,15 +9,15 @@ import argparse
 import math
 from pathlib import Path
 
-from command import add_device
 from coreset import AGGREGATORS
-from data.detection import FACES
-from errors import InputError
-from evaluation.templates import FLIP_RULES
+from features.flips import FLIP_RULES
 from net import BACKBONES
-from recognition.enrolment import NEAR_DUPLICATE, POOR, EnrolmentLimits
+from photos.detection import FACES
+from recognition.enrolment.checks import NEAR_DUPLICATE, POOR, EnrolmentLimits
 from recognition.model import NO_FLIP, FaceModel, load_model
 from recognition.sets import SetOptions, SetSource, find_sets
+from runtime.command import add_device
+from runtime.errors import InputError
 from weights.overrides import Overrides, add_override_flags
 
 # A flag without a default is absent from the parsed flags, so that --help shows no 'None'.

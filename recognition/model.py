@@ -16,14 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from backbone_spec import BackboneSpec, preprocessing
-from command import chosen_device
+from backbones.spec import BackboneSpec, preprocessing
 from coreset import AGGREGATORS, FaceSets, build_aggregator, has_to_be_trained
-from data.alignment import ALIGNMENT
-from data.sources import FACE_SIZE
-from errors import InputError
-from evaluation.templates import FLIP_RULES, fuse_flips, warn_of_doubled_norms
+from data.sources.face_source import FACE_SIZE
+from features.flips import FLIP_RULES, fuse_flips, warn_of_doubled_norms
 from net import Backbone
+from photos.alignment import ALIGNMENT
+from runtime.command import chosen_device
+from runtime.errors import InputError
 from weights import Overrides, check_fit, load_aggregator, load_backbone, prepare_for, weights_digest
 
 NO_FLIP = "none"
@@ -110,7 +110,7 @@ def load_model(
         aggregator: a name of `coreset.AGGREGATORS`; None is the trained one, else `DEFAULT_POOLING`, or
             `POOLING_WITHOUT_NORM` where the spec says that the norm is no quality.
         arch: of the backbone, where its file does not say it.
-        flip: `NO_FLIP`, or a rule of `evaluation.templates.FLIP_RULES`.
+        flip: `NO_FLIP`, or a rule of `evaluation.protocols.templates.FLIP_RULES`.
         device: auto is a GPU if there is one.
         batch_size: faces at once; None decides by the device.
         overrides: coreset size and gamma in place of those that the file of the aggregator says.

@@ -19,10 +19,8 @@ from queue import SimpleQueue
 import numpy as np
 from numpy.typing import NDArray
 
-from data.decoding import memory_to_decode
-from data.detection import FaceDetector, find_detector
-from data.face_measures import FaceMeasures, measure_face
-from data.image_files import (
+from data.sources.decoding import Image, memory_to_decode
+from data.sources.image_files import (
     beside_note,
     files_below,
     is_video,
@@ -31,18 +29,19 @@ from data.image_files import (
     unpacked_note,
     visible,
 )
-from data.photos import check_aligned, read_aligned, read_photo, thumbnail
-from data.sources import Image
-from data.videos import expected_frames, frames
-from errors import InputError, InputWarning
-from escaping import escaped
-from files import kind_of_special
-from progress import progress_bar
-from recognition.colours import ColourSample
-from recognition.face_choice import AGREES, choose_faces
+from photos.detection import FaceDetector, find_detector
+from photos.face_measures import FaceMeasures, measure_face
+from photos.photo_files import check_aligned, read_aligned, read_photo, thumbnail
+from photos.videos import expected_frames, frames
+from recognition.colour_check import ColourSample
+from recognition.enrolment.face_choice import AGREES, choose_faces
 from recognition.model import FaceModel, describe_features, embed_images
+from runtime.errors import InputError, InputWarning
+from runtime.escaping import escaped
+from runtime.files import kind_of_special
+from runtime.progress import progress_bar
 
-# Photos that are read and searched at a time, all within `data.decoding.MOST_MEMORY`.
+# Photos that are read and searched at a time, all within `data.sources.decoding.MOST_MEMORY`.
 _READERS = max(1, min(4, os.cpu_count() or 1))
 
 
@@ -63,7 +62,7 @@ class SetSource:
 
 @dataclass(frozen=True)
 class SetOptions:
-    """How photos are read: `faces` of `data.detection.FACES`; `fps` of videos; `detector`: YuNet's file."""
+    """How photos are read: `faces` of `photos.detection.FACES`; `fps` of videos; `detector`: YuNet's file."""
 
     faces: str = "largest"
     aligned: bool = False

@@ -18,7 +18,7 @@ import torch
 from hypothesis import settings
 from matplotlib.figure import Figure
 
-from data.pairs import write_pair_set
+from data.sources.pair_files import write_pair_set
 from net import build_backbone
 from weights import save_backbone
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from data.alignment import TEMPLATE
+from photos.alignment import TEMPLATE
 
 
 @dataclass

@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from backbone_spec import BackboneSpec, centred, preprocessing, split_context
-from cosine_statistics import CosineStatistics
-from embedding import EmbedOptions, identity_of
-from errors import InputError
+from backbones.cosine_statistics import CosineStatistics
+from backbones.spec import BackboneSpec, centred, preprocessing, split_context
+from features.extract import identity_of
+from features.options import EmbedOptions
 from net import BACKBONES, Backbone, build_backbone
+from runtime.errors import InputError
 from weights import load_backbone, prepare_for, save_aggregator, save_backbone
 
 STATISTICS = CosineStatistics(0.01, 0.15, 0.7, 0.11, 400, 200)
@@ -80,7 +81,7 @@ def test_centre_and_statistics_go_with_the_weights(
 def test_an_export_subtracts_the_centre_once(backbone: Backbone, images: Tensor, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
-    from export import export_backbone
+    from weights.export import export_backbone
 
     centre = centre_of(backbone(images)[0])
     backbone.spec = replace(backbone.spec, centre=centre, cosine_statistics=STATISTICS)

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 import convert
-from data import drawn_packs
-from data.pairs import read_pair_set, write_pair_set
-from data.recordio import write_face_pack
-from data.sources import ImageFolder
-from data.synthetic import SyntheticFace
-from errors import InputError
+from data.sources.face_source import ImageFolder
+from data.sources.pair_files import read_pair_set, write_pair_set
+from data.sources.recordio import write_face_pack
+from runtime.errors import InputError
+from synthetic import datasets as drawn_packs
+from synthetic.faces import SyntheticFace
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -25,18 +25,18 @@ from PIL import Image as Pillow
 from scipy.io import savemat
 
 from coreset import build_aggregator
-from data.feature_store import FeatureWriter, StoreLayout, open_store
-from data.pairs import read_pair_set, write_pair_set
-from data.photos import read_photo
-from data.recordio import read_face_pack, write_face_pack
-from data.videos import frames
-from errors import InputError
-from evaluation.matlab import read_matlab
-from evaluation.protocols import read_points, read_protocol
-from json_files import json_text
+from data.sources.pair_files import read_pair_set, write_pair_set
+from data.sources.recordio import read_face_pack, write_face_pack
+from evaluation.protocols.ijb_layout import read_points, read_protocol
+from evaluation.protocols.matlab import read_matlab
+from features.store import FeatureWriter, StoreLayout, open_store
 from net import build_backbone
-from recognition.calibration import read_threshold
-from recognition.gallery import Gallery, enroll, open_gallery
+from photos.photo_files import read_photo
+from photos.videos import frames
+from recognition.calibration.thresholds import read_threshold
+from recognition.gallery.store import Gallery, enroll, open_gallery
+from runtime.errors import InputError
+from runtime.json_files import json_text
 from tests.damage import damaged
 from tests.ijb_layout import write_dataset
 from weights import load_aggregator, load_backbone, save_backbone

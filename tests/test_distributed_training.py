@@ -14,14 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from backbone_spec import with_context
+from backbones.spec import with_context
 from coreset import AGGREGATORS, build_aggregator
-from data.feature_bank import FeatureBatch
-from distributed_ops import NumberedRows, gathered_union
-from errors import InputError
+from features.bank import FeatureBatch
 from head import build_head
-from recipe import Recipe
+from runtime.distributed import NumberedRows, gathered_union
+from runtime.errors import InputError
 from train_val import FaceCoresetNet, UnknownBackbone
+from training.optimisers import Recipe
 
 D, A, S, B = 16, 4, 12, 16
 # A hang is an error after so long.

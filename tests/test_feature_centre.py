@@ -12,14 +12,14 @@ import torch
 from numpy.typing import NDArray
 
 from coreset import FaceSets, build_aggregator
-from data.feature_bank import FeatureBank, bank_of_rows, gathered, with_centre_of
-from errors import InputError
-from feature_cache import with_cosines
+from features.bank import FeatureBank, bank_of_rows, gathered, with_centre_of
+from features.cache import with_cosines
 from net import BACKBONES, Backbone, build_backbone
-from run_parts import SavedRun, aggregator_options
-from settings import resolve
+from runs.components import SavedRun, aggregator_options
+from runs.settings import resolve
+from runtime.errors import InputError
 from train_val import UnknownBackbone
-from validation_mixed.ijb_people import with_centre
+from validation.ijb_subjects import with_centre
 
 PEOPLE, EACH, SIZE = 60, 4, 64
 

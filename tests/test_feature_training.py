@@ -19,16 +19,16 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-import data.datamodule
-import feature_cache
 import main
 import train_val
-import training_run
-from data.templates import HeldOutTemplates, Template
-from errors import InputError
+import training.loaders
+from data.sampling.templates import HeldOutTemplates, Template
+from features import cache as feature_cache
 from net import build_backbone
-from run_folder import StoppedBySignal
-from settings import resolve
+from runs import assembly as training_run
+from runs.folder import StoppedBySignal
+from runs.settings import resolve
+from runtime.errors import InputError
 from weights import load_aggregator, load_backbone, name_digests, save_backbone, trained_subjects
 from weights.converting import convert_weights, extract_aggregator
 
@@ -366,7 +366,7 @@ def test_held_out_images_are_decoded_once_for_a_frozen_backbone(
         return original(self, number)
 
     monkeypatch.setattr(HeldOutTemplates, "__getitem__", counted)
-    monkeypatch.setattr(data.datamodule, "VALIDATION_TEMPLATES", 4)
+    monkeypatch.setattr(training.loaders, "VALIDATION_TEMPLATES", 4)
     images = {key: value for key, value in flags.items() if key not in ("cache_features", "views")}
     short = resolve(images | {"epochs": 3, "epoch_items": 8, "max_template_size": 3}, None)
     run = training_run.build_run(short, None, processes=1)

@@ -10,7 +10,7 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 
-from validation_mixed import ijb_flags
+from validation import ijb_flags
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = {
@@ -28,17 +28,16 @@ SETS = ("validation_hq.validate_ytf", "validation_lq.validate_IJB_S")
 WITH_SETS = ("inference", "validation_mixed.validate_ijb", "validation_hq.validate_ytf")
 # Modules that more commands import than print their messages, or those with a flag, and those that do.
 PRINTED_BY: dict[str | tuple[str, str], Sequence[str]] = {
-    "command": ("inference",),
-    "data.benchmark_media": ("convert",),
-    "data.benchmark_protocol": ("convert",),
-    "data.views": ("main",),
-    "distributed_run": ("main", *VALIDATIONS),
-    "evaluation.templates": VALIDATIONS,
-    "settings": ("main",),
-    "settings_checks": ("main",),
-    "validation": VALIDATIONS,
-    ("validation", "--aggregator"): SETS,
-    ("validation", "--aggregator_weights"): SETS,
+    "runtime.command": ("inference",),
+    "set_benchmark.media": ("convert",),
+    "set_benchmark.protocol": ("convert",),
+    "data.sampling.views": ("main",),
+    "runtime.process_group": ("main", *VALIDATIONS),
+    "evaluation.protocols.templates": VALIDATIONS,
+    "runs.settings": ("main",),
+    "validation.frame": VALIDATIONS,
+    ("validation.frame", "--aggregator"): SETS,
+    ("validation.frame", "--aggregator_weights"): SETS,
     "weights": ("convert",),
     # Where aggregators are loaded.
     "weights.aggregators": WITH_SETS,
@@ -103,7 +102,8 @@ def flags_of(command: str) -> frozenset[str]:
     module = import_module(command)
     parsers = [ijb_flags.ijb_flags(None) if command.endswith("validate_ijb") else module.flags()]
     if command == "inference":
-        from recognition import calibrate_command, gallery_commands
+        from recognition.calibration import command as calibrate_command
+        from recognition.gallery import commands as gallery_commands
 
         for sub in (gallery_commands.COMMANDS | calibrate_command.COMMANDS).values():
             parsers.append(ArgumentParser())

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, distributed
 
-from errors import InputError
 from head import HEADS, AdaFace, build_head
+from runtime.errors import InputError
 
 GOLDEN = [("adaface", "alpha0.01_"), ("adaface", "alpha1.0_"), ("arcface", ""), ("cosface", "")]
 EPS = {"adaface": 1e-3, "arcface": 1e-4, "cosface": 1e-4}

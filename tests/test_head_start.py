@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from errors import InputError
 from head import HEADS, _cosines, build_head, start_columns_at
+from runtime.errors import InputError
 
 
 @pytest.mark.parametrize("name", HEADS)

@@ -22,10 +22,10 @@ import yaml
 
 import main
 import train_val
-import training_run
-from errors import InputError
-from run_folder import StoppedBySignal
-from settings import resolve
+from runs import assembly as training_run
+from runs.folder import StoppedBySignal
+from runs.settings import resolve
+from runtime.errors import InputError
 from weights import load_aggregator, load_backbone
 
 ROOT = Path(__file__).resolve().parents[1]

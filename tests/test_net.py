@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from backbone_spec import BackboneSpec, level_light, split_context, with_context
-from embedding import fused_for_inference
-from errors import InputError
+from backbones.spec import BackboneSpec, level_light, split_context, with_context
+from features.extract import fused_for_inference
 from net import BACKBONES, Backbone, IResNet, _Layout, build_backbone
+from runtime.errors import InputError
 
 PUBLISHED = ["ir_18", "ir_34", "ir_50", "ir_101", "ir_152", "ir_200", "ir_se_50"]
 SMALL = ["ir_tiny", "mobilefacenet", "mbf"]

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 import main
-from errors import InputError
 from net import build_backbone
+from runtime.errors import InputError
 from weights import OnnxBackbone, load_aggregator, load_backbone
 
 pytest.importorskip("onnxruntime")

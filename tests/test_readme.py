@@ -15,9 +15,9 @@ import pytest
 import convert
 import inference
 import main
-from recognition.calibrate_command import COMMANDS as CALIBRATION
-from recognition.gallery_commands import COMMANDS as GALLERY
-from validation_mixed.ijb_flags import ijb_flags
+from recognition.calibration.command import COMMANDS as CALIBRATION
+from recognition.gallery.commands import COMMANDS as GALLERY
+from validation.ijb_flags import ijb_flags
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()

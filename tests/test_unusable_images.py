@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import main
-import training_run
-from data.sampling import PositionSampler
-from errors import InputError, InputWarning
+from data.sampling.positions import PositionSampler
+from runs import assembly as training_run
+from runtime.errors import InputError, InputWarning
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 PER_SUBJECT = 6

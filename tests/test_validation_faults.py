@@ -12,8 +12,8 @@ import torch
 
 import main
 import train_val
-from data.pairs import read_pair_set, write_pair_set
-from errors import InputError
+from data.sources.pair_files import read_pair_set, write_pair_set
+from runtime.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

@@ -17,10 +17,9 @@ from pathlib import Path
 # The project's modules lie one folder up.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from command import build_parser, run_command
-from data.pairs import find_pair_sets, read_pair_set
-from errors import InputError
-from evaluation.pair_sets import (
+from data.sources.pair_files import find_pair_sets, read_pair_set
+from evaluation.metrics.verification import few_scores_warnings
+from evaluation.protocols.pair_sets import (
     FIVE_SETS,
     FacePairs,
     PairFigures,
@@ -32,10 +31,11 @@ from evaluation.pair_sets import (
     read_pair_list,
     size_notes,
 )
-from evaluation.published import Reference, compare, find_reference
-from evaluation.report import Result
-from evaluation.verification import few_scores_warnings
-from validation import (
+from evaluation.reporting.published import Reference, compare, find_reference
+from evaluation.reporting.report import Result
+from runtime.command import build_parser, run_command
+from runtime.errors import InputError
+from validation.frame import (
     Faults,
     Model,
     Seconds,

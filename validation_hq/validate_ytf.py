@@ -19,13 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from torch import nn
 
-from command import build_parser, run_command
-from data.detection import find_detector
-from errors import InputError
-from evaluation.published import Reference, compare, find_reference
-from evaluation.report import Result
-from evaluation.verification import few_scores_warnings
-from evaluation.video_pairs import (
+from evaluation.metrics.verification import few_scores_warnings
+from evaluation.protocols.youtube_faces import (
     HOW_TO_GET,
     VideoFigures,
     VideoPairs,
@@ -34,7 +29,12 @@ from evaluation.video_pairs import (
     read_video_pairs,
     video_table,
 )
-from validation import (
+from evaluation.reporting.published import Reference, compare, find_reference
+from evaluation.reporting.report import Result
+from photos.detection import find_detector
+from runtime.command import build_parser, run_command
+from runtime.errors import InputError
+from validation.frame import (
     Faults,
     Model,
     Seconds,

@@ -19,9 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from torch import nn
 
-from command import build_parser, run_command
-from evaluation.ijb_s import FPIRS, IjbSFigures, evaluate_ijb_s, ijb_s_table, sections, table_row
-from evaluation.ijb_s_lists import (
+from evaluation.protocols.ijb_s import FPIRS, IjbSFigures, evaluate_ijb_s, ijb_s_table, sections, table_row
+from evaluation.protocols.ijb_s_lists import (
     HOW_TO_GET,
     LAYOUT,
     PROTOCOLS,
@@ -29,9 +28,10 @@ from evaluation.ijb_s_lists import (
     IjbS,
     read_ijb_s,
 )
-from evaluation.published import Reference, compare, find_reference
-from evaluation.report import Result
-from validation import (
+from evaluation.reporting.published import Reference, compare, find_reference
+from evaluation.reporting.report import Result
+from runtime.command import build_parser, run_command
+from validation.frame import (
     Faults,
     Model,
     Seconds,

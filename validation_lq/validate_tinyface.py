@@ -13,10 +13,7 @@ from pathlib import Path
 # The project's modules lie one folder up.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from command import build_parser, run_command
-from evaluation.published import Reference, compare, find_reference
-from evaluation.report import Result, markdown_table, percent
-from evaluation.tinyface import (
+from evaluation.protocols.tinyface import (
     ALIGNED_FOLDERS,
     HOW_TO_GET,
     RANKS,
@@ -25,7 +22,10 @@ from evaluation.tinyface import (
     read_tinyface,
     tinyface_figures,
 )
-from validation import (
+from evaluation.reporting.published import Reference, compare, find_reference
+from evaluation.reporting.report import Result, markdown_table, percent
+from runtime.command import build_parser, run_command
+from validation.frame import (
     Faults,
     Model,
     Seconds,

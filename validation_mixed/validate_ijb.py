@@ -21,17 +21,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from torch import nn
 
-from backbone_spec import centre_digest
-from command import run_command
+from backbones.spec import centre_digest
 from coreset import AGGREGATORS, build_aggregator, has_to_be_trained
 from coreset.quality import quality_of
-from data.alignment import ALIGNMENT, LandmarkedFaces, similarity_transforms
-from data.feature_bank import FeatureBank
-from errors import InputError
-from evaluation.given_features import GivenFeatures, read_features
-from evaluation.ijb import NOT_USED, Cohort, Rules, evaluate_ijb
-from evaluation.meta_checks import check_detector_scores, check_landmarks, check_points_in_images
-from evaluation.protocols import (
+from evaluation.protocols.ijb import NOT_USED, Cohort, Rules, evaluate_ijb
+from evaluation.protocols.ijb_layout import (
     POINTS,
     FacePoints,
     SetProtocol,
@@ -40,12 +34,18 @@ from evaluation.protocols import (
     read_points,
     read_protocol,
 )
-from evaluation.published import find_reference
-from evaluation.templates import warn_of_doubled_norms
+from evaluation.protocols.meta_checks import check_detector_scores, check_landmarks, check_points_in_images
+from evaluation.reporting.published import find_reference
+from features.bank import FeatureBank
+from features.flips import warn_of_doubled_norms
+from features.options import FACES_AT_ONCE
+from features.precomputed import GivenFeatures, read_features
 from net import Backbone
-from settings import FACES_AT_ONCE
-from validation import EXPERIMENTS, check_output
-from validation_mixed.ijb_flags import (
+from photos.alignment import ALIGNMENT, LandmarkedFaces, similarity_transforms
+from runtime.command import run_command
+from runtime.errors import InputError
+from validation.frame import EXPERIMENTS, check_output
+from validation.ijb_flags import (
     DEFAULT_AGGREGATOR,
     DEFAULTS,
     changed_rules,
@@ -54,7 +54,8 @@ from validation_mixed.ijb_flags import (
     ijb_flags,
     options_of,
 )
-from validation_mixed.ijb_people import (
+from validation.ijb_report import Evaluated, report
+from validation.ijb_subjects import (
     check_made_alike,
     check_not_trained_with,
     cohort_bank,
@@ -62,7 +63,6 @@ from validation_mixed.ijb_people import (
     judged_names,
     with_centre,
 )
-from validation_mixed.ijb_report import Evaluated, report
 from weights import (
     Overrides,
     backbone_digest_beside,
@@ -221,7 +221,8 @@ def _embedded(
     out: Path,
 ) -> GivenFeatures | None:
     # Lightning takes seconds to import, and given features do not need it.
-    from embedding import EmbedOptions, embed_faces
+    from features.extract import embed_faces
+    from features.options import EmbedOptions
 
     protocol, points = faces
     backbone = _backbone(values)

@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import nn
 
-from backbone_spec import BackboneSpec
-from errors import InputError
+from backbones.spec import BackboneSpec
 from net import BACKBONES, Backbone, build_backbone
+from runtime.errors import InputError
 from weights.aggregators import stored_aggregator
 from weights.catalogue import CATALOGUE, Entry
 from weights.digest import name_digest, name_digests, weights_digest

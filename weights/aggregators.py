@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from coreset import build_aggregator
 from coreset.aggregator import CoresetAggregator
 from coreset.published import LEARNED_GAMMA
-from errors import InputError
+from runtime.errors import InputError
 from weights.fitting import disagreements, shortened
 from weights.overrides import Overrides
 from weights.reading import Stored, described

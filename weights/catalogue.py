@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from errors import InputError
-from files import cache_folder
 from net import BACKBONES
+from runtime.errors import InputError
+from runtime.files import cache_folder
 
 _FILE = Path(__file__).with_name("catalogue.json")
 _WIDTH = 108

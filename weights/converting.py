@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from backbone_spec import BackboneSpec, preprocessing
-from errors import InputError
+from backbones.spec import BackboneSpec, preprocessing
 from net import Backbone
+from runtime.errors import InputError
 from weights import (
     check_fit,
     load_weights,

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from data.names import normal
+from data.sources.subject_names import normal
 
 # Metadata of a file: its form, and `content_checksum` of the rest, which form 1 has not.
 VERSION, FORM = "version", "2"
@@ -44,7 +44,8 @@ def name_digests(names: Iterable[str]) -> dict[str, str]:
     """Digest -> name, of people: files say by 48 bits whom they are of, and need not carry the names.
 
     Who knows a name can ask for it. Names that are numbers, as packs have them, mean somebody else in every
-    data set and are left out. Names count in the form in which they are compared (`data.names`).
+    data set and are left out. Names count in the form in which they are compared
+    (`data.sources.subject_names`).
     """
     return {name_digest(normal(name)): name for name in names if not name.isdecimal()}
 

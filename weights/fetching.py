@@ -14,9 +14,9 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from errors import InputError
-from files import atomic_path, private_folder, require_free_space, sha256_of
-from progress import progress_bar
+from runtime.errors import InputError
+from runtime.files import atomic_path, private_folder, require_free_space, sha256_of
+from runtime.progress import progress_bar
 from weights.catalogue import CATALOGUE, Entry, fetched_path
 from weights.hub import PREFIX, hub_file
 from weights.reading import what_it_may_be

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backbone_spec import BackboneSpec
-from errors import InputError
+from backbones.spec import BackboneSpec
 from net import BACKBONES, Backbone, build_backbone
+from runtime.errors import InputError
 
 _SHOWN = 5
 # Of batches that a BatchNorm has seen, which no feature depends on: files of PyTorch before 0.4.1, and of

@@ -11,8 +11,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from errors import InputError
-from files import sha256_of
+from runtime.errors import InputError
+from runtime.files import sha256_of
 
 PREFIX = "hf://"
 # What repositories call their weights, best first; CVLFace's have both.

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from errors import InputError
-from json_files import read_json
 from net import build_backbone
+from runtime.errors import InputError
+from runtime.json_files import read_json
 
 # Beside a backbone in whole checkpoints. `template_model` is the backbone once more, the same tensors.
 _OTHER_PARTS = ("head.", "aggregate_model.", "aggregator.", "template_model.")

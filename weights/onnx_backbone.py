@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backbone_spec import BackboneSpec, centred
+from backbones.face_template import SIDE
+from backbones.spec import BackboneSpec, centred
 from coreset.sets import unit_and_norm
-from data.onnx_files import check_onnx_values, external_files, onnx_tensors
-from errors import InputError
-from face_template import SIDE
 from net import BACKBONES, Backbone
+from runtime.errors import InputError
+from runtime.onnx_files import check_onnx_values, external_files, onnx_tensors
 from weights.specs import ONNX, spec_in
 
 GRAPH = "graph"

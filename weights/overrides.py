@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from coreset import AGGREGATORS
-from errors import InputError
+from runtime.errors import InputError
 
 
 @dataclass(frozen=True)

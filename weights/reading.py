@@ -19,9 +19,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.serialization import safe_globals
 
-from errors import InputError
-from files import utf8_path
-from json_files import parse_json
+from runtime.errors import InputError
+from runtime.files import utf8_path
+from runtime.json_files import parse_json
 from weights.digest import CHECKSUM, FORM, VERSION, content_checksum
 
 TORCH_SUFFIXES = (".ckpt", ".pt", ".pth")

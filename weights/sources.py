@@ -6,9 +6,9 @@ import difflib
 import hashlib
 from pathlib import Path
 
-from data.onnx_files import external_files
-from errors import InputError
-from files import sha256_of
+from runtime.errors import InputError
+from runtime.files import sha256_of
+from runtime.onnx_files import external_files
 from weights.catalogue import CATALOGUE, Entry, fetched_path
 from weights.hub import PREFIX, cached_file, hub_file
 

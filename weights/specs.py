@@ -8,10 +8,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from backbone_spec import BackboneSpec
-from errors import InputError
-from json_files import parse_json
+from backbones.spec import BackboneSpec
 from net import BACKBONES
+from runtime.errors import InputError
+from runtime.json_files import parse_json
 from weights.reading import described
 
 # The name of a backbone that is an ONNX graph, which has no class of ours.

@@ -10,9 +10,9 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from errors import InputError
-from files import atomic_write, require_free_space
 from net import Backbone
+from runtime.errors import InputError
+from runtime.files import atomic_write, require_free_space
 from weights.digest import CHECKSUM, FORM, VERSION, content_checksum, weights_digest
 from weights.reading import BACKBONE_DIGEST
 from weights.specs import metadata_of

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from benchmarks import calibration_check
-from errors import InputError
-from evaluation.thresholds import threshold_at
+from evaluation.metrics.thresholds import threshold_at
+from runtime.errors import InputError
 from tests.ijb_layout import Dataset, write_dataset
 
 D = 16

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from backbone_spec import BackboneSpec
+from backbones.spec import BackboneSpec
 from benchmarks import identities
 
 

@@ -19,10 +19,10 @@ from benchmarks.judged import read_judged
 from benchmarks.rivals_judge import Judge, duplicate_share
 from benchmarks.rivals_table import FARS, Row, difference, write_tables
 from coreset import AGGREGATORS, build_aggregator
-from errors import InputError
-from evaluation.metrics import rate_key
-from evaluation.normalisation import METHODS
-from settings import resolve
+from evaluation.metrics.rates import rate_key
+from evaluation.metrics.score_normalisation import METHODS
+from runs.settings import resolve
+from runtime.errors import InputError
 from tests.ijb_layout import Dataset, write_dataset
 
 D = 16

@@ -12,8 +12,8 @@ import pytest
 
 from benchmarks import rivals_folds
 from benchmarks.rivals_table import FARS, pooled_difference
-from errors import InputError
-from evaluation.metrics import rate_key
+from evaluation.metrics.rates import rate_key
+from runtime.errors import InputError
 
 REPLICATES = 400
 

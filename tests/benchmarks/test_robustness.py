@@ -22,8 +22,8 @@ from benchmarks.robustness import (
     with_wrong_medium,
 )
 from coreset import build_aggregator
-from errors import InputError
-from evaluation.templates import FaceGroups
+from evaluation.protocols.templates import FaceGroups
+from runtime.errors import InputError
 
 D = 8
 

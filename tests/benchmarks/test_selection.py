@@ -9,7 +9,7 @@ from benchmarks.selection import VARIANTS, CoresetVariant
 from coreset import FaceSets, build_aggregator
 from coreset.aggregator import CoresetAggregator
 from coreset.selection import Sampling, select_faces
-from errors import InputError
+from runtime.errors import InputError
 
 D = 16
 

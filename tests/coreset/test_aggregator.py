@@ -12,7 +12,7 @@ from coreset import aggregator as aggregator_module
 from coreset.aggregator import CoresetAggregator, SetAttention, folding_pays, norm_code
 from coreset.selection import pick_agreement
 from coreset.sets import FaceSets
-from errors import InputError
+from runtime.errors import InputError
 
 
 def random_sets(sizes: list[int], D: int = 16, seed: int = 0, dtype: torch.dtype = torch.float32) -> FaceSets:

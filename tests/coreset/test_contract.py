@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from coreset import AGGREGATORS, FaceSets, SetDescriptor, build_aggregator
 from coreset import sets as sets_module
 from coreset.quality import quality_module
-from errors import InputError
+from runtime.errors import InputError
 
 D = 16
 OPTIONS: dict[str, dict[str, object]] = {

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from coreset.pooling import BestNorm, FpsMean, Mean, MediaMean, NormWeighted, Pooling, RandomK, TopK
 from coreset.sets import FaceSets
-from errors import InputError
+from runtime.errors import InputError
 
 
 def random_sets(sizes: list[int], seed: int = 0) -> FaceSets:

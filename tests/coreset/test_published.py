@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from coreset.aggregator import CoresetAggregator
 from coreset.published import published_state
 from coreset.sets import FaceSets
-from errors import InputError
+from runtime.errors import InputError
 
 GAMMAS = ("0.0", "0.01", "0.5", "1.0")
 SIZES = (1, 2, 3, 7, 20, 64)

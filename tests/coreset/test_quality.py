@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from coreset import AGGREGATORS, FaceSets, build_aggregator, has_to_be_trained
 from coreset.quality import QUALITIES, quality_module, quality_of
-from errors import InputError
+from runtime.errors import InputError
 
 D = 16
 WITH_QUALITY = ("coreset", "norm_weighted", "media_mean", "best_norm", "top_k", "fps_mean")

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from backbone_spec import with_context
+from backbones.spec import with_context
 from coreset import AGGREGATORS, FaceSets, build_aggregator
-from coreset.learned import LearnedAggregator
-from errors import InputError
+from coreset.layers import LearnedAggregator
+from runtime.errors import InputError
 
 D = 16
 SIZES = [1, 2, 30, 5, 9, 1]

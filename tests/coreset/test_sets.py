@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from coreset import sets as sets_module
 from coreset.sets import FaceSets, SetDescriptor, unit_and_norm
-from errors import InputError
+from runtime.errors import InputError
 
 
 def some_sets(sizes: list[int], D: int = 4) -> FaceSets:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from coreset import AGGREGATORS, FaceSets, SetDescriptor, build_aggregator
 from coreset.streaming import TemplateStream
-from errors import InputError
+from runtime.errors import InputError
 
 D = 16
 FACES = tuple[Tensor, Tensor]

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from coreset import build_aggregator
-from data.photos import thumbnail
 from net import Backbone, build_backbone
+from photos.photo_files import thumbnail
 from recognition.model import FaceModel, describe_features, load_model
 from recognition.sets import DescribedSet, FaceRecord, Rejected
 from weights import save_backbone

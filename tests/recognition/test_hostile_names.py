@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import inference
-from array_files import read_npz, write_npz
-from recognition.gallery import _MEMBERS, open_gallery
+from recognition.gallery.store import _MEMBERS, open_gallery
+from runtime.array_files import read_npz, write_npz
 
 CONTROLS = ["\x1b", "\r", "\x9b", "\u202e", "\udcff"]
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from coreset import FaceSets
-from errors import InputError
 from net import build_backbone
 from recognition.model import (
     FaceModel,
@@ -18,6 +17,7 @@ from recognition.model import (
     embed_set,
     load_model,
 )
+from runtime.errors import InputError
 from weights import load_aggregator, load_backbone, save_backbone
 
 

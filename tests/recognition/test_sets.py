@@ -8,15 +8,15 @@ import cv2
 import numpy as np
 import pytest
 
-from data.alignment import TEMPLATE
-from data.detection import DETECTOR_NAME, DetectedFace
-from data.photos import read_photo
-from data.sources import Image
-from data.synthetic import draw_portrait
-from errors import InputError
+from data.sources.decoding import Image
+from photos.alignment import TEMPLATE
+from photos.detection import DETECTOR_NAME, DetectedFace
+from photos.photo_files import read_photo
 from recognition import sets as module
 from recognition.model import FaceModel, embed_set
 from recognition.sets import FaceChoice, SetOptions, SetSource, describe_sets, find_sets, looks
+from runtime.errors import InputError
+from synthetic.faces import draw_portrait
 
 ALIGNED = SetOptions(aligned=True)
 

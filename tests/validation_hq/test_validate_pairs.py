@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from data.pairs import write_pair_set
-from data.sources import decode_face
-from evaluation.report import read_result
+from data.sources.face_source import decode_face
+from data.sources.pair_files import write_pair_set
+from evaluation.reporting.report import read_result
 from net import Backbone, build_backbone
 from validation_hq import validate_pairs
 from weights import save_backbone

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from data import video_frames
-from data.sources import decode_face
-from data.video_frames import aligned_frame
-from errors import InputError
-from evaluation.report import read_result
-from evaluation.video_pairs import read_video_pairs
+from data.sources.face_source import decode_face
+from evaluation.protocols.youtube_faces import read_video_pairs
+from evaluation.reporting.report import read_result
 from net import build_backbone
+from photos import video_frames
+from photos.video_frames import aligned_frame
+from runtime.errors import InputError
 from validation_hq import validate_ytf
 from weights import save_backbone
 

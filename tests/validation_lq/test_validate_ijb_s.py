@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from coreset import build_aggregator
-from evaluation.report import read_result
+from evaluation.reporting.report import read_result
 from net import build_backbone
 from tests.lq_layout import IjbSByHand, write_ijb_s
 from validation_lq import validate_IJB_S

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.report import read_result
+from evaluation.reporting.report import read_result
 from net import build_backbone
 from tests.lq_layout import TESTING, tinyface_by_hand, write_tinyface
 from validation_lq import validate_tinyface

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from coreset import build_aggregator
-from errors import InputError
-from evaluation.protocols import read_points, read_protocol
-from evaluation.report import read_result
-from evaluation.templates import describe_templates, group_faces
+from evaluation.protocols.ijb_layout import read_points, read_protocol
+from evaluation.protocols.templates import describe_templates, group_faces
+from evaluation.reporting.report import read_result
 from net import build_backbone
+from runtime.errors import InputError
 from tests.ijb_layout import Dataset, write_dataset
+from validation.ijb_flags import check_flags
 from validation_mixed import validate_ijb
-from validation_mixed.ijb_flags import check_flags
 from weights import save_model
 
 

@@ -18,15 +18,15 @@ import pytest
 import torch
 
 from coreset import FaceSets, build_aggregator
-from coreset.two_people import TwoPeople
-from data.feature_store import is_complete
-from errors import InputError
-from evaluation import ijb
-from evaluation.given_features import read_features
-from evaluation.ijb import NOT_USED, Rules, evaluate_ijb
-from evaluation.protocols import read_protocol
-from evaluation.report import read_result
+from coreset.two_identity_split import TwoPeople
+from evaluation.protocols import ijb
+from evaluation.protocols.ijb import NOT_USED, Rules, evaluate_ijb
+from evaluation.protocols.ijb_layout import read_protocol
+from evaluation.reporting.report import read_result
+from features.precomputed import read_features
+from features.store import is_complete
 from net import build_backbone
+from runtime.errors import InputError
 from tests.ijb_layout import Dataset, write_dataset
 from validation_mixed import validate_ijb
 from weights import save_backbone

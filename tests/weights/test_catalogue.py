@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from errors import InputError
-from evaluation.published import find_reference, published_names
+from evaluation.reporting.published import find_reference, published_names
+from runtime.errors import InputError
 from weights import resolve
 from weights.catalogue import CATALOGUE, catalogue_text, fetched_path, read_catalogue
 from weights.sources import NOT_STATED, licence_of

@@ -15,9 +15,9 @@ from safetensors import safe_open
 
 from convert import convert, flags
 from coreset import FaceSets, build_aggregator
-from errors import InputError
 from net import Backbone, build_backbone
 from recognition.model import load_model
+from runtime.errors import InputError
 from weights import (
     backbone_digest_beside,
     load_aggregator,

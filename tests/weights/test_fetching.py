@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from errors import InputError
+from runtime.errors import InputError
 from weights.catalogue import CATALOGUE, Entry, fetched_path
 from weights.fetching import entry_named, fetch
 

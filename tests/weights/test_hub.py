@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from errors import InputError
 from net import build_backbone
+from runtime.errors import InputError
 from weights import load_aggregator, load_backbone, load_weights, resolve, source_name, weights_sha256
 
 constants = pytest.importorskip("huggingface_hub.constants")

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from coreset import AGGREGATORS, build_aggregator
 from coreset.aggregator import CoresetAggregator
 from coreset.sets import FaceSets
-from errors import InputError
 from net import BACKBONES, Backbone, build_backbone
+from runtime.errors import InputError
 from weights import load_aggregator, load_backbone, load_weights, save_backbone
 from weights.storing import save_model
 

@@ -17,8 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from errors import InputError
 from net import BACKBONES, Backbone, build_backbone
+from runtime.errors import InputError
 from weights import load_aggregator, load_backbone, save_backbone
 from weights.digest import CHECKSUM
 

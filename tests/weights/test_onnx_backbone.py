@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
+from backbones.face_template import ARCFACE_POINTS
 from convert import convert
 from convert import flags as convert_flags
-from embedding import fused_for_inference
-from errors import InputError
-from face_template import ARCFACE_POINTS
+from features.extract import fused_for_inference
 from net import BACKBONES, build_backbone
+from runtime.errors import InputError
 from weights import (
     OnnxBackbone,
     empty_backbone,

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from coreset import FaceSets, SetDescriptor
 from coreset.aggregator import CoresetAggregator
-from errors import InputError
 from net import build_backbone
 from recognition.model import load_model
-from validation import Faults, Model, open_aggregators
+from runtime.errors import InputError
+from validation.frame import Faults, Model, open_aggregators
 from weights import Overrides, load_aggregator, load_backbone, save_model
 from weights.converting import convert_weights, extract_aggregator
 
@@ -237,7 +237,7 @@ def test_commands_hand_the_flags_on(published: dict[str, Tensor], tmp_path: Path
     assert model.fingerprint != load_model(path, device="cpu").fingerprint
     with pytest.raises(InputError, match="--gamma"):
         load_model(path, aggregator="mean", device="cpu", overrides=Overrides(gamma=0.5))
-    from embedding import EmbedOptions
+    from features.options import EmbedOptions
 
     opened = Model(load_backbone(path), str(path), EmbedOptions(flip="not used"))
     faults = Faults()

@@ -1,0 +1,1 @@
+"""Backbones: aligned faces to embeddings and norms. Pure PyTorch."""

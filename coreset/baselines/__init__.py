@@ -1,0 +1,1 @@
+"""Aggregators re-created from other papers, one paper a file."""

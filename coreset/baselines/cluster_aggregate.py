@@ -1,0 +1,106 @@
+"""CAFace: faces are assigned to a few learned centres, and what the centres gathered is weighed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from coreset.aggregator import norm_code
+from coreset.layers import (
+    Described,
+    LearnedAggregator,
+    TransformerBlock,
+    check_counts,
+    hidden_layers,
+    log_norms,
+    masked_softmax,
+    weighted_sum,
+)
+
+_STYLE, _NORM_CODE = 64, 64
+_WIDTH = _STYLE + _NORM_CODE
+_HEADS = 8
+# Mean cosine to the faces of the set, the same weighted by norms, log norm against the set's mean.
+_STATISTICS = 3
+
+
+class ClusterAggregate(LearnedAggregator):
+    """After Kim, Liu and Jain, Cluster and Aggregate (CAFace; NeurIPS 2022).
+
+    Cluster network: two transformer blocks over the faces' style tokens and M centres; each face is assigned
+    softly to the centres as they were before (softmax over centres), and a centre's feature and style are the
+    assigned means. Aggregation network: MLP-Mixer blocks over [centre, style] give every value of the M
+    features a weight. As in the paper the blocks attend from all faces to all: O(T^2) in time; and copies of
+    a face gain on the centres there, so that many copies are not quite that face.
+
+    Left open, or not to be had from features, and what was chosen: the paper's style comes from feature maps;
+    here from the unit feature with statistics of norm and similarity, beside the code of the (log) norm. The
+    set is seen at once, without the paper's update batch by batch; assigned means are divided by their whole
+    weight, where the published code divides by one at least. Sizes are those of its best model: M 4, two
+    blocks of 8 heads, a weight for each value. Its losses on cluster and centre are not used.
+    """
+
+    def __init__(self, *, embedding_size: int, num_centres: int = 4, quality: str = "norm") -> None:
+        super().__init__(embedding_size, quality=quality)
+        check_counts("caface", num_centres=num_centres)
+        M = num_centres
+        self.style = hidden_layers(embedding_size + _STATISTICS, _WIDTH, _STYLE)
+        self.centres = nn.Parameter(torch.empty(M, _WIDTH))
+        nn.init.orthogonal_(self.centres)
+        self.blocks = nn.ModuleList(TransformerBlock(_WIDTH, _HEADS, 4 * _WIDTH) for _ in range(2))
+        self.face_norm, self.centre_norm = nn.LayerNorm(_WIDTH), nn.LayerNorm(_WIDTH)
+        self.queries = nn.Linear(_WIDTH, _WIDTH)
+        self.keys = nn.Linear(_WIDTH, _WIDTH)
+        self.mixers = nn.ModuleList(_MixerBlock(M, 2 * _WIDTH) for _ in range(2))
+        self.confidence = hidden_layers(2 * _WIDTH, 2 * _WIDTH, embedding_size)
+
+    def _describe(self, features: Tensor, norms: Tensor, mask: Tensor) -> Described:
+        T = features.shape[1]
+        B, M = features.shape[0], self.centres.shape[0]
+        centres = self.centres.expand(B, -1, -1)
+        tokens = torch.cat([self._tokens(features, norms, mask), centres], dim=1)
+        seen = torch.cat([mask, mask.new_ones(B, M)], dim=1)
+        for block in self.blocks:
+            tokens = block(tokens, seen)
+        # The centres as they were: what they mean must not change with the set.
+        faces = self.face_norm(tokens[:, :T])
+        queries = self.queries(self.centre_norm(centres)) * _WIDTH**-0.5
+        assigned = (queries @ self.keys(faces).transpose(1, 2)).softmax(dim=1) * mask.unsqueeze(1)
+        # Only where rounding makes all of it zero: a centre that nobody goes to has no feature.
+        total = assigned.sum(dim=2, keepdim=True).clamp_min(torch.finfo(assigned.dtype).tiny)
+        assigned = assigned / total
+        confidence = torch.cat([centres, assigned @ faces], dim=2)
+        for mixer in self.mixers:
+            confidence = mixer(confidence)
+        weights = self.confidence(confidence).softmax(dim=1)
+        vectors = (weights * (assigned @ features)).sum(dim=1)
+        shares = torch.bmm(weights.mean(dim=2).unsqueeze(1), assigned).squeeze(1)
+        return Described(vectors, shares)
+
+    def _tokens(self, features: Tensor, norms: Tensor, mask: Tensor) -> Tensor:
+        """(B, T, W): style beside the code of the norm."""
+        D = features.shape[-1]
+        logs = log_norms(norms)
+        equal = mask.to(features.dtype) / mask.sum(dim=1, keepdim=True)
+        by_norm = masked_softmax(logs, mask)
+        statistics = [
+            (features @ weighted_sum(shares, features).unsqueeze(2)).squeeze(2) for shares in (equal, by_norm)
+        ]
+        statistics.append(logs - (equal * logs).sum(dim=1, keepdim=True))
+        style = self.style(torch.cat([features * D**0.5, torch.stack(statistics, dim=2)], dim=2))
+        return torch.cat([style, norm_code(logs, _NORM_CODE)], dim=2)
+
+
+class _MixerBlock(nn.Module):
+    """MLP-Mixer: a hidden layer over the M tokens, then one over the channels."""
+
+    def __init__(self, num_tokens: int, width: int) -> None:
+        super().__init__()
+        self.before_tokens, self.before_channels = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.over_tokens = hidden_layers(num_tokens, 2 * num_tokens, num_tokens)
+        self.over_channels = hidden_layers(width, width // 2, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        tokens = tokens + self.over_tokens(self.before_tokens(tokens).transpose(1, 2)).transpose(1, 2)
+        mixed: Tensor = tokens + self.over_channels(self.before_channels(tokens))
+        return mixed

@@ -1,0 +1,45 @@
+"""A learned map without any choice of faces: what an aggregator has to beat to take credit for its choice."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from coreset.layers import (
+    Described,
+    LearnedAggregator,
+    LearnedExponent,
+    check_counts,
+    hidden_layers,
+    log_norms,
+    masked_softmax,
+    starting_at_zero,
+    weighted_sum,
+)
+from coreset.sets import unit_and_norm
+
+
+class LearnedMap(LearnedAggregator):
+    """Mean of the unit features weighted by norm ** a, then one hidden layer added to it (METHOD 10).
+
+    `exponent` is where a starts. The hidden layer starts at zero, hence the whole as a plain pooling. Linear
+    in the faces.
+    """
+
+    def __init__(
+        self,
+        *,
+        embedding_size: int,
+        hidden_size: int = 384,
+        exponent: float = 1.0,
+        quality: str = "norm",
+    ) -> None:
+        super().__init__(embedding_size, quality=quality)
+        check_counts("learned_map", hidden_size=hidden_size)
+        self.exponent = LearnedExponent(exponent)
+        self.map = starting_at_zero(hidden_layers(embedding_size, hidden_size, embedding_size))
+
+    def _describe(self, features: Tensor, norms: Tensor, mask: Tensor) -> Described:
+        shares = masked_softmax(self.exponent() * log_norms(norms), mask)
+        direction, length = unit_and_norm(weighted_sum(shares, features))
+        mapped = direction + self.map(direction * direction.shape[-1] ** 0.5)
+        return Described(mapped * length.unsqueeze(1), shares)

@@ -1,0 +1,127 @@
+"""A Set Transformer over the faces, pooled by attention."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from backbones.spec import split_context
+from coreset.layers import (
+    Attention,
+    Described,
+    LearnedAggregator,
+    check_heads,
+    hidden_layers,
+    log_norms,
+    masked_softmax,
+    starting_at_zero,
+    weighted_sum,
+)
+from runtime.errors import InputError
+
+
+class SetTransformer(LearnedAggregator):
+    """PMA over two blocks: Lee et al., Set Transformer (ICML 2019).
+
+    With `inducing_points` m the blocks are ISAB (Eq. 9-10), O(T m) in the faces; with 0 they are SAB (Eq. 8),
+    O(T^2): every face attends to every other one. PMA with one seed (Eq. 11) is O(T). Blocks are MAB (Eq.
+    6-7) with LayerNorm, as the paper's code has them.
+
+    The paper knows no faces. Chosen: unit feature and log norm make a token; of the seed's attention come
+    both the weights of the faces, mean over heads, and the pooled token, whose output is added to their
+    weighted sum, at zero to begin with. A descriptor from the output alone would have to learn the embedding
+    anew. Where features have context behind the embedding (`net.Backbone`), tokens read it, and a
+    descriptor's is zero.
+    """
+
+    def __init__(
+        self,
+        *,
+        embedding_size: int,
+        inducing_points: int = 16,
+        width: int = 128,
+        num_heads: int = 4,
+        context_size: int = 0,
+        quality: str = "norm",
+    ) -> None:
+        super().__init__(embedding_size, context_size, quality)
+        check_heads("set_transformer", width, num_heads)
+        if inducing_points < 0:
+            raise InputError(
+                f"set_transformer: inducing_points {inducing_points} must be at least 0; 0 attends to all "
+                "faces from all, at a cost quadratic in them."
+            )
+        self.token = nn.Linear(embedding_size + 1, width)
+        self.blocks = nn.ModuleList(
+            _InducedBlock(width, num_heads, inducing_points)
+            if inducing_points
+            else _SelfBlock(width, num_heads)
+            for _ in range(2)
+        )
+        self.seed = nn.Parameter(torch.empty(width))
+        nn.init.normal_(self.seed, std=width**-0.5)
+        self.num_heads = num_heads
+        self.keys = nn.Linear(width, width)
+        self.values = nn.Linear(width, width)
+        self.after_seed = nn.LayerNorm(width)
+        self.output = starting_at_zero(hidden_layers(width, width, embedding_size - context_size))
+
+    def _describe(self, features: Tensor, norms: Tensor, mask: Tensor) -> Described:
+        features, context = split_context(features, self.context_size)
+        D = features.shape[-1]
+        tokens = self.token(torch.cat([features * D**0.5, log_norms(norms).unsqueeze(2), context], dim=2))
+        for block in self.blocks:
+            tokens = block(tokens, mask)
+        # PMA by hand, as its weights are wanted: one query has T of them.
+        B, T, W = tokens.shape
+        heads = (self.num_heads, W // self.num_heads)
+        keys, values = (project(tokens).view(B, T, *heads) for project in (self.keys, self.values))
+        logits = (keys * self.seed.view(heads)).sum(dim=3) * heads[1] ** -0.5
+        attention = masked_softmax(logits.transpose(1, 2), mask.unsqueeze(1))
+        pooled = (attention.unsqueeze(2) @ values.transpose(1, 2)).squeeze(2).flatten(1)
+        shares = attention.mean(dim=1)
+        repaired = weighted_sum(shares, features) + self.output(self.after_seed(self.seed + pooled))
+        return Described(repaired, shares)
+
+
+class _AttentionBlock(nn.Module):
+    """MAB(X, Y): H = LN(X + attention of X over Y), then LN(H + hidden layer of H)."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.attention = Attention(width, num_heads)
+        self.hidden = nn.Sequential(nn.Linear(width, width), nn.ReLU())
+        self.after_attention, self.after_hidden = nn.LayerNorm(width), nn.LayerNorm(width)
+
+    def forward(self, queries: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        attended = self.after_attention(queries + self.attention(queries, tokens, mask))
+        refined: Tensor = self.after_hidden(attended + self.hidden(attended))
+        return refined
+
+
+class _SelfBlock(nn.Module):
+    """SAB(X) = MAB(X, X)."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.block = _AttentionBlock(width, num_heads)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        refined: Tensor = self.block(tokens, tokens, mask)
+        return refined
+
+
+class _InducedBlock(nn.Module):
+    """ISAB(X) = MAB(X, MAB(I, X)) with learned points I."""
+
+    def __init__(self, width: int, num_heads: int, inducing_points: int) -> None:
+        super().__init__()
+        self.points = nn.Parameter(torch.empty(inducing_points, width))
+        nn.init.xavier_uniform_(self.points)
+        self.gather = _AttentionBlock(width, num_heads)
+        self.spread = _AttentionBlock(width, num_heads)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        points = self.points.expand(tokens.shape[0], -1, -1)
+        spread: Tensor = self.spread(tokens, self.gather(points, tokens, mask), None)
+        return spread

@@ -1,0 +1,1 @@
+"""Checks of training data: colour order, label noise, near-duplicates, contact sheets."""

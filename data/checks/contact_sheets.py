@@ -1,0 +1,101 @@
+"""A picture of what the network is fed: the last chance to see a wrong colour order or a wrong crop."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from data.sources.decoding import Image
+from runtime.files import atomic_write
+
+if TYPE_CHECKING:
+    from backbones.spec import BackboneSpec
+    from data.sampling.templates import TemplateBatch
+
+_GAP = 2
+_SAME_MEDIUM = 0
+_NEXT_MEDIUM = 255
+_CHOSEN = (20, 140, 60)
+
+
+def face_sheet(images: Tensor, spec: BackboneSpec, path: Path, *, rows: int = 8, columns: int = 16) -> None:
+    """Writes a PNG grid of a batch's faces in true colours; `images`: (B, 3, H, W) uint8, spec's order."""
+    faces = _true_colours(images[: rows * columns], spec)
+    _write(path, [[*faces[first : first + columns]] for first in range(0, len(faces), columns)], None)
+
+
+def template_sheet(
+    batch: TemplateBatch,
+    spec: BackboneSpec,
+    path: Path,
+    *,
+    picks: Tensor | None = None,
+    rows: int = 8,
+    columns: int = 24,
+) -> None:
+    """Writes a PNG with a row for each template of a batch, in true colours; a white line parts two media.
+
+    `picks`: (B, K) chosen faces, -1 where none, as an aggregator returns them: they are framed and numbered
+    by their order.
+    """
+    offsets = batch.offsets.tolist()
+    ranges = [slice(a, min(b, a + columns)) for a, b in pairwise(offsets[: rows + 1])]
+    media = [batch.media[part].cpu().numpy() for part in ranges]
+    grid = [[*_true_colours(batch.images[part], spec)] for part in ranges]
+    if picks is not None:
+        for faces, chosen in zip(grid, picks.tolist(), strict=False):
+            for order, face in enumerate(chosen, 1):
+                if 0 <= face < len(faces):
+                    faces[face] = _framed(faces[face], order)
+    _write(path, grid, media)
+
+
+def contact_sheet(rows: list[list[list[Image]]], path: Path) -> None:
+    """Writes a PNG of numbered rows of groups of (H, W, 3) RGB images of one size; a white line parts groups.
+
+    The rows are numbered from 1.
+    """
+    side = rows[0][0][0].shape
+    grid, media = [], []
+    for number, groups in enumerate(rows, start=1):
+        label = np.zeros(side, np.uint8)
+        cv2.putText(label, str(number), (12, 70), cv2.FONT_HERSHEY_SIMPLEX, 1.4, (255, 255, 255), 2)
+        grid.append([label, *(image for group in groups for image in group)])
+        media.append(np.repeat(np.arange(-1, len(groups)), [1, *map(len, groups)]))
+    _write(path, grid, media)
+
+
+def _framed(face: Image, order: int) -> Image:
+    framed = np.ascontiguousarray(face)
+    side = framed.shape[0]
+    cv2.rectangle(framed, (0, 0), (side - 1, side - 1), _CHOSEN, 7)
+    cv2.rectangle(framed, (0, 0), (30, 32), _CHOSEN, -1)
+    cv2.putText(framed, str(order), (7, 25), cv2.FONT_HERSHEY_SIMPLEX, 0.8, (255, 255, 255), 2, cv2.LINE_AA)
+    return framed
+
+
+def _true_colours(images: Tensor, spec: BackboneSpec) -> NDArray[np.uint8]:
+    pixels = np.moveaxis(images.cpu().numpy(), 1, -1)
+    return pixels[..., ::-1] if spec.channel_order == "BGR" else pixels
+
+
+def _write(path: Path, grid: list[list[Image]], media: list[NDArray[np.int64]] | None) -> None:
+    height, width = grid[0][0].shape[:2]
+    columns = max(len(row) for row in grid)
+    sheet = np.zeros((len(grid) * (height + _GAP), columns * (width + _GAP), 3), np.uint8)
+    for y, row in enumerate(grid):
+        top = y * (height + _GAP)
+        for x, face in enumerate(row):
+            left = x * (width + _GAP)
+            sheet[top : top + height, left : left + width] = face
+            if media is not None and x + 1 < len(row):
+                grey = _SAME_MEDIUM if media[y][x] == media[y][x + 1] else _NEXT_MEDIUM
+                sheet[top : top + height, left + width : left + width + _GAP] = grey
+    _written, encoded = cv2.imencode(".png", sheet[..., ::-1])
+    atomic_write(path, encoded.tobytes())

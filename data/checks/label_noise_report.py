@@ -1,0 +1,125 @@
+"""The findings of `data.checks.label_noise` for a person: label_check.csv, and sheets of the faces in
+question.
+
+A row of a sheet has the number of its line in the list: what a name cannot tell, a look often does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.checks.contact_sheets import contact_sheet
+from data.checks.label_noise import LabelFindings, SamePair
+from data.sources.decoding import Image
+from runtime.escaping import csv_text
+from runtime.files import atomic_write, private_folder
+
+CSV = "label_check.csv"
+_MOST_ROWS = 40
+_OF_EACH = 4
+_HEAD = ("kind", "number", "first", "second", "similarity", "similarity_to_own")
+
+
+@dataclass(frozen=True, eq=False)
+class CheckedFaces:
+    """What is checked.
+
+    `features` (N, D) float32 unit rows; `labels` (N,); `subjects`: S names; `name`: of an image, for lists;
+    `image`: (112, 112, 3) RGB of one, None where there are features alone.
+    """
+
+    features: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    subjects: Sequence[str]
+    name: Callable[[int], str]
+    image: Callable[[int], Image] | None
+
+
+def write_report(folder: Path, faces: CheckedFaces, findings: LabelFindings) -> list[str]:
+    """Writes the list and, where there are images, the sheets; gives the names of the files."""
+    private_folder(folder)
+    atomic_write(folder / CSV, _csv(faces, findings))
+    written = [CSV]
+    for name, rows in _sheets(faces, findings):
+        path = folder / f"{name}.png"
+        if rows and faces.image is not None:
+            _write_sheet(path, rows, faces.image)
+            written.append(path.name)
+        else:
+            # One of an earlier check would belong to other findings.
+            path.unlink(missing_ok=True)
+    return written
+
+
+def findings_text(findings: LabelFindings, subjects: int, images: int) -> str:
+    """The findings in numbers."""
+    across = findings.duplicates_across
+    lines = [
+        f"labels   {images:,} images of {subjects:,} subjects were compared:",
+        f"  {len(findings.misplaced):>6,} images are nearer to another subject than to their own",
+        f"  {len(findings.same_person):>6,} pairs of subjects look like one person under two names",
+        f"  {len(findings.duplicates):>6,} pairs of images of one subject are duplicates or nearly so",
+        "         duplicates under two names were not sought, there are too many images"
+        if across is None
+        else f"  {len(across):>6,} pairs of images under two names are duplicates or nearly so",
+    ]
+    if findings.single:
+        lines.append(f"  {len(findings.single):>6,} subjects have one image: nothing can be said of those")
+    return "\n".join(lines)
+
+
+def _csv(faces: CheckedFaces, findings: LabelFindings) -> str:
+    rows: list[Sequence[object]] = [_HEAD]
+    for number, each in enumerate(findings.misplaced, start=1):
+        first, other = faces.name(each.image), faces.subjects[each.other]
+        rows.append(
+            ["misplaced", number, first, other, f"{each.to_other:.4f}", f"{each.to_own:.4f}"],
+        )
+    for kind, pairs, name in (
+        ("same_person", findings.same_person, lambda subject: faces.subjects[subject]),
+        ("duplicate", findings.duplicates, faces.name),
+        ("duplicate_under_two_names", findings.duplicates_across or [], faces.name),
+    ):
+        for number, pair in enumerate(pairs, start=1):
+            row = [kind, number, name(pair.first), name(pair.second), f"{pair.similarity:.4f}", ""]
+            rows.append(row)
+    return csv_text(rows)
+
+
+def _sheets(faces: CheckedFaces, findings: LabelFindings) -> list[tuple[str, list[list[list[int]]]]]:
+    """Names of the sheets, and of each row the groups of images that a white line parts."""
+    # A plain list for each subject: a search of all labels for every row would be slow.
+    order = np.argsort(faces.labels, kind="stable")
+    bounds = np.searchsorted(faces.labels[order], np.arange(len(faces.subjects) + 1))
+
+    def some(subject: int, without: int = -1) -> list[int]:
+        rows = order[bounds[subject] : bounds[subject + 1]]
+        return [int(row) for row in rows if row != without][:_OF_EACH]
+
+    def pairs(found: Sequence[SamePair]) -> list[list[list[int]]]:
+        return [[[pair.first], [pair.second]] for pair in found[:_MOST_ROWS]]
+
+    return [
+        (
+            "misplaced",
+            [
+                [[each.image], some(int(faces.labels[each.image]), each.image), some(each.other)]
+                for each in findings.misplaced[:_MOST_ROWS]
+            ],
+        ),
+        (
+            "same_person",
+            [[some(pair.first), some(pair.second)] for pair in findings.same_person[:_MOST_ROWS]],
+        ),
+        ("duplicates", pairs(findings.duplicates)),
+        ("duplicates_under_two_names", pairs(findings.duplicates_across or [])),
+    ]
+
+
+def _write_sheet(path: Path, rows: list[list[list[int]]], image: Callable[[int], Image]) -> None:
+    contact_sheet([[[image(number) for number in group] for group in row] for row in rows], path)

@@ -1,0 +1,1 @@
+"""Template and image sampling, augmentation and degradations."""

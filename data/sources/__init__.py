@@ -1,0 +1,1 @@
+"""Where aligned faces come from: image folders, RecordIO packs, pair sets, subsets; unpacking and packing."""

@@ -1,0 +1,416 @@
+"""Where aligned faces come from: an image folder, an MXNet RecordIO pack, or a selection of either.
+
+Every source gives RGB pixels in true colours, subjects by name and one row number an image. What is drawn
+from a source, and how it is changed, is decided elsewhere (`data.sources.subsets`,
+`data.sampling.templates`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from data.sources.decoding import DECODER, Image, WrongSizeError, decode_image, read_encoded
+from data.sources.folder_index import list_faces
+from data.sources.image_files import IMAGE_SUFFIXES, people_root, unpacked_note
+from data.sources.image_stamps import FileState, content_stamp, stamps_of, state_of_files
+from data.sources.recordio import IDX_NAME, REC_NAME, read_face_pack
+from data.sources.subject_names import normal
+from runtime.errors import InputError
+
+FACE_SIZE = 112
+_COLOURS = ("as stored", "red and blue swapped")
+# Each release of them may give other pixels for the same bytes and the same views.
+PIXEL_LIBRARIES = {"decoder": DECODER, "opencv": cv2.__version__}
+
+
+class FaceSource(Protocol):
+    """Aligned faces of named subjects; picklable, and cheap enough to be sent to every worker.
+
+    The rows of a folder and of the pack that it was unpacked from are the same: subjects in the order of
+    their names as text ('10' before '2'), and images in the order of their names. Published index files count
+    so.
+    """
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+
+    @property
+    def location(self) -> Path:
+        """Folder that the data lies in."""
+
+    @property
+    def subjects(self) -> list[str]:
+        """Names of the S subjects, sorted; each has at least one image."""
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """(N,) subject of each row, as an index into `subjects`."""
+
+    def __len__(self) -> int: ...
+
+    def read_bytes(self, row: int) -> bytes:
+        """The encoded image."""
+
+    def describe(self, row: int) -> str:
+        """File, or pack and key, of one image: for messages."""
+
+    def image(self, row: int) -> Image:
+        """(112, 112, 3) RGB. Raises InputError that names an image of another size, or that is none."""
+
+    @property
+    def colours(self) -> str:
+        """How the stored colours are read, in words."""
+
+    def stamps(self, rows: NDArray[np.int64] | None = None) -> NDArray[np.uint64]:
+        """(N,) or (n,) of `rows`: `data.sources.image_stamps` of the encoded images."""
+
+
+class ImageFolder:
+    """`<root>/<subject>/<image>`; `swap_color_channel` is for what the old published convert.py wrote.
+
+    Where `root` is a data set that convert.py unpacked, its people are in `<root>/imgs`. `notes`: sentences
+    on that, and on all that is not read.
+    """
+
+    location: Path
+    labels: NDArray[np.int64]
+
+    def __init__(self, root: Path, swap_color_channel: bool = False) -> None:
+        self.location = people_root(root)
+        self.name = str(self.location)
+        self.notes: list[str] = []
+        self._swap = swap_color_channel
+        self.colours = _COLOURS[swap_color_channel]
+        self._listing = list_faces(self.location)
+        if self.location != root:
+            self.notes.append(unpacked_note(root))
+        self.notes += self._listing.skipped.sentences()
+        self._set_labels()
+
+    @property
+    def subjects(self) -> list[str]:
+        """Names of the subject folders that hold an image, sorted."""
+        return self._listing.subjects
+
+    def __len__(self) -> int:
+        return len(self._listing)
+
+    def path(self, row: int) -> Path:
+        """File of image `row`."""
+        return self.location / self.subjects[int(self.labels[row])] / self._listing.name(row)
+
+    def read_bytes(self, row: int) -> bytes:
+        """The file's content."""
+        path = self.path(row)
+        try:
+            return read_encoded(path)
+        except InputError as fault:
+            raise InputError(f"{path}: {fault} It was there when the folder was listed.") from None
+
+    def describe(self, row: int) -> str:
+        """The file's path."""
+        return str(self.path(row))
+
+    def image(self, row: int) -> Image:
+        """(112, 112, 3) RGB."""
+        return decode_face(self.read_bytes(row), self.describe(row), swap_color_channel=self._swap)
+
+    def stamps(self, rows: NDArray[np.int64] | None = None) -> NDArray[np.uint64]:
+        """(N,) or (n,) of `rows`."""
+        root = os.fsencode(self.location)
+        folders = [os.path.join(root, os.fsencode(subject)) for subject in self.subjects]
+
+        def path(row: int) -> bytes:
+            return os.path.join(folders[self.labels[row]], os.fsencode(self._listing.name(row)))
+
+        def read(row: int) -> bytes | None:
+            try:
+                return read_encoded(Path(os.fsdecode(path(row))))
+            except InputError:
+                return None
+
+        def state(some: NDArray[np.int64]) -> FileState:
+            return state_of_files([path(row) for row in some.tolist()])
+
+        return stamps_of(np.arange(len(self)) if rows is None else rows, state, read, self.location)
+
+    def _set_labels(self) -> None:
+        counts = np.diff(self._listing.subject_offsets)
+        self.labels = _frozen(np.repeat(np.arange(len(counts), dtype=np.int64), counts))
+
+    def __getstate__(self) -> dict[str, object]:
+        return {key: value for key, value in self.__dict__.items() if key != "labels"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._set_labels()
+
+
+class RecordIOSource:
+    """`train.rec` and `train.idx` of a folder, read in place; a subject's name is its number in the pack."""
+
+    def __init__(self, folder: Path, swap_color_channel: bool = False) -> None:
+        self.location = folder
+        self.name = str(folder / "train.rec")
+        self._swap = swap_color_channel
+        self.colours = _COLOURS[swap_color_channel]
+        pack = read_face_pack(folder)
+        self.notes = list(pack.notes)
+        if not len(pack.keys):
+            raise InputError(f"{self.name}: holds no images. Compare its size with the original.")
+        self._reader = pack.reader
+        numbers, subject_of_row = np.unique(pack.labels, return_inverse=True)
+        texts = [str(number) for number in numbers]
+        order = sorted(range(len(texts)), key=texts.__getitem__)
+        self.subjects = [texts[number] for number in order]
+        rank = np.empty(len(order), np.int64)
+        rank[order] = np.arange(len(order))
+        labels = rank[subject_of_row.reshape(-1)]
+        rows = np.lexsort((*_text_order(pack.keys), labels))
+        self._keys = pack.keys[rows]
+        self.labels = _frozen(labels[rows])
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def read_bytes(self, row: int) -> bytes:
+        """The record's payload."""
+        _header, payload = self._reader.read(int(self._keys[row]))
+        return bytes(payload)
+
+    def describe(self, row: int) -> str:
+        """The pack's path and the record's key."""
+        return f"{self.name}, key {self._keys[row]}"
+
+    def image(self, row: int) -> Image:
+        """(112, 112, 3) RGB."""
+        return decode_face(self.read_bytes(row), self.describe(row), swap_color_channel=self._swap)
+
+    def stamps(self, rows: NDArray[np.int64] | None = None) -> NDArray[np.uint64]:
+        """(N,) or (n,) of `rows`, those of the files that the pack is unpacked to."""
+        files = state_of_files([os.fsencode(self.location / name) for name in (REC_NAME, IDX_NAME)])
+        of_pack = b"%d %d" % tuple(files.signatures.tolist()) if files.signatures[0] else None
+
+        def state(some: NDArray[np.int64]) -> FileState:
+            signatures = [
+                0 if of_pack is None else content_stamp(b"%s %d" % (of_pack, key))
+                for key in self._keys[some].tolist()
+            ]
+            changed = np.full(len(some), files.changed_ns.max())
+            return FileState(np.array(signatures, np.uint64), changed)
+
+        def read(row: int) -> bytes | None:
+            try:
+                return self.read_bytes(row)
+            except InputError:
+                return None
+
+        return stamps_of(np.arange(len(self)) if rows is None else rows, state, read, self.location)
+
+
+class Selection:
+    """Some rows of a source, with its subjects that are left numbered anew in the same order."""
+
+    def __init__(self, source: FaceSource, rows: NDArray[np.int64]) -> None:
+        self.name = source.name
+        self.location = source.location
+        self._source = source
+        self._rows = rows
+        kept, labels = np.unique(source.labels[rows], return_inverse=True)
+        self.subjects = [source.subjects[subject] for subject in kept]
+        self.labels = _frozen(labels.reshape(-1).astype(np.int64))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def read_bytes(self, row: int) -> bytes:
+        """The encoded image."""
+        return self._source.read_bytes(int(self._rows[row]))
+
+    def describe(self, row: int) -> str:
+        """File or key in the source that was selected from."""
+        return self._source.describe(int(self._rows[row]))
+
+    def image(self, row: int) -> Image:
+        """(112, 112, 3) RGB."""
+        return self._source.image(int(self._rows[row]))
+
+    @property
+    def colours(self) -> str:
+        """As the source's."""
+        return self._source.colours
+
+    def stamps(self, rows: NDArray[np.int64] | None = None) -> NDArray[np.uint64]:
+        """(N,) or (n,) of `rows`; images that are not selected are not looked at."""
+        return self._source.stamps(self._rows if rows is None else self._rows[rows])
+
+    def of_source(self, rows: NDArray[np.int64]) -> Selection:
+        """Selects from the selection without stacking a second one on it."""
+        return Selection(self._source, self._rows[rows])
+
+
+class LooseImages:
+    """`<root>/<image>`: aligned faces of which nobody knows whose they are; each is a subject of its own.
+
+    Raises:
+        InputError: no image in the folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.location, self.name = root, str(root)
+        self.notes: list[str] = []
+        self.subjects = sorted(path.name for path in root.iterdir() if is_loose_image(path))
+        if not self.subjects:
+            raise InputError(f"{root}: holds no image. Expected aligned faces, or {root}/<subject>/<image>.")
+        self.labels = np.arange(len(self.subjects))
+
+    def __len__(self) -> int:
+        return len(self.subjects)
+
+    def describe(self, row: int) -> str:
+        """The file."""
+        return str(self.location / self.subjects[row])
+
+    def image(self, row: int) -> Image:
+        """(112, 112, 3) RGB."""
+        path = self.location / self.subjects[row]
+        try:
+            encoded = read_encoded(path)
+        except InputError as fault:
+            raise InputError(f"{path}: {fault}") from None
+        return decode_face(encoded, str(path))
+
+
+def is_loose_image(path: Path) -> bool:
+    """Whether it is the file of an image, by its name."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+
+
+def open_source(
+    path: Path, use_mxrecord: bool = False, swap_color_channel: bool = False
+) -> ImageFolder | RecordIOSource:
+    """Opens an image folder, or the folder of a RecordIO pack."""
+    source = RecordIOSource if use_mxrecord else ImageFolder
+    return source(path, swap_color_channel)
+
+
+def select(source: FaceSource, rows: Sequence[int] | NDArray[np.integer]) -> FaceSource:
+    """Keeps `rows` ((n,) integers) in the order given; subjects without a row are dropped.
+
+    Raises:
+        InputError: no row, or a row outside of the source.
+    """
+    wanted = np.asarray(rows).astype(np.int64).reshape(-1)
+    if not len(wanted):
+        raise InputError(f"{source.name}: the selection is empty. Widen it.")
+    outside = (wanted < 0) | (wanted >= len(source))
+    if outside.any():
+        raise InputError(
+            f"{source.name}: {int(outside.sum()):,} of {len(wanted):,} selected positions are outside of its "
+            f"{len(source):,} images (the first is {wanted[outside][0]:,}). Is it the right data set?"
+        )
+    return source.of_source(wanted) if isinstance(source, Selection) else Selection(source, wanted)
+
+
+def fingerprint(source: FaceSource) -> dict[str, str]:
+    """What a run or a store is made from, part by part: who, how many images, their content, their colours.
+
+    Equal for a pack and the folder unpacked from it, and for copies. Names of files count by their order
+    alone.
+    """
+    return data_parts(source.subjects, source.labels, source.stamps()) | reading_parts(source)
+
+
+def data_parts(
+    subjects: Sequence[str], labels: NDArray[np.int64], stamps: NDArray[np.uint64]
+) -> dict[str, str]:
+    """The parts of a fingerprint that S names, labels (N,) and stamps (N,) of images give."""
+    names = b"".join(os.fsencode(normal(subject)) + b"\0" for subject in subjects)
+    labels, stamps = labels.astype("<i8"), stamps.astype("<u8")
+    return {
+        "subjects": f"{len(subjects):,}, {_short_digest(names)}",
+        "labels": f"{len(labels):,}, {_short_digest(labels.tobytes())}",
+        "images": f"{len(stamps):,}, {_short_digest(stamps.tobytes())}",
+    }
+
+
+def reading_parts(source: FaceSource) -> dict[str, str]:
+    """The parts that say how encoded images become pixels."""
+    return {"colours": source.colours, **PIXEL_LIBRARIES}
+
+
+def decode_face(encoded: bytes, where: str, *, swap_color_channel: bool = False) -> Image:
+    """Decodes one aligned face to (112, 112, 3) RGB; grey images get three equal channels.
+
+    `swap_color_channel` swaps red and blue after decoding. `where` names the image in messages.
+
+    Raises:
+        InputError: the bytes are no image, or not 112 x 112.
+    """
+    # An orientation tag is ignored, as the published loaders do: aligned faces are upright as stored.
+    try:
+        image = decode_image(encoded, upright=False, side=FACE_SIZE)
+    except WrongSizeError as fault:
+        raise InputError(
+            f"{where}: the image is {fault.width} x {fault.height} pixels, expected "
+            f"{FACE_SIZE} x {FACE_SIZE}. Align the faces by five points and crop them to that size; resizing "
+            "alone misplaces eyes and mouth."
+        ) from None
+    except InputError as fault:
+        raise InputError(
+            f"{where}: {len(encoded):,} bytes that cannot be decoded as an image ({str(fault).rstrip('.')}). "
+            "Replace the file, or remove it from the data."
+        ) from None
+    return np.ascontiguousarray(image[..., ::-1]) if swap_color_channel else image
+
+
+class SubjectIndex:
+    """The images of each subject without a search: below 1 us a look-up at 5.8 million images."""
+
+    def __init__(self, labels: NDArray[np.int64]) -> None:
+        counts = np.bincount(labels)
+        self.offsets = np.concatenate(([0], np.cumsum(counts)))
+        in_order = len(labels) < 2 or bool((labels[1:] >= labels[:-1]).all())
+        rows = np.arange(len(labels)) if in_order else np.argsort(labels, kind="stable")
+        self.rows = rows.astype(np.int32 if len(labels) < 2**31 else np.int64)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def images_of(self, subject: int) -> NDArray[np.integer]:
+        """(n,) rows of the subject's images, in order: a view, nothing is copied."""
+        return self.rows[self.offsets[subject] : self.offsets[subject + 1]]
+
+    def groups(self) -> list[list[int]]:
+        """The rows of each subject that has some."""
+        return [self.images_of(subject).tolist() for subject in np.flatnonzero(self.counts()).tolist()]
+
+    def counts(self) -> NDArray[np.int64]:
+        """(S,) images of each subject."""
+        return np.diff(self.offsets)
+
+
+def _short_digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _text_order(keys: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Sort keys for np.lexsort (last counts first) that order whole numbers >= 0 as their decimal texts."""
+    digits = np.ones(len(keys), np.int64)
+    for power in range(1, 19):
+        digits += keys >= 10**power
+    return digits, keys * 10 ** (digits.max(initial=1) - digits)
+
+
+def _frozen(array: NDArray[np.int64]) -> NDArray[np.int64]:
+    array.flags.writeable = False
+    return array

@@ -1,0 +1,287 @@
+"""The list of all images below `<root>/<subject>/<image>`, made once and kept beside the images.
+
+Listing millions of files takes minutes on a network disk; the kept list is used as long as no subject folder
+has changed. Knows names only: pixels are read in `data.sources.face_source`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.sources.image_files import (
+    IMAGE_SUFFIXES,
+    IMAGES,
+    PAIRS,
+    Skipped,
+    is_image_file,
+    is_leftover,
+    is_pair_set,
+    subfolders,
+)
+from data.sources.subject_names import check_distinct
+from runtime.array_files import read_npz, write_npz
+from runtime.errors import InputError
+from runtime.files import atomic_path, cache_folder, private_folder
+from runtime.progress import progress_bar
+
+INDEX_FOLDER = ".face_index"
+
+_INDEX_FILE = "listing.npz"
+_SHOWN = 3
+# 3: has a checksum. 2: which files are images is said by `data.sources.image_files`.
+_FORMAT = 3
+# A folder changed within this time of its listing may change again without a new time stamp (file systems
+# count in steps of up to two seconds), so such a list is not trusted the next time.
+TIME_STEP_NS = 2_000_000_000
+
+
+@dataclass(frozen=True)
+class FolderListing:
+    """Names of subjects and images in sorted order; compact, since there may be millions.
+
+    `subjects`: S names. `subject_offsets`: (S+1,) int64, the images of subject s are rows
+    `subject_offsets[s]:subject_offsets[s+1]`. `names`: (bytes,) uint8, the file names, each ended by a zero
+    byte. `name_offsets`: (N+1,) int64, where each name starts in `names`. `skipped`: what is not read.
+    """
+
+    subjects: list[str]
+    subject_offsets: NDArray[np.int64]
+    names: NDArray[np.uint8]
+    name_offsets: NDArray[np.int64]
+    skipped: Skipped
+
+    def __len__(self) -> int:
+        return len(self.name_offsets) - 1
+
+    def name(self, row: int) -> str:
+        """File name of image `row`."""
+        return os.fsdecode(self.names[self.name_offsets[row] : self.name_offsets[row + 1] - 1].tobytes())
+
+
+@dataclass(frozen=True)
+class _Folders:
+    """The subject folders as found now: sorted names, and when each last changed, in nanoseconds.
+
+    `skipped`: what lies beside them.
+    """
+
+    names: list[str]
+    stamps: NDArray[np.int64]
+    skipped: Skipped
+
+
+def list_faces(root: Path) -> FolderListing:
+    """Lists `root`, from the kept list where no subject folder was added, removed or changed since.
+
+    The list is kept in `<root>/.face_index/`, or in the user's cache folder where `root` cannot be written
+    to. Order: class folders and files sorted by name, which is the order that published index files count in.
+
+    Raises:
+        InputError: `root` is no folder, cannot be read, or holds no subject folders with images.
+    """
+    folders = _subject_folders(root)
+    for folder in index_folders(root):
+        kept = _load(folder / _INDEX_FILE, folders)
+        if kept is not None:
+            return kept
+    return _scan(root, folders)
+
+
+def _subject_folders(root: Path) -> _Folders:
+    found: list[tuple[str, int]] = []
+    skipped = Skipped.nothing()
+    try:
+        with os.scandir(root) as entries:
+            for e in entries:
+                if is_leftover(e.name):
+                    continue
+                # Links are followed: large sets are often put together from links to other disks.
+                if e.is_dir():
+                    found.append((e.name, e.stat().st_mtime_ns))
+                elif e.is_symlink() and not e.is_file():
+                    skipped.add("broken links", e.name)
+                elif e.name.lower().endswith(IMAGE_SUFFIXES):
+                    skipped.add("images beside the subject folders", e.name)
+    except FileNotFoundError:
+        raise InputError(f"{root}: there is no such folder. Expected <folder>/<subject>/<image>.") from None
+    except NotADirectoryError:
+        raise InputError(f"{root}: is a file. Expected a folder of <subject>/<image>.") from None
+    except OSError as fault:
+        raise InputError(f"{root}: cannot be read ({fault.strerror}). Check its permissions.") from None
+    if not found:
+        raise InputError(_no_subjects(root))
+    found.sort()
+    check_distinct((name for name, _ in found), str(root))
+    return _Folders([name for name, _ in found], np.array([stamp for _, stamp in found], np.int64), skipped)
+
+
+def _no_subjects(root: Path) -> str:
+    sentence = f"{root}: holds no subject folders. Expected {root}/<subject>/<image>."
+    if (root / "train.rec").is_file():
+        return sentence + _pack_advice(root)
+    if any(path.suffix.lower() in IMAGE_SUFFIXES for path in root.iterdir()):
+        return sentence + " It holds images itself: did you mean its parent folder?"
+    return sentence
+
+
+def _pack_advice(root: Path) -> str:
+    return (
+        " It holds train.rec: read that with main.py --use_mxrecord, or unpack it "
+        f"(convert.py --rec_path {root})."
+    )
+
+
+def _no_images(root: Path, folders: _Folders, skipped: Skipped) -> str:
+    sentence = f"{root}: none of its {len(folders.names):,} folders holds an image of a person."
+    sentence += "".join(f" {each}." for each in skipped.sentences()[:_SHOWN])
+    for name in (IMAGES, *folders.names[:100]):
+        inner = root / name
+        if inner.is_dir() and subfolders(inner):
+            return f"{sentence} Expected <subject>/<image>; did you mean {inner}?"
+    return sentence + (
+        _pack_advice(root) if (root / "train.rec").is_file() else " Expected <subject>/<image>."
+    )
+
+
+def _scan(root: Path, folders: _Folders) -> FolderListing:
+    index_folder, now = writable_index_folder(root)
+    blobs: list[bytes] = []
+    counts = np.zeros(len(folders.names), np.int64)
+    skipped = Skipped.nothing()
+    progress = progress_bar(folders.names, desc=f"listing {root.name}", unit="subject", delay=2, leave=False)
+    for number, subject in enumerate(progress):
+        images = _image_names(root / subject, skipped)
+        counts[number] = len(images)
+        blobs.append(_joined(images))
+    if not counts.any():
+        raise InputError(_no_images(root, folders, skipped))
+    names = np.frombuffer(b"".join(blobs), np.uint8)
+    if index_folder is not None and (folders.stamps < now - TIME_STEP_NS).all():
+        _keep(index_folder / _INDEX_FILE, folders, counts, names, skipped)
+    return _listing(folders, counts, names, skipped)
+
+
+def _image_names(folder: Path, skipped: Skipped) -> list[str]:
+    """Names of the images of a subject; adds to `skipped` what else is there."""
+    if is_pair_set(folder):
+        skipped.add(f"folders of unpacked pair sets ({PAIRS})", folder.name)
+        return []
+    names = []
+    try:
+        with os.scandir(folder) as entries:
+            for e in entries:
+                if is_leftover(e.name):
+                    continue
+                if e.is_dir():
+                    skipped.add("folders within subjects", f"{folder.name}/{e.name}")
+                elif not e.is_file():
+                    skipped.add("broken links", f"{folder.name}/{e.name}")
+                elif is_image_file(e.path):
+                    names.append(e.name)
+                else:
+                    skipped.add_file(f"{folder.name}/{e.name}")
+    except OSError as fault:
+        raise InputError(f"{folder}: cannot be read ({fault.strerror}). Check its permissions.") from None
+    if not names:
+        skipped.add("folders without an image", folder.name)
+    return sorted(names)
+
+
+def _listing(
+    folders: _Folders, counts: NDArray[np.int64], names: NDArray[np.uint8], skipped: Skipped
+) -> FolderListing:
+    filled = counts > 0
+    return FolderListing(
+        subjects=[name for name, keep in zip(folders.names, filled, strict=True) if keep],
+        subject_offsets=np.concatenate(([0], np.cumsum(counts[filled]))),
+        names=names,
+        name_offsets=np.concatenate(([0], np.flatnonzero(names == 0) + 1)),
+        skipped=skipped.with_more(folders.skipped),
+    )
+
+
+def index_folders(root: Path) -> list[Path]:
+    """Where what is known of the images below `root` may be kept: beside them, else in the user's cache."""
+    key = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:24]
+    return [root / INDEX_FOLDER, cache_folder() / key]
+
+
+def writable_index_folder(root: Path) -> tuple[Path | None, int]:
+    """Which of them can be written to, and the time there: the file system's clock may not be ours."""
+    for folder in index_folders(root):
+        try:
+            private_folder(folder)
+            with tempfile.NamedTemporaryFile(dir=folder) as probe:
+                return folder, os.fstat(probe.fileno()).st_mtime_ns
+        except OSError:  # noqa: PERF203 - two folders, and the second is tried because the first failed
+            continue
+    return None, 0
+
+
+def _keep(
+    path: Path,
+    folders: _Folders,
+    counts: NDArray[np.int64],
+    names: NDArray[np.uint8],
+    skipped: Skipped,
+) -> None:
+    arrays = {
+        "format": np.array(_FORMAT),
+        "folders": np.frombuffer(_joined(folders.names), np.uint8),
+        "stamps": folders.stamps,
+        "counts": counts,
+        "names": names,
+        "skipped": np.array(skipped.to_json()),
+    }
+    try:
+        with atomic_path(path) as temporary:
+            write_npz(temporary, arrays)
+    except OSError:
+        # The list only saves time: a full disk is no reason to stop here.
+        path.unlink(missing_ok=True)
+
+
+def _load(path: Path, folders: _Folders) -> FolderListing | None:
+    """None where there is no list, one of other folders, or one that may not be as it was written here.
+
+    A list may have come with the data, and name files elsewhere.
+    """
+    needed = ("format", "folders", "stamps", "counts", "names", "skipped")
+    try:
+        kept, has_checksum = read_npz(path, "a list of images", needed=needed, optional=())
+        same = (
+            has_checksum
+            and np.array_equal(kept["format"], _FORMAT)
+            and np.array_equal(kept["stamps"], folders.stamps)
+            and kept["folders"].tobytes() == _joined(folders.names)
+        )
+        if not same or not _is_listing(folders, kept["counts"], kept["names"]):
+            return None
+        return _listing(folders, kept["counts"], kept["names"], Skipped.from_json(str(kept["skipped"])))
+    except InputError:
+        return None
+
+
+def _is_listing(folders: _Folders, counts: NDArray[Any], names: NDArray[Any]) -> bool:
+    """Whether there are so many names in each folder, and each is that of a file right in it."""
+    if counts.dtype != np.int64 or counts.shape != folders.stamps.shape or (counts < 0).any():
+        return False
+    if names.dtype != np.uint8 or names.ndim != 1 or int((names == 0).sum()) != sum(counts.tolist()):
+        return False
+    text = names.tobytes()
+    separators = [os.fsencode(mark) for mark in (os.sep, os.altsep) if mark]
+    special = re.search(rb"(?:^|\0)(?:\.{0,2})\0", text)
+    return special is None and not any(mark in text for mark in separators) and text[-1:] in (b"", b"\0")
+
+
+def _joined(names: list[str]) -> bytes:
+    return b"".join(os.fsencode(name) + b"\0" for name in names)

@@ -1,0 +1,246 @@
+"""Which files are images, which are leftovers of operating systems, and which folders are people.
+
+One rule for training, packing, inference and the benchmark builder. Pixels are read in
+`data.sources.decoding`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.sources.decoding import HEIF_BRANDS, is_image
+from runtime.errors import InputError
+from runtime.json_files import check_type, parse_json
+
+# Read as images without a look inside.
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".avif", ".jp2", ".j2k", ".gif"),
+    *(".ppm", ".pgm", ".pnm", ".tif", ".tiff"),
+)
+# Not opened to see whether they are images; which files are videos is said by their content.
+VIDEO_SUFFIXES = (
+    *(".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".asf", ".3gp", ".3g2"),
+    *(".ts", ".mts", ".m2ts", ".flv", ".ogv", ".vob", ".mxf", ".rm"),
+)
+# Where the containers that FFmpeg reads begin with what. Text is none of them: FFmpeg would follow the
+# addresses in a playlist that is named as a video.
+_VIDEO_STARTS = (
+    *((0, start) for start in (b"\x1aE\xdf\xa3", b"FLV\x01", b"0&\xb2u\x8ef\xcf\x11", b"OggS", b".RMF")),
+    *(
+        (0, start)
+        for start in (b"\x00\x00\x01\xba", b"\x00\x00\x01\xb3", b"\x06\x0e+4", b"DKIF", b"YUV4MPEG2 ")
+    ),
+    *((4, box) for box in (b"moov", b"mdat", b"wide", b"free", b"skip")),
+)
+_STILL_BRANDS = (b"avif", b"avis", *HEIF_BRANDS)
+# MPEG transport streams: a byte at the start of each packet.
+_TS_SYNC, _TS_PACKETS = 0x47, ((0, 188), (4, 192))
+_HEAD_BYTES = 1024
+# Photos of phones that cannot be read here; each says so.
+HEIF_SUFFIXES = (".heic", ".heif", ".hif")
+# Annotations beside images, of which there may be millions: not opened to see whether they are images.
+_ANNOTATION_SUFFIXES = (
+    *(".txt", ".csv", ".tsv", ".json", ".xml", ".yaml", ".yml", ".md", ".pts", ".mat"),
+    *(".npy", ".npz", ".pkl", ".pt", ".zip", ".html"),
+)
+# What macOS, Windows, Synology and QNAP leave in every folder; lower case. All hidden files count too.
+_LEFTOVERS = frozenset(
+    (
+        *("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "lost+found"),
+        *("$recycle.bin", "system volume information", "@eadir", "#recycle", "#snapshot", "@recycle"),
+        *("@recently-snapshot", "@__thumb"),
+    )
+)
+_LEFTOVER_ENDS = ("@synoeastream", "@synoresource")
+
+# `convert.py --rec_path` unpacks the images of train.rec to IMAGES, and each pair set to a folder with PAIRS.
+IMAGES = "imgs"
+PAIRS = "pairs.csv"
+_EXAMPLES = 3
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a file or folder of that name is hidden, or made by a system and not by a person."""
+    lower = name.lower()
+    return lower.startswith(".") or lower in _LEFTOVERS or lower.endswith(_LEFTOVER_ENDS)
+
+
+def is_image_file(path: str) -> bool:
+    """Whether a file is read as an image: by its suffix, else by its first bytes. Opens no special file."""
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix in IMAGE_SUFFIXES:
+        return True
+    named_otherwise = suffix in VIDEO_SUFFIXES or suffix in _ANNOTATION_SUFFIXES
+    return not named_otherwise and os.path.isfile(path) and is_image(path)
+
+
+def is_video(path: Path) -> bool:
+    """Whether a file is read as a video, by its first bytes. Opens no special file."""
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as stream:
+            head = stream.read(_HEAD_BYTES)
+    except OSError:
+        return False
+    if head[4:8] == b"ftyp":
+        return head[8:12] not in _STILL_BRANDS
+    if head[:4] == b"RIFF":
+        return head[8:12] == b"AVI "
+    return any(head[at : at + len(start)] == start for at, start in _VIDEO_STARTS) or any(
+        len(head) > first + 4 * length and all(head[first + n * length] == _TS_SYNC for n in range(5))
+        for first, length in _TS_PACKETS
+    )
+
+
+def visible(folder: Path) -> list[Path]:
+    """Files and folders in `folder`, sorted by name, without leftovers.
+
+    A pair set that `convert.py` unpacked is no folder of a person, and left out too.
+    """
+    return sorted(each for each in folder.iterdir() if not is_leftover(each.name) and not is_pair_set(each))
+
+
+def files_below(folder: Path) -> list[Path]:
+    """The files in `folder` and its subfolders: its own first, then folder by folder, by name.
+
+    Special files are among them, leftovers are not. Links are followed, each folder is read once.
+    """
+    found: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+    waiting = [folder]
+    while waiting:
+        place = waiting.pop()
+        try:
+            about, inside = place.stat(), visible(place)
+        except OSError:
+            # Whoever reads it says why.
+            found.append(place)
+            continue
+        if (about.st_dev, about.st_ino) in seen:
+            continue
+        seen.add((about.st_dev, about.st_ino))
+        found += [each for each in inside if not each.is_dir()]
+        waiting += reversed([each for each in inside if each.is_dir()])
+    return found
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """Those of `visible` that are folders."""
+    return [each for each in visible(folder) if each.is_dir()]
+
+
+def pair_set_folders(root: Path) -> list[Path]:
+    """The folders in `root` that hold an unpacked pair set."""
+    return sorted(each for each in root.iterdir() if is_pair_set(each)) if root.is_dir() else []
+
+
+def is_pair_set(folder: Path) -> bool:
+    """Whether it is a folder that a pair set was unpacked to."""
+    return (folder / PAIRS).is_file()
+
+
+def people_root(root: Path) -> Path:
+    """`root`, or `root/imgs` where an unpacked data set keeps its people there.
+
+    That is so where imgs holds folders, and nothing beside it holds images of people. AdaFace's loader always
+    appends imgs.
+    """
+    inner = root / IMAGES
+    try:
+        if not inner.is_dir() or not subfolders(inner):
+            return root
+        return root if any(_holds_image(each) for each in subfolders(root)) else inner
+    except OSError:
+        return root
+
+
+def unpacked_note(root: Path) -> str:
+    """What is said of the pair sets in `root`, and where its people are; '' where there is nothing to say."""
+    beside = ", ".join(folder.name for folder in pair_set_folders(root))
+    parts = [f"pair sets are for tests and not read: {beside}"] if beside else []
+    if (people := people_root(root)) != root:
+        parts.insert(0, f"the people of {root} are in {people}")
+    return "; ".join(parts)
+
+
+def beside_note(root: Path) -> str:
+    """What is said of images and videos that lie beside the people's folders in `root`; '' for none."""
+    loose = [each.name for each in visible(root) if not each.is_dir() and _is_medium(each)]
+    if not loose:
+        return ""
+    more = f" and {len(loose) - _EXAMPLES:,} more" if len(loose) > _EXAMPLES else ""
+    which = (
+        "1 photo or video beside its folders is"
+        if len(loose) == 1
+        else (f"{len(loose):,} photos or videos beside its folders are")
+    )
+    return f"{which} left out: {', '.join(loose[:_EXAMPLES])}{more}. Put each into the folder of its person"
+
+
+def _is_medium(path: Path) -> bool:
+    suffix = path.suffix.lower()
+    return suffix in (*IMAGE_SUFFIXES, *HEIF_SUFFIXES) or is_video(path) or is_image_file(str(path))
+
+
+def _holds_image(folder: Path) -> bool:
+    return any(each.is_file() and is_image_file(str(each)) for each in visible(folder))
+
+
+@dataclass
+class Skipped:
+    """Files and folders that are not read: how many of each kind, and the first names."""
+
+    counts: Counter[str]
+    examples: dict[str, list[str]]
+
+    @classmethod
+    def nothing(cls) -> Skipped:
+        """Nothing is skipped so far."""
+        return cls(Counter(), {})
+
+    def add(self, kind: str, name: str) -> None:
+        """Counts one; `kind`: in the plural, such as 'files *.txt'."""
+        self.counts[kind] += 1
+        names = self.examples.setdefault(kind, [])
+        if len(names) < _EXAMPLES:
+            names.append(name)
+
+    def add_file(self, name: str) -> None:
+        """Counts a file that is no image, by its suffix."""
+        suffix = os.path.splitext(name)[1].lower()
+        self.add(f"{suffix} files" if suffix else "files without suffix", name)
+
+    def with_more(self, other: Skipped) -> Skipped:
+        """Both together."""
+        examples = {
+            kind: (self.examples.get(kind, []) + other.examples.get(kind, []))[:_EXAMPLES]
+            for kind in self.counts | other.counts
+        }
+        return Skipped(self.counts + other.counts, examples)
+
+    def to_json(self) -> str:
+        """As text; `from_json` reads it."""
+        return json.dumps([self.counts, self.examples])
+
+    @classmethod
+    def from_json(cls, text: str) -> Skipped:
+        """What `to_json` wrote; InputError for anything else."""
+        stored = parse_json(text, "what is skipped")
+        check_type(stored, tuple[dict[str, int], dict[str, list[str]]], "what is skipped")
+        counts, examples = stored
+        if counts.keys() != examples.keys():
+            raise InputError("what is skipped: expected examples of each kind.")
+        return cls(Counter(counts), examples)
+
+    def sentences(self) -> list[str]:
+        """One for each kind, the most frequent first."""
+        return [
+            f"{count:,} {kind} are not read: {', '.join(self.examples[kind])}"
+            + (", ..." if count > len(self.examples[kind]) else "")
+            for kind, count in self.counts.most_common()
+        ]

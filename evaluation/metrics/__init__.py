@@ -1,0 +1,1 @@
+"""Metrics of verification and identification from plain arrays, with intervals."""

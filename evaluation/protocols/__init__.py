@@ -1,0 +1,1 @@
+"""Evaluation protocols: files read and checked, figures made."""

@@ -1,0 +1,387 @@
+"""A benchmark of the IJB layout: features -> figures of several aggregators, 1:1 and 1:N, with intervals.
+
+The middle floor of `validation_mixed`: it knows features and aggregators, no images, no network, no flags.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from coreset.two_identity_split import TwoPeople
+from evaluation.metrics.bootstrap import PairBootstrap, ProbeBootstrap, difference_interval95, rate_interval95
+from evaluation.metrics.identification import PublishedHelperRates, Search, published_helper_rates, search
+from evaluation.metrics.rates import TpirAtFpir, cmc_of, rate_key, tpir_at_fpir_of
+from evaluation.metrics.roc import RocCurve, TarAtFar
+from evaluation.metrics.score_normalisation import DEFAULT_METHOD, ScoreNormalisation, compared
+from evaluation.metrics.verification import few_scores_warnings, verify
+from evaluation.protocols.ijb_layout import SetProtocol, TemplateList
+from evaluation.protocols.subgroups import StratumFigures, figures_of_strata, find_strata, strata_section
+from evaluation.protocols.templates import FaceGroups, average_media, describe_templates, group_faces
+from evaluation.reporting.published import PAPER_RULES
+from evaluation.reporting.report import Interval, Result, closed_section, open_section, verification_section
+from features.flips import FLIP_RULES
+from runtime.errors import InputError
+
+NOT_USED = "not used"
+# What each rule may be, by its name in PAPER_RULES and result.json.
+RULE_VALUES = {
+    "flip": (NOT_USED, *FLIP_RULES),
+    "media": (NOT_USED, "mean"),
+    "detector_score": (NOT_USED, "multiplied"),
+    "norm": (NOT_USED, "multiplied"),
+}
+FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+RANKS = (1, 5, 10)
+FPIRS = (0.01, 0.1)
+
+Floats = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What is done to faces before an aggregator sees them.
+
+    `flip`: how features of the mirror images were joined; `media`: whether the faces of a medium are averaged
+    to one first (an aggregator such as media_mean is told the media in any case); `detector_score` and
+    `norm`: whether a face's norm is multiplied by the one, and whether it is 1 without the other.
+    """
+
+    flip: str
+    media: str
+    detector_score: str
+    norm: str
+
+    def __post_init__(self) -> None:
+        for name, values in RULE_VALUES.items():
+            if (value := getattr(self, name)) not in values:
+                raise InputError(f"rule {name}: {value!r} is none of {', '.join(values)}.")
+
+    @classmethod
+    def of_paper(cls, paper: str, changes: Mapping[str, str]) -> Rules:
+        """The rules of a paper in `PAPER_RULES`, with `changes` to single ones."""
+        return replace(cls(**PAPER_RULES[paper]), **changes)
+
+
+@dataclass(frozen=True, eq=False)
+class Cohort:
+    """Faces of people whom the benchmark does not have, with whom scores are normalised.
+
+    `features` (N, D) unit rows, `norms` (N,), `groups`: one template or more a person; `name` for the report;
+    `method` of `evaluation.metrics.score_normalisation.METHODS`.
+    """
+
+    name: str
+    features: Floats
+    norms: Floats
+    groups: FaceGroups
+    method: str = DEFAULT_METHOD
+
+
+@dataclass(frozen=True)
+class GalleryFigures:
+    """One gallery searched with all probes; `tpir` is empty where no probe is non-mated."""
+
+    search: Search
+    cmc: dict[str, float]
+    cmc_intervals: dict[str, Interval] | None
+    tpir: dict[str, TpirAtFpir]
+    tpir_intervals: dict[str, Interval] | None
+
+
+@dataclass(frozen=True)
+class AggregatorFigures:
+    """Figures of one aggregator; intervals are None where there are too few subjects.
+
+    `of_two_people`: share of the templates that were described as two people, None where nobody asked.
+    """
+
+    tar: dict[str, TarAtFar]
+    tar_intervals: dict[str, Interval] | None
+    curve: RocCurve
+    galleries: dict[str, GalleryFigures]
+    published_helper: PublishedHelperRates | None
+    strata: list[StratumFigures] = field(default_factory=list)
+    of_two_people: float | None = None
+
+    def sections(self) -> Result:
+        """'verification', 'identification' and 'strata' of a result.json."""
+        result: Result = {
+            "verification": verification_section(self.tar, self.curve.auc, self.tar_intervals),
+        }
+        if self.galleries:
+            result["identification"] = {
+                "closed": {n: closed_section(g.cmc, g.cmc_intervals) for n, g in self.galleries.items()},
+                "open": {
+                    n: open_section(g.tpir, g.tpir_intervals) for n, g in self.galleries.items() if g.tpir
+                },
+            }
+        if self.published_helper is not None:
+            helper = self.published_helper
+            result["published_helper_not_fpir"] = {
+                "rank": helper.rank_rates,
+                "accepted_at": helper.accepted_at,
+            }
+        if self.strata:
+            result["strata"] = strata_section(self.strata)
+        if self.of_two_people is not None:
+            result["share_of_two_people"] = self.of_two_people
+        return result
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Strict TAR of one aggregator less that of another, by FAR, with the paired intervals."""
+
+    name: str
+    reference: str
+    tar: dict[str, float]
+    intervals: dict[str, Interval]
+
+
+@dataclass
+class IjbFigures:
+    """Figures by aggregator, differences to the first one, seconds by phase, and what a reader must know."""
+
+    aggregators: dict[str, AggregatorFigures] = field(default_factory=dict)
+    differences: list[Difference] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Adds the time of a block to a phase."""
+        start = time.perf_counter()
+        yield
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+
+
+def evaluate_ijb(
+    protocol: SetProtocol,
+    features: Floats,
+    norms: Floats,
+    aggregators: Mapping[str, nn.Module],
+    rules: Rules,
+    *,
+    detector_scores: Floats | None = None,
+    cohort: Cohort | None = None,
+    two_people: float | None = None,
+    replicates: int = 200,
+    published_helper: bool = False,
+    device: torch.device | str = "cpu",
+) -> IjbFigures:
+    """All figures of a benchmark.
+
+    Args:
+        protocol: N faces.
+        features: (N, D) unit rows, joined with those of the mirror images as `rules.flip` says.
+        norms: (N,).
+        aggregators: of `coreset.AGGREGATORS`, by the names that tables call them.
+        rules: what is done to faces first.
+        detector_scores: (N,); needed where the rules use them, or an aggregator whose quality they are.
+        cohort: scores are normalised with its people; None: they are cosines.
+        two_people: limit of `coreset.two_identity_split.TwoPeople`; None: each template has one descriptor.
+        replicates: draws of subjects for the intervals; 0 gives none.
+        published_helper: also the published 1:N helper's own rates, which are not FPIR.
+        device: where aggregators work.
+
+    Raises:
+        InputError: features or scores of another number of faces, or as the figures' own functions.
+    """
+    if cohort is not None and detector_scores is not None:
+        raise InputError("detector scores are used, and the cohort's faces have none.")
+    if two_people is not None and published_helper:
+        raise InputError("the published 1:N helper compares single descriptors, and not those of two people.")
+    found, pairs = IjbFigures(), protocol.pairs
+    with found.timed("prepare"):
+        features, norms, groups, scores = _faces_by_rules(protocol, features, norms, detector_scores, rules)
+        strata = find_strata(protocol)
+    with found.timed("intervals"):
+        pair_draws = _pair_bootstrap(protocol, replicates, found.warnings)
+    drawn: dict[str, NDArray[np.float64]] = {}
+    for name, aggregator in aggregators.items():
+        with found.timed(f"aggregate {name}"):
+            describer = aggregator if two_people is None else TwoPeople(aggregator, two_people)
+            faces = features, norms, groups, device
+            described = describe_templates(describer, *faces, detector_scores=scores).embedding
+            normalisation = None if cohort is None else normalised_with(aggregator, cohort, rules, device)
+            left, right = compared(described, normalisation)
+        with found.timed("score"):
+            ends = pairs.first, pairs.second, pairs.is_mated
+            verification = verify(left, *ends, FARS, second_descriptors=right)
+            of_strata = figures_of_strata(strata, verification.scores, pairs.is_mated)
+        with found.timed("intervals"):
+            tar_intervals = None
+            if pair_draws is not None:
+                drawn[name] = pair_draws.tar(verification.scores, FARS)
+                strict = {key: rate.strict for key, rate in verification.rates.items()}
+                tar_intervals = _intervals(drawn[name], strict, pair_draws.mated_people)
+        with found.timed("identify"):
+            galleries = _identify(protocol, left, right, replicates, found.warnings)
+            helper = _published_helper(protocol, left, right) if published_helper else None
+        found.aggregators[name] = AggregatorFigures(
+            verification.rates,
+            tar_intervals,
+            verification.curve,
+            galleries,
+            helper,
+            of_strata,
+            None if two_people is None else _share_of_two_people(described),
+        )
+        if len(found.aggregators) == 1:
+            # They say of the pair list more than of the aggregator: once is enough.
+            found.warnings += few_scores_warnings(verification.rates)
+    if pair_draws is not None:
+        found.differences = _differences(found.aggregators, drawn, pair_draws.mated_people)
+    return found
+
+
+def normalised_with(
+    aggregator: nn.Module, cohort: Cohort, rules: Rules, device: torch.device | str = "cpu"
+) -> ScoreNormalisation:
+    """By the descriptors of the cohort's templates, their faces treated by the benchmark's rules.
+
+    Raises:
+        InputError: as `ScoreNormalisation.with_cohort`.
+    """
+    features, norms, groups = cohort.features, cohort.norms, cohort.groups
+    if rules.norm == NOT_USED:
+        norms = np.ones_like(norms)
+    if rules.media != NOT_USED:
+        features, norms, groups = average_media(features, norms, groups)
+    described = describe_templates(aggregator, features, norms, groups, device).embedding
+    return ScoreNormalisation.with_cohort(cohort.method, described)
+
+
+def _share_of_two_people(descriptors: Floats) -> float:
+    """Of templates (M, 2, D), those whose two descriptors differ."""
+    return float((descriptors[:, 0] != descriptors[:, 1]).any(axis=1).mean())
+
+
+def _faces_by_rules(
+    protocol: SetProtocol, features: Floats, norms: Floats, detector_scores: Floats | None, rules: Rules
+) -> tuple[Floats, Floats, FaceGroups, Floats | None]:
+    """Features, norms, templates and scores of the faces, or of the media that they are joined to."""
+    if features.ndim != 2 or not len(features) == len(norms) == len(protocol.image_names):
+        raise InputError(
+            f"{protocol.name}: {len(protocol.image_names):,} images, but features {features.shape} and norms "
+            f"{norms.shape}. They belong to another data set."
+        )
+    weights = norms if rules.norm != NOT_USED else np.ones_like(norms)
+    if rules.detector_score != NOT_USED:
+        if detector_scores is None or detector_scores.shape != norms.shape:
+            raise InputError("the rules use detector scores: expected one for each face.")
+        weights = weights * detector_scores
+    groups = group_faces(protocol.template_of_face, protocol.media, len(protocol.template_ids))
+    if rules.media == NOT_USED:
+        return features, weights, groups, detector_scores
+    scores = None
+    if detector_scores is not None:
+        # A medium's score is the mean of its faces'.
+        sums = np.bincount(groups.media, weights=detector_scores[groups.rows])
+        scores = sums / np.bincount(groups.media)
+    return *average_media(features, weights, groups), scores
+
+
+def _pair_bootstrap(protocol: SetProtocol, replicates: int, warnings: list[str]) -> PairBootstrap | None:
+    if not replicates:
+        return None
+    pairs, subjects = protocol.pairs, protocol.subjects.astype(np.int32)
+    try:
+        return PairBootstrap(
+            subjects[pairs.first], subjects[pairs.second], pairs.is_mated, replicates=replicates
+        )
+    except InputError as fault:
+        warnings.append(f"There are no intervals for TAR: {fault}")
+        return None
+
+
+def _identify(
+    protocol: SetProtocol, of_probes: Floats, of_galleries: Floats, replicates: int, warnings: list[str]
+) -> dict[str, GalleryFigures]:
+    """Each gallery searched by itself, as gallery1, gallery2."""
+    if protocol.probes is None:
+        return {}
+    probes = protocol.probes
+    draws = _probe_bootstrap(probes, replicates)
+    found = {}
+    for number, gallery in enumerate(protocol.galleries, 1):
+        result = search(
+            of_probes[probes.templates],
+            of_galleries[gallery.templates],
+            probes.subjects,
+            gallery.subjects,
+        )
+        cmc = cmc_of(result, RANKS)
+        people = draws.mated_people(result) if draws else 0
+        cmc_intervals = _intervals(draws.cmc(result, RANKS), cmc, people) if draws else None
+        tpir: dict[str, TpirAtFpir] = {}
+        tpir_intervals = None
+        if result.is_mated.all():
+            warning = f"Gallery {gallery.name}: every probe is mated, so there is no open-set identification."
+            warnings += [] if warning in warnings else [warning]
+        else:
+            tpir = tpir_at_fpir_of(result, FPIRS)
+            if draws:
+                observed = {key: rate.tpir for key, rate in tpir.items()}
+                tpir_intervals = _intervals(draws.tpir(result, FPIRS), observed, people)
+        found[f"gallery{number}"] = GalleryFigures(result, cmc, cmc_intervals, tpir, tpir_intervals)
+    return found
+
+
+def _probe_bootstrap(probes: TemplateList, replicates: int) -> ProbeBootstrap | None:
+    if not replicates or len(np.unique(probes.subjects)) < 2:
+        return None
+    return ProbeBootstrap(probes.subjects, replicates=replicates)
+
+
+def _published_helper(
+    protocol: SetProtocol, of_probes: Floats, of_galleries: Floats
+) -> PublishedHelperRates | None:
+    if protocol.probes is None:
+        return None
+    joined = np.concatenate([gallery.templates for gallery in protocol.galleries])
+    return published_helper_rates(
+        of_probes[protocol.probes.templates],
+        of_galleries[joined],
+        protocol.probes.subjects,
+        np.concatenate([gallery.subjects for gallery in protocol.galleries]),
+        ranks=RANKS,
+        fars=FPIRS,
+    )
+
+
+def _intervals(
+    drawn: NDArray[np.float64], observed: Mapping[str, float], people: int
+) -> dict[str, Interval] | None:
+    try:
+        low, high = rate_interval95(drawn, list(observed.values()), people)
+    except InputError:
+        return None
+    return {key: (float(low[n]), float(high[n])) for n, key in enumerate(observed)}
+
+
+def _differences(
+    figures: Mapping[str, AggregatorFigures], drawn: Mapping[str, NDArray[np.float64]], people: int
+) -> list[Difference]:
+    """Every other aggregator against the first, on the same draws."""
+    keys = [rate_key(far) for far in FARS]
+    found = []
+    for name in list(drawn)[1:]:
+        reference = next(iter(drawn))
+        try:
+            low, high = difference_interval95(drawn[name] - drawn[reference], people)
+        except InputError:
+            continue
+        intervals = {key: (float(low[n]), float(high[n])) for n, key in enumerate(keys)}
+        tar = {key: figures[name].tar[key].strict - figures[reference].tar[key].strict for key in keys}
+        found.append(Difference(name, reference, tar, intervals))
+    return found

@@ -1,0 +1,1 @@
+"""Cached embeddings: extraction, store, bank, template sampling, precomputed files."""

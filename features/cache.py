@@ -1,0 +1,330 @@
+"""Where the features that are trained from come from: made here once from images, or given.
+
+The views are those of `data.sampling.views`, the store that of `embedding`; what is drawn from it is decided
+in `features.templates`.
+
+Stores are found by what they hold, not by the list of images that they were made for: a run on some of the
+images of a store uses that store, and a new store takes over the features of images that an earlier one has.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import distributed
+
+from backbones.spec import BackboneSpec
+from data.sampling.views import ViewedFaces, ViewPlan, includes_views, number_of_views, views_identity
+from data.sources.decoding import Image
+from data.sources.face_loader import Faces
+from data.sources.face_source import FaceSource, data_parts, reading_parts
+from data.sources.image_stamps import UNREADABLE, content_stamp
+from features.bank import (
+    FACES,
+    LABEL,
+    FeatureBank,
+    bank_of_views,
+    faces_text,
+    read_given,
+    two_of_each,
+    view_subjects,
+    with_centre_of,
+)
+from features.extract import embed_faces, identity_of, process_rank
+from features.options import EmbedOptions
+from features.store import (
+    MANIFEST,
+    STAMP,
+    FeatureStore,
+    WrittenRows,
+    is_complete,
+    open_store,
+    stored_identity,
+    written_rows,
+)
+from features.store import fingerprint as fingerprint_of
+from net import Backbone
+from runtime.distributed import is_distributed
+from runtime.errors import InputError
+from runtime.files import atomic_write
+
+# What a store is asked for beside these has to be the same.
+_IMAGES, _VIEWS = "faces", "views"
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Where stores of views are kept, how many views an image has, and how they are embedded.
+
+    `named_by`: the file that alone names the folder, which is read then and not written to.
+    """
+
+    folder: Path
+    views: int
+    seed: int
+    options: EmbedOptions
+    named_by: Path | None = None
+
+
+@dataclass(frozen=True)
+class CachedViews:
+    """A bank, and what the rows of its arrays were made from, where that is known."""
+
+    bank: FeatureBank
+    faces: Faces | None
+
+
+def cached_views(backbone: Backbone, source: FaceSource, cache: Cache) -> CachedViews:
+    """Opens a store that holds all views of all images, or embeds what no store has.
+
+    After a kill it goes on where it was. A store is named by all that it depends on: weights, preprocessing,
+    decoder, views, content and subjects of the images. Its features are without the backbone's centre, which
+    may be measured from them (`with_cosines`).
+
+    Raises:
+        InputError: as `embedding.embed_faces`, a damaged store, or features to be made in a folder that is
+            not to be written to.
+    """
+    spec, backbone = backbone.spec, copy.copy(backbone)
+    backbone.spec = replace(spec, centre=None)
+    plan = ViewPlan.of(cache.views)
+    wanted = _Wanted.of(backbone, source, plan, cache)
+    found = next(wanted.stores_with_all(), None)
+    if found is None and cache.named_by is not None:
+        raise InputError(
+            f"{cache.named_by}: names {cache.folder} as the folder of its cached features, which lies "
+            "elsewhere than the run and does not hold all of them. To make them there, give "
+            f"--cache_features {cache.folder}; or give another folder."
+        )
+    if found is None:
+        store = _embedded(backbone, source, wanted, cache)
+        starts = np.arange(len(source), dtype=np.int64) * len(plan)
+    else:
+        folder, starts = found
+        store = open_store(folder, None, verify=process_rank() == 0)
+    bank = bank_of_views(store, source.subjects, source.labels, plan, starts, wanted.identity)
+    return CachedViews(bank, _FacesOfRows(wanted.faces, starts, len(plan)))
+
+
+def given_features(path: Path) -> CachedViews:
+    """Opens and verifies features that were made before.
+
+    Raises:
+        InputError: as `features.bank.read_given`.
+    """
+    return CachedViews(read_given(path), None)
+
+
+def with_cosines(backbone: Backbone, bank: FeatureBank, *, keep_centre: bool = False) -> FeatureBank:
+    """The bank with the backbone's centre; measures a backbone that nobody has (`BackboneSpec.measured`).
+
+    From the first row of each of two images a subject: where there are views, that is the plain one. Where it
+    cannot be measured, it stays as it is.
+
+    Args:
+        backbone: whose spec is changed in place.
+        bank: of its features without a centre.
+        keep_centre: only statistics are measured.
+    """
+    if not backbone.spec.is_measured:
+        rows = two_of_each(bank.with_centre(backbone.spec.centre))
+        with suppress(InputError):
+            backbone.spec = backbone.spec.measured(*rows, keep_centre=keep_centre)
+    return with_centre_of(backbone.spec, bank)
+
+
+def cosine_warning(spec: BackboneSpec, bank: FeatureBank) -> str:
+    """A sentence where the bank's features are unlike those that limits of cosine are for; else nothing."""
+    features, labels, _ = two_of_each(bank)
+    return f"{bank.name}: {why}." if (why := spec.distrust(features, labels)) else ""
+
+
+@dataclass(frozen=True, eq=False)
+class _Wanted:
+    """What a store has to hold: `plan` of each image; `stamps` (I,) of the images, `keys` (I,) of image and
+    subject; `identity`: all that the features follow from.
+    """
+
+    plan: ViewPlan
+    seed: int
+    folder: Path
+    faces: ViewedFaces
+    stamps: NDArray[np.uint64]
+    keys: NDArray[np.uint64]
+    images: dict[str, str]
+    identity: dict[str, str]
+
+    @classmethod
+    def of(cls, backbone: Backbone, source: FaceSource, plan: ViewPlan, cache: Cache) -> _Wanted:
+        stamps = source.stamps()
+        images = {
+            _IMAGES: fingerprint_of(data_parts(source.subjects, source.labels, stamps)),
+            **reading_parts(source),
+            _VIEWS: views_identity(plan, cache.seed),
+        }
+        return cls(
+            plan,
+            cache.seed,
+            cache.folder,
+            ViewedFaces(source, plan, cache.seed, stamps),
+            stamps,
+            _keys(source.subjects, source.labels, stamps),
+            images,
+            identity_of(backbone, images, cache.options),
+        )
+
+    @property
+    def name(self) -> str:
+        """Of the store that is made for these images."""
+        return fingerprint_of(self.identity)[:16]
+
+    def alike(self) -> Iterator[tuple[Path, int]]:
+        """Stores of such features, complete or not, and their numbers of views; that of the name first."""
+        folders = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
+        for folder in sorted(folders, key=lambda path: path.name != self.name):
+            made = stored_identity(folder)
+            if made is None or _VIEWS not in made or _rest(made) != _rest(self.identity):
+                continue
+            if includes_views(made[_VIEWS], self.plan, self.seed):
+                yield folder, number_of_views(made[_VIEWS])
+
+    def stores_with_all(self) -> Iterator[tuple[Path, NDArray[np.int64]]]:
+        """Complete stores that hold every image under its subject, and the rows of the first views (I,)."""
+        for folder, views in self.alike():
+            if not (folder / FACES).is_file() or not is_complete(folder):
+                continue
+            try:
+                store = open_store(folder, None, verify=False)
+                subjects, _ = view_subjects(store)
+                if STAMP not in store.columns:
+                    raise InputError(
+                        f"{folder / MANIFEST}: layout, columns: has no '{STAMP}'. Remove the folder."
+                    )
+            except InputError:
+                if folder.name == self.name:
+                    raise
+                continue  # A damaged store of other images is no reason to stop.
+            stored = _keys(subjects, store.columns[LABEL][::views], store.columns[STAMP][::views])
+            places = _places(stored, self.keys)
+            if (places >= 0).all():
+                yield folder, places * views
+
+
+def _embedded(backbone: Backbone, source: FaceSource, wanted: _Wanted, cache: Cache) -> FeatureStore:
+    V = len(wanted.plan)
+    folder = cache.folder / wanted.name
+    store = embed_faces(
+        backbone,
+        wanted.faces,
+        wanted.images,
+        cache.folder,
+        cache.options,
+        stamps=np.repeat(wanted.stamps, V),
+        columns={LABEL: np.repeat(source.labels, V)},
+        about={"images": source.name},
+        known=_KnownViews(wanted),
+        name=f"{V} views of {len(source):,} images",
+    )
+    if store is not None:
+        text = faces_text(source.subjects, wanted.plan)
+        path = folder / FACES
+        if not path.is_file() or path.read_bytes() != text.encode():
+            atomic_write(path, text)
+    if is_distributed():
+        # The first process may still be verifying what all wrote.
+        distributed.barrier()
+    if store is None:
+        store = open_store(folder, wanted.identity, verify=False)
+    return store
+
+
+class _KnownViews:
+    """Features of images that other stores hold, by their content; also of stores that are not complete."""
+
+    def __init__(self, wanted: _Wanted) -> None:
+        self._wanted = wanted
+
+    def __call__(self, rows: range) -> Mapping[str, NDArray[Any]] | None:
+        stores, of_image, first_row = self._found
+        images, view = np.divmod(np.arange(rows.start, rows.stop), len(self._wanted.plan))
+        of, place = of_image[images], first_row[images] + view
+        if (of < 0).any():
+            return None
+        size, kind = stores[0].store.features.shape[1], stores[0].store.features.dtype
+        features, norms = np.empty((len(rows), size), kind), np.empty(len(rows), np.float32)
+        for number in np.unique(of).tolist():
+            there, here = stores[number], of == number
+            if not there.valid[place[here]].all():
+                return None
+            features[here], norms[here] = there.store.features[place[here]], there.store.norms[place[here]]
+        return {"features": features, "norms": norms}
+
+    # Only the process that asks has to read the stores.
+    @cached_property
+    def _found(self) -> tuple[list[WrittenRows], NDArray[np.int64], NDArray[np.int64]]:
+        """Stores, which of them has an image (I,), -1 for none, and the row of its first view there (I,)."""
+        wanted = self._wanted
+        stores: list[WrittenRows] = []
+        of = np.full(len(wanted.stamps), -1)
+        first = np.zeros(len(wanted.stamps), np.int64)
+        # Complete ones first: the others may lack some views of an image.
+        for folder, views in sorted(wanted.alike(), key=lambda each: not is_complete(each[0])):
+            if folder.name == wanted.name or (of >= 0).all():
+                continue
+            there = written_rows(folder)
+            if there is None:
+                continue
+            some = there.valid.reshape(-1, views).any(axis=1)
+            stored = np.where(some, there.store.columns[STAMP][::views], UNREADABLE).astype(np.uint64)
+            places = _places(stored, wanted.stamps)
+            new = (places >= 0) & (of < 0)
+            of[new], first[new] = len(stores), places[new] * views
+            stores.append(there)
+        return stores, of, first
+
+
+class _FacesOfRows:
+    """The faces of the rows of a store, which may hold other images too and in another order."""
+
+    def __init__(self, faces: ViewedFaces, starts: NDArray[np.int64], views: int) -> None:
+        self._faces, self._views = faces, views
+        self._order = np.argsort(starts, kind="stable")
+        self._starts = starts[self._order]
+
+    def __len__(self) -> int:
+        return len(self._faces)
+
+    def image(self, number: int) -> Image:
+        """(112, 112, 3) RGB of row `number` of the store."""
+        place = int(np.searchsorted(self._starts, number, side="right")) - 1
+        return self._faces.image(int(self._order[place]) * self._views + number - int(self._starts[place]))
+
+
+def _rest(identity: Mapping[str, str]) -> dict[str, str]:
+    return {key: value for key, value in identity.items() if key not in (_IMAGES, _VIEWS)}
+
+
+def _keys(subjects: list[str], labels: NDArray[Any], stamps: NDArray[Any]) -> NDArray[np.uint64]:
+    """(I,) of each image's subject and content; 0 for an image that could not be read."""
+    names = np.array([content_stamp(os.fsencode(name)) for name in subjects], np.uint64)
+    # An odd factor, so that subject and image cannot be exchanged.
+    mixed = names[labels] * np.uint64(0x9E3779B97F4A7C15) ^ stamps.astype(np.uint64)
+    return np.where(stamps == UNREADABLE, UNREADABLE, mixed).astype(np.uint64)
+
+
+def _places(stored: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Where each of `wanted` (n,) stands in `stored`; -1 where it does not, or is `UNREADABLE`."""
+    order = np.argsort(stored, kind="stable")
+    at = np.minimum(np.searchsorted(stored[order], wanted), len(stored) - 1)
+    found = order[at]
+    there = (stored[found] == wanted) & (wanted != UNREADABLE)
+    return np.where(there, found, -1).astype(np.int64)

@@ -1,0 +1,155 @@
+"""Features that were made before: our store, InsightFace's npz, a published pickle, or plain arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from coreset.sets import unit_and_norm
+from data.sources.plain_pickle import StoredArray, read_plain_pickle
+from features.flips import fuse_flips
+from features.store import MANIFEST, open_store
+from runtime.array_files import map_npy, read_npz
+from runtime.errors import InputError
+
+_ROWS_AT_ONCE = 16_384
+_SHOWN = 5
+_PICKLES = (".pickle", ".pkl")
+
+Floats = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class GivenFeatures:
+    """`features` (N, D) unit rows and `norms` (N,) of all faces, in their order.
+
+    `identity`: what they were made from as far as it is known, by the names of `embedding.identity_of`;
+    `about`: what is only good to know.
+    """
+
+    features: Floats
+    norms: Floats
+    identity: Mapping[str, str]
+    about: Mapping[str, str]
+
+
+def read_features(path: Path, flip: str | None) -> GivenFeatures:
+    """Opens features without embedding anything.
+
+    Args:
+        path: the folder of a store; a folder with features.npy (N, D) and norms.npy (N,); or an npz with
+            'embs' and 'embs_f', un-normalised features of the images and of their mirror images, as
+            InsightFace's ijb_evals.py saves them; or the pickle that AdaFace's and FaceCoresetNet's
+            evaluations keep (`IJBB-AdaFace-Backbone-Features.pickle`): a dictionary with 'img_feats' (N, D),
+            unit rows, and 'norms'.
+        flip: the rule that is asked for: one of `evaluation.protocols.ijb.RULE_VALUES`. An npz is joined by
+        it; the
+            others have to be made with it, as far as is known. None: a store however it was made, an npz
+            without mirror images.
+
+    Raises:
+        InputError: nothing of the kind is there, it is damaged, or was made with another flip rule.
+    """
+    if path.suffix == ".npz" and path.is_file():
+        return _from_npz(path, flip or "not used")
+    if path.suffix in _PICKLES and path.is_file():
+        return _from_pickle(path)
+    if (path / MANIFEST).is_file():
+        store = open_store(path, None)
+        made = store.identity.get("flip", flip)
+        if flip is not None and made != flip:
+            asked = "none" if flip == "not used" else flip
+            other = "none" if made == "not used" else made
+            raise InputError(
+                f"{path}: these features were made with --flip {other}, but --flip {asked} is asked for. "
+                f"Pass --flip {other}, or leave out --features to make others."
+            )
+        return GivenFeatures(store.features, store.norms, store.identity, store.about)
+    if (path / "features.npy").is_file() and (path / "norms.npy").is_file():
+        return _from_arrays(path)
+    raise InputError(
+        f"{path}: holds no features. Expected a folder that an earlier run wrote (<out>/features/...), one "
+        "with features.npy and norms.npy, an npz with 'embs' and 'embs_f', or a pickle with 'img_feats' and "
+        "'norms'."
+    )
+
+
+def _from_arrays(folder: Path) -> GivenFeatures:
+    features = map_npy(folder / "features.npy", "features (N, D)")
+    norms = map_npy(folder / "norms.npy", "their norms (N,)").reshape(-1)
+    return GivenFeatures(*_checked(folder, features, norms), {}, {})
+
+
+def _from_pickle(path: Path) -> GivenFeatures:
+    """The third entry, 'faceness_scores', is that of the meta file."""
+    held = read_plain_pickle(path, "a dictionary of features")
+    # Texts of Python 2 are byte strings.
+    entries = {
+        key.decode(errors="replace") if isinstance(key, bytes) else key: value
+        for key, value in (held.items() if isinstance(held, dict) else ())
+    }
+    features, norms = (entries.get(name) for name in ("img_feats", "norms"))
+    if not (isinstance(features, StoredArray) and isinstance(norms, StoredArray)):
+        found = ", ".join(map(repr, list(entries)[:_SHOWN])) or f"a {type(held).__name__}"
+        raise InputError(
+            f"{path}: expected a dictionary with the arrays 'img_feats' and 'norms', found {found}."
+        )
+    # Of this machine's byte order, and writable.
+    values = features.values.astype(features.values.dtype.newbyteorder("="))
+    arrays = _checked(path, values, norms.values.reshape(-1))
+    return GivenFeatures(*arrays, {}, {"features": f"published pickle {path.name}"})
+
+
+def _checked(path: Path, features: Floats, norms: Floats) -> tuple[Floats, NDArray[np.float32]]:
+    """The same, norms in float32, if they are unit rows and a norm each."""
+    if features.ndim != 2 or features.dtype.kind != "f" or norms.shape != features.shape[:1]:
+        raise InputError(
+            f"{path}: features {features.shape} {features.dtype} and norms {norms.shape}; expected (N, D) "
+            "floating and (N,)."
+        )
+    sample = np.linalg.norm(features[:: max(1, len(features) // 1000)].astype(np.float32), axis=1)
+    if not np.isfinite(norms).all() or not (np.abs(sample - 1) < 1e-2).all():
+        raise InputError(f"{path}: expected features that are unit rows, and norms that are finite numbers.")
+    return features, norms.astype(np.float32)
+
+
+def _from_npz(path: Path, flip: str) -> GivenFeatures:
+    what = "an npz of InsightFace's ijb_evals.py --save_embeddings, with 'embs' and 'embs_f'"
+    stored, _ = read_npz(path, what, needed=["embs"], if_there=[] if flip == "not used" else ["embs_f"])
+    features, mirrored = stored["embs"], stored.get("embs_f")
+    if features.ndim != 2 or features.dtype.kind != "f":
+        raise InputError(f"{path}: embs {features.shape} {features.dtype}; expected (N, D) floating.")
+    if flip != "not used" and (mirrored is None or mirrored.shape != features.shape):
+        raise InputError(
+            f"{path}: --flip {flip} needs the features of the mirror images, 'embs_f' {features.shape}; "
+            f"found {'none' if mirrored is None else mirrored.shape}. Pass --flip none."
+        )
+    return GivenFeatures(
+        *_joined(features, mirrored, flip), {}, {"features": f"InsightFace's npz {path.name}"}
+    )
+
+
+def _joined(
+    features: Floats, mirrored: Floats | None, flip: str
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Unit features and norms, by parts and in place where that is possible: at IJB-C's size 1 GB each."""
+    width = features.shape[1] * (2 if flip == "concat" else 1)
+    in_place = features.dtype == np.float32 and width == features.shape[1]
+    found = features if in_place else np.empty((len(features), width), np.float32)
+    norms = np.empty(len(features), np.float32)
+    for start in range(0, len(features), _ROWS_AT_ONCE):
+        part = slice(start, start + _ROWS_AT_ONCE)
+        unit, length = unit_and_norm(torch.from_numpy(features[part].astype(np.float32)))
+        if mirrored is not None:
+            other, other_length = unit_and_norm(torch.from_numpy(mirrored[part].astype(np.float32)))
+            unit, length = fuse_flips(unit, other, length, other_length, flip)
+        found[part], norms[part] = unit.numpy(), length.numpy()
+    if not np.isfinite(norms).all():
+        raise InputError(f"the feature of image {int(np.argmin(np.isfinite(norms)))} is not finite.")
+    return found, norms

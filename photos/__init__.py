@@ -1,0 +1,1 @@
+"""Photos and videos: decoding, detection, landmarks, alignment, measures of each face."""

@@ -1,0 +1,130 @@
+"""Faces brought into the place that backbones expect: a similarity transform of five points, 112 x 112.
+
+Photographs in, aligned RGB faces out; which points, is said by a detector or by a protocol's files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from backbones.face_template import ARCFACE_POINTS
+from data.sources.decoding import Image, decode_image, read_encoded
+from data.sources.face_source import FACE_SIZE
+from runtime.errors import InputError
+
+TEMPLATE = np.array(ARCFACE_POINTS)
+# Of faces that are aligned already.
+AS_STORED = "as stored"
+# What makes aligned pixels differ, for fingerprints and for the lines above every table. The revision rises
+# with every change of this file that changes a pixel.
+ALIGNMENT = {
+    "alignment": "112 x 112, five points of ArcFace, similarity, least squares (Umeyama)",
+    "interpolation": "bilinear, black border",
+    "alignment_revision": "1",
+}
+
+# Of `align_photo`: below it a step of one pixel of the face skips pixels of the photo.
+_LEAST_SCALE = 0.5
+
+Floats = NDArray[np.floating[Any]]
+
+
+def similarity_transforms(landmarks: Floats) -> NDArray[np.float64]:
+    """The transforms that bring five points nearest to `TEMPLATE` by rotation, one scale and a shift.
+
+    In the plane the least-squares similarity has a closed form, which is Umeyama's solution (1991, Eq. 34 to
+    43) without reflection.
+
+    Args:
+        landmarks: (N, 5, 2) x, y; not all five in one place.
+
+    Returns:
+        (N, 2, 3) float64, from image to template: what `cv2.warpAffine` takes.
+    """
+    points = landmarks.astype(np.float64)
+    centre = points.mean(axis=1, keepdims=True)
+    x, y = np.moveaxis(points - centre, -1, 0)
+    u, v = (TEMPLATE - TEMPLATE.mean(axis=0)).T
+    spread = (x**2 + y**2).sum(axis=1)
+    cosine = (x * u + y * v).sum(axis=1) / spread
+    sine = (x * v - y * u).sum(axis=1) / spread
+    turn = np.stack([np.stack([cosine, -sine], axis=-1), np.stack([sine, cosine], axis=-1)], axis=1)
+    shift = TEMPLATE.mean(axis=0)[:, None] - turn @ centre.transpose(0, 2, 1)
+    return np.concatenate([turn, shift], axis=2)
+
+
+def align(image: Image, transform: NDArray[np.float64]) -> Image:
+    """(H, W, 3) image and (2, 3) transform -> (112, 112, 3); black where the image does not reach."""
+    aligned = cv2.warpAffine(
+        image,
+        transform,
+        (FACE_SIZE, FACE_SIZE),
+        flags=cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_CONSTANT,
+        borderValue=0,
+    )
+    return aligned.astype(np.uint8, copy=False)
+
+
+def align_photo(photo: Image, landmarks: Floats) -> Image:
+    """(H, W, 3) photo and (5, 2) landmarks -> (112, 112, 3).
+
+    A face much larger than 112 pixels is shrunk by areas first: bilinear interpolation alone would take four
+    pixels of each patch and throw the others away, which shows as noise.
+    """
+    transform = similarity_transforms(landmarks[None])[0]
+    scale = float(np.hypot(transform[0, 0], transform[1, 0]))
+    if scale > _LEAST_SCALE:
+        return align(photo, transform)
+    # Only what the face needs: a photo of 100 million pixels is not copied.
+    corners = np.array([[0, 0], [FACE_SIZE, 0], [0, FACE_SIZE], [FACE_SIZE, FACE_SIZE]], np.float64)
+    reached = (corners - transform[:, 2]) @ np.linalg.inv(transform[:, :2]).T
+    height, width = photo.shape[:2]
+    left, top = np.clip(np.floor(reached.min(axis=0)) - 2, 0, (width - 1, height - 1)).astype(int).tolist()
+    right, bottom = np.clip(np.ceil(reached.max(axis=0)) + 2, 1, (width, height)).astype(int).tolist()
+    crop = photo[top : max(bottom, top + 1), left : max(right, left + 1)]
+    side = (max(1, round(crop.shape[1] * scale)), max(1, round(crop.shape[0] * scale)))
+    ratio = np.array(side) / (crop.shape[1], crop.shape[0])
+    small = np.asarray(cv2.resize(crop, side, interpolation=cv2.INTER_AREA), np.uint8)
+    # Pixel centres: (x + 0.5) * ratio - 0.5.
+    moved = (landmarks - (left, top) + 0.5) * ratio - 0.5
+    return align(small, similarity_transforms(moved[None])[0])
+
+
+@dataclass(frozen=True, eq=False)
+class LandmarkedFaces:
+    """Faces in photographs with known points, aligned when asked for.
+
+    `names`: N files below `folder`; `transforms`: (N, 2, 3) of their `similarity_transforms`.
+    """
+
+    folder: Path
+    names: Sequence[str]
+    transforms: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def image(self, number: int) -> Image:
+        """(112, 112, 3) RGB. Raises InputError that names a file that cannot be read or decoded."""
+        path = self.folder / self.names[number]
+        try:
+            encoded = read_encoded(path)
+        except InputError as fault:
+            raise InputError(f"{path}: {fault}") from None
+        # Landmarks are of the pixels as stored, whatever an orientation tag says.
+        try:
+            photo = decode_image(encoded, upright=False)
+        except InputError as fault:
+            raise InputError(
+                f"{path}: {len(encoded):,} bytes that cannot be decoded as an image "
+                f"({str(fault).rstrip('.')}). Unpack it again."
+            ) from None
+        return align(photo, self.transforms[number])

@@ -1,0 +1,335 @@
+"""Faces in photos: found by OpenCV's YuNet, landmarked again at the size it is best at, aligned.
+
+The detector's model file is fetched once from its official home and known by its hash. Photos are read in
+`photos.photo_files`; which transform the landmarks give is said in `photos.alignment`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import urllib.request
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from data.sources.decoding import Image
+from photos.alignment import align_photo
+from runtime.errors import InputError
+from runtime.files import atomic_write, cache_folder, sha256_of, utf8_path
+from runtime.onnx_files import external_files, graph_outputs
+
+# Of several faces in a photo; the first is the default.
+FACES = ("largest", "central", "all")
+# Share of the largest face's area from which on another one is of about the same size: that the largest is
+# the one meant is then a guess. Half the area is 0.7 of the height.
+SIMILAR_AREA = 0.5
+
+DETECTOR_NAME = "face_detection_yunet_2023mar.onnx"
+DETECTOR_SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
+DETECTOR_URL = "https://github.com/opencv/opencv_zoo/raw/main/models/face_detection_yunet/face_detection_yunet_2023mar.onnx"
+# Rises with every change of this file that moves a landmark.
+DETECTION_REVISION = 2
+_DOWNLOAD_SECONDS = 60
+_YUNET_OUTPUTS = 12
+_ERRORS_ALONE = cv2.utils.logging.LOG_LEVEL_ERROR
+
+# YuNet finds faces of about 10 to 300 pixels, so a photo is searched at one size after the other until some
+# are found: the longer side in pixels.
+_SEARCH_SIDES = (640, 1280, 320)
+# For all faces of a photo the small ones count from the start.
+_SEARCH_SIDES_ALL = (1280, 640, 320)
+_FIND_SCORE, _LANDMARK_SCORE = 0.6, 0.3
+_SAME_FACE = 0.3
+# Landmarks are best when the face is about 200 pixels high, and still jump with the size: the mean of three
+# sizes is nearer to the points of a larger model (2.3 pixels at the median, faces 120 high) than one (2.8).
+_LANDMARK_HEIGHTS = (200.0, 240.0, 280.0)
+_LANDMARK_MARGIN = 0.75
+# YuNet finds upside-down faces too, with landmarks as if they were upright. Of 60 press photos the mean score
+# of both passes is 0.913 or more as they are, and 0.897 or less turned by 90, 180 or 270 degrees. Blurred,
+# dark or covered faces score lower, but lose as much when turned: upright is where the score is best.
+_UPRIGHT_SCORE = 0.905
+_TURN_GAIN, _LEAST_TURNED_SCORE = 0.01, 0.7
+_TURNS = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
+
+
+@dataclass(frozen=True, eq=False)
+class DetectedFace:
+    """A face in a photo.
+
+    `box`: x, y, width, height in pixels; `landmarks`: (5, 2) x, y, of the upright face from the left (left
+    eye first); `score`: the detector's, 0 to 1; `landmark_score`: its mean over the landmark passes, 0 where
+    they do not see the face; `turned`: degrees clockwise by which the photo has to be turned to be upright.
+    Box and landmarks are in the photo as it is.
+    """
+
+    box: tuple[float, float, float, float]
+    landmarks: NDArray[np.float32]
+    score: float
+    landmark_score: float = 0.0
+    turned: int = 0
+
+    @property
+    def height(self) -> float:
+        """From top to bottom of the upright face, in pixels."""
+        return self.box[3] if self.turned in (0, 180) else self.box[2]
+
+    def aligned(self, photo: Image) -> Image:
+        """(112, 112, 3) of the photo it was found in."""
+        return align_photo(photo, self.landmarks)
+
+
+class FaceDetector:
+    """YuNet in two passes. One instance serves one thread.
+
+    Raises:
+        InputError: the file is no detector.
+    """
+
+    def __init__(self, model: Path) -> None:
+        content = model.read_bytes()
+        if external_files(model, content):
+            raise InputError(
+                f"{model}: takes weights from other files; {DETECTOR_NAME} is expected, one file."
+            )
+        level = cv2.utils.logging.getLogLevel()
+        try:
+            # OpenCV 5 says on stderr that its new engine has but one target.
+            cv2.utils.logging.setLogLevel(_ERRORS_ALONE)
+            with utf8_path(model) as readable:
+                self._yunet = cv2.FaceDetectorYN.create(str(readable), "", (320, 320), _FIND_SCORE)
+            # OpenCV looks at the outputs only when it is run.
+            self._yunet.detect(np.zeros((320, 320, 3), np.uint8))
+        except cv2.error as fault:
+            count = len(graph_outputs(content))
+            other = "; those that recognise faces are --weights" if count in (1, 2) else ""
+            raise InputError(
+                f"{model}: is not YuNet ({count} outputs, not {_YUNET_OUTPUTS}{other}). Expected "
+                f"{DETECTOR_NAME} of {DETECTOR_URL}; without --detector it is fetched."
+            ) from fault
+        finally:
+            cv2.utils.logging.setLogLevel(level)
+
+    def detect(
+        self, photo: Image, faces: str = FACES[0], *, with_similar: bool = False, is_upright: bool = False
+    ) -> list[DetectedFace]:
+        """Finds faces.
+
+        A photo without a face that is surely upright is searched in all four rotations.
+
+        Args:
+            photo: (H, W, 3) uint8 RGB.
+            faces: of `FACES`: the largest, the most central, or all, the largest first.
+            with_similar: beside the largest also the faces of about its size (`SIMILAR_AREA`), largest first.
+            is_upright: the photo is known to be, and searched as it is.
+
+        Returns:
+            None or one face; with 'all' or `with_similar` any number.
+        """
+        sides = _SEARCH_SIDES_ALL if faces == "all" else _SEARCH_SIDES
+
+        def landmarked(found: list[DetectedFace]) -> list[DetectedFace]:
+            chosen = (
+                similar_faces(found)
+                if with_similar and faces == "largest"
+                else chosen_faces(found, photo.shape[:2], faces)
+            )
+            return [self._landmarked(photo, face) for face in chosen]
+
+        found = self._find(photo, sides)
+        as_it_is = landmarked(found)
+        if is_upright or any(map(_is_surely_upright, as_it_is)):
+            return as_it_is
+        turned = max((self._find(photo, sides, turn) for turn in _TURNS), key=_best_score)
+        needed = max(_best_score(found) + _TURN_GAIN, _LEAST_TURNED_SCORE)
+        return landmarked(turned) if _best_score(turned) >= needed else as_it_is
+
+    def _find(self, image: Image, sides: tuple[int, ...], turn: int = 0) -> list[DetectedFace]:
+        longer, tried = max(image.shape[:2]), set()
+        for side in sides:
+            # A small photo is not blown up for the search, but shrunk if it is all face.
+            scale = min(1.0, side / longer)
+            if scale not in tried and (found := self._run(image, scale, _FIND_SCORE, turn)):
+                return found
+            tried.add(scale)
+        return []
+
+    def _landmarked(self, image: Image, face: DetectedFace) -> DetectedFace:
+        """The same face, landmarked at the best size; as it was where the second pass does not see it."""
+        left, top, width, height = face.box
+        margin = _LANDMARK_MARGIN * max(width, height)
+        x, y = max(0, int(left - margin)), max(0, int(top - margin))
+        crop = image[y : int(top + height + margin) + 1, x : int(left + width + margin) + 1]
+        if not crop.size or face.height < 1:
+            return face
+        crop = np.ascontiguousarray(crop)
+        seen = [
+            best
+            for tall in _LANDMARK_HEIGHTS
+            for best in _same_face(
+                face, self._run(crop, tall / face.height, _LANDMARK_SCORE, face.turned), x, y
+            )
+        ]
+        if not seen:
+            return face
+        landmarks = np.stack([each.landmarks for each in seen]).mean(axis=0)
+        return replace(
+            face,
+            box=seen[0].box,
+            landmarks=np.asarray(landmarks, np.float32),
+            landmark_score=sum(each.score for each in seen) / len(_LANDMARK_HEIGHTS),
+        )
+
+    def _run(self, image: Image, scale: float, score: float, turn: int) -> list[DetectedFace]:
+        """Faces of an RGB image that is searched at `scale` and turned, in its own pixels."""
+        height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+        kind = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+        resized = (
+            image
+            if (height, width) == image.shape[:2]
+            else cv2.resize(image, (width, height), None, 0, 0, kind)
+        )
+        # What is small by now is copied, not the photo.
+        searched = cv2.cvtColor(resized, cv2.COLOR_RGB2BGR)
+        if turn:
+            searched = cv2.rotate(searched, _TURNS[turn])
+        self._yunet.setScoreThreshold(score)
+        self._yunet.setInputSize((searched.shape[1], searched.shape[0]))
+        rows = self._yunet.detect(searched)[1]
+        ratio = np.array([image.shape[1] / width, image.shape[0] / height], np.float32)
+        return [] if rows is None else [_face(row, turn, (width, height), ratio) for row in rows]
+
+
+def chosen_faces(found: list[DetectedFace], shape: tuple[int, ...], faces: str) -> list[DetectedFace]:
+    """Those of `found` that `faces` (of `FACES`) means, in a photo of `shape` (height, width)."""
+    if not found:
+        return []
+    largest_first = sorted(found, key=_area, reverse=True)
+    if faces == "all":
+        return largest_first
+    if faces == "largest":
+        return largest_first[:1]
+    if faces == "central":
+        return [min(largest_first, key=lambda face: _distance_to_centre(face, shape))]
+    raise InputError(f"faces {faces!r}: expected {', '.join(FACES)}.")
+
+
+def similar_faces(found: list[DetectedFace]) -> list[DetectedFace]:
+    """The largest of `found` and those of about its size, the largest first."""
+    largest = max(map(_area, found), default=0.0)
+    return sorted((face for face in found if _area(face) >= SIMILAR_AREA * largest), key=_area, reverse=True)
+
+
+def find_detector(given: Path | None = None, *, cache: Path | None = None) -> Path:
+    """The detector's model file: the one given, or the cache folder's, which is filled by one download.
+
+    Args:
+        given: used as it is.
+        cache: folder; None is `cache_folder()`.
+
+    Raises:
+        InputError: it is not there and cannot be fetched, or what was fetched is another file.
+    """
+    if given is not None:
+        if not given.is_file():
+            raise InputError(f"--detector {given}: there is no such file. {_how_to_get(given)}")
+        return given
+    path = (cache or cache_folder()) / DETECTOR_NAME
+    if path.is_file():
+        if sha256_of(path) != DETECTOR_SHA256:
+            raise InputError(
+                f"{path}: is damaged (its SHA-256 is another one). Remove it. {_how_to_get(path)}"
+            )
+        return path
+    try:
+        with urllib.request.urlopen(DETECTOR_URL, timeout=_DOWNLOAD_SECONDS) as answer:
+            content: bytes = answer.read()
+    except (OSError, ValueError) as fault:
+        reason = getattr(fault, "reason", None) or fault
+        raise InputError(
+            f"the face detector is not in {path.parent} and cannot be fetched ({reason}). {_how_to_get(path)}"
+        ) from None
+    _check_hash(content, path)
+    atomic_write(path, content)
+    return path
+
+
+def _how_to_get(path: Path) -> str:
+    return (
+        f"Fetch {DETECTOR_URL} (SHA-256 {DETECTOR_SHA256}, 232,589 bytes), and put it at {path}, or "
+        "name it by --detector FILE. Aligned faces need none: inference.py --aligned."
+    )
+
+
+def _check_hash(content: bytes, path: Path) -> None:
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != DETECTOR_SHA256:
+        raise InputError(
+            f"what {DETECTOR_URL} sent is another file ({len(content):,} bytes, SHA-256 {digest}); it is not "
+            f"kept. {_how_to_get(path)}"
+        )
+
+
+def _face(
+    row: NDArray[np.float32], turn: int, size: tuple[int, int], ratio: NDArray[np.float32]
+) -> DetectedFace:
+    """YuNet's row: box, the points from the left of the image on, score; in the image before it was turned.
+
+    `size`: its width and height; `ratio`: pixels of the photo for one of it, across and down.
+    """
+    corners = _turned_back(np.stack([row[:2], row[:2] + row[2:4]]), turn, size) * ratio
+    left, top = corners.min(axis=0).tolist()
+    width, height = np.ptp(corners, axis=0).tolist()
+    landmarks = _turned_back(row[4:14].reshape(5, 2), turn, size) * ratio
+    return DetectedFace((left, top, width, height), landmarks, float(row[14]), turned=turn)
+
+
+def _turned_back(points: NDArray[np.float32], turn: int, size: tuple[int, int]) -> NDArray[np.float32]:
+    """(n, 2) points x, y of an image of `size` that was turned clockwise by `turn` degrees, before that."""
+    x, y = points.T
+    right, bottom = size[0] - 1, size[1] - 1
+    before = {0: (x, y), 90: (y, bottom - x), 180: (right - x, bottom - y), 270: (right - y, x)}
+    return np.stack(before[turn], axis=1).astype(np.float32)
+
+
+def _best_score(found: list[DetectedFace]) -> float:
+    return max((face.score for face in found), default=0.0)
+
+
+def _is_surely_upright(face: DetectedFace) -> bool:
+    left_eye, right_eye, _, left_mouth, right_mouth = face.landmarks
+    across, down = (left_mouth + right_mouth - left_eye - right_eye).tolist()
+    return down > abs(across) and (face.score + face.landmark_score) / 2 >= _UPRIGHT_SCORE
+
+
+def _same_face(face: DetectedFace, found: list[DetectedFace], x: float, y: float) -> list[DetectedFace]:
+    """The one among those of a crop at x, y that is `face`; none where nothing overlaps it enough."""
+    moved = [_moved(each, x, y) for each in found]
+    best = max(moved, key=lambda each: _overlap(each.box, face.box), default=None)
+    return [] if best is None or _overlap(best.box, face.box) < _SAME_FACE else [best]
+
+
+def _moved(face: DetectedFace, x: float, y: float) -> DetectedFace:
+    left, top, width, height = face.box
+    shift = np.array([x, y], np.float32)
+    return replace(face, box=(left + x, top + y, width, height), landmarks=face.landmarks + shift)
+
+
+def _overlap(first: tuple[float, ...], second: tuple[float, ...]) -> float:
+    """Intersection over union of two boxes."""
+    width = min(first[0] + first[2], second[0] + second[2]) - max(first[0], second[0])
+    height = min(first[1] + first[3], second[1] + second[3]) - max(first[1], second[1])
+    common = max(width, 0.0) * max(height, 0.0)
+    total = first[2] * first[3] + second[2] * second[3] - common
+    return common / total if total > 0 else 0.0
+
+
+def _area(face: DetectedFace) -> float:
+    return face.box[2] * face.box[3]
+
+
+def _distance_to_centre(face: DetectedFace, shape: tuple[int, ...]) -> float:
+    left, top, width, height = face.box
+    return float(np.hypot(left + width / 2 - shape[1] / 2, top + height / 2 - shape[0] / 2))

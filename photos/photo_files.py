@@ -1,0 +1,64 @@
+"""Photos as people have them -> upright RGB pixels; whatever cannot be used says why, and nothing crashes.
+
+Pixels are decoded in `data.sources.decoding`, faces are found in `photos.detection`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+
+from data.sources.decoding import Image, WrongSizeError, decode_image, read_encoded
+from data.sources.face_source import FACE_SIZE
+from runtime.errors import InputError
+
+_THUMBNAIL_SIDE, _THUMBNAIL_QUALITY = 96, 72
+
+
+def read_photo(path: Path) -> Image:
+    """(H, W, 3) RGB, upright. Raises InputError that names the file and what is wrong with it."""
+    try:
+        return decode_photo(read_encoded(path))
+    except InputError as fault:
+        raise InputError(f"{path}: {fault}") from None
+
+
+def read_aligned(path: Path) -> Image:
+    """(112, 112, 3) RGB of a file with an aligned face, as stored: what an orientation tag says is ignored.
+
+    Raises:
+        InputError: names the file; it cannot be read, or has another size.
+    """
+    try:
+        return decode_image(read_encoded(path), upright=False, side=FACE_SIZE)
+    except WrongSizeError as fault:
+        raise InputError(f"{path}: {_not_aligned(fault.width, fault.height)}") from None
+    except InputError as fault:
+        raise InputError(f"{path}: {fault}") from None
+
+
+def decode_photo(encoded: bytes) -> Image:
+    """(H, W, 3) RGB, upright; otherwise as `decode_image`."""
+    return decode_image(encoded, upright=True)
+
+
+def check_aligned(image: Image) -> Image:
+    """The image, if it has the size of an aligned face; else InputError."""
+    if image.shape[:2] != (FACE_SIZE, FACE_SIZE):
+        raise InputError(_not_aligned(image.shape[1], image.shape[0]))
+    return image
+
+
+def _not_aligned(width: int, height: int) -> str:
+    return (
+        f"is {width} x {height} pixels, but aligned faces are {FACE_SIZE} x {FACE_SIZE}. Photos "
+        "go to inference.py without --aligned, which finds the face."
+    )
+
+
+def thumbnail(face: Image) -> bytes:
+    """A JPEG of about 2 KB of an aligned face."""
+    side = (_THUMBNAIL_SIDE, _THUMBNAIL_SIDE)
+    small = cv2.cvtColor(cv2.resize(face, side, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2BGR)
+    return bytes(cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, _THUMBNAIL_QUALITY])[1])

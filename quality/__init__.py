@@ -1,0 +1,1 @@
+"""Quality of a face: whether the norm is one, which measure to use, image measures."""

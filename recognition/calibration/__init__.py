@@ -1,0 +1,1 @@
+"""Thresholds for a chosen false match rate, from labelled sets."""

@@ -1,0 +1,1 @@
+"""Checks of a set before it is enrolled."""

@@ -1,0 +1,1 @@
+"""A gallery of enrolled people, and search in it."""

@@ -1,0 +1,1 @@
+"""What an inference run writes: HTML page, tables, summary."""

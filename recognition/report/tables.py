@@ -1,0 +1,125 @@
+"""What a run leaves behind beside the page: similarity.csv, descriptors.npz, and tables for the eye."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recognition.calibration.decisions import Decisions, about_threshold
+from recognition.enrolment.checks import EnrolmentCheck
+from recognition.model import FaceModel
+from recognition.sets import DescribedSet
+from runtime.escaping import csv_text
+from runtime.files import atomic_path, atomic_write
+
+_LONGEST_NAME = 28
+# Wider than a terminal; the file and the page have it all.
+_MOST_COLUMNS = 12
+
+
+def similarities(sets: Sequence[DescribedSet]) -> NDArray[np.float32]:
+    """(B, B) cosines of the descriptors."""
+    embeddings = np.stack([each.embedding for each in sets])
+    return np.asarray(np.clip(embeddings @ embeddings.T, -1, 1), np.float32)
+
+
+def write_similarity(path: Path, sets: Sequence[DescribedSet], matrix: NDArray[np.float32]) -> None:
+    """The matrix with names as a CSV file."""
+    head = ["", *(each.name for each in sets)]
+    rows = ([each.name, *(f"{value:.6f}" for value in row)] for each, row in zip(sets, matrix, strict=True))
+    atomic_write(path, csv_text(chain([head], rows)))
+
+
+def write_descriptors(path: Path, sets: Sequence[DescribedSet], model: FaceModel) -> None:
+    """All descriptors as plain arrays, without pickled objects.
+
+    `name` (B,), `descriptor` (B, D), `norm` (B,), `picks` (B, K) with -1 where none; the faces of set b are
+    the rows `offsets[b]:offsets[b+1]` of `face_name`, `face_norm` and `weight` (NaN where the aggregator
+    tells none); `fingerprint` of the model.
+    """
+    most = max(len(each.picks) for each in sets)
+    picks = np.full((len(sets), most), -1, np.int64)
+    for row, each in zip(picks, sets, strict=True):
+        row[: len(each.picks)] = each.picks
+    weights = [
+        np.full(len(each.faces), np.nan, np.float32) if each.weights is None else each.weights
+        for each in sets
+    ]
+    with atomic_path(path) as temporary:
+        np.savez_compressed(
+            temporary,
+            name=np.array([each.name for each in sets]),
+            descriptor=np.stack([each.embedding for each in sets]),
+            norm=np.array([each.norm for each in sets], np.float32),
+            picks=picks,
+            offsets=np.cumsum([0, *(len(each.faces) for each in sets)]),
+            face_name=np.array([file for each in sets for file in each.files]),
+            face_norm=np.concatenate([each.norms for each in sets]),
+            weight=np.concatenate(weights),
+            fingerprint=np.array(model.fingerprint),
+        )
+
+
+def matrix_text(
+    sets: Sequence[DescribedSet], matrix: NDArray[np.float32], decisions: Decisions | None
+) -> str:
+    """The similarity matrix with names; '*' marks other sets that are held to be the same person."""
+    names = [_short(each.name) for each in sets]
+    width = max(map(len, names))
+    shown = min(len(sets), _MOST_COLUMNS)
+    digits = len(str(len(sets)))
+    lines = [" " * (width + digits + 2) + "".join(f"{column + 1:>9}" for column in range(shown))]
+    for row, name in enumerate(names):
+        cells = []
+        for column in range(shown):
+            value = matrix[row, column]
+            same = decisions is not None and row != column and decisions.is_same[row, column]
+            mark = "*" if same else " "
+            cells.append(f"{value:8.4f}{mark}")
+        lines.append(f"{row + 1:>{digits}}  {name:<{width}}" + "".join(cells))
+    if shown < len(sets):
+        lines.append(f"... and {len(sets) - shown} more columns, which similarity.csv has.")
+    if decisions is not None and len(sets) > 1:
+        lines.append(f"{about_threshold(decisions)} (* = one person)")
+    return "\n".join(lines)
+
+
+def check_text(sets: Sequence[DescribedSet], checks: Sequence[EnrolmentCheck]) -> str:
+    """One line a set: its faces, and how many of them are worth a look before enrolment."""
+    heads = ("faces", "rejected", "duplicates", "people", "someone else?", "poor", "moves most")
+    names = [_short(each.name) for each in sets]
+    width = max(len("set"), *map(len, names))
+    lines = [f"{'set':<{width}}" + "".join(f"  {head:>{_column(head)}}" for head in heads)]
+    for name, each, check in zip(names, sets, checks, strict=True):
+        cells = (
+            str(len(each.faces)),
+            str(len(each.rejected)),
+            # All but one face of each group.
+            str(int((check.group >= 0).sum()) - check.num_groups),
+            str(check.num_identities),
+            str(int(check.stranger.sum())),
+            str(int(check.poor.sum())),
+            _most_moving(each, check),
+        )
+        row = "".join(f"  {cell:>{_column(head)}}" for cell, head in zip(cells, heads, strict=True))
+        lines.append(f"{name:<{width}}{row}")
+    return "\n".join(lines)
+
+
+def _column(head: str) -> int:
+    return 34 if head == "moves most" else len(head)
+
+
+def _most_moving(described: DescribedSet, check: EnrolmentCheck) -> str:
+    if np.isnan(check.shift).all():
+        return "-"
+    face = int(np.nanargmax(check.shift))
+    return f"{check.shift[face]:.3f} {_short(described.faces[face].name)}"
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 9]}...{name[-6:]}"

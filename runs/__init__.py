@@ -1,0 +1,1 @@
+"""Training runs: configuration, assembly of modules and loaders, run folder, label audit."""

@@ -1,0 +1,211 @@
+"""JSON from files that anybody may have made: read within limits, checked against types, with a checksum.
+
+The checksum is the key 'sha256' of an object: SHA-256 over its other keys, sorted and without white space.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints, is_typeddict
+
+from runtime.errors import InputError
+from runtime.files import check_regular
+
+CHECKSUM = "sha256"
+# Of our own files the list of two million subjects is the largest (20 MiB). Parsed at the limits below, a
+# file takes less than 1 GB.
+_LARGEST = 128 << 20
+_MOST_CONTAINERS, _MOST_VALUES = 1_000_000, 4_000_000
+_DEEPEST = 32
+_MOST_DIGITS = 19
+_SHOWN = 40
+
+
+def read_json(path: Path, kind: Any, what: str) -> tuple[Any, bool]:
+    """The content of a file without its checksum, and whether it had one.
+
+    Args:
+        path: of the file.
+        kind: the type of its content: builtin types, their unions, list, tuple, dict, TypedDict, Literal.
+        what: what the file is expected to be, for messages.
+
+    Raises:
+        InputError: the file cannot be read, is no JSON, too large, nested too deep, of another type, or
+            differs from its checksum. The message names the file and the key.
+    """
+    try:
+        check_regular(path, what)
+        with path.open("rb") as stream:
+            encoded = stream.read(_LARGEST + 1)
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such file. Expected {what}.") from None
+    except OSError as fault:
+        raise InputError(f"{path}: cannot be read ({fault.strerror}). Expected {what}.") from None
+    content = parse_json(encoded, f"{path}: expected {what}")
+    checksum = content.pop(CHECKSUM, None) if isinstance(content, dict) else None
+    if checksum is not None and checksum != _checksum(content):
+        raise InputError(
+            f"{path}: is damaged or was edited: its content differs from its checksum ('{CHECKSUM}'). "
+            f"Expected {what}, as it was written. Restore it from a copy, or make it again."
+        )
+    check_type(content, kind, str(path))
+    return content, checksum is not None
+
+
+def parse_json(text: str | bytes, where: str, *, num_lists: int = 0) -> Any:
+    """The value of a JSON text; InputError that begins with `where` for one that is none, or beyond limits.
+
+    Numbers that are not finite, or whole and longer than 19 digits, are refused. `num_lists`: that are
+    expected, where there may be many and the text came from a file whose size was checked.
+    """
+    try:
+        _check_size(text, num_lists)
+        value = json.loads(text, parse_float=_finite, parse_int=_short, parse_constant=_no_number)
+        if _openings(text) > _DEEPEST:
+            _check_depth(value)
+    except RecursionError:
+        raise InputError(f"{where} (JSON); it is nested deeper than {_DEEPEST} levels.") from None
+    except ValueError as fault:
+        raise InputError(f"{where} (JSON); {fault}.") from None
+    return value
+
+
+def json_text(content: Mapping[str, Any]) -> str:
+    """An object as text for a file, with its checksum; `read_json` reads it."""
+    # As it will be read: keys become texts, tuples lists.
+    plain = json.loads(json.dumps(dict(content), allow_nan=False))
+    return json.dumps(plain | {CHECKSUM: _checksum(plain)}, indent=1) + "\n"
+
+
+def check_type(value: object, kind: Any, where: str) -> None:
+    """Raises InputError, which begins with `where` and the key, unless a value is of a type; see `read_json`.
+
+    A whole number counts as a float, a list as a tuple.
+    """
+    if (fault := _type_fault(value, kind, "")) is not None:
+        key, expected, found = fault
+        place = f"{where}: {key.removeprefix('.')}" if key else where
+        shown = repr(found)
+        shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
+        raise InputError(f"{place}: expected {expected}, found {shown} ({type(found).__name__}).")
+
+
+_Fault = tuple[str, str, object]
+
+
+def _type_fault(value: object, kind: Any, key: str) -> _Fault | None:
+    """Key, what was expected and what was found; None where the value is of the type."""
+    origin, args = get_origin(kind), get_args(kind)
+    wrong: _Fault = (key, _name(kind), value)
+    if kind in (Any, object):
+        return None
+    if origin in (Union, UnionType):
+        faults = [_type_fault(value, each, key) for each in args]
+        inner = [fault for fault in faults if fault is not None and fault[0] != key]
+        return None if None in faults else next(iter(inner), wrong)
+    if origin is Literal:
+        return None if value in args else wrong
+    if is_typeddict(kind):
+        if not isinstance(value, dict):
+            return (key, "an object", value)
+        for name in sorted(kind.__required_keys__ - value.keys()):
+            return (f"{key}.{name}", "a value", None)
+        hints = get_type_hints(kind)
+        entries = [(f"{key}.{name}", value[name], hint) for name, hint in hints.items() if name in value]
+    elif origin in (list, tuple):
+        if not isinstance(value, (list, tuple)):
+            return wrong
+        each = args[:1] * len(value) if origin is list or args[1:] == (...,) else args
+        if len(each) != len(value):
+            return wrong
+        entries = [
+            (f"{key}[{n}]", entry, hint) for n, (entry, hint) in enumerate(zip(value, each, strict=True))
+        ]
+    elif origin is not None and issubclass(origin, Mapping):
+        if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+            return wrong
+        entries = [(f"{key}.{name}", entry, args[1]) for name, entry in value.items()]
+    else:
+        return None if _is_plain(value, kind) else wrong
+    return next((fault for entry in entries if (fault := _type_fault(entry[1], entry[2], entry[0]))), None)
+
+
+def _is_plain(value: object, kind: Any) -> bool:
+    if kind is None or kind is type(None):
+        return value is None
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def _name(kind: Any) -> str:
+    if get_origin(kind) in (Union, UnionType):
+        return " or ".join(map(_name, get_args(kind)))
+    if get_origin(kind) is Literal:
+        return " or ".join(map(repr, get_args(kind)))
+    names = {
+        int: "a whole number",
+        float: "a number",
+        str: "a text",
+        bool: "true or false",
+        type(None): "null",
+    }
+    plain = {list: "a list", tuple: "a list", dict: "an object"}
+    return names.get(kind) or plain.get(get_origin(kind) or kind) or str(getattr(kind, "__name__", kind))
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _openings(text: str | bytes) -> int:
+    return (
+        text.count(b"[") + text.count(b"{") if isinstance(text, bytes) else text.count("[") + text.count("{")
+    )
+
+
+def _check_size(text: str | bytes, num_lists: int) -> None:
+    # Brackets and commas may stand in names too.
+    if _openings(text) > max(_MOST_CONTAINERS, 2 * num_lists):
+        raise ValueError(f"it has more than {_MOST_CONTAINERS:,} lists and objects")
+    if num_lists:
+        return
+    values = text.count(b",") if isinstance(text, bytes) else text.count(",")
+    if len(text) > _LARGEST or values > _MOST_VALUES:
+        raise ValueError(f"it has more than {_LARGEST >> 20} MiB, or more than {_MOST_VALUES:,} values")
+
+
+def _check_depth(value: object) -> None:
+    level = [value]
+    for _ in range(_DEEPEST + 1):
+        level = [
+            child
+            for each in level
+            if isinstance(each, (dict, list))
+            for child in (each.values() if isinstance(each, dict) else each)
+        ]
+    if level:
+        raise RecursionError
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text[:_SHOWN]} is too large")
+    return value
+
+
+def _short(text: str) -> int:
+    if len(text.lstrip("-")) > _MOST_DIGITS:
+        raise ValueError(f"a number of {len(text):,} digits is too large")
+    return int(text)
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no number")

@@ -1,0 +1,1 @@
+"""Set benchmarks in the IJB layout, built from any folder of subjects."""

@@ -1,0 +1,275 @@
+"""What a set benchmark is made by: templates per subject, media per template, pairs, stress. Presets, files.
+
+A protocol is a small JSON or TOML file with the fields of `BenchmarkProtocol`; what is left out has the
+preset `stills`' value. Media are chosen by it in `set_benchmark.plan`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from data.sampling.views import Degradation
+from runtime.errors import InputError
+from runtime.json_files import read_json
+
+Range = tuple[int, int]
+
+GALLERY_KINDS = ("stills", "any")
+PAIR_KINDS = ("gallery_probe", "all")
+# Fields of a `Degradation` by what a person calls their cause; `alignment` is a face out of its place.
+CAUSES = {
+    "alignment": ("mirrored", "turn", "scale", "shift", "border"),
+    "occlusion": ("cut", "box", "box_colour"),
+    "light": ("gamma", "contrast", "brightness", "saturation", "tint"),
+    "blur": ("defocus",),
+    "motion": ("motion", "motion_angle"),
+    "resolution": ("side", "through"),
+    "noise": ("noise", "shot"),
+    "compression": ("quality", "small_jpeg"),
+}
+_MOST = 100_000
+_LARGEST = 1 << 20
+
+
+@dataclass(frozen=True)
+class Stress:
+    """What is done to probes, nothing by default; galleries stay as they are.
+
+    `degraded`: share of media that are degraded, `strength` of it (least, most; 0..1) and its `causes`;
+    `simulated_clips`: share of stills that become clips of `clip_frames`, each frame a little off; `foreign`:
+    share of media that show somebody else, fewer than half of any template; `repeated`: share of media each
+    of whose frames stands there `repeats` (least, most) times; `template_sizes`: numbers of faces that
+    templates have, by turns; none: what their media give.
+    """
+
+    degraded: float = 0.0
+    strength: tuple[float, float] = (0.1, 1.0)
+    causes: tuple[str, ...] = tuple(CAUSES)
+    simulated_clips: float = 0.0
+    foreign: float = 0.0
+    repeated: float = 0.0
+    repeats: Range = (2, 8)
+    template_sizes: tuple[int, ...] = ()
+
+    @property
+    def is_off(self) -> bool:
+        """Whether nothing is done."""
+        shares = (self.degraded, self.simulated_clips, self.foreign, self.repeated)
+        return not any(shares) and not self.template_sizes
+
+    @property
+    def needs_pixels(self) -> list[str]:
+        """Options in use that features without views cannot follow."""
+        used = {name: getattr(self, name) for name in ("degraded", "simulated_clips", "template_sizes")}
+        return [name for name, value in used.items() if value]
+
+
+@dataclass(frozen=True)
+class BenchmarkProtocol:
+    """A protocol; ranges are (least, most).
+
+    `subjects`: at most so many, 0 for all; `templates`: of a subject, the gallery's one included;
+    `gallery_media`, `probe_media`: media of a template; `gallery_kind`: of `GALLERY_KINDS`; `clip_frames`:
+    frames taken of a clip, evenly spaced; `fps`: frames a second of a video; `pairs`: of `PAIR_KINDS`;
+    `nonmated_pairs`: a sample of so many, 0 for all (mated pairs are all kept).
+    """
+
+    name: str = "stills"
+    subjects: int = 0
+    templates: Range = (2, 4)
+    gallery_media: Range = (1, 2)
+    probe_media: Range = (1, 3)
+    gallery_kind: str = "any"
+    clip_frames: Range = (1, 1)
+    fps: float = 2.0
+    pairs: str = "gallery_probe"
+    nonmated_pairs: int = 0
+    stress: Stress = field(default_factory=Stress)
+
+    @property
+    def fewest_media(self) -> int:
+        """Media that a subject needs."""
+        return self.gallery_media[0] + (self.templates[0] - 1) * self.probe_media[0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON has them; of the stress only what is not the default."""
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        default = json.loads(json.dumps(asdict(Stress())))
+        values["stress"] = {k: v for k, v in values["stress"].items() if v != default[k]}
+        return values
+
+
+PRESETS = {
+    "stills": BenchmarkProtocol(),
+    "mixed": BenchmarkProtocol(
+        name="mixed", templates=(2, 5), probe_media=(1, 5), gallery_kind="stills", clip_frames=(4, 16)
+    ),
+    "stress": BenchmarkProtocol(
+        name="stress",
+        templates=(2, 5),
+        probe_media=(1, 5),
+        gallery_kind="stills",
+        clip_frames=(4, 16),
+        stress=Stress(degraded=0.7, simulated_clips=0.4, foreign=0.1, repeated=0.1),
+    ),
+}
+
+
+def read_benchmark_protocol(text: str) -> BenchmarkProtocol:
+    """The preset of this name, or the protocol of a .json or .toml file.
+
+    Raises:
+        InputError: neither, or a file with values that no benchmark can have; all faults at once.
+    """
+    if text in PRESETS:
+        return PRESETS[text]
+    path = Path(text)
+    known = f"Expected {', '.join(PRESETS)}, or a .json or .toml file of a protocol."
+    if not path.is_file():
+        raise InputError(f"--protocol {text}: there is no such preset and no such file. {known}")
+    if path.suffix not in (".json", ".toml"):
+        raise InputError(f"--protocol {text}: {known}")
+    values = _read(path)
+    values.setdefault("name", path.stem)
+    return _protocol(values, str(path))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    what = 'a protocol, {"templates": [2, 4], ...}'
+    if path.suffix == ".json":
+        values: dict[str, Any] = read_json(path, dict[str, Any], what)[0]
+        return values
+    try:
+        with path.open("rb") as stream:
+            text = stream.read(_LARGEST).decode("utf-8-sig")
+        values = _toml(text)
+    except (OSError, ValueError, RecursionError) as fault:
+        raise InputError(f"{path}: cannot be read as TOML ({fault}). Expected {what}.") from None
+    return values
+
+
+def _toml(text: str) -> Any:
+    if sys.version_info < (3, 11):
+        raise InputError("protocols in TOML need Python 3.11; write it as JSON.")
+    # By name, since mypy looks at the house with the library of Python 3.10.
+    return import_module("tomllib").loads(text)
+
+
+def _protocol(values: dict[str, Any], where: str) -> BenchmarkProtocol:
+    faults: list[str] = []
+    stress = values.pop("stress", {})
+    if not isinstance(stress, dict):
+        raise InputError(f"{where}: stress is {stress!r}; expected an object.")
+    own = _checked(values, BenchmarkProtocol, _OWN_RULES, where, faults)
+    of_stress = _checked(stress, Stress, _STRESS_RULES, f"{where}, stress", faults)
+    if faults:
+        raise InputError.from_faults(faults)
+    return replace(BenchmarkProtocol(), **own, stress=Stress(**of_stress))
+
+
+_Rule = Callable[[Any], Any]
+
+
+def _range(least: float, most: float, kind: type[int] | type[float] = int) -> tuple[_Rule, str]:
+    def rule(value: Any) -> Any:
+        low, high = value
+        if not least <= kind(low) <= kind(high) <= most or kind(low) != low or kind(high) != high:
+            raise ValueError
+        return kind(low), kind(high)
+
+    return rule, f"two {'whole ' if kind is int else ''}numbers from {least:g} to {most:g}, the smaller first"
+
+
+def _number(least: float, most: float, kind: type[int] | type[float]) -> tuple[_Rule, str]:
+    def rule(value: Any) -> Any:
+        if isinstance(value, (bool, str)) or kind(value) != value or not least <= value <= most:
+            raise ValueError
+        return kind(value)
+
+    return rule, f"a {'whole ' if kind is int else ''}number from {least:g} to {most:g}"
+
+
+def _one_of(names: tuple[str, ...]) -> tuple[_Rule, str]:
+    def rule(value: Any) -> Any:
+        if value not in names:
+            raise ValueError
+        return value
+
+    return rule, " or ".join(names)
+
+
+def _causes(value: Any) -> tuple[str, ...]:
+    if not value or isinstance(value, str) or set(value) - set(CAUSES):
+        raise ValueError
+    return tuple(cause for cause in CAUSES if cause in value)
+
+
+def _sizes(value: Any) -> tuple[int, ...]:
+    if isinstance(value, str) or any(int(size) != size or not 1 <= size <= _MOST for size in value):
+        raise ValueError
+    return tuple(int(size) for size in value)
+
+
+def _name(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError
+    return value
+
+
+_SHARE = _number(0, 1, float)
+_OWN_RULES: dict[str, tuple[_Rule, str]] = {
+    "name": (_name, "a text"),
+    "subjects": _number(0, _MOST * 100, int),
+    "templates": _range(2, _MOST),
+    "gallery_media": _range(1, _MOST),
+    "probe_media": _range(1, _MOST),
+    "gallery_kind": _one_of(GALLERY_KINDS),
+    "clip_frames": _range(1, _MOST),
+    "fps": _number(0.01, 1000, float),
+    "pairs": _one_of(PAIR_KINDS),
+    "nonmated_pairs": _number(0, 1e12, int),
+}
+_STRESS_RULES: dict[str, tuple[_Rule, str]] = {
+    "degraded": _SHARE,
+    "strength": _range(0, 1, float),
+    "causes": (_causes, f"a list of {', '.join(CAUSES)}"),
+    "simulated_clips": _SHARE,
+    "foreign": _SHARE,
+    "repeated": _SHARE,
+    "repeats": _range(2, 1000),
+    "template_sizes": (_sizes, "a list of numbers of faces"),
+}
+
+
+def _checked(
+    values: Mapping[str, Any],
+    kind: type[Any],
+    rules: Mapping[str, tuple[_Rule, str]],
+    where: str,
+    faults: list[str],
+) -> dict[str, Any]:
+    found = {}
+    known = [each.name for each in fields(kind) if each.name in rules]
+    for name, value in values.items():
+        if name not in rules:
+            faults.append(f"{where}: '{name}' is no field of a protocol; there are {', '.join(known)}.")
+            continue
+        rule, expected = rules[name]
+        try:
+            found[name] = rule(value)
+        except (TypeError, ValueError, OverflowError):
+            faults.append(f"{where}: {name} is {value!r}; expected {expected}.")
+    return found
+
+
+def with_causes(draw: Degradation, causes: tuple[str, ...]) -> Degradation:
+    """The draw without all that other causes did."""
+    plain = Degradation()
+    others = {name: getattr(plain, name) for cause in CAUSES if cause not in causes for name in CAUSES[cause]}
+    return replace(draw, **others)

@@ -1,0 +1,83 @@
+"""Drawn faces in the form in which real data sets come: a RecordIO pack, and a pair set of other subjects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from data.sources.decoding import Image
+from data.sources.pair_files import write_pair_set
+from data.sources.recordio import REC_NAME, write_face_pack
+from runtime.errors import InputError
+from runtime.progress import progress_bar
+from synthetic.faces import SyntheticFace, draw_faces
+
+PAIRS = 600
+PAIR_SET = "synthetic.bin"
+# Subjects of the pair set, which are not in the pack.
+FEWEST_OTHERS = 20
+_JPEG_QUALITY = 95
+
+
+def draw_pack(folder: Path, *, num_subjects: int, seed: int) -> tuple[int, int, int]:
+    """Draws subjects 0 to `num_subjects` - 1 into a pack and more of them into a pair set.
+
+    The same seed gives the same bytes. Half of the pairs are mated; their images are of different media.
+    Gives the counts of subjects, images and pairs.
+
+    Raises:
+        InputError: the folder holds a pack that was not drawn.
+    """
+    # The pair set is written first, so that a drawn pack is never without it.
+    if (folder / REC_NAME).exists() and not (folder / PAIR_SET).exists():
+        raise InputError(f"{folder / REC_NAME}: is there and was not drawn. Choose another folder.")
+    num_others = max(FEWEST_OTHERS, num_subjects // 5)
+    with progress_bar(total=num_subjects + num_others, desc="drawing", unit="subject") as bar:
+        others = draw_faces(num_subjects=num_others, seed=seed, first_subject=num_subjects)
+        encoded = [(face.subject, face.medium, _jpeg(face.image)) for face in _told(others, bar)]
+        content, is_mated = _pairs(encoded, np.random.default_rng(seed))
+        write_pair_set(folder / PAIR_SET, content, is_mated)
+        faces = _told(draw_faces(num_subjects=num_subjects, seed=seed), bar)
+        images = write_face_pack(folder, ((face.subject, _jpeg(face.image)) for face in faces))
+    return num_subjects, images, PAIRS
+
+
+def _told(faces: Iterator[SyntheticFace], bar: tqdm[Any]) -> Iterator[SyntheticFace]:
+    """Passes faces on and counts subjects."""
+    for _, of_subject in groupby(faces, key=lambda face: face.subject):
+        yield from of_subject
+        bar.update(1)
+
+
+def _pairs(
+    encoded: Sequence[tuple[int, int, bytes]], rng: np.random.Generator
+) -> tuple[list[bytes], NDArray[np.bool_]]:
+    """Chooses pairs among (subject, medium, image), all different.
+
+    They are in turn mated and not, so that every fold has as many of both.
+    """
+    is_mated = np.arange(PAIRS) % 2 == 0
+    content: list[bytes] = []
+    chosen: set[tuple[int, int]] = set()
+    for mated in is_mated.tolist():
+        while True:
+            one, other = np.sort(rng.integers(len(encoded), size=2)).tolist()
+            (subject, medium, _), (subject_2, medium_2, _) = encoded[one], encoded[other]
+            fits = subject == subject_2 and medium != medium_2 if mated else subject != subject_2
+            if fits and (one, other) not in chosen:
+                break
+        chosen.add((one, other))
+        content += [encoded[one][2], encoded[other][2]]
+    return content, is_mated
+
+
+def _jpeg(image: Image) -> bytes:
+    options = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
+    return cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)[1].tobytes()

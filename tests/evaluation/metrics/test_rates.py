@@ -1,0 +1,346 @@
+"""Rates at false accept rates, folds and 1:N figures, against scikit-learn and obvious loops; with ties."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import metrics as sklearn_metrics
+
+from evaluation.metrics.identification import search_similarity
+from evaluation.metrics.rates import (
+    cmc,
+    fold_accuracy,
+    rate_key,
+    roc_curve,
+    tar_at_far,
+    tpir_at_fpir,
+    tpir_curve,
+)
+from evaluation.metrics.roc import nonmated_at_or_above, roc_points
+from runtime.errors import InputError
+
+FARS = (0.0, 1e-6, 1e-3, 0.01, 0.05, 0.1, 0.25, 1 / 3, 0.5, 0.9, 1.0)
+
+
+@st.composite
+def scored_pairs(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
+    """Scores with many ties or none, mated ones higher or not; at least one pair of each kind."""
+    n = draw(st.integers(2, 80))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    is_mated = rng.random(n) < draw(st.sampled_from([0.05, 0.3, 0.5, 0.9]))
+    is_mated[:2] = [True, False]
+    levels = draw(st.sampled_from([1, 2, 4, 12, 10_000]))
+    scores = (rng.integers(0, levels, n) + draw(st.sampled_from([0, 1, 3])) * is_mated) / levels - 0.5
+    return scores.astype(draw(st.sampled_from([np.float32, np.float64]))), is_mated
+
+
+def published_nearest(scores: np.ndarray, is_mated: np.ndarray, far: float) -> float:
+    fpr, tpr, _ = sklearn_metrics.roc_curve(is_mated, scores)
+    fpr, tpr = np.flipud(fpr), np.flipud(tpr)
+    return float(tpr[min(zip(abs(fpr - far), range(len(fpr)), strict=True))[1]])
+
+
+def strict_by_trying(scores: np.ndarray, is_mated: np.ndarray, far: float) -> float:
+    thresholds = [*scores, np.inf]
+    return max(
+        float(np.mean(scores[is_mated] >= t)) for t in thresholds if np.mean(scores[~is_mated] >= t) <= far
+    )
+
+
+@settings(max_examples=300, deadline=None)
+@given(scored_pairs())
+def test_rates_are_those_of_scikit_learn_and_of_trying_every_threshold(
+    pairs: tuple[np.ndarray, np.ndarray],
+) -> None:
+    scores, is_mated = pairs
+    rates = tar_at_far(scores, is_mated, FARS)
+    assert list(rates) == [rate_key(far) for far in FARS]
+    for far in FARS:
+        rate = rates[rate_key(far)]
+        assert rate.nearest == published_nearest(scores, is_mated, far)
+        assert rate.strict == strict_by_trying(scores, is_mated, far)
+        assert np.mean(scores[is_mated] >= rate.threshold) == rate.strict
+        assert np.sum(scores[~is_mated] >= rate.threshold) == rate.nonmated_above
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rates_of_a_tail_are_those_of_the_whole(seed: int) -> None:
+    # Long enough that only the top of the non-mated scores is looked at, and that this must grow.
+    rng = np.random.default_rng(seed)
+    is_mated = rng.random(6000) < 0.01
+    scores = rng.normal(size=6000) + (0.5 + seed) * is_mated
+    scores = scores.round(1) if seed % 2 else scores
+    for far in (1e-6, 1e-3, 1e-2, 0.1):
+        rate = tar_at_far(scores, is_mated, [far])[rate_key(far)]
+        assert rate.nearest == published_nearest(scores, is_mated, far)
+        assert rate.strict == strict_by_trying(scores, is_mated, far)
+
+
+def test_the_published_rule_looks_as_far_down_as_it_must() -> None:
+    # Between the first non-mated score and the mated ones at the bottom the ROC has no corner.
+    scores, is_mated = np.arange(9000.0), np.arange(9000) < 3
+    rate = tar_at_far(scores, is_mated, [1e-3, 0.6])
+    assert rate["1e-03"].nearest == published_nearest(scores, is_mated, 1e-3) == 0.0
+    assert rate["6e-01"].nearest == published_nearest(scores, is_mated, 0.6) == 1.0
+    assert rate["6e-01"].strict == 0.0
+
+
+@settings(max_examples=200, deadline=None)
+@given(scored_pairs(), st.data())
+def test_a_stretch_of_the_roc_knows_the_rate_or_says_that_it_does_not(
+    pairs: tuple[np.ndarray, np.ndarray], data: st.DataObject
+) -> None:
+    scores, is_mated = pairs
+    low, high = sorted(data.draw(st.tuples(st.sampled_from(list(scores)), st.sampled_from(list(scores)))))
+    inside = (scores >= low) & (scores <= high)
+    points = roc_points(
+        scores[inside & ~is_mated],
+        scores[inside & is_mated],
+        nonmated=int(np.sum(~is_mated)),
+        mated=int(np.sum(is_mated)),
+        nonmated_above=int(np.sum(scores[~is_mated] > high)),
+        mated_above=int(np.sum(scores[is_mated] > high)),
+    )
+    fars = np.linspace(0, 1, 61).tolist()
+    whole = tar_at_far(scores, is_mated, fars)
+    for far in fars:
+        assert points.decide(far) in (None, whole[rate_key(far)])
+
+
+@settings(max_examples=200, deadline=None)
+@given(scored_pairs())
+def test_the_area_is_scikit_learns_and_the_curve_meets_the_strict_rates(
+    pairs: tuple[np.ndarray, np.ndarray],
+) -> None:
+    scores, is_mated = pairs
+    curve = roc_curve(scores, is_mated)
+    assert curve.auc == pytest.approx(sklearn_metrics.roc_auc_score(is_mated, scores), abs=1e-12)
+    rates = tar_at_far(scores, is_mated, curve.far.tolist())
+    assert [rate.strict for rate in rates.values()] == curve.tar.tolist()
+
+
+@settings(max_examples=100, deadline=None)
+@given(scored_pairs())
+def test_counts_above_are_those_of_comparing_each_with_each(pairs: tuple[np.ndarray, np.ndarray]) -> None:
+    scores, is_mated = pairs
+    mated, nonmated = scores[is_mated], scores[~is_mated]
+    at_or_above, above = nonmated_at_or_above(mated, nonmated)
+    assert at_or_above.tolist() == [int(np.sum(nonmated >= score)) for score in mated]
+    assert above.tolist() == [int(np.sum(nonmated > score)) for score in mated]
+
+
+def test_a_perfect_system_accepts_all_mated_pairs_and_no_other() -> None:
+    rate = tar_at_far(np.array([0.9, 0.8, 0.1, 0.0]), np.array([True, True, False, False]), [1e-4])["1e-04"]
+    assert (rate.strict, rate.nearest, rate.nonmated_above, rate.threshold) == (
+        1.0,
+        1.0,
+        0,
+        np.nextafter(0.1, 1),
+    )
+
+
+def test_where_nothing_may_be_accepted_the_threshold_is_finite_and_above_all() -> None:
+    rate = tar_at_far(np.array([0.5, 0.5]), np.array([True, False]), [0.1])["1e-01"]
+    assert rate.strict == 0.0
+    assert 0.5 < rate.threshold < 0.6
+
+
+@pytest.mark.parametrize(
+    ("rate", "key"), [(1e-4, "1e-04"), (0.1, "1e-01"), (0.025, "2.5e-02"), (1, "1e+00"), (0, "0e+00")]
+)
+def test_rates_are_written_as_in_files(rate: float, key: str) -> None:
+    assert rate_key(rate) == key
+
+
+@pytest.mark.parametrize(
+    ("scores", "is_mated", "said"),
+    [
+        ([0.1, 0.2], [True, True], "none of them non-mated"),
+        ([0.1, 0.2], [False, False], "none of them mated"),
+        ([0.1, np.nan], [True, False], "score 1 is nan"),
+        ([0.1, np.inf], [True, False], "score 1 is inf"),
+        ([0.1, 0.2], [True], "expected one of each"),
+        ([], [], "none of them mated"),
+    ],
+)
+def test_what_gives_no_rate_is_said(scores: list[float], is_mated: list[bool], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        tar_at_far(np.array(scores), np.array(is_mated, dtype=np.bool_), [0.1])
+    with pytest.raises(InputError, match=said):
+        roc_curve(np.array(scores), np.array(is_mated, dtype=np.bool_))
+
+
+def test_a_rate_in_per_cent_is_refused() -> None:
+    with pytest.raises(InputError, match="FAR 10: expected a fraction"):
+        tar_at_far(np.array([0.1, 0.2]), np.array([True, False]), [10])
+
+
+# ---------------------------------------------------------------------------------------------- folds
+
+
+def slow_folds(distances: np.ndarray, is_mated: np.ndarray, folds: np.ndarray) -> tuple[list[float], float]:
+    accuracies, chosen = [], []
+    for fold in np.unique(folds):
+        best, best_threshold = -1.0, 0.0
+        for threshold in np.arange(0, 4, 0.01):
+            right = (distances < threshold) == is_mated
+            if np.mean(right[folds != fold]) > best:
+                best, best_threshold = float(np.mean(right[folds != fold])), float(threshold)
+        right = (distances < best_threshold) == is_mated
+        accuracies.append(float(np.mean(right[folds == fold])))
+        chosen.append(best_threshold)
+    return accuracies, float(np.mean(chosen))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([2, 3, 10]), st.booleans())
+def test_fold_accuracy_is_that_of_the_loop(seed: int, folds: int, on_thresholds: bool) -> None:
+    rng = np.random.default_rng(seed)
+    fold = rng.integers(0, folds, 60) * 5
+    fold[:folds] = np.arange(folds) * 5
+    is_mated = rng.random(60) < 0.5
+    distances = np.clip(rng.normal(2, 0.7, 60) - is_mated, 0, 3.9)
+    if on_thresholds:
+        distances = np.arange(0, 4, 0.01)[(distances * 100).astype(int)]
+    accuracies, threshold = slow_folds(distances, is_mated, fold)
+    result = fold_accuracy(distances, is_mated, fold)
+    assert result.accuracy == pytest.approx(np.mean(accuracies), abs=1e-12)
+    assert result.standard_error == pytest.approx(np.std(accuracies, ddof=1) / np.sqrt(folds), abs=1e-12)
+    assert result.threshold == pytest.approx(threshold, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("distances", "folds", "said"),
+    [
+        ([0.1, 0.2], [0, 0], "two are needed"),
+        ([0.1, np.nan], [0, 1], "not|nan"),
+        ([0.1], [0, 1], "one of each"),
+    ],
+)
+def test_folds_that_give_no_accuracy_are_said(distances: list[float], folds: list[int], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        fold_accuracy(np.array(distances), np.array([True, False]), np.array(folds))
+
+
+# ------------------------------------------------------------------------------------------------ 1:N
+
+
+@st.composite
+def searches(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Similarities with ties, probes with and without a mate, one entry a subject or several."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    P, G = draw(st.integers(2, 30)), draw(st.integers(1, 15))
+    gallery = np.arange(G) * 3 if draw(st.booleans()) else rng.integers(0, 6, G) * 3
+    probes = rng.choice(np.append(gallery, [100, 101]), P)
+    probes[:2] = [gallery[0], 100]
+    levels = draw(st.sampled_from([2, 5, 1000]))
+    gain = draw(st.sampled_from([0, 1, levels // 3]))
+    similarity = (rng.integers(0, levels, (P, G)) + gain * (probes[:, None] == gallery)) / levels
+    return similarity, probes, gallery
+
+
+def slow_ranks(similarity: np.ndarray, probes: np.ndarray, gallery: np.ndarray) -> list[int | None]:
+    ranks: list[int | None] = []
+    for scores, subject in zip(similarity, probes, strict=True):
+        if subject not in gallery:
+            ranks.append(None)
+            continue
+        own = scores[gallery == subject].max()
+        ranks.append(1 + sum(score >= own for score in scores[gallery != subject]))
+    return ranks
+
+
+@settings(max_examples=200, deadline=None)
+@given(searches())
+def test_cmc_counts_ties_against_us(case: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+    ranks = [rank for rank in slow_ranks(*case) if rank is not None]
+    for rank, rate in cmc(*case, [1, 2, 5, 100]).items():
+        assert rate == np.mean([found <= int(rank) for found in ranks])
+
+
+def slow_tpir(case: tuple[np.ndarray, np.ndarray, np.ndarray], fpir: float) -> float:
+    similarity, probes, gallery = case
+    ranks = slow_ranks(*case)
+    nonmated = [s.max() for s, rank in zip(similarity, ranks, strict=True) if rank is None]
+    mated = [
+        (s[gallery == subject].max(), rank)
+        for s, subject, rank in zip(similarity, probes, ranks, strict=True)
+        if rank is not None
+    ]
+    thresholds = [*similarity.ravel(), np.inf]
+    return max(
+        float(np.mean([rank == 1 and score >= t for score, rank in mated]))
+        for t in thresholds
+        if np.mean([score >= t for score in nonmated]) <= fpir
+    )
+
+
+@settings(max_examples=200, deadline=None)
+@given(searches())
+def test_open_set_rates_are_those_of_trying_every_threshold(
+    case: tuple[np.ndarray, np.ndarray, np.ndarray],
+) -> None:
+    rates = tpir_at_fpir(*case, [0.01, 0.1, 0.5, 1.0])
+    assert list(rates) == ["0.01", "0.1", "0.5", "1"]
+    for key, rate in rates.items():
+        assert rate.tpir == slow_tpir(case, float(key))
+        assert rate.nonmated_above <= float(key) * sum(rank is None for rank in slow_ranks(*case))
+    fpirs, tpirs = tpir_curve(search_similarity(*case))
+    for fpir, tpir in zip(fpirs, tpirs, strict=True):
+        assert tpir == slow_tpir(case, fpir)
+
+
+def insightface_tpir(similarity: np.ndarray, probes: np.ndarray, gallery: np.ndarray, far: float) -> float:
+    """The rule of InsightFace's evaluation_1N, re-created; one entry a subject."""
+    own, others, strangers = [], [], []
+    for scores, subject in zip(similarity, probes, strict=True):
+        if subject in gallery:
+            own.append(scores[gallery == subject][0])
+            others.append(scores[gallery != subject].max(initial=-np.inf))
+        else:
+            strangers.append(scores.max())
+    falling = np.sort(strangers)[::-1]
+    threshold = falling[max(int(len(falling) * far) - 1, 0)]
+    return float(np.mean((np.array(own) > others) & (np.array(own) > threshold)))
+
+
+@settings(max_examples=100, deadline=None)
+@given(searches(), st.sampled_from([0.0, 0.1, 0.25, 0.5]))
+def test_insightface_is_one_probe_stricter(
+    case: tuple[np.ndarray, np.ndarray, np.ndarray], far: float
+) -> None:
+    similarity, probes, gallery = case
+    unique = np.unique(gallery, return_index=True)[1]
+    case = similarity[:, unique], probes, gallery[unique]
+    strangers = sum(rank is None for rank in slow_ranks(*case))
+    # Theirs accepts what lies above the k-th non-mated score, ours what lies above the one after it.
+    one_less = max(int(strangers * far) - 1, 0) / strangers
+    assert insightface_tpir(*case, far) == next(iter(tpir_at_fpir(*case, [one_less]).values())).tpir
+
+
+def test_a_gallery_that_holds_every_subject_gives_no_open_set_rate() -> None:
+    similarity, subjects = np.eye(3), np.arange(3)
+    assert cmc(similarity, subjects, subjects, [1]) == {"1": 1.0}
+    with pytest.raises(InputError, match="search each by itself"):
+        tpir_at_fpir(similarity, subjects, subjects, [0.1])
+
+
+def test_a_gallery_of_strangers_gives_no_closed_set_rate() -> None:
+    with pytest.raises(InputError, match="no probe's subject is in the gallery"):
+        cmc(np.eye(3), np.arange(3), np.arange(3, 6), [1])
+
+
+def test_similarities_of_another_shape_or_not_finite_are_refused() -> None:
+    with pytest.raises(InputError, match="3 probes x 2 gallery entries"):
+        cmc(np.eye(3), np.arange(3), np.arange(2), [1])
+    with pytest.raises(InputError, match="not finite"):
+        cmc(np.full((2, 2), np.nan), np.arange(2), np.arange(2), [1])
+
+
+def test_folds_without_an_error_are_no_certainty() -> None:
+    is_mated = np.arange(200) % 2 == 0
+    found = fold_accuracy(np.where(is_mated, 0.5, 1.8), is_mated, np.arange(200) // 20)
+    assert (found.accuracy, found.standard_error) == (1, 0)
+    assert found.interval95 == pytest.approx((0.05 ** (1 / 200), 1))

@@ -1,0 +1,105 @@
+"""One threshold for one false match rate, whoever asks for it; against trying every candidate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evaluation.metrics.calibration import calibrate
+from evaluation.metrics.identification import Search
+from evaluation.metrics.rates import tar_at_far, tpir_at_fpir_of
+from evaluation.metrics.score_normalisation import gains
+from evaluation.metrics.set_pairs import all_pairs
+from evaluation.metrics.thresholds import threshold_at
+from quality.error_versus_discard import FacePairs, reject_curves
+from recognition.gallery.search import threshold_from_strangers
+
+RATES = [0.0, 0.01, 0.07, 0.1, 0.25, 0.3, 0.5, 0.9, 1.0]
+
+
+def slow_threshold(nonmated: Sequence[float], rate: float) -> float:
+    """The lowest of all candidates that keeps the rate: -inf, and the next number above every score."""
+    count = len(nonmated)
+    return min(
+        candidate
+        for candidate in [-math.inf, *(math.nextafter(score, math.inf) for score in nonmated)]
+        if sum(score >= candidate for score in nonmated) / count <= rate
+    )
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.integers(-4, 4), min_size=1, max_size=40), st.sampled_from(RATES))
+def test_threshold_is_the_lowest_that_keeps_the_rate(scores: list[int], rate: float) -> None:
+    assert threshold_at(np.array(scores, float), rate) == slow_threshold(scores, rate)
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.lists(st.tuples(st.integers(-4, 4), st.integers(0, 3)), min_size=1, max_size=20),
+    st.sampled_from(RATES),
+)
+def test_weights_are_repetitions(scores: list[tuple[int, int]], rate: float) -> None:
+    values, weights = (np.array(column) for column in zip(*scores, strict=True))
+    if weights.sum():
+        repeated = np.repeat(values, weights).astype(float)
+        assert threshold_at(values.astype(float), rate, weights) == slow_threshold(repeated.tolist(), rate)
+
+
+def test_a_rate_is_compared_as_a_quotient() -> None:
+    assert 0.07 * 100 != 7
+    assert 0.29 * 100 < 29
+    for rate, accepted in ((0.07, 7), (0.29, 29)):
+        assert (np.arange(100.0) >= threshold_at(np.arange(100.0), rate)).sum() == accepted
+
+
+def test_float32_scores_are_decided_in_float32() -> None:
+    scores = np.random.default_rng(0).random(100).astype(np.float32)
+    assert (scores >= threshold_at(scores, 0.1)).sum() == 10
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 10_000), st.sampled_from([5, 40, 10_000]))
+def test_all_figures_of_one_list_of_scores_share_the_threshold(seed: int, levels: int) -> None:
+    """Ten people compared pairwise and once with themselves, by everything that sets a threshold."""
+    rng = np.random.default_rng(seed)
+    faces = np.repeat(np.arange(10), 2)
+    similarity = rng.integers(0, levels, (20, 20)) / levels
+    similarity = np.triu(similarity, 1) + np.triu(similarity, 1).T
+    pairs = all_pairs(similarity, faces, np.ones(20, np.int64))
+    scores, mated = pairs.scores, pairs.is_mated
+    others, rate = scores[~mated], 0.25
+    expected = slow_threshold(others.tolist(), rate)
+    calibrated = calibrate(pairs, [rate], replicates=2)[0].rates["2.5e-01"]
+    verified = tar_at_far(scores, mated, [rate])["2.5e-01"]
+    rejected = reject_curves(FacePairs(faces, similarity), {"q": rng.random(20)}, rate, replicates=2)
+    found = Search(
+        np.append(np.ones(mated.sum(), np.int64), np.zeros(len(others), np.int64)),
+        np.append(scores[mated], np.full(len(others), -np.inf)),
+        np.append(np.full(mated.sum(), -np.inf), others),
+    )
+    identified = tpir_at_fpir_of(found, [rate])["0.25"]
+    for threshold in (
+        calibrated.threshold,
+        verified.threshold,
+        rejected.threshold,
+        identified.threshold,
+    ):
+        assert threshold == expected
+    fnmr = float((scores[mated] < expected).mean())
+    gained = gains(pairs, scores, [rate], replicates=2)["2.5e-01"].before
+    assert [calibrated.fnmr, 1 - verified.strict, 1 - identified.tpir, gained] == pytest.approx([fnmr] * 4)
+
+
+def test_open_set_search_follows_the_same_rule() -> None:
+    rows = np.random.default_rng(3).normal(size=(250, 8)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    gallery, strangers = rows[:50], rows[50:]
+    found = threshold_from_strangers(strangers, gallery, 0.07)
+    best = (strangers.astype(np.float64) @ gallery.T.astype(np.float64)).astype(np.float32).max(axis=1)
+    assert found.threshold == threshold_at(best, 0.07)
+    assert found.alarms == 14

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evaluation.metrics.enrolment_failures import EnrolmentFailures
+from evaluation.metrics.set_pairs import groups_of
+from recognition.calibration.labelled_sets import describe_labelled, find_labelled, mixed_text, split_photos
+from recognition.model import FaceModel
+from recognition.sets import DescribedSet, SetOptions
+from runtime.errors import InputError, InputWarning
+
+Folder = Callable[..., Path]
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=60), st.integers(0, 5))
+def test_sets_of_a_person_share_no_photo_and_no_video(faces: list[int], seed: int) -> None:
+    media = np.repeat(np.arange(len(faces)), faces)
+    parts = split_photos(media, np.random.default_rng(seed))
+    rows = np.concatenate(parts)
+    assert len(rows) == len(set(rows.tolist()))
+    assert min(map(len, parts)) > 0
+    whole = [set(media[part].tolist()) for part in parts]
+    assert sum(map(len, whole)) == len(set.union(*whole))
+    for part in parts:
+        for medium in set(media[part].tolist()):
+            assert (media[part] == medium).sum() == faces[medium]
+    assert len(parts) <= 8
+    assert len(parts) >= min(2, len(faces))
+
+
+def test_all_sizes_come_of_many_photos() -> None:
+    rng = np.random.default_rng(0)
+    sizes = [len(part) for _ in range(40) for part in split_photos(np.arange(60), rng)]
+    assert set(groups_of(np.array(sizes)).tolist()) == {0, 1, 2, 3}
+
+
+def test_subfolders_are_sets_and_loose_photos_are_split(
+    model: FaceModel, face_folder: Folder, tmp_path: Path, drawn_face: Callable[..., bytes]
+) -> None:
+    root = face_folder(12, 3, spread=40)
+    for place, name in ((40, "2019"), (50, "2024")):
+        (root / "s000" / name).mkdir()
+        for number in range(4):
+            (root / "s000" / name / f"{number}.png").write_bytes(drawn_face(0, place + number, 40))
+    (root / "s011" / "0.png").write_bytes(b"")
+    for number in (1, 2):
+        (root / "s011" / f"{number}.png").unlink()
+    found = describe_labelled(model, find_labelled(root, "--images_root"), SetOptions(aligned=True), seed=1)
+    assert found.people == [f"s{number:03}" for number in range(11)]
+    own = [found.names[row] for row in np.flatnonzero(found.subjects == 0)]
+    assert {"s000/2019", "s000/2024"} <= set(own)
+    assert len(own) >= 4
+    sizes = dict(zip(found.names, found.sizes.tolist(), strict=True))
+    assert sizes["s000/2019"] == 4
+    assert found.sizes.sum() == 11 * 3 + 8
+    assert "s011" in found.rejected
+    assert {name.split("/")[0] for name, _ in found.left_out} == {"s011"}
+    # Twelve folders of loose photos and two of sets; of one person nothing is left.
+    assert found.failures == EnrolmentFailures(attempts=14, failed=1, people=12, people_failed=1)
+    assert np.allclose(np.linalg.norm(found.descriptors, axis=1), 1, atol=1e-5)
+    # Who else is there does not change a person's sets.
+    for number in range(2, 12):
+        (root / f"s{number:03}" / "0.png").unlink()
+    again = describe_labelled(model, find_labelled(root, "--images_root"), SetOptions(aligned=True), seed=1)
+    rows = [[f.names.index(name) for name in f.names if name.startswith("s001")] for f in (found, again)]
+    assert np.allclose(found.descriptors[rows[0]], again.descriptors[rows[1]], atol=1e-5)
+
+
+def test_folders_that_cannot_be_used_are_told(face_folder: Folder, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--images_root .*gone: expected a folder whose subfolders are"):
+        find_labelled(tmp_path / "gone", "--images_root")
+    root = face_folder(9, 1)
+    (root / "empty").mkdir()
+    with pytest.raises(InputError, match="9 people with photos; expected 10 or more"):
+        find_labelled(root, "--cohort")
+    os.symlink(root / "s000", root / "s000_again")
+    with pytest.raises(InputError, match="s000 and s000_again are one folder under two names"):
+        find_labelled(root, "--cohort")
+
+
+def test_a_photo_that_is_there_twice_counts_once(
+    model: FaceModel, face_folder: Folder, drawn_face: Callable[..., bytes]
+) -> None:
+    root = face_folder(11, 3, spread=40)
+    (root / "s003" / "album").mkdir()
+    (root / "s003" / "album" / "x.png").write_bytes(drawn_face(3, 77, 40))
+    options = SetOptions(aligned=True)
+    alone = describe_labelled(model, find_labelled(root, "--images_root"), options)
+    assert alone.notes == []
+    for folder in sorted(root.iterdir()):
+        for path in sorted(folder.glob("*.png")):
+            path.with_name(f"{path.stem} (1).png").write_bytes(path.read_bytes())
+    # In another set of the same person, and as another format.
+    photo = cv2.imdecode(np.frombuffer((root / "s003" / "0.png").read_bytes(), np.uint8), 1)
+    cv2.imwrite(str(root / "s003" / "album" / "again.jpg"), photo, [cv2.IMWRITE_JPEG_QUALITY, 80])
+    found = describe_labelled(model, find_labelled(root, "--images_root"), options)
+    assert "34 photos" in found.notes[0]
+    assert "s000/0.png as s000/0 (1).png" in found.notes[0]
+    assert found.names == alone.names
+    assert found.sizes.tolist() == alone.sizes.tolist()
+    assert np.allclose(found.descriptors, alone.descriptors, atol=1e-3)
+
+
+def test_a_set_of_copies_alone_is_left_out(
+    model: FaceModel, face_folder: Folder, drawn_face: Callable[..., bytes]
+) -> None:
+    root = face_folder(11, 2, spread=40)
+    (root / "s003" / "album").mkdir()
+    (root / "s003" / "album" / "x.png").write_bytes((root / "s003" / "1.png").read_bytes())
+    # One photo of s004 stands under s005 too.
+    (root / "s005" / "2.png").write_bytes((root / "s004" / "1.png").read_bytes())
+    found = describe_labelled(model, find_labelled(root, "--images_root"), SetOptions(aligned=True))
+    said = "\n".join(found.notes)
+    assert "s003/album/x.png as s003/1.png" in said
+    assert "s003/album: all of it are copies" in said
+    assert "s004/1.png and s005/2.png" in said
+    assert "s003/album" not in found.names
+    # Two photos of each of 11 people, less one of s004; the copy in s005 is no photo of anybody.
+    assert found.sizes.sum() == 21
+    assert found.failures.failed == 0
+    (root / "s005" / "3.png").write_bytes((root / "s004" / "0.png").read_bytes())
+    with pytest.raises(InputError, match="s004 and s005: all images"):
+        describe_labelled(model, find_labelled(root, "--images_root"), SetOptions(aligned=True))
+
+
+def test_people_whose_folders_show_several_are_named(
+    model: FaceModel, drawn_set: Callable[..., DescribedSet]
+) -> None:
+    def of_person(number: int, name: str) -> DescribedSet:
+        rows = np.eye(64)[[10 * number + 1, 10 * number + 2, 10 * number + 3]] + 2 * np.eye(64)[10 * number]
+        return drawn_set(model, rows, name=name)
+
+    sets = [of_person(0, "s0"), of_person(1, "s1/a"), of_person(2, "s1/b")]
+    text = mixed_text(model, sets, ["s0", "s1", "s1"])
+    assert "1 of 2 people" in text
+    assert "s0" not in text
+    assert all(f"{each.name}/{file}" in text for each in sets[1:] for file in each.files)
+    assert mixed_text(model, sets, ["s0", "s1", "s2"]) == ""
+
+
+def test_folders_without_photos_are_named(face_folder: Folder) -> None:
+    root = face_folder(10, 1)
+    (root / "bare" / "inner").mkdir(parents=True)
+    with pytest.warns(InputWarning, match="bare"):
+        assert len(find_labelled(root, "--images_root")) == 10

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from recognition.enrolment import identities as module
+from recognition.enrolment.identities import IdentityLimits, find_identities, shows_another
+
+D = 128
+LIMITS = IdentityLimits()
+
+
+def photos(counts: list[int], spread: float = 0.5, seed: int = 0) -> np.ndarray:
+    """So many photos of each of several people, unit rows; cosine 0.8 within, about 0 between."""
+    rng = np.random.default_rng(seed)
+    rows = np.concatenate([rng.normal(size=D) + spread * rng.normal(size=(count, D)) for count in counts])
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def test_any_number_of_people_is_told_apart_in_any_order() -> None:
+    counts = [2, 5, 3, 3, 2, 4]
+    rows, whose = photos(counts), np.repeat(np.arange(6), counts)
+    order = np.random.default_rng(1).permutation(len(rows))
+    found = find_identities(rows[order], np.full(len(rows), 10.0), LIMITS)
+    assert [sorted(set(whose[order][found == number])) for number in (0, 1)] == [[1], [5]]
+    assert np.unique(np.stack([found, whose[order]]), axis=1).shape[1] == 6
+    assert found.min() == 0
+
+
+def test_photos_of_one_person_are_one_group() -> None:
+    for count in (1, 2, 9):
+        assert find_identities(photos([count]), np.full(count, 10.0), LIMITS).tolist() == [0] * count
+
+
+def test_photos_of_which_no_two_agree_are_each_of_a_person() -> None:
+    assert find_identities(photos([1, 1, 1]), np.full(3, 10.0), LIMITS).tolist() == [0, 1, 2]
+    # Two alone have a lower limit.
+    pair = np.array([[1, 0], [0.2, 0.96**0.5]])
+    assert find_identities(pair, np.full(2, 10.0), LIMITS).tolist() == [0, 0]
+    assert find_identities(pair, np.full(2, 10.0), IdentityLimits(pair=0.21)).tolist() == [0, 1]
+
+
+def test_unreadable_photos_that_resemble_each_other_are_no_person() -> None:
+    rows = photos([4, 3])
+    qualities = np.array([11.0, 10, 9, 10, 9, 5, 5])
+    assert find_identities(rows, qualities, LIMITS).tolist() == [0, 0, 0, 0, -1, -1, -1]
+    assert find_identities(rows, qualities, LIMITS, norm_is_quality=False).tolist() == [0, 0, 0, 0, 1, 1, 1]
+    assert find_identities(photos([1, 1, 1]), np.array([11.0, 5, 5]), LIMITS).tolist() == [0, -1, -1]
+
+
+@pytest.mark.parametrize("most", [5, 2000])
+def test_beyond_the_best_photos_others_join_the_nearest_group(
+    monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setattr(module, "_MOST_CLUSTERED", most)
+    rows = photos([6, 4, 1])
+    # The best five are of both people.
+    qualities = np.array([10.0, 11, 12, 9, 9, 9, 11, 12, 9, 9, 8.5])
+    expected = [0] * 6 + [1] * 4 + [-1]
+    assert find_identities(rows, qualities, LIMITS).tolist() == expected
+
+
+def test_a_good_photo_that_agrees_with_nobody_shows_another() -> None:
+    rows, found = photos([3, 1, 1]), np.array([0, 0, 0, -1, -1])
+    qualities = np.array([10.0, 10, 10, 9, 5])
+    assert shows_another(rows, qualities, found, LIMITS).tolist() == [False, False, False, True, False]
+    ignoring = shows_another(rows, qualities, found, LIMITS, norm_is_quality=False)
+    assert ignoring.tolist() == [False, False, False, True, True]
+    assert not shows_another(rows[:2], qualities[:2], np.array([0, -1]), LIMITS).any()

@@ -1,0 +1,170 @@
+"""What the commands say of files that they leave out, of photos in subfolders and of special files."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.sources.image_files import files_below
+from recognition.calibration.labelled_sets import find_labelled
+from recognition.enrolment.checks import EnrolmentLimits, check_set
+from recognition.enrolment.left_out import left_out_text, why_nothing
+from recognition.model import FaceModel
+from recognition.report.summary import write_summary
+from recognition.sets import DescribedSet, EmptySet, Rejected, SetOptions, describe_sets, find_sets
+from runtime.errors import InputError, InputWarning
+
+HEIC = b"\x00\x00\x00\x18ftypheic" + bytes(40)
+
+
+def describe(model: FaceModel, *paths: Path) -> tuple[list[DescribedSet], list[EmptySet]]:
+    return describe_sets(model, find_sets(list(paths)), SetOptions(aligned=True), progress=False)
+
+
+@pytest.fixture
+def anna(face_folder: Callable[..., Path]) -> Path:
+    """One face that can be used beside three files that cannot."""
+    folder = face_folder(1, 1) / "s000"
+    (folder / "c.heic").write_bytes(HEIC)
+    (folder / "d.jpg").write_bytes(b"")
+    (folder / "e.txt").write_text("notes")
+    return folder
+
+
+def test_every_file_that_is_left_out_is_counted_and_named_with_its_reason(
+    model: FaceModel, anna: Path
+) -> None:
+    (line,) = left_out_text(*describe(model, anna)).splitlines()
+    for fact in ("3 of 4", "s000", "c.heic", "HEIC", "d.jpg", "empty", "e.txt", "not an image"):
+        assert fact in line
+
+
+def test_a_set_of_heic_photos_says_so_and_how_to_convert_them(model: FaceModel, tmp_path: Path) -> None:
+    (tmp_path / "iphone").mkdir()
+    for number in range(5):
+        (tmp_path / "iphone" / f"{number}.heic").write_bytes(HEIC)
+    found, empty = describe(model, tmp_path / "iphone")
+    assert not found
+    for text in (left_out_text(found, empty), why_nothing(empty)):
+        assert "HEIC" in text
+        assert "JPEG" in text
+        assert text.count("HEIC") == 1
+        assert "2 more" in text
+    assert "all 5" in left_out_text(found, empty)
+
+
+def test_a_set_of_one_file_is_named_once(model: FaceModel, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"text")
+    assert left_out_text(*describe(model, tmp_path / "a.jpg")).count("a.jpg") == 1
+
+
+def test_an_empty_folder_is_told(model: FaceModel, face_folder: Callable[..., Path]) -> None:
+    people = face_folder(1, 1)
+    (people / "nobody" / "inner").mkdir(parents=True)
+    found, empty = describe_sets(model, find_sets([], people), SetOptions(aligned=True), progress=False)
+    assert [each.name for each in found] == ["s000"]
+    assert "nobody" in left_out_text(found, empty)
+    assert "s000" not in left_out_text(found, empty)
+
+
+def test_frames_are_told_apart_from_files(model: FaceModel, drawn_set: Callable[..., DescribedSet]) -> None:
+    frames = [
+        *(Rejected(f"walk.avi at {number}.00 s", "no face", "walk.avi", 0) for number in range(9)),
+        *(Rejected(f"wall.avi at {number}.00 s", "no face", "wall.avi", 7) for number in range(9)),
+    ]
+    found = drawn_set(model, np.eye(3, 64), rejected=frames)
+    text = left_out_text([found], [], all_in="descriptors.json")
+    assert "1 of 4 files of anna: wall.avi" in text
+    assert "walk.avi at 2.00 s and 6 more" in text
+    assert "descriptors.json" in text
+
+
+def test_photos_in_subfolders_belong_to_the_set_and_are_told(
+    model: FaceModel, face_folder: Callable[..., Path]
+) -> None:
+    people = face_folder(2, 3)
+    for old, new in ((1, "2021/x"), (2, "2021")):
+        (people / "s000" / new).mkdir(parents=True, exist_ok=True)
+        (people / "s000" / f"{old}.png").rename(people / "s000" / new / f"{old}.png")
+    (people / "s000" / "2021" / "again").symlink_to(people / "s000")
+    (people / "loose.png").write_bytes((people / "s001" / "0.png").read_bytes())
+    with pytest.warns(InputWarning, match=r"loose\.png"):
+        sources = find_sets([], people)
+    found, _ = describe_sets(model, sources, SetOptions(aligned=True), progress=False)
+    assert [each.files for each in found] == [
+        ["0.png", "2021/2.png", "2021/x/1.png"],
+        ["0.png", "1.png", "2.png"],
+    ]
+    text = left_out_text(found, [])
+    for fact in ("s000", "2 of its 3", "2021", "2021/x"):
+        assert fact in text
+    assert "s001" not in text
+
+
+def test_calibration_takes_subfolders_of_a_person_as_sets_with_all_below(
+    face_folder: Callable[..., Path],
+) -> None:
+    people = face_folder(2, 2)
+    (people / "s000" / "2021" / "march").mkdir(parents=True)
+    (people / "s000" / "1.png").rename(people / "s000" / "2021" / "march" / "1.png")
+    (people / "loose.png").write_bytes(b"")
+    with pytest.warns(InputWarning, match=r"loose\.png"):
+        found = find_labelled(people, "--images_root", 2)
+    sets = {each.source.name: each.source for each in found}
+    assert sets.keys() == {"s000", "s000/2021", "s001"}
+    assert sets["s000/2021"].with_subfolders
+    assert not sets["s000"].with_subfolders
+
+
+@pytest.fixture
+def special(tmp_path: Path) -> Path:
+    """A folder with a FIFO, a socket and a link to a device, named as photos and videos."""
+    folder = tmp_path / "special"
+    folder.mkdir()
+    os.mkfifo(folder / "fifo.jpg")
+    os.mkfifo(folder / "fifo.mp4")
+    os.mkfifo(folder / "fifo")
+    (folder / "zero.jpg").symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(folder / "socket.png"))
+    return folder
+
+
+@pytest.mark.timeout(30)
+def test_special_files_are_left_out_and_never_opened(model: FaceModel, anna: Path, special: Path) -> None:
+    for each in special.iterdir():
+        (anna / each.name).symlink_to(each)
+    (found,), _ = describe(model, anna)
+    reasons = {each.name: each.reason for each in found.rejected}
+    assert found.files == ["0.png"]
+    assert all("FIFO" in reasons[name] for name in ("fifo", "fifo.jpg", "fifo.mp4"))
+    assert "device" in reasons["zero.jpg"]
+    assert "socket" in reasons["socket.png"]
+    assert len(files_below(anna)) == 9
+
+
+@pytest.mark.timeout(30)
+def test_a_special_file_is_no_set(special: Path) -> None:
+    with pytest.raises(InputError) as fault:
+        find_sets(sorted(special.iterdir()))
+    assert [line.count("FIFO") for line in str(fault.value).splitlines()] == [1, 1, 1, 0, 0]
+
+
+def test_turned_photos_are_told(
+    model: FaceModel, drawn_set: Callable[..., DescribedSet], tmp_path: Path
+) -> None:
+    found = drawn_set(model, np.eye(3, 64))
+    found.faces[1] = replace(found.faces[1], turned=180)
+    text = left_out_text([found], [])
+    for fact in ("anna", "1 of 3", found.faces[1].name, "180"):
+        assert fact in text
+    write_summary(tmp_path / "d.json", model, [found], [], [check_set(model, found, EnrolmentLimits())], [[]])
+    (told,) = json.loads((tmp_path / "d.json").read_text())["sets"]
+    assert [face["turned"] for face in told["details"]] == [0, 180, 0]

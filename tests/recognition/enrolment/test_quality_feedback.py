@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from photos.face_measures import FaceMeasures
+from recognition.enrolment.checks import EnrolmentLimits, check_set
+from recognition.enrolment.quality_feedback import Advice, AdviceLimits, Topic, advise, num_units
+from recognition.model import FaceModel
+from recognition.report.summary import advice_text, write_summary
+from recognition.sets import DescribedSet, EmptySet, FaceChoice, FaceRecord, Rejected
+
+Make = Callable[..., DescribedSet]
+D = 64
+GOOD = FaceMeasures(yaw=0.0, pitch=0.0, sharpness=0.22, brightness=130, contrast=35, side_light=0.0)
+
+
+def person(count: int, seed: int = 0, spread: float = 0.7) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=D) + spread * rng.normal(size=(count, D))
+
+
+@pytest.fixture
+def good_set(model: FaceModel, drawn_set: Make) -> DescribedSet:
+    """Six good faces from all sides: nothing to be said."""
+    described = drawn_set(model, person(6))
+    yaws = (-25.0, 0.0, 3.0, 22.0, -4.0, 40.0)
+    return with_faces(
+        described,
+        [
+            replace(face, size=150.0, measures=replace(GOOD, yaw=yaw))
+            for face, yaw in zip(described.faces, yaws, strict=True)
+        ],
+    )
+
+
+def with_faces(described: DescribedSet, faces: list[FaceRecord]) -> DescribedSet:
+    return replace(described, faces=faces)
+
+
+def told(model: FaceModel, described: DescribedSet, topic: Topic | None = None) -> list[str]:
+    found = advise(described, check_set(model, described, EnrolmentLimits()))
+    return [each.text for each in found if topic is None or each.topic is topic]
+
+
+def changed(described: DescribedSet, faces: list[int], **values: float) -> DescribedSet:
+    records = list(described.faces)
+    for face in faces:
+        measures = records[face].measures
+        assert measures is not None
+        records[face] = replace(records[face], measures=replace(measures, **values))
+    return with_faces(described, records)
+
+
+def test_a_good_set_is_left_in_peace(model: FaceModel, good_set: DescribedSet) -> None:
+    assert told(model, good_set) == []
+
+
+def test_a_missing_side_is_named(model: FaceModel, good_set: DescribedSet) -> None:
+    assert told(model, changed(good_set, [0], yaw=-5.0)) == [
+        "no view with the face turned to the left of the picture."
+    ]
+    assert told(model, changed(good_set, [3, 5], yaw=5.0)) == [
+        "no view with the face turned to the right of the picture."
+    ]
+    frontal = changed(good_set, list(range(6)), yaw=2.0)
+    assert told(model, frontal) == ["no view from the side: all faces look to the front."]
+    profile = changed(changed(good_set, [1, 2, 4], yaw=-30.0), [0], yaw=-50.0)
+    assert told(model, profile) == ["no view from the front."]
+
+
+def test_without_landmarks_nothing_is_said_of_views(model: FaceModel, good_set: DescribedSet) -> None:
+    assert told(model, changed(good_set, list(range(6)), yaw=float("nan"))) == []
+
+
+def test_faces_that_are_all_small_are_told_as_one(model: FaceModel, good_set: DescribedSet) -> None:
+    small = with_faces(good_set, [replace(face, size=31.0) for face in good_set.faces])
+    assert told(model, small, Topic.SIZE)[0].startswith("all six faces are under 40 px high.")
+    one = with_faces(good_set, [replace(good_set.faces[0], size=31.0), *good_set.faces[1:]])
+    assert told(model, one) == ["one of six faces is under 40 px high: 0000.jpg."]
+
+
+@pytest.mark.parametrize(
+    ("values", "topic", "words"),
+    [
+        ({"sharpness": 0.05}, Topic.SHARPNESS, "blurred"),
+        ({"brightness": 20}, Topic.LIGHT, "too dark"),
+        ({"brightness": 240}, Topic.LIGHT, "overexposed"),
+        ({"contrast": 5}, Topic.LIGHT, "almost without contrast"),
+        ({"side_light": -0.6}, Topic.LIGHT, "lit from one side alone"),
+    ],
+)
+def test_poor_photos_are_told_with_their_names(
+    model: FaceModel, good_set: DescribedSet, values: dict[str, float], topic: Topic, words: str
+) -> None:
+    poor = changed(good_set, [2, 4], **values)
+    assert told(model, poor) == [f"two of six faces are {words}: 0002.jpg, 0004.jpg."]
+    found = advise(poor, check_set(model, poor, EnrolmentLimits()))
+    assert [(each.topic, each.faces) for each in found] == [(topic, (2, 4))]
+    assert told(model, changed(good_set, [0, 1, 2], **values))[0].count(".") >= 5
+
+
+def test_strangers_come_first_and_by_name(model: FaceModel, drawn_set: Make) -> None:
+    features = np.concatenate([person(10), person(1, seed=9), person(1, seed=12)])
+    found = told(model, drawn_set(model, features))
+    assert found[0] == (
+        "2 of 12 faces may show a different person: 0010.jpg, 0011.jpg. Check them before enrolling this set."
+    )
+
+
+def test_photos_that_repeat_each_other_are_one(model: FaceModel, drawn_set: Make) -> None:
+    rows = person(4)
+    described = drawn_set(model, rows[[0, 0, 0, 1, 2, 3]])
+    assert told(model, described, Topic.REPEATS) == [
+        "these three faces are one photo: 0000.jpg, 0001.jpg, 0002.jpg. One is enough."
+    ]
+    # The frames of one video repeat each other by nature.
+    video = with_faces(
+        described, [replace(face, medium=0) for face in described.faces[:3]] + described.faces[3:]
+    )
+    assert told(model, video, Topic.REPEATS) == []
+    assert num_units(video, check_set(model, video, EnrolmentLimits())) == 4
+
+
+def test_photos_of_one_sitting_are_no_copies(model: FaceModel, drawn_set: Make) -> None:
+    """Near-duplicates by their cosine alone, while their pixels differ."""
+    rows = person(4)
+    described = drawn_set(model, rows[[0, 0, 1, 2, 3]])
+    other = replace(described.faces[1], thumbnail=described.faces[2].thumbnail)
+    apart = with_faces(described, [described.faces[0], other, *described.faces[2:]])
+    assert check_set(model, apart, EnrolmentLimits()).num_groups == 1
+    assert told(model, apart, Topic.REPEATS) == []
+
+
+def test_many_repeats_are_one_sentence(model: FaceModel, drawn_set: Make) -> None:
+    described = drawn_set(model, person(6)[np.repeat(np.arange(6), 2)])
+    assert told(model, described, Topic.REPEATS) == [
+        "12 faces repeat 6 moments: 6 of them could be left out."
+    ]
+
+
+def test_two_photos_that_disagree_are_told_without_a_verdict(model: FaceModel, drawn_set: Make) -> None:
+    described = drawn_set(model, np.eye(2, D))
+    texts = told(model, described)
+    assert texts[0].startswith("0000.jpg and 0001.jpg are little alike (0.00) and may show two people.")
+    assert texts[1].startswith("there are only two different photos or videos.")
+    assert told(model, drawn_set(model, person(2)), Topic.DISAGREEMENT) == []
+
+
+def test_halves_of_two_people_are_told(model: FaceModel, drawn_set: Make) -> None:
+    mixed = drawn_set(model, np.concatenate([person(3, spread=0.3), person(3, seed=9, spread=0.3)]))
+    (text,) = told(model, mixed, Topic.DISAGREEMENT)
+    assert "(1) 0000.jpg, 0001.jpg, 0002.jpg; (2) 0003.jpg, 0004.jpg, 0005.jpg" in text
+    assert told(model, drawn_set(model, person(6, spread=0.3)), Topic.DISAGREEMENT) == []
+
+
+def test_one_photo_alone_asks_for_more(model: FaceModel, drawn_set: Make) -> None:
+    assert told(model, drawn_set(model, person(1))) == [
+        "there is only one photo or video. More from other days would help."
+    ]
+
+
+def test_the_limits_decide(model: FaceModel, good_set: DescribedSet) -> None:
+    check = check_set(model, good_set, EnrolmentLimits())
+    found = advise(good_set, check, AdviceLimits(small=200, few=7))
+    assert [each.topic for each in found] == [Topic.SIZE, Topic.NUMBER]
+
+
+def test_the_summary_holds_advice_faces_and_no_nan(
+    model: FaceModel, good_set: DescribedSet, drawn_set: Make, tmp_path: Path
+) -> None:
+    alone = drawn_set(model, person(1), name="bert", rejected=[Rejected("x.jpg", "the file is empty.")])
+    sets = [changed(good_set, [0], yaw=-5.0), alone]
+    checks = [check_set(model, each, EnrolmentLimits()) for each in sets]
+    advice = [advise(each, check) for each, check in zip(sets, checks, strict=True)]
+    empty = [EmptySet("carl", Path("carl"), [Rejected("y.jpg", "no face was found in it.")])]
+    write_summary(tmp_path / "descriptors.json", model, sets, empty, checks, advice)
+    text = (tmp_path / "descriptors.json").read_text()
+    content = json.loads(text)
+    assert "NaN" not in text
+    assert content["fingerprint"] == model.fingerprint
+    first, second = content["sets"]
+    assert first["advice"] == [
+        {"topic": "pose", "text": "no view with the face turned to the left of the picture.", "faces": []}
+    ]
+    assert first["details"][3]["yaw"] == 22.0
+    assert first["details"][0]["size"] == 150.0
+    assert (first["faces"], first["units"], first["picks"]) == (6, 6, good_set.picks.tolist())
+    assert second["details"][0]["doubt"] is None
+    assert second["rejected"] == [{"name": "x.jpg", "reason": "the file is empty."}]
+    assert content["empty"][0]["name"] == "carl"
+    shown = advice_text(sets, advice)
+    assert "anna\n    - no view with" in shown
+    assert "bert\n    - there is only one photo" in shown
+
+
+def test_the_terminal_says_when_there_is_nothing_to_say(good_set: DescribedSet) -> None:
+    assert advice_text([good_set], [[]]) == "advice: none, the sets are ready to be enrolled."
+
+
+def test_the_groups_of_many_people_are_told_and_who_agrees_with_none(
+    model: FaceModel, drawn_set: Make
+) -> None:
+    groups = [person(count, seed, spread=0.3) for seed, count in enumerate((3, 2, 1))]
+    described = drawn_set(model, np.concatenate(groups))
+    check = check_set(model, described, EnrolmentLimits())
+    (found,) = [
+        each for each in advise(described, check) if each.topic in (Topic.STRANGER, Topic.DISAGREEMENT)
+    ]
+    assert "2 people: (1) 0000.jpg, 0001.jpg, 0002.jpg; (2) 0003.jpg, 0004.jpg" in found.text
+    assert "0005.jpg" in found.text
+    assert found.faces == (3, 4, 5)
+
+
+@pytest.mark.parametrize(("agrees", "word"), [(True, "agrees"), (False, "largest")])
+def test_the_face_taken_of_several_as_large_is_told(
+    model: FaceModel, good_set: DescribedSet, agrees: bool, word: str
+) -> None:
+    """Which photo, which of its faces, and why."""
+    chosen = replace(good_set.faces[2], choice=FaceChoice(3, from_left=2, agrees=agrees))
+    faces = [*good_set.faces[:2], chosen, *good_set.faces[3:]]
+    (text,) = told(model, with_faces(good_set, faces))
+    assert "0002.jpg (face 2 of 3 from the left, 150 px high)" in text
+    assert word in text
+
+
+def test_the_terminal_names_what_shows_the_sets_that_it_leaves_out(good_set: DescribedSet) -> None:
+    advice = [[Advice(Topic.POSE, "x.")]] * 25
+    shown = advice_text([good_set] * 25, advice, all_in="list --here")
+    assert "5 more sets" in shown
+    assert "list --here" in shown
+    assert "report.html" not in shown

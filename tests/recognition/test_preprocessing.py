@@ -1,0 +1,179 @@
+"""How faces were read is kept with galleries and calibrations, and other ways of reading are refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import inference
+from backbones.spec import PREPROCESSING
+from features.extract import identity_of
+from features.options import EmbedOptions
+from recognition.calibration.thresholds import read_calibration
+from recognition.gallery import commands as gallery_commands
+from recognition.gallery.store import Gallery, enroll, open_gallery
+from recognition.model import FaceModel, load_model
+from recognition.preprocessing import check_read_alike, reading_of
+from recognition.sets import SetOptions, SetSource
+from runtime.errors import InputError, InputWarning
+from validation.frame import Model, Seconds, result_frame
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> list[SetSource]:
+    folder = tmp_path / "anna"
+    folder.mkdir()
+    (folder / "a.jpg").touch()
+    return [SetSource("anna", folder)]
+
+
+@pytest.fixture
+def detector(tmp_path: Path) -> Path:
+    (tmp_path / "yunet.onnx").write_bytes(b"one")
+    return tmp_path / "yunet.onnx"
+
+
+def people(reading: dict[str, str], fingerprint: str = "f") -> Gallery:
+    rows = np.eye(2, 4, dtype=np.float32)
+    return Gallery(("Ann", "Bob"), rows, np.ones(2, np.float32), ((), ()), fingerprint, reading)
+
+
+def test_faces_that_are_read_in_another_way_are_refused(
+    bare_model: FaceModel, sources: list[SetSource], detector: Path, tmp_path: Path
+) -> None:
+    found = SetOptions(detector=detector)
+    before = reading_of(bare_model, found, sources)
+    other = tmp_path / "other.onnx"
+    other.write_bytes(b"two")
+    path = tmp_path / "c.json"
+
+    def refused(options: SetOptions, model: FaceModel = bare_model) -> list[str]:
+        here = reading_of(model, options, sources)
+        path.write_text(
+            json.dumps(
+                {
+                    "schema": 1,
+                    "fingerprint": "f",
+                    "reading": before,
+                    "thresholds": {"1e-03": {"threshold": 0.4}},
+                }
+            )
+        )
+        told = []
+        for check in (
+            lambda: check_read_alike("x", before, here, "y"),
+            lambda: people(before).check_reading(here),
+            lambda: read_calibration(path, "f", reading=here),
+        ):
+            try:
+                check()
+            except InputError as fault:  # noqa: PERF203 - three checks
+                told.append([line.split(":")[0].strip() for line in str(fault).splitlines()[1:]])
+        # Galleries and calibrations judge alike.
+        assert len(told) in (0, 3)
+        assert all(each == told[0] for each in told)
+        return told[0] if told else []
+
+    assert refused(found) == []
+    assert refused(SetOptions(aligned=True)) == ["alignment"]
+    assert refused(SetOptions(detector=other)) == ["detector"]
+    assert refused(found, replace(bare_model, flip="average")) == ["flip"]
+    # Frames a second mean something where there are videos on both sides.
+    assert refused(replace(found, fps=5.0)) == []
+    (sources[0].path / "b.mp4").write_bytes(b"\x00\x00\x00\x18ftypisom")
+    assert refused(replace(found, fps=5.0)) == []
+    before = reading_of(bare_model, found, sources)
+    assert refused(replace(found, fps=5.0)) == ["fps"]
+    assert refused(found) == []
+
+
+def test_a_gallery_enrolled_from_aligned_faces_is_not_searched_with_found_ones(
+    bare_weights: Path,
+    face_folder: Callable[..., Path],
+    detector: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root, gallery = face_folder(2, 2), tmp_path / "g.npz"
+
+    def run(name: str, person: str, *how: object) -> int:
+        flags = (
+            name,
+            root / person,
+            *how,
+            "--gallery",
+            gallery,
+            "--weights",
+            bare_weights,
+            "--device",
+            "cpu",
+        )
+        return inference.main(list(map(str, flags)))
+
+    assert run("enroll", "s000", "--aligned") == 0
+    before = gallery.read_bytes()
+    with monkeypatch.context() as patch:
+        # Before any photo is read.
+        patch.setattr(gallery_commands, "describe_sets", None)
+        for name in ("search", "enroll"):
+            capsys.readouterr()
+            assert run(name, "s001", "--detector", detector) == 2
+            said = capsys.readouterr().err
+            assert "--aligned" in said
+            assert "alignment: as stored there" in said
+    assert gallery.read_bytes() == before
+    assert run("enroll", "s001", "--aligned") == 0
+    assert open_gallery(gallery).reading["alignment"] == "as stored"
+    assert inference.main(["list", "--gallery", str(gallery)]) == 0
+    assert "alignment as stored" in capsys.readouterr().out
+
+
+def test_what_does_not_say_how_it_was_read_is_warned_of_or_refused(tmp_path: Path) -> None:
+    path = tmp_path / "g.npz"
+    enroll(path, people({}))
+    here = {"alignment": "as stored"}
+    with pytest.warns(InputWarning, match="does not say how its faces were read"):
+        open_gallery(path).check_reading(here)
+    # Not known of some, it is not known of all.
+    joined = Gallery(("Cem",), np.eye(1, 4, dtype=np.float32), np.ones(1, np.float32), ((),), "f", here)
+    with pytest.warns(InputWarning, match="does not say"):
+        assert enroll(path, joined).reading == {}
+    # As files were before this was recorded.
+    with np.load(path) as stored:
+        values = {name: stored[name] for name in stored.files if name not in ("reading", "sha256")}
+    np.savez(path, **values | {"schema": np.array(1)})
+    with pytest.raises(InputError, match=r"form 1.*form 3"):
+        open_gallery(path)
+    content = {"schema": 1, "fingerprint": "f", "thresholds": {"1e-03": {"threshold": 0.4}}}
+    calibration = tmp_path / "c.json"
+    calibration.write_text(json.dumps(content))
+    with pytest.warns(InputWarning, match="does not say"):
+        read_calibration(calibration, "f", reading=here)
+    calibration.write_text(json.dumps(content | {"aligned": False}))
+    with pytest.raises(InputError, match="alignment"):
+        read_calibration(calibration, "f", reading=here)
+
+
+def test_stores_results_and_galleries_describe_the_preprocessing_alike(
+    bare_weights: Path, sources: list[SetSource]
+) -> None:
+    """With all that is not the default, so that nothing can be left out unseen."""
+    model = load_model(bare_weights, flip="average", device="cpu")
+    spec = replace(model.spec, levels_light=True, mean=127.00001, channel_order="RGB")
+    backbone, model = model.backbone, replace(model, spec=spec)
+    backbone.spec = spec
+    options = EmbedOptions(flip="average")
+    gallery = reading_of(model, SetOptions(aligned=True), sources)
+    store = identity_of(backbone, {"alignment": "as stored"}, options)
+    frame = result_frame("x", {}, Model(backbone, str(bare_weights), options), "mean", Seconds())
+    rules = frame["protocol"]["rules"]
+    for name in PREPROCESSING:
+        assert gallery[name] == store[name] == rules[name], name
+    assert rules["illumination_normalisation"] != "none"
+    assert "127.00001" in rules["pixel_scale"]

@@ -1,0 +1,146 @@
+"""What flags become: the options of the aggregator, and what a checkpoint says of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from backbones.spec import BackboneSpec
+from coreset import build_aggregator
+from runs.components import aggregator_options, check_epochs, saved_run
+from runs.folder import run_folder
+from runs.settings import resolve
+from runtime.errors import InputError
+
+WEIGHTS = {"train_data_path": "imgs", "start_from_model_statedict": "w.ckpt"}
+SPEC = BackboneSpec("tiny", 16, "RGB", 127.5, 127.5, True)
+
+
+def built(given: dict[str, Any]) -> nn.Module:
+    return build_aggregator("coreset", aggregator_options(resolve(WEIGHTS | given, None), SPEC))
+
+
+@pytest.mark.parametrize(
+    ("given", "gamma", "is_learned"),
+    [
+        ({}, 0.01, True),
+        ({"gamma": -1.0}, 0.01, True),
+        ({"aggregator_options": {"gamma": 1.0}}, 1.0, True),
+        ({"gamma": 0.01}, 0.01, False),
+        ({"gamma": 0.0}, 0.0, False),
+        ({"gamma": 0.7, "learn_temperature": True}, 0.7, False),
+        ({"coreset_size": 1}, 0.01, False),
+    ],
+)
+def test_minus_one_learns_gamma_and_any_other_value_fixes_it(
+    given: dict[str, Any], gamma: float, is_learned: bool
+) -> None:
+    module = built(given)
+    assert module.gamma.item() == pytest.approx(gamma)
+    assert isinstance(module.gamma, nn.Parameter) == is_learned
+
+
+@pytest.mark.parametrize(("gamma_lr", "is_learned"), [(1e-4, True), (0.0, False)])
+def test_checkpoints_of_before_keep_their_gamma(tmp_path: Path, gamma_lr: float, is_learned: bool) -> None:
+    """There `gamma` was where it started and `gamma_lr` 0 fixed it."""
+    hparams = resolve(WEIGHTS, None).to_dict() | {"gamma": 0.5, "gamma_lr": gamma_lr}
+    options = {"embedding_size": 16, "gamma": 0.5, "learn_gamma": is_learned}
+    content = {"hparams": hparams, "data_fingerprint": "d", "global_step": 7, "aggregator_options": options}
+    content["loops"] = {"fit_loop": {"epoch_progress": {"current": {"processed": 1}}}}
+    torch.save(content, tmp_path / "last.ckpt")
+    saved = saved_run(tmp_path / "last.ckpt")
+    assert saved.step == 7
+    module = build_aggregator("coreset", aggregator_options(resolve({}, saved.hparams), SPEC))
+    assert module.gamma.item() == 0.5
+    assert isinstance(module.gamma, nn.Parameter) == is_learned
+
+
+def checkpoint(path: Path, **changes: Any) -> Path:
+    """A file with what a resumed run reads of a checkpoint; a dotted key changes one of its hparams."""
+    hparams = resolve(WEIGHTS, None).to_dict()
+    hparams |= {key.removeprefix("hparams."): value for key, value in changes.items() if "." in key}
+    content: dict[str, Any] = {"hparams": hparams, "data_fingerprint": {"images": "d"}, "global_step": 7}
+    content["loops"] = {"fit_loop": {"epoch_progress": {"current": {"processed": 1}}}}
+    content |= {key: value for key, value in changes.items() if "." not in key}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(content, path)
+    return path
+
+
+def test_a_checkpoint_does_not_choose_where_its_run_writes(tmp_path: Path) -> None:
+    evil = {"hparams.out": str(tmp_path / "anywhere"), "hparams.prefix": "../../escaped"}
+    path = checkpoint(tmp_path / "runs" / "run_3" / "last.ckpt", **evil)
+    saved = saved_run(path)
+    settings = resolve({}, saved.hparams)
+    assert (settings.out, settings.prefix) == (str(tmp_path / "runs"), "run")
+    assert run_folder(Path(settings.out), settings.prefix, path, step=7) == path.parent
+    chosen = resolve({"out": "mine", "prefix": "new"}, saved.hparams)
+    assert (chosen.out, chosen.prefix) == ("mine", "new")
+    for cache, is_inside in [
+        ("features", True),
+        ("run_3/x", True),
+        ("x", False),
+        ("../x", False),
+        ("/x", False),
+    ]:
+        folder = tmp_path / "runs" / cache
+        assert replace(saved, cache_is_given=False).may_write_to(folder) == is_inside
+        assert saved.may_write_to(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "place"),
+    [
+        ({"hparams.batch_size": "many"}, "batch_size"),
+        ({"hparams.batch_size": 2.5}, "batch_size"),
+        ({"hparams.lr": None}, "lr"),
+        ({"hparams.lr_milestones": 3}, "lr_milestones"),
+        ({"hparams.lr_milestones": ["a"]}, "lr_milestones"),
+        ({"hparams.train_data_path": 3}, "train_data_path"),
+        ({"hparams.aggregator_options": "x"}, "aggregator_options"),
+        ({"hparams.gamma": "x", "aggregator_options": {"learn_gamma": True}}, "gamma"),
+        ({"hparams.views": 1_000_000}, "--views"),
+        ({"hparams.num_workers": 1_000_000}, "--num_workers"),
+        ({"hparams.cpu_processes": 1_000_000}, "--cpu_processes"),
+        ({"hparams.coreset_size": 10**9}, "--coreset_size"),
+        ({"hparams": [1]}, "hparams"),
+        ({"hparams": {}}, "batch_size"),
+        ({"data_fingerprint": 3}, "data_fingerprint"),
+        ({"data_fingerprint": {"images": 3}}, "data_fingerprint.images"),
+        ({"backbone_spec": "x"}, "backbone_spec"),
+        ({"aggregator_options": [1]}, "aggregator_options"),
+        ({"global_step": "x"}, "global_step"),
+        ({"global_step": -1}, "global_step"),
+        ({"global_step": True}, "global_step"),
+        ({"pytorch-lightning_version": "x"}, "pytorch-lightning_version"),
+        ({"callbacks": 0}, "callbacks"),
+        ({"optimizer_states": [3]}, "optimizer_states"),
+        ({"lr_schedulers": None}, "lr_schedulers"),
+        ({"hparams.held_out": float("inf")}, "--held_out"),
+        ({"loops": {}}, "epochs"),
+        ({"loops": 3}, "epochs"),
+        ({"epoch_items": "x"}, "epoch_items"),
+        ({"unusable_subjects": ["x"]}, "unusable_subjects"),
+        ({"images_by_subject": "x"}, "images_by_subject"),
+    ],
+    ids=str,
+)
+def test_values_that_no_checkpoint_has_are_told(tmp_path: Path, changes: dict[str, Any], place: str) -> None:
+    path = checkpoint(tmp_path / "last.ckpt", **changes)
+    with pytest.raises(InputError) as fault:
+        resolve({}, saved_run(path).hparams)
+    assert place in str(fault.value)
+
+
+def test_a_checkpoint_that_cannot_be_resumed_is_told_before_anything_is_written(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path / "last.ckpt", callbacks={}, optimizer_states=[])
+    with pytest.raises(InputError, match=r"last\.ckpt.*optimizer_states.*lr_schedulers"):
+        check_epochs(saved_run(path), 3)
+    hparams = {name: value for name, value in saved_run(path).hparams.items() if name != "epochs"}
+    with pytest.raises(InputError, match="epochs"):
+        resolve({"epochs": 2}, hparams)

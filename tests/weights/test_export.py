@@ -1,0 +1,232 @@
+"""The graphs give what PyTorch gives, for any number of images, sets and faces, and say what they are."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+import convert
+from coreset import AGGREGATORS, FaceSets, build_aggregator
+from net import build_backbone
+from runtime.errors import InputError
+from weights import export, load_backbone, prepare_for, save_backbone
+from weights.export import PaddedAggregator, export_aggregator
+
+pytest.importorskip("onnx", reason="an export needs onnx")
+pytest.importorskip("onnxscript", reason="an export needs onnxscript")
+onnxruntime = pytest.importorskip("onnxruntime", reason="graphs are run by onnxruntime")
+
+D = 64
+TRAINED = [
+    name
+    for name, kind in AGGREGATORS.items()
+    if "embedding_size" in inspect.signature(kind).parameters and "__init__" in vars(kind)
+]
+
+
+def build(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    name, _, context = name.partition("/")
+    told = {"context_size": int(context)} if context else {}
+    return build_aggregator(name, {"embedding_size": D, **told}).eval()
+
+
+def ragged(sizes: list[int], seed: int = 0) -> FaceSets:
+    generator = torch.Generator().manual_seed(seed)
+    features = F.normalize(torch.randn(sum(sizes), D, generator=generator), dim=1)
+    norms = 5 + 30 * torch.rand(sum(sizes), generator=generator)
+    return FaceSets(features, norms, torch.tensor([0, *sizes]).cumsum(0))
+
+
+def padded(sets: FaceSets) -> dict[str, NDArray[Any]]:
+    """As a program in another language would do it; NaN where there is no face."""
+    B, T = sets.num_sets, int(sets.sizes.max())
+    features, norms = np.full((B, T, D), np.nan, np.float32), np.full((B, T), np.nan, np.float32)
+    mask = np.arange(T) < sets.sizes.numpy()[:, None]
+    features[mask], norms[mask] = sets.features.numpy(), sets.norms.numpy()
+    return {"features": features, "norms": norms, "mask": mask}
+
+
+# An export takes seconds; the aggregators of the presets are always tried.
+ALWAYS = ("coreset", "weighted_coreset/8")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        name if name in ALWAYS else pytest.param(name, marks=pytest.mark.slow)
+        for name in (*TRAINED, "weighted_coreset/8")
+    ],
+)
+def exported(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[nn.Module, Any]:
+    """A trained kind of aggregator and its graph, opened."""
+    aggregator = build(request.param)
+    path = tmp_path_factory.mktemp("onnx") / "aggregator.onnx"
+    export_aggregator(PaddedAggregator(aggregator), path, {})
+    return aggregator, onnxruntime.InferenceSession(path)
+
+
+def test_there_are_trained_aggregators() -> None:
+    assert "coreset" in TRAINED
+    assert all(any(True for _ in build(name).parameters()) for name in TRAINED)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_ragged_batches_of_1_to_300_faces_are_equal(exported: tuple[nn.Module, Any], seed: int) -> None:
+    aggregator, graph = exported
+    sizes = np.random.default_rng(seed).integers(1, 301, 12).tolist()
+    sets = ragged([1, 2, 3, 300, *sizes], seed)
+    embedding, norm, picks = graph.run(["embedding", "norm", "picks"], padded(sets))
+    with torch.no_grad():
+        wanted = aggregator(sets)
+    np.testing.assert_allclose(embedding, wanted.embedding, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(norm, wanted.norm, rtol=1e-5)
+    np.testing.assert_array_equal(picks, wanted.picks)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 57, 300])
+def test_one_set_alone_is_equal(exported: tuple[nn.Module, Any], size: int) -> None:
+    aggregator, graph = exported
+    sets = ragged([size], size)
+    embedding, _, picks = graph.run(None, padded(sets))
+    with torch.no_grad():
+        wanted = aggregator(sets)
+    np.testing.assert_allclose(embedding, wanted.embedding, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(picks, wanted.picks)
+
+
+def test_equal_faces_are_picked_from_the_first(exported: tuple[nn.Module, Any]) -> None:
+    _, graph = exported
+    faces = padded(ragged([1]))
+    copies = {name: values.repeat(5, axis=1) for name, values in faces.items()}
+    picks = graph.run(["picks"], copies)[0][0].tolist()
+    assert picks == list(range(len(picks)))
+
+
+def test_a_set_without_faces_has_zeros_and_no_picks(exported: tuple[nn.Module, Any]) -> None:
+    _, graph = exported
+    faces = padded(ragged([3, 5, 2]))
+    wanted = graph.run(None, faces)
+    faces["mask"][1] = False
+    faces["features"][1], faces["norms"][1] = np.nan, np.nan
+    embedding, norm, picks = graph.run(None, faces)
+    assert not embedding[1].any()
+    assert norm[1] == 0
+    assert (picks[1] == -1).all()
+    for found, before in zip((embedding, norm, picks), wanted, strict=True):
+        np.testing.assert_allclose(found[[0, 2]], before[[0, 2]], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("raised", [-500.0, 500.0])
+def test_a_gate_that_is_all_but_closed_or_open_is_equal(raised: float, tmp_path: Path) -> None:
+    """ONNX's log(sigmoid) is -inf below -88, where PyTorch's is the value itself."""
+    aggregator = build("weighted_coreset/8")
+    with torch.no_grad():
+        aggregator.belief.rest[-1].bias.fill_(raised)  # type: ignore[index, union-attr, operator]
+    export_aggregator(PaddedAggregator(aggregator), tmp_path / "a.onnx", {})
+    sets = ragged([1, 2, 7, 30])
+    found = onnxruntime.InferenceSession(tmp_path / "a.onnx").run(["embedding"], padded(sets))[0]
+    with torch.no_grad():
+        np.testing.assert_allclose(found, aggregator(sets).embedding, rtol=0, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    backbone, options = build_backbone("ir_tiny"), {"embedding_size": D, "coreset_size": 2}
+    aggregator = build_aggregator("coreset", options)
+    parts: list[tuple[str, nn.Module]] = [("model.", backbone), ("aggregator.", aggregator)]
+    state: dict[str, Tensor] = {
+        f"{prefix}{key}": value for prefix, module in parts for key, value in module.state_dict().items()
+    }
+    path = tmp_path_factory.mktemp("weights") / "a.ckpt"
+    content = {"state_dict": state, "backbone_spec": backbone.spec.to_dict()}
+    torch.save(content | {"aggregator_name": "coreset", "aggregator_options": options}, path)
+    return path
+
+
+def test_the_command_writes_both_and_they_say_what_they_are(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    convert.convert({"export": ["onnx", str(checkpoint)], "out": str(tmp_path)})
+    assert "aggregator.onnx" in capsys.readouterr().out
+    opened = onnxruntime.InferenceSession(tmp_path / "aggregator.onnx")
+    stored = opened.get_modelmeta().custom_metadata_map
+    spec = load_backbone(checkpoint).spec
+    assert stored["architecture"] == "ir_tiny"
+    assert stored["channel_order"] == spec.channel_order
+    assert float(stored["mean"]) == spec.mean
+    assert float(stored["std"]) == spec.std
+    assert int(stored["embedding_size"]) == D
+    assert stored["aggregator_name"] == "coreset"
+    assert json.loads(stored["aggregator_options"]) == {"embedding_size": D, "coreset_size": 2}
+    assert [each.shape for each in opened.get_inputs()] == [["sets", "faces", D], *[["sets", "faces"]] * 2]
+    assert opened.get_outputs()[2].shape[1] == 2
+    # Our own reader takes the backbone back, colours and all.
+    original, graph = load_backbone(checkpoint), load_backbone(tmp_path / "backbone.onnx")
+    assert graph.spec.channel_order == spec.channel_order
+    for count in (1, 2, 5):
+        images = spec.normalise(torch.randint(0, 256, (count, 3, 112, 112), dtype=torch.uint8))
+        with torch.no_grad():
+            for found, wanted in zip(graph(images), original(images), strict=True):
+                torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_bare_backbone_gives_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_backbone(tmp_path / "b.safetensors", build_backbone("ir_tiny"))
+    convert.convert({"export": ["onnx", str(tmp_path / "b.safetensors")], "out": str(tmp_path / "out")})
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["backbone.onnx"]
+    assert "holds no trained aggregator" in capsys.readouterr().out
+    with pytest.raises(InputError, match="is an ONNX graph already"):
+        convert.convert({"export": ["onnx", str(tmp_path / "out" / "backbone.onnx")], "out": str(tmp_path)})
+
+
+def test_context_is_in_the_graph(tmp_path: Path) -> None:
+    backbone = build_backbone("ir_tiny").eval()
+    backbone.spec = backbone.spec.with_context(10)
+    export.export_backbone(backbone, tmp_path / "backbone.onnx")
+    graph = load_backbone(tmp_path / "backbone.onnx")
+    assert (graph.spec.embedding_size, graph.spec.context_size) == (74, 10)
+    pixels = backbone.spec.normalise(torch.randint(0, 256, (3, 3, 112, 112), dtype=torch.uint8))
+    with torch.no_grad():
+        for found, wanted in zip(graph(pixels), backbone(pixels), strict=True):
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    save_backbone(tmp_path / "plain.safetensors", build_backbone("ir_tiny"))
+    with pytest.raises(InputError, match="0 values of context, and an ONNX graph of 10 cannot be changed"):
+        prepare_for(graph, [tmp_path / "plain.safetensors"])
+    given = {"weights": [str(tmp_path / "backbone.onnx"), str(tmp_path / "b.safetensors")], "context": 0}
+    with pytest.raises(InputError, match="an ONNX graph of 10 cannot be changed"):
+        convert.convert(given)
+
+
+def test_what_cannot_be_exported_is_told(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match="--export tflite: expected a format, onnx"):
+        convert.convert({"export": ["tflite", str(checkpoint)], "out": str(tmp_path)})
+    with pytest.raises(InputError, match="--export needs --out"):
+        convert.convert({"export": ["onnx", str(checkpoint)]})
+    with pytest.raises(InputError, match="no padded form"):
+        PaddedAggregator(build_aggregator("mean", {}))
+    monkeypatch.setattr(export, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="pip install onnx onnxscript"):
+        convert.convert({"export": ["onnx", str(checkpoint)], "out": str(tmp_path / "new")})
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_graph_that_is_wrong_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "_difference", lambda *_: 0.5)
+    with pytest.raises(RuntimeError, match=r"differs from PyTorch by 0\.5"):
+        export.export_backbone(build_backbone("ir_tiny"), tmp_path / "b.onnx")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,1 @@
+"""Parts of a training step: losses, identity mixup, optimisers, loaders, held-out validation."""

@@ -1,0 +1,400 @@
+"""LightningDataModules: the loaders of both training stages, over ranks and workers, from any position.
+
+What an item is, is decided in `data.sampling.templates`; which items make a batch, in
+`data.sampling.positions`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pytorch_lightning import LightningDataModule
+from torch.utils.data import DataLoader, Dataset
+
+from data.sampling.positions import PositionSampler
+from data.sampling.templates import (
+    Augmentation,
+    FaceDataset,
+    HeldOutTemplates,
+    TemplateBatch,
+    TemplateDataset,
+    collate_faces,
+    collate_templates,
+)
+from data.sources.batch_faults import CollateWithFaults, FaultsAsItems, UnusableBatch
+from data.sources.face_loader import Faces
+from data.sources.face_source import FaceSource
+from data.sources.pair_files import PairSet
+from features.bank import FeatureBatch
+from features.templates import DrawnFeatures, HeldOutFeatures, TemplateDrawer
+from runtime.errors import InputError
+
+if TYPE_CHECKING:
+    from backbones.spec import BackboneSpec
+
+VALIDATION_FACES = 64
+VALIDATION_TEMPLATES = 8
+VALIDATION_FEATURES = 256
+_PICTURED = 20
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How batches are made.
+
+    `batch_size`: items of a step on all processes together; `accumulate`: batches of which one optimiser step
+    is made; `epoch_items`: items of an epoch, all rows where it is None.
+    """
+
+    batch_size: int
+    num_workers: int
+    seed: int
+    accumulate: int = 1
+    epoch_items: int | None = None
+
+
+class _ResumableLoader(DataLoader[Any]):
+    """Says to Lightning that training resumes within an epoch at the batch after the last one.
+
+    It has no state of its own: the position follows from the optimiser's steps (`position_after`).
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing that the checkpoint does not hold already."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The sampler already starts at the position of the checkpoint."""
+
+
+class _TrainingData(LightningDataModule, ABC):
+    """Shards over ranks, and continues in the middle of an epoch by arithmetic on the optimiser's steps."""
+
+    # Patterns of Lightning's warnings that say what is meant to be so.
+    expected_warnings: tuple[str, ...] = ()
+
+    def __init__(self, loading: Loading, num_rows: int, repeats: int = 1) -> None:
+        super().__init__()
+        self.loading = loading
+        self._num_rows = num_rows
+        self._repeats = repeats
+
+    @abstractmethod
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Batches of one rank."""
+
+    def _train_loader(self, dataset: Dataset[Any], collate: Callable[[Any], Any]) -> DataLoader[Any]:
+        sampler = self.sampler()
+        if self.trainer is not None:
+            epoch, start = position_after(self.trainer.global_step, len(sampler), self.loading.accumulate)
+            sampler.set_epoch(epoch)
+            sampler.start = start
+        return self._loader(dataset, collate, kind=_ResumableLoader, batch_sampler=sampler)
+
+    def sampler(self) -> PositionSampler:
+        """The order of this rank's items; without a trainer that of a single process."""
+        rank, world_size = self._place()
+        return PositionSampler(
+            num_rows=self._num_rows,
+            num_items=self.loading.epoch_items,
+            batch_size=self.loading.batch_size // world_size,
+            seed=self.loading.seed,
+            rank=rank,
+            world_size=world_size,
+            repeats=self._repeats,
+        )
+
+    def _validation_loader(
+        self, dataset: Dataset[Any], count: int, batch_size: int, collate: Callable[[Any], Any]
+    ) -> DataLoader[Any]:
+        return self._loader(
+            _Numbered(dataset),
+            _collate_numbered(collate),
+            sampler=rank_share(count, *self._place()),
+            batch_size=batch_size,
+        )
+
+    def _loader(
+        self,
+        dataset: Dataset[Any],
+        collate: Callable[[Any], Any],
+        *,
+        kind: type[DataLoader[Any]] = DataLoader,
+        **how: Any,
+    ) -> DataLoader[Any]:
+        workers = self.loading.num_workers
+        # What makes a whole batch at once reads no images.
+        if not hasattr(dataset, "__getitems__"):
+            dataset, collate = FaultsAsItems(dataset), CollateWithFaults(collate)
+        return kind(
+            dataset,
+            num_workers=workers,
+            collate_fn=collate,
+            # A worker that starts anew each epoch lists nothing and opens files lazily, but costs a second.
+            persistent_workers=workers > 0,
+            worker_init_fn=_one_thread if workers else None,
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+            **how,
+        )
+
+    def _place(self) -> tuple[int, int]:
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+
+class FaceData(_TrainingData):
+    """Backbone stage: single faces to train on, pair sets to validate on."""
+
+    def __init__(
+        self,
+        source: FaceSource,
+        spec: BackboneSpec,
+        augmentation: Augmentation,
+        pair_sets: Sequence[PairSet],
+        loading: Loading,
+    ) -> None:
+        super().__init__(loading, len(source))
+        self._dataset = FaceDataset(source, spec, augmentation, seed=loading.seed)
+        self._spec = spec
+        self.pair_sets = list(pair_sets)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Batches (images (B, 3, 112, 112) uint8, labels (B,))."""
+        return self._train_loader(self._dataset, collate_faces)
+
+    def val_dataloader(self) -> list[DataLoader[Any]]:
+        """One loader a pair set: (numbers (B,), (images (B, 3, 112, 112) uint8, zeros))."""
+        return [
+            self._validation_loader(
+                _PairImages(pairs, self._spec), len(pairs.images), VALIDATION_FACES, collate_faces
+            )
+            for pairs in self.pair_sets
+        ]
+
+
+class _HeldOutData(_TrainingData):
+    """Validation on templates of held-out subjects.
+
+    `keeps_features`: whether the module that is validated keeps their features, as with a frozen backbone:
+    they are loaded once then, and later passes give numbers alone.
+    """
+
+    held_out: HeldOutTemplates | HeldOutFeatures
+    keeps_features = False
+    _once: _LoadedOnce | None = None
+
+    @abstractmethod
+    def held_out_batch(self, numbers: Sequence[int]) -> Any:
+        """The held-out templates of these numbers as one batch."""
+
+    def example(self, count: int) -> Any:
+        """The first held-out probe templates, for a picture."""
+        return self.held_out_batch(np.flatnonzero(~self.held_out.is_gallery)[:count].tolist())
+
+    def _held_out_loader(
+        self, batch_size: int, collate: Callable[[Any], Any]
+    ) -> DataLoader[Any] | _LoadedOnce:
+        loader = self._validation_loader(self.held_out, len(self.held_out), batch_size, collate)
+        if not self.keeps_features:
+            return loader
+        if self._once is None:
+            self._once = _LoadedOnce(loader)
+        return self._once
+
+
+class _LoadedOnce:
+    """Batches (numbers, templates) of a loader; once it went all the way, (numbers, None)."""
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self._loader: DataLoader[Any] | None = loader
+        self._numbers: list[NDArray[np.int64]] = []
+
+    def __len__(self) -> int:
+        return len(self._numbers if self._loader is None else self._loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._loader is None:
+            yield from ((numbers, None) for numbers in self._numbers)
+            return
+        seen: list[NDArray[np.int64]] = []
+        count = len(self._loader)
+        for batch in self._loader:
+            if isinstance(batch, UnusableBatch):
+                yield batch
+                return
+            numbers, templates = batch
+            seen.append(numbers)
+            if len(seen) == count:
+                # Before the last batch: whoever counts them asks for no more. The workers end.
+                self._numbers, self._loader = seen, None
+            yield numbers, templates
+
+
+class TemplateData(_HeldOutData):
+    """Coreset stage: templates to train on, templates of held-out subjects to validate on.
+
+    `paired`: positions 2p and 2p+1 are templates of one subject.
+    """
+
+    def __init__(
+        self,
+        source: FaceSource,
+        spec: BackboneSpec,
+        augmentation: Augmentation,
+        held_out: HeldOutTemplates,
+        loading: Loading,
+        *,
+        max_template_size: int,
+        sample_by: str,
+        paired: bool = False,
+        keeps_features: bool = False,
+    ) -> None:
+        self._dataset = TemplateDataset(
+            source,
+            spec,
+            augmentation,
+            seed=loading.seed,
+            max_template_size=max_template_size,
+            sample_by=sample_by,
+        )
+        super().__init__(loading, len(self._dataset), 2 if paired else 1)
+        self.held_out: HeldOutTemplates = held_out
+        self.keeps_features = keeps_features
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Batches of `TemplateBatch`."""
+        return self._train_loader(self._dataset, collate_templates)
+
+    def val_dataloader(self) -> DataLoader[Any] | _LoadedOnce:
+        """(numbers (B,), TemplateBatch) of the held-out templates."""
+        return self._held_out_loader(VALIDATION_TEMPLATES, collate_templates)
+
+    def held_out_batch(self, numbers: Sequence[int]) -> TemplateBatch:
+        """See the base class."""
+        return collate_templates([self.held_out[number] for number in numbers])
+
+    def pictured(self, batch: TemplateBatch) -> TemplateBatch:
+        """The images of a batch."""
+        return batch
+
+
+class FeatureTemplateData(_HeldOutData):
+    """Coreset stage from cached features: as `TemplateData`, with rows of a bank in place of images.
+
+    `faces`: what the rows of the bank were made from, for pictures; None where it is not known. A batch is
+    drawn in a few milliseconds, so there are no workers.
+    """
+
+    expected_warnings = (".*does not have many workers",)
+    keeps_features = True
+
+    def __init__(
+        self,
+        drawer: TemplateDrawer,
+        held_out: HeldOutFeatures,
+        loading: Loading,
+        spec: BackboneSpec,
+        faces: Faces | None,
+    ) -> None:
+        super().__init__(replace(loading, num_workers=0), drawer.num_rows, 2 if drawer.recipe.paired else 1)
+        self._dataset = DrawnFeatures(drawer)
+        self._spec = spec
+        self._faces = faces
+        self.held_out: HeldOutFeatures = held_out
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Batches of `FeatureBatch`."""
+        return self._train_loader(self._dataset, _as_it_is)
+
+    def val_dataloader(self) -> DataLoader[Any] | _LoadedOnce:
+        """(numbers (B,), FeatureBatch) of the held-out templates."""
+        return self._held_out_loader(VALIDATION_FEATURES, self.held_out.collate)
+
+    def held_out_batch(self, numbers: Sequence[int]) -> FeatureBatch:
+        """See the base class."""
+        return self.held_out.collate([self.held_out[number] for number in numbers])
+
+    def pictured(self, batch: FeatureBatch) -> TemplateBatch | None:
+        """The images that the first templates of a batch were made from; None where they are not known."""
+        if self._faces is None:
+            return None
+        count = min(len(batch), _PICTURED)
+        faces = int(batch.offsets[count])
+        images = np.stack([self._faces.image(row) for row in batch.rows[:faces].tolist()])
+        return TemplateBatch(
+            images=torch.from_numpy(self._spec.from_rgb(images)),
+            offsets=batch.offsets[: count + 1].cpu(),
+            labels=batch.labels[:count].cpu(),
+            media=batch.media[:faces].cpu(),
+        )
+
+
+def position_after(global_step: int, batches: int, accumulate: int) -> tuple[int, int]:
+    """(epoch, batch) that training goes on with after so many optimiser steps, `batches` an epoch.
+
+    An epoch's last step may be of fewer than `accumulate` batches.
+    """
+    epoch, step = divmod(global_step, -(-batches // accumulate))
+    return epoch, step * accumulate
+
+
+def rank_share(count: int, rank: int, world_size: int) -> list[int]:
+    """Every world_size-th of `count` items; wrapped round, since ranks must see equally many batches.
+
+    An item may so come twice; whoever gathers results goes by the numbers.
+    """
+    padded = -(-count // world_size) * world_size
+    return [number % count for number in range(rank, padded, world_size)]
+
+
+def check_batch_split(batch_size: int, processes: int, least: int = 1) -> None:
+    """Raises InputError unless the batch divides over the processes, `least` items or more on each."""
+    if batch_size % processes:
+        raise InputError(
+            f"--batch_size {batch_size}: is for all {processes} processes together and must be a multiple of "
+            f"{processes}; {batch_size // processes * processes or processes} would be."
+        )
+    if batch_size < least * processes:
+        raise InputError(
+            f"--batch_size {batch_size}: is for all {processes} processes together, and batch normalisation "
+            f"needs {least} faces or more on each. Give {least * processes} or more."
+        )
+
+
+class _Numbered(Dataset[tuple[int, Any]]):
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, number: int) -> tuple[int, Any]:
+        return number, self._dataset[number]
+
+
+@dataclass(frozen=True)
+class _collate_numbered:  # noqa: N801 - a function with one argument bound; a class, so that workers can be spawned
+    collate: Callable[[Any], Any]
+
+    def __call__(self, items: Sequence[tuple[int, Any]]) -> tuple[NDArray[np.int64], Any]:
+        return np.array([number for number, _ in items]), self.collate([item for _, item in items])
+
+
+class _PairImages(Dataset[tuple[NDArray[np.uint8], int]]):
+    def __init__(self, pairs: PairSet, spec: BackboneSpec) -> None:
+        self._pairs = pairs
+        self._spec = spec
+
+    def __getitem__(self, number: int) -> tuple[NDArray[np.uint8], int]:
+        return self._spec.from_rgb(self._pairs.image(number)), 0
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _one_thread(_worker: int) -> None:
+    cv2.setNumThreads(0)

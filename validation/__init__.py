@@ -1,0 +1,1 @@
+"""What the validation commands share, and one module a protocol."""

@@ -1,0 +1,275 @@
+"""Weights -> ONNX graphs for other languages: the backbone, and the trained aggregator for ragged sets.
+
+Both carry what has to be known of them as metadata. Needs onnx and onnxscript; with onnxruntime what was
+written is compared with PyTorch.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.export import Dim
+
+from backbones.spec import with_context
+from coreset.aggregator import SetAttention
+from coreset.sets import unit_and_norm
+from net import Backbone
+from runtime.errors import InputError
+from runtime.files import atomic_write, require_free_space
+from weights import OnnxBackbone, load_backbone, resolve
+from weights.aggregators import StoredAggregator, stored_aggregator
+from weights.overrides import Overrides
+from weights.reading import read_stored
+from weights.specs import metadata_of
+
+FORMATS = ("onnx",)
+BACKBONE_FILE, AGGREGATOR_FILE = "backbone.onnx", "aggregator.onnx"
+_OPSET = 18
+# Float32 in another order of summing; a graph that is wrong is off by far more.
+_LARGEST_DIFFERENCE = 1e-4
+# Of the sets that are compared, noise beside the identity: faces of one person, poor ones, faces at random.
+_NOISE = (1.0, 3.0, 100.0)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was written; `difference` of its embeddings from PyTorch's, None without onnxruntime."""
+
+    path: Path
+    difference: float | None
+
+
+class PaddedAggregator(nn.Module):
+    """A trained aggregator behind plain tensors, for any number of sets and faces.
+
+    Raises:
+        InputError: it has no `aggregate_padded`, as poolings, which have no weights either.
+    """
+
+    def __init__(self, aggregator: nn.Module) -> None:
+        super().__init__()
+        if not hasattr(aggregator, "aggregate_padded"):
+            raise InputError(f"{type(aggregator).__name__}: has no padded form that could be exported.")
+        self.aggregator = copy.deepcopy(aggregator).eval()
+        for module in list(self.aggregator.modules()):
+            for name, child in list(module.named_children()):
+                if isinstance(child, SetAttention):
+                    setattr(module, name, _FoldedAttention(child))
+
+    def forward(self, features: Tensor, norms: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Unit embeddings (B, D), without context, their norms (B,) before, and picks (B, K), -1 where none.
+
+        Args:
+            features: (B, T, D) float32, unit rows.
+            norms: (B, T) float32.
+            mask: (B, T) bool, True where there is a face; elsewhere anything may stand. A set without any
+                has zeros and no picks.
+        """
+        inner: Any = self.aggregator
+        features, norms = features.masked_fill(~mask.unsqueeze(-1), 0), norms.masked_fill(~mask, 0)
+        is_empty = ~mask.any(dim=1, keepdim=True)
+        vectors, picks, _ = inner.aggregate_padded(features, norms, mask | is_empty)
+        return *unit_and_norm(vectors.masked_fill(is_empty, 0)), picks.masked_fill(is_empty, -1)
+
+
+class _FoldedAttention(nn.Module):
+    """Always folded: which way is faster depends on the number of faces, and a graph has one way for all."""
+
+    def __init__(self, attention: SetAttention) -> None:
+        super().__init__()
+        self.attention = attention
+
+    def forward(
+        self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        attended: tuple[Tensor, Tensor] = self.attention(queries, keys, values, mask, folded=True)
+        return attended
+
+
+class _PlainBackbone(nn.Module):
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        embedding, norm = self.backbone(images)
+        return embedding, norm.squeeze(1)
+
+
+def export_onnx(
+    source: Path | str,
+    out: Path,
+    arch: str | None = None,
+    channel_order: str | None = None,
+    overrides: Overrides | None = None,
+) -> list[Exported]:
+    """Writes backbone.onnx, and aggregator.onnx where the weights hold a trained one, into a folder.
+
+    Args:
+        source: whatever `weights.load_backbone` takes, as are `arch` and `channel_order`.
+        out: is made.
+        overrides: coreset size and gamma of its aggregator, in place of what the file says.
+
+    Raises:
+        InputError: a package is missing, weights that cannot be read or are an ONNX graph, or a full disk.
+    """
+    _require("onnx", "onnxscript")
+    backbone = load_backbone(source, arch, channel_order=channel_order)
+    if isinstance(backbone, OnnxBackbone):
+        raise InputError(f"{source}: is an ONNX graph already, without the layers that it was made from.")
+    aggregator = stored_aggregator(read_stored(resolve(source)), overrides)
+    if overrides is not None:
+        overrides.check_effect([] if aggregator is None else [aggregator.module])
+    wrapped = None
+    if aggregator is not None and any(True for _ in aggregator.module.parameters()):
+        wrapped = PaddedAggregator(aggregator.module)
+    parameters = [*backbone.state_dict().values(), *(wrapped.state_dict().values() if wrapped else ())]
+    require_free_space(out, 2 * sum(value.nbytes for value in parameters))
+    written = [export_backbone(backbone, out / BACKBONE_FILE)]
+    if aggregator is not None and wrapped is not None:
+        metadata = metadata_of(backbone.spec) | _about(aggregator)
+        written.append(export_aggregator(wrapped, out / AGGREGATOR_FILE, metadata))
+    return written
+
+
+def export_backbone(backbone: Backbone, path: Path) -> Exported:
+    """Writes a backbone for any number of images.
+
+    Input `images` (N, 3, H, W) float32, in the channel order of the metadata, normalised as (value - mean) /
+    std; outputs `embedding` (N, D), unit rows, and `norm` (N,). `weights.load_backbone` reads it back. A
+    centre is subtracted in the graph, so the metadata have none.
+    """
+    if backbone.spec.context_size:
+        # A constant of the graph.
+        backbone.context_layer()
+    side = backbone.spec.image_size
+    images = backbone.spec.normalise(torch.randint(0, 256, (3, 3, side, side), dtype=torch.uint8))
+    names = ("images",), ("embedding", "norm")
+    shapes = {"images": {0: Dim("images")}}
+    module = _PlainBackbone(backbone.eval())
+    metadata = metadata_of(replace(backbone.spec, centre=None))
+    return _export(module, [{"images": images}], names, shapes, path, metadata)
+
+
+def export_aggregator(aggregator: PaddedAggregator, path: Path, metadata: Mapping[str, str]) -> Exported:
+    """Writes an aggregator; inputs and outputs are those of `PaddedAggregator.forward`, by their names."""
+    inner: Any = aggregator.aggregator
+    checked = [_sets(inner.embedding_size, getattr(inner, "context_size", 0), noise) for noise in _NOISE]
+    sets, faces = Dim("sets"), Dim("faces")
+    shapes = {name: {0: sets, 1: faces} for name in checked[0]}
+    names = tuple(checked[0]), ("embedding", "norm", "picks")
+    return _export(aggregator, checked, names, shapes, path, metadata)
+
+
+def _sets(embedding_size: int, context_size: int, noise: float) -> dict[str, Tensor]:
+    """Sets as a backbone gives them: an identity and `noise` times as much of something else in each face, a
+    third of which come again nearly the same; a set of copies, one of one face, one of none.
+    """
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.tensor([30, 2, 1, 11, 12, 0])
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    own = embedding_size - context_size
+    faces = draw(len(sizes), 1, own) + noise * draw(len(sizes), 30, own)
+    faces[:, 1::3] = faces[:, ::3] + 1e-3 * noise * draw(len(sizes), 10, own)
+    features = F.normalize(faces, dim=-1)
+    if context_size:
+        features = with_context(features, draw(len(sizes), 30, context_size))
+    features[4] = features[4, :1]
+    norms = 5 + 20 * torch.rand(len(sizes), 30, generator=generator)
+    return {"features": features, "norms": norms, "mask": torch.arange(30) < sizes.unsqueeze(1)}
+
+
+def _about(aggregator: StoredAggregator) -> dict[str, str]:
+    return {"aggregator_name": aggregator.name, "aggregator_options": json.dumps(aggregator.options)}
+
+
+def _export(
+    module: nn.Module,
+    checked: Sequence[Mapping[str, Tensor]],
+    names: tuple[Sequence[str], Sequence[str]],
+    shapes: Mapping[str, Mapping[int, Any]],
+    path: Path,
+    metadata: Mapping[str, str],
+) -> Exported:
+    """Writes a graph of the module, which gives what the module gives for all that is `checked`."""
+    import onnx
+
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            module.eval(),
+            tuple(checked[0].values()),
+            input_names=list(names[0]),
+            output_names=list(names[1]),
+            dynamic_shapes=dict(shapes),
+            opset_version=_OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    if program is None:
+        raise RuntimeError("torch.onnx.export gave no program")
+    graph = program.model_proto
+    onnx.helper.set_model_props(graph, dict(metadata))
+    # Names and lines of our source for every node: as much text as a small graph has weights.
+    for node in graph.graph.node:
+        del node.metadata_props[:]
+        node.ClearField("doc_string")
+    content = graph.SerializeToString()
+    difference = _difference(content, module, checked)
+    if difference is not None and not difference <= _LARGEST_DIFFERENCE:
+        raise RuntimeError(f"{path.name}: onnxruntime differs from PyTorch by {difference:g}; not written")
+    atomic_write(path, content)
+    return Exported(path, difference)
+
+
+def _difference(content: bytes, module: nn.Module, checked: Sequence[Mapping[str, Tensor]]) -> float | None:
+    """The largest of the embeddings; None where onnxruntime is not installed."""
+    if find_spec("onnxruntime") is None:
+        return None
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    differences = []
+    for tensors in checked:
+        found = session.run(None, {name: value.numpy() for name, value in tensors.items()})[0]
+        with torch.no_grad():
+            wanted = module(*tensors.values())[0]
+        differences.append((torch.from_numpy(found) - wanted).abs().max())
+    return float(torch.stack(differences).max())
+
+
+def _require(*packages: str) -> None:
+    missing = [name for name in packages if find_spec(name) is None]
+    if missing:
+        raise InputError(
+            f"an ONNX export needs {' and '.join(missing)}, not installed here: pip install "
+            f"{' '.join(missing)}"
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter speaks of its own inside, such as operators of packages that are not there."""
+    log = logging.getLogger("torch.onnx")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(before)
