@@ -199,7 +199,7 @@ def test_a_checkpoint_chooses_no_folder_to_write_to(flags: dict[str, Any], tmp_p
 def test_a_killed_store_goes_on_where_it_was(flags: dict[str, Any], tmp_path: Path) -> None:
     slow = tmp_path / "slow.py"
     slow.write_text(
-        "import sys, time\nimport main\nfrom data import views\nplain = views.make_view\n"
+        "import sys, time\nimport main\nfrom data.sampling import views\nplain = views.make_view\n"
         "def make_view(*a):\n    time.sleep(0.02)\n    return plain(*a)\n"
         "views.make_view = make_view\nsys.exit(main.main())\n"
     )

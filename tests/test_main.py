@@ -275,9 +275,10 @@ def test_short_runs_go_the_whole_way(
 
 NOISELESS = """
 import sys
-import main, training_run
-options = training_run.aggregator_options
-training_run.aggregator_options = lambda *a: options(*a) | {"dropout": 0.0, "gumbel_noise": False}
+import main
+from runs import assembly
+options = assembly.aggregator_options
+assembly.aggregator_options = lambda *a: options(*a) | {"dropout": 0.0, "gumbel_noise": False}
 sys.exit(main.main())
 """
 

@@ -16,17 +16,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from backbones.iresnet import IResNetLayout
 from backbones.spec import BackboneSpec, level_light, split_context, with_context
 from features.extract import fused_for_inference
-from net import BACKBONES, Backbone, IResNet, _Layout, build_backbone
+from net import BACKBONES, Backbone, IResNet, build_backbone
 from runtime.errors import InputError
 
 PUBLISHED = ["ir_18", "ir_34", "ir_50", "ir_101", "ir_152", "ir_200", "ir_se_50"]
 SMALL = ["ir_tiny", "mobilefacenet", "mbf"]
 NARROW = {
-    "basic": _Layout((2, 1), (16, 24), (2, 2), stem_width=16),
-    "bottleneck": _Layout((2, 1), (32, 64), (2, 2), stem_width=16, bottleneck=True),
-    "squeeze": _Layout((2, 1), (16, 32), (2, 2), stem_width=16, squeeze_excitation=True),
+    "basic": IResNetLayout((2, 1), (16, 24), (2, 2), stem_width=16),
+    "bottleneck": IResNetLayout((2, 1), (32, 64), (2, 2), stem_width=16, bottleneck=True),
+    "squeeze": IResNetLayout((2, 1), (16, 32), (2, 2), stem_width=16, squeeze_excitation=True),
 }
 
 
@@ -125,7 +126,7 @@ def test_residual_units_equal_their_definition(kind: str) -> None:
     assert x.shape[-1] == 3
 
 
-def residual_unit(state: dict[str, Tensor], x: Tensor, stride: int, layout: _Layout) -> Tensor:
+def residual_unit(state: dict[str, Tensor], x: Tensor, stride: int, layout: IResNetLayout) -> Tensor:
     def norm(name: str, y: Tensor) -> Tensor:
         entries = (state[f"{name}.{kind}"] for kind in ("running_mean", "running_var", "weight", "bias"))
         return F.batch_norm(y, *entries)

@@ -28,7 +28,7 @@ from net import Backbone, build_backbone
 from runtime.errors import InputError
 from weights import weights_digest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 IMAGES = {"faces": "drawn"}
 CPU = EmbedOptions(batch_size=7)
 
@@ -206,7 +206,8 @@ import time
 from pathlib import Path
 import numpy as np
 import torch
-from embedding import EmbedOptions, embed_faces
+from features.extract import embed_faces
+from features.options import EmbedOptions
 from net import build_backbone
 
 class Faces:

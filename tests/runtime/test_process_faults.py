@@ -26,7 +26,7 @@ from runtime import process_group as distributed_run
 from runtime.errors import InputError
 from runtime.process_group import take_rank
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 300
 LAUNCHERS = ("torchrun", "slurm", "node_rank")
 
@@ -145,9 +145,10 @@ def test_two_nodes_have_one_run_folder(launcher: str, backbone_stage: dict[str, 
 # The colour check reads all of so few images.
 FAULTY = """
 import os, sys, time
-import data.sources.face_source, main, train_val, training_run
+import data.sources.face_source, main, train_val
+from runs import assembly
 
-training_run._colour_warnings = lambda *_: []
+assembly._colour_warnings = lambda *_: []
 
 def broken_worker(*_, **__):
     raise ValueError("a bug in a loader")

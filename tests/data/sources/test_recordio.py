@@ -359,7 +359,7 @@ def test_a_killed_writer_leaves_the_old_pack(tmp_path: Path) -> None:
     write_face_pack(tmp_path, [(0, b"old"), (1, b"pack")])
     call = "import sys; from pathlib import Path; from data.sources.recordio import write_face_pack; "
     call += "write_face_pack(Path(sys.argv[1]), ((n, bytes(5000)) for n in range(10**9)))"
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     environment = os.environ | {"PYTHONPATH": str(root)}
     process = subprocess.Popen([sys.executable, "-c", call, str(tmp_path)], env=environment)
     while process.poll() is None and not any(

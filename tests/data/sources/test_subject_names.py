@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.data.test_subsets import NamedFaces
 
 from data.sources.face_source import data_parts
 from data.sources.subject_names import check_distinct, match_names, read_names, same_names, unknown_names
 from data.sources.subsets import hold_out, kept_subjects
 from features.bank import FeatureBank
 from runtime.errors import InputError
+from tests.data.sources.test_subsets import NamedFaces
 from weights import name_digests
 
 PEOPLE = ["José_0", "Zoë", "Ann", "Łukasz Żak"]

@@ -27,7 +27,7 @@ from runtime import files
 from runtime.errors import InputError
 from synthetic.datasets import draw_pack
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ CALL = """
 import sys
 from pathlib import Path
 from data.sources.unpacking import unpack_pack
-from errors import InputError
+from runtime.errors import InputError
 if __name__ == "__main__":
     try:
         unpack_pack(Path(sys.argv[1]), Path(sys.argv[1]), num_workers=int(sys.argv[2]))

@@ -24,7 +24,7 @@ from recognition.model import FaceModel
 from recognition.sets import DescribedSet
 from weights import save_backbone
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")

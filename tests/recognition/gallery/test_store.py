@@ -18,7 +18,7 @@ from recognition.gallery import store as gallery_module
 from recognition.gallery.store import Gallery, enroll, open_gallery, remove
 from runtime.errors import InputError, InputWarning
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 D = 8
 
 
