@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from weights.overrides import Overrides
 
 _SHOWN = 5
-_PREPARED = {"level_light": False, "context": ""}
+_PREPARED = {"normalise_illumination": False, "auxiliary": ""}
 _OVERRIDES = {"coreset_size": "", "gamma": ""}
 _SPEC = dict.fromkeys(("mean", "std", "input_size", "template", "norm_is_quality"), "")
 # Flags of each mode, with their defaults; None: needed.
@@ -82,7 +82,7 @@ _MODES: dict[str, dict[str, Any]] = {
         "protocol": "stills",
         "seed": 0,
         "detector": "",
-        "without_subjects": "",
+        "exclude_subjects": "",
     },
 }
 # That modes with a folder as --out write into it.
@@ -141,7 +141,7 @@ def _benchmark_flags(group: _ArgumentGroup) -> None:
     )
     group.add_argument("--detector", metavar="FILE", help="YuNet; --check-quality: to score faces")
     group.add_argument(
-        "--without_subjects", metavar="FILE", help="names to leave out, one a line, such as those trained on"
+        "--exclude_subjects", metavar="FILE", help="names to leave out, one a line, such as those trained on"
     )
 
 
@@ -196,16 +196,16 @@ def _weight_flags(group: _ArgumentGroup) -> None:
         help="--weights: read old files that hold more than tensors, which can run any code",
     )
     group.add_argument(
-        "--level_light",
+        "--normalise_illumination",
         "--level-light",
         action="store_true",
         help="--weights: bring each face to one brightness and contrast before these weights see it",
     )
     group.add_argument(
-        "--context",
+        "--auxiliary",
         type=int,
         metavar="N",
-        help="--weights: N values of context behind the embedding, for aggregators that read them (0: none)",
+        help="--weights: N auxiliary values behind the embedding, for aggregators that read them (0: none)",
     )
     group.add_argument(
         "--aggregator_weights",
@@ -399,8 +399,8 @@ def _convert_weights(values: Mapping[str, Any]) -> None:
         channel_order=values["channel_order"] or None,
         allow_pickle=values["allow_pickle"],
         licence=values["licence"] or None,
-        level_light=values["level_light"],
-        context=None if values["context"] == "" else values["context"],
+        normalise_illumination=values["normalise_illumination"],
+        auxiliary=None if values["auxiliary"] == "" else values["auxiliary"],
         stated=_stated(values),
         overrides=_overrides(values),
         aggregator_weights=values["aggregator_weights"] or None,
@@ -470,7 +470,7 @@ def _build_set_benchmark(values: Mapping[str, Any]) -> None:
     from set_benchmark.build import build_set_benchmark
     from set_benchmark.protocol import read_benchmark_protocol
 
-    without = Path(values["without_subjects"]) if values["without_subjects"] else None
+    without = Path(values["exclude_subjects"]) if values["exclude_subjects"] else None
     built = build_set_benchmark(
         Path(values["build_set_benchmark"]),
         Path(values["out"]),

@@ -35,7 +35,7 @@ from runtime.errors import InputError
 from runtime.matmul_precision import EXACT, FAST, matmul_precision
 from training.contrastive_loss import pair_contrast
 from training.held_out import MONITORED_FAR, HeldOutFigures, held_out_figures
-from training.identity_mixup import with_virtual_subjects
+from training.identity_mixup import mix_identities
 from training.loaders import FaceData, FeatureTemplateData, TemplateData
 from training.optimisers import Recipe, TemperatureSchedule
 from weights import TRAINED_SUBJECTS, name_digests
@@ -53,8 +53,10 @@ UNUSABLE_SUBJECTS = "unusable_subjects"
 class UnknownBackbone(Backbone):
     """Stands where features were made elsewhere and nothing is known of what made them but their sizes."""
 
-    def __init__(self, embedding_size: int, context_size: int = 0) -> None:
-        spec = BackboneSpec("unknown", embedding_size, "RGB", 127.5, 127.5, True, context_size=context_size)
+    def __init__(self, embedding_size: int, auxiliary_size: int = 0) -> None:
+        spec = BackboneSpec(
+            "unknown", embedding_size, "RGB", 127.5, 127.5, True, auxiliary_size=auxiliary_size
+        )
         super().__init__(spec)
 
     def features(self, images: Tensor) -> Tensor:
@@ -305,8 +307,8 @@ class FaceCoresetNet(_Trained):
     def _loss(self, batch: TemplateBatch | FeatureBatch, seed: int) -> tuple[Tensor, Tensor]:
         sets, labels, people = self.embedded(batch), batch.labels, None
         if self.subject_means is not None:
-            sets, labels, people = with_virtual_subjects(
-                sets, labels, self.subject_means, self.recipe.share_virtual_subjects, seed=seed
+            sets, labels, people = mix_identities(
+                sets, labels, self.subject_means, self.recipe.identity_mixup_prob, seed=seed
             )
         descriptor: SetDescriptor = self.aggregator(sets)
         embedding = with_gradient_for(self.aggregator.parameters(), descriptor.embedding)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.spec import BackboneSpec, centred, with_context
+from backbones.spec import BackboneSpec, centred, with_auxiliary
 from runtime.errors import InputError
 
 # A shorter feature is taken to be this long: a zero one gives a zero embedding and a bounded gradient.
@@ -21,21 +21,23 @@ _SMALLEST_SCALE = 1e-4
 class Backbone(nn.Module, ABC):
     """Aligned faces in, unit embeddings and feature norms out.
 
-    Where `spec.context_size` asks for it, context stands behind the embedding: what the last linear layer
-    drops of what it reads, along so many directions drawn by chance. That layer keeps what tells people apart
-    in good pictures, and drops what says how a picture is poor; an aggregator can use both. The directions
-    follow from the weights and need no data. Ours; CAFace (NeurIPS 2022) too gives its aggregator what inner
-    layers know.
+    Where `spec.auxiliary_size` asks for it, auxiliary values stand behind the embedding: what the last
+    linear layer drops of what it reads, along so many directions drawn by chance. That layer keeps what
+    tells people apart in good pictures, and drops what says how a picture is poor; an aggregator can use
+    both. The directions follow from the weights and need no data. Ours; CAFace (NeurIPS 2022) too gives its
+    aggregator what inner layers know.
     """
 
     def __init__(self, spec: BackboneSpec) -> None:
         super().__init__()
         self.spec = spec
-        self._context: tuple[Tensor, Tensor] | None = None
+        self._auxiliary: tuple[Tensor, Tensor] | None = None
 
     @abstractmethod
     def features(self, images: Tensor) -> Tensor:
-        """Un-normalised features (N, D), in the precision that the network computes in; without context."""
+        """Un-normalised features (N, D), in the precision that the network computes in; without auxiliary
+        values.
+        """
 
     def features_and_hidden(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """`features`, and what the last linear layer reads (N, n). InputError: the network does not say."""
@@ -46,7 +48,9 @@ class Backbone(nn.Module, ABC):
         raise self._unknown()
 
     def _unknown(self) -> InputError:
-        return InputError(f"{self.spec.name}: its last layer is not known, so that it gives no context.")
+        return InputError(
+            f"{self.spec.name}: its last layer is not known, so that it gives no auxiliary values."
+        )
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay leaves alone: those of BatchNorms, as published."""
@@ -57,12 +61,12 @@ class Backbone(nn.Module, ABC):
             for own, _ in module.named_parameters(recurse=False)
         }
 
-    def set_context(self, size: int) -> None:
-        """From now on `size` values of context stand behind the embedding. InputError: a negative size."""
-        self.spec = self.spec.with_context(size)
+    def set_auxiliary(self, size: int) -> None:
+        """From now on `size` auxiliary values stand behind the embedding. InputError: a negative size."""
+        self.spec = self.spec.with_auxiliary(size)
 
-    def context_layer(self) -> tuple[Tensor, Tensor]:
-        """Weight (C, n) and bias (C,) that make the context of what the last linear layer reads.
+    def auxiliary_layer(self) -> tuple[Tensor, Tensor]:
+        """Weight (C, n) and bias (C,) that make the auxiliary values of what the last linear layer reads.
 
         It is standardised by the statistics of the BatchNorm before, and goes along orthonormal directions,
         orthogonal to those that the linear layer reads. Made once, until other weights are loaded.
@@ -70,14 +74,14 @@ class Backbone(nn.Module, ABC):
         Raises:
             InputError: the layer does not drop so much, or is not known.
         """
-        size = self.spec.context_size
-        if self._context is not None and len(self._context[1]) == size:
-            return self._context
+        size = self.spec.auxiliary_size
+        if self._auxiliary is not None and len(self._auxiliary[1]) == size:
+            return self._auxiliary
         norm, last = self.last_layers()
         weight, scale, shift = (v.detach().cpu().double() for v in (last.weight, norm.weight, norm.bias))
         D, n = weight.shape
         if size > n - D:
-            raise InputError(f"{self.spec.name}: gives {n - D} values of context at most, asked for {size}.")
+            raise InputError(f"{self.spec.name}: gives {n - D} auxiliary values at most, asked for {size}.")
         scale, shift = (values.repeat_interleave(n // len(values)) for values in (scale, shift))
         drawn = torch.from_numpy(np.random.default_rng(0).standard_normal((n, size)))
         basis, triangle = torch.linalg.qr(torch.cat([(weight * scale).T, drawn], dim=1))
@@ -85,8 +89,8 @@ class Backbone(nn.Module, ABC):
         directions = (basis * triangle.diagonal().sign())[:, D:].T
         # A channel that is switched off says nothing.
         unscaled = directions / scale.masked_fill(scale.abs() < _SMALLEST_SCALE, torch.inf)
-        self._context = unscaled.float(), -(unscaled @ shift).float()
-        return self._context
+        self._auxiliary = unscaled.float(), -(unscaled @ shift).float()
+        return self._auxiliary
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Embeds faces.
@@ -96,28 +100,29 @@ class Backbone(nn.Module, ABC):
 
         Returns:
             embedding (N, D), unit rows (a zero feature stays zero), without the spec's centre where it has
-            one (`backbone_spec.centred`) and with the context at its end (`backbone_spec.with_context`); and
-            norm (N, 1) of the feature before it was normalised or centred, without context. Float32 whatever
-            autocast and the weights are, float64 where the weights are that.
+            one (`backbone_spec.centred`) and with the auxiliary values at its end
+            (`backbone_spec.with_auxiliary`); and norm (N, 1) of the feature before it was normalised or
+            centred, without auxiliary values. Float32 whatever autocast and the weights are, float64 where
+            the weights are that.
         """
         images = images.to(next(self.parameters()).dtype)
-        size = self.spec.context_size
+        size = self.spec.auxiliary_size
         features, hidden = self.features_and_hidden(images) if size else (self.features(images), None)
         # In float16 the squares overflow from a norm of 256 on, and AdaFace reads quality from the norm.
         features = features.to(torch.promote_types(features.dtype, torch.float32))
         norm = torch.linalg.vector_norm(features, dim=1, keepdim=True)
         embedding = features / norm.clamp_min(_SHORTEST_FEATURE)
         if hidden is not None:
-            weight, bias = self.context_layer()
+            weight, bias = self.auxiliary_layer()
             if weight.device != hidden.device:
-                self._context = weight, bias = weight.to(hidden.device), bias.to(hidden.device)
-            context = F.linear(hidden.to(weight.dtype), weight, bias)
-            embedding = with_context(embedding, context.to(embedding.dtype))
-        return centred(embedding, self.spec.centre, self.spec.context_size), norm
+                self._auxiliary = weight, bias = weight.to(hidden.device), bias.to(hidden.device)
+            auxiliary = F.linear(hidden.to(weight.dtype), weight, bias)
+            embedding = with_auxiliary(embedding, auxiliary.to(embedding.dtype))
+        return centred(embedding, self.spec.centre, self.spec.auxiliary_size), norm
 
     def _load_from_state_dict(self, *given: Any) -> None:
         # It is of the weights before.
-        self._context = None
+        self._auxiliary = None
         super()._load_from_state_dict(*given)
 
 

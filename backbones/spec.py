@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any
 
@@ -24,12 +25,21 @@ _LEAST_DEVIATION = 5.0
 # The part of an aligned face that is measured, in shares of the side: rows, columns. Beyond it are
 # background and, often, black.
 _FACE_ROWS, _FACE_COLUMNS = (20 / 112, 100 / 112), (20 / 112, 92 / 112)
-# Of the context behind an embedding: large enough for float16, and so small that cosines hardly change. With
-# 256 values of MobileFaceNet's those of LFWS do by 0.001 at the median, by 0.007 at most.
-_CONTEXT_SCALE = 0.005
+# Of the auxiliary values behind an embedding: large enough for float16, and so small that cosines hardly
+# change. With 256 values of MobileFaceNet's those of LFWS do by 0.001 at the median, by 0.007 at most.
+_AUXILIARY_SCALE = 0.005
 _SHORTEST_EMBEDDING = 1e-6
 # Median cosine of different people up to which limits that were chosen with the reference are used.
 _MOST_ALIKE = 0.2
+
+
+# Names of fields, and of options of aggregators, in files of earlier versions.
+_FORMER_NAMES = {"context_size": "auxiliary_size", "levels_light": "normalises_illumination"}
+
+
+def with_current_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a file by the names that fields and options have now; others stay."""
+    return {_FORMER_NAMES.get(name, name): value for name, value in values.items()}
 
 
 @dataclass(frozen=True)
@@ -39,12 +49,13 @@ class BackboneSpec:
     `channel_order` is "BGR" or "RGB"; `mean` and `std` are on pixel values 0..255, one or three in channel
     order; `norm_is_quality` says that the feature norm falls with image quality, None that nobody knows;
     `image_size` is the side in pixels; `template`, where it is not that of `photos.alignment` scaled to the
-    side, is x and y of its five points in pixels of that side; `levels_light` says
-    that each face is first brought to one brightness and contrast (`level_light`); `context_size` of the
-    `embedding_size` values are no part of the embedding but context behind it (`net.Backbone`). `centre`
-    holds one value for each of the others, which is subtracted from a unit feature before it is made one
-    again (`centred`): the vector that the features of all people share. `cosine_statistics` are of the
-    features as they come out; None: nobody measured them. Any other value raises InputError.
+    side, is x and y of its five points in pixels of that side; `normalises_illumination` says
+    that each face is first brought to one brightness and contrast (`normalise_illumination`);
+    `auxiliary_size` of the `embedding_size` values are no part of the embedding but auxiliary values behind
+    it (`net.Backbone`). `centre` holds one value for each of the others, which is subtracted from a unit
+    feature before it is made one again (`centred`): the vector that the features of all people share.
+    `cosine_statistics` are of the features as they come out; None: nobody measured them. Any other value
+    raises InputError.
     """
 
     name: str
@@ -54,8 +65,8 @@ class BackboneSpec:
     std: float | tuple[float, float, float]
     norm_is_quality: bool | None
     image_size: int = 112
-    levels_light: bool = False
-    context_size: int = 0
+    normalises_illumination: bool = False
+    auxiliary_size: int = 0
     centre: tuple[float, ...] | None = None
     cosine_statistics: CosineStatistics | None = None
     template: tuple[float, ...] | None = None
@@ -71,8 +82,8 @@ class BackboneSpec:
                 faults.append(f"backbone spec: channel_order is BGR or RGB, not {self.channel_order!r}.")
             if min(self.embedding_size, self.image_size) < 1:
                 faults.append("backbone spec: embedding_size and image_size must be positive.")
-            if not 0 <= self.context_size < self.embedding_size:
-                faults.append("backbone spec: context_size must be at least 0 and below embedding_size.")
+            if not 0 <= self.auxiliary_size < self.embedding_size:
+                faults.append("backbone spec: auxiliary_size must be at least 0 and below embedding_size.")
             pixels = [_tuple(values) for values in (self.mean, self.std)]
             if not all(_are_numbers(values, (1, 3)) for values in pixels) or min(pixels[1]) <= 0:
                 faults.append(
@@ -117,7 +128,7 @@ class BackboneSpec:
                 "Hand over the pixels as they are; they are normalised here, once."
             )
         values = images.to(torch.float32)
-        values = level_light(values) if self.levels_light else values
+        values = normalise_illumination(values) if self.normalises_illumination else values
         if self.image_size not in (SIDE, images.shape[-1]):
             side = (self.image_size, self.image_size)
             values = F.interpolate(values, side, mode="bilinear", antialias=True, align_corners=False)
@@ -150,7 +161,7 @@ class BackboneSpec:
 
     @property
     def _identity_size(self) -> int:
-        return self.embedding_size - self.context_size
+        return self.embedding_size - self.auxiliary_size
 
     @property
     def is_measured(self) -> bool:
@@ -208,9 +219,9 @@ class BackboneSpec:
             values["cosine_statistics"] = self.cosine_statistics.to_dict()
         return values
 
-    def with_context(self, size: int) -> BackboneSpec:
-        """The same with `size` values of context; 0: with none. InputError on a negative size."""
-        return replace(self, embedding_size=self._identity_size + size, context_size=size)
+    def with_auxiliary(self, size: int) -> BackboneSpec:
+        """The same with `size` auxiliary values; 0: with none. InputError on a negative size."""
+        return replace(self, embedding_size=self._identity_size + size, auxiliary_size=size)
 
     def with_features_of(self, other: BackboneSpec) -> BackboneSpec:
         """The same with the other's centre, and its statistics where they are of the features of now."""
@@ -238,7 +249,7 @@ class BackboneSpec:
         Raises:
             InputError: as `cosine_statistics.measure`.
         """
-        embedding, _ = split_context(torch.from_numpy(features), self.context_size)
+        embedding, _ = split_auxiliary(torch.from_numpy(features), self.auxiliary_size)
         keep_centre |= self.centre is not None
         centre, statistics = measure(embedding.numpy(), labels, norms, keep_common=keep_centre)
         return replace(self, centre=self.centre if keep_centre else centre, cosine_statistics=statistics)
@@ -246,13 +257,13 @@ class BackboneSpec:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> BackboneSpec:
         """The inverse of `to_dict`; InputError on a missing, unknown or wrong field."""
+        values = with_current_names(values)
         known = {field.name for field in fields(cls)}
         faults = [f"backbone spec: unknown field {name!r}." for name in sorted(set(values) - known)]
         missing = known - set(values) - {field.name for field in fields(cls) if field.default is not MISSING}
         faults += [f"backbone spec: {name} is missing." for name in sorted(missing)]
         if faults:
             raise InputError.from_faults(faults)
-        values = dict(values)
         for name in _LISTS:
             if isinstance(values.get(name), list):
                 values[name] = tuple(values[name])
@@ -262,7 +273,7 @@ class BackboneSpec:
 
 
 # Fields that few backbones have, and those that are no plain values.
-_RARE = ("levels_light", "context_size", "centre", "cosine_statistics", "template")
+_RARE = ("normalises_illumination", "auxiliary_size", "centre", "cosine_statistics", "template")
 _LISTS = ("mean", "std", "centre", "template")
 _STRUCTURED = ("mean", "std", "norm_is_quality", "centre", "cosine_statistics", "template")
 
@@ -293,11 +304,11 @@ def preprocessing(spec: BackboneSpec, *, alignment: str, flip: str, precision: s
         "alignment": alignment,
         "image_size": str(spec.image_size),
         "colour_order": spec.channel_order,
-        "illumination_normalisation": normalised if spec.levels_light else "none",
+        "illumination_normalisation": normalised if spec.normalises_illumination else "none",
         # repr: all digits, since a small difference is one too.
         "pixel_scale": f"(value - {_digits(spec.mean)}) / {_digits(spec.std)}",
         "flip": flip,
-        "auxiliary_size": str(spec.context_size),
+        "auxiliary_size": str(spec.auxiliary_size),
         "precision": precision,
         # Named only where there is one, as in `BackboneSpec.to_dict`.
         **({} if spec.centre is None else {"centre": centre_digest(spec.centre)}),
@@ -317,7 +328,7 @@ def _digits(value: float | tuple[float, ...]) -> str:
     return repr(float(value)).removesuffix(".0")
 
 
-def level_light(images: Tensor) -> Tensor:
+def normalise_illumination(images: Tensor) -> Tensor:
     """Faces at one brightness and contrast, whatever the light was: a linear map of each face's values.
 
     Mean and deviation are those of the inner face, over its pixels and colours together, so that the colour
@@ -369,51 +380,51 @@ def moved_to_template(images: Tensor, template: tuple[float, ...]) -> Tensor:
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
-def centred(features: Tensor, centre: tuple[float, ...] | None, context_size: int) -> Tensor:
+def centred(features: Tensor, centre: tuple[float, ...] | None, auxiliary_size: int) -> Tensor:
     """Features with a backbone's centre subtracted from their embedding, unit rows again.
 
     Args:
-        features: (..., D) unit rows, with so many values of context at their end; a row of zeros stays one.
-        centre: (D - context_size,) of `BackboneSpec`; None changes nothing.
-        context_size: see `with_context`.
+        features: (..., D) unit rows, with so many auxiliary values at their end; a row of zeros stays one.
+        centre: (D - auxiliary_size,) of `BackboneSpec`; None changes nothing.
+        auxiliary_size: see `with_auxiliary`.
 
     Returns:
         (..., D), of the same dtype.
     """
     if centre is None:
         return features
-    embedding, context = split_context(features, context_size)
+    embedding, auxiliary = split_auxiliary(features, auxiliary_size)
     length = torch.linalg.vector_norm(embedding, dim=-1, keepdim=True)
     rest = embedding - length * torch.tensor(centre, dtype=features.dtype, device=features.device)
     unit: Tensor = rest / torch.linalg.vector_norm(rest, dim=-1, keepdim=True).clamp_min(_SHORTEST_EMBEDDING)
-    return with_context(unit, context) if context_size else unit
+    return with_auxiliary(unit, auxiliary) if auxiliary_size else unit
 
 
-def with_context(embedding: Tensor, context: Tensor) -> Tensor:
-    """Context behind an embedding, very small, and unit rows again.
+def with_auxiliary(embedding: Tensor, auxiliary: Tensor) -> Tensor:
+    """Auxiliary values behind an embedding, very small, and unit rows again.
 
     Args:
         embedding: (..., D) unit rows; a row of zeros stays one.
-        context: (..., C), values of about 1.
+        auxiliary: (..., C), values of about 1.
 
     Returns:
         (..., D + C).
     """
     length = torch.linalg.vector_norm(embedding, dim=-1, keepdim=True)
-    joined = torch.cat([embedding, _CONTEXT_SCALE * length * context], dim=-1)
+    joined = torch.cat([embedding, _AUXILIARY_SCALE * length * auxiliary], dim=-1)
     unit: Tensor = joined / torch.linalg.vector_norm(joined, dim=-1, keepdim=True).clamp_min(
         _SHORTEST_EMBEDDING
     )
     return unit
 
 
-def split_context(features: Tensor, context_size: int) -> tuple[Tensor, Tensor]:
-    """The inverse of `with_context`: unit embeddings (..., D) and their context (..., C)."""
-    if not context_size:
+def split_auxiliary(features: Tensor, auxiliary_size: int) -> tuple[Tensor, Tensor]:
+    """The inverse of `with_auxiliary`: unit embeddings (..., D) and their auxiliary values (..., C)."""
+    if not auxiliary_size:
         return features, features[..., :0]
-    own, context = features[..., :-context_size], features[..., -context_size:]
+    own, auxiliary = features[..., :-auxiliary_size], features[..., -auxiliary_size:]
     length = torch.linalg.vector_norm(own, dim=-1, keepdim=True).clamp_min(_SHORTEST_EMBEDDING)
-    return own / length, context / (_CONTEXT_SCALE * length)
+    return own / length, auxiliary / (_AUXILIARY_SCALE * length)
 
 
 def _tuple(values: float | tuple[float, ...]) -> tuple[float, ...]:

@@ -139,7 +139,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, {name}")
     with tempfile.TemporaryDirectory() as folder:
         bank = drawn_bank(Path(folder), subjects=1000, images=5)
-        compare(args, TemplateDrawer(bank, TemplateRecipe(share_wrong_media=0.1, paired=True), seed=0))
+        compare(args, TemplateDrawer(bank, TemplateRecipe(impostor_media_prob=0.1, paired=True), seed=0))
 
 
 if __name__ == "__main__":

@@ -72,12 +72,12 @@ def read_judged(
     name: str,
     features: Path,
     cohort: Path | None = None,
-    judged_subjects: Path | None = None,
+    evaluated_subjects: Path | None = None,
     method: str = DEFAULT_METHOD,
 ) -> Judged:
     """Reads all, without embedding anything; mirror images are in the features if they were made so.
 
-    `cohort`: features of people, of whom those in `judged_subjects`, names one a line, are left out;
+    `cohort`: features of people, of whom those in `evaluated_subjects`, names one a line, are left out;
     `method` of `evaluation.metrics.score_normalisation`.
 
     Raises:
@@ -93,7 +93,9 @@ def read_judged(
     groups = group_faces(protocol.template_of_face, protocol.media, len(protocol.template_ids))
     others = None
     if cohort is not None:
-        bank = cohort_bank(str(cohort), None if judged_subjects is None else read_names(judged_subjects))
+        bank = cohort_bank(
+            str(cohort), None if evaluated_subjects is None else read_names(evaluated_subjects)
+        )
         check_made_alike(bank, given.identity.get("backbone_sha256"), given.features.shape[1])
         others = cohort_of(bank, method)
     return Judged(protocol, given.features, given.norms, groups, others)

@@ -126,7 +126,7 @@ def label_counts(backbone: Backbone, source: ImageFolder, rows: np.ndarray) -> d
         "images": len(rows),
         "subject_pairs": len(source.subjects) * (len(source.subjects) - 1) // 2,
         "same_person": len(found.same_person),
-        "misplaced": len(found.misplaced),
+        "mislabelled": len(found.mislabelled),
         "duplicates": len(found.duplicates) + len(found.duplicates_across or ()),
     }
 

@@ -1,7 +1,7 @@
 """Every rival aggregator in one table: the same recipe, features, budget and seeds, judged on one benchmark.
 
 python benchmarks/rivals.py --features STORE --data_root DATA --dataset_name LFWS --judge_features FEATURES \
-    --judged_subjects SUBJECTS.txt
+    --evaluated_subjects SUBJECTS.txt
     trains all with a seed or more each, judges them and the poolings, writes rivals.md and rivals.csv
 python benchmarks/rivals.py ... --aggregators nan weighted_coreset --seeds 0 --steps 100
     some of them, in short
@@ -60,15 +60,15 @@ class Rival:
     flags: dict[str, Any] = field(default_factory=dict)
 
 
-_STRANGERS = {"share_foreign_faces": 0.1}
+_STRANGERS = {"impostor_face_prob": 0.1}
 RIVALS = {
     "coreset": Rival("coreset"),
     "coreset_published": Rival("coreset", "published"),
     "weighted_coreset": Rival("weighted_coreset"),
     "weighted_coreset_foreign": Rival("weighted_coreset", flags=_STRANGERS),
     # As --preset good itself has it.
-    "weighted_coreset_foreign_20": Rival("weighted_coreset", flags={"share_foreign_faces": 0.2}),
-    "weighted_coreset_foreign_40": Rival("weighted_coreset", flags={"share_foreign_faces": 0.4}),
+    "weighted_coreset_foreign_20": Rival("weighted_coreset", flags={"impostor_face_prob": 0.2}),
+    "weighted_coreset_foreign_40": Rival("weighted_coreset", flags={"impostor_face_prob": 0.4}),
     "learned_map": Rival("learned_map"),
     "nan": Rival("nan"),
     "context_attention": Rival("context_attention"),
@@ -103,7 +103,7 @@ def flags(description: str | None, rivals: Mapping[str, Rival], reference: str) 
         "--judge_features", type=Path, required=True, help="its features, as validate_ijb.py --features takes"
     )
     parser.add_argument(
-        "--judged_subjects",
+        "--evaluated_subjects",
         type=Path,
         required=True,
         help="names of its subjects, one a line: left out of training",
@@ -152,7 +152,7 @@ def compare(
         args.dataset_name,
         args.judge_features,
         args.cohort,
-        args.judged_subjects,
+        args.evaluated_subjects,
         cohort_method(args),
     )
     judge = Judge.of(judged, args.replicates)
@@ -182,8 +182,8 @@ def _check(args: argparse.Namespace) -> None:
         faults.append(f"--steps {args.steps}: expected a multiple of --epochs {args.epochs}.")
     if args.batch_size % 2:
         faults.append(f"--batch_size {args.batch_size}: expected an even number, templates come in pairs.")
-    if not args.judged_subjects.is_file():
-        faults.append(f"--judged_subjects {args.judged_subjects}: there is no such file.")
+    if not args.evaluated_subjects.is_file():
+        faults.append(f"--evaluated_subjects {args.evaluated_subjects}: there is no such file.")
     if faults:
         raise InputError.from_faults(faults)
 
@@ -333,7 +333,7 @@ def training_flags(args: argparse.Namespace, rival: Rival, seed: int, out: Path)
     """
     flags_of = {
         "features": args.features.resolve(),
-        **({"without_subjects": args.judged_subjects.resolve()} if _holds_test_subjects(args) else {}),
+        **({"exclude_subjects": args.evaluated_subjects.resolve()} if _holds_test_subjects(args) else {}),
         "preset": rival.preset,
         "aggregator": rival.aggregator,
         "seed": seed,
@@ -343,7 +343,7 @@ def training_flags(args: argparse.Namespace, rival: Rival, seed: int, out: Path)
         "out": out.resolve(),
     }
     if rival.preset == "good":
-        flags_of["share_foreign_faces"] = 0
+        flags_of["impostor_face_prob"] = 0
     command = []
     for flag, value in (flags_of | rival.flags).items():
         command += [f"--{flag}", *([] if value is None else [str(value)])]
@@ -354,7 +354,7 @@ def training_flags(args: argparse.Namespace, rival: Rival, seed: int, out: Path)
 
 def _holds_test_subjects(args: argparse.Namespace) -> bool:
     """Whether the list names subjects of the training features; main.py refuses one that names none."""
-    listed = read_names(args.judged_subjects)
+    listed = read_names(args.evaluated_subjects)
     return any(normal(subject) in listed for subject in read_given(args.features).subjects)
 
 

@@ -2,7 +2,7 @@
 
 python benchmarks/robustness.py --data_root ROOT --dataset_name LFWS --features FEATURES --weights BACKBONE
     --aggregator mean norm_weighted media_mean --aggregator_weights coreset=RUN/best.ckpt
-    --donors VIEWS --judged_subjects SUBJECTS.txt
+    --donors VIEWS --evaluated_subjects SUBJECTS.txt
     FEATURES of its faces as validation_mixed keeps them (<out>/features/...), made by the backbone; VIEWS as
     main.py --cache_features keeps them; SUBJECTS are the benchmark's, who are no donors
 
@@ -39,7 +39,7 @@ from torch import nn
 from benchmarks.judged import Judged, add_cohort_flags, cohort_method, read_judged
 from benchmarks.robustness_table import AMOUNTS, REFERENCE, TWO_PEOPLE, draw, report
 from coreset import build_aggregator
-from coreset.two_identity_split import DEFAULT_LIMIT, TwoPeople
+from coreset.two_identity_split import DEFAULT_LIMIT, TwoIdentitySplit
 from data.sampling.views import Kind
 from data.sources.subject_names import read_names
 from evaluation.metrics.identification import search
@@ -85,17 +85,17 @@ def main() -> int:
     parser.add_argument("--features", type=Path, required=True, help="of all its faces, in its order")
     parser.add_argument("--weights", type=Path, required=True, help="the backbone, for unreadable faces")
     parser.add_argument("--donors", type=Path, required=True, help="views of other people's faces")
-    parser.add_argument("--judged_subjects", type=Path, required=True, help="names, one a line: no donors")
+    parser.add_argument("--evaluated_subjects", type=Path, required=True, help="names, one a line: no donors")
     add_cohort_flags(parser)
     parser.add_argument("--aggregator", nargs="+", default=["mean", REFERENCE, "media_mean"], help="poolings")
     parser.add_argument("--aggregator_weights", nargs="+", default=[], metavar="NAME=FILE", help="trained")
     parser.add_argument(
-        "--two_people",
+        "--two_identity_split",
         nargs="?",
         const=DEFAULT_LIMIT,
         type=float,
         metavar="COSINE",
-        help="each aggregator also as validate_ijb.py --two_people has it",
+        help="each aggregator also as validate_ijb.py --two_identity_split has it",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("robustness"))
@@ -115,13 +115,13 @@ def compare(args: argparse.Namespace) -> None:
         args.dataset_name,
         args.features,
         args.cohort,
-        args.judged_subjects,
+        args.evaluated_subjects,
         cohort_method(args),
     )
     normalisation = {name: judged.normalisation(aggregator) for name, aggregator in aggregators.items()}
-    if args.two_people is not None:
+    if args.two_identity_split is not None:
         for name, aggregator in list(aggregators.items()):
-            aggregators[name + TWO_PEOPLE] = TwoPeople(aggregator, args.two_people)
+            aggregators[name + TWO_PEOPLE] = TwoIdentitySplit(aggregator, args.two_identity_split)
             normalisation[name + TWO_PEOPLE] = normalisation[name]
     faces, groups = _faces(args, judged), judged.groups
     rows: list[dict[str, object]] = []
@@ -148,7 +148,7 @@ def _faces(args: argparse.Namespace, judged: Judged) -> Faces:
     backbone = load_backbone(args.weights)
     odd_features, odd_norms = embed_arrays(backbone, unreadable_images(NUM_UNREADABLE, args.seed))
     donors = with_centre_of(backbone.spec, read_given(args.donors))
-    donors = donors.of_subjects(donors.other_subjects(read_names(args.judged_subjects)))
+    donors = donors.of_subjects(donors.other_subjects(read_names(args.evaluated_subjects)))
     for flag, width in (("weights", odd_features.shape[1]), ("donors", donors.embedding_size)):
         if width != features.shape[1]:
             raise InputError(

@@ -1,7 +1,7 @@
 """How the coreset is chosen, compared: temperature, noise, masking, K, gamma, norm code, attention; by seeds.
 
 python benchmarks/selection.py --features STORE --data_root DATA --dataset_name LFWS \
-    --judge_features FEATURES --judged_subjects SUBJECTS.txt --out experiments/selection
+    --judge_features FEATURES --evaluated_subjects SUBJECTS.txt --out experiments/selection
     trains each variant of the published aggregator with each seed under --preset good, and writes the table
 python benchmarks/selection.py --train FLAGS_OF_MAIN
     one training, with the variants known beside the package's aggregators

@@ -157,7 +157,7 @@ def ragged_batches(args: argparse.Namespace) -> None:
     """512 templates a step as the preset good draws them, 1,000 classes."""
     with tempfile.TemporaryDirectory() as folder:
         bank = drawn_bank(Path(folder), subjects=1000, images=5)
-        drawer = TemplateDrawer(bank, TemplateRecipe(share_wrong_media=0.2, paired=True), seed=0)
+        drawer = TemplateDrawer(bank, TemplateRecipe(impostor_media_prob=0.2, paired=True), seed=0)
         ours = Ours(1000, contrast=True, head="cosface")
         places, faces = [], []
 

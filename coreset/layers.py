@@ -24,7 +24,7 @@ class Described(NamedTuple):
     """What `_describe` makes of B sets of up to T faces.
 
     Attributes:
-        vectors: (B, D - context_size) not normalised; 1 is the length of a face.
+        vectors: (B, D - auxiliary_size) not normalised; 1 is the length of a face.
         shares: (B, T) of each face in the descriptor, at least 0, summing to 1; 0 where there is no face.
         picks: (B, K) int64, -1 where none; None for an aggregator that picks no faces.
     """
@@ -40,24 +40,25 @@ class LearnedAggregator(CompilableMaths):
     The descriptor's norm is the length of `Described.vectors` times the faces' mean norm by shares: in the
     scale of the backbone's norms, which AdaFace's head expects, and lower where the faces disagree.
 
-    `context_size`: of the `embedding_size` values of a feature, those at the end that are context. They
-    enter the maths, and a descriptor has none: in evaluation it has D - context_size values. In training
+    `auxiliary_size`: of the `embedding_size` values of a feature, those at the end that are auxiliary. They
+    enter the maths, and a descriptor has none: in evaluation it has D - auxiliary_size values. In training
     zeros stand in their place, so that it is as long as a feature, which the margin head's columns are.
     `quality`: of `coreset.quality`, in place of the norms that the maths is given.
 
     Raises:
-        InputError: an embedding size below 1, a context that leaves nothing of it, or no such quality.
+        InputError: an embedding size below 1, an auxiliary size that leaves nothing of it, or no such
+        quality.
     """
 
-    def __init__(self, embedding_size: int, context_size: int = 0, quality: str = "norm") -> None:
+    def __init__(self, embedding_size: int, auxiliary_size: int = 0, quality: str = "norm") -> None:
         super().__init__()
         name = type(self).__name__
         if embedding_size < 1:
             raise InputError(f"{name}: embedding_size {embedding_size} must be at least 1.")
-        if not 0 <= context_size < embedding_size:
-            raise InputError(f"{name}: context_size {context_size} must be in 0..{embedding_size - 1}.")
+        if not 0 <= auxiliary_size < embedding_size:
+            raise InputError(f"{name}: auxiliary_size {auxiliary_size} must be in 0..{embedding_size - 1}.")
         self.embedding_size = embedding_size
-        self.context_size = context_size
+        self.auxiliary_size = auxiliary_size
         self.face_quality = FaceQuality(quality, name, "spread", embedding_size)
 
     @abstractmethod
@@ -104,14 +105,16 @@ class LearnedAggregator(CompilableMaths):
         return padded
 
     def _maths(self, features: Tensor, norms: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Vectors in the scale of the norms (B, D or without context), picks (B, K), shares (B, T)."""
+        """Vectors in the scale of the norms (B, D or without auxiliary values), picks (B, K), shares (B,
+        T).
+        """
         with without_autocast(features):
             features, norms = at_least_float32(features), at_least_float32(norms)
             if mask is None:
                 mask = torch.ones_like(norms, dtype=torch.bool)
             vectors, shares, picks = self._describe(features, norms, mask)
-            if self.context_size and self.training:
-                vectors = F.pad(vectors, (0, self.context_size))
+            if self.auxiliary_size and self.training:
+                vectors = F.pad(vectors, (0, self.auxiliary_size))
             if picks is None:
                 picks = torch.zeros_like(norms[:, :0], dtype=torch.int64)
             return vectors * (shares * norms).sum(dim=1, keepdim=True), picks, shares

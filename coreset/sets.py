@@ -211,7 +211,8 @@ class SetDescriptor:
     """One descriptor a set, as every aggregator and every pooling returns it.
 
     Attributes:
-        embedding: (B, D) unit rows, of trained aggregators without context; a row of zeros where the faces of
+        embedding: (B, D) unit rows, of trained aggregators without auxiliary values; a row of zeros where
+        the faces of
             a set cancel out.
         norm: (B,) length before normalisation, the quality of the set in the aggregator's own scale.
         picks: (B, K) int64 chosen faces, counted within their set, in the order of choice; -1 where none.

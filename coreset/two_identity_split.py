@@ -19,7 +19,7 @@ _LEAST_COHERENCE = 0.8
 _ROUNDS = 3
 
 
-class TwoPeople(nn.Module):
+class TwoIdentitySplit(nn.Module):
     """Describes a set by an aggregator, and twice where it may show two people.
 
     One still of each of two people: nothing in the set says which of them is meant, and one descriptor of
@@ -70,7 +70,9 @@ class TwoPeople(nn.Module):
 
 
 def second_part(sets: FaceSets) -> Tensor:
-    """(N,) bool: the faces of each set that belong to the second of its two centres; see `TwoPeople`."""
+    """(N,) bool: the faces of each set that belong to the second of its two centres; see
+    `TwoIdentitySplit`.
+    """
     found = torch.zeros(sets.num_faces, dtype=torch.bool, device=sets.features.device)
     for chunk in sets.chunks():
         mask = chunk.mask

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.spec import split_context
+from backbones.spec import split_auxiliary
 from coreset.layers import (
     Described,
     LearnedAggregator,
@@ -76,8 +76,9 @@ class WeightedCoreset(LearnedAggregator):
     0.3 % of the same with each face four times, where the descriptor moves by 1e-6 (1 - cosine) at most. Of
     features moved by 1e-5 one of 2,085 descriptors moved by 0.03 (benchmarks/pick_stability.py).
 
-    Where features have context behind the embedding (`net.Backbone`), tokens and qualities read it; faces are
-    compared, averaged and described by the embedding alone, and a descriptor's context is zero.
+    Where features have auxiliary values behind the embedding (`net.Backbone`), tokens and qualities read it;
+    faces are compared, averaged and described by the embedding alone, and a descriptor's auxiliary values
+    are zero.
 
     `gate_start`, `gate_steepness`: of the curve of belief before training; `copy_similarity`: cosine from
     which on a face is a copy. The defaults are for backbones that are like MobileFaceNet, others are measured
@@ -94,13 +95,13 @@ class WeightedCoreset(LearnedAggregator):
         num_heads: int = 4,
         num_layers: int = 2,
         dropout: float = 0.2,
-        context_size: int = 0,
+        auxiliary_size: int = 0,
         quality: str = "norm",
         gate_start: float = GATE_START,
         gate_steepness: float = GATE_STEEPNESS,
         copy_similarity: float = COPY_SIMILARITY,
     ) -> None:
-        super().__init__(embedding_size, context_size, quality)
+        super().__init__(embedding_size, auxiliary_size, quality)
         check_counts("weighted_coreset", coreset_size=coreset_size, num_layers=num_layers)
         check_heads("weighted_coreset", width, num_heads)
         if not 0 <= gamma <= LARGEST_GAMMA:
@@ -125,12 +126,12 @@ class WeightedCoreset(LearnedAggregator):
         )
         self.output_norm = nn.LayerNorm(width)
         # Its first output is the weight's logit, the others the residual; starts as the mean of the parts.
-        self.output = nn.Linear(width, 1 + embedding_size - context_size)
+        self.output = nn.Linear(width, 1 + embedding_size - auxiliary_size)
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 
     def _describe(self, features: Tensor, norms: Tensor, mask: Tensor) -> Described:
-        features, context = split_context(features, self.context_size)
+        features, auxiliary = split_auxiliary(features, self.auxiliary_size)
         D = features.shape[-1]
         support, voices = _support(features, norms, mask, self.gamma, self.copy_similarity)
         logs = log_norms(norms)
@@ -146,7 +147,7 @@ class WeightedCoreset(LearnedAggregator):
             slack=_SLACK,
         )
         members = _members(features, selection.picks, selection.present, mask)
-        faces = torch.cat([features * D**0.5, context], dim=2)
+        faces = torch.cat([features * D**0.5, auxiliary], dim=2)
         seen = torch.cat([faces, torch.stack([logs, *agreement, support], dim=2)], dim=2)
         quality = self.exponent() * logs + self.quality(seen).squeeze(2) + believed
         best = quality.masked_fill(~mask, -torch.inf).amax(dim=1, keepdim=True)
@@ -159,7 +160,7 @@ class WeightedCoreset(LearnedAggregator):
         picked = _picked(faces, selection.picks)
         supported = torch.bmm(within, support.unsqueeze(2))
         doubt = torch.bmm(within, _BELIEF_SCALE * believed.clamp_min(_LEAST_BELIEF).unsqueeze(2))
-        means = [mean * D**0.5, torch.bmm(within, context)]
+        means = [mean * D**0.5, torch.bmm(within, auxiliary)]
         parts = [*means, picked, statistics, coherence.unsqueeze(2), supported, doubt]
         tokens = self.token(torch.cat(parts, dim=2))
         for layer in self.layers:

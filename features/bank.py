@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from backbones.cosine_statistics import measure
-from backbones.spec import BackboneSpec, centre_digest, centred, split_context
+from backbones.spec import BackboneSpec, centre_digest, centred, split_auxiliary
 from data.sampling.views import Kind, ViewPlan
 from data.sources.face_source import data_parts
 from data.sources.subject_names import normal
@@ -42,9 +42,9 @@ class FeatureBank:
     (I,) subject of each image; `starts`, `lengths` (I,): the rows of image i are `starts[i]` and the
     `lengths[i] - 1` after it; `plan`: what the rows of each image are, or None where they are frames of one
     medium; `identity`: all that they follow from, part by part;
-    `backbone_sha256`: `weights.weights_digest` of what made the features, where it is known; `context_size`:
-    how many of the D values are context behind the embedding; `centre`: of the backbone, which `values`
-    subtracts from the features as stored.
+    `backbone_sha256`: `weights.weights_digest` of what made the features, where it is known;
+    `auxiliary_size`: how many of the D values are auxiliary values behind the embedding; `centre`: of the
+    backbone, which `values` subtracts from the features as stored.
     """
 
     name: str
@@ -57,7 +57,7 @@ class FeatureBank:
     plan: ViewPlan | None
     identity: Mapping[str, str]
     backbone_sha256: str | None = None
-    context_size: int = 0
+    auxiliary_size: int = 0
     centre: tuple[float, ...] | None = None
 
     def __len__(self) -> int:
@@ -81,7 +81,7 @@ class FeatureBank:
     def values(self, rows: Ints) -> Tensor:
         """Features (n, D) of rows, as an aggregator gets them: without the centre."""
         stored = torch.from_numpy(np.asarray(self.features[rows]))
-        return stored if self.centre is None else centred(stored.float(), self.centre, self.context_size)
+        return stored if self.centre is None else centred(stored.float(), self.centre, self.auxiliary_size)
 
     def with_centre(self, centre: tuple[float, ...] | None) -> FeatureBank:
         """The same, whose features as stored are without any, with this centre."""
@@ -117,13 +117,13 @@ class FeatureBank:
     def clean_means(self) -> NDArray[np.float32]:
         """(S, D) unit mean of each subject's plain views; of all its rows where there is no plan.
 
-        Of the identity's values alone, so D is without the `context_size` auxiliary ones behind them.
+        Of the identity's values alone, so D is without the `auxiliary_size` auxiliary ones behind them.
         """
-        sums = np.zeros((len(self.subjects), self.embedding_size - self.context_size), np.float32)
+        sums = np.zeros((len(self.subjects), self.embedding_size - self.auxiliary_size), np.float32)
         lengths = np.ones_like(self.lengths) if self.plan else self.lengths
         for part in np.array_split(np.arange(len(self)), max(1, len(self) // 8192)):
             rows, within = spread(self.starts[part], lengths[part])
-            identity, _ = split_context(self.values(rows).float(), self.context_size)
+            identity, _ = split_auxiliary(self.values(rows).float(), self.auxiliary_size)
             np.add.at(sums, self.labels[part][within], identity.numpy() / lengths[part][within][:, None])
         sums /= np.linalg.norm(sums, axis=1, keepdims=True).clip(1e-12)
         return sums
@@ -207,7 +207,7 @@ def bank_of_views(
         plan=plan,
         identity={**data_parts(subjects, labels, stamps), **identity},
         backbone_sha256=store.identity.get("backbone_sha256"),
-        context_size=int(auxiliary_size),
+        auxiliary_size=int(auxiliary_size),
     )
 
 
@@ -259,7 +259,7 @@ def bank_of_rows(
 def with_centre_of(spec: BackboneSpec, bank: FeatureBank) -> FeatureBank:
     """The bank with the spec's centre; features made elsewhere may be without it already, which shows."""
     if spec.centre is not None and bank.plan is None:
-        embedding, _ = split_context(torch.from_numpy(two_of_each(bank)[0]), spec.context_size)
+        embedding, _ = split_auxiliary(torch.from_numpy(two_of_each(bank)[0]), spec.auxiliary_size)
         if measure(embedding.numpy(), None)[0] is None:
             return bank
     return bank.with_centre(spec.centre)

@@ -200,9 +200,9 @@ def _warn_of_colours(backbone: Backbone, faces: LabelledFaces) -> None:
 
 def fused_for_inference(backbone: Backbone) -> Backbone:
     """A copy whose batch norms are part of the convolutions before them: equal to 1e-6, and faster."""
-    if backbone.spec.context_size:
+    if backbone.spec.auxiliary_size:
         # Of the norms as they are.
-        backbone.context_layer()
+        backbone.auxiliary_layer()
     fused = copy.deepcopy(backbone).eval()
     for module in list(fused.modules()):
         children = list(module.named_children())

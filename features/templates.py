@@ -47,8 +47,8 @@ class TemplateRecipe:
     `style` "clips" (published): T ~ U{1..max_size} faces, in clips of up to three frames. "media": one to
     `MOST_MEDIA` media, each a moderate still, a poor still or a poor clip whose length is log-uniform in
     2..`longest_clip`, so that T has a heavy tail; cut off at `max_size`. A quarter of them are as those of a
-    gallery: one or two moderate stills, nothing wrong. `share_wrong_media`: of the other templates, one
-    medium of another subject is added to. `share_foreign_faces`: of the other templates, single faces are
+    gallery: one or two moderate stills, nothing wrong. `impostor_media_prob`: of the other templates, one
+    medium of another subject is added to. `impostor_face_prob`: of the other templates, single faces are
     scattered in, each of another subject, up to `MOST_FOREIGN` of the faces. `paired`: positions 2p and 2p+1
     are two templates of one subject, without a common image where it has two.
 
@@ -59,8 +59,8 @@ class TemplateRecipe:
     style: str = "media"
     max_size: int = 160
     longest_clip: int = LONGEST_CLIP
-    share_wrong_media: float = 0.0
-    share_foreign_faces: float = 0.0
+    impostor_media_prob: float = 0.0
+    impostor_face_prob: float = 0.0
     paired: bool = False
 
     def __post_init__(self) -> None:
@@ -69,7 +69,7 @@ class TemplateRecipe:
             faults.append(f"templates are drawn as {' or '.join(STYLES)}, not as {self.style!r}.")
         if min(self.max_size, self.longest_clip) < 1:
             faults.append("templates and clips: expected one face or more.")
-        for what, share in (("media", self.share_wrong_media), ("faces", self.share_foreign_faces)):
+        for what, share in (("media", self.impostor_media_prob), ("faces", self.impostor_face_prob)):
             if not 0 <= share <= 1:
                 faults.append(f"share of templates with wrong {what} {share}: expected 0 to 1.")
         if faults:
@@ -92,7 +92,7 @@ class TemplateDrawer:
         self._index = SubjectIndex(bank.labels)
         self._counts = self._index.counts()
         self.num_rows = len(bank) if self._by_image else len(self._counts)
-        if recipe.share_wrong_media + recipe.share_foreign_faces and len(self._counts) < 2:
+        if recipe.impostor_media_prob + recipe.impostor_face_prob and len(self._counts) < 2:
             raise InputError(f"{bank.name}: wrong media and foreign faces need two subjects or more.")
         self._slots = None if bank.plan is None else _slots(bank.plan)
 
@@ -121,7 +121,7 @@ class TemplateDrawer:
         M = frames.shape[1]
         of_subject = np.repeat(subjects[:, None], M, axis=1)
         lot = self._lots(epoch, positions, subjects, M)
-        wrong = (chance.draw(0) < self.recipe.share_wrong_media) & ~self._of_gallery(chance)
+        wrong = (chance.draw(0) < self.recipe.impostor_media_prob) & ~self._of_gallery(chance)
         if wrong.any():
             # The last place is free for it.
             other = self._another(subjects, chance.draw(1))
@@ -135,14 +135,14 @@ class TemplateDrawer:
             frames = np.minimum(frames, length)
         frames = _cut(frames, self.recipe.max_size, keep_last=wrong)
         drawn = _rows_of(start, length, frames, chance.draw_each(7, M))
-        return self._with_foreign(chance, subjects, *drawn) if self.recipe.share_foreign_faces else drawn
+        return self._with_foreign(chance, subjects, *drawn) if self.recipe.impostor_face_prob else drawn
 
     def _with_foreign(
         self, chance: _Chance, subjects: Ints, rows: Ints, offsets: Ints, media: Ints
     ) -> tuple[Ints, Ints, Ints]:
         """The same with faces of other subjects at the end of some templates, each a medium of its own."""
         sizes = np.diff(offsets)
-        spoiled = (chance.draw(12) < self.recipe.share_foreign_faces) & ~self._of_gallery(chance)
+        spoiled = (chance.draw(12) < self.recipe.impostor_face_prob) & ~self._of_gallery(chance)
         share = chance.draw(13) * MOST_FOREIGN
         wanted = (sizes * share / (1 - share) + chance.draw(14)).astype(np.int64)
         count = np.where(spoiled, np.minimum(wanted, self.recipe.max_size - sizes), 0)
@@ -276,7 +276,7 @@ class HeldOutFeatures(Dataset[FeatureTemplate]):
         labels = np.repeat(np.arange(len(several)), [len(part) for part in probes])
         names = [bank.subjects[subject] for subject in several]
         half = bank.taken(np.concatenate(probes), labels, names)
-        clean = replace(recipe, share_wrong_media=0.0, share_foreign_faces=0.0, paired=False)
+        clean = replace(recipe, impostor_media_prob=0.0, impostor_face_prob=0.0, paired=False)
         drawer = TemplateDrawer(half, clean, seed=seed)
         subjects = np.repeat(np.arange(len(several)), PROBES)
         # An epoch that training never comes to.

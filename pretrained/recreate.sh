@@ -10,14 +10,14 @@ mkdir -p "$out"
 recipe=(--start_from_model_statedict "$out/prepared.safetensors" --preset good --held_out 20 --gpus 0)
 licence="weights MIT as this project; trained on LFW, which is for research"
 
-"$python" convert.py --weights "$weights" "$out/prepared.safetensors" --level_light --context 256
-for name in mobilefacenet mobilefacenet_judging; do
+"$python" convert.py --weights "$weights" "$out/prepared.safetensors" --normalise_illumination --auxiliary 256
+for name in mobilefacenet mobilefacenet_evaluation; do
     if [ ! -f "$out/$name.safetensors" ]; then
         rm -rf "$out/$name"
         if [ "$name" = mobilefacenet ]; then
             data=(--train_data_path "$images" --cache_features "$out/features")
         else
-            data=(--features "$out"/features/* --without_subjects "$judged")
+            data=(--features "$out"/features/* --exclude_subjects "$judged")
         fi
         "$python" main.py "${data[@]}" "${recipe[@]}" --out "$out/$name"
         "$python" convert.py --aggregator "$out/$name/run_0/last.ckpt" "$out/$name.safetensors" \

@@ -66,7 +66,9 @@ class FaceModel:
 
     @property
     def embedding_size(self) -> int:
-        """D of features, those of mirror images joined; descriptors are without the context among them."""
+        """D of features, those of mirror images joined; descriptors are without the auxiliary values among
+        them.
+        """
         return self.spec.embedding_size * (2 if self.flip == "concat" else 1)
 
     def preprocessing(self, alignment: str) -> dict[str, str]:
@@ -79,7 +81,7 @@ class SetEmbedding:
     """One set as numbers.
 
     Attributes:
-        embedding: (D,) float32, of length one; of trained aggregators without context.
+        embedding: (D,) float32, of length one; of trained aggregators without auxiliary values.
         norm: its length before, the quality of the set in the aggregator's own scale.
         picks: (k,) int64 chosen faces in the order of choice; empty where the aggregator chooses none.
         weights: (T,) float32 share of each face, summing to 1; None where the aggregator tells none.

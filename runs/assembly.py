@@ -18,7 +18,7 @@ from data.checks.colour_order import FEWEST_PAIRS, check_colour_order, check_ski
 from data.sampling.templates import Augmentation, HeldOutTemplates, held_out_templates
 from data.sources.face_source import FaceSource, data_parts, open_source, reading_parts
 from data.sources.pair_files import PairSet, check_pair_images, check_pairs, find_pair_sets, read_pair_set
-from data.sources.subsets import hold_out, train_subset, with_enough_images, without_subjects
+from data.sources.subsets import exclude_subjects, hold_out, train_subset, with_enough_images
 from data.sources.unusable_images import first_faults, unusable_images, usable_part
 from features.cache import cached_views, with_cosines
 from features.extract import embed_arrays
@@ -86,13 +86,13 @@ def build_run(
     opened = open_source(path, settings.use_mxrecord, settings.swap_color_channel)
     notes = list(opened.notes)
     source, subset = train_subset(opened, settings.train_data_subset, settings.seed)
-    if settings.without_subjects is not None:
-        source, left_out = without_subjects(source, settings.without_subjects)
+    if settings.exclude_subjects is not None:
+        source, left_out = exclude_subjects(source, settings.exclude_subjects)
         notes.append(left_out)
     skipped: list[str] = []
     if settings.skip_bad_images:
         source = usable_part(source, skipped)
-    source, few = with_enough_images(source, settings.fewest_images)
+    source, few = with_enough_images(source, settings.min_images_per_subject)
     notes += [few] if few else []
     lines = [f"weights  {weights_line}", f"data     {subset}", *(f"         {note}" for note in notes)]
     if settings.cache_features is not None:
@@ -138,10 +138,11 @@ def _backbone(settings: Settings, saved: SavedRun | None) -> tuple[Backbone, str
         loaded = load_weights(start, settings.arch)
         backbone = loaded.backbone
         is_trained = settings.stage == "backbone" or settings.finetune_backbone
-        if is_trained and backbone.spec.context_size:
+        if is_trained and backbone.spec.auxiliary_size:
             raise InputError(
-                f"--start_from_model_statedict {start}: gives context behind its embedding, as a frozen "
-                "backbone can. To train it, take it without: convert.py --weights IN OUT --context 0."
+                f"--start_from_model_statedict {start}: gives auxiliary values behind its embedding, as a "
+                "frozen "
+                "backbone can. To train it, take it without: convert.py --weights IN OUT --auxiliary 0."
             )
         if is_trained and not any(True for _ in backbone.parameters()):
             raise InputError(

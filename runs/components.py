@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backbones.spec import BackboneSpec
+from backbones.spec import BackboneSpec, with_current_names
 from coreset import AGGREGATORS
 from coreset.published import LEARNED_GAMMA
 from coreset.weighted_coreset import COPY_SIMILARITY, GATE_START, GATE_STEEPNESS
@@ -51,6 +51,14 @@ _TEST_RUN_STEPS = 10
 _IMAGES, _EPOCH_ITEMS = "images_by_subject", "epoch_items"
 # Parts of a fingerprint that change with the images of a run.
 _OF_IMAGES = {"subjects", "labels", "images", *PIXEL_LIBRARIES}
+# Flags in checkpoints of earlier versions.
+_FORMER_FLAGS = {
+    "share_foreign_faces": "impostor_face_prob",
+    "share_wrong_media": "impostor_media_prob",
+    "share_virtual_subjects": "identity_mixup_prob",
+    "fewest_images": "min_images_per_subject",
+    "without_subjects": "exclude_subjects",
+}
 _SAVED = ("hparams", "data_fingerprint")
 # Options of aggregators that are in the statistics of the backbone's cosines.
 _COSINE_LIMITS = ("gate_start", "gate_steepness", "copy_similarity")
@@ -156,10 +164,12 @@ def saved_run(path: Path) -> SavedRun:
         )
     parts = {key: checkpoint.get(key) for key in _SavedParts.__annotations__}
     check_type(parts, _SavedParts, str(path))
+    parts["hparams"] = {_FORMER_FLAGS.get(name, name): value for name, value in parts["hparams"].items()}
+    options = with_current_names(parts["aggregator_options"] or {})
     for name, kind in get_type_hints(Settings).items():
         if name in parts["hparams"]:
             check_type(parts["hparams"][name], kind, f"{path}: hparams, {name}")
-    hparams = _with_gamma_of_today(parts["hparams"], parts["aggregator_options"] or {})
+    hparams = _with_gamma_of_today(parts["hparams"], options)
     # Where it writes is not for a file to say.
     hparams["out"], hparams["prefix"] = place_of(path)
     images = checkpoint.get(_IMAGES)
@@ -182,7 +192,7 @@ def saved_run(path: Path) -> SavedRun:
         images,
         parts[_EPOCH_ITEMS],
         parts[UNUSABLE_SUBJECTS] or (),
-        parts["aggregator_options"] or {},
+        options,
         missing_states=[name for name in _TRAINER_STATES if checkpoint.get(name, []) == []],
     )
 
@@ -299,7 +309,7 @@ def aggregator_options(
         raise InputError(f"--aggregator {settings.aggregator}: has nothing to train. Evaluate it as it is.")
     quality = settings.quality or default_quality(spec)
     if settings.aggregator != "coreset":
-        values = {"quality": "" if quality == "norm" else quality, "context_size": spec.context_size}
+        values = {"quality": "" if quality == "norm" else quality, "auxiliary_size": spec.auxiliary_size}
         own = {name: value for name, value in values.items() if value and name in options}
         limits = _cosine_limits(spec) if saved is None else saved.aggregator_options
         own |= {name: limits[name] for name in _COSINE_LIMITS if name in options and name in limits}
@@ -451,7 +461,7 @@ def head_of(
     """
     torch.manual_seed(settings.seed)
     options = HeadOptions(settings.head, settings.m, settings.h, settings.s, settings.t_alpha)
-    size, auxiliary_size = backbone.spec.embedding_size, backbone.spec.context_size
+    size, auxiliary_size = backbone.spec.embedding_size, backbone.spec.auxiliary_size
     head = options.build(size, num_classes)
     if columns is None and auxiliary_size:
         columns = head.get_parameter("kernel").T[:, : size - auxiliary_size]
@@ -526,7 +536,7 @@ def recipe_of(settings: Settings, steps: int) -> Recipe:
         lr_gamma=settings.lr_gamma,
         momentum=settings.momentum,
         gamma_lr=settings.gamma_lr,
-        share_virtual_subjects=settings.share_virtual_subjects,
+        identity_mixup_prob=settings.identity_mixup_prob,
         backbone_lr=settings.backbone_lr,
         contrast_weight=settings.contrast_weight,
         lr_schedule=settings.lr_schedule,

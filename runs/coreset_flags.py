@@ -83,21 +83,21 @@ def add_feature_flags(group: _ArgumentGroup) -> None:
         help="frames of such a clip, log-uniform from 2 to this" + _default("longest_clip"),
     )
     group.add_argument(
-        "--share_wrong_media",
+        "--impostor_media_prob",
         type=float,
-        help="share of templates with a medium of somebody else" + _default("share_wrong_media"),
+        help="share of templates with a medium of somebody else" + _default("impostor_media_prob"),
     )
     group.add_argument(
-        "--share_foreign_faces",
+        "--impostor_face_prob",
         type=float,
         help="share of templates with single faces of other people scattered in"
-        + _default("share_foreign_faces"),
+        + _default("impostor_face_prob"),
     )
     group.add_argument(
-        "--share_virtual_subjects",
+        "--identity_mixup_prob",
         type=float,
         help="share of pairs of templates that get the identity of somebody who does not exist"
-        + _default("share_virtual_subjects"),
+        + _default("identity_mixup_prob"),
     )
 
 
@@ -115,12 +115,12 @@ def add_label_flags(group: _ArgumentGroup) -> None:
         help="decode all images first and leave out those that cannot be used; run.json counts them",
     )
     group.add_argument(
-        "--fewest_images",
+        "--min_images_per_subject",
         type=int,
-        help="leave out subjects with fewer" + _default("fewest_images"),
+        help="leave out subjects with fewer" + _default("min_images_per_subject"),
     )
     group.add_argument(
-        "--without_subjects",
+        "--exclude_subjects",
         metavar="FILE",
         help="leave out the subjects of these names, one a line, such as those that will be judged",
     )

@@ -122,16 +122,16 @@ def run_of_given(settings: Settings, saved: SavedRun | None, *, processes: int) 
     root = Path(settings.data_root)
     given = given_features(root / str(settings.features))
     notes = []
-    if settings.without_subjects is not None:
-        kept, left_out = kept_subjects(given.bank.name, given.bank.subjects, settings.without_subjects)
+    if settings.exclude_subjects is not None:
+        kept, left_out = kept_subjects(given.bank.name, given.bank.subjects, settings.exclude_subjects)
         given = replace(given, bank=given.bank.of_subjects(kept))
         notes.append(f"         {left_out}")
-    given = _enough_images(given, settings.fewest_images)
+    given = _enough_images(given, settings.min_images_per_subject)
     others = None if settings.val_data_path is None else given_features(root / settings.val_data_path)
     bank = given.bank
     start = settings.start_from_model_statedict
     if start is None:
-        backbone: Backbone = UnknownBackbone(bank.embedding_size, bank.context_size)
+        backbone: Backbone = UnknownBackbone(bank.embedding_size, bank.auxiliary_size)
         weights = (
             "none: checkpoints hold aggregator and head; evaluate with the weights that made the features"
         )
@@ -155,18 +155,20 @@ def _enough_images(given: CachedViews, fewest: int) -> CachedViews:
     kept = [name for name, count in zip(bank.subjects, counts.tolist(), strict=True) if count >= fewest]
     if len(kept) < 2:
         raise InputError(
-            f"{bank.name}: {len(kept)} subjects have {fewest} images or more (--fewest_images), and training "
+            f"{bank.name}: {len(kept)} subjects have {fewest} images or more (--min_images_per_subject), "
+            "and training "
             "takes two subjects or more. Ask for fewer images."
         )
     return replace(given, bank=bank.of_subjects(kept))
 
 
 def _check_backbone(backbone: Backbone, bank: FeatureBank, start: str) -> None:
-    made, there = backbone.spec, (bank.embedding_size, bank.context_size)
-    if (made.embedding_size, made.context_size) != there:
+    made, there = backbone.spec, (bank.embedding_size, bank.auxiliary_size)
+    if (made.embedding_size, made.auxiliary_size) != there:
         raise InputError(
             f"--start_from_model_statedict {start}: makes features of {made.embedding_size} values, of which "
-            f"{made.context_size} are context, and those in {bank.name} have {there[0]} and {there[1]}. Give "
+            f"{made.auxiliary_size} are auxiliary, and those in {bank.name} have {there[0]} and {there[1]}. "
+            "Give "
             "the weights that they were made with."
         )
     if bank.backbone_sha256 not in (None, weights_digest(backbone)):
@@ -191,8 +193,8 @@ def _run(
         style=settings.template_style,
         max_size=settings.max_template_size,
         longest_clip=settings.longest_clip,
-        share_wrong_media=settings.share_wrong_media,
-        share_foreign_faces=settings.share_foreign_faces,
+        impostor_media_prob=settings.impostor_media_prob,
+        impostor_face_prob=settings.impostor_face_prob,
         paired=settings.contrast_weight > 0,
     )
     drawer = TemplateDrawer(bank, recipe, seed=settings.seed, sample_by=settings.sample_by)
@@ -222,9 +224,11 @@ def _run(
         f"validate {len(np.unique(held_out.labels)):,} of {len(held_out_bank.subjects):,} held-out subjects: "
         f"{len(held_out):,} templates",
     ]
-    wrong = f", {settings.share_wrong_media:.0%} with a wrong medium" if settings.share_wrong_media else ""
-    if settings.share_foreign_faces:
-        wrong += f", {settings.share_foreign_faces:.0%} with faces of other people"
+    wrong = (
+        f", {settings.impostor_media_prob:.0%} with a wrong medium" if settings.impostor_media_prob else ""
+    )
+    if settings.impostor_face_prob:
+        wrong += f", {settings.impostor_face_prob:.0%} with faces of other people"
     return finished_run(
         settings,
         module,
@@ -244,7 +248,7 @@ def _warnings(settings: Settings, backbone: Backbone, bank: FeatureBank) -> list
 
 def _clean_means(settings: Settings, bank: FeatureBank) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """The subjects' means (S, D) for the head's columns and for virtual subjects, where they are wanted."""
-    for_head, for_people = settings.head_init == "centroids", settings.share_virtual_subjects > 0
+    for_head, for_people = settings.head_init == "centroids", settings.identity_mixup_prob > 0
     means = torch.from_numpy(bank.clean_means()) if for_head or for_people else None
     return (means if for_head else None), (means if for_people else None)
 

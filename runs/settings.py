@@ -65,9 +65,9 @@ _OPTIMISED: dict[str, dict[str, Any]] = {
         "contrast_weight": 1.0,
         "template_style": "media",
         "max_template_size": 160,
-        "share_wrong_media": 0.1,
-        "share_foreign_faces": 0.2,
-        "share_virtual_subjects": 0.5,
+        "impostor_media_prob": 0.1,
+        "impostor_face_prob": 0.2,
+        "identity_mixup_prob": 0.5,
         "sample_by": "subject",
     },
     # The stage's defaults are the published recipe; its training may choose a face again, and gamma may be
@@ -113,8 +113,8 @@ class Settings:
     use_mxrecord: bool = False
     swap_color_channel: bool = False
     held_out: float = 0.1
-    fewest_images: int = 1
-    without_subjects: str | None = None
+    min_images_per_subject: int = 1
+    exclude_subjects: str | None = None
     skip_bad_images: bool = False
     arch: str | None = None
     start_from_model_statedict: str | None = None
@@ -136,9 +136,9 @@ class Settings:
     features: str | None = None
     template_style: str = "clips"
     longest_clip: int = 40
-    share_wrong_media: float = 0.0
-    share_foreign_faces: float = 0.0
-    share_virtual_subjects: float = 0.0
+    impostor_media_prob: float = 0.0
+    impostor_face_prob: float = 0.0
+    identity_mixup_prob: float = 0.0
     contrast_weight: float = 0.0
     head_init: str = "random"
     lr_schedule: str = "milestones"
@@ -306,15 +306,15 @@ ONLY_IN = {"momentum": "backbone"} | dict.fromkeys(
         *("finetune_backbone", "backbone_lr", "compile"),
         *("preset", "aggregator", "aggregator_options", "quality", "contrast_weight", "head_init"),
         *("cache_features", "features", "views", "cache_dtype"),
-        *("template_style", "longest_clip", "share_wrong_media", "share_foreign_faces"),
-        "share_virtual_subjects",
+        *("template_style", "longest_clip", "impostor_media_prob", "impostor_face_prob"),
+        "identity_mixup_prob",
     ),
     "coreset",
 )
 # Flags that have no effect unless features are trained from, and unless they are made here.
 _OF_FEATURES = (
-    *("template_style", "longest_clip", "share_wrong_media", "share_foreign_faces"),
-    "share_virtual_subjects",
+    *("template_style", "longest_clip", "impostor_media_prob", "impostor_face_prob"),
+    "identity_mixup_prob",
 )
 _OF_CACHING = ("views", "cache_dtype")
 # Options of one aggregator.
@@ -331,7 +331,7 @@ _HAS_FLAG = {
 
 def faults_of(settings: Settings, given: Mapping[str, Any]) -> list[str]:
     """A sentence for each flag of `given` without effect, and for each value out of its range."""
-    return [*_misplaced(settings, given), *_out_of_range(settings)]
+    return [*_mislabelled(settings, given), *_out_of_range(settings)]
 
 
 def shown(value: Any) -> str:
@@ -339,7 +339,7 @@ def shown(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
 
 
-def _misplaced(settings: Settings, given: Mapping[str, Any]) -> list[str]:
+def _mislabelled(settings: Settings, given: Mapping[str, Any]) -> list[str]:
     """Flags that have no effect in this run."""
     faults = [
         f"--{name} belongs to the {stage} stage, and this is the {settings.stage} stage. Leave it out, or "
@@ -354,10 +354,10 @@ def _misplaced(settings: Settings, given: Mapping[str, Any]) -> list[str]:
     ]
     if "backbone_lr" in given and settings.stage == "coreset" and not settings.finetune_backbone:
         faults.append("--backbone_lr has no effect on a frozen backbone. Add --finetune_backbone.")
-    if settings.share_virtual_subjects and not settings.contrast_weight:
+    if settings.identity_mixup_prob and not settings.contrast_weight:
         faults.append(
-            "--share_virtual_subjects needs pairs of templates of one subject: give --contrast_weight above "
-            "0, or --share_virtual_subjects 0."
+            "--identity_mixup_prob needs pairs of templates of one subject: give --contrast_weight above "
+            "0, or --identity_mixup_prob 0."
         )
     if settings.learn_temperature and settings.selection_temperature_end is not None:
         faults.append("--learn_temperature and --selection_temperature_end: choose one of them.")
@@ -379,10 +379,10 @@ def _misplaced(settings: Settings, given: Mapping[str, Any]) -> list[str]:
     ]
     if settings.fast_dev_run and settings.test_run:
         faults.append("--fast_dev_run and --test_run: choose one of them.")
-    return faults + _misplaced_of_coreset(settings, given) + _misplaced_of_features(settings, given)
+    return faults + _mislabelled_of_coreset(settings, given) + _mislabelled_of_features(settings, given)
 
 
-def _misplaced_of_coreset(settings: Settings, given: Mapping[str, Any]) -> list[str]:
+def _mislabelled_of_coreset(settings: Settings, given: Mapping[str, Any]) -> list[str]:
     """Flags about the coreset aggregator that have no effect in this run."""
     if settings.stage != "coreset":
         return []
@@ -413,7 +413,7 @@ def _misplaced_of_coreset(settings: Settings, given: Mapping[str, Any]) -> list[
     return faults
 
 
-def _misplaced_of_features(settings: Settings, given: Mapping[str, Any]) -> list[str]:
+def _mislabelled_of_features(settings: Settings, given: Mapping[str, Any]) -> list[str]:
     """Flags about cached features that have no effect in this run, or need what is not there."""
     faults = []
     if settings.cache_features is not None and settings.features is not None:
@@ -469,7 +469,7 @@ def _out_of_range(settings: Settings) -> list[str]:
 
 _AT_LEAST_ONE = (
     *("batch_size", "epochs", "coreset_size", "max_template_size", "accumulate_grad_batches"),
-    *("epoch_items", "num_nodes", "cpu_processes", "views", "longest_clip", "fewest_images"),
+    *("epoch_items", "num_nodes", "cpu_processes", "views", "longest_clip", "min_images_per_subject"),
 )
 _NOT_NEGATIVE = (
     *("num_workers", "gpus", "seed", "lr", "backbone_lr", "weight_decay", "momentum"),
@@ -477,9 +477,9 @@ _NOT_NEGATIVE = (
 )
 _SHARES = (
     *("low_res_augmentation_prob", "crop_augmentation_prob", "photometric_augmentation_prob"),
-    "share_wrong_media",
-    "share_foreign_faces",
-    "share_virtual_subjects",
+    "impostor_media_prob",
+    "impostor_face_prob",
+    "identity_mixup_prob",
 )
 # Counts may come from a checkpoint too: what a machine has, and what a template or an epoch can hold.
 _MOST = {

@@ -180,7 +180,7 @@ def _named(without: frozenset[str], subjects: Iterable[str], data: object) -> tu
     if not without:
         return frozenset(), ""
     there = list(subjects)
-    matches = match_names(without, there, "--without_subjects", str(data))
+    matches = match_names(without, there, "--exclude_subjects", str(data))
     return matches.subjects, (
         f"{len(matches.subjects):,} of {len(without):,} names to leave out are subjects of the source"
         + unknown_names(matches, there)

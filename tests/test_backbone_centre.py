@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from backbones.cosine_statistics import CosineStatistics
-from backbones.spec import BackboneSpec, centred, preprocessing, split_context
+from backbones.spec import BackboneSpec, centred, preprocessing, split_auxiliary
 from features.extract import identity_of
 from features.options import EmbedOptions
 from net import BACKBONES, Backbone, build_backbone
@@ -37,19 +37,19 @@ def centre_of(features: Tensor) -> tuple[float, ...]:
     return tuple(features.mean(0).tolist())
 
 
-@pytest.mark.parametrize("context", [0, 8])
+@pytest.mark.parametrize("auxiliary", [0, 8])
 @torch.no_grad()
 def test_the_centre_is_subtracted_from_the_embedding_alone(
-    backbone: Backbone, images: Tensor, context: int
+    backbone: Backbone, images: Tensor, auxiliary: int
 ) -> None:
-    backbone.set_context(context)
+    backbone.set_auxiliary(auxiliary)
     plain, norms = backbone(images)
-    own, behind = split_context(plain, context)
+    own, behind = split_auxiliary(plain, auxiliary)
     centre = centre_of(own)
     backbone.spec = replace(backbone.spec, centre=centre)
     found, found_norms = backbone(images)
     rest = own - torch.tensor(centre)
-    embedding, found_behind = split_context(found, context)
+    embedding, found_behind = split_auxiliary(found, auxiliary)
     torch.testing.assert_close(embedding, rest / rest.norm(dim=1, keepdim=True), atol=2e-5, rtol=0)
     torch.testing.assert_close(found_behind, behind, atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(found_norms, norms)

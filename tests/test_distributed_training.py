@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from backbones.spec import with_context
+from backbones.spec import with_auxiliary
 from coreset import AGGREGATORS, build_aggregator
 from features.bank import FeatureBatch
 from head import build_head
@@ -26,7 +26,7 @@ from training.optimisers import Recipe
 D, A, S, B = 16, 4, 12, 16
 # A hang is an error after so long.
 PATIENCE = timedelta(seconds=60)
-RECIPE = Recipe(lr=1e-3, weight_decay=1e-4, lr_milestones=(), contrast_weight=1.0, share_virtual_subjects=0.5)
+RECIPE = Recipe(lr=1e-3, weight_decay=1e-4, lr_milestones=(), contrast_weight=1.0, identity_mixup_prob=0.5)
 # Every way to make a parameter that a batch of one-face templates might leave without a gradient.
 LEARNED_SELECTION = {"learn_gamma": True, "learn_temperature": True, "quality": "learned"}
 
@@ -83,7 +83,7 @@ def batch_of(sizes: Tensor, auxiliary: int = 0) -> FeatureBatch:
     labels = torch.randint(S, (len(sizes) // 2,)).repeat_interleave(2)
     features = F.normalize(torch.randn(faces, D), dim=1)
     if auxiliary:
-        features = with_context(features, torch.randn(faces, auxiliary))
+        features = with_auxiliary(features, torch.randn(faces, auxiliary))
     offsets = F.pad(sizes.cumsum(0), (1, 0))
     return FeatureBatch(
         features, torch.rand(faces) * 20 + 5, offsets, labels, torch.arange(faces), torch.arange(faces)
@@ -106,7 +106,7 @@ def part_of(batch: FeatureBatch, rank: int, processes: int) -> FeatureBatch:
 
 def good_steps() -> dict[str, Step]:
     """The whole recipe `good` without dropout, whose draws are not by template; also with adaface's state."""
-    options = {"embedding_size": D + A, "context_size": A, "width": 16, "dropout": 0.0}
+    options = {"embedding_size": D + A, "auxiliary_size": A, "width": 16, "dropout": 0.0}
     coreset = {"embedding_size": D + A, "num_heads": 4, "dropout": 0.0, "gumbel_noise": False}
     return {
         "good": step_of("weighted_coreset", options, auxiliary=A),

@@ -303,40 +303,42 @@ def test_a_compiled_run_leaves_what_another_leaves(
 
 def test_context_reaches_the_aggregators_that_read_it(good: dict[str, Any], tmp_path: Path) -> None:
     plain = good["start_from_model_statedict"]
-    start = tmp_path / "context.safetensors"
-    convert_weights(plain, start, context=6)
+    start = tmp_path / "auxiliary.safetensors"
+    convert_weights(plain, start, auxiliary=6)
     told = good | {"start_from_model_statedict": str(start), "aggregator": "weighted_coreset", "epochs": 1}
     main.train(told)
     checkpoint = tmp_path / "experiments" / "run_0" / "last.ckpt"
     trained = load_aggregator(checkpoint)
     assert trained is not None
-    assert (trained.embedding_size, trained.context_size) == (70, 6)
-    assert load_backbone(checkpoint).spec.context_size == 6
+    assert (trained.embedding_size, trained.auxiliary_size) == (70, 6)
+    assert load_backbone(checkpoint).spec.auxiliary_size == 6
     others = resolve(told | {"aggregator": "learned_map"}, None)
     module = training_run.build_run(others, None, processes=1).module
-    assert (module.aggregator.embedding_size, module.aggregator.context_size) == (70, 0)
+    assert (module.aggregator.embedding_size, module.aggregator.auxiliary_size) == (70, 0)
     # From the store alone, where no weights are given.
     given = {key: value for key, value in told.items() if key not in OF_IMAGES}
     given["features"] = str(store_of(good))
     unknown = {key: value for key, value in given.items() if key != "start_from_model_statedict"}
     run = training_run.build_run(resolve(unknown, None), None, processes=1)
-    assert run.module.aggregator.context_size == 6
+    assert run.module.aggregator.auxiliary_size == 6
     assert run.module.subject_means.shape[1] == 64
     random = training_run.build_run(resolve(given | {"head_init": "random"}, None), None, processes=1)
     for head in (run.module.head, random.module.head):
         assert not head.kernel[64:].any()
         torch.testing.assert_close(head.kernel.norm(dim=0), torch.ones(head.kernel.shape[1]))
     other = given | {"start_from_model_statedict": plain}
-    with pytest.raises(InputError, match="makes features of 64 values, of which 0 are context"):
+    with pytest.raises(InputError, match="makes features of 64 values, of which 0 are auxiliary"):
         training_run.build_run(resolve(other, None), None, processes=1)
 
 
 def test_a_backbone_with_context_stays_frozen(flags: dict[str, Any], tmp_path: Path) -> None:
-    start = tmp_path / "context.safetensors"
-    convert_weights(flags["start_from_model_statedict"], start, context=6)
+    start = tmp_path / "auxiliary.safetensors"
+    convert_weights(flags["start_from_model_statedict"], start, auxiliary=6)
     images = {key: value for key, value in flags.items() if key not in ("cache_features", "views")}
     tuned = images | {"start_from_model_statedict": str(start), "finetune_backbone": True}
-    with pytest.raises(InputError, match="gives context behind its embedding, as a frozen backbone can"):
+    with pytest.raises(
+        InputError, match="gives auxiliary values behind its embedding, as a frozen backbone can"
+    ):
         training_run.build_run(resolve(tuned, None), None, processes=1)
 
 
@@ -424,7 +426,7 @@ def test_presets_are_values_that_flags_override() -> None:
     [
         (WEIGHTS | {"preset": "good"}, "--preset good needs features: add --cache_features"),
         (WEIGHTS | {"head_init": "centroids"}, "--head_init centroids needs features"),
-        (WEIGHTS | {"share_wrong_media": 0.5}, "--share_wrong_media needs features"),
+        (WEIGHTS | {"impostor_media_prob": 0.5}, "--impostor_media_prob needs features"),
         (WEIGHTS | {"views": 4}, "--views belongs to --cache_features"),
         (CACHED | {"features": "x"}, "choose one"),
         (CACHED | {"finetune_backbone": True}, "--finetune_backbone has no effect on features"),
@@ -434,7 +436,7 @@ def test_presets_are_values_that_flags_override() -> None:
         (CACHED | {"aggregator": "mean", "coreset_size": 4}, "belongs to --aggregator coreset"),
         ({"features": "x", "num_workers": 2}, "--num_workers is about images"),
         ({"features": "x", "train_data_path": "imgs"}, "--train_data_path is about images"),
-        (CACHED | {"share_wrong_media": 1.5}, "from 0 to 1"),
+        (CACHED | {"impostor_media_prob": 1.5}, "from 0 to 1"),
     ],
 )
 def test_what_has_no_effect_is_refused(given: dict[str, Any], message: str) -> None:

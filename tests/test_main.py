@@ -380,7 +380,7 @@ def test_what_training_does_not_read_is_told(
     (Path(coreset_stage["train_data_path"]) / "s001" / "7.heic").write_bytes(b"no image")
     names = tmp_path / "names.txt"
     names.write_text("s000\nS002\n")
-    main.train(coreset_stage | {"fast_dev_run": True, "without_subjects": str(names)})
+    main.train(coreset_stage | {"fast_dev_run": True, "exclude_subjects": str(names)})
     said = capsys.readouterr().out
     for fact in (
         "1 .heic files are not read: s001/7.heic",
@@ -390,7 +390,7 @@ def test_what_training_does_not_read_is_told(
         assert fact in said
     names.write_text("S000\nnobody\n")
     with pytest.raises(InputError, match=r"names\.txt: none of its 2 names .*S000 and s000"):
-        main.train(coreset_stage | {"fast_dev_run": True, "without_subjects": str(names)})
+        main.train(coreset_stage | {"fast_dev_run": True, "exclude_subjects": str(names)})
 
 
 def test_faults_are_told_without_a_traceback(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from backbones.iresnet import IResNetLayout
-from backbones.spec import BackboneSpec, level_light, split_context, with_context
+from backbones.spec import BackboneSpec, normalise_illumination, split_auxiliary, with_auxiliary
 from features.extract import fused_for_inference
 from net import BACKBONES, Backbone, IResNet, build_backbone
 from runtime.errors import InputError
@@ -393,7 +393,7 @@ def test_levelled_light_is_the_same_face_in_any_light() -> None:
     face = torch.from_numpy(rng.normal(120, 30, (1, 3, 112, 112)).clip(60, 190)).float()
     darker = face * 0.4 + 15
     flat = torch.full((1, 3, 112, 112), 7.0)
-    levelled = level_light(torch.cat([face, darker, flat]))
+    levelled = normalise_illumination(torch.cat([face, darker, flat]))
     torch.testing.assert_close(levelled[0], levelled[1], atol=1e-3, rtol=0)
     inner = levelled[0, :, 20:100, 20:92]
     assert inner.mean().item() == pytest.approx(118, abs=1)
@@ -406,13 +406,13 @@ def test_levelled_light_is_the_same_face_in_any_light() -> None:
 
 def test_a_spec_levels_before_it_normalises_and_says_so_only_then() -> None:
     plain = BACKBONES["mobilefacenet"]
-    spec = replace(plain, levels_light=True)
+    spec = replace(plain, normalises_illumination=True)
     images = torch.randint(0, 256, (2, 3, 112, 112), dtype=torch.uint8)
-    expected = (level_light(images.float()) - spec.mean) / spec.std
+    expected = (normalise_illumination(images.float()) - spec.mean) / spec.std
     torch.testing.assert_close(spec.normalise(images), expected)
     assert BackboneSpec.from_dict(spec.to_dict()) == spec
     assert BackboneSpec.from_dict(plain.to_dict()) == plain
-    assert "levels_light" not in plain.to_dict()
+    assert "normalises_illumination" not in plain.to_dict()
 
 
 # Context
@@ -421,29 +421,30 @@ def test_a_spec_levels_before_it_normalises_and_says_so_only_then() -> None:
 @pytest.mark.parametrize("name", ["ir_tiny", "iresnet_tiny", "mobilefacenet"])
 def test_context_is_what_the_last_layer_drops(name: str) -> None:
     plain, backbone = with_weights_by_rule(name), with_weights_by_rule(name)
-    backbone.spec = backbone.spec.with_context(24)
+    backbone.spec = backbone.spec.with_auxiliary(24)
     D = plain.spec.embedding_size
-    assert (backbone.spec.embedding_size, backbone.spec.with_context(0)) == (D + 24, plain.spec)
+    assert (backbone.spec.embedding_size, backbone.spec.with_auxiliary(0)) == (D + 24, plain.spec)
     pixels = plain.spec.normalise(some_images(3))
     with torch.no_grad():
         embedding, norm = plain(pixels)
         found, same_norm = backbone(pixels)
         features, hidden = plain.features_and_hidden(pixels)
-        own, context = split_context(found, 24)
+        own, auxiliary = split_auxiliary(found, 24)
         assert torch.equal(plain.features(pixels), features)
         torch.testing.assert_close(own, embedding)
         torch.testing.assert_close(same_norm, norm)
         torch.testing.assert_close(found.norm(dim=1), torch.ones(3))
-        # Along its directions the last layer's features do not move; across them the context does not.
-        weight, bias = backbone.context_layer()
-        torch.testing.assert_close(context, hidden @ weight.T + bias, rtol=1e-3, atol=1e-3)
+        # Along its directions the last layer's features do not move; across them the auxiliary values does
+        # not.
+        weight, bias = backbone.auxiliary_layer()
+        torch.testing.assert_close(auxiliary, hidden @ weight.T + bias, rtol=1e-3, atol=1e-3)
         before, last = backbone.last_layers()
         scale = before.weight.double().repeat_interleave(hidden.shape[1] // len(before.weight))
         standard = weight.double() * scale
         torch.testing.assert_close(standard @ standard.T, torch.eye(24).double(), atol=1e-5, rtol=0)
         read = last.weight.double() * scale
         assert (read @ standard.T).abs().max() < 1e-5 * read.norm(dim=1).max()
-        # The shift of the BatchNorm is the middle: a face of average channels has no context.
+        # The shift of the BatchNorm is the middle: a face of average channels has no auxiliary values.
         shift = before.bias.repeat_interleave(hidden.shape[1] // len(before.weight))
         assert (shift @ weight.T + bias).abs().max() < 1e-4
 
@@ -451,7 +452,7 @@ def test_context_is_what_the_last_layer_drops(name: str) -> None:
 def test_context_follows_the_weights_and_survives_copies() -> None:
     first, second = with_weights_by_rule("ir_tiny"), build_backbone("ir_tiny").eval()
     for backbone in (first, second):
-        backbone.spec = backbone.spec.with_context(8)
+        backbone.spec = backbone.spec.with_auxiliary(8)
     pixels = first.spec.normalise(some_images(2))
     with torch.no_grad():
         wanted, _ = first(pixels)
@@ -459,22 +460,22 @@ def test_context_follows_the_weights_and_survives_copies() -> None:
         second.load_state_dict(first.state_dict())
         for backbone in (second, copy.deepcopy(second), fused_for_inference(first)):
             torch.testing.assert_close(backbone(pixels)[0], wanted, rtol=1e-4, atol=1e-6)
-        second.spec = second.spec.with_context(5)
+        second.spec = second.spec.with_auxiliary(5)
         assert second(pixels)[0].shape == (2, 64 + 5)
 
 
 def test_context_that_there_is_not() -> None:
     backbone = build_backbone("mobilefacenet")
-    backbone.spec = backbone.spec.with_context(385)
-    with pytest.raises(InputError, match="gives 384 values of context at most, asked for 385"):
-        backbone.context_layer()
-    with pytest.raises(InputError, match="context_size must be at least 0"):
-        backbone.spec.with_context(-1)
+    backbone.spec = backbone.spec.with_auxiliary(385)
+    with pytest.raises(InputError, match="gives 384 auxiliary values at most, asked for 385"):
+        backbone.auxiliary_layer()
+    with pytest.raises(InputError, match="auxiliary_size must be at least 0"):
+        backbone.spec.with_auxiliary(-1)
     unknown = FixedFeatures(torch.ones(1, 64))
-    unknown.spec = unknown.spec.with_context(4)
+    unknown.spec = unknown.spec.with_auxiliary(4)
     with pytest.raises(InputError, match="its last layer is not known"):
         unknown(torch.zeros(1, 3, 112, 112))
-    assert "context_size" not in BACKBONES["ir_50"].to_dict()
+    assert "auxiliary_size" not in BACKBONES["ir_50"].to_dict()
     assert BackboneSpec.from_dict(backbone.spec.to_dict()) == backbone.spec
 
 
@@ -482,12 +483,12 @@ def test_context_is_too_small_to_be_seen_in_a_cosine() -> None:
     generator = torch.Generator().manual_seed(0)
     embedding = torch.nn.functional.normalize(torch.randn(50, 128, generator=generator), dim=1)
     embedding[7] = 0
-    context = torch.randn(50, 256, generator=generator)
-    joined = with_context(embedding, context)
+    auxiliary = torch.randn(50, 256, generator=generator)
+    joined = with_auxiliary(embedding, auxiliary)
     assert (joined @ joined.T - embedding @ embedding.T).abs().max() < 0.01
     assert not joined[7].any()
-    own, found = split_context(joined.half().float(), 256)
+    own, found = split_auxiliary(joined.half().float(), 256)
     torch.testing.assert_close(own, embedding, atol=1e-3, rtol=0)
     shown = torch.arange(50) != 7
-    torch.testing.assert_close(found[shown], context[shown], atol=0.01, rtol=0.01)
-    assert split_context(embedding, 0)[0] is embedding
+    torch.testing.assert_close(found[shown], auxiliary[shown], atol=0.01, rtol=0.01)
+    assert split_auxiliary(embedding, 0)[0] is embedding

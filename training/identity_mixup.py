@@ -16,7 +16,7 @@ from coreset.sets import FaceSets, unit_and_norm
 from runtime.distributed import place
 
 
-def with_virtual_subjects(
+def mix_identities(
     sets: FaceSets, labels: Tensor, means: Tensor, share: float, *, seed: int
 ) -> tuple[FaceSets, Tensor, Tensor]:
     """Turns a share of the pairs of templates into pairs of new people.

@@ -39,7 +39,7 @@ class Recipe:
     `lr_schedule` "milestones": the rates are multiplied by `lr_gamma` after the epochs `lr_milestones`;
     "one_cycle": they rise and fall once over `total_steps`. `gamma_lr` (of the selection's gamma and
     temperature), `backbone_lr` (of a backbone that is fine-tuned), `contrast_weight`, `head_weight` (0: the
-    head is not trained by) and `share_virtual_subjects` are the coreset stage's, `momentum` is the backbone
+    head is not trained by) and `identity_mixup_prob` are the coreset stage's, `momentum` is the backbone
     stage's.
     """
 
@@ -52,7 +52,7 @@ class Recipe:
     backbone_lr: float = 1e-5
     contrast_weight: float = 0.0
     head_weight: float = 1.0
-    share_virtual_subjects: float = 0.0
+    identity_mixup_prob: float = 0.0
     lr_schedule: str = "milestones"
     total_steps: int = 1
 

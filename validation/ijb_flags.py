@@ -114,7 +114,7 @@ def _protocol_flags(group: _ArgumentGroup) -> None:
         help=f"how, with --cohort; {METHODS_HELP}" + _default("score_normalisation"),
     )
     group.add_argument(
-        "--two_people",
+        "--two_identity_split",
         nargs="?",
         const=DEFAULT_LIMIT,
         type=float,
@@ -123,7 +123,7 @@ def _protocol_flags(group: _ArgumentGroup) -> None:
         f"({DEFAULT_LIMIT:g}) keep both, and the best score counts",
     )
     group.add_argument(
-        "--judged_subjects",
+        "--evaluated_subjects",
         metavar="FILE",
         help="names of the benchmark's people, one a line: aggregators trained with one of them are refused, "
         "and the cohort is without them (default: the benchmark's own list, where it has one)",
@@ -181,7 +181,7 @@ def check_flags(given: Mapping[str, Any]) -> None:
         faults.append("--arch has no effect without --weights. Leave it out.")
     faults += [
         f"--{name} {given[name]}: there is no such file."
-        for name in ("features", "cohort", "judged_subjects")
+        for name in ("features", "cohort", "evaluated_subjects")
         if name in given and not Path(given[name]).exists()
     ]
     for name in ("weights", "aggregator_weights"):
@@ -195,10 +195,12 @@ def check_flags(given: Mapping[str, Any]) -> None:
             faults.append(f"--{name} {given[name]}: expected 0 or more.")
     if "score_normalisation" in given and "cohort" not in given:
         faults.append(NEEDS_COHORT)
-    if not -1 <= given.get("two_people", 0) <= 1:
-        faults.append(f"--two_people {given['two_people']}: expected a cosine, -1 to 1.")
-    if "two_people" in given and "published_identification" in given:
-        faults.append("--two_people has no effect on --published_identification. Leave out one of them.")
+    if not -1 <= given.get("two_identity_split", 0) <= 1:
+        faults.append(f"--two_identity_split {given['two_identity_split']}: expected a cosine, -1 to 1.")
+    if "two_identity_split" in given and "published_identification" in given:
+        faults.append(
+            "--two_identity_split has no effect on --published_identification. Leave out one of them."
+        )
     faults += _device_faults(given)
     names = given.get("aggregator", [])
     faults += [f"--aggregator {name} stands there twice." for name in {*names} if names.count(name) > 1]

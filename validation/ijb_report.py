@@ -38,15 +38,16 @@ _NO_COHORT = "none: scores are cosines"
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A finished evaluation; `paper`: the rules' name; `cohort`: scores are normalised with it; `two_people`:
-    cosine below which parts of a set are of two; `hashes`: SHA-256 of trained aggregators' files.
+    """A finished evaluation; `paper`: the rules' name; `cohort`: scores are normalised with it;
+    `two_identity_split`: cosine below which parts of a set are of two; `hashes`: SHA-256 of trained
+    aggregators' files.
     """
 
     protocol: SetProtocol
     rules: Rules
     paper: str
     cohort: Cohort | None
-    two_people: float | None
+    two_identity_split: float | None
     features: GivenFeatures
     figures: IjbFigures
     hashes: Mapping[str, str]
@@ -93,8 +94,9 @@ def _rules(done: Evaluated) -> dict[str, str]:
         "cohort": _NO_COHORT if done.cohort is None else done.cohort.name,
         "score_normalisation": NOT_USED if done.cohort is None else done.cohort.method,
         "descriptors": "one a template"
-        if done.two_people is None
-        else f"two a template whose parts have a cosine below {done.two_people:g}; the best score counts",
+        if done.two_identity_split is None
+        else f"two a template whose parts have a cosine below {done.two_identity_split:g}; the best score "
+        "counts",
         **{name: made.get(name, _UNKNOWN) for name in (*PREPROCESSING, "interpolation") if name != "flip"},
         **{name: made[name] for name in ("centre",) if name in made},
         "features": ", ".join(
@@ -129,7 +131,7 @@ def _text(done: Evaluated, results: Mapping[str, Result], comparison: str | None
     if done.figures.aggregators and "identification" in main:
         parts.append(identification_table(results))
     parts += _helper_table(done.figures.aggregators)
-    if done.two_people is not None:
+    if done.two_identity_split is not None:
         shares = [(name, each.of_two_people) for name, each in done.figures.aggregators.items()]
         told = ", ".join(f"{name} {percent(share)} %" for name, share in shares if share is not None)
         parts.append(f"Templates described as two people: {told}.")

@@ -31,7 +31,7 @@ _SHOWN = 3
 
 
 def judged_names(protocol: SetProtocol, path: str | None) -> frozenset[str] | None:
-    """Names of the benchmark's people: of the file of --judged_subjects, else of the benchmark's own list.
+    """Names of the benchmark's people: of the file of --evaluated_subjects, else of the benchmark's own list.
 
     `convert.py --build_set_benchmark` writes such a list; published benchmarks have none. None: nobody says.
 
@@ -46,10 +46,10 @@ def judged_names(protocol: SetProtocol, path: str | None) -> frozenset[str] | No
     people = [from_csv_cell(name) for name in table["NAME"]]
     if listed is None:
         return frozenset(map(normal, people))
-    matches = match_names(listed, people, f"--judged_subjects {path}", protocol.name)
+    matches = match_names(listed, people, f"--evaluated_subjects {path}", protocol.name)
     if unknown := unknown_names(matches, people):
         found = f"{len(matches.subjects):,} of its names are people of {protocol.name}"
-        warnings.warn(f"--judged_subjects {path}: {found}{unknown}.", InputWarning, stacklevel=2)
+        warnings.warn(f"--evaluated_subjects {path}: {found}{unknown}.", InputWarning, stacklevel=2)
     return listed
 
 
@@ -74,7 +74,7 @@ def check_not_trained_with(names: frozenset[str], aggregators: Mapping[str, str]
             faults.append(
                 f"{path}: its {aggregator} was trained with {len(known):,} of the {len(names):,} people of "
                 f"{benchmark} ({shown}), so that its figures would say nothing of others. Train one with "
-                "main.py --without_subjects FILE."
+                "main.py --exclude_subjects FILE."
             )
     if faults:
         raise InputError.from_faults(faults)

@@ -118,7 +118,7 @@ def validate(given: Mapping[str, Any]) -> None:
     if wanted and "cohort" in values:
         raise InputError("--cohort: detector scores are used here, and the cohort's faces have none.")
     points, notes = _points(protocol, aligns="features" not in values, weighs=wanted)
-    judged = judged_names(protocol, values.get("judged_subjects"))
+    judged = judged_names(protocol, values.get("evaluated_subjects"))
     if judged is not None:
         check_not_trained_with(judged, {entry.name: entry.path for entry in used}, name)
     bank = cohort_bank(values["cohort"], judged) if "cohort" in values else None
@@ -141,7 +141,7 @@ def validate(given: Mapping[str, Any]) -> None:
         rules,
         detector_scores=points.scores if points is not None and wanted else None,
         cohort=cohort,
-        two_people=values.get("two_people"),
+        two_identity_split=values.get("two_identity_split"),
         replicates=values["replicates"],
         published_helper=values["published_identification"],
         device="cuda" if chosen_gpus(values) else "cpu",
@@ -149,13 +149,16 @@ def validate(given: Mapping[str, Any]) -> None:
     figures.warnings += notes
     if cohort is not None and judged is None:
         figures.warnings.append(
-            f"{name} does not name its people, so that the cohort may hold some of them. --judged_subjects "
+            f"{name} does not name its people, so that the cohort may hold some of them. "
+            "--evaluated_subjects "
             "FILE names them."
         )
     figures.seconds = seconds | figures.seconds
     hashes = {entry.name: weights_sha256(entry.path) for entry in used}
-    two_people = values.get("two_people")
-    done = Evaluated(protocol, rules, values["protocol"], cohort, two_people, features, figures, hashes)
+    two_identity_split = values.get("two_identity_split")
+    done = Evaluated(
+        protocol, rules, values["protocol"], cohort, two_identity_split, features, figures, hashes
+    )
     report(done, out, reference)
 
 
@@ -203,11 +206,12 @@ def _check_preparation(
     for entry in trained if light is not None else ():
         spec = trained_spec(entry.path)
         own = None if spec is None or spec.centre is None else centre_digest(spec.centre)
-        if spec is not None and (spec.levels_light, own) != (levelled, centre):
+        if spec is not None and (spec.normalises_illumination, own) != (levelled, centre):
             raise InputError(
                 f"--features {values['features']}: were made of faces {'' if levelled else 'not '}levelled "
                 f"in light, with {centre or 'no'} centre, and the {entry.name} of {entry.path} was trained "
-                f"on faces {'' if spec.levels_light else 'not '}levelled, with {own or 'no'} centre. Leave "
+                f"on faces {'' if spec.normalises_illumination else 'not '}levelled, with {own or 'no'} "
+                "centre. Leave "
                 "--features out to make those."
             )
 

@@ -189,10 +189,10 @@ def _spec_and_digest(source: Path | str, backbone: Backbone | None) -> tuple[Bac
     spec, digest = spec_in(path, stored.backbone_spec), stored.about.get(BACKBONE_DIGEST)
     if spec is None and backbone is not None and stored.aggregator is not None:
         options, spec = stored.aggregator[1], backbone.spec
-        if isinstance(options, Mapping) and isinstance(size := options.get("context_size", 0), int):
-            spec = spec.with_context(size)
+        if isinstance(options, Mapping) and isinstance(size := options.get("auxiliary_size", 0), int):
+            spec = spec.with_auxiliary(size)
         if isinstance(light := stored.features.get("illumination_normalisation"), str):
-            spec = replace(spec, levels_light=light != "none")
+            spec = replace(spec, normalises_illumination=light != "none")
             if "centre" not in stored.features:
                 # A store of views, whose features were taken as they are.
                 spec = spec.with_features_of(replace(spec, centre=None, cosine_statistics=None))
@@ -210,7 +210,8 @@ def check_fit(aggregator: nn.Module, size: int, source: Path | str) -> None:
 
 
 def prepare_for(backbone: Backbone, sources: Sequence[Path | str]) -> None:
-    """Has a backbone give features as these aggregators' training had them, in place: light, context, centre.
+    """Has a backbone give features as these aggregators' training had them, in place: light, auxiliary
+    values, centre.
 
     Files that do not say what they were trained on are believed to fit.
 
@@ -223,7 +224,7 @@ def prepare_for(backbone: Backbone, sources: Sequence[Path | str]) -> None:
         spec, digest = _spec_and_digest(source, backbone)
         if spec is None:
             continue
-        wanted.setdefault((spec.levels_light, spec.context_size, spec.centre), (source, spec))
+        wanted.setdefault((spec.normalises_illumination, spec.auxiliary_size, spec.centre), (source, spec))
         if digest is not None and digest != (found := weights_digest(backbone)):
             raise InputError(
                 f"{source}: its aggregator was trained on features of other {backbone.spec.name} weights "
@@ -231,15 +232,15 @@ def prepare_for(backbone: Backbone, sources: Sequence[Path | str]) -> None:
             )
     if len(wanted) > 1:
         told = [
-            f"{source} is for faces {'levelled in light' if spec.levels_light else 'as they are'} with "
-            f"{spec.context_size} values of context and {'a' if spec.centre else 'no'} centre"
+            f"{source} is for faces {'levelled in light' if spec.normalises_illumination else 'as they are'} "
+            f"with {spec.auxiliary_size} auxiliary values and {'a' if spec.centre else 'no'} centre"
             for source, spec in wanted.values()
         ]
         raise InputError(f"{', '.join(told)}: give one at a time.")
     for source, spec in wanted.values():
-        backbone.spec = replace(backbone.spec, levels_light=spec.levels_light)
+        backbone.spec = replace(backbone.spec, normalises_illumination=spec.normalises_illumination)
         try:
-            backbone.set_context(spec.context_size)
+            backbone.set_auxiliary(spec.auxiliary_size)
             backbone.spec = backbone.spec.with_features_of(spec)
         except InputError as error:
             raise InputError(f"{source}: {error}") from None

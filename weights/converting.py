@@ -40,8 +40,8 @@ def convert_weights(
     allow_pickle: bool = False,
     licence: str | None = None,
     quality: str | None = None,
-    level_light: bool = False,
-    context: int | None = None,
+    normalise_illumination: bool = False,
+    auxiliary: int | None = None,
     measured: BackboneSpec | None = None,
     stated: Mapping[str, Any] | None = None,
     overrides: Overrides | None = None,
@@ -51,16 +51,16 @@ def convert_weights(
 
     `licence`: of the weights; None is what the file or the catalogue says. `quality`: the measure of a face's
     quality that was chosen for them, which also says whether their norm is one; None is what the file says.
-    `level_light`: faces are to be brought to one brightness and contrast for them, from now on. `context`: so
-    many values of context are to stand behind their embedding; None: as the file says. `measured`: whose
-    centre and cosine statistics are theirs from now on. `stated`: fields of the backbone's spec that overrule
-    what is known of it. `overrides`: coreset size and gamma of its
+    `normalise_illumination`: faces are to be brought to one brightness and contrast for them, from now on.
+    `auxiliary`: so many auxiliary values are to stand behind their embedding; None: as the file says.
+    `measured`: whose centre and cosine statistics are theirs from now on. `stated`: fields of the backbone's
+    spec that overrule what is known of it. `overrides`: coreset size and gamma of its
     aggregator, in place of what the file says. `aggregator_weights`: whose aggregator is taken in place of
     the source's own, such as a checkpoint that was trained from features and has no backbone.
 
     Raises:
         InputError: as `load_backbone`, an aggregator that would be given other features than it was trained
-            with, as far as its file says them, a backbone that gives no context, or `out` is none of
+            with, as far as its file says them, a backbone that gives no auxiliary values, or `out` is none of
             .safetensors.
     """
     if out.suffix != ".safetensors":
@@ -87,19 +87,20 @@ def convert_weights(
     backbone = loaded.backbone
     _set_measured(backbone, quality, measured)
     before = backbone.spec
-    if level_light and not before.levels_light:
+    if normalise_illumination and not before.normalises_illumination:
         # Measured on features of faces as they were.
-        backbone.spec = replace(before, levels_light=True, centre=None, cosine_statistics=None)
-    if context is not None:
-        backbone.set_context(context)
+        backbone.spec = replace(before, normalises_illumination=True, centre=None, cosine_statistics=None)
+    if auxiliary is not None:
+        backbone.set_auxiliary(auxiliary)
     if aggregator is not None and backbone.spec != before:
         raise InputError(
-            f"{path}: --level_light and --context change every feature, and its aggregator was trained on "
+            f"{path}: --normalise_illumination and --auxiliary change every feature, and its aggregator was "
+            "trained on "
             "those of now. Convert a backbone, then train an aggregator for it."
         )
-    if backbone.spec.context_size > before.context_size:
+    if backbone.spec.auxiliary_size > before.auxiliary_size:
         # It may not drop so much.
-        backbone.context_layer()
+        backbone.auxiliary_layer()
     parts = None if aggregator is None else (aggregator.name, aggregator.options, aggregator.module)
     save_model(out, backbone, parts, about)
     name = f"{aggregator.name if aggregator else 'none'}{fit}"
@@ -148,7 +149,7 @@ def extract_aggregator(
     about = {"licence": licence or NOT_STATED, **_people(stored.about)}
     save_aggregator(out, backbone, (found.name, found.options, found.module), about)
     size = sum(parameter.numel() for parameter in found.module.parameters())
-    light = "of faces levelled in light" if backbone.spec.levels_light else "of faces as they are"
+    light = "of faces levelled in light" if backbone.spec.normalises_illumination else "of faces as they are"
     return (
         f"{out}: {found.name}, {size:,} parameters as float16\n"
         f"  for features of {backbone.spec.name}, {light}; weights {weights_digest(backbone)[:16]}\n"
@@ -177,8 +178,8 @@ def _written_text(out: Path, spec: BackboneSpec, kind: str, aggregator: str, abo
 
 
 def _values_text(spec: BackboneSpec) -> str:
-    own = f"{spec.with_context(0).embedding_size} values"
-    return f"{own} and {spec.context_size} of context" if spec.context_size else own
+    own = f"{spec.with_auxiliary(0).embedding_size} values"
+    return f"{own} and {spec.auxiliary_size} auxiliary values" if spec.auxiliary_size else own
 
 
 def _people(about: Mapping[str, str]) -> dict[str, str]:
@@ -200,7 +201,7 @@ def _norm_text(is_quality: bool | None) -> str:
 
 def _pixels_text(spec: BackboneSpec) -> str:
     done = preprocessing(spec, alignment="", flip="", precision="")
-    light = "light levelled, " if spec.levels_light else ""
+    light = "light levelled, " if spec.normalises_illumination else ""
     template = ", of a template of its own" if spec.template else ""
     pixels = f"{light}pixels {done['pixel_scale']}, side {spec.image_size}{template}"
     return f"colours {done['colour_order']}, {pixels}"

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim
 
-from backbones.spec import with_context
+from backbones.spec import with_auxiliary
 from coreset.aggregator import SetAttention
 from coreset.sets import unit_and_norm
 from net import Backbone
@@ -69,7 +69,8 @@ class PaddedAggregator(nn.Module):
                     setattr(module, name, _FoldedAttention(child))
 
     def forward(self, features: Tensor, norms: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Unit embeddings (B, D), without context, their norms (B,) before, and picks (B, K), -1 where none.
+        """Unit embeddings (B, D), without auxiliary values, their norms (B,) before, and picks (B, K), -1
+        where none.
 
         Args:
             features: (B, T, D) float32, unit rows.
@@ -151,9 +152,9 @@ def export_backbone(backbone: Backbone, path: Path) -> Exported:
     std; outputs `embedding` (N, D), unit rows, and `norm` (N,). `weights.load_backbone` reads it back. A
     centre is subtracted in the graph, so the metadata have none.
     """
-    if backbone.spec.context_size:
+    if backbone.spec.auxiliary_size:
         # A constant of the graph.
-        backbone.context_layer()
+        backbone.auxiliary_layer()
     side = backbone.spec.image_size
     images = backbone.spec.normalise(torch.randint(0, 256, (3, 3, side, side), dtype=torch.uint8))
     names = ("images",), ("embedding", "norm")
@@ -166,14 +167,14 @@ def export_backbone(backbone: Backbone, path: Path) -> Exported:
 def export_aggregator(aggregator: PaddedAggregator, path: Path, metadata: Mapping[str, str]) -> Exported:
     """Writes an aggregator; inputs and outputs are those of `PaddedAggregator.forward`, by their names."""
     inner: Any = aggregator.aggregator
-    checked = [_sets(inner.embedding_size, getattr(inner, "context_size", 0), noise) for noise in _NOISE]
+    checked = [_sets(inner.embedding_size, getattr(inner, "auxiliary_size", 0), noise) for noise in _NOISE]
     sets, faces = Dim("sets"), Dim("faces")
     shapes = {name: {0: sets, 1: faces} for name in checked[0]}
     names = tuple(checked[0]), ("embedding", "norm", "picks")
     return _export(aggregator, checked, names, shapes, path, metadata)
 
 
-def _sets(embedding_size: int, context_size: int, noise: float) -> dict[str, Tensor]:
+def _sets(embedding_size: int, auxiliary_size: int, noise: float) -> dict[str, Tensor]:
     """Sets as a backbone gives them: an identity and `noise` times as much of something else in each face, a
     third of which come again nearly the same; a set of copies, one of one face, one of none.
     """
@@ -183,12 +184,12 @@ def _sets(embedding_size: int, context_size: int, noise: float) -> dict[str, Ten
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)
 
-    own = embedding_size - context_size
+    own = embedding_size - auxiliary_size
     faces = draw(len(sizes), 1, own) + noise * draw(len(sizes), 30, own)
     faces[:, 1::3] = faces[:, ::3] + 1e-3 * noise * draw(len(sizes), 10, own)
     features = F.normalize(faces, dim=-1)
-    if context_size:
-        features = with_context(features, draw(len(sizes), 30, context_size))
+    if auxiliary_size:
+        features = with_auxiliary(features, draw(len(sizes), 30, auxiliary_size))
     features[4] = features[4, :1]
     norms = 5 + 20 * torch.rand(len(sizes), 30, generator=generator)
     return {"features": features, "norms": norms, "mask": torch.arange(30) < sizes.unsqueeze(1)}

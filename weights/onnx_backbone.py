@@ -60,13 +60,13 @@ class OnnxBackbone(Backbone):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """See the base class; always float32."""
         embedding, norm = unit_and_norm(self.features(images))
-        return centred(embedding, self.spec.centre, self.spec.context_size), norm.unsqueeze(1)
+        return centred(embedding, self.spec.centre, self.spec.auxiliary_size), norm.unsqueeze(1)
 
-    def set_context(self, size: int) -> None:
+    def set_auxiliary(self, size: int) -> None:
         """See the base class. InputError: another size than the graph has."""
-        if size != self.spec.context_size:
+        if size != self.spec.auxiliary_size:
             raise InputError(
-                f"asked for {size} values of context, and an ONNX graph of {self.spec.context_size} cannot "
+                f"asked for {size} auxiliary values, and an ONNX graph of {self.spec.auxiliary_size} cannot "
                 "be changed. Give the weights it was made from."
             )
 
@@ -135,7 +135,7 @@ def read_onnx(
         spec = replace(asked, norm_is_quality=None)
     if spec is None:
         spec = _stated_spec(path, size, side, stated)
-    for told in (spec, asked.with_context(spec.context_size) if asked else spec):
+    for told in (spec, asked.with_auxiliary(spec.auxiliary_size) if asked else spec):
         if told.embedding_size != size:
             fitting = [name for name, each in BACKBONES.items() if each.embedding_size == size]
             raise InputError(

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.serialization import safe_globals
 
+from backbones.spec import with_current_names
 from runtime.errors import InputError
 from runtime.files import utf8_path
 from runtime.json_files import parse_json
@@ -208,8 +209,12 @@ def _read_safetensors(path: Path) -> Stored:
     if "aggregator_name" in about:
         where = f"{path}: its metadata, aggregator_options: expected an object"
         options = parse_json(about.get("aggregator_options", "{}"), where)
-        aggregator = about["aggregator_name"], options
+        aggregator = about["aggregator_name"], _current(options)
     return Stored(path, state, about if "architecture" in about else None, aggregator, about)
+
+
+def _current(options: object) -> object:
+    return with_current_names(options) if isinstance(options, Mapping) else options
 
 
 def _read_torch(path: Path, allow_pickle: bool) -> Stored:
@@ -233,7 +238,7 @@ def _read_torch(path: Path, allow_pickle: bool) -> Stored:
         return Stored(path, dict(state))
     aggregator = None
     if "aggregator_name" in checkpoint:
-        aggregator = checkpoint["aggregator_name"], checkpoint.get("aggregator_options")
+        aggregator = checkpoint["aggregator_name"], _current(checkpoint.get("aggregator_options"))
     about = {TRAINED_SUBJECTS: checkpoint[TRAINED_SUBJECTS]} if TRAINED_SUBJECTS in checkpoint else {}
     built_with = checkpoint.get(_HYPER_PARAMETERS)
     values = dict(built_with) if isinstance(built_with, Mapping) else {}

@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from backbones.spec import BackboneSpec
+from backbones.spec import BackboneSpec, with_current_names
 from net import BACKBONES
 from runtime.errors import InputError
 from runtime.json_files import parse_json
@@ -30,7 +30,8 @@ def spec_in(path: Path, stored: object) -> BackboneSpec | None:
         return None
     if not isinstance(stored, Mapping):
         raise InputError(f"{path}: backbone_spec must be a dictionary, found {described(stored)}.")
-    values = _of_texts(path, stored) if "architecture" in stored else dict(stored)
+    stored = with_current_names(stored)
+    values = _of_texts(path, stored) if "architecture" in stored else stored
     name = values.get("name")
     if not isinstance(name, str) or name not in (*BACKBONES, ONNX):
         raise InputError(f"{path}: holds a backbone {name!r}, which is none of {', '.join(BACKBONES)}.")
@@ -39,9 +40,9 @@ def spec_in(path: Path, stored: object) -> BackboneSpec | None:
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     built = BACKBONES.get(spec.name, spec)
-    own = spec.with_context(0).embedding_size
+    own = spec.with_auxiliary(0).embedding_size
     # What ONNX graphs take they say themselves.
-    if (own, spec.image_size) != (built.with_context(0).embedding_size, built.image_size):
+    if (own, spec.image_size) != (built.with_auxiliary(0).embedding_size, built.image_size):
         raise InputError(
             f"{path}: its {spec.name} has {own} values for {spec.image_size} pixels; "
             f"expected {built.embedding_size} values for {built.image_size} pixels, as {spec.name} is built."

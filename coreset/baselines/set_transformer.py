@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from backbones.spec import split_context
+from backbones.spec import split_auxiliary
 from coreset.layers import (
     Attention,
     Described,
@@ -30,7 +30,7 @@ class SetTransformer(LearnedAggregator):
     The paper knows no faces. Chosen: unit feature and log norm make a token; of the seed's attention come
     both the weights of the faces, mean over heads, and the pooled token, whose output is added to their
     weighted sum, at zero to begin with. A descriptor from the output alone would have to learn the embedding
-    anew. Where features have context behind the embedding (`net.Backbone`), tokens read it, and a
+    anew. Where features have auxiliary values behind the embedding (`net.Backbone`), tokens read it, and a
     descriptor's is zero.
     """
 
@@ -41,10 +41,10 @@ class SetTransformer(LearnedAggregator):
         inducing_points: int = 16,
         width: int = 128,
         num_heads: int = 4,
-        context_size: int = 0,
+        auxiliary_size: int = 0,
         quality: str = "norm",
     ) -> None:
-        super().__init__(embedding_size, context_size, quality)
+        super().__init__(embedding_size, auxiliary_size, quality)
         check_heads("set_transformer", width, num_heads)
         if inducing_points < 0:
             raise InputError(
@@ -64,12 +64,12 @@ class SetTransformer(LearnedAggregator):
         self.keys = nn.Linear(width, width)
         self.values = nn.Linear(width, width)
         self.after_seed = nn.LayerNorm(width)
-        self.output = starting_at_zero(hidden_layers(width, width, embedding_size - context_size))
+        self.output = starting_at_zero(hidden_layers(width, width, embedding_size - auxiliary_size))
 
     def _describe(self, features: Tensor, norms: Tensor, mask: Tensor) -> Described:
-        features, context = split_context(features, self.context_size)
+        features, auxiliary = split_auxiliary(features, self.auxiliary_size)
         D = features.shape[-1]
-        tokens = self.token(torch.cat([features * D**0.5, log_norms(norms).unsqueeze(2), context], dim=2))
+        tokens = self.token(torch.cat([features * D**0.5, log_norms(norms).unsqueeze(2), auxiliary], dim=2))
         for block in self.blocks:
             tokens = block(tokens, mask)
         # PMA by hand, as its weights are wanted: one query has T of them.

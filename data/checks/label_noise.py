@@ -68,7 +68,7 @@ class LabelLimits:
 
 
 @dataclass(frozen=True)
-class Misplaced:
+class Mislabelled:
     """An image nearer to subject `other` (cosine `to_other`) than to the rest of its own (`to_own`)."""
 
     image: int
@@ -91,7 +91,7 @@ class LabelFindings:
     """All findings, the most striking first.
 
     Attributes:
-        misplaced: images that are probably of somebody else; of subjects with two images or more.
+        mislabelled: images that are probably of somebody else; of subjects with two images or more.
         same_person: pairs of subjects.
         duplicates: pairs of images of one subject.
         duplicates_across: pairs of images of two subjects; None where there are more images than
@@ -99,7 +99,7 @@ class LabelFindings:
         single: subjects with one image, of which nothing can be said but whom they are like.
     """
 
-    misplaced: list[Misplaced]
+    mislabelled: list[Mislabelled]
     same_person: list[SamePair]
     duplicates: list[SamePair]
     duplicates_across: list[SamePair] | None
@@ -111,7 +111,7 @@ def check_labels(features: Floats, labels: Ints, limits: LabelLimits | None = No
 
     A subject is the mean of its images' unit features; an image is compared with the mean of the others of
     its subject, copies of it left out, so that it does not vouch for itself. Where two subjects are one
-    person, their images are not misplaced: they are told as a pair of subjects.
+    person, their images are not mislabelled: they are told as a pair of subjects.
 
     Args:
         features: (N, D) unit rows, one an image.
@@ -140,7 +140,7 @@ def check_labels(features: Floats, labels: Ints, limits: LabelLimits | None = No
             num_others[image] -= 1
     across = _across(features, labels, limits) if len(features) <= MOST_COMPARED else None
     return LabelFindings(
-        misplaced=_misplaced(features, labels, _unit(sums), _Others(others, num_others), same, limits),
+        mislabelled=_mislabelled(features, labels, _unit(sums), _Others(others, num_others), same, limits),
         same_person=same,
         duplicates=within,
         duplicates_across=across,
@@ -156,14 +156,14 @@ class _Others:
     counts: Ints
 
 
-def _misplaced(
+def _mislabelled(
     features: Floats,
     labels: Ints,
     centres: Floats,
     others: _Others,
     same: list[SamePair],
     limits: LabelLimits,
-) -> list[Misplaced]:
+) -> list[Mislabelled]:
     own = (features * _unit(others.sums)).sum(axis=1)
     alike: dict[int, list[int]] = {}
     for pair in same:
@@ -179,7 +179,7 @@ def _misplaced(
         best = near[np.arange(len(near)), other]
         wrong = (best - own[part] > limits.lead) & (others.counts[part] > 0)
         found += [
-            Misplaced(part.start + row, int(other[row]), float(own[part.start + row]), float(best[row]))
+            Mislabelled(part.start + row, int(other[row]), float(own[part.start + row]), float(best[row]))
             for row in np.flatnonzero(wrong).tolist()
         ]
     return sorted(found, key=lambda each: (each.to_own - each.to_other, each.image))

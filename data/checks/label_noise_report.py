@@ -61,7 +61,7 @@ def findings_text(findings: LabelFindings, subjects: int, images: int) -> str:
     across = findings.duplicates_across
     lines = [
         f"labels   {images:,} images of {subjects:,} subjects were compared:",
-        f"  {len(findings.misplaced):>6,} images are nearer to another subject than to their own",
+        f"  {len(findings.mislabelled):>6,} images are nearer to another subject than to their own",
         f"  {len(findings.same_person):>6,} pairs of subjects look like one person under two names",
         f"  {len(findings.duplicates):>6,} pairs of images of one subject are duplicates or nearly so",
         "         duplicates under two names were not sought, there are too many images"
@@ -75,10 +75,10 @@ def findings_text(findings: LabelFindings, subjects: int, images: int) -> str:
 
 def _csv(faces: CheckedFaces, findings: LabelFindings) -> str:
     rows: list[Sequence[object]] = [_HEAD]
-    for number, each in enumerate(findings.misplaced, start=1):
+    for number, each in enumerate(findings.mislabelled, start=1):
         first, other = faces.name(each.image), faces.subjects[each.other]
         rows.append(
-            ["misplaced", number, first, other, f"{each.to_other:.4f}", f"{each.to_own:.4f}"],
+            ["mislabelled", number, first, other, f"{each.to_other:.4f}", f"{each.to_own:.4f}"],
         )
     for kind, pairs, name in (
         ("same_person", findings.same_person, lambda subject: faces.subjects[subject]),
@@ -106,10 +106,10 @@ def _sheets(faces: CheckedFaces, findings: LabelFindings) -> list[tuple[str, lis
 
     return [
         (
-            "misplaced",
+            "mislabelled",
             [
                 [[each.image], some(int(faces.labels[each.image]), each.image), some(each.other)]
-                for each in findings.misplaced[:_MOST_ROWS]
+                for each in findings.mislabelled[:_MOST_ROWS]
             ],
         ),
         (

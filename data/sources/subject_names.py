@@ -55,7 +55,7 @@ def match_names(listed: Collection[str], subjects: Iterable[str], where: str, da
     Args:
         listed: from `read_names`.
         subjects: names in the data.
-        where: what messages call the list, such as '--without_subjects FILE'.
+        where: what messages call the list, such as '--exclude_subjects FILE'.
         data: what messages call the data.
 
     Raises:

@@ -59,18 +59,18 @@ def train_subset(source: FaceSource, spec: str | None, seed: int) -> tuple[FaceS
 
 
 def kept_subjects(name: str, subjects: list[str], path: str) -> tuple[list[str], str]:
-    """The subjects that the file of `--without_subjects` does not name, and a sentence that says so.
+    """The subjects that the file of `--exclude_subjects` does not name, and a sentence that says so.
 
     Raises:
         InputError: as `read_names`, the file names nobody in the data, or fewer than two subjects are left;
             `name` is that of the data.
     """
     listed = read_names(Path(path))
-    matches = match_names(listed, subjects, f"--without_subjects {path}", name)
+    matches = match_names(listed, subjects, f"--exclude_subjects {path}", name)
     kept = [subject for subject in subjects if subject not in matches.subjects]
     if len(kept) < 2:
         raise InputError(
-            f"{name}: --without_subjects {path} leaves {len(kept)} of {len(subjects):,} subjects, and "
+            f"{name}: --exclude_subjects {path} leaves {len(kept)} of {len(subjects):,} subjects, and "
             "training takes two or more. Name fewer."
         )
     left_out = len(subjects) - len(kept)
@@ -80,7 +80,7 @@ def kept_subjects(name: str, subjects: list[str], path: str) -> tuple[list[str],
     )
 
 
-def without_subjects(source: FaceSource, path: str) -> tuple[FaceSource, str]:
+def exclude_subjects(source: FaceSource, path: str) -> tuple[FaceSource, str]:
     """`source` without the subjects that `kept_subjects` leaves out, and its sentence.
 
     Raises:
@@ -106,13 +106,13 @@ def with_enough_images(source: FaceSource, fewest: int) -> tuple[FaceSource, str
         if len(counts) - few < 2:
             raise InputError(
                 f"{source.name}: {few:,} of {len(counts):,} subjects have fewer than {fewest} images "
-                "(--fewest_images), and training takes two subjects or more. Ask for fewer images."
+                "(--min_images_per_subject), and training takes two subjects or more. Ask for fewer images."
             )
         return select(source, kept), f"{few:,} subjects of fewer than {fewest} images are left out"
     if single:
         return source, (
             f"{single:,} subjects have one image: others are told from them, they are never held out; "
-            "--fewest_images 2 leaves them out"
+            "--min_images_per_subject 2 leaves them out"
         )
     return source, ""
 

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from coreset.two_identity_split import TwoPeople
+from coreset.two_identity_split import TwoIdentitySplit
 from evaluation.metrics.bootstrap import PairBootstrap, ProbeBootstrap, difference_interval95, rate_interval95
 from evaluation.metrics.identification import PublishedHelperRates, Search, published_helper_rates, search
 from evaluation.metrics.rates import TpirAtFpir, cmc_of, rate_key, tpir_at_fpir_of
@@ -173,7 +173,7 @@ def evaluate_ijb(
     *,
     detector_scores: Floats | None = None,
     cohort: Cohort | None = None,
-    two_people: float | None = None,
+    two_identity_split: float | None = None,
     replicates: int = 200,
     published_helper: bool = False,
     device: torch.device | str = "cpu",
@@ -188,8 +188,8 @@ def evaluate_ijb(
         rules: what is done to faces first.
         detector_scores: (N,); needed where the rules use them, or an aggregator whose quality they are.
         cohort: scores are normalised with its people; None: they are cosines.
-        two_people: limit of `coreset.two_identity_split.TwoPeople`; None: each template has one descriptor.
-        replicates: draws of subjects for the intervals; 0 gives none.
+        two_identity_split: limit of `coreset.two_identity_split.TwoIdentitySplit`; None: each template has
+        one descriptor. replicates: draws of subjects for the intervals; 0 gives none.
         published_helper: also the published 1:N helper's own rates, which are not FPIR.
         device: where aggregators work.
 
@@ -198,7 +198,7 @@ def evaluate_ijb(
     """
     if cohort is not None and detector_scores is not None:
         raise InputError("detector scores are used, and the cohort's faces have none.")
-    if two_people is not None and published_helper:
+    if two_identity_split is not None and published_helper:
         raise InputError("the published 1:N helper compares single descriptors, and not those of two people.")
     found, pairs = IjbFigures(), protocol.pairs
     with found.timed("prepare"):
@@ -209,7 +209,9 @@ def evaluate_ijb(
     drawn: dict[str, NDArray[np.float64]] = {}
     for name, aggregator in aggregators.items():
         with found.timed(f"aggregate {name}"):
-            describer = aggregator if two_people is None else TwoPeople(aggregator, two_people)
+            describer = (
+                aggregator if two_identity_split is None else TwoIdentitySplit(aggregator, two_identity_split)
+            )
             faces = features, norms, groups, device
             described = describe_templates(describer, *faces, detector_scores=scores).embedding
             normalisation = None if cohort is None else normalised_with(aggregator, cohort, rules, device)
@@ -234,7 +236,7 @@ def evaluate_ijb(
             galleries,
             helper,
             of_strata,
-            None if two_people is None else _share_of_two_people(described),
+            None if two_identity_split is None else _share_of_two_people(described),
         )
         if len(found.aggregators) == 1:
             # They say of the pair list more than of the aggregator: once is enough.

@@ -125,8 +125,8 @@ def describe_templates(
     needs about 0.2 GiB at 512 values a face, whatever their number.
 
     Args:
-        aggregator: of `coreset.AGGREGATORS`, or a `TwoPeople`; put on `device` and into evaluation mode.
-        features: (N, D) unit rows, any floating type; may be memory-mapped.
+        aggregator: of `coreset.AGGREGATORS`, or a `TwoIdentitySplit`; put on `device` and into evaluation
+        mode. features: (N, D) unit rows, any floating type; may be memory-mapped.
         norms: (N,).
         groups: rows of these features.
         device: where the aggregator works.

@@ -63,7 +63,7 @@ def args(tmp_path: Path, data: Dataset, monkeypatch: pytest.MonkeyPatch) -> Name
         "data_root": data.root,
         "dataset_name": data.name,
         "judge_features": judged,
-        "judged_subjects": tmp_path / "subjects.txt",
+        "evaluated_subjects": tmp_path / "subjects.txt",
         "out": tmp_path / "out",
     }
     words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
@@ -198,7 +198,7 @@ def test_every_trained_aggregator_and_every_pooling_is_a_row() -> None:
 
 
 def test_the_budget_is_the_same_for_all(args: Namespace, tmp_path: Path) -> None:
-    args.judged_subjects.write_text("trained_3\n")
+    args.evaluated_subjects.write_text("trained_3\n")
 
     def flag(command: list[str], name: str) -> str:
         return command[command.index(f"--{name}") + 1]
@@ -209,32 +209,32 @@ def test_the_budget_is_the_same_for_all(args: Namespace, tmp_path: Path) -> None
         command = rivals.training_flags(args, rival, 7, tmp_path)
         if rival.preset == "good":
             # The preset's strangers are the affair of the rows that are named so.
-            assert (float(flag(command, "share_foreign_faces")) > 0) == ("_foreign" in name)
+            assert (float(flag(command, "impostor_face_prob")) > 0) == ("_foreign" in name)
         assert flag(command, "epoch_items") == "16"
         assert flag(command, "epochs") == "2"
         assert flag(command, "seed") == "7"
         assert flag(command, "aggregator") == rival.aggregator
         # Who is judged is never trained on.
-        assert flag(command, "without_subjects") == str(args.judged_subjects)
+        assert flag(command, "exclude_subjects") == str(args.evaluated_subjects)
     sab = rivals.training_flags(args, rivals.RIVALS["set_transformer_sab"], 7, tmp_path)
     # A list that names none of the subjects would be refused.
-    args.judged_subjects.write_text("judged_1\n")
-    assert "--without_subjects" not in rivals.training_flags(args, rivals.RIVALS["nan"], 7, tmp_path)
+    args.evaluated_subjects.write_text("judged_1\n")
+    assert "--exclude_subjects" not in rivals.training_flags(args, rivals.RIVALS["nan"], 7, tmp_path)
     assert sab[-2:] == ["--aggregator_options", "inducing_points=0"]
 
 
 def test_the_row_of_the_paper_is_its_recipe_but_for_the_budget(args: Namespace, tmp_path: Path) -> None:
-    args.judged_subjects.write_text("trained_3\n")
+    args.evaluated_subjects.write_text("trained_3\n")
     command = rivals.training_flags(args, rivals.RIVALS["coreset_published"], 7, tmp_path)
     row = resolve(vars(main.flags().parse_args(command)), None).to_dict()
     paper = resolve({"features": row["features"], "preset": "published"}, None).to_dict()
     budget = {"batch_size", "epochs", "epoch_items"}
     differing = {name for name in row if row[name] != paper[name]}
-    assert differing == budget | {"seed", "out", "without_subjects"}
+    assert differing == budget | {"seed", "out", "exclude_subjects"}
 
 
 def test_flags_and_data_that_cannot_be_used_are_refused(args: Namespace) -> None:
-    args.steps, args.batch_size, args.judged_subjects = 5, 7, Path("nowhere.txt")
+    args.steps, args.batch_size, args.evaluated_subjects = 5, 7, Path("nowhere.txt")
     with pytest.raises(InputError) as error:
         rivals.compare(args, rivals.RIVALS)
     for part in ("multiple of --epochs 2", "expected an even number", "no such file"):
@@ -301,7 +301,7 @@ def test_with_a_cohort_rates_and_their_draws_are_of_its_scores(args: Namespace, 
     place = (args.data_root, args.dataset_name, args.judge_features)
     module = build_aggregator("norm_weighted", {})
     plain = Judge.of(read_judged(*place), 50).figures("norm_weighted", module)
-    judged = read_judged(*place, args.features, args.judged_subjects, method)
+    judged = read_judged(*place, args.features, args.evaluated_subjects, method)
     found = Judge.of(judged, 50).figures("norm_weighted", module)
     assert found["tar"] != plain["tar"]
     # The draws are of the same scores as the rates: they lie around them.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from backbones.spec import with_context
+from backbones.spec import with_auxiliary
 from coreset import AGGREGATORS, FaceSets, build_aggregator
 from coreset.layers import LearnedAggregator
 from runtime.errors import InputError
@@ -41,8 +41,8 @@ def random_sets(sizes: list[int], seed: int = 0, module: nn.Module | None = None
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(sum(sizes), D, generator=generator, dtype=torch.float64)
     norms = 5 + 30 * torch.rand(sum(sizes), generator=generator, dtype=torch.float64)
-    own = D - getattr(module, "context_size", 0)
-    joined = with_context(F.normalize(features[:, :own], dim=1), features[:, own:])
+    own = D - getattr(module, "auxiliary_size", 0)
+    joined = with_auxiliary(F.normalize(features[:, :own], dim=1), features[:, own:])
     return FaceSets(joined, norms, torch.tensor([0, *sizes]).cumsum(0))
 
 
@@ -229,7 +229,7 @@ def weighted_coreset_twin(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
 
 def padded_twin(module: nn.Module, vector: Tensor) -> Tensor:
     """In training as long as a feature."""
-    return torch.cat([vector, vector.new_zeros(module.context_size)]) if module.training else vector
+    return torch.cat([vector, vector.new_zeros(module.auxiliary_size)]) if module.training else vector
 
 
 def farthest_twin(near: list[list[float]], worth_of: Tensor, count: int, gamma: float) -> list[int]:
@@ -247,9 +247,9 @@ def farthest_twin(near: list[list[float]], worth_of: Tensor, count: int, gamma: 
 
 
 def split_twin(module: nn.Module, f: Tensor) -> tuple[Tensor, Tensor]:
-    own = f[:, : D - module.context_size]
+    own = f[:, : D - module.auxiliary_size]
     length = torch.stack([face.square().sum().sqrt() for face in own])[:, None]
-    return (own / length if module.context_size else own), f[:, own.shape[1] :] / length / 0.005
+    return (own / length if module.auxiliary_size else own), f[:, own.shape[1] :] / length / 0.005
 
 
 def scaled(shares: Tensor, f: Tensor, r: Tensor) -> Tensor:
@@ -283,8 +283,8 @@ TWINS: dict[str, tuple[str, dict[str, object], Twin]] = {
     "set_transformer, SAB": ("set_transformer", {"inducing_points": 0}, set_transformer_twin),
     "learned_map": ("learned_map", {}, learned_map_twin),
     "weighted_coreset": ("weighted_coreset", {}, weighted_coreset_twin),
-    "set_transformer, context": ("set_transformer", {"context_size": 4}, set_transformer_twin),
-    "weighted_coreset, context": ("weighted_coreset", {"context_size": 4}, weighted_coreset_twin),
+    "set_transformer, context": ("set_transformer", {"auxiliary_size": 4}, set_transformer_twin),
+    "weighted_coreset, context": ("weighted_coreset", {"auxiliary_size": 4}, weighted_coreset_twin),
 }
 every_twin = pytest.mark.parametrize("case", TWINS)
 
@@ -331,7 +331,7 @@ def test_gradients_equal_the_twins(case: str) -> None:
 
 @pytest.mark.parametrize("name", ["weighted_coreset", "set_transformer"])
 def test_descriptors_hold_no_context_but_in_training_zeros_in_its_place(name: str) -> None:
-    module = build(name, context_size=4)
+    module = build(name, auxiliary_size=4)
     found = module(random_sets([3, 1], module=module))
     assert found.embedding.shape == (2, D - 4)
     module.train()
@@ -405,7 +405,7 @@ def test_a_copied_face_is_counted_once_as_a_pick_and_as_a_part() -> None:
         ("proxy_fusion", {"dropout": 1.0}, "dropout 1.0 must be"),
         ("set_transformer", {"inducing_points": -1}, "inducing_points -1"),
         ("set_transformer", {"num_heads": 3}, "width 128 must be a positive multiple of num_heads 3"),
-        ("weighted_coreset", {"context_size": 16}, "context_size 16 must be in 0..15"),
+        ("weighted_coreset", {"auxiliary_size": 16}, "auxiliary_size 16 must be in 0..15"),
         ("weighted_coreset", {"gamma": -1.0}, "gamma -1.0 must be in 0..8"),
         ("weighted_coreset", {"coreset_size": 0}, "coreset_size 0"),
     ],

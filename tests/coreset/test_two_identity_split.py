@@ -10,7 +10,7 @@ from torch import Tensor
 
 from coreset import FaceSets, build_aggregator
 from coreset import sets as sets_module
-from coreset.two_identity_split import TwoPeople, second_part
+from coreset.two_identity_split import TwoIdentitySplit, second_part
 
 D = 16
 
@@ -59,7 +59,7 @@ def test_each_of_two_people_is_described_alone(name: str, monkeypatch: pytest.Mo
     options = {"embedding_size": D} if "coreset" in name else {"quality": quality} if quality else {}
     aggregator = build_aggregator(name, options).eval()
     sets = people_sets(SETS)
-    found = TwoPeople(aggregator)(sets)
+    found = TwoIdentitySplit(aggregator)(sets)
     plain = aggregator(sets)
     assert found.embedding.shape == (5, 2, D)
     for field in ("norm", "picks", "weights"):
@@ -78,7 +78,7 @@ def test_a_set_is_two_people_below_the_limit_alone() -> None:
     pair = torch.stack([torch.eye(D)[0], np.cos(angle) * torch.eye(D)[0] + np.sin(angle) * torch.eye(D)[1]])
     sets = FaceSets.dense(pair.unsqueeze(0), torch.full((1, 2), 20.0))
     for limit, apart in ((-1.0, False), (0.36, False), (0.37, True)):
-        found = TwoPeople(build_aggregator("mean", {}), limit)(sets).embedding[0]
+        found = TwoIdentitySplit(build_aggregator("mean", {}), limit)(sets).embedding[0]
         assert torch.equal(found[0], found[1]) is not apart
 
 
@@ -91,10 +91,10 @@ def test_several_strangers_and_faces_of_zero_norm_are_no_person() -> None:
         norms = torch.cat([one.norms, torch.full((8,), 19.0)])
         sets = FaceSets(torch.cat([one.features, others]), norms, torch.tensor([0, 14]))
         assert second_part(sets).tolist() == [False] * 6 + [True] * 8
-        found = TwoPeople(aggregator)(sets).embedding[0]
+        found = TwoIdentitySplit(aggregator)(sets).embedding[0]
         assert torch.equal(found[0], found[1]) is not apart
     pair = FaceSets.dense(torch.eye(D)[:2].unsqueeze(0), torch.zeros(1, 2))
-    found = TwoPeople(aggregator)(pair).embedding
+    found = TwoIdentitySplit(aggregator)(pair).embedding
     assert torch.equal(found[0, 0], found[0, 1])
 
 
@@ -106,7 +106,7 @@ def test_the_order_of_faces_and_copies_of_them_change_nothing() -> None:
     assert torch.equal(second_part(moved), found[order])
     copies = torch.full((7, D), D**-0.5)
     same = FaceSets(copies, torch.full((7,), 9.0), torch.tensor([0, 7]))
-    described = TwoPeople(build_aggregator("mean", {}))(same).embedding[0]
+    described = TwoIdentitySplit(build_aggregator("mean", {}))(same).embedding[0]
     torch.testing.assert_close(described, copies[:2])
 
 

@@ -103,7 +103,7 @@ CHANGES = {
     "weights": "backbone_sha256",
     "channel_order": "colour_order",
     "mean": "pixel_scale",
-    "levels_light": "illumination_normalisation",
+    "normalises_illumination": "illumination_normalisation",
     "precision": "precision",
     "feature_type": "features",
     "swap_color_channel": "colours",
@@ -139,8 +139,8 @@ def test_all_that_changes_a_feature_is_another_store_and_another_run(
     if change == "weights":
         with torch.no_grad():
             next(backbone.parameters()).view(-1)[0] += 1e-3
-    elif change in ("channel_order", "mean", "levels_light"):
-        values = {"channel_order": "RGB", "mean": spec.mean + 1e-5, "levels_light": True}
+    elif change in ("channel_order", "mean", "normalises_illumination"):
+        values = {"channel_order": "RGB", "mean": spec.mean + 1e-5, "normalises_illumination": True}
         backbone.spec = BackboneSpec(**spec.to_dict() | {change: values[change]})
     elif change == "precision":
         cache = replace(cache, options=EmbedOptions(precision="bf16-mixed"))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from backbones.spec import with_context
+from backbones.spec import with_auxiliary
 from data.sampling.positions import Item, PositionSampler
 from data.sampling.views import Kind, ViewPlan
 from features.bank import FeatureBank, bank_of_rows, gathered, read_given
@@ -57,14 +57,14 @@ def image_of(bank: FeatureBank, rows: np.ndarray) -> np.ndarray:
 
 def test_the_same_seed_draws_the_same_rows_in_any_batch() -> None:
     bank = view_bank()
-    drawer = TemplateDrawer(bank, TemplateRecipe(share_wrong_media=0.3), seed=7)
+    drawer = TemplateDrawer(bank, TemplateRecipe(impostor_media_prob=0.3), seed=7)
     whole = drawer.batch(items(64))
-    again = TemplateDrawer(bank, TemplateRecipe(share_wrong_media=0.3), seed=7).batch(items(64))
+    again = TemplateDrawer(bank, TemplateRecipe(impostor_media_prob=0.3), seed=7).batch(items(64))
     assert torch.equal(whole.rows, again.rows)
     parts = [drawer.batch(items(64)[first : first + 8]) for first in range(0, 64, 8)]
     assert torch.equal(whole.rows, torch.cat([part.rows for part in parts]))
     for other in (
-        TemplateDrawer(bank, TemplateRecipe(share_wrong_media=0.3), seed=8).batch(items(64)),
+        TemplateDrawer(bank, TemplateRecipe(impostor_media_prob=0.3), seed=8).batch(items(64)),
         drawer.batch(items(64, epoch=1)),
     ):
         assert not np.array_equal(whole.rows[:50], other.rows[:50])
@@ -89,7 +89,7 @@ def test_rows_are_of_the_subject_whatever_the_views(style: str, views: int) -> N
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
 @pytest.mark.parametrize("style", ["media", "clips"])
 def test_wrong_media_are_as_many_as_asked(share: float, style: str) -> None:
-    bank, templates = drawn(TemplateRecipe(style=style, max_size=40, share_wrong_media=share))
+    bank, templates = drawn(TemplateRecipe(style=style, max_size=40, impostor_media_prob=share))
     wrong = 0
     for template in templates:
         subjects = bank.labels[image_of(bank, template.rows)]
@@ -105,7 +105,7 @@ def test_wrong_media_are_as_many_as_asked(share: float, style: str) -> None:
 
 @pytest.mark.parametrize("style", ["media", "clips"])
 def test_foreign_faces_are_scattered_and_each_is_a_medium(style: str) -> None:
-    recipe = TemplateRecipe(style=style, max_size=60, share_foreign_faces=0.4)
+    recipe = TemplateRecipe(style=style, max_size=60, impostor_face_prob=0.4)
     bank, templates = drawn(recipe)
     plain = drawn(TemplateRecipe(style=style, max_size=60))[1]
     spoiled, shares = 0, []
@@ -129,7 +129,7 @@ def test_foreign_faces_are_scattered_and_each_is_a_medium(style: str) -> None:
 
 
 def test_a_quarter_of_the_sets_are_those_of_a_gallery() -> None:
-    recipe = TemplateRecipe(share_wrong_media=1.0, share_foreign_faces=1.0)
+    recipe = TemplateRecipe(impostor_media_prob=1.0, impostor_face_prob=1.0)
     bank, templates = drawn(recipe)
     kinds = np.array(bank.plan.kinds)
     still = (Kind.PLAIN, Kind.FLIP, Kind.MODERATE)
@@ -170,7 +170,7 @@ def test_media_are_stills_and_clips_and_sizes_have_a_heavy_tail() -> None:
 
 
 def test_a_template_is_cut_off_at_its_largest_size() -> None:
-    _, templates = drawn(TemplateRecipe(max_size=7, share_wrong_media=1.0))
+    _, templates = drawn(TemplateRecipe(max_size=7, impostor_media_prob=1.0))
     assert max(len(template.rows) for template in templates) == 7
 
 
@@ -240,14 +240,14 @@ def test_clean_means_are_those_of_plain_views() -> None:
 def test_clean_means_leave_auxiliary_values_out() -> None:
     plain = view_bank()
     auxiliary = np.random.default_rng(5).standard_normal((len(plain.features), 3)).astype(np.float32) + 3
-    joined = with_context(torch.from_numpy(plain.features), torch.from_numpy(auxiliary)).numpy()
-    bank = replace(plain, features=joined, context_size=3)
+    joined = with_auxiliary(torch.from_numpy(plain.features), torch.from_numpy(auxiliary)).numpy()
+    bank = replace(plain, features=joined, auxiliary_size=3)
     assert np.allclose(bank.clean_means(), plain.clean_means(), atol=1e-6)
 
 
 def test_held_out_templates_share_no_image_and_no_stranger() -> None:
     bank = view_bank()
-    recipe = TemplateRecipe(share_wrong_media=1.0, paired=True)
+    recipe = TemplateRecipe(impostor_media_prob=1.0, paired=True)
     held_out = HeldOutFeatures(bank, recipe, seed=0, max_subjects=8)
     again = HeldOutFeatures(bank, recipe, seed=0, max_subjects=8)
     assert len(held_out) == 24
@@ -313,5 +313,5 @@ def test_what_holds_no_features_is_refused(tmp_path: Path) -> None:
 
 def test_recipes_out_of_range_are_refused() -> None:
     with pytest.raises(InputError) as fault:
-        TemplateRecipe(style="x", max_size=0, share_wrong_media=2)
+        TemplateRecipe(style="x", max_size=0, impostor_media_prob=2)
     assert len(str(fault.value).splitlines()) == 3

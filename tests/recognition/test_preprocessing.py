@@ -165,7 +165,7 @@ def test_stores_results_and_galleries_describe_the_preprocessing_alike(
 ) -> None:
     """With all that is not the default, so that nothing can be left out unseen."""
     model = load_model(bare_weights, flip="average", device="cpu")
-    spec = replace(model.spec, levels_light=True, mean=127.00001, channel_order="RGB")
+    spec = replace(model.spec, normalises_illumination=True, mean=127.00001, channel_order="RGB")
     backbone, model = model.backbone, replace(model, spec=spec)
     backbone.spec = spec
     options = EmbedOptions(flip="average")

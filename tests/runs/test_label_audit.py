@@ -138,7 +138,7 @@ def test_a_run_without_some_subjects_uses_the_views_of_all(
     made.clear()
     names = tmp_path / "judged.txt"
     names.write_text("s000\ns003\n")
-    fewer = given | {"without_subjects": str(names), "fewest_images": 2}
+    fewer = given | {"exclude_subjects": str(names), "min_images_per_subject": 2}
     run = training_run.build_run(resolve(fewer, None), None, processes=1)
     assert not {"s000", "s003", "s006"} & set(run.module._subjects)
     assert made == []
@@ -155,7 +155,7 @@ def test_given_features_are_checked_without_images(
     lengths = np.linalg.norm(features, axis=1)
     np.savez(tmp_path / "f.npz", features=features / lengths[:, None], norms=lengths, labels=labels)
     main.train({"features": str(tmp_path / "f.npz"), "held_out": 2.0, "batch_size": 4} | _run_flags(flags))
-    assert ("misplaced", "image 3 of subject 0", "5") in {
+    assert ("mislabelled", "image 3 of subject 0", "5") in {
         (row["kind"], row["first"], row["second"]) for row in findings(flags)
     }
     assert "label_check.csv" in capsys.readouterr().out
@@ -184,12 +184,12 @@ def test_subjects_that_will_be_judged_are_left_out(
     given = {name: value for name, value in request.getfixturevalue(kind).items() if name != "dry_run"}
     names = tmp_path / "judged.txt"
     names.write_text("s000\ns003\nnobody\n")
-    run = training_run.build_run(resolve(given | {"without_subjects": str(names)}, None), None, processes=1)
+    run = training_run.build_run(resolve(given | {"exclude_subjects": str(names)}, None), None, processes=1)
     assert not {"s000", "s003"} & set(run.module._subjects)
     assert any("2 subjects are left out, of 3 names" in line for line in run.lines)
     names.write_text("".join(f"s{number:03}\n" for number in range(100)))
-    with pytest.raises(InputError, match=r"--without_subjects .* leaves 0 of"):
-        training_run.build_run(resolve(given | {"without_subjects": str(names)}, None), None, processes=1)
+    with pytest.raises(InputError, match=r"--exclude_subjects .* leaves 0 of"):
+        training_run.build_run(resolve(given | {"exclude_subjects": str(names)}, None), None, processes=1)
 
 
 @pytest.mark.parametrize("kind", ["flags", "cached"])
@@ -197,11 +197,11 @@ def test_subjects_of_few_images_are_left_out_if_asked(kind: str, request: pytest
     given = {name: value for name, value in request.getfixturevalue(kind).items() if name != "dry_run"}
     run = training_run.build_run(resolve(given, None), None, processes=1)
     assert "s006" in run.module._subjects
-    run = training_run.build_run(resolve(given | {"fewest_images": 2}, None), None, processes=1)
+    run = training_run.build_run(resolve(given | {"min_images_per_subject": 2}, None), None, processes=1)
     assert "s006" not in run.module._subjects
     assert any("1 subjects of fewer than 2 images are left out" in line for line in run.lines)
-    with pytest.raises(InputError, match="--fewest_images"):
-        training_run.build_run(resolve(given | {"fewest_images": 5}, None), None, processes=1)
+    with pytest.raises(InputError, match="--min_images_per_subject"):
+        training_run.build_run(resolve(given | {"min_images_per_subject": 5}, None), None, processes=1)
 
 
 @pytest.mark.parametrize("kind", ["flags", "cached"])

@@ -32,7 +32,7 @@ PAPER = {
     **{"batch_size": 20, "epochs": 150, "lr_milestones": (20,), "lr_schedule": "milestones", "lr_gamma": 0.1},
     **{"lr": 1e-4, "gamma_lr": 1e-4, "weight_decay": 1e-3, "gradient_clip_val": 1.0, "sample_by": "image"},
     **{f"{kind}_augmentation_prob": 0.5 for kind in ("low_res", "crop", "photometric")},
-    **{"share_wrong_media": 0.0, "share_foreign_faces": 0.0, "share_virtual_subjects": 0.0},
+    **{"impostor_media_prob": 0.0, "impostor_face_prob": 0.0, "identity_mixup_prob": 0.0},
 }
 
 
@@ -80,10 +80,10 @@ def test_16_bit_is_a_precision() -> None:
         (PATH | {"crop_augmentation_prob": 1.5}, "a probability from 0 to 1"),
         (WEIGHTS | {"selection_temperature": 0.0}, "a number above 0"),
         (PATH | {"lr_milestones": (5, 3)}, "--lr_milestones 5,3"),
-        ({"features": "f", "share_virtual_subjects": 0.5}, "needs pairs of templates of one subject"),
-        ({"features": "f", "preset": "good", "contrast_weight": 0.0}, "or --share_virtual_subjects 0"),
-        (WEIGHTS | {"share_foreign_faces": 0.2}, "--share_foreign_faces needs features"),
-        ({"features": "f", "share_foreign_faces": 1.2}, "a probability from 0 to 1"),
+        ({"features": "f", "identity_mixup_prob": 0.5}, "needs pairs of templates of one subject"),
+        ({"features": "f", "preset": "good", "contrast_weight": 0.0}, "or --identity_mixup_prob 0"),
+        (WEIGHTS | {"impostor_face_prob": 0.2}, "--impostor_face_prob needs features"),
+        ({"features": "f", "impostor_face_prob": 1.2}, "a probability from 0 to 1"),
         (WEIGHTS | {"learn_temperature": True, "gamma_lr": 0.0}, "--gamma_lr 0.0: expected a number above 0"),
         (WEIGHTS | {"gamma": 0.5, "gamma_lr": 0.1}, "--gamma_lr has no effect"),
         (WEIGHTS | {"coreset_size": 1, "gamma_lr": 0.1}, "--gamma_lr has no effect"),

@@ -603,7 +603,7 @@ def test_from_the_command_to_a_table_of_strata(tmp_path: Path, capsys: pytest.Ca
             "out": str(tmp_path / "sets"),
             "name": "HARD",
             "protocol": str(tmp_path / "hard.json"),
-            "without_subjects": str(tmp_path / "trained.txt"),
+            "exclude_subjects": str(tmp_path / "trained.txt"),
         }
     )
     said = capsys.readouterr().out

@@ -7,10 +7,10 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 
-from backbones.spec import split_context, with_context
+from backbones.spec import split_auxiliary, with_auxiliary
 from coreset.sets import FaceSets
 from head import build_head
-from training.identity_mixup import with_virtual_subjects
+from training.identity_mixup import mix_identities
 
 D, S = 16, 6
 
@@ -29,7 +29,7 @@ def batch(pairs: int = 40) -> tuple[FaceSets, torch.Tensor, torch.Tensor]:
 
 def test_equals_its_slow_twin_one_face_at_a_time() -> None:
     sets, labels, means = batch()
-    moved, renamed, people = with_virtual_subjects(sets, labels, means, 0.5, seed=0)
+    moved, renamed, people = mix_identities(sets, labels, means, 0.5, seed=0)
     assert 10 < len(people) < 30
     torch.testing.assert_close(people.norm(dim=1), torch.ones(len(people)))
     for b in range(len(labels)):
@@ -44,32 +44,32 @@ def test_equals_its_slow_twin_one_face_at_a_time() -> None:
 
 def test_auxiliary_values_of_a_face_are_kept_bit_for_bit() -> None:
     sets, labels, means = batch()
-    joined = with_context(sets.features, torch.randn(sets.num_faces, 5) + 2)
-    plain, renamed, people = with_virtual_subjects(sets, labels, means, 0.5, seed=0)
-    moved, renamed_too, directions = with_virtual_subjects(
+    joined = with_auxiliary(sets.features, torch.randn(sets.num_faces, 5) + 2)
+    plain, renamed, people = mix_identities(sets, labels, means, 0.5, seed=0)
+    moved, renamed_too, directions = mix_identities(
         replace(sets, features=joined), labels, means, 0.5, seed=0
     )
     assert torch.equal(renamed, renamed_too)
     assert torch.equal(moved.features[:, D:], joined[:, D:])
-    torch.testing.assert_close(split_context(moved.features, 5)[0], plain.features)
-    torch.testing.assert_close(split_context(moved.features, 5)[1], split_context(joined, 5)[1])
+    torch.testing.assert_close(split_auxiliary(moved.features, 5)[0], plain.features)
+    torch.testing.assert_close(split_auxiliary(moved.features, 5)[1], split_auxiliary(joined, 5)[1])
     torch.testing.assert_close(moved.features.norm(dim=1), torch.ones(sets.num_faces))
     torch.testing.assert_close(directions, F.pad(people, (0, 5)))
 
 
 def test_autocast_changes_nothing() -> None:
     sets, labels, means = batch()
-    plain = with_virtual_subjects(sets, labels, means, 0.5, seed=0)
+    plain = mix_identities(sets, labels, means, 0.5, seed=0)
     sets, labels, means = batch()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        half = with_virtual_subjects(sets, labels, means, 0.5, seed=0)
+        half = mix_identities(sets, labels, means, 0.5, seed=0)
     assert torch.equal(half[2], plain[2])
     assert torch.equal(half[0].features, plain[0].features)
 
 
 def test_pairs_stay_pairs_and_each_new_one_is_somebody_else() -> None:
     sets, labels, means = batch()
-    moved, renamed, people = with_virtual_subjects(sets, labels, means, 0.5, seed=0)
+    moved, renamed, people = mix_identities(sets, labels, means, 0.5, seed=0)
     assert torch.equal(renamed[0::2], renamed[1::2])
     new = renamed[0::2][renamed[0::2] >= S]
     assert new.tolist() == list(range(S, S + len(people)))
@@ -80,17 +80,17 @@ def test_pairs_stay_pairs_and_each_new_one_is_somebody_else() -> None:
 
 def test_a_share_of_none_and_of_all() -> None:
     sets, labels, means = batch()
-    same, unnamed, nobody = with_virtual_subjects(sets, labels, means, 0.0, seed=0)
+    same, unnamed, nobody = mix_identities(sets, labels, means, 0.0, seed=0)
     assert torch.equal(same.features, sets.features)
     assert torch.equal(unnamed, labels)
     assert nobody.shape == (0, D)
-    assert bool((with_virtual_subjects(sets, labels, means, 1.0, seed=0)[1] >= S).all())
+    assert bool((mix_identities(sets, labels, means, 1.0, seed=0)[1] >= S).all())
 
 
 def test_a_face_that_shows_nothing_of_its_subject_stays() -> None:
     means = torch.eye(2, 4)
     sets = FaceSets(torch.tensor([[0.0, 0, 1, 0], [-1.0, 0, 0, 0]]), torch.ones(2), torch.tensor([0, 1, 2]))
-    moved, renamed, _ = with_virtual_subjects(sets, torch.tensor([0, 0]), means, 1.0, seed=0)
+    moved, renamed, _ = mix_identities(sets, torch.tensor([0, 0]), means, 1.0, seed=0)
     assert renamed.tolist() == [2, 2]
     torch.testing.assert_close(moved.features, sets.features)
 

@@ -149,13 +149,13 @@ def test_an_aggregator_that_knows_the_judged_people_is_refused(
     judged = tmp_path / "judged.txt"
     judged.write_text("Bob\nEve\n17\n")
     with pytest.raises(InputError, match=r"trained with 1 of the 3 people of TINY \(Bob\)"):
-        run(data, tmp_path / "out", judged_subjects=judged, **flags)
+        run(data, tmp_path / "out", evaluated_subjects=judged, **flags)
     # The list that a benchmark of ours carries counts without a flag; a file of the user's goes before it.
     data.meta("subjects.csv").write_text('SUBJECT_ID,NAME\n1,"Ann"\n2,17\n')
     with pytest.raises(InputError, match=r"trained with 1 of the 2 people of TINY \(Ann\)"):
         run(data, tmp_path / "out", **flags)
     judged.write_text("Eve\n17\n")
-    run(data, tmp_path / "others", judged_subjects=judged, **flags)
+    run(data, tmp_path / "others", evaluated_subjects=judged, **flags)
     data.meta("subjects.csv").write_text("nothing\nx\n")
     with pytest.raises(InputError, match=r"subjects\.csv, line 1: expected a header with SUBJECT_ID, NAME"):
         run(data, tmp_path / "out", **flags)
@@ -176,7 +176,7 @@ def test_people_are_known_in_every_unicode_form(
     (tmp_path / "judged.txt").write_text(unicodedata.normalize(form, judged), encoding="utf-8")
     flags = {"features": features, "aggregator": ["coreset"], "aggregator_weights": [str(path)]}
     with pytest.raises(InputError, match="trained with 1 of the 1 people of TINY"):
-        run(data, tmp_path / "out", judged_subjects=tmp_path / "judged.txt", **flags)
+        run(data, tmp_path / "out", evaluated_subjects=tmp_path / "judged.txt", **flags)
 
 
 def test_a_list_that_names_nobody_of_the_benchmark_is_refused(
@@ -185,7 +185,7 @@ def test_a_list_that_names_nobody_of_the_benchmark_is_refused(
     data.meta("subjects.csv").write_text("SUBJECT_ID,NAME\n1,Ann\n2,Bob\n")
     (tmp_path / "judged.txt").write_text("ann\nbob\n")
     with pytest.raises(InputError, match=r"judged\.txt: none of its 2 names .*ann and Ann"):
-        run(data, tmp_path / "out", features=features, judged_subjects=tmp_path / "judged.txt")
+        run(data, tmp_path / "out", features=features, evaluated_subjects=tmp_path / "judged.txt")
 
 
 def test_names_that_are_nobody_of_the_benchmark_are_said(data: Dataset, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from coreset import FaceSets, build_aggregator
-from coreset.two_identity_split import TwoPeople
+from coreset.two_identity_split import TwoIdentitySplit
 from evaluation.protocols import ijb
 from evaluation.protocols.ijb import NOT_USED, Rules, evaluate_ijb
 from evaluation.protocols.ijb_layout import read_protocol
@@ -182,7 +182,7 @@ def test_two_people_are_compared_by_their_best(
     run(data, tmp_path / "a", weights=str(weights), aggregator=["mean"])
     folder = features_of(tmp_path / "a")
     capsys.readouterr()
-    result = run(data, tmp_path / "b", features=str(folder), aggregator=["mean"], two_people=0.999)
+    result = run(data, tmp_path / "b", features=str(folder), aggregator=["mean"], two_identity_split=0.999)
     protocol, store = read_protocol(data.root, data.name), read_features(folder, NOT_USED)
     people = []
     for template in range(32):
@@ -190,7 +190,9 @@ def test_two_people_are_compared_by_their_best(
         faces = FaceSets.dense(
             torch.from_numpy(store.features[None, rows]), torch.from_numpy(store.norms[None, rows])
         )
-        people.append(TwoPeople(build_aggregator("mean", {}), 0.999)(faces).embedding[0].double().numpy())
+        people.append(
+            TwoIdentitySplit(build_aggregator("mean", {}), 0.999)(faces).embedding[0].double().numpy()
+        )
     described = np.array(people)
     share = np.mean((described[:, 0] != described[:, 1]).any(axis=1))
     assert 0 < share < 1
@@ -543,7 +545,9 @@ def test_all_flag_faults_come_in_one_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = "--weights nowhere.ckpt --batch_size 0 --replicates -1 --aggregator mean mean --coreset_size 2"
-    words += " --precision 16-mixed --aggregator_weights gone.ckpt --gpus 0 --num_nodes 0 --two_people 2"
+    words += (
+        " --precision 16-mixed --aggregator_weights gone.ckpt --gpus 0 --num_nodes 0 --two_identity_split 2"
+    )
     words += " --published_identification --score_normalisation as_norm --features"
     monkeypatch.setattr(sys, "argv", ["validate_ijb.py", *words.split(), str(tmp_path)])
     assert validate_ijb.main() == 2
@@ -560,8 +564,8 @@ def test_all_flag_faults_come_in_one_message(
         "--aggregator mean stands there twice",
         "--coreset_size has no effect",
         "--score_normalisation has no effect without --cohort",
-        "--two_people 2.0: expected a cosine, -1 to 1",
-        "--two_people has no effect on --published_identification",
+        "--two_identity_split 2.0: expected a cosine, -1 to 1",
+        "--two_identity_split has no effect on --published_identification",
         "--precision 16-mixed needs a GPU",
     ):
         assert part in done.err

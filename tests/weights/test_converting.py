@@ -206,7 +206,7 @@ def test_fetching_what_is_not_in_the_catalogue_is_an_error() -> None:
 @pytest.fixture
 def trained(tiny: Backbone, tmp_path: Path) -> Path:
     """A checkpoint of ours: a backbone that levels light, and an aggregator trained for it."""
-    tiny.spec = replace(tiny.spec, levels_light=True)
+    tiny.spec = replace(tiny.spec, normalises_illumination=True)
     module = build_aggregator("learned_map", {"embedding_size": 64})
     path = tmp_path / "trained.safetensors"
     save_model(path, tiny, ("learned_map", {"embedding_size": 64}, module))
@@ -215,11 +215,11 @@ def trained(tiny: Backbone, tmp_path: Path) -> Path:
 
 def test_levelled_light_travels_with_the_weights(tiny: Backbone, tmp_path: Path, trained: Path) -> None:
     torch.save(tiny.state_dict(), tmp_path / "a.pt")
-    run("--weights", tmp_path / "a.pt", tmp_path / "b.safetensors", "--level_light")
-    assert metadata(tmp_path / "b.safetensors")["levels_light"] == "true"
-    assert load_backbone(tmp_path / "b.safetensors").spec.levels_light
+    run("--weights", tmp_path / "a.pt", tmp_path / "b.safetensors", "--normalise_illumination")
+    assert metadata(tmp_path / "b.safetensors")["normalises_illumination"] == "true"
+    assert load_backbone(tmp_path / "b.safetensors").spec.normalises_illumination
     run("--weights", tmp_path / "b.safetensors", tmp_path / "c.safetensors")
-    assert load_backbone(tmp_path / "c.safetensors").spec.levels_light
+    assert load_backbone(tmp_path / "c.safetensors").spec.normalises_illumination
 
 
 def test_an_aggregator_alone_says_what_it_is_for(
@@ -239,7 +239,7 @@ def test_an_aggregator_alone_says_what_it_is_for(
     plain = build_backbone("ir_tiny").eval()
     plain.load_state_dict(tiny.state_dict())
     prepare_for(plain, [out])
-    assert plain.spec.levels_light
+    assert plain.spec.normalises_illumination
     with pytest.raises(InputError, match="trained on features of other ir_tiny weights"):
         prepare_for(build_backbone("ir_tiny"), [out])
     assert backbone_digest_beside(out) == weights_digest(tiny)
@@ -248,8 +248,8 @@ def test_an_aggregator_alone_says_what_it_is_for(
 def test_levelling_below_a_trained_aggregator_is_refused(tiny: Backbone, tmp_path: Path) -> None:
     module = build_aggregator("learned_map", {"embedding_size": 64})
     save_model(tmp_path / "a.safetensors", tiny, ("learned_map", {"embedding_size": 64}, module))
-    with pytest.raises(InputError, match="--level_light and --context change every feature"):
-        run("--weights", tmp_path / "a.safetensors", tmp_path / "b.safetensors", "--level_light")
+    with pytest.raises(InputError, match="--normalise_illumination and --auxiliary change every feature"):
+        run("--weights", tmp_path / "a.safetensors", tmp_path / "b.safetensors", "--normalise_illumination")
     torch.save(tiny.state_dict(), tmp_path / "c.pt")
     with pytest.raises(InputError, match="there is no aggregator in it"):
         run("--aggregator", tmp_path / "c.pt", tmp_path / "d.safetensors")
@@ -276,14 +276,14 @@ def test_a_backbone_and_an_aggregator_of_its_features_are_joined(
     weights, out = tmp_path / "tiny.safetensors", tmp_path / "out.safetensors"
     save_backbone(weights, tiny)
     made = {"backbone_sha256": weights_digest(tiny), "illumination_normalisation": "mean 118"} if says else {}
-    checkpoint = of_features(tmp_path / "last.ckpt", {"embedding_size": 76, "context_size": 12}, made)
+    checkpoint = of_features(tmp_path / "last.ckpt", {"embedding_size": 76, "auxiliary_size": 12}, made)
     with pytest.raises(InputError, match=r"found only aggregator, head.*--aggregator_weights .*last\.ckpt"):
         load_backbone(checkpoint)
     run("--weights", weights, out, "--aggregator_weights", checkpoint)
     assert ("only sizes were compared" in capsys.readouterr().out) is not says
     model = load_model(out, device="cpu")
-    assert (model.aggregator_name, model.spec.context_size) == ("weighted_coreset", 12)
-    assert model.spec.levels_light is says
+    assert (model.aggregator_name, model.spec.auxiliary_size) == ("weighted_coreset", 12)
+    assert model.spec.normalises_illumination is says
     assert trained_subjects(out) == {name_digest("anna")}
     apart = load_model(weights, checkpoint, device="cpu")
     assert model.fingerprint == apart.fingerprint
@@ -308,25 +308,25 @@ def test_context_travels_with_the_weights(
     tiny: Backbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.save(tiny.state_dict(), tmp_path / "a.pt")
-    run("--weights", tmp_path / "a.pt", tmp_path / "b.safetensors", "--context", 12)
-    assert "64 values and 12 of context a face" in capsys.readouterr().out
-    assert metadata(tmp_path / "b.safetensors")["context_size"] == "12"
+    run("--weights", tmp_path / "a.pt", tmp_path / "b.safetensors", "--auxiliary", 12)
+    assert "64 values and 12 auxiliary values a face" in capsys.readouterr().out
+    assert metadata(tmp_path / "b.safetensors")["auxiliary_size"] == "12"
     backbone = load_backbone(tmp_path / "b.safetensors")
-    assert (backbone.spec.embedding_size, backbone.spec.context_size) == (76, 12)
+    assert (backbone.spec.embedding_size, backbone.spec.auxiliary_size) == (76, 12)
     # The same weights, so that an aggregator has any copy of them prepared.
     assert weights_digest(backbone) == weights_digest(tiny)
-    options = {"embedding_size": 76, "context_size": 12}
+    options = {"embedding_size": 76, "auxiliary_size": 12}
     module = build_aggregator("weighted_coreset", options)
     save_model(tmp_path / "c.safetensors", backbone, ("weighted_coreset", options, module))
     plain = load_backbone(tmp_path / "a.pt", "ir_tiny")
     prepare_for(plain, [tmp_path / "c.safetensors"])
-    assert plain.spec.context_size == 12
-    run("--weights", tmp_path / "b.safetensors", tmp_path / "d.safetensors", "--context", 0)
-    assert load_backbone(tmp_path / "d.safetensors").spec.context_size == 0
+    assert plain.spec.auxiliary_size == 12
+    run("--weights", tmp_path / "b.safetensors", tmp_path / "d.safetensors", "--auxiliary", 0)
+    assert load_backbone(tmp_path / "d.safetensors").spec.auxiliary_size == 0
     save_model(tmp_path / "e.safetensors", load_backbone(tmp_path / "a.pt"), None)
-    with pytest.raises(InputError, match=r"e\.safetensors is for faces as they are with 0 values of context"):
+    with pytest.raises(InputError, match=r"e\.safetensors is for faces as they are with 0 auxiliary values"):
         prepare_for(plain, [tmp_path / "e.safetensors", tmp_path / "c.safetensors"])
-    with pytest.raises(InputError, match="--level_light and --context change every feature"):
-        run("--weights", tmp_path / "c.safetensors", tmp_path / "f.safetensors", "--context", 3)
-    with pytest.raises(InputError, match="context_size must be at least 0"):
-        run("--weights", tmp_path / "a.pt", tmp_path / "f.safetensors", "--context", -1)
+    with pytest.raises(InputError, match="--normalise_illumination and --auxiliary change every feature"):
+        run("--weights", tmp_path / "c.safetensors", tmp_path / "f.safetensors", "--auxiliary", 3)
+    with pytest.raises(InputError, match="auxiliary_size must be at least 0"):
+        run("--weights", tmp_path / "a.pt", tmp_path / "f.safetensors", "--auxiliary", -1)

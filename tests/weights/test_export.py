@@ -35,8 +35,8 @@ TRAINED = [
 
 def build(name: str) -> nn.Module:
     torch.manual_seed(0)
-    name, _, context = name.partition("/")
-    told = {"context_size": int(context)} if context else {}
+    name, _, auxiliary = name.partition("/")
+    told = {"auxiliary_size": int(auxiliary)} if auxiliary else {}
     return build_aggregator(name, {"embedding_size": D, **told}).eval()
 
 
@@ -194,18 +194,18 @@ def test_a_bare_backbone_gives_one_file(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_context_is_in_the_graph(tmp_path: Path) -> None:
     backbone = build_backbone("ir_tiny").eval()
-    backbone.spec = backbone.spec.with_context(10)
+    backbone.spec = backbone.spec.with_auxiliary(10)
     export.export_backbone(backbone, tmp_path / "backbone.onnx")
     graph = load_backbone(tmp_path / "backbone.onnx")
-    assert (graph.spec.embedding_size, graph.spec.context_size) == (74, 10)
+    assert (graph.spec.embedding_size, graph.spec.auxiliary_size) == (74, 10)
     pixels = backbone.spec.normalise(torch.randint(0, 256, (3, 3, 112, 112), dtype=torch.uint8))
     with torch.no_grad():
         for found, wanted in zip(graph(pixels), backbone(pixels), strict=True):
             torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
     save_backbone(tmp_path / "plain.safetensors", build_backbone("ir_tiny"))
-    with pytest.raises(InputError, match="0 values of context, and an ONNX graph of 10 cannot be changed"):
+    with pytest.raises(InputError, match="0 auxiliary values, and an ONNX graph of 10 cannot be changed"):
         prepare_for(graph, [tmp_path / "plain.safetensors"])
-    given = {"weights": [str(tmp_path / "backbone.onnx"), str(tmp_path / "b.safetensors")], "context": 0}
+    given = {"weights": [str(tmp_path / "backbone.onnx"), str(tmp_path / "b.safetensors")], "auxiliary": 0}
     with pytest.raises(InputError, match="an ONNX graph of 10 cannot be changed"):
         convert.convert(given)
 

@@ -297,7 +297,7 @@ def test_aggregator_stored_under_its_former_name_loads(tmp_path: Path) -> None:
     save_model(path, build_backbone("ir_tiny"), ("conan", {"embedding_size": 8, "hidden_size": 4}, module))
     loaded = load_aggregator(path)
     assert type(loaded) is AGGREGATORS["context_attention"]
-    assert torch.equal(loaded.context[0].weight, module.context[0].weight)
+    assert torch.equal(loaded.auxiliary[0].weight, module.auxiliary[0].weight)
 
 
 # MagFace
@@ -405,9 +405,9 @@ def test_mbf_of_arcface_torch_is_its_own_architecture(
     torch.testing.assert_close(embedding * norm, wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
     with pytest.raises(InputError, match=f"exactly those of {name}"):
         load_backbone(tmp_path / "backbone.pth", "mobilefacenet")
-    # Its last layer drops nothing that could be context.
-    loaded.backbone.set_context(4)
-    with pytest.raises(InputError, match="0 values of context"):
+    # Its last layer drops nothing that could be auxiliary.
+    loaded.backbone.set_auxiliary(4)
+    with pytest.raises(InputError, match="0 auxiliary values"):
         loaded.backbone(images)
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from backbones.cosine_statistics import CosineStatistics
 from data.checks import label_noise as label_check
-from data.checks.label_noise import LabelFindings, LabelLimits, Misplaced, SamePair, check_labels
+from data.checks.label_noise import LabelFindings, LabelLimits, Mislabelled, SamePair, check_labels
 from data.checks.label_noise_report import CheckedFaces, findings_text, write_report
 from net import BACKBONES
 from runtime.errors import InputError
@@ -43,7 +43,7 @@ def slow_findings(features: np.ndarray, labels: np.ndarray, limits: LabelLimits)
         if a < b and mean(rows_of[a]) @ mean(rows_of[b]) >= limits.same_person
     ]
     pairs = {(p.first, p.second) for p in same}
-    misplaced = []
+    mislabelled = []
     for image, own in enumerate(labels.tolist()):
         # Copies of an image say nothing for it.
         rest = [r for r in rows_of[own] if r != image and features[r] @ features[image] < limits.duplicate]
@@ -53,7 +53,7 @@ def slow_findings(features: np.ndarray, labels: np.ndarray, limits: LabelLimits)
         to_own = float(features[image] @ mean(rest))
         to_other, other = max((float(features[image] @ mean(rows_of[s])), s) for s in others)
         if to_other - to_own > limits.lead:
-            misplaced.append(Misplaced(image, other, to_own, to_other))
+            mislabelled.append(Mislabelled(image, other, to_own, to_other))
     twins = [
         SamePair(i, j, float(features[i] @ features[j]))
         for i in range(len(labels))
@@ -61,7 +61,7 @@ def slow_findings(features: np.ndarray, labels: np.ndarray, limits: LabelLimits)
         if features[i] @ features[j] >= limits.duplicate
     ]
     return LabelFindings(
-        misplaced=sorted(misplaced, key=lambda each: each.to_own - each.to_other),
+        mislabelled=sorted(mislabelled, key=lambda each: each.to_own - each.to_other),
         same_person=sorted(same, key=lambda pair: -pair.similarity),
         duplicates=sorted(
             (p for p in twins if labels[p.first] == labels[p.second]), key=lambda p: -p.similarity
@@ -75,7 +75,7 @@ def slow_findings(features: np.ndarray, labels: np.ndarray, limits: LabelLimits)
 
 def keys(findings: LabelFindings) -> list[set[tuple[int, int]]]:
     return [
-        {(each.image, each.other) for each in findings.misplaced},
+        {(each.image, each.other) for each in findings.mislabelled},
         {(pair.first, pair.second) for pair in findings.same_person},
         {(pair.first, pair.second) for pair in findings.duplicates},
         {(pair.first, pair.second) for pair in findings.duplicates_across or []},
@@ -96,18 +96,18 @@ def test_the_findings_are_those_of_brute_force(counts: list[int], seed: int, cel
         found = check_labels(features, labels, limits)
     expected = slow_findings(features, labels, limits)
     assert keys(found) == keys(expected)
-    assert [each.to_other for each in found.misplaced] == pytest.approx(
-        [each.to_other for each in expected.misplaced], abs=1e-5
+    assert [each.to_other for each in found.mislabelled] == pytest.approx(
+        [each.to_other for each in expected.mislabelled], abs=1e-5
     )
-    assert [each.to_own for each in found.misplaced] == pytest.approx(
-        [each.to_own for each in expected.misplaced], abs=1e-5
+    assert [each.to_own for each in found.mislabelled] == pytest.approx(
+        [each.to_own for each in expected.mislabelled], abs=1e-5
     )
 
 
 def test_a_face_in_the_wrong_folder_is_found_with_its_owner() -> None:
     features, labels = people([5, 5, 5])
     labels[3] = 2
-    (only,) = check_labels(features, labels).misplaced
+    (only,) = check_labels(features, labels).mislabelled
     assert (only.image, only.other) == (3, 0)
     assert only.to_own < 0.3 < 0.6 < only.to_other
 
@@ -117,7 +117,7 @@ def test_one_person_under_two_names_is_a_pair_and_not_noise() -> None:
     labels = np.concatenate([np.repeat([0, 2], 4), labels[8:]])
     found = check_labels(features, labels)
     assert [(pair.first, pair.second) for pair in found.same_person] == [(0, 2)]
-    assert found.misplaced == []
+    assert found.mislabelled == []
 
 
 def test_copies_are_told_within_and_across_names() -> None:
@@ -140,7 +140,7 @@ def test_a_subject_of_one_image_is_told_and_not_accused() -> None:
     features, labels = people([4, 1])
     found = check_labels(features, labels)
     assert found.single == [1]
-    assert found.misplaced == []
+    assert found.mislabelled == []
 
 
 @pytest.mark.parametrize(
@@ -175,18 +175,18 @@ def test_the_list_names_images_and_subjects(
     written = write_report(tmp_path, *noisy)
     rows = list(csv.DictReader((tmp_path / "label_check.csv").open()))
     assert [(row["kind"], row["first"], row["second"]) for row in rows] == [
-        ("misplaced", "3.jpg", "anna"),
+        ("mislabelled", "3.jpg", "anna"),
         ("duplicate", "0.jpg", "1.jpg"),
     ]
     assert float(rows[0]["similarity_to_own"]) < float(rows[0]["similarity"])
-    assert written == ["label_check.csv", "misplaced.png", "duplicates.png"]
+    assert written == ["label_check.csv", "mislabelled.png", "duplicates.png"]
 
 
 def test_the_sheet_shows_the_face_its_subject_and_the_other(
     noisy: tuple[CheckedFaces, LabelFindings], tmp_path: Path
 ) -> None:
     write_report(tmp_path, *noisy)
-    sheet = cv2.imread(str(tmp_path / "misplaced.png"))
+    sheet = cv2.imread(str(tmp_path / "mislabelled.png"))
     # A number, the face, four of its subject, three of the other.
     assert sheet.shape == (114, 9 * 114, 3)
     shown = [int(sheet[60, 114 * column + 56].mean()) for column in range(1, 9)]
@@ -209,13 +209,13 @@ def test_a_copy_does_not_vouch_for_a_misplaced_image() -> None:
     features = np.concatenate([features, features[:1], features[:1]])
     labels = np.concatenate([labels, [2, 2]])
     found = check_labels(features, labels, LabelLimits(same_person=0.9))
-    assert [(each.image, each.other) for each in found.misplaced] == [(16, 0), (17, 0)]
+    assert [(each.image, each.other) for each in found.mislabelled] == [(16, 0), (17, 0)]
     alone = check_labels(features[:17], labels[:17], LabelLimits(same_person=0.9))
-    assert found.misplaced[0].to_own == pytest.approx(alone.misplaced[0].to_own, abs=1e-5)
+    assert found.mislabelled[0].to_own == pytest.approx(alone.mislabelled[0].to_own, abs=1e-5)
 
 
 def test_limits_follow_a_measured_backbone() -> None:
-    """Features that all share a vector: nobody is everybody else, and the misplaced image is found."""
+    """Features that all share a vector: nobody is everybody else, and the mislabelled image is found."""
     features, labels = people([5] * 20)
     labels[0] = 1
     shared = features + 2.3 * np.eye(D, dtype=np.float32)[0]
@@ -227,4 +227,4 @@ def test_limits_follow_a_measured_backbone() -> None:
     found = check_labels(shared, labels, LabelLimits.of(replace(spec, cosine_statistics=raw)))
     assert not found.same_person
     assert not found.duplicates_across
-    assert [(each.image, each.other) for each in found.misplaced] == [(0, 0)]
+    assert [(each.image, each.other) for each in found.mislabelled] == [(0, 0)]

@@ -50,7 +50,7 @@ def test_a_list_that_names_nobody_is_refused_and_hints_at_case(tmp_path: Path) -
     path = tmp_path / "names.txt"
     path.write_text("ANN\nzoë\n", encoding="utf-8")
     with pytest.raises(InputError) as fault:
-        match_names(read_names(path), PEOPLE, f"--without_subjects {path}", "faces")
+        match_names(read_names(path), PEOPLE, f"--exclude_subjects {path}", "faces")
     for fact in ("names.txt", "none of its 2 names", "4 subjects of faces", "ANN and Ann", "zoë and Zoë"):
         assert fact in str(fault.value)
 
