@@ -33,7 +33,7 @@ PRINTED_BY: dict[str | tuple[str, str], Sequence[str]] = {
     "set_benchmark.protocol": ("convert",),
     "data.sampling.views": ("main",),
     "runtime.process_group": ("main", *VALIDATIONS),
-    "evaluation.protocols.templates": VALIDATIONS,
+    "features.flips": VALIDATIONS,
     "runs.settings": ("main",),
     "validation.frame": VALIDATIONS,
     ("validation.frame", "--aggregator"): SETS,

@@ -55,4 +55,4 @@ def test_a_terminal_gets_tqdm(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bars_have_one_owner() -> None:
     made = re.compile(r"(?<!_)tqdm\(")
     assert [name for name, path in MODULES.items() if made.search(path.read_text(encoding="utf-8"))] == []
-    assert "progress" in MODULES
+    assert "runtime.progress" in MODULES
