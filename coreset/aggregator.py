@@ -335,7 +335,7 @@ def folding_pays(num_faces: int, num_queries: int, num_heads: int, embedding_siz
     In multiplications per set, projecting costs 2 T D^2 and folding 2 K D^2 + 2 (H - 1) T K D, so folding
     should win when T (D - (H - 1) K) > K D. Measured, its small products run at about half the speed of the
     large ones, hence the factor (one core, D 512, H 8: equal at T = 5 for K = 3 and near T = 20 for K = 8; at
-    T = 64, K = 3 folding is 4.6 times as fast). `python benchmarks/aggregation.py` prints the table.
+    T = 64, K = 3 folding is 4.6 times as fast). `python benchmarks/speed/aggregation.py` prints the table.
     """
     return num_faces * (embedding_size - num_heads * num_queries) > 2 * num_queries * embedding_size
 

@@ -74,7 +74,7 @@ class WeightedCoreset(LearnedAggregator):
 
     A pick changes by rounding in none of LFWS's 695 templates (features moved by 1e-6, three times), and in
     0.3 % of the same with each face four times, where the descriptor moves by 1e-6 (1 - cosine) at most. Of
-    features moved by 1e-5 one of 2,085 descriptors moved by 0.03 (benchmarks/pick_stability.py).
+    features moved by 1e-5 one of 2,085 descriptors moved by 0.03 (benchmarks/studies/pick_stability.py).
 
     Where features have auxiliary values behind the embedding (`net.Backbone`), tokens and qualities read it;
     faces are compared, averaged and described by the embedding alone, and a descriptor's auxiliary values

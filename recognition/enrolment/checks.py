@@ -48,7 +48,7 @@ class EnrolmentLimits:
     The defaults were measured with MobileFaceNet. On LFW, of two photos of one person the nearest in 2,000
     were at 0.95, and so were 19 in 20 re-encoded ones and above. On LFWS with one foreign medium in every
     second template, 0.22 finds 8 in 10 of them and accuses 1 in 20 of the right ones, which are poor ones; of
-    plain photos of LFW it accuses 1 in 400 (`benchmarks/foreign_media.py`).
+    plain photos of LFW it accuses 1 in 400 (`benchmarks/studies/impostor_media.py`).
 
     Attributes:
         duplicate: cosine of two faces from which on they are near-duplicates; None: what `NEAR_DUPLICATE` is

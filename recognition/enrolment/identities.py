@@ -28,7 +28,7 @@ _MOST_CLUSTERED = 2000
 class IdentityLimits:
     """When groups of photos show different people; the defaults are for the reference backbone.
 
-    Chosen on one half of LFW's subjects and measured on the other (`benchmarks/identities.py`). By
+    Chosen on one half of LFW's subjects and measured on the other (`benchmarks/studies/identities.py`). By
     the two qualities 1 in 120 templates of degraded photos of one person (LFWS) is taken for several people;
     with 0.6 for the best photo alone it would be 1 in 33.
 

@@ -26,8 +26,8 @@ class StrangerRule:
     """Log-odds that a photo shows somebody else: `bias` plus weight times evidence.
 
     The defaults were fitted with MobileFaceNet's features of 1,101 subjects of LFW, degraded by the views of
-    `data.sampling.views`, one foreign photo in every second set (`benchmarks/foreign_media.py --fit` prints
-    them). All evidence is free of the norms' scale.
+    `data.sampling.views`, one foreign photo in every second set (`benchmarks/studies/impostor_media.py
+    --fit` prints them). All evidence is free of the norms' scale.
 
     Attributes:
         bias: where all evidence is 0.

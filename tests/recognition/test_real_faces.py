@@ -1,4 +1,5 @@
-"""The figures of benchmarks/face_sets.py on real faces, and weights of other kinds through the same door."""
+"""The figures of benchmarks/speed/inference.py on real faces, and weights of other kinds through the same
+door."""
 
 from __future__ import annotations
 

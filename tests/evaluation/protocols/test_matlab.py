@@ -147,7 +147,7 @@ BOMBS = {
 def test_sizes_are_limited_before_there_is_memory_for_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """With small limits; benchmarks/bombs.py measures the real ones."""
+    """With small limits; benchmarks/speed/hostile_files.py measures the real ones."""
     monkeypatch.setattr("evaluation.protocols.matlab._LARGEST", 1 << 20)
     monkeypatch.setattr("evaluation.protocols.matlab._MOST_ELEMENTS", 1000)
     monkeypatch.setattr("evaluation.protocols.matlab._MOST_NUMBERS", 10_000)

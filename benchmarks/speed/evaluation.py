@@ -1,0 +1,109 @@
+"""Evaluation at IJB-C's size: ours against a plain re-creation of the published way, in turn in one job.
+
+python benchmarks/speed/evaluation.py DATA/IJBC
+    DATA is what ../shared/bench/make_ijb_like.py writes: features and meta files without images. Full size
+    takes 8 minutes on two cores; with --scale 0.05 for the generator, half a minute
+
+Each phase runs in a process of its own. Ratios mean something on a quiet machine alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.speed.evaluation_phases import PHASES, Data
+from benchmarks.speed.usage import BUSY, Usage, hand_over, in_process_of_its_own
+
+# What is compared: the plain phases, ours, and the least ratio that the project asks for at full size.
+COMPARISONS = (
+    ("pair file, first reading", ("pairs",), "our_pairs", 1.0),
+    ("pair file, binary cache", ("pairs",), "our_pairs_again", 10.0),
+    ("aggregation", ("aggregation",), "our_aggregation", 19.0),
+    ("media mean", ("media_mean",), "our_media_mean", 9.0),
+    ("scores and six TAR@FAR", ("scores", "rates"), "our_scores", 40.0),
+    ("... against InsightFace's way", ("insightface_scores", "rates"), "our_scores", 20.0),
+    ("identification, from files", ("lists", "media_mean", "identification"), "our_identification", 8.0),
+    (
+        "... against InsightFace's way",
+        ("lists", "media_mean", "insightface_identification"),
+        "our_identification",
+        3.0,
+    ),
+    (
+        "the whole command, two aggregators",
+        # Scores and identification of each aggregator; what is read is read once.
+        (
+            *("lists", "pairs", "aggregation", "media_mean"),
+            *("scores", "rates", "identification") * 2,
+        ),
+        "our_command",
+        15.0,
+    ),
+)
+
+
+def main() -> int:
+    """Runs all phases and prints the ratios; 1 where a phase failed."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path, help="folder of a data set of make_ijb_like.py")
+    parser.add_argument("--rounds", type=int, default=1, help="of all phases; the median is told")
+    parser.add_argument("--worker", choices=PHASES, help=argparse.SUPPRESS)
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if not (args.data / "features.npy").is_file():
+        parser.error(
+            f"{args.data}: there is no features.npy. Write the data set first: "
+            "python ../shared/bench/make_ijb_like.py --out DIR, then pass DIR/IJBC."
+        )
+    if args.worker:
+        hand_over(PHASES[args.worker](Data(args.data.resolve(), args.work)))
+        return 0
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, data {args.data.name}\n")
+    print("| phase | wall s | CPU s | peak MiB | extra MiB | cores of others | remark |")
+    print("|---|---:|---:|---:|---:|---:|---|", flush=True)
+    rounds: dict[str, list[Usage]] = {name: [] for name in PHASES}
+    with tempfile.TemporaryDirectory() as work:
+        for _ in range(args.rounds):
+            for name in PHASES:
+                usage = in_process_of_its_own(__file__, [str(args.data), "--worker", name, "--work", work])
+                rounds[name].append(usage)
+                print(
+                    f"| {name} | {usage.wall:.3f} | {usage.cpu:.2f} | {usage.peak_mib:.0f} | "
+                    f"{usage.extra_mib:.0f} | {usage.others:.2f} | {usage.remark} |",
+                    flush=True,
+                )
+    _compare(
+        {name: sorted(found, key=lambda usage: usage.wall)[len(found) // 2] for name, found in rounds.items()}
+    )
+    busy = [name for name, found in rounds.items() if max(usage.others for usage in found) > BUSY]
+    if busy:
+        print(f"\nOther processes worked during {', '.join(busy)}: measure again on a quiet machine.")
+    return 0
+
+
+def _median(found: list[Usage]) -> Usage:
+    return sorted(found, key=lambda usage: usage.wall)[len(found) // 2]
+
+
+def _compare(usage: dict[str, Usage]) -> None:
+    print("\n| what | plain s | ours s | ratio | CPU ratio | asked at full size |")
+    print("|---|---:|---:|---:|---:|---:|")
+    for what, plain, ours, asked in COMPARISONS:
+        wall, cpu = (sum(getattr(usage[name], kind) for name in plain) for kind in ("wall", "cpu"))
+        own = usage[ours]
+        print(
+            f"| {what} | {wall:.2f} | {own.wall:.3f} | {wall / own.wall:.1f} | "
+            f"{cpu / max(own.cpu, 1e-3):.1f} | {asked:g} |"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

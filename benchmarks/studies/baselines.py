@@ -1,0 +1,374 @@
+"""Every rival aggregator in one table: the same recipe, features, budget and seeds, judged on one benchmark.
+
+python benchmarks/studies/baselines.py --features STORE --data_root DATA --dataset_name LFWS --judge_features
+FEATURES \
+    --evaluated_subjects SUBJECTS.txt
+    trains all with a seed or more each, judges them and the poolings, writes rivals.md and rivals.csv
+python benchmarks/studies/baselines.py ... --aggregators nan weighted_coreset --seeds 0 --steps 100
+    some of them, in short
+python benchmarks/studies/baselines.py --features WITH_CONTEXT ... --aggregators weighted_coreset --beside
+OTHER
+    others from other features of the same faces, and all rows of OTHER, in one table
+
+A row that is in <out>/rows is not made again, so that a run that was stopped goes on with what is missing.
+Training is main.py's own, from cached features; its command stands in each row, its words in <out>/logs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import resource
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import numpy as np
+import torch
+
+from benchmarks.studies.evaluation_set import add_cohort_flags, cohort_method, read_judged
+from benchmarks.studies.evaluator import Judge
+from benchmarks.studies.tables import Row, score_normalisation_of, write_tables
+from coreset import build_aggregator
+from data.sources.subject_names import normal, read_names
+from features.bank import read_given
+from runtime.command import build_parser, run_command
+from runtime.errors import InputError
+from runtime.files import atomic_write
+from weights import load_aggregator
+
+ROOT = Path(__file__).resolve().parents[2]
+_BATCH = 96
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A line of the table: an aggregator, the preset that trains it (None: nothing to train), its options,
+    and more flags of main.py (None: one without a value).
+    """
+
+    aggregator: str
+    preset: str | None = "good"
+    options: dict[str, Any] = field(default_factory=dict)
+    flags: dict[str, Any] = field(default_factory=dict)
+
+
+_STRANGERS = {"impostor_face_prob": 0.1}
+RIVALS = {
+    "coreset": Rival("coreset"),
+    "coreset_published": Rival("coreset", "published"),
+    "weighted_coreset": Rival("weighted_coreset"),
+    "weighted_coreset_foreign": Rival("weighted_coreset", flags=_STRANGERS),
+    # As --preset good itself has it.
+    "weighted_coreset_foreign_20": Rival("weighted_coreset", flags={"impostor_face_prob": 0.2}),
+    "weighted_coreset_foreign_40": Rival("weighted_coreset", flags={"impostor_face_prob": 0.4}),
+    "learned_map": Rival("learned_map"),
+    "nan": Rival("nan"),
+    "context_attention": Rival("context_attention"),
+    "inverse_variance": Rival("inverse_variance"),
+    "proxy_fusion": Rival("proxy_fusion"),
+    "caface": Rival("caface"),
+    "set_transformer": Rival("set_transformer"),
+    "set_transformer_foreign": Rival("set_transformer", flags=_STRANGERS),
+    "set_transformer_sab": Rival("set_transformer", options={"inducing_points": 0}),
+    **{
+        name: Rival(name, None)
+        for name in ("mean", "norm_weighted", "media_mean", "top_k", "fps_mean", "best_norm", "random_k")
+    },
+}
+
+
+def main() -> int:
+    """Runs the command; gives its exit code."""
+    args = flags(__doc__, RIVALS, "coreset").parse_args()
+    return run_command(lambda: compare(args, RIVALS))
+
+
+def flags(description: str | None, rivals: Mapping[str, Rival], reference: str) -> argparse.ArgumentParser:
+    """The flags of a comparison."""
+    parser = build_parser(description)
+    parser.add_argument(
+        "--features", type=Path, required=True, help="store of --cache_features to train from"
+    )
+    parser.add_argument("--data_root", type=Path, required=True, help="folder that holds the benchmark's")
+    parser.add_argument("--dataset_name", required=True, help="the benchmark, of the IJB layout")
+    parser.add_argument(
+        "--judge_features", type=Path, required=True, help="its features, as validate_ijb.py --features takes"
+    )
+    parser.add_argument(
+        "--evaluated_subjects",
+        type=Path,
+        required=True,
+        help="names of its subjects, one a line: left out of training",
+    )
+    add_cohort_flags(parser)
+    parser.add_argument("--aggregators", nargs="+", choices=rivals, default=list(rivals), help="rows")
+    parser.add_argument("--reference", choices=rivals, default=reference, help="differences are to this row")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of each that is trained")
+    parser.add_argument("--steps", type=int, default=2000, help="of training, at 96 templates")
+    parser.add_argument("--epochs", type=int, default=10, help="the steps are divided into; validations")
+    parser.add_argument("--replicates", type=int, default=400, help="draws of subjects for the intervals")
+    parser.add_argument("--batch_size", type=int, default=_BATCH, help="templates of a step")
+    parser.add_argument(
+        "--trained_in",
+        type=Path,
+        metavar="OUT",
+        help="judge what an earlier comparison trained, train nothing",
+    )
+    parser.add_argument(
+        "--beside",
+        type=Path,
+        metavar="OUT",
+        help="rows of an earlier comparison on this benchmark, from other features, stand in the table too",
+    )
+    parser.add_argument("--out", type=Path, default=Path("experiments/rivals"), help="folder of all results")
+    return parser
+
+
+def compare(
+    args: argparse.Namespace,
+    rivals: Mapping[str, Rival],
+    program: Sequence[str] = ("main.py",),
+    title: str = "rivals",
+) -> None:
+    """Makes the rows that are missing, then the tables, whose files `title` names.
+
+    `program`: what python is given to train.
+
+    Raises:
+        InputError: flags or data that cannot be used, or rows in <out> that were made with others.
+    """
+    _check(args)
+    names = list(dict.fromkeys([args.reference, *args.aggregators]))
+    judged = read_judged(
+        args.data_root,
+        args.dataset_name,
+        args.judge_features,
+        args.cohort,
+        args.evaluated_subjects,
+        cohort_method(args),
+    )
+    judge = Judge.of(judged, args.replicates)
+    rows: list[Row] = []
+    made_with = _identity(args, judge)
+    for name in names:
+        for seed in args.seeds if rivals[name].preset else [0]:
+            path = args.out / "rows" / f"{_file_name(name)}-seed{seed}.json"
+            if not path.is_file():
+                made = _made(args, judge, name, rivals[name], seed, program)
+                content = made | {"made_with": made_with}
+                atomic_write(path, json.dumps(content) + "\n")
+            rows.append(_read(path, made_with))
+            print(f"{name}, seed {seed}: {rows[-1].summary()}", flush=True)
+    rows += _rows_beside(args.beside, made_with) if args.beside else []
+    cohort = None if judge.cohort is None else f"{judge.cohort.name}, {judge.cohort.method}"
+    print(write_tables(args.out, rows, args.reference, title, cohort))
+
+
+def _check(args: argparse.Namespace) -> None:
+    faults = [
+        f"--{name} {getattr(args, name)}: expected 1 or more."
+        for name in ("steps", "epochs", "replicates", "batch_size")
+        if getattr(args, name) < 1
+    ]
+    if not faults and args.steps % args.epochs:
+        faults.append(f"--steps {args.steps}: expected a multiple of --epochs {args.epochs}.")
+    if args.batch_size % 2:
+        faults.append(f"--batch_size {args.batch_size}: expected an even number, templates come in pairs.")
+    if not args.evaluated_subjects.is_file():
+        faults.append(f"--evaluated_subjects {args.evaluated_subjects}: there is no such file.")
+    if faults:
+        raise InputError.from_faults(faults)
+
+
+def _made_with(args: argparse.Namespace) -> dict[str, Any]:
+    """What all trainings of a table have in common."""
+    return {
+        "features": read_given(args.features).digest,
+        "steps": args.steps,
+        "epochs": args.epochs,
+        "batch_size": args.batch_size,
+    }
+
+
+def _identity(args: argparse.Namespace, judge: Judge) -> dict[str, Any]:
+    """What all rows of a table have in common."""
+    return _made_with(args) | {
+        "judge": {"name": judge.protocol.name, **judge.protocol.sizes},
+        "judge_norms": float(np.asarray(judge.norms, np.float64).sum().round(3)),
+        "replicates": args.replicates,
+        **(
+            {}
+            if judge.cohort is None
+            else {"cohort": judge.cohort.name, "score_normalisation": judge.cohort.method}
+        ),
+    }
+
+
+def _rows_beside(out: Path, made_with: dict[str, Any]) -> list[Row]:
+    """The rows of another comparison that was judged alike; they say in whose folder they are."""
+    alike = {key: made_with[key] for key in ("judge", "replicates")}
+    paths = sorted((out / "rows").glob("*.json"))
+    if not paths:
+        raise InputError(f"--beside {out}: holds no rows. Give the --out of an earlier comparison.")
+    contents = [json.loads(path.read_text()) for path in paths]
+    methods = {score_normalisation_of(each) for each in [made_with, *(c["made_with"] for c in contents)]}
+    if len(methods) > 1:
+        raise InputError(
+            f"--beside {out}: give --cohort to both comparisons or to none, and the same "
+            "--score_normalisation."
+        )
+    rows = [_row(path, content, alike) for path, content in zip(paths, contents, strict=True)]
+    return [replace(row, name=f"{row.name}, {out.name}") for row in rows]
+
+
+def _read(path: Path, made_with: dict[str, Any]) -> Row:
+    return _row(path, json.loads(path.read_text()), made_with)
+
+
+def _row(path: Path, content: dict[str, Any], made_with: dict[str, Any]) -> Row:
+    stored = content["made_with"] | {"score_normalisation": score_normalisation_of(content["made_with"])}
+    if differing := [key for key, value in made_with.items() if stored.get(key) != value]:
+        raise InputError(
+            f"{path}: was made with other {', '.join(differing)}, and does not belong into this table. Use "
+            "another --out, or remove it."
+        )
+    del content["made_with"]
+    return Row(**content)
+
+
+def _made(
+    args: argparse.Namespace, judge: Judge, name: str, rival: Rival, seed: int, program: Sequence[str]
+) -> dict[str, Any]:
+    """Trains, where there is something to train, and judges."""
+    row: dict[str, Any] = {"name": name, "seed": seed, "options": rival.options, "preset": rival.preset}
+    if rival.preset is None:
+        module = build_aggregator(rival.aggregator, rival.options)
+        row |= {"train_seconds": 0.0, "train_cpu_seconds": 0.0, "command": ""}
+    else:
+        file_name = _file_name(name)
+        trained = (
+            _trained_before(args, file_name, seed)
+            if args.trained_in
+            else _trained(args, rival, file_name, seed, program)
+        )
+        found = load_aggregator(trained["checkpoint"])
+        if found is None:
+            raise RuntimeError(f"{trained['checkpoint']}: holds no aggregator")
+        module = found
+        del trained["checkpoint"]
+        row |= trained
+    return row | judge.figures(name, module)
+
+
+def _trained(
+    args: argparse.Namespace, rival: Rival, name: str, seed: int, program: Sequence[str]
+) -> dict[str, Any]:
+    """One training as a process of its own: its command, its time and its last checkpoint.
+
+    The last and not the best: a rival's luck on held-out subjects is no part of the comparison, and every
+    recipe ends where it means to end.
+    """
+    runs = args.out / "runs" / f"{name}-seed{seed}"
+    command = [*program, *training_flags(args, rival, seed, runs)]
+    log = args.out / "logs" / f"{name}-seed{seed}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    before, start = _cpu_of_children(), time.perf_counter()
+    with log.open("w") as words:
+        code = subprocess.run(
+            [sys.executable, *command], cwd=ROOT, stdout=words, stderr=words, env=os.environ, check=False
+        ).returncode
+    if code:
+        raise InputError(f"training of {name} ended with code {code}; its words are in {log}.")
+    checkpoint = _last_checkpoint(runs)
+    if checkpoint is None:
+        raise InputError(f"training of {name} left no last.ckpt below {runs}; its words are in {log}.")
+    return {
+        "train_seconds": time.perf_counter() - start,
+        "train_cpu_seconds": _cpu_of_children() - before,
+        "command": shlex.join(["python", *command]),
+        "checkpoint": checkpoint,
+    }
+
+
+def _last_checkpoint(runs: Path) -> Path | None:
+    """Of the newest run: those before are of trainings that were stopped, and were left there."""
+    return max(
+        runs.glob("*/last.ckpt"), key=lambda path: int(path.parent.name.rpartition("_")[2]), default=None
+    )
+
+
+def _trained_before(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
+    """As `_trained`, of a training that is there."""
+    row = args.trained_in / "rows" / f"{name}-seed{seed}.json"
+    found = _last_checkpoint(args.trained_in / "runs" / f"{name}-seed{seed}")
+    if not row.is_file() or found is None:
+        raise InputError(
+            f"--trained_in {args.trained_in}: there is no finished training of {name} with seed {seed}."
+        )
+    content = json.loads(row.read_text())
+    same = ("features", "steps", "epochs", "batch_size")
+    made_with = _made_with(args)
+    if differing := [key for key in same if content["made_with"][key] != made_with[key]]:
+        raise InputError(f"{row}: was made with other {', '.join(differing)} than are asked for here.")
+    kept = ("train_seconds", "train_cpu_seconds", "command")
+    return {key: content[key] for key in kept} | {"checkpoint": found}
+
+
+def training_flags(args: argparse.Namespace, rival: Rival, seed: int, out: Path) -> list[str]:
+    """Flags of main.py for one training, with the same number of steps and templates a step for all.
+
+    Rows of the preset 'good' draw their templates alike, without single faces of other people unless a row's
+    own flags say so: the sets of the benchmarks hold none. Rows of 'published' are the paper's recipe, its
+    template sampling included (1 to 20 faces in clips of up to three frames of an image, images drawn and not
+    subjects). They differ from it in the steps, the templates a step (the paper: 20) and in that faces are
+    cached views of the images; the paper's fall of the rate after two epochs of the data is not reached.
+    """
+    flags_of = {
+        "features": args.features.resolve(),
+        **({"exclude_subjects": args.evaluated_subjects.resolve()} if _holds_test_subjects(args) else {}),
+        "preset": rival.preset,
+        "aggregator": rival.aggregator,
+        "seed": seed,
+        "batch_size": args.batch_size,
+        "epochs": args.epochs,
+        "epoch_items": args.steps // args.epochs * args.batch_size,
+        "out": out.resolve(),
+    }
+    if rival.preset == "good":
+        flags_of["impostor_face_prob"] = 0
+    command = []
+    for flag, value in (flags_of | rival.flags).items():
+        command += [f"--{flag}", *([] if value is None else [str(value)])]
+    if rival.options:
+        command += ["--aggregator_options", *(f"{k}={json.dumps(v)}" for k, v in rival.options.items())]
+    return command
+
+
+def _holds_test_subjects(args: argparse.Namespace) -> bool:
+    """Whether the list names subjects of the training features; main.py refuses one that names none."""
+    listed = read_names(args.evaluated_subjects)
+    return any(normal(subject) in listed for subject in read_given(args.features).subjects)
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^a-z0-9._]+", "_", name.lower())
+
+
+def _cpu_of_children() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
+    sys.exit(main())

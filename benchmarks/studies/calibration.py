@@ -1,0 +1,105 @@
+"""Does a threshold hold for people that it was not made from? Checked on a set benchmark, both ways round.
+
+python benchmarks/studies/calibration.py --data_root ROOT --dataset_name NAME --features FEATURES
+    ROOT/NAME is a benchmark in the IJB layout, such as convert.py --build_set_benchmark writes, FEATURES
+    those of its faces as validation_mixed keeps them (<out>/features/...). Its subjects are halved by the
+    seed; thresholds come from the templates of one half, by the rule of inference.py calibrate, and are
+    looked at on the other
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import numpy as np
+
+from benchmarks.studies.evaluation_set import read_judged
+from coreset import build_aggregator
+from evaluation.metrics.calibration import calibrate
+from evaluation.metrics.set_pairs import InnerProducts, SetPairs, all_pairs
+from evaluation.metrics.thresholds import at_or_above
+from evaluation.protocols.templates import describe_templates
+from runtime.command import build_parser, run_command
+from runtime.errors import InputError
+
+RATES = (1e-1, 1e-2, 1e-3)
+
+
+def main() -> int:
+    """Runs the check."""
+    parser = build_parser(__doc__)
+    parser.add_argument("--data_root", type=Path, required=True)
+    parser.add_argument("--dataset_name", required=True)
+    parser.add_argument("--features", type=Path, required=True, help="of all its faces, in its order")
+    parser.add_argument("--aggregator", default="norm_weighted", help="a pooling (default: %(default)s)")
+    parser.add_argument("--splits", type=int, default=5, help="halvings, from seed 0 on (default: 5)")
+    args = parser.parse_args()
+    return run_command(lambda: check(args))
+
+
+def check(args: argparse.Namespace) -> None:
+    """Prints for each halving, direction and rate what was foretold and what was found.
+
+    Raises:
+        InputError: data that cannot be read, features of other faces, or too few subjects.
+    """
+    if args.splits < 1:
+        raise InputError(f"--splits {args.splits}: expected 1 or more.")
+    aggregator = build_aggregator(args.aggregator, {})
+    judged = read_judged(args.data_root, args.dataset_name, args.features)
+    groups, subject_of = judged.groups, judged.protocol.subjects
+    described = describe_templates(aggregator, judged.features, judged.norms, groups)
+    subjects = np.unique(subject_of)
+    print(f"{args.dataset_name}, {args.aggregator}: {len(subjects)} subjects, {len(groups)} templates")
+    print(
+        f"{'split':<7}{'FMR':<7}{'threshold':<11}{'foretold (95 %)':<22}{'found':<9}{'inside':<9}"
+        f"{'FNMR foretold (95 %)':<22}{'found':<9}inside"
+    )
+    inside: list[tuple[bool, bool]] = []
+    for seed in range(args.splits):
+        shuffled = np.random.default_rng(seed).permutation(subjects)
+        halves = np.array_split(shuffled, 2)
+        for turn in (0, 1):
+            here, there = (
+                _pairs(described.embedding, subject_of, groups.sizes, halves[part])
+                for part in (turn, 1 - turn)
+            )
+            inside += _lines(here, there, f"{seed}{'ab'[turn]}", seed)
+    fmr, fnmr = np.mean(inside, axis=0)
+    print(f"inside the interval: FMR {fmr:.0%}, FNMR {fnmr:.0%} of {len(inside)} (95 % is the promise)")
+
+
+def _pairs(embeddings: np.ndarray, subjects: np.ndarray, sizes: np.ndarray, half: np.ndarray) -> SetPairs:
+    rows = np.flatnonzero(np.isin(subjects, half))
+    numbers = np.unique(subjects[rows], return_inverse=True)[1]
+    return all_pairs(InnerProducts(embeddings[rows], embeddings[rows]), numbers, sizes[rows])
+
+
+def _lines(here: SetPairs, there: SetPairs, name: str, seed: int) -> list[tuple[bool, bool]]:
+    everything, _ = calibrate(here, RATES, seed=seed)
+    for key in everything.refused:
+        print(f"{name:<7}{key:<7}refused: so few people support no threshold")
+    found = []
+    for key, each in everything.rates.items():
+        accepted = at_or_above(there.scores, each.threshold)
+        fmr = float(accepted[~there.is_mated].mean())
+        fnmr = float(1 - accepted[there.is_mated].mean())
+        low, high = each.fmr95
+        fewest, most = each.fnmr95 or (0.0, 1.0)
+        hits = (low <= fmr <= high, fewest <= fnmr <= most)
+        words = ["yes" if hit else "NO" for hit in hits]
+        missed = f"{100 * fewest:.1f} to {100 * most:.1f} %"
+        print(
+            f"{name:<7}{key:<7}{each.threshold:<11.4f}{f'{low:.1e} to {high:.1e}':<22}{fmr:<9.1e}"
+            f"{words[0]:<9}{missed:<22}{f'{100 * fnmr:.1f} %':<9}{words[1]}"
+        )
+        found.append(hits)
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

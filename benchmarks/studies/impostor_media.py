@@ -1,0 +1,270 @@
+"""How many photos of somebody else the enrolment check finds, and how many of the right person it accuses.
+
+python benchmarks/studies/impostor_media.py --data_root ROOT --dataset_name LFWS --features FEATURES --seeds 5
+    FEATURES of its faces as validation_mixed keeps them (<out>/features/...). To every second template, drawn
+    by the seed, one medium of another subject is added; templates of three media or more count
+python benchmarks/studies/impostor_media.py --fit VIEWS [--without SUBJECTS.txt] ...
+    fits the rule anew on a store of views (main.py --cache_features) without those subjects, prints its
+    numbers as recognition/enrolment/outliers.py ships them, and measures with them
+
+A medium is found, or accused, where at least half of its faces are. "told" knows which faces are one photo or
+video, as inference.py does; "frames" takes every face for a photo of its own, as if the frames of a video lay
+in a folder one by one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+
+from benchmarks.studies.evaluation_set import read_judged
+from data.sampling.views import Kind
+from evaluation.metrics.bootstrap import rate_interval95
+from evaluation.metrics.rates import threshold_at
+from evaluation.protocols.ijb_layout import SetProtocol
+from features.bank import FeatureBank, read_given
+from recognition.enrolment.checks import NEAR_DUPLICATE, EnrolmentLimits, duplicate_groups, similarity_to_rest
+from recognition.enrolment.identities import IdentityLimits, find_identities
+from recognition.enrolment.outliers import (
+    DEFAULT_RULE,
+    FEWEST_UNITS,
+    StrangerRule,
+    evidence,
+    face_units,
+    pooled,
+    stranger_odds,
+)
+
+FIT_SETS = 6000
+FEWEST_IMAGES, MOST_IMAGES = 2, 6
+# Moderate stills, poor stills, poor clips.
+KINDS, SHARES = (Kind.MODERATE, Kind.POOR, Kind.CLIP), (0.3, 0.25, 0.45)
+WRONG = (0.02, 0.05, 0.1)
+REPLICATES = 200
+
+Ints = np.ndarray
+Score = Callable[["MixedSet"], np.ndarray]
+
+
+@dataclass(frozen=True)
+class MixedSet:
+    """One set: `features` (T, D), `norms` (T,), `media` (T,) 0..M-1, `foreign` (M,) bool, `subject`."""
+
+    features: np.ndarray
+    norms: np.ndarray
+    media: np.ndarray
+    foreign: np.ndarray
+    subject: int
+
+
+def main() -> int:
+    """Runs the benchmark."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data_root", type=Path)
+    parser.add_argument("--dataset_name", default="LFWS")
+    parser.add_argument("--features", type=Path, help="of all faces of the data set, in its order")
+    parser.add_argument("--seeds", type=int, default=5, help="mixes, from seed 0 on")
+    parser.add_argument("--fit", type=Path, metavar="VIEWS")
+    parser.add_argument("--without", type=Path, metavar="FILE", help="subjects that the fit may not see")
+    parser.add_argument("--foreign_media", type=int, default=1, help="added to every second template")
+    args = parser.parse_args()
+    rule = DEFAULT_RULE
+    if args.fit is not None:
+        rule = fit(args.fit, args.without)
+    if args.data_root is None or args.features is None:
+        return 0
+    judged = read_judged(args.data_root, args.dataset_name, args.features)
+    features, norms = np.asarray(judged.features, np.float32), np.asarray(judged.norms, np.float32)
+    mixes = [mixed(judged.protocol, features, norms, seed, args.foreign_media) for seed in range(args.seeds)]
+    report("a face's cosine with the others, as before", mixes, _cosine_score)
+    report("told", mixes, lambda each: _odds(each, rule, told=True))
+    report("frames", mixes, lambda each: _odds(each, rule, told=False))
+    several_people(mixes)
+    halves(mixes, lambda each: _odds(each, rule, told=True))
+    return 0
+
+
+def mixed(
+    protocol: SetProtocol, features: np.ndarray, norms: np.ndarray, seed: int, foreign_media: int = 1
+) -> list[MixedSet]:
+    """All templates; to every second one, so many media of other subjects are added."""
+    rng = np.random.default_rng(seed)
+    order = np.argsort(protocol.media, kind="stable")
+    first = np.unique(protocol.media[order], return_index=True)[1]
+    media = np.split(order, first[1:])
+    template_of = np.array([protocol.template_of_face[rows[0]] for rows in media])
+    subject_of = protocol.subjects[template_of]
+    chosen = set(rng.permutation(len(protocol.template_ids))[::2].tolist())
+    sets = []
+    for template, subject in enumerate(protocol.subjects.tolist()):
+        own = np.flatnonzero(template_of == template)
+        others = np.flatnonzero(subject_of != subject)
+        added = rng.choice(others, foreign_media, replace=False) if template in chosen else others[:0]
+        parts = [media[number] for number in [*own, *added]]
+        rows = np.concatenate(parts)
+        sets.append(
+            MixedSet(
+                features[rows],
+                norms[rows],
+                np.repeat(np.arange(len(parts)), [len(part) for part in parts]),
+                np.arange(len(parts)) >= len(own),
+                subject,
+            )
+        )
+    return sets
+
+
+def drawn(bank: FeatureBank, count: int, seed: int) -> list[MixedSet]:
+    """Sets of degraded views of a bank's subjects, each medium from an image of its own."""
+    rng = np.random.default_rng(seed)
+    plan = bank.plan
+    if plan is None:
+        raise SystemExit(f"{bank.name}: --fit needs a store of views.")
+    views = [plan.media(kind) for kind in KINDS]
+    images = [np.flatnonzero(bank.labels == subject) for subject in range(len(bank.subjects))]
+    several = [subject for subject, rows in enumerate(images) if len(rows) > FEWEST_IMAGES]
+    sets = []
+    for _ in range(count):
+        subject = int(rng.choice(several))
+        size = min(len(images[subject]), int(rng.integers(FEWEST_IMAGES, MOST_IMAGES + 1)))
+        chosen = rng.choice(images[subject], size, replace=False).tolist()
+        if rng.random() < 0.5:
+            chosen.append(int(rng.choice(np.flatnonzero(bank.labels != subject))))
+        rows, media = [], []
+        for number, image in enumerate(chosen):
+            begin, length = rng.choice(views[rng.choice(len(KINDS), p=SHARES)])
+            rows += (bank.starts[image] + begin + np.arange(length)).tolist()
+            media += [number] * int(length)
+        sets.append(
+            MixedSet(
+                np.asarray(bank.features[rows], np.float32),
+                np.asarray(bank.norms[rows], np.float32),
+                np.array(media),
+                np.arange(len(chosen)) >= size,
+                subject,
+            )
+        )
+    return sets
+
+
+def fit(views: Path, without: Path | None) -> StrangerRule:
+    """Logistic regression of the evidence; prints the rule, and how many it accuses at which limit."""
+    bank = read_given(views)
+    left_out = set(without.read_text().split()) if without is not None else set()
+    bank = bank.of_subjects(set(bank.subjects) - left_out)
+    sets = [each for each in drawn(bank, FIT_SETS, seed=1) if len(each.foreign) >= FEWEST_UNITS]
+    rows = np.concatenate([evidence(*pooled(each.features, each.norms, each.media)) for each in sets])
+    labels = np.concatenate([each.foreign for each in sets])
+    found = LogisticRegression(C=100, max_iter=1000).fit(rows, labels)
+    rule = StrangerRule(*(round(float(value), 2) for value in [found.intercept_[0], *found.coef_[0]]))
+    print(f"fitted on {len(bank.subjects):,} subjects, {len(sets):,} sets, {labels.sum():,} foreign media:")
+    print(rule)
+    report("on the subjects of the fit, new draws", [drawn(bank, 2000, 2)], lambda s: _odds(s, rule, True))
+    return rule
+
+
+def report(name: str, mixes: Sequence[Sequence[MixedSet]], score: Score) -> None:
+    """Prints the share of foreign media found where so many own ones are accused, and at the limit."""
+    own, foreign, *subjects = _scores([each for mix in mixes for each in mix], score)
+    low, high = _interval(own, foreign, *subjects)
+    cuts = [f"{_share_found(own, foreign, wrong):.3f} at {wrong:.2f}" for wrong in WRONG]
+    line = f"{name}: {len(own):,} own and {len(foreign):,} foreign media; found {', '.join(cuts)} accused"
+    line += f" ({low:.3f} to {high:.3f} at 0.05, 95 % over subjects)"
+    if own.max() <= 1 and own.min() >= 0:
+        limit = EnrolmentLimits().stranger
+        line += f"; shipped limit {limit:g}: found {np.mean(foreign >= limit):.3f}, accused "
+        line += f"{np.mean(own >= limit):.3f}"
+    print(line)
+
+
+def several_people(mixes: Sequence[Sequence[MixedSet]]) -> None:
+    """Prints how many templates of one subject are taken for several people."""
+    clean = [each for mix in mixes for each in mix if not each.foreign.any()]
+    for name, told in (("told", True), ("frames", False)):
+        units = [pooled(each.features, each.norms, _units(each, told)) for each in clean]
+        taken = [find_identities(*each, IdentityLimits()).max() > 0 for each in units]
+        print(
+            f"{name}: {np.mean(taken):.4f} of {len(clean):,} templates of one subject are taken for several"
+        )
+
+
+def halves(mixes: Sequence[Sequence[MixedSet]], score: Score) -> None:
+    """The limit that accuses 5 % on one half of the subjects, measured on the other."""
+    for half in (0, 1):
+        here = [each for mix in mixes for each in mix if each.subject % 2 == half]
+        there = [each for mix in mixes for each in mix if each.subject % 2 != half]
+        limit = threshold_at(_scores(here, score)[0], 0.05)
+        own, foreign, *_ = _scores(there, score)
+        print(
+            f"limit {limit:.3f} from half {half}, on the other half: found {np.mean(foreign >= limit):.3f}, "
+            f"accused {np.mean(own >= limit):.3f}"
+        )
+
+
+def _scores(sets: Sequence[MixedSet], score: Score) -> tuple[np.ndarray, ...]:
+    """Scores of own and foreign media of sets of three media or more: the median of their faces'.
+
+    And whose set each is in.
+    """
+    own, foreign = [], []
+    for each in sets:
+        if len(each.foreign) < FEWEST_UNITS:
+            continue
+        values = score(each)
+        for medium, is_foreign in enumerate(each.foreign):
+            value = (np.median(values[each.media == medium]), each.subject)
+            (foreign if is_foreign else own).append(value)
+    (own_scores, own_subjects), (foreign_scores, foreign_subjects) = np.array(own).T, np.array(foreign).T
+    return own_scores, foreign_scores, own_subjects, foreign_subjects
+
+
+def _interval(
+    own: np.ndarray, foreign: np.ndarray, own_subjects: np.ndarray, foreign_subjects: np.ndarray
+) -> tuple[float, float]:
+    """95 % of the share found where 5 % are accused, subjects drawn with replacement."""
+    rng = np.random.default_rng(0)
+    subjects = np.unique(np.concatenate([own_subjects, foreign_subjects]))
+    found = []
+    for _ in range(REPLICATES):
+        drawn = rng.multinomial(len(subjects), np.full(len(subjects), 1 / len(subjects)))
+        here, there = (
+            np.repeat(scores, drawn[np.searchsorted(subjects, whose)])
+            for scores, whose in ((own, own_subjects), (foreign, foreign_subjects))
+        )
+        found.append(_share_found(here, there, 0.05))
+    observed = _share_found(own, foreign, 0.05)
+    low, high = rate_interval95(np.array(found)[:, None], [observed], len(np.unique(foreign_subjects)))
+    return float(low[0]), float(high[0])
+
+
+def _share_found(own: np.ndarray, foreign: np.ndarray, wrong: float) -> float:
+    """Of the foreign media, where at most so large a share of the own ones is accused."""
+    return float(np.mean(foreign >= threshold_at(own, wrong)))
+
+
+def _odds(each: MixedSet, rule: StrangerRule, told: bool) -> np.ndarray:
+    odds = stranger_odds(each.features, each.norms, _units(each, told), rule)
+    return np.nan_to_num(1 / (1 + np.exp(-odds)), nan=0.0)
+
+
+def _units(each: MixedSet, told: bool) -> np.ndarray:
+    groups = duplicate_groups(each.features, NEAR_DUPLICATE)
+    return face_units(each.media if told else np.arange(len(each.norms)), groups)
+
+
+def _cosine_score(each: MixedSet) -> np.ndarray:
+    return -similarity_to_rest(each.features, each.norms)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

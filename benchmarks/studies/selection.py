@@ -1,0 +1,170 @@
+"""How the coreset is chosen, compared: temperature, noise, masking, K, gamma, norm code, attention; by seeds.
+
+python benchmarks/studies/selection.py --features STORE --data_root DATA --dataset_name LFWS \
+    --judge_features FEATURES --evaluated_subjects SUBJECTS.txt --out experiments/selection
+    trains each variant of the published aggregator with each seed under --preset good, and writes the table
+python benchmarks/studies/selection.py --train FLAGS_OF_MAIN
+    one training, with the variants known beside the package's aggregators
+
+The published form (K 3, METHOD 5) is varied in one thing a row. Rows, judging and tables are those of
+benchmarks/studies/baselines.py; here beside them is how far the picks of training are those of evaluation,
+and how many of them are the same face again.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.studies.baselines import Rival, compare, flags
+from coreset import AGGREGATORS
+from coreset.aggregator import CoresetAggregator
+from coreset.selection import Sampling, Selection, select_faces
+from runtime.command import run_command
+from runtime.errors import InputError
+
+_CHOICES = ("farthest", "largest_norm", "random")
+_VARIANT = "coreset_variant"
+
+
+class CoresetVariant(CoresetAggregator):
+    """The published aggregator with another choice of faces, another norm code, or without attention.
+
+    `choice`: farthest points, the largest norms, or faces by chance (the same in every evaluation).
+    `equal_scores`: training's scores are brought to mean 0 and deviation 1 over the faces of their template
+    before noise is added. `smooth_code`: the norm code is linear in the norm's logarithm and its square.
+    `attends`: False leaves the mean of the picks.
+
+    Raises:
+        InputError: an unknown choice, or as `CoresetAggregator`.
+    """
+
+    def __init__(
+        self,
+        *,
+        embedding_size: int,
+        coreset_size: int = 3,
+        gamma: float = 0.01,
+        learn_gamma: bool = True,
+        selection_temperature: float = 1.0,
+        learn_temperature: bool = False,
+        gumbel_noise: bool = True,
+        mask_picked: bool = True,
+        choice: str = "farthest",
+        equal_scores: bool = False,
+        smooth_code: bool = False,
+        attends: bool = True,
+        quality: str = "norm",
+    ) -> None:
+        super().__init__(
+            embedding_size=embedding_size,
+            coreset_size=coreset_size,
+            gamma=gamma,
+            learn_gamma=learn_gamma,
+            selection_temperature=selection_temperature,
+            learn_temperature=learn_temperature,
+            gumbel_noise=gumbel_noise,
+            mask_picked=mask_picked,
+            quality=quality,
+        )
+        if choice not in _CHOICES:
+            raise InputError(f"{_VARIANT}: choice {choice!r}: expected {', '.join(_CHOICES)}.")
+        self.choice = choice
+        self.equal_scores = equal_scores
+        self.attends = attends
+        self.smooth_code = nn.Linear(2, embedding_size) if smooth_code else None
+
+    def _select(
+        self, features: Tensor, norms: Tensor, mask: Tensor | None, *, coreset_size: int, training: bool
+    ) -> Selection:
+        if self.choice == "farthest":
+            sampling = None
+            if training:
+                sampling = Sampling(
+                    self.temperature, self.gumbel_noise, self.mask_picked, equal_scores=self.equal_scores
+                )
+            return select_faces(
+                features, norms, mask, coreset_size=coreset_size, gamma=self.gamma, sampling=sampling
+            )
+        mask = torch.ones_like(norms, dtype=torch.bool) if mask is None else mask
+        if self.choice == "random":
+            # By the face's own values, so that evaluation does not depend on the order; anew in training.
+            scores = torch.rand_like(norms) if training else (norms * 1e4).frac()
+        else:
+            scores = norms
+        picks = scores.masked_fill(~mask, -torch.inf).topk(min(coreset_size, norms.shape[1]), dim=1).indices
+        picks = F.pad(picks, (0, coreset_size - picks.shape[1]))
+        present = torch.arange(coreset_size) < mask.sum(dim=1, keepdim=True)
+        faces = features * norms.unsqueeze(2)
+        core = faces.gather(1, picks.unsqueeze(2).expand(-1, -1, faces.shape[2]))
+        return Selection(picks.masked_fill(~present, -1), core.masked_fill(~present.unsqueeze(2), 0), present)
+
+    def _norm_code(self, norms: Tensor) -> Tensor:
+        if self.smooth_code is None:
+            return super()._norm_code(norms)
+        logs = norms.clamp_min(1e-3).log()
+        code: Tensor = self.norm_code_scale(self.smooth_code(torch.stack([logs, logs.square()], dim=-1)))
+        return code
+
+    def _maths(
+        self, features: Tensor, norms: Tensor, mask: Tensor | None, coreset_size: int
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        if self.attends:
+            return super()._maths(features, norms, mask, coreset_size)
+        picks, core, present = self._select(
+            features, norms, mask, coreset_size=coreset_size, training=self.training
+        )
+        count = present.sum(dim=1, keepdim=True)
+        shares = F.one_hot(picks.clamp_min(0), norms.shape[1]) * present.unsqueeze(2)
+        return core.sum(dim=1) / count, picks, None if self.training else shares.sum(dim=1) / count
+
+
+def _variant(**options: object) -> Rival:
+    return Rival(_VARIANT, options=options)
+
+
+VARIANTS = {
+    # What the package does without a flag: masking, temperature 1, gamma learned from 0.01, the sinusoid.
+    "as it is": Rival("coreset"),
+    "picked faces not masked (published)": Rival("coreset", options={"mask_picked": False}),
+    "temperature 1 to 0.01": Rival("coreset", flags={"selection_temperature_end": 0.01}),
+    "temperature 0.05": Rival("coreset", flags={"selection_temperature": 0.05}),
+    "temperature learned": Rival("coreset", flags={"learn_temperature": None}),
+    "argmax, no noise": Rival("coreset", options={"gumbel_noise": False}),
+    "scores equalised": _variant(equal_scores=True),
+    "random K": _variant(choice="random"),
+    "top K by norm": _variant(choice="largest_norm"),
+    **{f"K = {number}": Rival("coreset", flags={"coreset_size": number}) for number in (1, 2, 5, 7)},
+    **{f"gamma fixed at {gamma:g}": Rival("coreset", flags={"gamma": gamma}) for gamma in (0, 1)},
+    "gamma learned from 1": Rival("coreset", options={"gamma": 1.0}),
+    "smooth norm code": _variant(smooth_code=True),
+    "argmax, gamma 1, smooth": _variant(gumbel_noise=False, gamma=1.0, smooth_code=True),
+    "no attention": _variant(attends=False),
+    "attention over all faces": Rival("set_transformer", options={"inducing_points": 0}),
+    "weighted coreset": Rival("weighted_coreset"),
+}
+
+
+def main() -> int:
+    """Runs the command; gives its exit code."""
+    AGGREGATORS[_VARIANT] = CoresetVariant
+    if sys.argv[1:2] == ["--train"]:
+        # After the variant is known: the choices of --aggregator are read when the flags are made.
+        from main import main as train
+
+        del sys.argv[1]
+        return train()
+    args = flags(__doc__, VARIANTS, "as it is").parse_args()
+    return run_command(
+        lambda: compare(args, VARIANTS, ("benchmarks/studies/selection.py", "--train"), "selection")
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
