@@ -21,13 +21,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
-from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
-from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from evaluation.metrics.rates import FoldAccuracy
@@ -37,18 +33,14 @@ from head import HEADS
 from net import BACKBONES
 from runs.assembly import build_run
 from runs.backbone_evaluation import evaluate_backbone, evaluation_settings
-from runs.components import Run, check_epochs, saved_run, skipped_text
+from runs.checkpoints import (
+    StoppedBySignal,
+)
+from runs.components import Run, skipped_text
 from runs.coreset_flags import add_coreset_flags, add_feature_flags, add_label_flags, add_recipe_flags
 from runs.folder import (
     BEST,
     LAST,
-    KeepBest,
-    KeepLast,
-    MetricsLogger,
-    Pictures,
-    SafeCheckpointIO,
-    StopAtUnusable,
-    StoppedBySignal,
     earlier_starts,
     pair_summary,
     run_folder,
@@ -56,15 +48,15 @@ from runs.folder import (
     write_run_json,
 )
 from runs.label_audit import checked_labels
+from runs.saved_run import check_epochs, read_saved_run
 from runs.settings import STAGE_DEFAULTS, STAGES, TEST_RUN_EPOCHS, Settings, resolve
+from runs.trainer import checkpoint_bytes, make_loggers, make_trainer, training_devices
 from runtime.command import build_parser, run_command
 from runtime.errors import InputError
-from runtime.escaping import escaped
 from runtime.files import atomic_write, fault_text, require_free_space, require_output_folder
 from runtime.matmul_precision import GpuMode
-from runtime.process_group import EndAtSignal, WatchedDDP, interruptible, take_rank, watch_launched
-from runtime.progress import progress_bar
-from train_val import BACKBONE_MONITOR, CORESET_MONITOR, BackboneTrainer, FaceCoresetNet
+from runtime.process_group import interruptible, take_rank, watch_launched
+from train_val import BackboneTrainer, FaceCoresetNet
 from training.held_out import held_out_table
 
 # Warnings that cannot be true here. Old metrics are moved before their folder is logged to, and checkpoints
@@ -105,18 +97,18 @@ def train(given: Mapping[str, Any]) -> None:
     flags_given = dict(given)
     evaluate, dry = (flags_given.pop(name, False) for name in ("evaluate", "dry_run"))
     checkpoint = flags_given.pop("resume_from_checkpoint", None)
-    saved = None if checkpoint is None else saved_run(Path(checkpoint))
+    saved = None if checkpoint is None else read_saved_run(Path(checkpoint))
     step = 0 if saved is None else saved.step
     settings = resolve(flags_given, None if saved is None else saved.hparams)
     if saved is not None:
         _check_choices(settings, saved.path)
     if saved is not None and not evaluate:
         check_epochs(saved, settings.trained_epochs)
-        # A damaged record is told before anything is made.
+        # A damaged record is refused before anything is made.
         earlier_starts(saved.path.parent)
     if saved is not None and settings.cache_features is not None and "cache_features" not in flags_given:
         saved = replace(saved, cache_is_given=False)
-    accelerator, devices = _devices(settings)
+    accelerator, devices = training_devices(settings)
     processes = devices * settings.num_nodes
     rank = take_rank(devices, settings.num_nodes)
     mode = GpuMode.of_training(settings.stage, gpu=accelerator == "gpu")
@@ -130,7 +122,7 @@ def train(given: Mapping[str, Any]) -> None:
             print(checked_labels(run, folder))
         elif not settings.fast_dev_run:
             # One checkpoint replaces another that is still there.
-            require_free_space(folder, 0 if evaluate else 2 * _checkpoint_bytes(run.module))
+            require_free_space(folder, 0 if evaluate else 2 * checkpoint_bytes(run.module))
             resumed = None if saved is None or evaluate else saved.path
             folder = run_folder(folder, settings.prefix, resumed, step=step)
             write_run_json(folder, settings.to_dict(), run.facts | asdict(mode))
@@ -139,9 +131,9 @@ def train(given: Mapping[str, Any]) -> None:
         return
     for message in run.module.expected_warnings + run.data.expected_warnings:
         warnings.filterwarnings("ignore", message)
-    loggers = _loggers(settings, folder, step)
+    loggers = make_loggers(settings, folder, step)
     torch.set_float32_matmul_precision(mode.float32_matmul_precision)
-    trainer = _trainer(settings, run, folder, accelerator, devices, loggers, mode)
+    trainer = make_trainer(settings, run, folder, accelerator, devices, loggers, mode)
     if evaluate:
         with interruptible():
             trainer.validate(run.module, run.data, ckpt_path=checkpoint, verbose=False)
@@ -167,12 +159,6 @@ def _check_output(settings: Settings) -> None:
         require_output_folder(settings.feature_folder, "--cache_features")
 
 
-def _checkpoint_bytes(module: BackboneTrainer | FaceCoresetNet) -> int:
-    """At the least: the weights, and one moment of each that is trained."""
-    weights = [*module.parameters(), *module.buffers()]
-    return sum(each.nbytes * (2 if each.requires_grad else 1) for each in weights)
-
-
 @contextmanager
 def _telling_what_is_kept(folder: Path) -> Iterator[None]:
     """Says of a fault of the machine, such as a full disk, where the training can go on."""
@@ -190,7 +176,7 @@ def _telling_what_is_kept(folder: Path) -> Iterator[None]:
 def _evaluate_backbone(given: Mapping[str, Any]) -> None:
     """Accuracy of weights on pair sets, into a run folder."""
     settings = evaluation_settings({name: value for name, value in given.items() if name != "evaluate"})
-    accelerator, devices = _devices(settings)
+    accelerator, devices = training_devices(settings)
     if take_rank(devices, settings.num_nodes) == 0:
         print(f"evaluates {settings.start_from_model_statedict} on pair sets, {devices} x {accelerator}")
     require_output_folder(Path(settings.out), "--out")
@@ -357,115 +343,6 @@ def _milestones(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(",") if part)
     except ValueError:
         raise ArgumentTypeError(f"expected whole numbers separated by commas, found {text!r}") from None
-
-
-def _devices(settings: Settings) -> tuple[str, int]:
-    """Accelerator, and processes on this machine."""
-    there = torch.cuda.device_count()
-    gpus = min(1, there) if settings.gpus is None else settings.gpus
-    faults = []
-    if gpus > there:
-        faults.append(
-            f"--gpus {gpus}: this machine shows {there} GPUs to PyTorch. --gpus 0 trains on the CPU."
-        )
-    if gpus and settings.cpu_processes > 1:
-        faults.append("--cpu_processes is for training without GPUs. Leave it out, or pass --gpus 0.")
-    if not gpus and settings.precision == "16-mixed":
-        faults.append(
-            "--use_16bit needs a GPU; on a CPU --precision bf16-mixed is the half precision there is."
-        )
-    if faults:
-        raise InputError.from_faults(faults)
-    return ("gpu", gpus) if gpus else ("cpu", settings.cpu_processes)
-
-
-def _loggers(settings: Settings, folder: Path, step: int) -> list[Logger]:
-    """Metrics in metrics.csv and for TensorBoard, flags in hparams.yaml; a resumed run goes on at `step`."""
-    # TensorBoard hides what a stopped run logged from there on.
-    board = TensorBoardLogger(folder, "", "", default_hp_metric=False, purge_step=step or None)
-    loggers = [MetricsLogger(folder), board]
-    if not settings.fast_dev_run:
-        shown = {
-            name: escaped(value) if isinstance(value, str) else value
-            for name, value in settings.to_dict().items()
-        }
-        for logger in loggers:
-            logger.log_hyperparams(shown)
-    return loggers
-
-
-def _trainer(
-    settings: Settings,
-    run: Run,
-    folder: Path,
-    accelerator: str,
-    devices: int,
-    loggers: list[Logger],
-    mode: GpuMode,
-) -> pl.Trainer:
-    processes = devices * settings.num_nodes
-    # The buffers of a frozen backbone never change; the head's are the same on all ranks by themselves.
-    distributed = WatchedDDP(
-        broadcast_buffers=settings.stage == "backbone",
-        process_group_backend="gloo" if accelerator == "cpu" else "nccl",
-    )
-    key = CORESET_MONITOR if settings.stage == "coreset" else BACKBONE_MONITOR
-    keep_last = None if settings.fast_dev_run else KeepLast(folder)
-    keep: list[pl.Callback] = [EndAtSignal(), StopAtUnusable(keep_last)]
-    keep += [] if settings.fast_dev_run else [Pictures(folder)]
-    if run.validates:
-        keep.append(_checkpoints(KeepBest, folder, Path(BEST).stem, monitor=key))
-    if settings.save_all_models:
-        keep.append(_checkpoints(ModelCheckpoint, folder, "epoch_{epoch}", save_top_k=-1))
-    keep += [] if keep_last is None else [keep_last]
-    steps = run.steps_per_epoch
-    return pl.Trainer(
-        accelerator=accelerator,
-        devices=devices,
-        num_nodes=settings.num_nodes,
-        strategy=distributed if processes > 1 else "auto",
-        precision=settings.precision,  # type: ignore[arg-type]
-        benchmark=mode.cudnn_benchmark,
-        max_epochs=settings.trained_epochs,
-        accumulate_grad_batches=settings.accumulate_grad_batches,
-        gradient_clip_val=settings.gradient_clip_val or None,
-        fast_dev_run=settings.fast_dev_run,
-        use_distributed_sampler=False,
-        log_every_n_steps=max(1, min(50, steps // 2)),
-        num_sanity_val_steps=0,
-        enable_model_summary=False,
-        limit_val_batches=1.0 if run.validates else 0,
-        logger=loggers,
-        callbacks=[*keep, LearningRateMonitor("epoch"), _TrainingBar(refresh_rate=max(1, steps // 100))],
-        plugins=[SafeCheckpointIO()],
-    )
-
-
-class _TrainingBar(TQDMProgressBar):
-    """Lightning's bars on a terminal; in a log, of training alone, the lines of `progress`."""
-
-    def init_train_tqdm(self) -> Tqdm:
-        """Of all epochs."""
-        if sys.stdout.isatty():
-            return super().init_train_tqdm()
-        return cast("Tqdm", progress_bar(desc=self.train_description, disable=self.is_disabled))
-
-    def init_validation_tqdm(self) -> Tqdm:
-        """Of one validation."""
-        if sys.stdout.isatty():
-            return super().init_validation_tqdm()
-        return cast("Tqdm", progress_bar(disable=True))
-
-
-def _checkpoints(kind: type[ModelCheckpoint], folder: Path, name: str, **which: Any) -> ModelCheckpoint:
-    return kind(
-        folder,
-        name,
-        auto_insert_metric_name=False,
-        enable_version_counter=False,
-        save_on_train_epoch_end=True,
-        **which,
-    )
 
 
 def _say(run: Run, settings: Settings, checkpoint: str | None, evaluate: bool, processes: str) -> None:

@@ -15,7 +15,7 @@ from evaluation.protocols.pair_sets import pair_figures, pairs_of_bin
 from features.extract import embed_faces
 from features.options import FACES_AT_ONCE, EmbedOptions
 from photos.alignment import AS_STORED
-from runs.assembly import pair_sets_of
+from runs.backbone_run import pair_sets_of
 from runs.settings import Settings, resolve
 from runtime.errors import InputError
 from weights import load_backbone, source_name, weights_sha256

@@ -4,40 +4,38 @@ from __future__ import annotations
 
 import inspect
 import os
-import re
 import shutil
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypedDict, get_type_hints
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backbones.spec import BackboneSpec, with_current_names
+from backbones.spec import BackboneSpec
 from coreset import AGGREGATORS
 from coreset.published import LEARNED_GAMMA
 from coreset.weighted_coreset import COPY_SIMILARITY, GATE_START, GATE_STEEPNESS
+from data.checks.colour_order import FEWEST_PAIRS, check_colour_order, check_skin_colour
 from data.checks.label_noise_report import CheckedFaces
-from data.sources.face_source import PIXEL_LIBRARIES, FaceSource, open_source
+from data.sampling.templates import Augmentation
+from data.sources.face_source import FaceSource, data_parts, open_source, reading_parts
 from data.sources.image_files import pair_set_folders
 from data.sources.pair_files import find_pair_sets
 from data.sources.subject_names import same_names
 from data.sources.unusable_images import usable_part
 from evaluation.reporting.report import versions
+from features.extract import embed_arrays
 from head import start_columns_at
 from net import Backbone
-from runs.folder import place_of, step_of
+from runs.saved_run import EPOCH_ITEMS, IMAGES_BY_SUBJECT, SavedRun, check_same_data, images_by_subject
 from runs.settings import Settings
-from runs.trained_images import removed_note
-from runtime.errors import InputError, InputWarning
-from runtime.json_files import check_type
-from train_val import UNUSABLE_SUBJECTS, BackboneTrainer, FaceCoresetNet
+from runtime.errors import InputError
+from train_val import BackboneTrainer, FaceCoresetNet
 from training.loaders import FaceData, FeatureTemplateData, Loading, TemplateData
 from training.optimisers import HeadOptions, Recipe, TemperatureSchedule
-from weights import read_checkpoint
 
 MOST_HELD_OUT = 500
 # A margin head of two classes learns one direction. From three on it stays, as pairs alone are worse:
@@ -48,52 +46,8 @@ FEWEST_CLASSES = 3
 ENOUGH_CLASSES = 20
 _SHOWN = 10
 _TEST_RUN_STEPS = 10
-_IMAGES, _EPOCH_ITEMS = "images_by_subject", "epoch_items"
-# Parts of a fingerprint that change with the images of a run.
-_OF_IMAGES = {"subjects", "labels", "images", *PIXEL_LIBRARIES}
-# Flags in checkpoints of earlier versions.
-_FORMER_FLAGS = {
-    "share_foreign_faces": "impostor_face_prob",
-    "share_wrong_media": "impostor_media_prob",
-    "share_virtual_subjects": "identity_mixup_prob",
-    "fewest_images": "min_images_per_subject",
-    "without_subjects": "exclude_subjects",
-}
-_SAVED = ("hparams", "data_fingerprint")
 # Options of aggregators that are in the statistics of the backbone's cosines.
 _COSINE_LIMITS = ("gate_start", "gate_steepness", "copy_similarity")
-
-
-@dataclass(frozen=True)
-class SavedRun:
-    """What a checkpoint of ours says beside its weights; no spec where there was no backbone.
-
-    `step`: optimiser steps done; `epochs_done`: whole epochs, without the one that is under way;
-    `data_fingerprint`: its parts, a string in checkpoints of before. None in older ones are:
-    `images_by_subject` (`runs.trained_images`; and where features are trained from), `epoch_items`, items of
-    an epoch. `unusable`: subjects with images that could not be used; `aggregator_options`: what built its
-    aggregator; `cache_is_given`: False where the checkpoint alone names the folder of cached features. Of
-    `hparams`, `out` and `prefix` are those of the folder that it lies in. `missing_states`: of the Trainer,
-    which it needs to go on.
-    """
-
-    path: Path
-    step: int
-    hparams: Mapping[str, Any]
-    data_fingerprint: Mapping[str, str] | str
-    backbone_spec: Mapping[str, Any] | None
-    epochs_done: int
-    images_by_subject: Tensor | None
-    epoch_items: int | None
-    unusable: Sequence[int]
-    aggregator_options: Mapping[str, Any] = field(default_factory=dict)
-    cache_is_given: bool = True
-    missing_states: Sequence[str] = ()
-
-    def may_write_to(self, cache: Path) -> bool:
-        """Whether a folder of features was given, is the default one, or lies in the checkpoint's folder."""
-        folder, run = Path(os.path.abspath(cache)), Path(os.path.abspath(self.path)).parent
-        return self.cache_is_given or folder == run.parent / "features" or folder.is_relative_to(run)
 
 
 @dataclass(frozen=True)
@@ -113,116 +67,6 @@ class Run:
     steps_per_epoch: int
     skipped: Sequence[str] = ()
     faces: Callable[[], CheckedFaces] | None = None
-
-
-class _SavedParts(TypedDict):
-    """What a checkpoint holds beside tensors, as far as it is read here."""
-
-    hparams: dict[str, Any]
-    data_fingerprint: dict[str, str] | str
-    backbone_spec: dict[str, Any] | None
-    aggregator_options: dict[str, Any] | None
-    epoch_items: int | None
-    unusable_subjects: list[int] | None
-
-
-# What the Trainer goes on from, which it reads when the run's files are written already.
-_TRAINER_STATES = {
-    "pytorch-lightning_version": str,
-    "loops": dict[str, dict[str, Any]],
-    "callbacks": dict[str, dict[str, Any]],
-    "optimizer_states": list[dict[str, Any]],
-    "lr_schedulers": list[dict[str, Any]],
-}
-
-
-def _check_trainer_states(path: Path, checkpoint: Mapping[str, Any]) -> None:
-    for name, kind in _TRAINER_STATES.items():
-        if name in checkpoint:
-            check_type(checkpoint[name], kind, f"{path}: {name}")
-    version = checkpoint.get("pytorch-lightning_version", "0")
-    if re.match(r"\d+(\.\d+)*", version) is None:
-        raise InputError(f"{path}: pytorch-lightning_version: expected one such as 2.5.0, found {version!r}.")
-
-
-def saved_run(path: Path) -> SavedRun:
-    """Reads what a run is resumed or evaluated by.
-
-    Raises:
-        InputError: no such file, or no checkpoint of main.py.
-    """
-    if not path.is_file():
-        raise InputError(
-            f"{path}: there is no such checkpoint. A run keeps last.ckpt and best.ckpt in its folder."
-        )
-    checkpoint = read_checkpoint(path)
-    missing = [key for key in _SAVED if not isinstance(checkpoint, dict) or key not in checkpoint]
-    if missing:
-        raise InputError(
-            f"{path}: is no checkpoint of main.py, it has no {' and no '.join(missing)}. To start from the "
-            "weights of another project use --start_from_model_statedict."
-        )
-    parts = {key: checkpoint.get(key) for key in _SavedParts.__annotations__}
-    check_type(parts, _SavedParts, str(path))
-    parts["hparams"] = {_FORMER_FLAGS.get(name, name): value for name, value in parts["hparams"].items()}
-    options = with_current_names(parts["aggregator_options"] or {})
-    for name, kind in get_type_hints(Settings).items():
-        if name in parts["hparams"]:
-            check_type(parts["hparams"][name], kind, f"{path}: hparams, {name}")
-    hparams = _with_gamma_of_today(parts["hparams"], options)
-    # Where it writes is not for a file to say.
-    hparams["out"], hparams["prefix"] = place_of(path)
-    images = checkpoint.get(_IMAGES)
-    if images is not None and not isinstance(images, Tensor):
-        raise InputError(f"{path}: {_IMAGES}: expected a tensor, found {type(images).__name__}.")
-    try:
-        epochs = int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
-    except (KeyError, TypeError, ValueError):
-        raise InputError(
-            f"{path}: does not say how many epochs are done. Is it a last.ckpt of main.py?"
-        ) from None
-    _check_trainer_states(path, checkpoint)
-    return SavedRun(
-        path,
-        step_of(path, checkpoint),
-        hparams,
-        parts["data_fingerprint"],
-        parts["backbone_spec"],
-        epochs,
-        images,
-        parts[_EPOCH_ITEMS],
-        parts[UNUSABLE_SUBJECTS] or (),
-        options,
-        missing_states=[name for name in _TRAINER_STATES if checkpoint.get(name, []) == []],
-    )
-
-
-def _with_gamma_of_today(hparams: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Flags of a checkpoint, where those of before said by `gamma_lr` 0 that gamma is fixed."""
-    today = dict(hparams)
-    if options.get("learn_gamma") and today.get("gamma", LEARNED_GAMMA) != LEARNED_GAMMA:
-        start = {"gamma": today["gamma"]}
-        today |= {
-            "gamma": LEARNED_GAMMA,
-            "aggregator_options": start | (today.get("aggregator_options") or {}),
-        }
-    if today.get("gamma_lr") == 0:
-        del today["gamma_lr"]
-    return today
-
-
-def check_epochs(saved: SavedRun, epochs: int) -> None:
-    """Raises InputError where the run that is to go on for `epochs` in all has done more, or lacks states."""
-    if saved.missing_states:
-        raise InputError(
-            f"{saved.path}: has no {' and no '.join(saved.missing_states)}, so that its run cannot be "
-            "resumed. Take the last.ckpt of the run, or start a new run."
-        )
-    if epochs < saved.epochs_done:
-        raise InputError(
-            f"--epochs {epochs}: are the epochs in all, and {saved.path} has done {saved.epochs_done}. Give "
-            "more to train on, or --evaluate to validate it."
-        )
 
 
 def losses_of(settings: Settings, num_subjects: int, processes: int) -> tuple[Settings, str]:
@@ -336,7 +180,7 @@ def _cosine_limits(spec: BackboneSpec) -> dict[str, float]:
     return {name: round(limit, 6) for name, limit in zip(_COSINE_LIMITS, limits, strict=True)}
 
 
-def finished_run(
+def make_run(
     settings: Settings,
     module: BackboneTrainer | FaceCoresetNet,
     data: FaceData | TemplateData | FeatureTemplateData,
@@ -356,9 +200,9 @@ def finished_run(
         + (f", {accumulated} batches a step" if accumulated > 1 else "")
         + f"; {steps:,} steps an epoch, {settings.trained_epochs} epochs"
     )
-    module.identity[_EPOCH_ITEMS] = data.sampler().num_items
+    module.identity[EPOCH_ITEMS] = data.sampler().num_items
     facts = {"classes": module.num_subjects, "images": num_images, **module.identity}
-    del facts["hparams"], facts[_IMAGES]
+    del facts["hparams"], facts[IMAGES_BY_SUBJECT]
     return Run(module, data, what, lines, warnings, facts, validates, steps)
 
 
@@ -382,7 +226,7 @@ def steps_per_epoch(settings: Settings, data: FaceData | TemplateData | FeatureT
     return -(-len(data.sampler()) // settings.accumulate_grad_batches)
 
 
-def common(
+def module_identity(
     settings: Settings,
     saved: SavedRun | None,
     name: str,
@@ -390,7 +234,7 @@ def common(
     subjects: Sequence[str],
     images: Tensor | None = None,
 ) -> dict[str, Any]:
-    """What both modules are told.
+    """The keyword arguments that both modules share.
 
     `data`: fingerprint of what is trained on, `name`: what messages call it; `images`: see
     `runs.trained_images`, where some may be removed in the course of a run.
@@ -401,7 +245,7 @@ def common(
     if saved is not None:
         check_same_data(saved, name, data, subjects, images)
     identity: dict[str, Any] = {"hparams": settings.to_dict(), "data_fingerprint": data}
-    identity |= {"versions": versions(), _IMAGES: images}
+    identity |= {"versions": versions(), IMAGES_BY_SUBJECT: images}
     return {"seed": settings.seed, "identity": identity, "subjects": subjects}
 
 
@@ -413,43 +257,6 @@ def items_of_epoch(settings: Settings, saved: SavedRun | None, default: int) -> 
     if settings.epoch_items is not None:
         return settings.epoch_items
     return default if saved is None or saved.epoch_items is None else saved.epoch_items
-
-
-def check_same_data(
-    saved: SavedRun, name: str, data: Mapping[str, str], subjects: Sequence[str], images: Tensor | None
-) -> None:
-    """Raises InputError, which says what differs, unless a run was trained on this data.
-
-    Another decoder changes pixels by little, and nobody can go back to an older one everywhere: a warning,
-    as for images that were removed.
-    """
-    before = saved.data_fingerprint
-    if isinstance(before, str):
-        raise InputError(
-            f"{saved.path}: was written by an earlier version, which recorded the names of images and not "
-            "their content, so that it cannot be told whether this is its own data. Start a new run."
-        )
-    differ = [part for part in {**before, **data} if before.get(part) != data.get(part)]
-    lines = [
-        f"  {part}: {before.get(part, 'unknown')} then, {data.get(part, 'unknown')} now" for part in differ
-    ]
-    if differ and set(differ) <= PIXEL_LIBRARIES.keys():
-        warnings.warn(
-            "\n".join([f"{saved.path}: other versions may change pixels a little:", *lines]),
-            InputWarning,
-            stacklevel=2,
-        )
-    elif differ and images is not None and saved.images_by_subject is not None and set(differ) <= _OF_IMAGES:
-        before_and_now = (saved.images_by_subject, subjects, images, saved.unusable)
-        warnings.warn(removed_note(saved.path, name, *before_and_now), InputWarning, stacklevel=2)
-    elif differ:
-        raise InputError.from_faults(
-            [
-                f"{saved.path}: was trained on other data than {name} as it is now. A run is resumed or "
-                "evaluated on its own data. These differ (number, digest):",
-                *lines,
-            ]
-        )
 
 
 def head_of(
@@ -476,10 +283,10 @@ def coreset_module(
     head: torch.nn.Module,
     options: Mapping[str, Any],
     data: TemplateData | FeatureTemplateData,
-    told: Mapping[str, Any],
+    identity_options: Mapping[str, Any],
     subject_means: torch.Tensor | None = None,
 ) -> FaceCoresetNet:
-    """The coreset stage's module; `options`: the aggregator's; `told`: from `common`.
+    """The coreset stage's module; `options`: the aggregator's; `identity_options`: of `module_identity`.
 
     `subject_means`: (S, D) unit rows, which virtual subjects are drawn from; None for none.
     """
@@ -493,7 +300,7 @@ def coreset_module(
         head,
         replace(
             recipe_of(settings, steps_per_epoch(settings, data)),
-            head_weight=1.0 if head_counts(len(told["subjects"])) else 0.0,
+            head_weight=1.0 if head_counts(len(identity_options["subjects"])) else 0.0,
         ),
         aggregator=settings.aggregator,
         aggregator_options=options,
@@ -501,7 +308,7 @@ def coreset_module(
         compiled=settings.compile,
         schedule=schedule,
         subject_means=subject_means,
-        **told,
+        **identity_options,
     )
 
 
@@ -580,3 +387,31 @@ def quality_warnings(settings: Settings, backbone: Backbone | None) -> list[str]
 def default_quality(spec: BackboneSpec) -> str:
     """What aggregators weigh faces by where no flag says it: as the weights say, else by the norm."""
     return "learned" if spec.norm_is_quality is False else "norm"
+
+
+def image_identity(settings: Settings, saved: SavedRun | None, source: FaceSource) -> dict[str, Any]:
+    """The keyword arguments that both modules share, of a source of images."""
+    stamps = source.stamps()
+    data = data_parts(source.subjects, source.labels, stamps) | reading_parts(source)
+    images = images_by_subject(source.subjects, source.labels, stamps)
+    return module_identity(settings, saved, source.name, data, source.subjects, images)
+
+
+def colour_warnings(settings: Settings, source: FaceSource, backbone: Backbone | None = None) -> list[str]:
+    """What seems wrong with the colours of the images, or with the order that the backbone gets them in."""
+    skin = check_skin_colour(source, seed=settings.seed)
+    warnings = [skin.warning] if skin.warning else []
+    if backbone is not None:
+        report = check_colour_order(source, lambda images: embed_arrays(backbone, images)[0], backbone.spec)
+        if report.verdict == "swapped" and report.num_pairs >= FEWEST_PAIRS:
+            warnings.append(report.sentence)
+    return warnings
+
+
+def augmentation_of(settings: Settings) -> Augmentation:
+    """Probabilities of the augmentations."""
+    return Augmentation(
+        crop_prob=settings.crop_augmentation_prob,
+        low_res_prob=settings.low_res_augmentation_prob,
+        photometric_prob=settings.photometric_augmentation_prob,
+    )

@@ -19,22 +19,22 @@ from net import Backbone
 from runs.components import (
     MOST_HELD_OUT,
     Run,
-    SavedRun,
     aggregator_options,
     check_apart,
-    common,
     coreset_module,
     cosine_lines,
-    finished_run,
     head_of,
     items_of_epoch,
     loading_of,
     losses_of,
+    make_run,
+    module_identity,
     quality_warnings,
     trained_aggregator,
     validation_people,
 )
 from runs.label_audit import faces_of_bank
+from runs.saved_run import SavedRun
 from runs.settings import Settings
 from runtime.errors import InputError
 from train_val import UnknownBackbone
@@ -42,7 +42,7 @@ from training.loaders import FeatureTemplateData
 from weights import load_weights, weights_digest
 
 
-def run_of_cached(
+def cached_feature_run(
     settings: Settings,
     saved: SavedRun | None,
     backbone: Backbone,
@@ -113,11 +113,11 @@ def cache_of(settings: Settings, folder: Path, processes: int, *, gpu: bool, pla
     return Cache(folder, 1 if plain_only else settings.views, settings.seed, how)
 
 
-def run_of_given(settings: Settings, saved: SavedRun | None, *, processes: int) -> Run:
+def precomputed_feature_run(settings: Settings, saved: SavedRun | None, *, processes: int) -> Run:
     """Opens --features and, where one is known, the backbone that made them.
 
     Raises:
-        InputError: the backbone is not the one that made them, as far as that can be told.
+        InputError: the backbone is not the one that made them, as far as that is known.
     """
     root = Path(settings.data_root)
     given = given_features(root / str(settings.features))
@@ -213,7 +213,7 @@ def _run(
         head_of(settings, backbone, len(bank.subjects), columns),
         aggregator_options(settings, backbone.spec, saved),
         data,
-        common(settings, saved, bank.name, bank.identity, bank.subjects),
+        module_identity(settings, saved, bank.name, bank.identity, bank.subjects),
         means,
     )
     single = int((np.bincount(bank.labels) == 1).sum())
@@ -229,7 +229,7 @@ def _run(
     )
     if settings.impostor_face_prob:
         wrong += f", {settings.impostor_face_prob:.0%} with faces of other people"
-    return finished_run(
+    return make_run(
         settings,
         module,
         data,

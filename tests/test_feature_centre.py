@@ -15,7 +15,8 @@ from coreset import FaceSets, build_aggregator
 from features.bank import FeatureBank, bank_of_rows, gathered, with_centre_of
 from features.cache import with_cosines
 from net import BACKBONES, Backbone, build_backbone
-from runs.components import SavedRun, aggregator_options
+from runs.components import aggregator_options
+from runs.saved_run import SavedRun
 from runs.settings import resolve
 from runtime.errors import InputError
 from train_val import UnknownBackbone

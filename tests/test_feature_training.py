@@ -26,7 +26,7 @@ from data.sampling.templates import HeldOutTemplates, Template
 from features import cache as feature_cache
 from net import build_backbone
 from runs import assembly as training_run
-from runs.folder import StoppedBySignal
+from runs.checkpoints import StoppedBySignal
 from runs.settings import resolve
 from runtime.errors import InputError
 from weights import load_aggregator, load_backbone, name_digests, save_backbone, trained_subjects

@@ -23,7 +23,7 @@ import yaml
 import main
 import train_val
 from runs import assembly as training_run
-from runs.folder import StoppedBySignal
+from runs.checkpoints import StoppedBySignal
 from runs.settings import resolve
 from runtime.errors import InputError
 from weights import load_aggregator, load_backbone

@@ -279,7 +279,7 @@ class TemplateData(_HeldOutData):
         """See the base class."""
         return collate_templates([self.held_out[number] for number in numbers])
 
-    def pictured(self, batch: TemplateBatch) -> TemplateBatch:
+    def preview_images(self, batch: TemplateBatch) -> TemplateBatch:
         """The images of a batch."""
         return batch
 
@@ -320,7 +320,7 @@ class FeatureTemplateData(_HeldOutData):
         """See the base class."""
         return self.held_out.collate([self.held_out[number] for number in numbers])
 
-    def pictured(self, batch: FeatureBatch) -> TemplateBatch | None:
+    def preview_images(self, batch: FeatureBatch) -> TemplateBatch | None:
         """The images that the first templates of a batch were made from; None where they are not known."""
         if self._faces is None:
             return None

@@ -25,7 +25,7 @@ from features.cache import Cache, CachedViews, cached_views
 from features.options import EmbedOptions
 from features.store import written_rows
 from net import Backbone, build_backbone
-from runs.components import SavedRun, check_same_data
+from runs.saved_run import SavedRun, check_same_data
 from runtime.errors import InputError, InputWarning
 from runtime.json_files import json_text
 

@@ -12,8 +12,9 @@ from torch import nn
 
 from backbones.spec import BackboneSpec
 from coreset import build_aggregator
-from runs.components import aggregator_options, check_epochs, saved_run
+from runs.components import aggregator_options
 from runs.folder import run_folder
+from runs.saved_run import check_epochs, read_saved_run
 from runs.settings import resolve
 from runtime.errors import InputError
 
@@ -53,7 +54,7 @@ def test_checkpoints_of_before_keep_their_gamma(tmp_path: Path, gamma_lr: float,
     content = {"hparams": hparams, "data_fingerprint": "d", "global_step": 7, "aggregator_options": options}
     content["loops"] = {"fit_loop": {"epoch_progress": {"current": {"processed": 1}}}}
     torch.save(content, tmp_path / "last.ckpt")
-    saved = saved_run(tmp_path / "last.ckpt")
+    saved = read_saved_run(tmp_path / "last.ckpt")
     assert saved.step == 7
     module = build_aggregator("coreset", aggregator_options(resolve({}, saved.hparams), SPEC))
     assert module.gamma.item() == 0.5
@@ -75,7 +76,7 @@ def checkpoint(path: Path, **changes: Any) -> Path:
 def test_a_checkpoint_does_not_choose_where_its_run_writes(tmp_path: Path) -> None:
     evil = {"hparams.out": str(tmp_path / "anywhere"), "hparams.prefix": "../../escaped"}
     path = checkpoint(tmp_path / "runs" / "run_3" / "last.ckpt", **evil)
-    saved = saved_run(path)
+    saved = read_saved_run(path)
     settings = resolve({}, saved.hparams)
     assert (settings.out, settings.prefix) == (str(tmp_path / "runs"), "run")
     assert run_folder(Path(settings.out), settings.prefix, path, step=7) == path.parent
@@ -133,14 +134,14 @@ def test_a_checkpoint_does_not_choose_where_its_run_writes(tmp_path: Path) -> No
 def test_values_that_no_checkpoint_has_are_told(tmp_path: Path, changes: dict[str, Any], place: str) -> None:
     path = checkpoint(tmp_path / "last.ckpt", **changes)
     with pytest.raises(InputError) as fault:
-        resolve({}, saved_run(path).hparams)
+        resolve({}, read_saved_run(path).hparams)
     assert place in str(fault.value)
 
 
 def test_a_checkpoint_that_cannot_be_resumed_is_told_before_anything_is_written(tmp_path: Path) -> None:
     path = checkpoint(tmp_path / "last.ckpt", callbacks={}, optimizer_states=[])
     with pytest.raises(InputError, match=r"last\.ckpt.*optimizer_states.*lr_schedulers"):
-        check_epochs(saved_run(path), 3)
-    hparams = {name: value for name, value in saved_run(path).hparams.items() if name != "epochs"}
+        check_epochs(read_saved_run(path), 3)
+    hparams = {name: value for name, value in read_saved_run(path).hparams.items() if name != "epochs"}
     with pytest.raises(InputError, match="epochs"):
         resolve({"epochs": 2}, hparams)

@@ -11,17 +11,10 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from runs.folder import (
-    LAST,
-    KeepBest,
-    KeepLast,
-    MetricsLogger,
-    earlier_starts,
-    metrics_before,
-    place_of,
-    run_folder,
-    write_run_json,
-)
+from runs.checkpoints import BestCheckpoint, PeriodicCheckpoint
+from runs.folder import LAST, earlier_starts, run_folder, write_run_json
+from runs.metrics_log import MetricsLogger, metrics_before
+from runs.saved_run import place_of
 from runtime.errors import InputError
 from runtime.json_files import json_text
 
@@ -47,7 +40,7 @@ class _Graded(pl.LightningModule):
 
 
 def train(folder: Path, figures: list[float], *, epochs: int, start: Path | None = None) -> None:
-    keep = KeepBest(
+    keep = BestCheckpoint(
         folder,
         "best",
         monitor="figure",
@@ -246,7 +239,7 @@ def test_all_processes_name_the_checkpoint_of_process_0(tmp_path: Path) -> None:
     trainer.current_epoch, trainer.max_epochs = 0, 1
     trainer.ckpt_path = tmp_path / "resumed.ckpt"
     # Only process 0 knows the run's folder.
-    keep = KeepLast(tmp_path)
+    keep = PeriodicCheckpoint(tmp_path)
     keep.setup(trainer, module, "fit")
     assert module.last_checkpoint == str(tmp_path / "resumed.ckpt")
     keep.on_train_epoch_end(trainer, module)

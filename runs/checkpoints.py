@@ -1,0 +1,236 @@
+"""Checkpoints of a training run: how they are written, the best, the latest, and stopping."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, Checkpoint, ModelCheckpoint
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.trainer.states import TrainerFn
+from torch import Tensor
+
+from data.sources.batch_faults import UnusableBatch
+from runs.folder import LAST
+from runtime.distributed import gathered_union
+from runtime.errors import InputError
+from runtime.files import atomic_path
+from runtime.process_faults import stop_watching
+from runtime.process_group import STOP_SIGNALS
+from train_val import UNUSABLE_SUBJECTS
+
+# An epoch of MS1MV2 takes an hour and more: so much work at most is lost to a kill.
+_SECONDS_BETWEEN_CHECKPOINTS = 600.0
+
+
+class StoppedBySignal(SystemExit):
+    """Training was asked to stop and has kept everything."""
+
+    def __init__(self, signum: int, step: int) -> None:
+        super().__init__(128 + signum)
+        self.signum = signum
+        self.step = step
+
+    def __str__(self) -> str:
+        return f"{signal.Signals(self.signum).name} at step {self.step}"
+
+
+class SafeCheckpointIO(TorchCheckpointIO):
+    """Checkpoints are written whole or not at all, and nothing but tensors and plain values is unpickled."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """See the base class."""
+        # PyTorch tells the fault of a disk only where it writes to a stream of Python's.
+        with atomic_path(Path(path)) as temporary, temporary.open("wb") as stream:
+            torch.save(checkpoint, stream)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = True) -> Any:
+        """See the base class."""
+        return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Writes best.ckpt: the epoch with the highest monitored value, the later one of equal epochs."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs | {"mode": "max"})
+
+    @property
+    def state_key(self) -> str:
+        """The key of this callback in checkpoints, which holds the class's former name."""
+        return super().state_key.replace(type(self).__qualname__, "KeepBest", 1)
+
+    def check_monitor_top_k(self, trainer: pl.Trainer, current: Tensor | None = None) -> bool:
+        """See the base class, which keeps the earlier one of equal epochs."""
+        if current is None:
+            return False
+        best = self.best_model_score
+        return trainer.strategy.reduce_boolean_decision(best is None or bool(current >= best))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on with the best.ckpt of its own folder, wherever that was when the checkpoint was written."""
+        path = Path(str(self.dirpath)) / f"{self.filename}{self.FILE_EXTENSION}"
+        if state_dict["best_model_score"] is None or not path.is_file():
+            return
+        here = str(path)
+        paths = {"best_model_path": here, "kth_best_model_path": here, "dirpath": self.dirpath}
+        models = {here: state_dict["best_model_score"]}
+        super().load_state_dict({**state_dict, **paths, "best_k_models": models})
+
+
+class PeriodicCheckpoint(Checkpoint):
+    """Writes last.ckpt before and after validation, every ten minutes, and when a signal asks to stop.
+
+    Stands behind the callback that keeps the best checkpoint, whose state of the epoch belongs into the file.
+
+    SIGINT and SIGTERM stop after the step under way, with `StoppedBySignal` on every rank; a second one ends
+    the process (`process_faults.second_signal_ends`).
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / LAST
+        self._signum = 0
+        self._previous: dict[int, Any] = {}
+        self._written = time.monotonic()
+        self._step = 0
+        self._stops = False
+
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        """Takes the path from process 0, which alone knows the run's number."""
+        self._path = Path(trainer.strategy.broadcast(str(self._path)))
+        if trainer.ckpt_path is not None:
+            pl_module.last_checkpoint = str(trainer.ckpt_path)
+        # Before Lightning has set its own handlers, which it takes back after a fault alone.
+        self._previous = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Takes the signals over from Lightning, which would leave in the middle of an accumulation."""
+        self._step = trainer.global_step
+        # What `on_validation_start` counted is counted by the validation itself now.
+        validated: Any = trainer.fit_loop.epoch_loop.val_loop.batch_progress.total
+        validated.ready = validated.started = validated.processed
+        for signum in STOP_SIGNALS:
+            signal.signal(signum, self._asked)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Saves if it is time; never between the batches of one optimiser step, nor where an epoch ends."""
+        if trainer.global_step == self._step or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            return
+        self._step = trainer.global_step
+        due = self._signum or time.monotonic() - self._written > _SECONDS_BETWEEN_CHECKPOINTS
+        if trainer.strategy.reduce_boolean_decision(bool(due), all=False):
+            self._save(trainer, pl_module)
+            self._stops = trainer.strategy.reduce_boolean_decision(bool(self._signum), all=False)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Stops between two batches: only now are the metrics of the step that was saved written."""
+        if self._stops:
+            self._stop(trainer)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Saves the epoch, so that a fault of validation costs no training; a resumed run validates it."""
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        # A resumed run skips the validation of an epoch whose batches are done, unless these counts say that
+        # a batch of it was under way.
+        validated: Any = trainer.fit_loop.epoch_loop.val_loop.batch_progress.total
+        validated.ready += 1
+        validated.started += 1
+        self._save(trainer, pl_module)
+        validated.ready -= 1
+        validated.started -= 1
+
+    def save_before_batch(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Saves the last optimiser step, when the next batch has been fetched and no more.
+
+        Where a step is of several batches, the running statistics of batch norms have seen those of its
+        batches that came before, and will see them again.
+        """
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        last = progress.is_last_batch
+        counts: list[Any] = [progress.total, progress.current]
+        before = [replace(count) for count in counts]
+        for count in counts:
+            done = count.completed - progress.current.completed % trainer.accumulate_grad_batches
+            count.ready = count.started = count.processed = count.completed = done
+        progress.is_last_batch = False
+        self._save(trainer, pl_module)
+        for count, known in zip(counts, before, strict=True):
+            vars(count).update(vars(known))
+        progress.is_last_batch = last
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Saves, after validation."""
+        self._step = trainer.global_step
+        self._save(trainer, pl_module)
+        is_last = trainer.current_epoch + 1 >= (trainer.max_epochs or 0)
+        if not is_last and trainer.strategy.reduce_boolean_decision(bool(self._signum), all=False):
+            self._stop(trainer)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Gives the signals back."""
+        while self._previous:
+            signal.signal(*self._previous.popitem())
+
+    def _save(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        trainer.save_checkpoint(self._path)
+        pl_module.last_checkpoint = str(self._path)
+        self._written = time.monotonic()
+
+    def _stop(self, trainer: pl.Trainer) -> NoReturn:
+        # Each process ends for itself, not as the fault of another.
+        stop_watching()
+        raise StoppedBySignal(self._signum or signal.SIGTERM, trainer.global_step)
+
+    def _asked(self, signum: int, frame: FrameType | None) -> None:
+        self._signum = signum
+        if multiprocessing.parent_process() is None:
+            # os.write: a handler may interrupt a print under way.
+            os.write(2, b"\nstopping after this step; press Ctrl-C again to stop at once\n")
+
+
+class StopAtUnusable(Callback):
+    """Stops all processes with the sentences of the images of a batch that cannot be used, and keeps all.
+
+    Stands before all callbacks that look at a batch. `keep_last`: None where no files are written.
+    """
+
+    def __init__(self, keep_last: PeriodicCheckpoint | None) -> None:
+        self._checkpoint = keep_last
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """All processes learn of it before any of them waits for the others in the step."""
+        faults = batch.faults if isinstance(batch, UnusableBatch) else {}
+        if trainer.strategy.reduce_boolean_decision(not faults, all=True):
+            return
+        said = gathered_union({trainer.global_rank: faults})
+        found = {fault: label for rank in sorted(said) for fault, label in said[rank].items()}
+        lines = list(found)
+        pl_module.identity[UNUSABLE_SUBJECTS] = sorted(
+            {label for label in found.values() if label is not None}
+        )
+        if self._checkpoint is not None:
+            self._checkpoint.save_before_batch(trainer, pl_module)
+            lines.append(
+                f"Training stopped at step {trainer.global_step}. When the image is mended or removed, "
+                f"--resume_from_checkpoint {pl_module.last_checkpoint} goes on; --skip_bad_images leaves "
+                "out all images of this kind."
+            )
+        raise InputError.from_faults(lines)
+
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """The images were usable when training began."""
+        if isinstance(batch, UnusableBatch):
+            raise InputError.from_faults(list(batch.faults))
