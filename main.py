@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from pytorch_lightning.utilities import rank_zero_only
 
-from evaluation.metrics.rates import FoldAccuracy
+from evaluation.metrics.verification import FoldAccuracy
 from evaluation.reporting.report import markdown_table, percent
 from features.options import PRECISIONS
 from head import HEADS

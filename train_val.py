@@ -25,7 +25,7 @@ from coreset.aggregator import CoresetAggregator
 from coreset.selection import pick_agreement
 from coreset.sets import FaceSets, SetDescriptor
 from data.sampling.templates import TemplateBatch
-from evaluation.metrics.rates import FoldAccuracy, fold_accuracy, rate_key
+from evaluation.metrics.verification import FoldAccuracy, fold_accuracy, rate_key
 from features.bank import FeatureBatch
 from features.flips import fuse_flips
 from features.options import FACES_AT_ONCE

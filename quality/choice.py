@@ -25,7 +25,7 @@ from data.checks.near_duplicates import copies_text, find_copies, sketch
 from data.sampling.views import degrade, draw_degradation
 from data.sources.decoding import Image
 from data.sources.face_source import ImageFolder, LooseImages, SubjectIndex
-from evaluation.metrics.rates import FEWEST_DECIDING, rate_key
+from evaluation.metrics.verification import FEWEST_DECIDING, rate_key
 from features.extract import embed_arrays
 from net import Backbone
 from quality.check import NONE, check_quality, measure_cosines, open_faces, recommendation

@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.metrics.bootstrap import difference_interval95, draw_subjects, rate_interval95
-from evaluation.metrics.identification import Floats, Integers
-from evaluation.metrics.roc import check_finite, check_rates
-from evaluation.metrics.thresholds import score_levels, threshold_at, thresholds_of_levels
+from evaluation.metrics.thresholds import Floats, Integers, score_levels, threshold_at, thresholds_of_levels
+from evaluation.metrics.verification import check_finite, check_rates
 from runtime.errors import InputError
 
 RANDOM = "random"

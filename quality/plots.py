@@ -6,7 +6,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 
-from evaluation.metrics.rates import rate_key
+from evaluation.metrics.verification import rate_key
 from evaluation.reporting.plots import write_plot
 from quality.error_versus_discard import (
     MOST_REJECTED,

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from evaluation.metrics.rates import FoldAccuracy
+from evaluation.metrics.verification import FoldAccuracy
 from evaluation.protocols.pair_sets import pair_figures, pairs_of_bin
 from features.extract import embed_faces
 from features.options import FACES_AT_ONCE, EmbedOptions

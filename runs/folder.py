@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
-from evaluation.metrics.rates import FoldAccuracy
+from evaluation.metrics.verification import FoldAccuracy
 from evaluation.reporting.report import versions
 from runs.metrics_log import METRICS, metrics_before
 from runs.saved_run import place_of, step_of

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from scipy.io import savemat
 
-from evaluation.protocols.ijb_s_lists import METADATA, PROTOCOLS
+from evaluation.protocols.ijb_s import METADATA, PROTOCOLS
 from evaluation.protocols.tinyface import GALLERY_LIST, PROBE_LIST
 
 Draw = Callable[[int, int], bytes]

@@ -20,7 +20,7 @@ from runs.saved_run import SavedRun
 from runs.settings import resolve
 from runtime.errors import InputError
 from train_val import UnknownBackbone
-from validation.ijb_subjects import with_centre
+from validation.subjects import with_centre
 
 PEOPLE, EACH, SIZE = 60, 4, 64
 

@@ -10,22 +10,20 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 
-from validation import ijb_flags
-
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = {
     "main.py": "main",
     "convert.py": "convert",
     "inference.py": "inference",
-    "validate_ijb.py": "validation_mixed.validate_ijb",
-    "validate_pairs.py": "validation_hq.validate_pairs",
-    "validate_ytf.py": "validation_hq.validate_ytf",
-    "validate_tinyface.py": "validation_lq.validate_tinyface",
-    "validate_IJB_S.py": "validation_lq.validate_IJB_S",
+    "validate_ijb.py": "validation.ijb",
+    "validate_pairs.py": "validation.pairs",
+    "validate_ytf.py": "validation.youtube_faces",
+    "validate_tinyface.py": "validation.tinyface",
+    "validate_IJB_S.py": "validation.ijb_s",
 }
-VALIDATIONS = tuple(command for command in COMMANDS.values() if command.startswith("validation_"))
-SETS = ("validation_hq.validate_ytf", "validation_lq.validate_IJB_S")
-WITH_SETS = ("inference", "validation_mixed.validate_ijb", "validation_hq.validate_ytf")
+VALIDATIONS = tuple(command for command in COMMANDS.values() if command.startswith("validation."))
+SETS = ("validation.youtube_faces", "validation.ijb_s")
+WITH_SETS = ("inference", "validation.ijb", "validation.youtube_faces")
 # Modules that more commands import than print their messages, or those with a flag, and those that do.
 PRINTED_BY: dict[str | tuple[str, str], Sequence[str]] = {
     "runtime.command": ("inference",),
@@ -100,7 +98,7 @@ def reached(command: str) -> frozenset[str]:
 def flags_of(command: str) -> frozenset[str]:
     """Of the command and of its subcommands."""
     module = import_module(command)
-    parsers = [ijb_flags.ijb_flags(None) if command.endswith("validate_ijb") else module.flags()]
+    parsers = [module.flags()]
     if command == "inference":
         from recognition.calibration import command as calibrate_command
         from recognition.gallery import commands as gallery_commands

@@ -12,9 +12,11 @@ import pytest
 import convert
 import inference
 import main
-from validation_hq import validate_pairs, validate_ytf
-from validation_lq import validate_IJB_S, validate_tinyface
-from validation_mixed import validate_ijb
+from validation import ijb as validate_ijb
+from validation import ijb_s as validate_IJB_S
+from validation import pairs as validate_pairs
+from validation import tinyface as validate_tinyface
+from validation import youtube_faces as validate_ytf
 
 # FILE is a file, so that nothing can be written below it; what is read is missing too, or is told later.
 COMMANDS: dict[str, tuple[Callable[[], int], str]] = {

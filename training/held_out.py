@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.metrics.rates import cmc, rate_key, tar_at_far
+from evaluation.metrics.identification import cmc
+from evaluation.metrics.search import search_similarity
+from evaluation.metrics.verification import rate_key, tar_at_far
 from evaluation.reporting.report import markdown_table
 
 FARS = (1e-3, 1e-2, 1e-1)
@@ -47,9 +49,8 @@ def held_out_figures(
     probes, gallery = subjects[~is_gallery], subjects[is_gallery]
     mated = probes[:, None] == gallery[None, :]
     rates = tar_at_far(similarity.ravel(), mated.ravel(), FARS)
-    return HeldOutFigures(
-        {key: rate.strict for key, rate in rates.items()}, cmc(similarity, probes, gallery, [1])["1"]
-    )
+    rank1 = cmc(search_similarity(similarity, probes, gallery), [1])["1"]
+    return HeldOutFigures({key: rate.strict for key, rate in rates.items()}, rank1)
 
 
 def held_out_table(figures: dict[str, HeldOutFigures]) -> str:

@@ -43,7 +43,7 @@ from weights import (
 from weights.overrides import add_override_flags
 
 # Written whatever folder a command is called from.
-EXPERIMENTS = Path(__file__).resolve().parent / "experiments"
+EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 _Value = TypeVar("_Value")
 
 

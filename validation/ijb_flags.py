@@ -40,7 +40,7 @@ DEFAULTS: dict[str, Any] = {
 _EMBEDDING = ("num_nodes", "cpu_processes", "num_workers", "batch_size", "precision", "cache")
 
 
-def ijb_flags(description: str | None) -> ArgumentParser:
+def ijb_flags(description: str | None = None) -> ArgumentParser:
     """The command's flags; what is not given is absent from the namespace."""
     parser = build_parser(description)
     parser.argument_default = SUPPRESS

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from backbones.spec import PREPROCESSING
-from evaluation.metrics.rates import cmc_of, tpir_curve
+from evaluation.metrics.identification import cmc, tpir_curve
 from evaluation.protocols.ijb import NOT_USED, AggregatorFigures, Cohort, IjbFigures, Rules
 from evaluation.protocols.ijb_layout import SetProtocol
 from evaluation.protocols.subgroups import strata_table
@@ -191,7 +191,7 @@ def _plots(done: Evaluated, out: Path) -> None:
     rates: dict[str, Any] = {}
     for name, figures in done.figures.aggregators.items():
         for gallery, found in figures.galleries.items():
-            ranks[f"{name}, {gallery}"] = cmc_of(found.search, _CMC_RANKS)
+            ranks[f"{name}, {gallery}"] = cmc(found.search, _CMC_RANKS)
             if found.tpir:
                 rates[f"{name}, {gallery}"] = tpir_curve(found.search)
     if ranks:

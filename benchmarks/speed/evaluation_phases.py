@@ -237,7 +237,7 @@ def our_media_mean(data: Data) -> Usage:
 
 def our_scores(data: Data) -> Usage:
     """Blocked products, ROC corners, ties decided in float64."""
-    from evaluation.metrics.verification import verify
+    from evaluation.metrics.template_pairs import verify
 
     descriptors, rows, other, labels = data.handed("descriptors", "first_row", "second_row", "label")
     # As `describe_templates` and `read_pairs` hand them over.
@@ -253,11 +253,11 @@ def our_scores(data: Data) -> Usage:
 def our_identification(data: Data) -> Usage:
     """Lists, media mean, both galleries searched apart."""
     from coreset import build_aggregator
-    from evaluation.metrics.identification import search
-    from evaluation.metrics.rates import cmc_of, tpir_at_fpir_of
+    from evaluation.metrics.identification import cmc, tpir_at_fpir
+    from evaluation.metrics.search import search
     from evaluation.protocols.ijb_layout import read_one_to_many
-    from evaluation.protocols.meta_tables import read_table
     from evaluation.protocols.templates import describe_templates, group_faces
+    from evaluation.protocols.text_tables import read_table
 
     features, norms = data.faces()[:2]
     rates = []
@@ -274,8 +274,8 @@ def our_identification(data: Data) -> Usage:
             result = search(
                 found[probes.templates], found[gallery.templates], probes.subjects, gallery.subjects
             )
-            tpir = tpir_at_fpir_of(result, (0.01, 0.1))
-            rates.append([*cmc_of(result, (1, 5, 10)).values(), *(rate.tpir for rate in tpir.values())])
+            tpir = tpir_at_fpir(result, (0.01, 0.1))
+            rates.append([*cmc(result, (1, 5, 10)).values(), *(rate.tpir for rate in tpir.values())])
     (plain,) = data.handed("insightface_identification")
     differ = np.abs(np.array(rates) - plain).max(axis=0)
     usage.remark = f"from InsightFace's: CMC {differ[:3].max():.0e}, TPIR {differ[3:].max():.0e}"

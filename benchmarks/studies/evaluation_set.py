@@ -21,7 +21,7 @@ from evaluation.protocols.ijb_layout import SetProtocol, read_protocol
 from evaluation.protocols.templates import FaceGroups, group_faces
 from features.precomputed import read_features
 from runtime.errors import InputError
-from validation.ijb_subjects import check_made_alike, cohort_bank, cohort_of
+from validation.subjects import check_made_alike, cohort_bank, cohort_of
 
 RULES = Rules.of_paper("facecoresetnet", {})
 

@@ -16,9 +16,9 @@ from coreset import FaceSets
 from coreset.aggregator import CoresetAggregator
 from coreset.selection import pick_agreement
 from evaluation.metrics.bootstrap import PairBootstrap
-from evaluation.metrics.rates import rate_key
 from evaluation.metrics.score_normalisation import compared
-from evaluation.metrics.verification import verify
+from evaluation.metrics.template_pairs import verify
+from evaluation.metrics.verification import rate_key
 from evaluation.protocols.ijb import AggregatorFigures, evaluate_ijb
 from evaluation.protocols.templates import describe_templates
 

@@ -27,7 +27,7 @@ from benchmarks.studies.tables import (
     pooled_difference,
     score_normalisation_of,
 )
-from evaluation.metrics.rates import rate_key
+from evaluation.metrics.verification import rate_key
 from evaluation.reporting.report import markdown_table
 from runtime.command import build_parser, run_command
 from runtime.errors import InputError

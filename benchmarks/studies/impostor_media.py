@@ -28,7 +28,7 @@ from sklearn.linear_model import LogisticRegression
 from benchmarks.studies.evaluation_set import read_judged
 from data.sampling.views import Kind
 from evaluation.metrics.bootstrap import rate_interval95
-from evaluation.metrics.rates import threshold_at
+from evaluation.metrics.thresholds import threshold_at
 from evaluation.protocols.ijb_layout import SetProtocol
 from features.bank import FeatureBank, read_given
 from recognition.enrolment.checks import NEAR_DUPLICATE, EnrolmentLimits, duplicate_groups, similarity_to_rest

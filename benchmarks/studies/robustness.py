@@ -43,10 +43,10 @@ from coreset import build_aggregator
 from coreset.two_identity_split import DEFAULT_LIMIT, TwoIdentitySplit
 from data.sampling.views import Kind
 from data.sources.subject_names import read_names
-from evaluation.metrics.identification import search
-from evaluation.metrics.rates import cmc_of
+from evaluation.metrics.identification import cmc
 from evaluation.metrics.score_normalisation import compared
-from evaluation.metrics.verification import verify
+from evaluation.metrics.search import search
+from evaluation.metrics.template_pairs import verify
 from evaluation.protocols.ijb_layout import SetProtocol
 from evaluation.protocols.templates import FaceGroups, describe_templates
 from features.bank import FeatureBank, read_given, with_centre_of
@@ -338,7 +338,7 @@ def _rates(protocol: SetProtocol, left: Array, right: Array) -> dict[str, float]
     for gallery in protocol.galleries:
         known = right[gallery.templates]
         found = search(probes, known, protocol.probes.subjects, gallery.subjects)
-        ranks.append(cmc_of(found, (1,))["1"])
+        ranks.append(cmc(found, (1,))["1"])
     return rates | {"rank1": 100 * float(np.mean(ranks))}
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.metrics.bootstrap import difference_interval95
-from evaluation.metrics.rates import rate_key
 from evaluation.metrics.score_normalisation import LOCAL_SCALING
+from evaluation.metrics.verification import rate_key
 from evaluation.reporting.report import markdown_table
 from runtime.files import atomic_write
 

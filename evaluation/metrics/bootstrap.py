@@ -1,11 +1,10 @@
-"""How sure a rate is: bootstrap over subjects.
+"""Confidence intervals of rates by bootstrap over subjects.
 
-All scores of a subject hang together, so subjects are drawn with replacement, not pairs: a subject drawn
-twice counts its mated pairs twice, and a non-mated pair counts as often as the product of its two subjects.
-Two aggregators are compared on the same draws, which cancels what both have in common. Every replicate is the
-strict rate of `evaluation.metrics.rates` on the weighted pairs. Where all draws repeat one value, as they do
-of a rate that was observed as 0 or 1, the exact interval of so many people takes over
-(`evaluation.metrics.binomial`).
+Scores of one subject are correlated, so subjects are drawn with replacement, not pairs: a subject drawn twice
+counts its mated pairs twice, and a non-mated pair counts as often as the product of its two subjects. Two
+aggregators are compared on the same draws. Every replicate is the strict rate of
+`evaluation.metrics.verification` on the weighted pairs. Where all replicates are equal, as for a rate of
+0 or 1, the exact binomial interval of the number of subjects is used (`evaluation.metrics.binomial`).
 """
 
 from __future__ import annotations
@@ -16,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.metrics.binomial import exact_interval95
-from evaluation.metrics.identification import Floats, Integers, Search
-from evaluation.metrics.rates import identification_scores, mated_only
-from evaluation.metrics.roc import check_rates
+from evaluation.metrics.identification import identification_scores, mated_only
+from evaluation.metrics.search import Search
+from evaluation.metrics.thresholds import Floats, Integers
+from evaluation.metrics.verification import check_rates
 from runtime.errors import InputError
 
 # Weights (count, R) of the scores that a slice names.

@@ -16,11 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.metrics.bootstrap import draw_subjects, interval95, rate_interval95
-from evaluation.metrics.identification import Floats
-from evaluation.metrics.rates import FEWEST_DECIDING, RULE_OF_30, rate_key
-from evaluation.metrics.roc import check_rates
 from evaluation.metrics.set_pairs import CELLS, SetPairs, bootstrap_thresholds, cell_name
-from evaluation.metrics.thresholds import accepted_counts, at_or_above, thresholds_of_counts
+from evaluation.metrics.thresholds import Floats, accepted_counts, at_or_above, thresholds_of_counts
+from evaluation.metrics.verification import FEWEST_DECIDING, RULE_OF_30, check_rates, rate_key
 from runtime.errors import InputError
 
 # Of people; what fewer could say of sizes is noise.

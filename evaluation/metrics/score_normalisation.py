@@ -14,10 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.metrics.bootstrap import difference_interval95, draw_subjects
-from evaluation.metrics.identification import Floats
-from evaluation.metrics.rates import rate_key
 from evaluation.metrics.set_pairs import SetPairs, bootstrap_thresholds
-from evaluation.metrics.thresholds import accepted_counts, at_or_above, thresholds_of_counts
+from evaluation.metrics.thresholds import Floats, accepted_counts, at_or_above, thresholds_of_counts
+from evaluation.metrics.verification import rate_key
 from runtime.errors import InputError
 
 LOCAL_SCALING, AS_NORM = "local_scaling", "as_norm"

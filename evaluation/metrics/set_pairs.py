@@ -12,9 +12,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.metrics.identification import Floats, Integers
-from evaluation.metrics.roc import check_finite
-from evaluation.metrics.thresholds import score_levels, thresholds_of_levels
+from evaluation.metrics.thresholds import Floats, Integers, score_levels, thresholds_of_levels
+from evaluation.metrics.verification import check_finite
 from runtime.errors import InputError
 
 # Fewest and most faces of a set in each group.

@@ -4,7 +4,7 @@ One rule for point estimates, intervals, verification, calibration, open-set sea
 rate that is not above the target. A score is accepted when it is at or above the threshold, so the threshold
 is just above the highest non-mated score that has to be rejected: the lowest one that keeps the target. It
 depends on non-mated scores alone. Of the rates that papers publish, those of scikit-learn's nearest ROC point
-follow another rule; they stand beside it as `evaluation.metrics.roc.TarAtFar.nearest`.
+follow another rule; they stand beside it as `evaluation.metrics.verification.TarAtFar.nearest`.
 """
 
 from __future__ import annotations

@@ -1,106 +1,37 @@
-"""1:1 on a list of template pairs: descriptors -> scores, TAR@FAR, ROC. Fast, and exact where it decides.
+"""1:1 verification figures of labelled scores: TAR at a FAR, ROC, ten-fold accuracy.
 
-Pairs of template lists are dense (each template against many), so scores come from float32 matrix products
-over blocks of templates; where they are not, rows are gathered. The scores that decide a rate are computed
-again in float64. Rates are defined in `evaluation.metrics.rates`.
+A score is a similarity and is accepted when it is at or above the threshold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.metrics.identification import Floats, Integers, exact_products, rounding_of_products
-from evaluation.metrics.rates import FEWEST_DECIDING, RULE_OF_30, rate_key
-from evaluation.metrics.roc import (
-    RocCurve,
-    RocPoints,
-    TarAtFar,
-    check_rates,
-    nonmated_at_or_above,
-    roc_curve_from_counts,
-    roc_points,
-    split_scores,
-)
+from evaluation.metrics.binomial import folds_interval95
+from evaluation.metrics.thresholds import Floats, Integers
 from runtime.errors import InputError
-from runtime.machine import usable_cores
 
-# Products of one block of templates with all others: IJB-C's are two blocks. Fewer are faster, and larger.
-_BLOCK_BYTES = 150 << 20
-# Pairs a thread takes at a time; their indices stay in its cache.
-_CHUNK_PAIRS = 1 << 17
-_CHUNK_EXACT = 1 << 12
-# A product within a matrix costs about 10 ns, a gathered pair of rows 300 ns.
-_WORTH_A_MATRIX = 1 / 30
-# Non-mated scores on either side of a target that are computed exactly at first.
-_FIRST_REACH = 256
+# A figure that rests on fewer errors (non-mated scores accepted) than this deserves a warning.
+FEWEST_DECIDING = 10
+# The rule of 30 (Doddington et al., 2000; ISO/IEC 19795-1): with so many independent errors the true rate is
+# within 30 % of the observed one with 90 % confidence (1.645 / sqrt(30)); with ten within 52 %.
+RULE_OF_30 = 30
+_BINS = 1 << 16
+_CHUNK = 1 << 18
+_SQUARED_DISTANCE_STEPS = 400
 
 
-@dataclass(frozen=True)
-class Verification:
-    """Figures of one pair list: rates by `rate_key`, the ROC, and the scores (n,) float32 for intervals."""
-
-    rates: dict[str, TarAtFar]
-    curve: RocCurve
-    scores: NDArray[np.float32]
-
-
-def verify(
-    descriptors: Floats,
-    first: Integers,
-    second: Integers,
-    is_mated: NDArray[np.bool_],
-    fars: Sequence[float],
-    *,
-    second_descriptors: Floats | None = None,
-) -> Verification:
-    """Scores all pairs by inner product and gives the rates.
-
-    The rates are those of scores in float64; the area under the ROC is that of scores in float32.
-
-    Args:
-        descriptors: (M, D) float32 or float64; unit rows where cosine is meant. Or (M, P, D): templates of up
-            to P people (`coreset.two_identity_split`), whose score is the best of their descriptors'.
-        first: (n,) row of the first template of each pair.
-        second: (n,) row of the second.
-        is_mated: (n,).
-        fars: each in [0, 1].
-        second_descriptors: of the second templates, where they are compared as other vectors than the first
-            (`evaluation.metrics.score_normalisation`); of the shape of `descriptors`.
-
-    Raises:
-        InputError: shapes differ, a row does not exist, a descriptor that is used is not finite, or there is
-            no mated or no non-mated pair.
-    """
-    check_rates(fars, "FAR")
-    others = descriptors if second_descriptors is None else second_descriptors
-    scores, margin = _scores_and_margin(descriptors, others, first, second)
-    mated, nonmated = split_scores(scores, is_mated)
-
-    def exact(pairs: NDArray[np.int64]) -> NDArray[np.float64]:
-        found = np.empty(len(pairs))
-
-        def fill(part: slice) -> None:
-            own = pairs[part]
-            found[part] = np.max(
-                [
-                    exact_products(left, right, first[own], second[own])
-                    for left, right in _person_pairs(descriptors, others)
-                ],
-                axis=0,
-            )
-
-        _in_threads(fill, len(pairs), chunk=_CHUNK_EXACT)
-        return found
-
-    decisions = _Decisions(scores, is_mated, mated, nonmated, margin, exact)
-    rates = {rate_key(far): decisions.decide(far) for far in sorted(fars, reverse=True)}
-    curve = roc_curve_from_counts(*nonmated_at_or_above(mated, nonmated), len(nonmated))
-    return Verification({rate_key(far): rates[rate_key(far)] for far in fars}, curve, scores)
+def rate_key(rate: float) -> str:
+    """A false accept rate as files and tables write it: 1e-4 is '1e-04'."""
+    for digits in range(17):
+        key = f"{rate:.{digits}e}"
+        if float(key) == rate:
+            return key
+    return repr(rate)
 
 
 def few_scores_warnings(rates: dict[str, TarAtFar]) -> list[str]:
@@ -117,216 +48,293 @@ def _count(number: int) -> str:
     return f"{number or 'no'} non-mated score{'' if number == 1 else 's'}"
 
 
-def pair_scores(descriptors: Floats, first: Integers, second: Integers) -> NDArray[np.float32]:
-    """Scores (n,) of the pairs, in their order; arguments as `verify`.
+@dataclass(frozen=True)
+class TarAtFar:
+    """True accept rates at one false accept rate; fractions.
 
-    Needs 4 bytes a pair for the result and about 250 MiB at IJB-C's size beside float32 descriptors.
-
-    Raises:
-        InputError: shapes differ, a row does not exist, a descriptor that is used is not finite.
+    `strict` is the largest TAR with FAR at most the target. `nearest` is the published rule: of the points of
+    scikit-learn's `roc_curve` the one whose FPR is nearest to the target, the largest TPR on ties; its FAR
+    may exceed the target. `threshold` and `nonmated_above`, the non-mated scores accepted, are of `strict`:
+    the threshold is that of `evaluation.metrics.thresholds`, or the lowest score where all may be accepted.
     """
-    return _scores_and_margin(descriptors, descriptors, first, second)[0]
 
-
-def _scores_and_margin(
-    descriptors: Floats, others: Floats, first: Integers, second: Integers
-) -> tuple[NDArray[np.float32], float]:
-    """The scores, and how far they may be from those in float64."""
-    is_alike = descriptors.shape == others.shape and descriptors.ndim in (2, 3)
-    if first.shape != second.shape or first.ndim != 1 or not is_alike:
-        raise InputError(
-            f"descriptors {descriptors.shape}, pairs {first.shape} and {second.shape}: "
-            "expected (M, D) or (M, P, D), (n,) and (n,)."
-        )
-    best, margin = np.empty(0, np.float32), 0.0
-    for left, right in _person_pairs(descriptors, others):
-        scores, rounding = _products(left, right, first, second)
-        best = np.maximum(best, scores, out=best) if len(best) else scores
-        margin = max(margin, rounding)
-    return best, margin
-
-
-def _person_pairs(descriptors: Floats, others: Floats) -> list[tuple[Floats, Floats]]:
-    """(M, D) descriptors of either side of a pair, for each choice of a person of either."""
-    if descriptors.ndim == 2:
-        return [(descriptors, others)]
-    people = range(descriptors.shape[1])
-    return [(descriptors[:, one], others[:, other]) for one in people for other in people]
-
-
-def _products(
-    left_descriptors: Floats, right_descriptors: Floats, first: Integers, second: Integers
-) -> tuple[NDArray[np.float32], float]:
-    with ThreadPoolExecutor(2) as pool:
-        left, right = pool.map(_Side.of, (left_descriptors, right_descriptors), (first, second))
-    scores = np.empty(len(first), np.float32)
-    if len(first) < _WORTH_A_MATRIX * len(left.descriptors) * len(right.descriptors):
-        _gather(left, right, first, second, scores)
-    else:
-        _multiply(left, right, first, second, scores)
-    return scores, rounding_of_products(left.descriptors, right.descriptors)
+    strict: float
+    nearest: float
+    threshold: float
+    nonmated_above: int
 
 
 @dataclass(frozen=True)
-class _Side:
-    """The templates that stand on one side of the pairs: descriptors (U, D) float32, and the place among them
-    of each row of all descriptors (M,), int64.
+class RocPoints:
+    """A stretch of the ROC without gaps: one point for each distinct score as threshold, falling.
+
+    `false_accepts` and `true_accepts` (C,) count over all scores; `kept` (C,) says which points scikit-learn
+    keeps with `drop_intermediate`. The first point is the one above the stretch: at the start of the ROC it
+    accepts nothing, elsewhere it serves as a neighbour and `kept` is False; so it is for the last point,
+    unless the ROC ends there.
     """
 
-    descriptors: NDArray[np.float32]
-    place: NDArray[np.int64]
+    thresholds: Floats
+    false_accepts: NDArray[np.int64]
+    true_accepts: NDArray[np.int64]
+    kept: NDArray[np.bool_]
+    nonmated: int
+    mated: int
 
-    @classmethod
-    def of(cls, descriptors: Floats, rows: Integers) -> _Side:
-        if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= len(descriptors)):
-            raise InputError(
-                f"pairs name rows {rows.min()} to {rows.max()}, but there are {len(descriptors)} descriptors."
-            )
-        is_used = np.zeros(len(descriptors), np.bool_)
-        is_used[rows] = True
-        used = np.flatnonzero(is_used)
-        mine = descriptors[used].astype(np.float32, copy=False)
-        if not (finite := np.isfinite(mine).all(axis=1)).all():
-            broken = int(used[~finite][0])
-            raise InputError(
-                f"descriptor {broken} is not finite; the features of its template may be broken."
-            )
-        place = np.zeros(len(descriptors), np.int64)
-        place[used] = np.arange(len(used))
-        return cls(mine, place)
-
-
-def _multiply(
-    left: _Side, right: _Side, first: Integers, second: Integers, scores: NDArray[np.float32]
-) -> None:
-    """All products of a block of left templates, then those of its pairs; for each block in turn."""
-    height, width = len(left.descriptors), len(right.descriptors)
-    # Where each pair stands among all products, row by row.
-    kind = np.uint32 if height * width < 1 << 32 else np.int64
-    row_starts, columns = (left.place * width).astype(kind), right.place.astype(kind)
-    place = np.empty(len(first), kind)
-
-    def find(pairs: slice) -> None:
-        place[pairs] = row_starts.take(first[pairs])
-        place[pairs] += columns.take(second[pairs])
-
-    _in_threads(find, len(first))
-    # Blocks of equal height, so that the last one is no remnant.
-    blocks = -(-4 * height * width // _BLOCK_BYTES)
-    block_rows = -(-height // min(blocks, height))
-    buffer = np.empty((block_rows, width), np.float32)
-    for start in range(0, height, block_rows):
-        block = left.descriptors[start : start + block_rows]
-        products = np.matmul(block, right.descriptors.T, out=buffer[: len(block)]).ravel()
-        begin, end = start * width, (start + len(block)) * width
-
-        def fill(
-            pairs: slice, products: NDArray[np.float32] = products, begin: int = begin, end: int = end
-        ) -> None:
-            mine = place[pairs]
-            own = np.flatnonzero((mine >= begin) & (mine < end))
-            scores[pairs][own] = products.take(mine.take(own) - kind(begin))
-
-        _in_threads(fill, len(first))
-
-
-def _gather(
-    left: _Side, right: _Side, first: Integers, second: Integers, scores: NDArray[np.float32]
-) -> None:
-    def fill(pairs: slice) -> None:
-        for start in range(pairs.start, pairs.stop, 4096):
-            part = slice(start, min(start + 4096, pairs.stop))
-            rows = left.descriptors.take(left.place[first[part]], axis=0)
-            others = right.descriptors.take(right.place[second[part]], axis=0)
-            scores[part] = np.einsum("ij,ij->i", rows, others)
-
-    _in_threads(fill, len(first))
-
-
-def _in_threads(work: Callable[[slice], None], pairs: int, chunk: int | None = None) -> None:
-    """Calls `work` on slices of the pairs; NumPy lets go of the interpreter while it copies."""
-    chunk = chunk or _CHUNK_PAIRS
-    slices = [slice(start, min(start + chunk, pairs)) for start in range(0, pairs, chunk)]
-    with ThreadPoolExecutor(usable_cores()) as pool:
-        list(pool.map(work, slices))
-
-
-class _Decisions:
-    """Rates of scores that are known within `margin`, by exact scores wherever these could matter."""
-
-    def __init__(
-        self,
-        scores: NDArray[np.float32],
-        is_mated: NDArray[np.bool_],
-        mated: Floats,
-        nonmated: Floats,
-        margin: float,
-        exact: Callable[[NDArray[np.int64]], NDArray[np.float64]],
-    ) -> None:
-        self.scores, self.is_mated, self.nonmated = scores, is_mated, nonmated
-        self.mated_rising = np.sort(mated)
-        self.margin, self.exact = margin, exact
-        self.tail_rising = nonmated[:0]
-
-    def decide(self, far: float) -> TarAtFar:
-        """The rates at one FAR; cheapest from the largest FAR down."""
-        N, reach = len(self.nonmated), _FIRST_REACH
-        target = int(far * N)
-        while True:
-            # So many non-mated scores on either side of the target; how many are needed, the scores decide.
-            if len(self.tail_rising) < min(N, target + reach):
-                self._take_tail(int(1.25 * target) + 8 * reach)
-            falling = self.tail_rising[::-1]
-            lowest = float(falling[target + reach - 1]) if target + reach < N else -np.inf
-            highest = float(falling[target - reach]) if target >= reach else np.inf
-            if (rates := self._points(lowest, highest).decide(far)) is not None:
-                return rates
-            reach = max(4 * reach, self._distance_to_mated(target) + _FIRST_REACH)
-
-    def _distance_to_mated(self, target: int) -> int:
-        """Non-mated scores from the target to the nearer of its two mated neighbours, as rounded scores say.
-
-        So far the published rule has to look at least.
-        """
-        around = self.tail_rising[max(0, len(self.tail_rising) - 1 - target)]
-        place = int(np.searchsorted(self.mated_rising, around))
-        neighbours = self.mated_rising[max(0, place - 1) : place + 1]
-        ranks = len(self.tail_rising) - np.searchsorted(self.tail_rising, neighbours)
-        return int(np.abs(ranks - target).min())
-
-    def _take_tail(self, wanted: int) -> None:
-        """The `wanted` largest non-mated scores, and the pairs that score in their range or above it."""
-        at = max(0, len(self.nonmated) - wanted)
-        if at:
-            # In place: their order is of no use, and a copy of IJB-C's costs as much as the work itself.
-            self.nonmated.partition(at)
-        self.tail_rising = np.sort(self.nonmated[at:])
-        # What rounding may lift into the range is taken too.
-        floor = self.tail_rising[0] - np.float32(4 * self.margin) if at else -np.inf
-        self.tail_pairs = np.flatnonzero(self.scores >= floor)
-        self.tail_scores = self.scores[self.tail_pairs]
-
-    def _points(self, lowest: float, highest: float) -> RocPoints:
-        """The points of exact scores from `lowest` to `highest`.
-
-        Scores that rounding may have moved over a bound are computed too, and counted on their side of it.
-        """
-        below, above = np.float32(lowest - 2 * self.margin), np.float32(highest + 2 * self.margin)
-        near = self.tail_pairs[(self.tail_scores >= below) & (self.tail_scores <= above)]
-        exact, is_mated = self.exact(near), self.is_mated[near]
-        over = exact > highest + self.margin
-        within = ~over & (exact >= lowest - self.margin)
-        nonmated_above, mated_above = (
-            len(rising)
-            - int(np.searchsorted(rising, above, side="right"))
-            + int(np.count_nonzero(over & kind))
-            for rising, kind in ((self.tail_rising, ~is_mated), (self.mated_rising, is_mated))
+    def decide(self, far: float) -> TarAtFar | None:
+        """The rates at `far`, or None when this stretch does not reach far enough to be sure."""
+        fpr = self.false_accepts / self.nonmated
+        at_start = self.false_accepts[0] == self.true_accepts[0] == 0
+        at_end = self.false_accepts[-1] == self.nonmated and self.true_accepts[-1] == self.mated
+        last = int(np.searchsorted(fpr, far, side="right")) - 1
+        if last < 0 or (last == 0 and not at_start) or (last == len(fpr) - 1 and not at_end):
+            return None
+        if (nearest := self._nearest_true_accepts(fpr, far, bool(at_end))) is None:
+            return None
+        return TarAtFar(
+            strict=float(self.true_accepts[last] / self.mated),
+            nearest=float(nearest / self.mated),
+            threshold=self._threshold_after(last),
+            nonmated_above=int(self.false_accepts[last]),
         )
-        return roc_points(
-            exact[within & ~is_mated],
-            exact[within & is_mated],
-            nonmated=len(self.nonmated),
-            mated=len(self.mated_rising),
-            nonmated_above=nonmated_above,
-            mated_above=mated_above,
+
+    def _threshold_after(self, last: int) -> float:
+        """The lowest threshold that accepts what the point accepts: the next point is a non-mated score's."""
+        if last == len(self.thresholds) - 1:
+            return float(self.thresholds[last])
+        return float(np.nextafter(self.thresholds[last + 1], self.thresholds.dtype.type(np.inf)))
+
+    def _nearest_true_accepts(self, fpr: Floats, far: float, at_end: bool) -> int | None:
+        """True accepts at the kept point whose FPR is nearest; None where that may be another one."""
+        if self.true_accepts[0] == self.mated:
+            # Where the last mated score is accepted the ROC turns, so that point is kept.
+            return self.mated
+        kept = np.flatnonzero(self.kept)
+        distance = np.abs(fpr - far)
+        place = int(np.searchsorted(fpr[kept], far, side="right"))
+        beyond = kept[np.searchsorted(fpr[kept], far) :]
+        # A kept point at or beyond the target of which all with the same FPR are known.
+        is_closed = len(beyond) > 0 and (at_end or bool(fpr[-1] > fpr[beyond[0]]))
+        if place:
+            # Points after the stretch are further than its last one.
+            is_sure = is_closed or distance[-1] > distance[kept[place - 1]]
+        else:
+            # Points before the stretch are no nearer than its first one.
+            is_sure = is_closed and distance[beyond[0]] < distance[0]
+        if not is_sure:
+            return None
+        nearest = kept[len(kept) - 1 - int(np.argmin(distance[kept][::-1]))]
+        return int(self.true_accepts[nearest])
+
+
+def roc_points(
+    nonmated_scores: Floats,
+    mated_scores: Floats,
+    *,
+    nonmated: int,
+    mated: int,
+    nonmated_above: int = 0,
+    mated_above: int = 0,
+) -> RocPoints:
+    """The points of all scores of a stretch, in any order: of all that lie between two scores.
+
+    Args:
+        nonmated_scores: those within the stretch.
+        mated_scores: those within the stretch.
+        nonmated: number of all.
+        mated: number of all.
+        nonmated_above: how many lie above the stretch.
+        mated_above: how many lie above the stretch.
+    """
+    scores = np.concatenate([nonmated_scores, mated_scores])
+    order = np.argsort(-scores)
+    scores = scores[order]
+    true = np.cumsum(order >= len(nonmated_scores))
+    last = np.flatnonzero(np.append(scores[1:] != scores[:-1], True)[: len(scores)])
+    true_accepts = mated_above + true[last]
+    false_accepts = nonmated_above + last + 1 - true[last]
+    at_end = nonmated_above + len(nonmated_scores) == nonmated and mated_above + len(mated_scores) == mated
+    at_start = nonmated_above == mated_above == 0
+    true_accepts = np.concatenate([[mated_above], true_accepts])
+    false_accepts = np.concatenate([[nonmated_above], false_accepts])
+    kept = np.zeros(len(true_accepts), np.bool_)
+    kept[1:-1] = (np.diff(false_accepts, 2) != 0) | (np.diff(true_accepts, 2) != 0)
+    kept[-1] = at_end
+    if at_start:
+        # The point that accepts nothing is added after dropping, so the first score has no neighbour above.
+        kept[:2] = True
+    nothing = np.nextafter(scores[:1], scores.dtype.type(np.inf)) if len(scores) else [np.inf]
+    thresholds = np.concatenate([nothing, scores[last]], dtype=scores.dtype)
+    return RocPoints(thresholds, false_accepts, true_accepts, kept, nonmated, mated)
+
+
+@dataclass(frozen=True)
+class RocCurve:
+    """The strict TAR (C,) at rising FARs (C,), for plots, and the exact area under the whole ROC."""
+
+    far: NDArray[np.float64]
+    tar: NDArray[np.float64]
+    auc: float
+
+
+def roc_curve(scores: Floats, is_mated: NDArray[np.bool_], *, points: int = 400) -> RocCurve:
+    """The ROC at log-spaced FARs from one accepted non-mated score to all, and its area (ties count half).
+
+    Raises:
+        InputError: as `tar_at_far`.
+    """
+    mated, nonmated = split_scores(scores, is_mated)
+    return roc_curve_from_counts(*nonmated_at_or_above(mated, nonmated), len(nonmated), points=points)
+
+
+def roc_curve_from_counts(
+    at_or_above: NDArray[np.int64], above: NDArray[np.int64], nonmated: int, *, points: int = 400
+) -> RocCurve:
+    """The curve from the counts (M,) of non-mated scores at or above, and above, each mated score."""
+    counts = np.sort(at_or_above)
+    allowed = np.unique(np.geomspace(1, nonmated, points).round().astype(np.int64))
+    tar = np.searchsorted(counts, allowed, side="right") / len(counts)
+    auc = 1 - float((at_or_above.sum() + above.sum()) / (2 * len(counts) * nonmated))
+    return RocCurve(allowed / nonmated, tar, auc)
+
+
+def nonmated_at_or_above(mated: Floats, nonmated: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """For each mated score how many non-mated scores are at or above it, and above it: (M,), (M,).
+
+    Only scores in the same narrow bin as a mated score are sorted: three times as fast at IJB-C's size.
+    """
+    low, high = mated.min(), mated.max()
+    span = float(high) - float(low) or 1.0
+
+    def bins(scores: Floats) -> NDArray[np.uint16]:
+        # Rises with the score, which is all that is asked of it, so that rounding does no harm.
+        share: Floats = (np.minimum(scores, high) - low) / span
+        return np.minimum(share * _BINS, _BINS - 1).astype(np.uint16, copy=False)
+
+    is_shared = np.zeros(_BINS, np.bool_)
+    is_shared[mated_bins := bins(mated)] = True
+    counts, shared = np.zeros(_BINS, np.int64), []
+    for start in range(0, len(nonmated), _CHUNK):
+        chunk = nonmated[start : start + _CHUNK]
+        chunk_bins = bins(chunk := chunk[chunk >= low])
+        counts += np.bincount(chunk_bins, minlength=_BINS)
+        shared.append(chunk[is_shared.take(chunk_bins)])
+    rising = np.sort(np.concatenate(shared))
+    counts[is_shared] = 0
+    above = counts.sum() - counts.cumsum()[mated_bins] + len(rising)
+    return above - np.searchsorted(rising, mated, "left"), above - np.searchsorted(rising, mated, "right")
+
+
+def split_scores(scores: Floats, is_mated: NDArray[np.bool_]) -> tuple[Floats, Floats]:
+    """Mated and non-mated scores, checked.
+
+    Raises:
+        InputError: shapes differ, a score is not finite, there is no mated or no non-mated pair.
+    """
+    if scores.ndim != 1 or scores.shape != is_mated.shape:
+        raise InputError(
+            f"scores {scores.shape} and is_mated {is_mated.shape}: expected one of each for every pair."
         )
+    check_finite(scores, "score")
+    mated, nonmated = scores[is_mated], scores[~is_mated]
+    for kind, part in (("mated", mated), ("non-mated", nonmated)):
+        if not len(part):
+            raise InputError(f"{len(scores)} pairs, none of them {kind}: no rate can be given.")
+    return mated, nonmated
+
+
+def check_finite(values: Floats, name: str) -> None:
+    """Raises InputError with the place of the first value that is NaN or infinite."""
+    wrong = ~np.isfinite(values)
+    if wrong.any():
+        where = tuple(int(index) for index in np.argwhere(wrong)[0])
+        raise InputError(
+            f"{name} {where[0] if len(where) == 1 else where} is {values[where]}; expected a finite number. "
+            "A descriptor may be of zero norm or the features broken."
+        )
+
+
+def check_rates(rates: Sequence[float], name: str) -> None:
+    """Raises InputError for a rate outside [0, 1]."""
+    for rate in rates:
+        if not 0 <= rate <= 1:
+            raise InputError(f"{name} {rate}: expected a fraction between 0 and 1, as 1e-4.")
+
+
+def tar_at_far(scores: Floats, is_mated: NDArray[np.bool_], fars: Sequence[float]) -> dict[str, TarAtFar]:
+    """TAR at each FAR, by its `rate_key`; exact on the scores given, ties included.
+
+    Args:
+        scores: (n,) finite.
+        is_mated: (n,).
+        fars: each in [0, 1].
+
+    Raises:
+        InputError: shapes differ, a score is not finite, there is no mated or no non-mated pair.
+    """
+    check_rates(fars, "FAR")
+    mated, nonmated = split_scores(scores, is_mated)
+    wanted = int(max(fars, default=0.0) * len(nonmated) * 1.25) + 64
+    while True:
+        # Only the scores at the top matter; how far down the published rule looks depends on the scores.
+        at = max(0, len(nonmated) - wanted)
+        lowest = np.partition(nonmated, at)[at] if at else -np.inf
+        tail = nonmated[nonmated >= lowest], mated[mated >= lowest]
+        points = roc_points(*tail, nonmated=len(nonmated), mated=len(mated))
+        decided = {rate_key(far): points.decide(far) for far in fars}
+        found = {key: value for key, value in decided.items() if value is not None}
+        if len(found) == len(decided):
+            return found
+        wanted *= 4
+
+
+@dataclass(frozen=True)
+class FoldAccuracy:
+    """Mean accuracy over the folds, its standard error (sample deviation / sqrt(folds)), fractions.
+
+    `threshold` is the mean of the folds' best thresholds, a squared distance; `interval95` is that of
+    `evaluation.metrics.binomial.folds_interval95`.
+    """
+
+    accuracy: float
+    standard_error: float
+    threshold: float
+    interval95: tuple[float, float]
+
+
+def fold_accuracy(squared_distances: Floats, is_mated: NDArray[np.bool_], folds: Integers) -> FoldAccuracy:
+    """The LFW protocol: each fold at the threshold that is best on all other folds (the lowest of equals).
+
+    Args:
+        squared_distances: (n,) Euclidean, between unit vectors; accepted when below the threshold.
+        is_mated: (n,).
+        folds: (n,) the fold of each pair, in any numbering.
+
+    Raises:
+        InputError: shapes differ, a distance is not finite, or there are fewer than two folds.
+    """
+    if not squared_distances.shape == is_mated.shape == folds.shape or squared_distances.ndim != 1:
+        raise InputError(
+            f"distances {squared_distances.shape}, is_mated {is_mated.shape}, folds {folds.shape}: "
+            "expected one of each for every pair."
+        )
+    check_finite(squared_distances, "squared distance")
+    names, fold = np.unique(folds, return_inverse=True)
+    if len(names) < 2:
+        raise InputError(f"{len(names)} fold: a threshold is chosen on the other folds, so two are needed.")
+    thresholds = np.arange(_SQUARED_DISTANCE_STEPS) * (4 / _SQUARED_DISTANCE_STEPS)
+    # A pair is accepted from the first threshold that exceeds its distance.
+    first = np.searchsorted(thresholds, squared_distances, side="right")
+    gain = np.zeros((len(names), len(thresholds) + 1), np.int64)
+    np.add.at(gain, (fold, first), np.where(is_mated, 1, -1))
+    rejected = np.bincount(fold[~is_mated], minlength=len(names))
+    right = rejected[:, None] + gain.cumsum(axis=1)[:, :-1]
+    best = (right.sum(axis=0) - right).argmax(axis=1)
+    chosen = right[np.arange(len(names)), best]
+    accuracies = chosen / np.bincount(fold)
+    return FoldAccuracy(
+        accuracy=float(accuracies.mean()),
+        standard_error=float(accuracies.std(ddof=1) / np.sqrt(len(names))),
+        threshold=float(thresholds[best].mean()),
+        interval95=folds_interval95(accuracies, int(chosen.sum()), len(fold)),
+    )

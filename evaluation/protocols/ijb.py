@@ -18,11 +18,11 @@ from torch import nn
 
 from coreset.two_identity_split import TwoIdentitySplit
 from evaluation.metrics.bootstrap import PairBootstrap, ProbeBootstrap, difference_interval95, rate_interval95
-from evaluation.metrics.identification import PublishedHelperRates, Search, published_helper_rates, search
-from evaluation.metrics.rates import TpirAtFpir, cmc_of, rate_key, tpir_at_fpir_of
-from evaluation.metrics.roc import RocCurve, TarAtFar
+from evaluation.metrics.identification import TpirAtFpir, cmc, tpir_at_fpir
 from evaluation.metrics.score_normalisation import DEFAULT_METHOD, ScoreNormalisation, compared
-from evaluation.metrics.verification import few_scores_warnings, verify
+from evaluation.metrics.search import PublishedHelperRates, Search, published_helper_rates, search
+from evaluation.metrics.template_pairs import verify
+from evaluation.metrics.verification import RocCurve, TarAtFar, few_scores_warnings, rate_key
 from evaluation.protocols.ijb_layout import SetProtocol, TemplateList
 from evaluation.protocols.subgroups import StratumFigures, figures_of_strata, find_strata, strata_section
 from evaluation.protocols.templates import FaceGroups, average_media, describe_templates, group_faces
@@ -322,20 +322,20 @@ def _identify(
             probes.subjects,
             gallery.subjects,
         )
-        cmc = cmc_of(result, RANKS)
+        closed = cmc(result, RANKS)
         people = draws.mated_people(result) if draws else 0
-        cmc_intervals = _intervals(draws.cmc(result, RANKS), cmc, people) if draws else None
+        cmc_intervals = _intervals(draws.cmc(result, RANKS), closed, people) if draws else None
         tpir: dict[str, TpirAtFpir] = {}
         tpir_intervals = None
         if result.is_mated.all():
             warning = f"Gallery {gallery.name}: every probe is mated, so there is no open-set identification."
             warnings += [] if warning in warnings else [warning]
         else:
-            tpir = tpir_at_fpir_of(result, FPIRS)
+            tpir = tpir_at_fpir(result, FPIRS)
             if draws:
                 observed = {key: rate.tpir for key, rate in tpir.items()}
                 tpir_intervals = _intervals(draws.tpir(result, FPIRS), observed, people)
-        found[f"gallery{number}"] = GalleryFigures(result, cmc, cmc_intervals, tpir, tpir_intervals)
+        found[f"gallery{number}"] = GalleryFigures(result, closed, cmc_intervals, tpir, tpir_intervals)
     return found
 
 

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from evaluation.protocols.meta_checks import UNKNOWN, check_one_to_many
-from evaluation.protocols.meta_tables import line_of_row, read_table
+from evaluation.protocols.face_points import UNKNOWN, check_one_to_many
 from evaluation.protocols.pair_cache import cached_pairs, keep_pairs
+from evaluation.protocols.text_tables import line_of_row, read_table
 from runtime.errors import InputError
 from runtime.files import check_inside
 

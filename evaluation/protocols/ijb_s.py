@@ -1,12 +1,17 @@
-"""IJB-S: descriptors of surveillance videos and gallery sets -> closed- and open-set identification.
+"""IJB-S: protocol files and faces of templates, and closed- and open-set identification of their descriptors.
 
-Knows no files and no network: the protocol comes from `ijb_s_lists`. Source: METHOD 8.
+A probe is all faces of one subject in one surveillance video (multi-view: in all videos; UAV: in one video or
+still). Galleries hold stills, booking sets or videos. The lists and columns are those that
+public codes read (PFE, CAFace, AdaFace).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from evaluation.metrics.identification import Search, search
-from evaluation.metrics.rates import TpirAtFpir, cmc_of, tpir_at_fpir_of
-from evaluation.protocols.ijb_s_lists import PROTOCOLS, IjbS, SearchLists
-from evaluation.protocols.templates import describe_templates
+from data.sources.image_files import is_image_file, is_leftover
+from evaluation.metrics.identification import TpirAtFpir, cmc, tpir_at_fpir
+from evaluation.metrics.search import Search, search
+from evaluation.protocols.face_files import FaceFiles, first_of
+from evaluation.protocols.templates import FaceGroups, describe_templates
 from evaluation.reporting.report import closed_section, markdown_table, open_section
 from runtime.errors import InputError
 
@@ -25,6 +31,315 @@ RANKS = (1, 5, 10)
 FPIRS = (0.01, 0.1)
 # A template that could not be enrolled is found at no rank.
 _NEVER = np.iinfo(np.int64).max
+METADATA = "cs6_metadata.csv"
+_STILLS_PROBES = "cs6_surveillance_to_single-booking_probe.csv"
+_VIDEO_PROBES = "cs6_surveillance_to_surveillance_probe.csv"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One protocol's lists.
+
+    `title`: what tables call it; `probes`: the list of probe videos; `gallery`: kind of the two galleries,
+    'single', 'booking' or 'surveillance'; `multi_view`: a probe is a subject of those videos, with all faces
+    of it in all videos of the data set; `stills`: images may be probes too.
+    """
+
+    title: str
+    probes: str
+    gallery: str
+    multi_view: bool = False
+    stills: bool = False
+
+
+PROTOCOLS = {
+    "surveillance_to_single": Protocol("Sur-to-Single", _STILLS_PROBES, "single"),
+    "surveillance_to_booking": Protocol("Sur-to-Book", _STILLS_PROBES, "booking"),
+    "surveillance_to_surveillance": Protocol("Sur-to-Sur", _VIDEO_PROBES, "surveillance"),
+    # As the public evaluation code has it: subjects are those of the list of Surveillance-to-Surveillance.
+    "multi_view_to_booking": Protocol("Multi-view Sur-to-Book", _VIDEO_PROBES, "booking", multi_view=True),
+    "uav_to_booking": Protocol("UAV-to-Book", "cs6_uav_to_single-booking_probe.csv", "booking", stills=True),
+}
+# Of the tables of AdaFace and CAFace.
+PUBLISHED_PROTOCOLS = tuple(PROTOCOLS)[:3]
+PUBLISHED_SUBJECTS = 202
+LAYOUT = (
+    "Expected DATA_ROOT/<SUBJECT>/videos_<VIDEO>_<FRAME>.jpg and DATA_ROOT/<SUBJECT>/img_<NUMBER>.jpg, "
+    "aligned to 112 x 112 (validation_lq/README.md)."
+)
+HOW_TO_GET = "IJB-S is given out by its authors on request (validation_lq/README.md)."
+_SOURCE = re.compile(r"(videos|img)/([^/_,]+)\.[A-Za-z0-9]+")
+_ON_DISK = re.compile(r"(videos_[^_]+)_([^_]+)|(img_[^_]+)")
+
+
+@dataclass(frozen=True)
+class SearchLists:
+    """One protocol, as numbers of templates: `probes` (P,), `galleries`: 1 and 2, (G,) each."""
+
+    probes: NDArray[np.int64]
+    galleries: tuple[NDArray[np.int64], NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class IjbS:
+    """The data set on disk.
+
+    `subjects` (M,): of each template; `row` (M,): its place among the templates that have faces, -1 where no
+    face of it is on the disk; `groups`: the faces of those that have any; `protocols`: by name; `notes`:
+    sentences that belong beside the figures.
+    """
+
+    faces: FaceFiles
+    groups: FaceGroups
+    subjects: NDArray[np.int64]
+    row: NDArray[np.int64]
+    protocols: Mapping[str, SearchLists]
+    notes: tuple[str, ...]
+
+
+def read_ijb_s(data_root: Path, protocol_root: Path, protocols: Sequence[str] = PUBLISHED_PROTOCOLS) -> IjbS:
+    """Reads the lists of `protocols` and finds the faces of their templates under `data_root`.
+
+    Raises:
+        InputError: files or folders that are missing, lines of another form, names that contradict each
+            other, images that are named otherwise, or a list of templates none of which has a face.
+    """
+    probe_files = {name: protocol_root / PROTOCOLS[name].probes for name in protocols}
+    gallery_files = {
+        name: [
+            protocol_root / "galleries" / f"cs6_surveillance_to_{PROTOCOLS[name].gallery}_g{number}.csv"
+            for number in (1, 2)
+        ]
+        for name in protocols
+    }
+    metadata = protocol_root / METADATA
+    wanted = [metadata, *probe_files.values(), *(path for two in gallery_files.values() for path in two)]
+    missing = [str(path) for path in dict.fromkeys(wanted) if not path.is_file()]
+    faults = [f"{data_root}: there is no such folder. {LAYOUT}"] if not data_root.is_dir() else []
+    faults += [f"protocol files that are missing: {', '.join(missing)}. {HOW_TO_GET}"] if missing else []
+    if faults:
+        raise InputError.from_faults(faults)
+    subjects_of = _subjects_of_files(metadata)
+    templates = _Templates()
+    lists = {
+        name: SearchLists(
+            _probes(templates, PROTOCOLS[name], probe_files[name], subjects_of, metadata),
+            _galleries(templates, PROTOCOLS[name].gallery, gallery_files[name], subjects_of),
+        )
+        for name in protocols
+    }
+    return _with_faces(data_root, templates, lists)
+
+
+class _Templates:
+    """Each set of faces once: (subject, files) -> its number."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[tuple[int, tuple[str, ...]], int] = {}
+
+    def number(self, subject: int, files: Iterable[str]) -> int:
+        return self.numbers.setdefault((subject, tuple(files)), len(self.numbers))
+
+
+def _rows(path: Path, columns: str) -> Iterator[tuple[int, list[str]]]:
+    """Numbers (from 2) and columns of the lines after the header; `columns` says what a line has to be."""
+    fewest = columns.count(",") + 1
+    with path.open(encoding="utf-8-sig", errors="replace") as stream:
+        header = stream.readline()
+        if not header.strip() or any(_SOURCE.fullmatch(column.strip()) for column in header.split(",")):
+            raise InputError(f"{path}, line 1: expected a header, found '{header.strip()}'.")
+        for number, line in enumerate(stream, 2):
+            if not line.strip():
+                continue
+            row = [column.strip() for column in line.split(",", fewest)]
+            if len(row) < fewest:
+                raise InputError(f"{path}, line {number}: expected '{columns}', found '{line.strip()}'.")
+            yield number, row
+
+
+def _subject_and_file(path: Path, number: int, subject: str, file: str, columns: str) -> tuple[int, str]:
+    """The subject, and the file as the start of its faces' names: 'videos_5004', 'img_101146'."""
+    source = _SOURCE.fullmatch(file)
+    if source is None or not subject.isdecimal():
+        raise InputError(
+            f"{path}, line {number}: expected '{columns}' with a whole number and videos/<VIDEO>.mp4 or "
+            f"img/<NUMBER>.jpg, found '{subject},{file}'."
+        )
+    return int(subject), f"{source[1]}_{source[2]}"
+
+
+def _subjects_of_files(metadata: Path) -> dict[str, list[int]]:
+    """Video or image -> subjects that were seen in it, rising."""
+    columns = "SUBJECT,FILE"
+    seen: dict[tuple[str, str], tuple[int, str]] = {}
+    for number, row in _rows(metadata, columns):
+        # A line for every face of every frame: each pair is looked at once.
+        if (row[0], row[1]) not in seen:
+            seen[row[0], row[1]] = _subject_and_file(metadata, number, row[0], row[1], columns)
+    subjects: dict[str, list[int]] = {}
+    for subject, source in sorted(set(seen.values())):
+        subjects.setdefault(source, []).append(subject)
+    return subjects
+
+
+def _probes(
+    templates: _Templates,
+    protocol: Protocol,
+    path: Path,
+    subjects_of: Mapping[str, Sequence[int]],
+    metadata: Path,
+) -> NDArray[np.int64]:
+    seen: list[tuple[int, str]] = []
+    for number, (file, *_) in _rows(path, "FILE" if protocol.stills else "VIDEO"):
+        source = _SOURCE.fullmatch(file)
+        if source is None or not (source[1] == "videos" or protocol.stills):
+            forms = "videos/<VIDEO>.mp4" + (" or img/<NUMBER>.jpg" if protocol.stills else "")
+            raise InputError(f"{path}, line {number}: expected {forms}, found '{file}'.")
+        name = f"{source[1]}_{source[2]}"
+        if name not in subjects_of:
+            raise InputError(f"{path}, line {number}: {file} does not occur in {metadata}.")
+        seen += [(subject, name) for subject in subjects_of[name]]
+    if not seen:
+        raise InputError(f"{path}: lists no videos.")
+    if protocol.multi_view:
+        probes: dict[int, list[str]] = {subject: [] for subject, _ in seen}
+        for name, subjects in subjects_of.items():
+            for subject in subjects:
+                if subject in probes and name.startswith("videos_"):
+                    probes[subject].append(name)
+        numbers = [templates.number(subject, names) for subject, names in probes.items()]
+    else:
+        numbers = [templates.number(subject, [name]) for subject, name in seen]
+    return np.array(list(dict.fromkeys(numbers)), np.int64)
+
+
+def _galleries(
+    templates: _Templates, kind: str, paths: Sequence[Path], subjects_of: Mapping[str, Sequence[int]]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """A template a subject: of one image or video, or of all its booking images."""
+    columns = "ENTRY,SUBJECT,FILE"
+    files: list[dict[int, list[str]]] = [{}, {}]
+    for path, mine, others in zip(paths, files, reversed(files), strict=True):
+        for number, row in _rows(path, columns):
+            subject, file = _subject_and_file(path, number, row[1], row[2], columns)
+            known = mine.setdefault(subject, [])
+            if subject in others:
+                raise InputError(f"{path}, line {number}: subject {subject} stands in {paths[0]} too.")
+            if file not in known:
+                known.append(file)
+            if kind == "surveillance" and subject not in subjects_of.get(file, ()):
+                raise InputError(
+                    f"{path}, line {number}: {METADATA} does not have subject {subject} in {row[2]}."
+                )
+            if len(known) > 1 and kind != "booking":
+                raise InputError(
+                    f"{path}, line {number}: a second file of subject {subject} ({known[0]}, {file}); this "
+                    "gallery has one a subject."
+                )
+        if not mine:
+            raise InputError(f"{path}: lists no files.")
+    first, second = (
+        np.array([templates.number(subject, mine[subject]) for subject in sorted(mine)], np.int64)
+        for mine in files
+    )
+    return first, second
+
+
+def _with_faces(data_root: Path, templates: _Templates, lists: Mapping[str, SearchLists]) -> IjbS:
+    needed: dict[int, set[str]] = {}
+    for subject, files in templates.numbers:
+        needed.setdefault(subject, set()).update(files)
+    # Packed subject by subject: as strings of their own, ten million names would take a gigabyte.
+    packed: list[NDArray[np.bytes_]] = []
+    rows_of: dict[tuple[int, str], range] = {}
+    num_faces = 0
+    for subject in sorted(needed):
+        found = _faces_of(data_root / str(subject), needed[subject])
+        for file in sorted(found):
+            rows_of[subject, file] = range(num_faces, num_faces + len(found[file]))
+            packed.append(FaceFiles.of(data_root, (f"{subject}/{name}" for name in found[file])).names)
+            num_faces += len(found[file])
+    row = np.full(len(templates.numbers), -1)
+    rows: list[NDArray[np.int64]] = []
+    media: list[NDArray[np.int64]] = []
+    offsets = [0]
+    num_media = 0
+    for number, (subject, files) in enumerate(templates.numbers):
+        parts = [rows_of[subject, file] for file in files if (subject, file) in rows_of]
+        if not parts:
+            continue
+        row[number] = len(offsets) - 1
+        rows += [np.arange(part.start, part.stop) for part in parts]
+        media += [np.full(len(part), num_media + place) for place, part in enumerate(parts)]
+        num_media += len(parts)
+        offsets.append(offsets[-1] + sum(map(len, parts)))
+    if not rows:
+        raise InputError(f"{data_root}: no face of any template of the protocols was found. {LAYOUT}")
+    groups = FaceGroups(np.concatenate(rows), np.array(offsets), np.concatenate(media))
+    subjects = np.array([subject for subject, _ in templates.numbers], np.int64)
+    notes = _notes(data_root, lists, row, subjects)
+    return IjbS(FaceFiles(data_root, np.concatenate(packed)), groups, subjects, row, lists, notes)
+
+
+def _faces_of(folder: Path, needed: set[str]) -> dict[str, list[str]]:
+    """Names of the images of a subject's folder by the file that they come from, frames in their order."""
+    if not folder.is_dir():
+        return {}
+    found: dict[str, list[tuple[int, str, str]]] = {}
+    strange = []
+    for name in os.listdir(folder):
+        if is_leftover(name) or not is_image_file(os.path.join(folder, name)):
+            continue
+        stem = os.path.splitext(name)[0]
+        match = _ON_DISK.fullmatch(stem)
+        if match is None:
+            strange.append(name)
+        elif (file := match[1] or match[3]) in needed:
+            frame = match[2] or ""
+            found.setdefault(file, []).append((int(frame) if frame.isdecimal() else -1, frame, name))
+    if strange:
+        raise InputError(
+            f"{folder}: {len(strange):,} images are named otherwise: {first_of(sorted(strange))}. {LAYOUT}"
+        )
+    return {file: [name for *_, name in sorted(frames)] for file, frames in found.items()}
+
+
+def _notes(
+    data_root: Path, lists: Mapping[str, SearchLists], row: NDArray[np.int64], subjects: NDArray[np.int64]
+) -> tuple[str, ...]:
+    """What is lacking or strange; InputError where a protocol has a side without any face."""
+    notes, faults = [], []
+    for name, protocol in lists.items():
+        title = PROTOCOLS[name].title
+        sides = {
+            "probes": protocol.probes,
+            "gallery 1": protocol.galleries[0],
+            "gallery 2": protocol.galleries[1],
+        }
+        for side, numbers in sides.items():
+            lacking = int((row[numbers] < 0).sum())
+            if lacking == len(numbers):
+                faults.append(f"{data_root}: none of the {lacking:,} {side} of {title} has a face. {LAYOUT}")
+            elif lacking:
+                notes.append(
+                    f"{title}: {lacking:,} of {len(numbers):,} {side} have no face: failures to enrol, which "
+                    "count as never found."
+                )
+        both = np.intersect1d(protocol.probes, np.concatenate(protocol.galleries))
+        if len(both):
+            notes.append(f"{title}: {len(both):,} probes are gallery entries too, and so find themselves.")
+        enrolled = len(np.unique(subjects[np.concatenate(protocol.galleries)]))
+        if enrolled != PUBLISHED_SUBJECTS:
+            notes.append(
+                f"{title}: {enrolled:,} subjects in the galleries, the published protocol has "
+                f"{PUBLISHED_SUBJECTS}: do not compare the figures with published ones."
+            )
+    if faults:
+        raise InputError.from_faults(faults)
+    return tuple(notes)
+
+
+# ------------------------------------------------------------------------------------------- figures
 
 
 @dataclass(frozen=True)
@@ -54,7 +369,7 @@ class IjbSFigures:
                 "gallery without faces": self.gallery_without_faces,
             },
             "identification": {
-                "closed": {name: closed_section(cmc) for name, cmc in self.closed.items()},
+                "closed": {name: closed_section(rates) for name, rates in self.closed.items()},
                 "open": {name: open_section(rates) for name, rates in self.open.items()},
             },
             "figures": {
@@ -165,13 +480,13 @@ def _figures_of(descriptors: NDArray[np.floating[Any]], data: IjbS, lists: Searc
     galleries = {f"gallery{number}": gallery for number, gallery in enumerate(lists.galleries, 1)}
     found = {name: _search(descriptors, data, lists.probes, gallery) for name, gallery in galleries.items()}
     joint = _search(descriptors, data, lists.probes, np.concatenate(lists.galleries))
-    tpir = {name: tpir_at_fpir_of(each, FPIRS) for name, each in found.items()}
+    tpir = {name: tpir_at_fpir(each, FPIRS) for name, each in found.items()}
     return IjbSFigures(
         probes=len(lists.probes),
         probes_without_faces=int((data.row[lists.probes] < 0).sum()),
         gallery=(len(lists.galleries[0]), len(lists.galleries[1])),
         gallery_without_faces=int((data.row[np.concatenate(lists.galleries)] < 0).sum()),
-        closed={name: cmc_of(each, RANKS) for name, each in {**found, "joint": joint}.items()},
+        closed={name: cmc(each, RANKS) for name, each in {**found, "joint": joint}.items()},
         open=tpir,
         mean_tpir={
             key: float(np.mean([rates[key].tpir for rates in tpir.values()])) for key in tpir["gallery1"]

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from data.sources.decoding import Image
 from data.sources.pair_files import NUM_FOLDS, PairSet, check_pairs
-from evaluation.metrics.rates import FoldAccuracy, fold_accuracy, tar_at_far
-from evaluation.metrics.roc import TarAtFar, roc_curve
+from evaluation.metrics.verification import FoldAccuracy, TarAtFar, fold_accuracy, roc_curve, tar_at_far
 from evaluation.protocols.face_files import FaceFiles, ListedFaces, first_of
 from evaluation.reporting.report import markdown_table, percent, verification_section
 from runtime.errors import InputError

@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.metrics.rates import rate_key, tar_at_far
-from evaluation.metrics.roc import TarAtFar
+from evaluation.metrics.verification import TarAtFar, rate_key, tar_at_far
 from evaluation.protocols.ijb_layout import SetProtocol
-from evaluation.protocols.meta_tables import read_table
+from evaluation.protocols.text_tables import read_table
 from evaluation.reporting.report import Result, markdown_table, percent
 from runtime.errors import InputError
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.metrics.identification import search
-from evaluation.metrics.rates import cmc_of
+from evaluation.metrics.identification import cmc
+from evaluation.metrics.search import search
 from evaluation.protocols.face_files import FaceFiles, files_by_stem, first_of
 from evaluation.protocols.matlab import read_matlab
 from evaluation.reporting.report import closed_section
@@ -91,7 +91,7 @@ def tinyface_figures(features: NDArray[np.floating[Any]], protocol: TinyFace) ->
     entries = len(subjects)
     found = search(features[entries:], features[:entries], protocol.probe_subjects, subjects)
     return TinyFaceFigures(
-        cmc_of(found, RANKS),
+        cmc(found, RANKS),
         len(protocol.probe_subjects),
         len(protocol.gallery_subjects),
         protocol.num_distractors,

@@ -20,8 +20,7 @@ from torch import nn
 
 from data.sources.decoding import Image
 from data.sources.image_files import is_image_file, is_leftover
-from evaluation.metrics.rates import FoldAccuracy, fold_accuracy, tar_at_far
-from evaluation.metrics.roc import TarAtFar, roc_curve
+from evaluation.metrics.verification import FoldAccuracy, TarAtFar, fold_accuracy, roc_curve, tar_at_far
 from evaluation.protocols.face_files import FaceFiles, first_of
 from evaluation.protocols.templates import FaceGroups, describe_templates, group_faces
 from evaluation.reporting.report import Result, markdown_table, percent, verification_section

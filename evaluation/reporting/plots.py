@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
-from evaluation.metrics.rates import FEWEST_DECIDING, RULE_OF_30, RocCurve, rate_key
+from evaluation.metrics.verification import FEWEST_DECIDING, RULE_OF_30, RocCurve, rate_key
 from runtime.escaping import escaped
 from runtime.files import atomic_path
 

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation.metrics.rates import TarAtFar, TpirAtFpir
+from evaluation.metrics.identification import TpirAtFpir
+from evaluation.metrics.verification import TarAtFar
 from runtime.errors import InputError
 from runtime.files import atomic_write
 from runtime.json_files import json_text, read_json

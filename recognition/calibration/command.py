@@ -26,7 +26,6 @@ from evaluation.metrics.calibration import (
     people_for,
 )
 from evaluation.metrics.enrolment_failures import EnrolmentFailures
-from evaluation.metrics.rates import RULE_OF_30, rate_key
 from evaluation.metrics.score_normalisation import (
     DEFAULT_METHOD,
     FEWEST_IN_COHORT,
@@ -39,6 +38,7 @@ from evaluation.metrics.score_normalisation import (
     gains,
 )
 from evaluation.metrics.set_pairs import InnerProducts, SetPairs, all_pairs, groups_of
+from evaluation.metrics.verification import RULE_OF_30, rate_key
 from recognition.calibration.labelled_sets import LabelledSets, describe_labelled, find_labelled
 from recognition.calibration.thresholds import SCHEMA, encoded
 from recognition.flags import add_model_flags, add_photo_flags, model_of, set_options_of

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from data.sources.subject_names import same_names
 from evaluation.metrics.enrolment_failures import EnrolmentFailures
-from evaluation.metrics.rates import RULE_OF_30
+from evaluation.metrics.verification import RULE_OF_30
 from recognition.calibration.decisions import Decisions, decide
 from recognition.calibration.thresholds import Calibration, read_calibration
 from recognition.enrolment.checks import EnrolmentCheck, check_sets

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.metrics.binomial import threshold_rate_interval95
-from evaluation.metrics.rates import RULE_OF_30
 from evaluation.metrics.thresholds import threshold_at
+from evaluation.metrics.verification import RULE_OF_30
 from runtime.errors import InputError
 
 Floats = NDArray[np.float32]

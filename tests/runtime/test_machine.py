@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from data.sources.unpacking import _require_free_files
-from evaluation.metrics.verification import verify
+from evaluation.metrics.template_pairs import verify
 from evaluation.reporting.report import versions
 from runtime import machine
 from runtime.files import atomic_write

@@ -32,7 +32,7 @@ from runtime.errors import InputError
 from set_benchmark.build import BuiltBenchmark, build_set_benchmark
 from set_benchmark.media import collect_media
 from set_benchmark.protocol import PRESETS, BenchmarkProtocol, Stress, read_benchmark_protocol
-from validation_mixed import validate_ijb
+from validation import ijb as validate_ijb
 from weights import save_backbone
 
 Draw = Callable[[int, int], bytes]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from evaluation.metrics.rates import rate_key
+from evaluation.metrics.verification import rate_key
 from training.held_out import FARS, held_out_figures, held_out_table
 
 

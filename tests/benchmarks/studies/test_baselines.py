@@ -19,8 +19,8 @@ from benchmarks.studies.evaluation_set import read_judged
 from benchmarks.studies.evaluator import Judge, duplicate_share
 from benchmarks.studies.tables import FARS, Row, difference, write_tables
 from coreset import AGGREGATORS, build_aggregator
-from evaluation.metrics.rates import rate_key
 from evaluation.metrics.score_normalisation import METHODS
+from evaluation.metrics.verification import rate_key
 from runs.settings import resolve
 from runtime.errors import InputError
 from tests.ijb_layout import Dataset, write_dataset

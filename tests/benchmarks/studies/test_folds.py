@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.studies import folds as rivals_folds
 from benchmarks.studies.tables import FARS, pooled_difference
-from evaluation.metrics.rates import rate_key
+from evaluation.metrics.verification import rate_key
 from runtime.errors import InputError
 
 REPLICATES = 400

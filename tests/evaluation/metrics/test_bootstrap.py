@@ -16,8 +16,9 @@ from evaluation.metrics.bootstrap import (
     interval95,
     rate_interval95,
 )
-from evaluation.metrics.identification import search_similarity
-from evaluation.metrics.rates import cmc_of, rate_key, tar_at_far, tpir_at_fpir_of
+from evaluation.metrics.identification import cmc, tpir_at_fpir
+from evaluation.metrics.search import search_similarity
+from evaluation.metrics.verification import rate_key, tar_at_far
 from runtime.errors import InputError
 
 FARS = (1e-6, 0.01, 0.1, 0.5, 1.0)
@@ -163,8 +164,8 @@ def test_replicates_of_a_search_are_the_rates_of_probes_written_out(seed: int, l
         drawn = search_similarity(similarity[again], probes[again], gallery)
         if not drawn.is_mated.any() or drawn.is_mated.all():
             continue
-        assert closed[number].tolist() == pytest.approx(list(cmc_of(drawn, ranks).values()), abs=1e-12)
-        assert opened[number].tolist() == [rate.tpir for rate in tpir_at_fpir_of(drawn, fpirs).values()]
+        assert closed[number].tolist() == pytest.approx(list(cmc(drawn, ranks).values()), abs=1e-12)
+        assert opened[number].tolist() == [rate.tpir for rate in tpir_at_fpir(drawn, fpirs).values()]
 
 
 def test_rates_of_few_people_are_covered_although_none_is_observed() -> None:

@@ -1,167 +1,127 @@
-"""1:N search in blocks, against similarities that are all there, in float64."""
+"""CMC and TPIR@FPIR against loops over thresholds, with ties."""
 
 from __future__ import annotations
-
-import heapq
-import math
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluation.metrics import identification
-from evaluation.metrics.identification import (
-    exact_products,
-    published_helper_rates,
-    rounding_of_products,
-    search,
-    search_similarity,
-)
+from evaluation.metrics.identification import cmc, tpir_at_fpir, tpir_curve
+from evaluation.metrics.search import search_similarity
 from runtime.errors import InputError
 
 
-def unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-
-def exact_similarity(probes: np.ndarray, gallery: np.ndarray) -> np.ndarray:
-    rows, columns = np.indices((len(probes), len(gallery))).reshape(2, -1)
-    return exact_products(probes, gallery, rows, columns).reshape(len(probes), len(gallery))
-
-
 @st.composite
-def descriptors(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Probes and gallery of a few subjects, in float32 or float64: copies give ties, and rows that differ
-    by less than float32 can tell give an order that only float64 knows.
-    """
+def searches(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Similarities with ties, probes with and without a mate, one entry a subject or several."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    P, G, D = draw(st.integers(1, 40)), draw(st.integers(1, 20)), draw(st.sampled_from([2, 8, 33]))
-    centres = unit(rng.normal(size=(4, D)))
-    gallery_subjects, probe_subjects = rng.integers(0, 9, G), rng.integers(0, 9, P)
-    spread = draw(st.sampled_from([0.0, 1e-5, 1e-4, 0.3]))
-    gallery = unit(centres[gallery_subjects % 4] + spread * rng.normal(size=(G, D)))
-    probes = unit(centres[probe_subjects % 4] + spread * rng.normal(size=(P, D)))
-    kind = draw(st.sampled_from([np.float32, np.float64]))
-    return probes.astype(kind), gallery.astype(kind), probe_subjects, gallery_subjects
+    P, G = draw(st.integers(2, 30)), draw(st.integers(1, 15))
+    gallery = np.arange(G) * 3 if draw(st.booleans()) else rng.integers(0, 6, G) * 3
+    probes = rng.choice(np.append(gallery, [100, 101]), P)
+    probes[:2] = [gallery[0], 100]
+    levels = draw(st.sampled_from([2, 5, 1000]))
+    gain = draw(st.sampled_from([0, 1, levels // 3]))
+    similarity = (rng.integers(0, levels, (P, G)) + gain * (probes[:, None] == gallery)) / levels
+    return similarity, probes, gallery
 
 
-@settings(max_examples=150, deadline=None)
-@given(descriptors(), st.sampled_from([1, 7, 512]))
-def test_blocks_in_float32_answer_as_float64_does(
-    case: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], block: int
-) -> None:
-    probes, gallery, *subjects = case
-    expected = search_similarity(exact_similarity(probes, gallery), *subjects)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(identification, "_BLOCK_PROBES", block)
-        found = search(probes, gallery, *subjects)
-    assert found.rank.tolist() == expected.rank.tolist()
-    assert found.own.tolist() == expected.own.tolist()
-    assert found.other.tolist() == expected.other.tolist()
-    assert found.is_mated.tolist() == np.isin(subjects[0], subjects[1]).tolist()
+def slow_ranks(similarity: np.ndarray, probes: np.ndarray, gallery: np.ndarray) -> list[int | None]:
+    ranks: list[int | None] = []
+    for scores, subject in zip(similarity, probes, strict=True):
+        if subject not in gallery:
+            ranks.append(None)
+            continue
+        own = scores[gallery == subject].max()
+        ranks.append(1 + sum(score >= own for score in scores[gallery != subject]))
+    return ranks
 
 
-@settings(max_examples=40, deadline=None)
-@given(descriptors())
-def test_of_two_people_the_best_score_counts(
-    case: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
-) -> None:
-    probes, gallery, *subjects = case
-    both = [np.stack([rows, rows[::-1]], axis=1) for rows in (probes, gallery)]
-    best = np.array(
-        [[(probe.astype(float) @ entry.T.astype(float)).max() for entry in both[1]] for probe in both[0]]
+@settings(max_examples=200, deadline=None)
+@given(searches())
+def test_cmc_counts_ties_as_errors(case: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+    ranks = [rank for rank in slow_ranks(*case) if rank is not None]
+    for rank, rate in cmc(search_similarity(*case), [1, 2, 5, 100]).items():
+        assert rate == np.mean([found <= int(rank) for found in ranks])
+
+
+def slow_tpir(case: tuple[np.ndarray, np.ndarray, np.ndarray], fpir: float) -> float:
+    similarity, probes, gallery = case
+    ranks = slow_ranks(*case)
+    nonmated = [s.max() for s, rank in zip(similarity, ranks, strict=True) if rank is None]
+    mated = [
+        (s[gallery == subject].max(), rank)
+        for s, subject, rank in zip(similarity, probes, ranks, strict=True)
+        if rank is not None
+    ]
+    thresholds = [*similarity.ravel(), np.inf]
+    return max(
+        float(np.mean([rank == 1 and score >= t for score, rank in mated]))
+        for t in thresholds
+        if np.mean([score >= t for score in nonmated]) <= fpir
     )
-    found, expected = search(*both, *subjects), search_similarity(best, *subjects)
-    assert found.is_mated.tolist() == expected.is_mated.tolist()
-    np.testing.assert_allclose(found.own, expected.own, rtol=0, atol=1e-12)
-    np.testing.assert_allclose(found.other, expected.other, rtol=0, atol=1e-12)
 
 
-def test_a_lead_that_float32_cannot_see_decides() -> None:
-    # Both entries have the same float32 score; the stranger's is larger by 1e-12.
-    probe = np.array([[1.0, 0.0]])
-    gallery = np.array([[0.6, 0.8], [0.6 + 1e-12, 0.8]])
-    assert search(probe, gallery, np.array([0]), np.array([0, 1])).rank.tolist() == [2]
-    assert search(probe, gallery, np.array([1]), np.array([0, 1])).rank.tolist() == [1]
-
-
-def test_the_bound_on_rounding_holds_and_is_small() -> None:
-    rng = np.random.default_rng(0)
-    left, right = unit(rng.normal(size=(200, 512))), unit(rng.normal(size=(300, 512)))
-    rounded = left.astype(np.float32) @ right.astype(np.float32).T
-    wrong = np.abs(rounded - left @ right.T).max()
-    assert wrong < rounding_of_products(left, right) < 1e-4
-
-
-def test_the_order_of_probes_and_entries_does_not_matter() -> None:
-    rng = np.random.default_rng(0)
-    probes, gallery = unit(rng.normal(size=(30, 8))), unit(rng.normal(size=(12, 8)))
-    probe_subjects, gallery_subjects = rng.integers(0, 9, 30), rng.integers(0, 9, 12)
-    turned, moved = rng.permutation(30), rng.permutation(12)
-    straight = search(probes, gallery, probe_subjects, gallery_subjects)
-    shuffled = search(probes[turned], gallery[moved], probe_subjects[turned], gallery_subjects[moved])
-    assert shuffled.rank.tolist() == straight.rank[turned].tolist()
-    assert shuffled.other.tolist() == straight.other[turned].tolist()
-
-
-def published_helper(
-    similarity: np.ndarray, probes: np.ndarray, gallery: np.ndarray, ranks: list[int], fars: list[float]
-) -> tuple[list[float], list[float]]:
-    """The published helper, re-created: joined galleries, all impostor scores in one heap."""
-    mates = [next(i for i, subject in enumerate(gallery) if subject == wanted) for wanted in probes]
-    top = np.argsort(-similarity, axis=1)
-    hits = [float(np.mean([m in row[:rank] for m, row in zip(mates, top, strict=True)])) for rank in ranks]
-    own = similarity[np.arange(len(probes)), mates]
-    rest = similarity.copy()
-    rest[np.arange(len(probes)), mates] = -2.0
-    places = [math.ceil(len(probes) * far) for far in fars]
-    falling = heapq.nlargest(max(places), rest[rest > -2.0])
-    return hits, [float(np.sum(own > falling[place - 1]) / len(probes)) for place in places]
-
-
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("block", [3, 512])
-@pytest.mark.parametrize("spread", [0.0, 1e-5, 0.5])
-def test_the_published_helpers_rule_is_its_own(
-    seed: int, block: int, spread: float, monkeypatch: pytest.MonkeyPatch
+@settings(max_examples=200, deadline=None)
+@given(searches())
+def test_tpir_equals_brute_force_over_thresholds(
+    case: tuple[np.ndarray, np.ndarray, np.ndarray],
 ) -> None:
-    monkeypatch.setattr(identification, "_BLOCK_PROBES", block)
-    rng = np.random.default_rng(seed)
-    gallery_subjects, probe_subjects = rng.permutation(15), rng.integers(0, 15, 60)
-    # Without spread a stranger looks like the mate: scores at the threshold are equal, and not accepted.
-    centres = rng.normal(size=(5, 6))
-    gallery = unit(centres[gallery_subjects % 5] + spread * rng.normal(size=(15, 6)))
-    probes = unit(centres[probe_subjects % 5] + spread * rng.normal(size=(60, 6)))
-    ranks, fars = [1, 5, 10], [0.01, 0.1, 0.5]
-    rates = published_helper_rates(probes, gallery, probe_subjects, gallery_subjects, ranks=ranks, fars=fars)
-    similarity = exact_similarity(probes, gallery)
-    rank_rates, accepted = published_helper(similarity, probe_subjects, gallery_subjects, ranks, fars)
-    assert rates.accepted_at == dict(zip(["0.01", "0.1", "0.5"], accepted, strict=True))
-    if spread:
-        # Where scores are equal the helper takes any order, we the one against us.
-        assert rates.rank_rates == dict(zip(["1", "5", "10"], rank_rates, strict=True))
+    rates = tpir_at_fpir(search_similarity(*case), [0.01, 0.1, 0.5, 1.0])
+    assert list(rates) == ["0.01", "0.1", "0.5", "1"]
+    for key, rate in rates.items():
+        assert rate.tpir == slow_tpir(case, float(key))
+        assert rate.nonmated_above <= float(key) * sum(rank is None for rank in slow_ranks(*case))
+    fpirs, tpirs = tpir_curve(search_similarity(*case))
+    for fpir, tpir in zip(fpirs, tpirs, strict=True):
+        assert tpir == slow_tpir(case, fpir)
 
 
-def test_the_published_helper_needs_every_probe_mated_once() -> None:
-    rows = np.eye(3)
-    for gallery_subjects in (np.array([0, 1, 3]), np.array([2, 1, 1])):
-        with pytest.raises(InputError, match="exactly once"):
-            published_helper_rates(rows, rows, np.array([0, 1, 2]), gallery_subjects, ranks=[1], fars=[0.5])
-    with pytest.raises(InputError, match="impostor scores"):
-        published_helper_rates(rows, rows, np.arange(3), np.arange(3), ranks=[1], fars=[0.0])
+def insightface_tpir(similarity: np.ndarray, probes: np.ndarray, gallery: np.ndarray, far: float) -> float:
+    """The rule of InsightFace's evaluation_1N, re-created; one entry a subject."""
+    own, others, nonmated = [], [], []
+    for scores, subject in zip(similarity, probes, strict=True):
+        if subject in gallery:
+            own.append(scores[gallery == subject][0])
+            others.append(scores[gallery != subject].max(initial=-np.inf))
+        else:
+            nonmated.append(scores.max())
+    falling = np.sort(nonmated)[::-1]
+    threshold = falling[max(int(len(falling) * far) - 1, 0)]
+    return float(np.mean((np.array(own) > others) & (np.array(own) > threshold)))
 
 
-@pytest.mark.parametrize(
-    ("probes", "gallery", "said"),
-    [
-        (np.eye(3), np.eye(2, 4), "3 values a row"),
-        (np.eye(3), np.empty((0, 3)), "gallery: descriptors"),
-        (np.full((3, 3), np.nan), np.eye(3), "probes: descriptor 0 is not finite"),
-    ],
-)
-def test_descriptors_that_cannot_be_compared_are_refused(
-    probes: np.ndarray, gallery: np.ndarray, said: str
+@settings(max_examples=100, deadline=None)
+@given(searches(), st.sampled_from([0.0, 0.1, 0.25, 0.5]))
+def test_insightface_rule_accepts_one_nonmated_probe_less(
+    case: tuple[np.ndarray, np.ndarray, np.ndarray], far: float
 ) -> None:
-    with pytest.raises(InputError, match=said):
-        search(probes, gallery, np.arange(len(probes)), np.arange(len(gallery)))
+    similarity, probes, gallery = case
+    unique = np.unique(gallery, return_index=True)[1]
+    case = similarity[:, unique], probes, gallery[unique]
+    nonmated = sum(rank is None for rank in slow_ranks(*case))
+    # Theirs accepts what lies above the k-th non-mated score, ours what lies above the one after it.
+    one_less = max(int(nonmated * far) - 1, 0) / nonmated
+    assert (
+        insightface_tpir(*case, far)
+        == next(iter(tpir_at_fpir(search_similarity(*case), [one_less]).values())).tpir
+    )
+
+
+def test_tpir_without_nonmated_probes_raises() -> None:
+    similarity, subjects = np.eye(3), np.arange(3)
+    assert cmc(search_similarity(similarity, subjects, subjects), [1]) == {"1": 1.0}
+    with pytest.raises(InputError, match="search each"):
+        tpir_at_fpir(search_similarity(similarity, subjects, subjects), [0.1])
+
+
+def test_cmc_without_mated_probes_raises() -> None:
+    with pytest.raises(InputError, match="no probe's subject is in the gallery"):
+        cmc(search_similarity(np.eye(3), np.arange(3), np.arange(3, 6)), [1])
+
+
+def test_search_refuses_wrong_shapes_and_non_finite_similarities() -> None:
+    with pytest.raises(InputError, match="3 probes x 2 gallery entries"):
+        cmc(search_similarity(np.eye(3), np.arange(3), np.arange(2)), [1])
+    with pytest.raises(InputError, match="not finite"):
+        cmc(search_similarity(np.full((2, 2), np.nan), np.arange(2), np.arange(2)), [1])

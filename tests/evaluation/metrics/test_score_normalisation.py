@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from evaluation.metrics.identification import search
-from evaluation.metrics.rates import tar_at_far
 from evaluation.metrics.score_normalisation import METHODS, ScoreNormalisation, compared, gains
+from evaluation.metrics.search import search
 from evaluation.metrics.set_pairs import SetPairs, all_pairs
-from evaluation.metrics.verification import verify
+from evaluation.metrics.template_pairs import verify
+from evaluation.metrics.verification import tar_at_far
 from runtime.errors import InputError
 
 

@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluation.metrics.calibration import calibrate
-from evaluation.metrics.identification import Search
-from evaluation.metrics.rates import tar_at_far, tpir_at_fpir_of
+from evaluation.metrics.identification import tpir_at_fpir
 from evaluation.metrics.score_normalisation import gains
+from evaluation.metrics.search import Search
 from evaluation.metrics.set_pairs import all_pairs
 from evaluation.metrics.thresholds import threshold_at
+from evaluation.metrics.verification import tar_at_far
 from quality.error_versus_discard import FacePairs, reject_curves
 from recognition.gallery.search import threshold_from_strangers
 
@@ -82,7 +83,7 @@ def test_all_figures_of_one_list_of_scores_share_the_threshold(seed: int, levels
         np.append(scores[mated], np.full(len(others), -np.inf)),
         np.append(np.full(mated.sum(), -np.inf), others),
     )
-    identified = tpir_at_fpir_of(found, [rate])["0.25"]
+    identified = tpir_at_fpir(found, [rate])["0.25"]
     for threshold in (
         calibrated.threshold,
         verified.threshold,

@@ -1,4 +1,4 @@
-"""Scores of pair lists and their rates: the fast way equals all scores in float64 and scikit-learn."""
+"""Rates at false accept rates, folds and 1:N figures, against scikit-learn and obvious loops; with ties."""
 
 from __future__ import annotations
 
@@ -6,194 +6,223 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn import metrics as sklearn_metrics
 
-from evaluation.metrics import verification
-from evaluation.metrics.identification import exact_products, rounding_of_products
-from evaluation.metrics.rates import TarAtFar, rate_key, roc_curve, tar_at_far
-from evaluation.metrics.roc import RocPoints
-from evaluation.metrics.verification import few_scores_warnings, pair_scores, verify
+from evaluation.metrics.verification import (
+    fold_accuracy,
+    nonmated_at_or_above,
+    rate_key,
+    roc_curve,
+    roc_points,
+    tar_at_far,
+)
 from runtime.errors import InputError
 
-FARS = (1e-6, 1e-3, 0.01, 0.1, 0.3, 1.0)
+FARS = (0.0, 1e-6, 1e-3, 0.01, 0.05, 0.1, 0.25, 1 / 3, 0.5, 0.9, 1.0)
 
 
 @st.composite
-def pair_lists(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Descriptors and pairs, with copies (ties) and differences that only float64 sees."""
+def scored_pairs(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
+    """Scores with many ties or none, mated ones higher or not; at least one pair of each kind."""
+    n = draw(st.integers(2, 80))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    M, n, D = draw(st.integers(2, 40)), draw(st.integers(2, 400)), draw(st.sampled_from([2, 16, 40]))
-    subjects = rng.integers(0, draw(st.sampled_from([2, 10])), M)
-    spread = draw(st.sampled_from([0.0, 1e-5, 1e-4, 0.2, 1.0]))
-    centres = rng.normal(size=(10, D))
-    descriptors = centres[subjects] + spread * rng.normal(size=(M, D))
-    descriptors /= np.linalg.norm(descriptors, axis=1, keepdims=True)
-    first, second = rng.integers(0, M, n), rng.integers(0, M, n)
-    if draw(st.booleans()):
-        first, second = np.minimum(first, M // 2), np.maximum(second, M // 2)
-    is_mated = subjects[first] == subjects[second]
+    is_mated = rng.random(n) < draw(st.sampled_from([0.05, 0.3, 0.5, 0.9]))
     is_mated[:2] = [True, False]
-    return descriptors.astype(draw(st.sampled_from([np.float32, np.float64]))), first, second, is_mated
+    levels = draw(st.sampled_from([1, 2, 4, 12, 10_000]))
+    scores = (rng.integers(0, levels, n) + draw(st.sampled_from([0, 1, 3])) * is_mated) / levels - 0.5
+    return scores.astype(draw(st.sampled_from([np.float32, np.float64]))), is_mated
+
+
+def published_nearest(scores: np.ndarray, is_mated: np.ndarray, far: float) -> float:
+    fpr, tpr, _ = sklearn_metrics.roc_curve(is_mated, scores)
+    fpr, tpr = np.flipud(fpr), np.flipud(tpr)
+    return float(tpr[min(zip(abs(fpr - far), range(len(fpr)), strict=True))[1]])
+
+
+def strict_by_trying(scores: np.ndarray, is_mated: np.ndarray, far: float) -> float:
+    thresholds = [*scores, np.inf]
+    return max(
+        float(np.mean(scores[is_mated] >= t)) for t in thresholds if np.mean(scores[~is_mated] >= t) <= far
+    )
+
+
+@settings(max_examples=300, deadline=None)
+@given(scored_pairs())
+def test_rates_are_those_of_scikit_learn_and_of_trying_every_threshold(
+    pairs: tuple[np.ndarray, np.ndarray],
+) -> None:
+    scores, is_mated = pairs
+    rates = tar_at_far(scores, is_mated, FARS)
+    assert list(rates) == [rate_key(far) for far in FARS]
+    for far in FARS:
+        rate = rates[rate_key(far)]
+        assert rate.nearest == published_nearest(scores, is_mated, far)
+        assert rate.strict == strict_by_trying(scores, is_mated, far)
+        assert np.mean(scores[is_mated] >= rate.threshold) == rate.strict
+        assert np.sum(scores[~is_mated] >= rate.threshold) == rate.nonmated_above
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rates_of_a_tail_are_those_of_the_whole(seed: int) -> None:
+    # Long enough that only the top of the non-mated scores is looked at, and that this must grow.
+    rng = np.random.default_rng(seed)
+    is_mated = rng.random(6000) < 0.01
+    scores = rng.normal(size=6000) + (0.5 + seed) * is_mated
+    scores = scores.round(1) if seed % 2 else scores
+    for far in (1e-6, 1e-3, 1e-2, 0.1):
+        rate = tar_at_far(scores, is_mated, [far])[rate_key(far)]
+        assert rate.nearest == published_nearest(scores, is_mated, far)
+        assert rate.strict == strict_by_trying(scores, is_mated, far)
+
+
+def test_the_published_rule_looks_as_far_down_as_it_must() -> None:
+    # Between the first non-mated score and the mated ones at the bottom the ROC has no corner.
+    scores, is_mated = np.arange(9000.0), np.arange(9000) < 3
+    rate = tar_at_far(scores, is_mated, [1e-3, 0.6])
+    assert rate["1e-03"].nearest == published_nearest(scores, is_mated, 1e-3) == 0.0
+    assert rate["6e-01"].nearest == published_nearest(scores, is_mated, 0.6) == 1.0
+    assert rate["6e-01"].strict == 0.0
 
 
 @settings(max_examples=200, deadline=None)
-@given(pair_lists(), st.sampled_from([1, 3, 256]), st.booleans())
-def test_rates_are_those_of_all_scores_in_float64(
-    case: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], reach: int, small_blocks: bool
+@given(scored_pairs(), st.data())
+def test_a_stretch_of_the_roc_knows_the_rate_or_says_that_it_does_not(
+    pairs: tuple[np.ndarray, np.ndarray], data: st.DataObject
 ) -> None:
-    descriptors, first, second, is_mated = case
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verification, "_FIRST_REACH", reach)
-        if small_blocks:
-            patch.setattr(verification, "_BLOCK_BYTES", 700)
-            patch.setattr(verification, "_CHUNK_PAIRS", 13)
-        found = verify(descriptors, first, second, is_mated, FARS)
-    exact = exact_products(descriptors, descriptors, first, second)
-    assert found.rates == tar_at_far(exact, is_mated, FARS)
-    assert np.abs(found.scores - exact).max() <= rounding_of_products(descriptors, descriptors)
-    assert found.curve.auc == roc_curve(found.scores, is_mated).auc
-
-
-@settings(max_examples=60, deadline=None)
-@given(pair_lists(), st.sampled_from([1, 256]))
-def test_of_two_people_the_best_score_counts(
-    case: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], reach: int
-) -> None:
-    one, first, second, is_mated = case
-    descriptors = np.stack([one, one[::-1]], axis=1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verification, "_FIRST_REACH", reach)
-        found = verify(descriptors, first, second, is_mated, FARS)
-    exact = np.array(
-        [
-            max(exact_products(descriptors[a], descriptors[b], [p], [q])[0] for p in (0, 1) for q in (0, 1))
-            for a, b in zip(first, second, strict=True)
-        ]
+    scores, is_mated = pairs
+    low, high = sorted(data.draw(st.tuples(st.sampled_from(list(scores)), st.sampled_from(list(scores)))))
+    inside = (scores >= low) & (scores <= high)
+    points = roc_points(
+        scores[inside & ~is_mated],
+        scores[inside & is_mated],
+        nonmated=int(np.sum(~is_mated)),
+        mated=int(np.sum(is_mated)),
+        nonmated_above=int(np.sum(scores[~is_mated] > high)),
+        mated_above=int(np.sum(scores[is_mated] > high)),
     )
-    assert found.rates == tar_at_far(exact, is_mated, FARS)
-    assert np.abs(found.scores - exact).max() <= rounding_of_products(one, one)
+    fars = np.linspace(0, 1, 61).tolist()
+    whole = tar_at_far(scores, is_mated, fars)
+    for far in fars:
+        assert points.decide(far) in (None, whole[rate_key(far)])
 
 
-@pytest.mark.parametrize("reach", [1, 4])
-@pytest.mark.parametrize("levels", [20, 1000])
-@pytest.mark.parametrize("margin", [0.01, 0.04, 0.2])
-@pytest.mark.parametrize("pairs", [20, 60, 300])
-def test_scores_may_be_wrong_by_the_whole_margin(
-    pairs: int, margin: float, levels: int, reach: int, monkeypatch: pytest.MonkeyPatch
+@settings(max_examples=200, deadline=None)
+@given(scored_pairs())
+def test_the_area_is_scikit_learns_and_the_curve_meets_the_strict_rates(
+    pairs: tuple[np.ndarray, np.ndarray],
 ) -> None:
-    monkeypatch.setattr(verification, "_FIRST_REACH", reach)
-    for seed in range(12):
-        rng = np.random.default_rng(seed)
-        is_mated = rng.random(pairs) < 0.3
-        is_mated[:2] = [True, False]
-        exact = (rng.integers(0, levels, pairs) / levels + 0.3 * is_mated).round(3)
-        scores = (exact + 0.999 * margin * rng.choice([-1, -0.5, 0, 1], pairs)).astype(np.float32)
-        fars = rng.permutation(np.linspace(0, 1, 23)).tolist()
-        decisions = verification._Decisions(
-            scores, is_mated, scores[is_mated], scores[~is_mated], margin, exact.__getitem__
-        )
-        assert {rate_key(far): decisions.decide(far) for far in fars} == tar_at_far(exact, is_mated, fars)
+    scores, is_mated = pairs
+    curve = roc_curve(scores, is_mated)
+    assert curve.auc == pytest.approx(sklearn_metrics.roc_auc_score(is_mated, scores), abs=1e-12)
+    rates = tar_at_far(scores, is_mated, curve.far.tolist())
+    assert [rate.strict for rate in rates.values()] == curve.tar.tolist()
 
 
-@settings(max_examples=60, deadline=None)
-@given(pair_lists())
-def test_gathered_and_multiplied_scores_are_equal(
-    case: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
-) -> None:
-    descriptors, first, second, _ = case
-    scores = []
-    for worth in (0.0, np.inf):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(verification, "_WORTH_A_MATRIX", worth)
-            scores.append(pair_scores(descriptors, first, second))
-    assert np.abs(scores[0] - scores[1]).max() <= 2 * rounding_of_products(descriptors, descriptors)
+@settings(max_examples=100, deadline=None)
+@given(scored_pairs())
+def test_counts_above_are_those_of_comparing_each_with_each(pairs: tuple[np.ndarray, np.ndarray]) -> None:
+    scores, is_mated = pairs
+    mated, nonmated = scores[is_mated], scores[~is_mated]
+    at_or_above, above = nonmated_at_or_above(mated, nonmated)
+    assert at_or_above.tolist() == [int(np.sum(nonmated >= score)) for score in mated]
+    assert above.tolist() == [int(np.sum(nonmated > score)) for score in mated]
 
 
-@pytest.fixture
-def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many pairs were computed again, time after time."""
-    counts: list[int] = []
-    points = verification._Decisions._points
-
-    def counting(decisions: verification._Decisions, lowest: float, highest: float) -> RocPoints:
-        exact = decisions.exact
-        decisions.exact = lambda pairs: counts.append(len(pairs)) or exact(pairs)
-        try:
-            return points(decisions, lowest, highest)
-        finally:
-            decisions.exact = exact
-
-    monkeypatch.setattr(verification._Decisions, "_points", counting)
-    monkeypatch.setattr(verification, "_FIRST_REACH", 16)
-    return counts
+def test_a_perfect_system_accepts_all_mated_pairs_and_no_other() -> None:
+    rate = tar_at_far(np.array([0.9, 0.8, 0.1, 0.0]), np.array([True, True, False, False]), [1e-4])["1e-04"]
+    assert (rate.strict, rate.nearest, rate.nonmated_above, rate.threshold) == (
+        1.0,
+        1.0,
+        0,
+        np.nextafter(0.1, 1),
+    )
 
 
-def test_well_separated_scores_are_decided_without_looking_at_all(looked_at: list[int]) -> None:
-    # All mated pairs lie above every other; the published rule then needs no score from the bulk.
-    rng = np.random.default_rng(0)
-    centres = np.eye(40)[np.repeat(np.arange(40), 5)] + 0.01 * rng.normal(size=(200, 40))
-    first, second = (side.ravel() for side in np.indices((200, 200)))
-    rate = verify(centres, first, second, first // 5 == second // 5, [0.1]).rates["1e-01"]
-    assert rate.strict == rate.nearest == 1.0
-    assert max(looked_at) < len(first) / 20
-
-
-def test_few_mated_scores_in_the_bulk_are_found_at_once(looked_at: list[int]) -> None:
-    rng = np.random.default_rng(0)
-    descriptors = rng.normal(size=(200, 40))
-    descriptors /= np.linalg.norm(descriptors, axis=1, keepdims=True)
-    first, second = (side.ravel() for side in np.indices((200, 200)))
-    is_mated = (rng.permutation(40_000) < 5) & (first != second)
-    rates = verify(descriptors, first, second, is_mated, [0.1]).rates
-    assert rates == tar_at_far(exact_products(descriptors, descriptors, first, second), is_mated, [0.1])
-    assert len(looked_at) <= 3
-    assert sum(looked_at) < len(first) / 2
-
-
-def test_float32_alone_would_be_wrong() -> None:
-    """Guards the other tests: there are scores whose order float32 does not know, and they decide a rate."""
-    descriptors = np.array([[1.0, 0.0], [0.6, 0.8], [0.6 + 2e-9, 0.8], [0.6 + 1e-9, 0.8]])
-    first, second = np.zeros(3, np.int64), np.array([1, 2, 3])
-    is_mated = np.array([True, False, False])
-    scores = pair_scores(descriptors, first, second)
-    assert len(set(scores.tolist())) == 1
-    assert verify(descriptors, first, second, is_mated, [0.5]).rates["5e-01"].strict == 0.0
-    is_mated = np.array([False, True, False])
-    assert verify(descriptors, first, second, is_mated, [0.5]).rates["5e-01"].strict == 1.0
+def test_where_nothing_may_be_accepted_the_threshold_is_finite_and_above_all() -> None:
+    rate = tar_at_far(np.array([0.5, 0.5]), np.array([True, False]), [0.1])["1e-01"]
+    assert rate.strict == 0.0
+    assert 0.5 < rate.threshold < 0.6
 
 
 @pytest.mark.parametrize(
-    ("rows", "said"), [([0, 3], "there are 3 descriptors"), ([-1, 0], "there are 3 descriptors")]
+    ("rate", "key"), [(1e-4, "1e-04"), (0.1, "1e-01"), (0.025, "2.5e-02"), (1, "1e+00"), (0, "0e+00")]
 )
-def test_rows_that_do_not_exist_are_refused(rows: list[int], said: str) -> None:
+def test_rates_are_written_as_in_files(rate: float, key: str) -> None:
+    assert rate_key(rate) == key
+
+
+@pytest.mark.parametrize(
+    ("scores", "is_mated", "said"),
+    [
+        ([0.1, 0.2], [True, True], "none of them non-mated"),
+        ([0.1, 0.2], [False, False], "none of them mated"),
+        ([0.1, np.nan], [True, False], "score 1 is nan"),
+        ([0.1, np.inf], [True, False], "score 1 is inf"),
+        ([0.1, 0.2], [True], "expected one of each"),
+        ([], [], "none of them mated"),
+    ],
+)
+def test_what_gives_no_rate_is_said(scores: list[float], is_mated: list[bool], said: str) -> None:
     with pytest.raises(InputError, match=said):
-        pair_scores(np.eye(3), np.array(rows), np.array([0, 1]))
+        tar_at_far(np.array(scores), np.array(is_mated, dtype=np.bool_), [0.1])
+    with pytest.raises(InputError, match=said):
+        roc_curve(np.array(scores), np.array(is_mated, dtype=np.bool_))
 
 
-def test_a_broken_descriptor_is_named_only_if_it_is_used() -> None:
-    descriptors = np.eye(3)
-    descriptors[2] = np.nan
-    assert pair_scores(descriptors, np.array([0, 1]), np.array([1, 1])).tolist() == [0.0, 1.0]
-    assert verify(descriptors, np.array([0, 1]), np.array([1, 1]), np.array([False, True]), [0.1]).rates
-    with pytest.raises(InputError, match="descriptor 2 is not finite"):
-        pair_scores(descriptors, np.array([0, 1]), np.array([1, 2]))
+def test_a_rate_in_per_cent_is_refused() -> None:
+    with pytest.raises(InputError, match="FAR 10: expected a fraction"):
+        tar_at_far(np.array([0.1, 0.2]), np.array([True, False]), [10])
 
 
-def test_lists_without_both_kinds_of_pairs_are_refused() -> None:
-    for is_mated in (True, False):
-        with pytest.raises(InputError, match="none of them"):
-            verify(np.eye(3), np.array([0, 1]), np.array([1, 2]), np.full(2, is_mated), [0.1])
+# ---------------------------------------------------------------------------------------------- folds
 
 
-def test_rates_that_rest_on_few_scores_are_warned_of() -> None:
-    rates = {
-        "1e-06": TarAtFar(0.5, 0.5, 0.7, 1),
-        "1e-05": TarAtFar(0.5, 0.5, 0.6, 9),
-        "1e-04": TarAtFar(0.5, 0.5, 0.5, 10),
-        "1e-07": TarAtFar(0.5, 0.5, 0.9, 0),
-    }
-    said = few_scores_warnings(rates)
-    assert [sentence.split(",")[0] for sentence in said] == [
-        "TAR@FAR 1e-06 rests on 1 non-mated score",
-        "TAR@FAR 1e-05 rests on 9 non-mated scores",
-        "TAR@FAR 1e-07 rests on no non-mated scores",
-    ]
+def slow_folds(distances: np.ndarray, is_mated: np.ndarray, folds: np.ndarray) -> tuple[list[float], float]:
+    accuracies, chosen = [], []
+    for fold in np.unique(folds):
+        best, best_threshold = -1.0, 0.0
+        for threshold in np.arange(0, 4, 0.01):
+            right = (distances < threshold) == is_mated
+            if np.mean(right[folds != fold]) > best:
+                best, best_threshold = float(np.mean(right[folds != fold])), float(threshold)
+        right = (distances < best_threshold) == is_mated
+        accuracies.append(float(np.mean(right[folds == fold])))
+        chosen.append(best_threshold)
+    return accuracies, float(np.mean(chosen))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([2, 3, 10]), st.booleans())
+def test_fold_accuracy_is_that_of_the_loop(seed: int, folds: int, on_thresholds: bool) -> None:
+    rng = np.random.default_rng(seed)
+    fold = rng.integers(0, folds, 60) * 5
+    fold[:folds] = np.arange(folds) * 5
+    is_mated = rng.random(60) < 0.5
+    distances = np.clip(rng.normal(2, 0.7, 60) - is_mated, 0, 3.9)
+    if on_thresholds:
+        distances = np.arange(0, 4, 0.01)[(distances * 100).astype(int)]
+    accuracies, threshold = slow_folds(distances, is_mated, fold)
+    result = fold_accuracy(distances, is_mated, fold)
+    assert result.accuracy == pytest.approx(np.mean(accuracies), abs=1e-12)
+    assert result.standard_error == pytest.approx(np.std(accuracies, ddof=1) / np.sqrt(folds), abs=1e-12)
+    assert result.threshold == pytest.approx(threshold, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("distances", "folds", "said"),
+    [
+        ([0.1, 0.2], [0, 0], "two are needed"),
+        ([0.1, np.nan], [0, 1], "not|nan"),
+        ([0.1], [0, 1], "one of each"),
+    ],
+)
+def test_folds_that_give_no_accuracy_are_said(distances: list[float], folds: list[int], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        fold_accuracy(np.array(distances), np.array([True, False]), np.array(folds))
+
+
+def test_folds_without_an_error_are_no_certainty() -> None:
+    is_mated = np.arange(200) % 2 == 0
+    found = fold_accuracy(np.where(is_mated, 0.5, 1.8), is_mated, np.arange(200) // 20)
+    assert (found.accuracy, found.standard_error) == (1, 0)
+    assert found.interval95 == pytest.approx((0.05 ** (1 / 200), 1))

@@ -12,16 +12,19 @@ import pytest
 
 from coreset import build_aggregator
 from data.sources.face_loader import Faces
-from evaluation.metrics.identification import Search
+from evaluation.metrics.search import Search
 from evaluation.protocols.face_files import FaceFiles
-from evaluation.protocols.ijb_s import evaluate_ijb_s, ijb_s_figures, ijb_s_table, table_row
-from evaluation.protocols.ijb_s_lists import (
+from evaluation.protocols.ijb_s import (
     METADATA,
     PROTOCOLS,
     PUBLISHED_PROTOCOLS,
     IjbS,
     SearchLists,
+    evaluate_ijb_s,
+    ijb_s_figures,
+    ijb_s_table,
     read_ijb_s,
+    table_row,
 )
 from evaluation.protocols.templates import FaceGroups
 from runtime.errors import InputError

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from evaluation.metrics.rates import roc_curve
+from evaluation.metrics.verification import roc_curve
 from evaluation.reporting.plots import plot_det, plot_roc
 
 pytestmark = pytest.mark.plots

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from evaluation.metrics.rates import TarAtFar
+from evaluation.metrics.verification import TarAtFar
 from evaluation.reporting.published import (
     PAPER_RULES,
     compare,

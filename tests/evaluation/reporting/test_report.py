@@ -11,8 +11,9 @@ import cv2
 import numpy as np
 import pytest
 
-from evaluation.metrics.identification import search_similarity
-from evaluation.metrics.rates import RocCurve, TarAtFar, TpirAtFpir, cmc_of, roc_curve, tpir_curve
+from evaluation.metrics.identification import TpirAtFpir, cmc, tpir_curve
+from evaluation.metrics.search import search_similarity
+from evaluation.metrics.verification import RocCurve, TarAtFar, roc_curve
 from evaluation.reporting import plots
 from evaluation.reporting.plots import plot_cmc, plot_det, plot_identification, plot_roc
 from evaluation.reporting.report import (
@@ -272,7 +273,7 @@ def searched(gain: float) -> Any:
 PLOTS = {
     "roc": lambda path: plot_roc(path, curves(), title="IJBC"),
     "det": lambda path: plot_det(path, curves(), title="IJBC"),
-    "cmc": lambda path: plot_cmc(path, {"mean": cmc_of(searched(2), range(1, 21))}, title="IJBC"),
+    "cmc": lambda path: plot_cmc(path, {"mean": cmc(searched(2), range(1, 21))}, title="IJBC"),
     "one rank": lambda path: plot_cmc(path, {"mean": {"1": 1.0}}, title="IJBC"),
     "identification": lambda path: plot_identification(path, {"mean": tpir_curve(searched(2))}, title="IJBC"),
     "perfect": lambda path: plot_det(

@@ -17,8 +17,8 @@ from evaluation.reporting.report import read_result
 from net import build_backbone
 from runtime.errors import InputError, InputWarning
 from tests.ijb_layout import Dataset, write_dataset
-from validation.ijb_subjects import cohort_bank, cohort_of, judged_names
-from validation_mixed import validate_ijb
+from validation import ijb as validate_ijb
+from validation.subjects import cohort_bank, cohort_of, judged_names
 from weights import TRAINED_SUBJECTS, name_digests
 
 D = 64

@@ -18,7 +18,7 @@ from net import build_backbone
 from photos import video_frames
 from photos.video_frames import aligned_frame
 from runtime.errors import InputError
-from validation_hq import validate_ytf
+from validation import youtube_faces as validate_ytf
 from weights import save_backbone
 
 Draw = Callable[[int, int], bytes]

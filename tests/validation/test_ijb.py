@@ -28,7 +28,7 @@ from features.store import is_complete
 from net import build_backbone
 from runtime.errors import InputError
 from tests.ijb_layout import Dataset, write_dataset
-from validation_mixed import validate_ijb
+from validation import ijb as validate_ijb
 from weights import save_backbone
 
 ROOT = Path(__file__).resolve().parents[2]

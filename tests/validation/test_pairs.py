@@ -18,7 +18,7 @@ from data.sources.face_source import decode_face
 from data.sources.pair_files import write_pair_set
 from evaluation.reporting.report import read_result
 from net import Backbone, build_backbone
-from validation_hq import validate_pairs
+from validation import pairs as validate_pairs
 from weights import save_backbone
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,7 +14,7 @@ import torch
 from evaluation.reporting.report import read_result
 from net import build_backbone
 from tests.lq_layout import TESTING, tinyface_by_hand, write_tinyface
-from validation_lq import validate_tinyface
+from validation import tinyface as validate_tinyface
 from weights import save_backbone
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

@@ -15,8 +15,8 @@ from data.sources.subject_names import match_names, normal, read_names, unknown_
 from evaluation.metrics.score_normalisation import DEFAULT_METHOD, FEWEST_IN_COHORT
 from evaluation.protocols.ijb import Cohort
 from evaluation.protocols.ijb_layout import SetProtocol
-from evaluation.protocols.meta_tables import read_table
 from evaluation.protocols.templates import group_faces
+from evaluation.protocols.text_tables import read_table
 from features.bank import FeatureBank, read_given, with_centre_of
 from features.templates import TemplateDrawer, TemplateRecipe
 from runtime.errors import InputError, InputWarning

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.sources.decoding import image_size
-from evaluation.protocols.meta_tables import line_of_row
+from evaluation.protocols.text_tables import line_of_row
 from photos.alignment import TEMPLATE, similarity_transforms
 from runtime.errors import InputError
 

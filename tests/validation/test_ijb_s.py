@@ -19,7 +19,7 @@ from coreset import build_aggregator
 from evaluation.reporting.report import read_result
 from net import build_backbone
 from tests.lq_layout import IjbSByHand, write_ijb_s
-from validation_lq import validate_IJB_S
+from validation import ijb_s as validate_IJB_S
 from weights import save_backbone
 
 ROOT = Path(__file__).resolve().parents[2]

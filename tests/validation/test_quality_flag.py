@@ -15,8 +15,8 @@ from evaluation.reporting.report import read_result
 from net import build_backbone
 from runtime.errors import InputError
 from tests.ijb_layout import Dataset, write_dataset
+from validation import ijb as validate_ijb
 from validation.ijb_flags import check_flags
-from validation_mixed import validate_ijb
 from weights import save_model
 
 
