@@ -27,12 +27,10 @@ from coreset.sets import FaceSets, SetDescriptor
 from data.sampling.templates import TemplateBatch
 from evaluation.metrics.verification import FoldAccuracy, fold_accuracy, rate_key
 from features.bank import FeatureBatch
-from features.flips import fuse_flips
-from features.options import FACES_AT_ONCE
+from features.extract import embed_batch, embed_tensor
 from net import Backbone
 from runtime.distributed import NumberedRows, gathered_union, with_gradient_for
 from runtime.errors import InputError
-from runtime.matmul_precision import EXACT, FAST, matmul_precision
 from training.contrastive_loss import pair_contrast
 from training.held_out import MONITORED_FAR, HeldOutFigures, held_out_figures
 from training.identity_mixup import mix_identities
@@ -175,19 +173,6 @@ class _Trained(pl.LightningModule, ABC):
         # So that nobody is judged on those whom it knows.
         checkpoint[TRAINED_SUBJECTS] = " ".join(sorted(name_digests(self._subjects)))
 
-    def _embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, 3, H, W) uint8 -> unit features (N, D), norms (N,)."""
-        # Channels last is the layout of the tensor cores, and of oneDNN on a CPU.
-        pixels = self.model.spec.normalise(images).contiguous(memory_format=torch.channels_last)
-        features, norms = self.model(pixels)
-        return features, norms.squeeze(1)
-
-    @torch.no_grad()
-    def _embed_in_parts(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        with matmul_precision(FAST if images.is_cuda else EXACT):
-            parts = [self._embed(part) for part in torch.split(images, FACES_AT_ONCE[images.device.type])]
-        return torch.cat([features for features, _ in parts]), torch.cat([norms for _, norms in parts])
-
 
 class BackboneTrainer(_Trained):
     """Backbone stage: single faces through a margin head (AdaFace; METHOD 6). Validated on pair sets.
@@ -203,7 +188,7 @@ class BackboneTrainer(_Trained):
 
     def _loss(self, batch: tuple[Tensor, Tensor], seed: int) -> tuple[Tensor, Tensor]:
         images, labels = batch
-        features, norms = self._embed(images)
+        features, norms = embed_batch(self.model, images)
         return F.cross_entropy(self.head(features, norms.unsqueeze(1), labels), labels), labels
 
     def on_validation_epoch_start(self) -> None:
@@ -215,9 +200,7 @@ class BackboneTrainer(_Trained):
     ) -> None:
         """Embeds images and their mirror images, fused as AdaFace fuses them."""
         numbers, (images, _) = batch
-        first, first_norms = self._embed_in_parts(images)
-        second, second_norms = self._embed_in_parts(images.flip(3))
-        fused, _ = fuse_flips(first, second, first_norms, second_norms, "pre_norm_vector_add")
+        fused, _ = embed_tensor(self.model, images, "pre_norm_vector_add")
         self._validated[dataloader_idx].add(torch.from_numpy(numbers), fused.float())
 
     def on_validation_epoch_end(self) -> None:
@@ -301,7 +284,7 @@ class FaceCoresetNet(_Trained):
         if isinstance(batch, FeatureBatch):
             return FaceSets(batch.features.float(), batch.norms, batch.offsets, batch.media)
         trained = self.finetune_backbone and self.training
-        features, norms = (self._embed if trained else self._embed_in_parts)(batch.images)
+        features, norms = (embed_batch if trained else embed_tensor)(self.model, batch.images)
         return FaceSets(features, norms, batch.offsets, batch.media)
 
     def _loss(self, batch: TemplateBatch | FeatureBatch, seed: int) -> tuple[Tensor, Tensor]:

@@ -39,7 +39,7 @@ from features.bank import (
     view_subjects,
     with_centre_of,
 )
-from features.extract import embed_faces, identity_of, process_rank
+from features.extract import embed_faces, identity_of
 from features.options import EmbedOptions
 from features.store import (
     MANIFEST,
@@ -109,6 +109,8 @@ def cached_views(backbone: Backbone, source: FaceSource, cache: Cache) -> Cached
         store = _embedded(backbone, source, wanted, cache)
         starts = np.arange(len(source), dtype=np.int64) * len(plan)
     else:
+        from features.devices import process_rank  # Imports Lightning.
+
         folder, starts = found
         store = open_store(folder, None, verify=process_rank() == 0)
     bank = bank_of_views(store, source.subjects, source.labels, plan, starts, wanted.identity)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from coreset.sets import unit_and_norm
 from data.sources.plain_pickle import StoredArray, read_plain_pickle
-from features.flips import fuse_flips
+from features.flips import NO_FLIP, flip_choice, fuse_flips
 from features.store import MANIFEST, open_store
 from runtime.array_files import map_npy, read_npz
 from runtime.errors import InputError
@@ -57,15 +57,14 @@ def read_features(path: Path, flip: str | None) -> GivenFeatures:
         InputError: nothing of the kind is there, it is damaged, or was made with another flip rule.
     """
     if path.suffix == ".npz" and path.is_file():
-        return _from_npz(path, flip or "not used")
+        return _from_npz(path, flip or NO_FLIP)
     if path.suffix in _PICKLES and path.is_file():
         return _from_pickle(path)
     if (path / MANIFEST).is_file():
         store = open_store(path, None)
         made = store.identity.get("flip", flip)
         if flip is not None and made != flip:
-            asked = "none" if flip == "not used" else flip
-            other = "none" if made == "not used" else made
+            asked, other = flip_choice(flip), flip_choice(made)
             raise InputError(
                 f"{path}: these features were made with --flip {other}, but --flip {asked} is asked for. "
                 f"Pass --flip {other}, or leave out --features to make others."
@@ -121,11 +120,11 @@ def _checked(path: Path, features: Floats, norms: Floats) -> tuple[Floats, NDArr
 
 def _from_npz(path: Path, flip: str) -> GivenFeatures:
     what = "an npz of InsightFace's ijb_evals.py --save_embeddings, with 'embs' and 'embs_f'"
-    stored, _ = read_npz(path, what, needed=["embs"], if_there=[] if flip == "not used" else ["embs_f"])
+    stored, _ = read_npz(path, what, needed=["embs"], if_there=[] if flip == NO_FLIP else ["embs_f"])
     features, mirrored = stored["embs"], stored.get("embs_f")
     if features.ndim != 2 or features.dtype.kind != "f":
         raise InputError(f"{path}: embs {features.shape} {features.dtype}; expected (N, D) floating.")
-    if flip != "not used" and (mirrored is None or mirrored.shape != features.shape):
+    if flip != NO_FLIP and (mirrored is None or mirrored.shape != features.shape):
         raise InputError(
             f"{path}: --flip {flip} needs the features of the mirror images, 'embs_f' {features.shape}; "
             f"found {'none' if mirrored is None else mirrored.shape}. Pass --flip none."

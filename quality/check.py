@@ -17,7 +17,7 @@ from data.checks.colour_order import FEWEST_PAIRS, check_colour_order, wrong_ord
 from data.sampling.augmentation import shrink_and_enlarge
 from data.sources.decoding import Image
 from data.sources.face_source import FaceSource, ImageFolder, LooseImages, is_loose_image
-from features.extract import embed_arrays
+from features.extract import extract
 from net import Backbone
 from runtime.errors import InputError
 
@@ -89,7 +89,7 @@ def measure_cosines(
     rows = order[ranked][place < 2][:num_images]
     spec = backbone.spec if keep_centre else replace(backbone.spec, centre=None)
     before, backbone.spec = backbone.spec, replace(spec, cosine_statistics=None)
-    features, norms = embed_arrays(backbone, np.stack([source.image(int(row)) for row in rows]))
+    features, norms = extract(np.stack([source.image(int(row)) for row in rows]), backbone)
     known = None if isinstance(source, LooseImages) else source.labels[rows]
     try:
         backbone.spec = backbone.spec.measured(features, known, norms, keep_centre=keep_centre)
@@ -153,7 +153,7 @@ def recommendation(quality: str) -> str:
 def _colour_lines(backbone: Backbone, source: ImageFolder | LooseImages, seed: int) -> list[str]:
     report = check_colour_order(
         source,
-        lambda faces: embed_arrays(backbone, faces)[0],
+        lambda faces: extract(faces, backbone)[0],
         backbone.spec,
         seed=seed,
         advice=wrong_order_advice(backbone.spec),
@@ -166,4 +166,4 @@ def _colour_lines(backbone: Backbone, source: ImageFolder | LooseImages, seed: i
 
 
 def _norms(backbone: Backbone, faces: list[Image]) -> NDArray[np.float32]:
-    return embed_arrays(backbone, np.stack(faces))[1]
+    return extract(np.stack(faces), backbone)[1]

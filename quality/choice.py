@@ -26,7 +26,7 @@ from data.sampling.views import degrade, draw_degradation
 from data.sources.decoding import Image
 from data.sources.face_source import ImageFolder, LooseImages, SubjectIndex
 from evaluation.metrics.verification import FEWEST_DECIDING, rate_key
-from features.extract import embed_arrays
+from features.extract import extract
 from net import Backbone
 from quality.check import NONE, check_quality, measure_cosines, open_faces, recommendation
 from quality.error_versus_discard import (
@@ -175,7 +175,7 @@ def choose_quality(
         InputError: features that are not finite.
     """
     faces, subjects, people, copies = _degraded(images, num_images, seed)
-    features, norms = embed_arrays(backbone, np.stack(faces))
+    features, norms = extract(np.stack(faces), backbone)
     if not (np.isfinite(features).all() and np.isfinite(norms).all()):
         raise InputError("features that are not finite; the weights may be damaged.")
     qualities = {"norm": norms, "sharpness": np.array([sharpness(face) for face in faces], np.float32)}

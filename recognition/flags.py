@@ -10,11 +10,11 @@ import math
 from pathlib import Path
 
 from coreset import AGGREGATORS
-from features.flips import FLIP_RULES
+from features.flips import FLIP_CHOICES
 from net import BACKBONES
 from photos.detection import FACES
 from recognition.enrolment.checks import NEAR_DUPLICATE, POOR, EnrolmentLimits
-from recognition.model import NO_FLIP, FaceModel, load_model
+from recognition.model import FaceModel, load_model
 from recognition.sets import SetOptions, SetSource, find_sets
 from runtime.command import add_device
 from runtime.errors import InputError
@@ -46,7 +46,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     )
     add_override_flags(group)
     group.add_argument(
-        "--flip", choices=(NO_FLIP, *FLIP_RULES), default=NO_FLIP, help="joins features of the mirror image"
+        "--flip", choices=FLIP_CHOICES, default="none", help="fuses the features of image and horizontal flip"
     )
     group.add_argument("--batch_size", type=int, default=_ABSENT, help="faces at once (default: by device)")
     add_device(group)

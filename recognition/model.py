@@ -7,32 +7,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from backbones.spec import BackboneSpec, preprocessing
 from coreset import AGGREGATORS, FaceSets, build_aggregator, has_to_be_trained
-from data.sources.face_source import FACE_SIZE
-from features.flips import FLIP_RULES, fuse_flips, warn_of_doubled_norms
+from features.extract import extract
+from features.flips import FLIP_CHOICES, flip_rule, warn_of_doubled_norms
+from features.options import FACES_AT_ONCE
 from net import Backbone
 from photos.alignment import ALIGNMENT
 from runtime.command import chosen_device
 from runtime.errors import InputError
 from weights import Overrides, check_fit, load_aggregator, load_backbone, prepare_for, weights_digest
 
-NO_FLIP = "none"
-# The same in stores and result files.
-NOT_USED = "not used"
 # What a bare backbone is given: no training, and the best of the means on every set that we measured.
 # Of a bare backbone: where its norm is a measure of quality, and where it is none.
 DEFAULT_POOLING, POOLING_WITHOUT_NORM = "norm_weighted", "mean"
-_FACES_AT_ONCE = {"cpu": 16, "cuda": 256}
 # Rises with every change here that changes a descriptor.
 _REVISION = 1
 
@@ -48,7 +44,7 @@ class FaceModel:
         spec: what the backbone expects and gives.
         aggregator_name: of `coreset.AGGREGATORS`.
         about: one sentence on how sets are described, for the person who reads the result.
-        flip: `NO_FLIP` or one of `FLIP_RULES`.
+        flip: one of `features.flips.FLIP_CHOICES`.
         fingerprint: 64 hexadecimal digits; two models with the same one give the same descriptors. Covers
             the backbone's weights, its pixels, alignment, flip, and the aggregator's name, options and
             weights.
@@ -99,7 +95,7 @@ def load_model(
     aggregator: str | None = None,
     *,
     arch: str | None = None,
-    flip: str = NO_FLIP,
+    flip: str = "none",
     device: torch.device | str = "auto",
     batch_size: int | None = None,
     overrides: Overrides | None = None,
@@ -112,7 +108,7 @@ def load_model(
         aggregator: a name of `coreset.AGGREGATORS`; None is the trained one, else `DEFAULT_POOLING`, or
             `POOLING_WITHOUT_NORM` where the spec says that the norm is no quality.
         arch: of the backbone, where its file does not say it.
-        flip: `NO_FLIP`, or a rule of `evaluation.protocols.templates.FLIP_RULES`.
+        flip: one of `features.flips.FLIP_CHOICES`.
         device: auto is a GPU if there is one.
         batch_size: faces at once; None decides by the device.
         overrides: coreset size and gamma in place of those that the file of the aggregator says.
@@ -122,8 +118,8 @@ def load_model(
     """
     place = chosen_device(device) if isinstance(device, str) else device
     faults = []
-    if flip not in (NO_FLIP, *FLIP_RULES):
-        faults.append(f"flip {flip!r}: expected {', '.join((NO_FLIP, *FLIP_RULES))}.")
+    if flip not in FLIP_CHOICES:
+        faults.append(f"flip {flip!r}: expected {', '.join(FLIP_CHOICES)}.")
     if batch_size is not None and batch_size < 1:
         faults.append(f"batch_size {batch_size}: expected 1 or more.")
     if faults:
@@ -147,7 +143,7 @@ def load_model(
         about=about,
         flip=flip,
         device=place,
-        batch_size=batch_size or _FACES_AT_ONCE[place.type],
+        batch_size=batch_size or FACES_AT_ONCE[place.type],
         fingerprint=fingerprint,
     )
 
@@ -165,19 +161,13 @@ def embed_images(model: FaceModel, faces: Images) -> tuple[Floats, Floats]:
     Raises:
         InputError: another shape or dtype, or features that are not finite.
     """
-    faces = np.asarray(faces)
-    if faces.ndim != 4 or faces.shape[1:] != (FACE_SIZE, FACE_SIZE, 3) or faces.dtype != np.uint8:
-        raise InputError(
-            f"embed_images: expected aligned faces as uint8 RGB of shape (N, {FACE_SIZE}, {FACE_SIZE}, 3), "
-            f"found {faces.dtype} of shape {faces.shape}."
-        )
-    parts = [_embedded(model, batch) for batch in _batches(faces, model.batch_size)]
-    if not parts:
-        return np.empty((0, model.embedding_size), np.float32), np.empty(0, np.float32)
-    features, norms = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
-    if not (np.isfinite(features).all() and np.isfinite(norms).all()):
-        raise InputError(f"{model.spec.name}: features that are not finite; the weights may be damaged.")
-    return features, norms
+    return extract(
+        np.asarray(faces),
+        model.backbone,
+        flip=flip_rule(model.flip),
+        device=model.device,
+        batch_size=model.batch_size,
+    )
 
 
 def embed_set(model: FaceModel, faces: Images) -> SetEmbedding:
@@ -229,23 +219,6 @@ def describe_batch(model: FaceModel, sets: FaceSets) -> list[SetEmbedding]:
     return described
 
 
-@torch.inference_mode()
-def _embedded(model: FaceModel, faces: Images) -> tuple[Tensor, Tensor]:
-    images = torch.from_numpy(model.spec.from_rgb(faces)).to(model.device)
-    pixels = model.spec.normalise(images).contiguous(memory_format=torch.channels_last)
-    first, first_norms = model.backbone(pixels)
-    first_norms = first_norms.squeeze(1)
-    if model.flip != NO_FLIP:
-        second, second_norms = model.backbone(pixels.flip(3))
-        first, first_norms = fuse_flips(first, second, first_norms, second_norms.squeeze(1), model.flip)
-    return first.float().cpu(), first_norms.float().cpu()
-
-
-def _batches(faces: Images, size: int) -> Iterator[Images]:
-    for start in range(0, len(faces), size):
-        yield faces[start : start + size]
-
-
 def _chosen_aggregator(
     weights: Path | str,
     aggregator_weights: Path | str | None,
@@ -291,8 +264,7 @@ def _short(source: Path | str) -> str:
 
 
 def _preprocessing(spec: BackboneSpec, flip: str, alignment: str) -> dict[str, str]:
-    told = NOT_USED if flip == NO_FLIP else flip
-    return preprocessing(spec, alignment=alignment, flip=told, precision="32")
+    return preprocessing(spec, alignment=alignment, flip=flip_rule(flip), precision="32")
 
 
 def _fingerprint(backbone: Backbone, flip: str, aggregator: nn.Module, name: str) -> str:

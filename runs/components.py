@@ -27,7 +27,7 @@ from data.sources.pair_files import find_pair_sets
 from data.sources.subject_names import same_names
 from data.sources.unusable_images import usable_part
 from evaluation.reporting.report import versions
-from features.extract import embed_arrays
+from features.extract import extract
 from head import start_columns_at
 from net import Backbone
 from runs.saved_run import EPOCH_ITEMS, IMAGES_BY_SUBJECT, SavedRun, check_same_data, images_by_subject
@@ -402,7 +402,7 @@ def colour_warnings(settings: Settings, source: FaceSource, backbone: Backbone |
     skin = check_skin_colour(source, seed=settings.seed)
     warnings = [skin.warning] if skin.warning else []
     if backbone is not None:
-        report = check_colour_order(source, lambda images: embed_arrays(backbone, images)[0], backbone.spec)
+        report = check_colour_order(source, lambda images: extract(images, backbone)[0], backbone.spec)
         if report.verdict == "swapped" and report.num_pairs >= FEWEST_PAIRS:
             warnings.append(report.sentence)
     return warnings

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,7 +29,7 @@ COMMANDS = set(ORDER[:6])
 # Libraries that only these packages or modules import; all others are open to every package.
 LIBRARIES = {
     "pytorch_lightning": {
-        *("main", "train_val", "training", "runs", "features.extract", "runtime.process_group"),
+        *("main", "train_val", "training", "runs", "features.devices", "runtime.process_group"),
     },
     "cv2": {
         "data",
@@ -136,6 +138,13 @@ def test_libraries_stay_in_their_packages(name: str) -> None:
         assert {target for target in IMPORTS[name] if target.split(".")[0] in RANK} <= {
             other for other in MODULES if is_in(other, {"evaluation.metrics", "runtime"})
         }
+
+
+@pytest.mark.parametrize("name", ["features.extract", "features.cache", "recognition.model", "weights"])
+def test_import_does_not_load_lightning(name: str) -> None:
+    code = f"import sys, {name}; print('pytorch_lightning' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_nothing_is_printed_at_import() -> None:

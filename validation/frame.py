@@ -23,7 +23,7 @@ from coreset import AGGREGATORS, build_aggregator, has_to_be_trained
 from evaluation.protocols.face_files import ListedFaces
 from evaluation.reporting.report import SCHEMA, Result, protocol_text, versions, write_result
 from features.extract import embed_faces
-from features.flips import FLIP_RULES, NO_FLIP, warn_of_doubled_norms
+from features.flips import FLIP_CHOICES, flip_rule, warn_of_doubled_norms
 from features.options import FACES_AT_ONCE, PRECISIONS, EmbedOptions
 from features.store import FeatureStore
 from net import BACKBONES, Backbone
@@ -61,7 +61,7 @@ def add_model(parser: argparse.ArgumentParser, *, flip: str) -> None:
     group.add_argument("--arch", choices=BACKBONES, help="of the weights, where their file does not say it")
     group.add_argument(
         "--flip",
-        choices=("none", *FLIP_RULES),
+        choices=FLIP_CHOICES,
         default=flip,
         help="how features of the mirror image are joined",
     )
@@ -202,7 +202,7 @@ def open_model(args: argparse.Namespace, faults: Faults) -> Model | None:
     if backbone is None or len(faults.sentences) > before:
         return None
     options = EmbedOptions(
-        flip=NO_FLIP if args.flip == "none" else args.flip,
+        flip=flip_rule(args.flip),
         precision=args.precision,
         batch_size=batch_size,
         num_workers=args.num_workers,

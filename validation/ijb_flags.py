@@ -16,6 +16,7 @@ from coreset.two_identity_split import DEFAULT_LIMIT
 from evaluation.metrics.score_normalisation import DEFAULT_METHOD, METHODS, METHODS_HELP, NEEDS_COHORT
 from evaluation.protocols.ijb import NOT_USED, RULE_VALUES
 from evaluation.reporting.published import PAPER_RULES
+from features.flips import FLIP_CHOICES, flip_rule
 from features.options import FACES_AT_ONCE, PRECISIONS
 from net import BACKBONES
 from runtime.command import build_parser
@@ -95,7 +96,7 @@ def _protocol_flags(group: _ArgumentGroup) -> None:
     group.add_argument("--protocol", choices=PAPER_RULES, help="switches of a paper" + _default("protocol"))
     group.add_argument(
         "--flip",
-        choices=("none", *RULE_VALUES["flip"][1:]),
+        choices=FLIP_CHOICES,
         help="how features of the mirror image are joined",
     )
     group.add_argument("--media", choices=_SWITCHES["media"], help="average the faces of each medium first")
@@ -244,7 +245,8 @@ def chosen_gpus(values: Mapping[str, Any]) -> int:
 def changed_rules(given: Mapping[str, Any]) -> dict[str, str]:
     """Single switches, as the rules name them."""
     words = {"none": NOT_USED, "off": NOT_USED, "on": "multiplied"}
-    return {name: words.get(given[name], given[name]) for name in RULE_VALUES if name in given}
+    changed = {name: words.get(given[name], given[name]) for name in RULE_VALUES if name in given}
+    return changed | ({"flip": flip_rule(given["flip"])} if "flip" in given else {})
 
 
 def options_of(name: str) -> Mapping[str, inspect.Parameter]:

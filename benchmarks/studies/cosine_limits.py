@@ -25,7 +25,7 @@ from data.checks.label_noise import LabelLimits, check_labels
 from data.checks.near_duplicates import duplicates_within, sketch
 from data.sources.face_source import ImageFolder
 from data.sources.subject_names import read_names
-from features.extract import embed_arrays
+from features.extract import extract
 from net import Backbone
 from recognition.enrolment.checks import EnrolmentLimits, check_people, duplicate_groups
 from recognition.enrolment.outliers import face_units
@@ -133,7 +133,7 @@ def label_counts(backbone: Backbone, source: ImageFolder, rows: np.ndarray) -> d
 
 def embedded(backbone: Backbone, source: ImageFolder, rows: list[int]) -> tuple[np.ndarray, np.ndarray]:
     """Features and norms."""
-    return embed_arrays(backbone, np.stack([source.image(row) for row in rows]))
+    return extract(np.stack([source.image(row) for row in rows]), backbone)
 
 
 def two_of_each(source: ImageFolder) -> np.ndarray:

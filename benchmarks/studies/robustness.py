@@ -50,7 +50,7 @@ from evaluation.metrics.template_pairs import verify
 from evaluation.protocols.ijb_layout import SetProtocol
 from evaluation.protocols.templates import FaceGroups, describe_templates
 from features.bank import FeatureBank, read_given, with_centre_of
-from features.extract import embed_arrays
+from features.extract import extract
 from runtime.command import build_parser, run_command
 from runtime.errors import InputError
 from runtime.files import atomic_write
@@ -147,7 +147,7 @@ def compare(args: argparse.Namespace) -> None:
 def _faces(args: argparse.Namespace, judged: Judged) -> Faces:
     features, norms = np.asarray(judged.features, np.float32), np.asarray(judged.norms, np.float32)
     backbone = load_backbone(args.weights)
-    odd_features, odd_norms = embed_arrays(backbone, unreadable_images(NUM_UNREADABLE, args.seed))
+    odd_features, odd_norms = extract(unreadable_images(NUM_UNREADABLE, args.seed), backbone)
     donors = with_centre_of(backbone.spec, read_given(args.donors))
     donors = donors.of_subjects(donors.other_subjects(read_names(args.evaluated_subjects)))
     for flag, width in (("weights", odd_features.shape[1]), ("donors", donors.embedding_size)):

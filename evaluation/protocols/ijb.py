@@ -28,13 +28,13 @@ from evaluation.protocols.subgroups import StratumFigures, figures_of_strata, fi
 from evaluation.protocols.templates import FaceGroups, average_media, describe_templates, group_faces
 from evaluation.reporting.published import PAPER_RULES
 from evaluation.reporting.report import Interval, Result, closed_section, open_section, verification_section
-from features.flips import FLIP_RULES
+from features.flips import FLIP_RULES, NO_FLIP
 from runtime.errors import InputError
 
 NOT_USED = "not used"
 # What each rule may be, by its name in PAPER_RULES and result.json.
 RULE_VALUES = {
-    "flip": (NOT_USED, *FLIP_RULES),
+    "flip": (NO_FLIP, *FLIP_RULES),
     "media": (NOT_USED, "mean"),
     "detector_score": (NOT_USED, "multiplied"),
     "norm": (NOT_USED, "multiplied"),

@@ -95,7 +95,7 @@ def assert_pictures_are_of_the_rows(cached: CachedViews, backbone: Backbone) -> 
     bank = cached.bank
     rows = (bank.starts[:, None] + np.arange(len(bank.plan))).reshape(-1)
     images = np.stack([cached.faces.image(int(row)) for row in rows])
-    features, _ = embedding.embed_arrays(backbone, images)
+    features, _ = embedding.extract(images, backbone)
     np.testing.assert_allclose(features, bank.features[rows], atol=2e-5)
 
 

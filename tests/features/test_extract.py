@@ -18,10 +18,11 @@ import torch
 from torch import nn
 
 from data.sources.face_loader import FaceBatch
+from features import devices
 from features import extract as embedding
 from features import store as feature_store
-from features.extract import embed_faces, fused_for_inference
-from features.flips import FLIP_RULES, fuse_flips
+from features.extract import embed_faces, extract, fused_for_inference
+from features.flips import FLIP_RULES, NO_FLIP, fuse_flips
 from features.options import EmbedOptions
 from features.store import is_complete
 from net import Backbone, build_backbone
@@ -75,13 +76,13 @@ def backbone() -> Backbone:
 def by_hand(backbone: Backbone, faces: DrawnFaces, flip: str) -> tuple[torch.Tensor, torch.Tensor]:
     pixels = torch.from_numpy(backbone.spec.from_rgb(np.stack([faces.image(n) for n in range(len(faces))])))
     first, first_norm = backbone(backbone.spec.normalise(pixels))
-    if flip == embedding.NO_FLIP:
+    if flip == NO_FLIP:
         return first, first_norm[:, 0]
     second, second_norm = backbone(backbone.spec.normalise(pixels.flip(3)))
     return fuse_flips(first, second, first_norm[:, 0], second_norm[:, 0], flip)
 
 
-@pytest.mark.parametrize("flip", [embedding.NO_FLIP, *FLIP_RULES])
+@pytest.mark.parametrize("flip", [NO_FLIP, *FLIP_RULES])
 def test_features_are_the_backbones_own(backbone: Backbone, tmp_path: Path, flip: str) -> None:
     faces = DrawnFaces(40)
     store = embed_faces(backbone, faces, IMAGES, tmp_path, EmbedOptions(flip=flip, batch_size=7))
@@ -289,7 +290,7 @@ def test_two_processes_make_what_one_makes(
 def test_a_store_that_nodes_do_not_share_is_told(
     backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedding, "MANIFEST", "elsewhere.json")
+    monkeypatch.setattr(devices, "MANIFEST", "elsewhere.json")
     with pytest.raises(InputError, match="on a disk that they share"):
         embed_faces(backbone, DrawnFaces(40), IMAGES, tmp_path, CPU)
 
@@ -319,5 +320,33 @@ def test_the_loader_does_not_warn_of_its_workers() -> None:
     """--num_workers has a default for any machine; a warning came twice for every pair set."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with embedding._quiet_lightning():
+        with devices._quiet_lightning():
             torch.utils.data.DataLoader([0], num_workers=4096)
+
+
+@pytest.mark.parametrize("flip", [NO_FLIP, *FLIP_RULES])
+def test_in_memory_features_equal_those_of_the_backbone(backbone: Backbone, flip: str) -> None:
+    faces = DrawnFaces(20)
+    images = np.stack([faces.image(number) for number in range(20)])
+    wanted, wanted_norms = by_hand(backbone, faces, flip)
+    features, norms = extract(images, backbone, flip=flip, batch_size=7)
+    np.testing.assert_allclose(features, wanted.numpy(), atol=2e-5)
+    np.testing.assert_allclose(norms, wanted_norms.numpy(), rtol=2e-4)
+    parts, part_norms = extract(iter([images[:7], images[7:]]), backbone, flip=flip, batch_size=7)
+    assert np.array_equal(parts, features)
+    assert np.array_equal(part_norms, norms)
+
+
+def test_half_precision_is_near_and_an_unknown_one_is_refused(backbone: Backbone) -> None:
+    images = DrawnFaces(1).image(0)[None]
+    full, half = (extract(images, backbone, precision=name)[0] for name in ("32", "bf16-mixed"))
+    assert not np.array_equal(full, half)
+    np.testing.assert_allclose(half, full, atol=0.05)
+    with pytest.raises(InputError, match="8-true"):
+        extract(images, backbone, precision="8-true")
+
+
+def test_features_that_are_not_finite_are_refused(backbone: Backbone) -> None:
+    backbone.output_layer[3].bias.data.fill_(float("nan"))
+    with pytest.raises(InputError, match="not finite"):
+        extract(DrawnFaces(1).image(0)[None], backbone)

@@ -20,7 +20,7 @@ from pytorch_lightning.utilities import rank_zero_only
 import main
 import train_val
 from data.sampling.positions import PositionSampler
-from features import extract as embedding
+from features import devices
 from runtime import process_faults
 from runtime import process_group as distributed_run
 from runtime.errors import InputError
@@ -213,7 +213,7 @@ def test_a_signal_ends_what_is_no_training(
     handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     flags = coreset_stage | {"epochs": 1, "epoch_items": 8}
     if phase == "embedding":
-        kind: type = embedding._Embedding
+        kind: type = devices._Embedding
         flags |= {"cache_features": str(tmp_path / "store"), "views": 1}
     else:
         kind = train_val.FaceCoresetNet
