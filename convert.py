@@ -15,7 +15,7 @@ python convert.py --weights IN OUT.safetensors
 python convert.py --weights GRAPH.onnx OUT.safetensors --channel_order RGB --mean 127.5 --std 127.5
     states what an ONNX graph of others takes, once (--input_size, --template and --norm_is_quality too); a
     graph can say it itself, by metadata: architecture=onnx, channel_order=RGB, mean=127.5, std=[1, 1, 1],
-    image_size=112, norm_is_quality=null
+    input_size=112, norm_is_quality=null
 python convert.py --weights BACKBONE OUT.safetensors --aggregator_weights CHECKPOINT
     joins a backbone and an aggregator that was trained from its features in one file
 python convert.py --check-quality WEIGHTS IMAGES

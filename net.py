@@ -13,6 +13,7 @@ from functools import partial
 
 from backbones.arcface_mobilefacenet import ArcfaceMobileFaceNet
 from backbones.base import Backbone
+from backbones.catalogue import BACKBONES
 from backbones.iresnet import IResNet, IResNetLayout
 from backbones.mobilefacenet import MobileFaceNet
 from backbones.spec import BackboneSpec
@@ -61,17 +62,6 @@ _LAYOUTS |= {name: replace(layout, insightface=True) for name, layout in _INSIGH
 # Blocks and scale of arcface_torch's MobileFaceNets.
 _MBF = {"mbf": ((1, 4, 6, 2), 2), "mbf_large": ((2, 8, 12, 4), 4)}
 
-
-def _spec(name: str) -> BackboneSpec:
-    """AdaFace ties the norm to quality and reads BGR; InsightFace's losses do not, and read RGB."""
-    adaface = name not in (*_INSIGHTFACE, *_MBF)
-    size = 64 if name.endswith("_tiny") else 512
-    return BackboneSpec(name, size, "BGR" if adaface else "RGB", 127.5, 127.5, norm_is_quality=adaface)
-
-
-BACKBONES: dict[str, BackboneSpec] = {name: _spec(name) for name in (*_LAYOUTS, *_MBF)} | {
-    "mobilefacenet": BackboneSpec("mobilefacenet", 128, "RGB", 127.5, 128.0, norm_is_quality=True)
-}
 
 _BUILDERS: dict[str, Callable[[BackboneSpec], Backbone]] = {
     **{name: partial(IResNet, layout=layout) for name, layout in _LAYOUTS.items()},

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.spec import BackboneSpec, centred, with_auxiliary
+from backbones.auxiliary import append_auxiliary, subtract_centre
+from backbones.spec import BackboneSpec
 from runtime.errors import InputError
 
 # A shorter feature is taken to be this long: a zero one gives a zero embedding and a bounded gradient.
@@ -117,8 +118,8 @@ class Backbone(nn.Module, ABC):
             if weight.device != hidden.device:
                 self._auxiliary = weight, bias = weight.to(hidden.device), bias.to(hidden.device)
             auxiliary = F.linear(hidden.to(weight.dtype), weight, bias)
-            embedding = with_auxiliary(embedding, auxiliary.to(embedding.dtype))
-        return centred(embedding, self.spec.centre, self.spec.auxiliary_size), norm
+            embedding = append_auxiliary(embedding, auxiliary.to(embedding.dtype))
+        return subtract_centre(embedding, self.spec.centre, self.spec.auxiliary_size), norm
 
     def _load_from_state_dict(self, *given: Any) -> None:
         # It is of the weights before.

@@ -135,7 +135,7 @@ class CosineStatistics:
         return cls(**values)
 
 
-def measure(
+def measure_cosines(
     features: NDArray[np.float32],
     labels: NDArray[np.int64] | None,
     norms: NDArray[np.float32] | None = None,
@@ -220,7 +220,7 @@ def _spread(cosines: NDArray[np.float64]) -> tuple[float, float]:
     return round(min(median, 1 - _SMALLEST_STD), 4), round(max(deviation, _SMALLEST_STD), 4)
 
 
-def median_nonmated(features: NDArray[np.float32], owners: NDArray[np.int64]) -> float | None:
+def median_nonmated_cosine(features: NDArray[np.float32], owners: NDArray[np.int64]) -> float | None:
     """Median cosine of features of different owners; None of fewer than `FEWEST_OWNERS`.
 
     Fewer may all show one person, who was photographed several times.

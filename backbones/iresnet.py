@@ -38,7 +38,7 @@ class IResNet(Backbone):
     def __init__(self, spec: BackboneSpec, layout: IResNetLayout) -> None:
         super().__init__(spec)
         stem, last = layout.stem_width, layout.widths[-1]
-        side = math.ceil(spec.image_size / (layout.stem_stride * math.prod(layout.strides)))
+        side = math.ceil(spec.input_size / (layout.stem_stride * math.prod(layout.strides)))
         self.input_layer = nn.Sequential(
             nn.Conv2d(3, stem, 3, layout.stem_stride, 1, bias=False), nn.BatchNorm2d(stem), nn.PReLU(stem)
         )

@@ -1,119 +1,42 @@
-"""From the faces of a set to one descriptor: all aggregators and poolings by name, and how to build one.
+"""Aggregation of a set of faces into one descriptor. Pure torch: no files, no training loop.
 
-Pure tensors: no files, no training loop. `AGGREGATORS` is the list that commands, checkpoints and tests
-share.
+`AGGREGATORS` is the registry that commands, checkpoints and tests share; `coreset.catalogue` has its names
+without importing torch.
 """
 
 from __future__ import annotations
 
-import difflib
-import inspect
-import math
-from collections.abc import Iterable, Mapping
-from typing import get_type_hints
+import importlib
+from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
+from coreset.catalogue import AGGREGATOR_NAMES, describe_aggregators, requires_training
 
-from coreset.aggregator import CoresetAggregator
-from coreset.baselines.attention_pooling import ContextAttention, NeuralAggregation
-from coreset.baselines.cluster_aggregate import ClusterAggregate
-from coreset.baselines.inverse_variance import InverseVariance
-from coreset.baselines.learned_map import LearnedMap
-from coreset.baselines.proxy_fusion import ProxyFusion
-from coreset.baselines.set_transformer import SetTransformer
-from coreset.pooling import BestNorm, FpsMean, Mean, MediaMean, NormWeighted, RandomK, TopK
-from coreset.sets import FaceSets, SetDescriptor
-from coreset.weighted_coreset import WeightedCoreset
-from runtime.errors import InputError
+if TYPE_CHECKING:
+    from coreset.registry import AGGREGATORS, build_aggregator
+    from coreset.sets import FaceSets, SetDescriptor
 
-__all__ = ["AGGREGATORS", "FaceSets", "SetDescriptor", "build_aggregator", "has_to_be_trained"]
+__all__ = [
+    "AGGREGATORS",
+    "AGGREGATOR_NAMES",
+    "FaceSets",
+    "SetDescriptor",
+    "build_aggregator",
+    "describe_aggregators",
+    "requires_training",
+]
 
-# Each is called with FaceSets and returns a SetDescriptor; its options are the keywords of its constructor.
-AGGREGATORS: dict[str, type[nn.Module]] = {
-    "coreset": CoresetAggregator,
-    "mean": Mean,
-    "norm_weighted": NormWeighted,
-    "media_mean": MediaMean,
-    "best_norm": BestNorm,
-    "top_k": TopK,
-    "fps_mean": FpsMean,
-    "random_k": RandomK,
-    "learned_map": LearnedMap,
-    "weighted_coreset": WeightedCoreset,
-    "nan": NeuralAggregation,
-    "context_attention": ContextAttention,
-    "inverse_variance": InverseVariance,
-    "proxy_fusion": ProxyFusion,
-    "caface": ClusterAggregate,
-    "set_transformer": SetTransformer,
+# Imported on first use, so that the names in `coreset.catalogue` cost no import of torch.
+_LAZY = {
+    "AGGREGATORS": "registry",
+    "build_aggregator": "registry",
+    "FaceSets": "sets",
+    "SetDescriptor": "sets",
 }
 
 
-# Of options that are whole numbers; the largest published aggregator has 13 million parameters.
-_MOST = {"num_layers": 100, "num_heads": 1024, "seed": 2**63 - 1}
-_MOST_OF_OTHERS = 65_536
-_MOST_PARAMETERS = 128 << 20
-
-
-def has_to_be_trained(name: str) -> bool:
-    """Whether the aggregator of that name has weights, and not options alone."""
-    return "embedding_size" in inspect.signature(AGGREGATORS[name]).parameters
-
-
-def build_aggregator(name: str, options: Mapping[str, object]) -> nn.Module:
-    """Builds the aggregator of that name; `options` are bound to its constructor before anything is made.
-
-    Raises:
-        InputError: the name or an option is unknown, one is missing, or a value has the wrong type or range.
-    """
-    if name not in AGGREGATORS:
-        raise InputError(f"There is no aggregator {name!r}. {_valid(name, AGGREGATORS)}")
-    kind = AGGREGATORS[name]
-    parameters = inspect.signature(kind).parameters if "__init__" in vars(kind) else {}
-    types = get_type_hints(kind.__init__) if parameters else {}
-    faults = []
-    for option, value in options.items():
-        if option not in parameters:
-            valid = _valid(str(option), parameters)
-            faults.append(f"Aggregator {name!r} has no option {option!r}. {valid}")
-        elif not _fits(value, types[option]):
-            wanted = (
-                "finite " * (isinstance(value, float) and types[option] is float) + types[option].__name__
-            )
-            faults.append(f"Aggregator {name!r}, option {option!r}: expected {wanted}, found {value!r}.")
-    faults += [
-        f"Aggregator {name!r} needs the option {option!r}."
-        for option, parameter in parameters.items()
-        if parameter.default is inspect.Parameter.empty and option not in options
-    ]
-    faults += [
-        f"Aggregator {name!r}, option {option!r}: expected {most:,} or less, found {value!r}."
-        for option, value in options.items()
-        if isinstance(value, int) and value > (most := _MOST.get(option, _MOST_OF_OTHERS))
-    ]
-    if faults:
-        raise InputError.from_faults(faults)
-    # Options may come from a file: what they ask for is counted before there is memory for it.
-    with torch.device("meta"):
-        size = sum(value.numel() for value in kind(**options).state_dict().values())
-    if size > _MOST_PARAMETERS:
-        raise InputError(
-            f"Aggregator {name!r}: {dict(options)} ask for {size:,} parameters; expected "
-            f"{_MOST_PARAMETERS:,} or less."
-        )
-    return kind(**options)
-
-
-def _fits(value: object, wanted: type) -> bool:
-    if wanted is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return type(value) is wanted
-
-
-def _valid(given: str, names: Iterable[str]) -> str:
-    names = list(names)
-    if not names:
-        return "It takes none."
-    nearest = difflib.get_close_matches(given, names, n=1, cutoff=0.4)
-    return f"Valid are {', '.join(names)}." + (f" Did you mean {nearest[0]!r}?" if nearest else "")
+def __getattr__(name: str) -> object:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+    globals()[name] = value
+    return value

@@ -9,8 +9,6 @@ from torch import Tensor
 
 from runtime.errors import InputError
 
-# Among the published options: gamma is learned, hence in the state dict; any other value fixes it.
-LEARNED_GAMMA = -1.0
 # The published checkpoint's names (METHOD 5, key table) and ours.
 _PUBLISHED_NAMES = {
     "gamma": "gamma",

@@ -12,11 +12,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from coreset.catalogue import QUALITIES
 from coreset.selection import at_least_float32, without_autocast
 from coreset.sets import FaceSets
 from runtime.errors import InputError
 
-QUALITIES = ("norm", "detector", "learned", "none")
 # The mean norm of AdaFace's backbones: other measures come in its scale, which the norm code, the attention's
 # residuals and AdaFace's head are made for.
 _SCALE = 20.0

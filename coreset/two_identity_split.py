@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from coreset.catalogue import DEFAULT_SPLIT_LIMIT
 from coreset.selection import select_faces
 from coreset.sets import FaceSets, SetDescriptor, unit_and_norm
 
-# Cosine of two parts' descriptors below which they are of two people. This and what follows was chosen over
-# MobileFaceNet, on sets of 150 people of LFW with strangers in them, clean ones beside them.
-DEFAULT_LIMIT = 0.15
+# These and DEFAULT_SPLIT_LIMIT were chosen with MobileFaceNet on sets of 150 subjects of LFW, contaminated
+# and clean ones.
 # The best norm of the poorer part over that of the better one: an unreadable face is no person, and such
 # faces are like each other in all sets.
 _LEAST_QUALITY = 0.6
@@ -37,7 +37,7 @@ class TwoIdentitySplit(nn.Module):
         limit: -1: no set shows two people.
     """
 
-    def __init__(self, aggregator: nn.Module, limit: float = DEFAULT_LIMIT) -> None:
+    def __init__(self, aggregator: nn.Module, limit: float = DEFAULT_SPLIT_LIMIT) -> None:
         super().__init__()
         self.aggregator = aggregator
         self.limit = limit

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.spec import split_auxiliary
+from backbones.auxiliary import split_auxiliary
 from coreset.layers import (
     Described,
     LearnedAggregator,

@@ -17,8 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from backbones.cosine_statistics import measure
-from backbones.spec import BackboneSpec, centre_digest, centred, split_auxiliary
+from backbones.auxiliary import split_auxiliary, subtract_centre
+from backbones.cosine_statistics import measure_cosines
+from backbones.spec import BackboneSpec, centre_digest
 from data.sampling.views import Kind, ViewPlan
 from data.sources.face_source import data_parts
 from data.sources.subject_names import normal
@@ -81,7 +82,11 @@ class FeatureBank:
     def values(self, rows: Ints) -> Tensor:
         """Features (n, D) of rows, as an aggregator gets them: without the centre."""
         stored = torch.from_numpy(np.asarray(self.features[rows]))
-        return stored if self.centre is None else centred(stored.float(), self.centre, self.auxiliary_size)
+        return (
+            stored
+            if self.centre is None
+            else subtract_centre(stored.float(), self.centre, self.auxiliary_size)
+        )
 
     def with_centre(self, centre: tuple[float, ...] | None) -> FeatureBank:
         """The same, whose features as stored are without any, with this centre."""
@@ -260,7 +265,7 @@ def with_centre_of(spec: BackboneSpec, bank: FeatureBank) -> FeatureBank:
     """The bank with the spec's centre; features made elsewhere may be without it already, which shows."""
     if spec.centre is not None and bank.plan is None:
         embedding, _ = split_auxiliary(torch.from_numpy(two_of_each(bank)[0]), spec.auxiliary_size)
-        if measure(embedding.numpy(), None)[0] is None:
+        if measure_cosines(embedding.numpy(), None)[0] is None:
             return bank
     return bank.with_centre(spec.centre)
 

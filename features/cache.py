@@ -147,7 +147,7 @@ def with_cosines(backbone: Backbone, bank: FeatureBank, *, keep_centre: bool = F
 def cosine_warning(spec: BackboneSpec, bank: FeatureBank) -> str:
     """A sentence where the bank's features are unlike those that limits of cosine are for; else nothing."""
     features, labels, _ = two_of_each(bank)
-    return f"{bank.name}: {why}." if (why := spec.distrust(features, labels)) else ""
+    return f"{bank.name}: {why}." if (why := spec.unmeasured_warning(features, labels)) else ""
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from backbones.spec import preprocessing
+from backbones.preprocessing import describe_preprocessing
 from data.checks.colour_order import (
     FEWEST_PAIRS,
     GivenFaces,
@@ -260,7 +260,7 @@ def identity_of(backbone: Backbone, images: Mapping[str, str], options: EmbedOpt
     return {
         "backbone": spec.name,
         "backbone_sha256": weights_digest(backbone),
-        **preprocessing(spec, alignment=alignment, flip=options.flip, precision=options.precision),
+        **describe_preprocessing(spec, alignment=alignment, flip=options.flip, precision=options.precision),
         **PIXEL_LIBRARIES,
         "embedding": f"revision {_REVISION}",
         "features": options.feature_type,

@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from backbones.spec import BackboneSpec, preprocessing
-from coreset import AGGREGATORS, FaceSets, build_aggregator, has_to_be_trained
+from backbones.preprocessing import describe_preprocessing
+from backbones.spec import BackboneSpec
+from coreset import AGGREGATORS, FaceSets, build_aggregator, requires_training
 from features.extract import extract
 from features.flips import FLIP_CHOICES, flip_rule, warn_of_doubled_norms
 from features.options import FACES_AT_ONCE
@@ -68,7 +69,7 @@ class FaceModel:
         return self.spec.embedding_size * (2 if self.flip == "concat" else 1)
 
     def preprocessing(self, alignment: str) -> dict[str, str]:
-        """`backbone_spec.preprocessing` of faces that were aligned so."""
+        """`describe_preprocessing` of faces that were aligned so."""
         return _preprocessing(self.spec, self.flip, alignment)
 
 
@@ -228,7 +229,7 @@ def _chosen_aggregator(
 ) -> tuple[nn.Module, str, str]:
     """The aggregator, its name, and a sentence on where it is from."""
     source = aggregator_weights or weights
-    needed = aggregator_weights is not None or name not in AGGREGATORS or has_to_be_trained(name)
+    needed = aggregator_weights is not None or name not in AGGREGATORS or requires_training(name)
     trained = load_aggregator(source, overrides) if needed else None
     own = next((key for key, kind in AGGREGATORS.items() if type(trained) is kind), None)
     if aggregator_weights is not None and own is None:
@@ -239,7 +240,7 @@ def _chosen_aggregator(
         return trained, wanted, f"Sets are described by the trained aggregator '{own}' of {_short(source)}."
     if aggregator_weights is not None:
         raise InputError(f"{aggregator_weights}: holds the aggregator '{own}', not '{wanted}'; ask for one.")
-    if wanted in AGGREGATORS and has_to_be_trained(wanted):
+    if wanted in AGGREGATORS and requires_training(wanted):
         raise InputError(
             f"aggregator {wanted}: it has to be trained, and {source} holds {own or 'none'}. Give a "
             "checkpoint with a trained one (--aggregator_weights), or choose a pooling such as norm_weighted."
@@ -264,7 +265,7 @@ def _short(source: Path | str) -> str:
 
 
 def _preprocessing(spec: BackboneSpec, flip: str, alignment: str) -> dict[str, str]:
-    return preprocessing(spec, alignment=alignment, flip=flip_rule(flip), precision="32")
+    return describe_preprocessing(spec, alignment=alignment, flip=flip_rule(flip), precision="32")
 
 
 def _fingerprint(backbone: Backbone, flip: str, aggregator: nn.Module, name: str) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from backbones.spec import BackboneSpec
 from coreset import AGGREGATORS
-from coreset.published import LEARNED_GAMMA
+from coreset.catalogue import LEARNED_GAMMA
 from coreset.weighted_coreset import COPY_SIMILARITY, GATE_START, GATE_STEEPNESS
 from data.checks.colour_order import FEWEST_PAIRS, check_colour_order, check_skin_colour
 from data.checks.label_noise_report import CheckedFaces

@@ -7,7 +7,7 @@ from argparse import Action, ArgumentParser, ArgumentTypeError, Namespace, _Argu
 from typing import Any
 
 from coreset import AGGREGATORS
-from coreset.quality import QUALITIES
+from coreset.catalogue import QUALITIES
 from data.sampling.templates import SAMPLE_BY
 from features.templates import STYLES
 from runs.settings import PRESETS, Settings

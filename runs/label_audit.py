@@ -47,7 +47,7 @@ def checked_labels(run: Run, out: Path) -> str:
         )
     faces = run.faces()
     spec = run.module.model.spec
-    if why := spec.distrust(faces.features, faces.labels):
+    if why := spec.unmeasured_warning(faces.features, faces.labels):
         return f"labels   are not checked: {why}."
     findings = check_labels(faces.features, faces.labels, LabelLimits.of(spec))
     written = write_report(out / FOLDER, faces, findings)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from backbones.spec import with_current_names
-from coreset.published import LEARNED_GAMMA
+from coreset.catalogue import LEARNED_GAMMA
 from data.sources.face_source import PIXEL_LIBRARIES
 from runs.settings import Settings
 from runtime.errors import InputError, InputWarning

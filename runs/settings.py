@@ -10,7 +10,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from coreset.published import LEARNED_GAMMA
+from coreset.catalogue import LEARNED_GAMMA
 from runtime.errors import InputError
 
 STAGES = ("backbone", "coreset")

@@ -11,8 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from backbones.auxiliary import split_auxiliary, subtract_centre
 from backbones.cosine_statistics import CosineStatistics
-from backbones.spec import BackboneSpec, centred, preprocessing, split_auxiliary
+from backbones.preprocessing import describe_preprocessing
+from backbones.spec import BackboneSpec
 from features.extract import identity_of
 from features.options import EmbedOptions
 from net import BACKBONES, Backbone, build_backbone
@@ -57,7 +59,7 @@ def test_the_centre_is_subtracted_from_the_embedding_alone(
 
 
 def test_a_feature_of_zeros_stays_one() -> None:
-    assert not centred(torch.zeros(2, 64), (0.1,) * 64, 0).any()
+    assert not subtract_centre(torch.zeros(2, 64), (0.1,) * 64, 0).any()
 
 
 @torch.no_grad()
@@ -101,7 +103,7 @@ def test_features_of_another_centre_are_other_features(backbone: Backbone) -> No
     described, identities = [], []
     for centre in names:
         backbone.spec = replace(spec, centre=centre)
-        described.append(preprocessing(backbone.spec, alignment="a", flip="none", precision="32"))
+        described.append(describe_preprocessing(backbone.spec, alignment="a", flip="none", precision="32"))
         identities.append(identity_of(backbone, {"faces": "x"}, EmbedOptions()))
     assert "centre" not in described[0]  # What was made before stays what it was.
     assert len({str(each) for each in described}) == len({str(each) for each in identities}) == 3

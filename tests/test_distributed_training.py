@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from backbones.spec import with_auxiliary
+from backbones.auxiliary import append_auxiliary
 from coreset import AGGREGATORS, build_aggregator
 from features.bank import FeatureBatch
 from head import build_head
@@ -83,7 +83,7 @@ def batch_of(sizes: Tensor, auxiliary: int = 0) -> FeatureBatch:
     labels = torch.randint(S, (len(sizes) // 2,)).repeat_interleave(2)
     features = F.normalize(torch.randn(faces, D), dim=1)
     if auxiliary:
-        features = with_auxiliary(features, torch.randn(faces, auxiliary))
+        features = append_auxiliary(features, torch.randn(faces, auxiliary))
     offsets = F.pad(sizes.cumsum(0), (1, 0))
     return FeatureBatch(
         features, torch.rand(faces) * 20 + 5, offsets, labels, torch.arange(faces), torch.arange(faces)

@@ -16,8 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from backbones.auxiliary import append_auxiliary, split_auxiliary
+from backbones.illumination import normalise_illumination
 from backbones.iresnet import IResNetLayout
-from backbones.spec import BackboneSpec, normalise_illumination, split_auxiliary, with_auxiliary
+from backbones.spec import BackboneSpec
 from features.extract import fused_for_inference
 from net import BACKBONES, Backbone, IResNet, build_backbone
 from runtime.errors import InputError
@@ -359,7 +361,7 @@ def test_from_rgb_refuses_other_arrays(images: Any) -> None:
         mean=st.floats(-300, 300),
         std=st.floats(0.01, 300),
         norm_is_quality=st.booleans(),
-        image_size=st.integers(1, 448),
+        input_size=st.integers(1, 448),
     )
 )
 def test_spec_survives_json(spec: BackboneSpec) -> None:
@@ -386,6 +388,20 @@ def test_a_wrong_spec_is_an_error(field: str, value: object, message: str) -> No
 def test_a_spec_names_all_that_it_lacks() -> None:
     with pytest.raises(InputError, match=r"(?s)channel_order is missing.*mean is missing.*std is missing"):
         BackboneSpec.from_dict({"name": "ir_50", "embedding_size": 512, "norm_is_quality": True})
+
+
+def test_a_spec_of_an_earlier_version_is_read_by_its_former_names() -> None:
+    spec = replace(BACKBONES["ir_50"], input_size=96, alignment=(1.0,) * 10, normalises_illumination=True)
+    spec = spec.with_auxiliary(8)
+    values = spec.to_dict()
+    for current, former in (
+        ("input_size", "image_size"),
+        ("alignment", "template"),
+        ("auxiliary_size", "context_size"),
+        ("normalises_illumination", "levels_light"),
+    ):
+        values[former] = values.pop(current)
+    assert BackboneSpec.from_dict(values) == spec
 
 
 def test_levelled_light_is_the_same_face_in_any_light() -> None:
@@ -484,7 +500,7 @@ def test_context_is_too_small_to_be_seen_in_a_cosine() -> None:
     embedding = torch.nn.functional.normalize(torch.randn(50, 128, generator=generator), dim=1)
     embedding[7] = 0
     auxiliary = torch.randn(50, 256, generator=generator)
-    joined = with_auxiliary(embedding, auxiliary)
+    joined = append_auxiliary(embedding, auxiliary)
     assert (joined @ joined.T - embedding @ embedding.T).abs().max() < 0.01
     assert not joined[7].any()
     own, found = split_auxiliary(joined.half().float(), 256)

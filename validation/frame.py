@@ -18,8 +18,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from backbones.spec import preprocessing
-from coreset import AGGREGATORS, build_aggregator, has_to_be_trained
+from backbones.preprocessing import describe_preprocessing
+from coreset import AGGREGATORS, build_aggregator, requires_training
 from evaluation.protocols.face_files import ListedFaces
 from evaluation.reporting.report import SCHEMA, Result, protocol_text, versions, write_result
 from features.extract import embed_faces
@@ -226,7 +226,7 @@ def open_aggregators(
     No names are that of the file, else the `default`. `overrides` are for all that have such options.
     """
     source, before = weights or model.weights, len(faults.sentences)
-    needed = weights is not None or not names or any(map(has_to_be_trained, names))
+    needed = weights is not None or not names or any(map(requires_training, names))
     trained = faults.of(lambda: load_aggregator(source, overrides)) if needed else None
     if len(faults.sentences) > before:
         return {}
@@ -240,7 +240,7 @@ def open_aggregators(
         faults.of(lambda: _check_fit(source, trained, model))
     elif weights is not None and own is not None:
         faults.sentences.append(f"--aggregator_weights {weights}: holds a {own}; add it to --aggregator.")
-    poolings = [name for name in AGGREGATORS if not has_to_be_trained(name)]
+    poolings = [name for name in AGGREGATORS if not requires_training(name)]
     found: dict[str, nn.Module] = {}
     for name in wanted:
         if name == own and trained is not None:
@@ -345,7 +345,7 @@ def result_frame(
             "name": protocol,
             "rules": {
                 **rules,
-                **preprocessing(
+                **describe_preprocessing(
                     spec,
                     alignment=alignment,
                     flip=model.options.flip,

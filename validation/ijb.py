@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from backbones.spec import centre_digest
-from coreset import AGGREGATORS, build_aggregator, has_to_be_trained
+from coreset import AGGREGATORS, build_aggregator, requires_training
 from coreset.quality import quality_of
 from evaluation.protocols.face_points import check_detector_scores, check_landmarks, check_points_in_images
 from evaluation.protocols.ijb import NOT_USED, Cohort, Rules, evaluate_ijb
@@ -311,7 +311,7 @@ def _trained_aggregators(values: Mapping[str, Any]) -> dict[str, _Trained]:
         if name in found:
             raise InputError(f"--aggregator_weights: {found[name].path} and {path} both hold a {name}.")
         found[name] = _Trained(module, name, path, backbone_digest_beside(path))
-    needed = "aggregator" not in values or any(map(has_to_be_trained, values["aggregator"]))
+    needed = "aggregator" not in values or any(map(requires_training, values["aggregator"]))
     own = load_aggregator(values["weights"], overrides) if needed and "weights" in values else None
     if own is not None and (name := names[type(own)]) not in found:
         # Its backbone is the one that embeds, or that given features are checked against.
@@ -322,11 +322,11 @@ def _trained_aggregators(values: Mapping[str, Any]) -> dict[str, _Trained]:
 def _aggregators(values: Mapping[str, Any], trained: Mapping[str, _Trained]) -> dict[str, nn.Module]:
     """The modules by name, in the order asked for."""
     names = values.get("aggregator") or list(trained) or [DEFAULT_AGGREGATOR]
-    if untrained := [name for name in names if name not in trained and has_to_be_trained(name)]:
+    if untrained := [name for name in names if name not in trained and requires_training(name)]:
         raise InputError(
             f"--aggregator {' '.join(untrained)}: has to be trained, and no file given holds one. Pass "
             "--aggregator_weights CHECKPOINT, or choose among "
-            f"{', '.join(name for name in AGGREGATORS if not has_to_be_trained(name))}."
+            f"{', '.join(name for name in AGGREGATORS if not requires_training(name))}."
         )
     for name, entry in trained.items():
         if name not in names and entry.path in values.get("aggregator_weights", []):

@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 
-from coreset import AGGREGATORS, has_to_be_trained
-from coreset.quality import QUALITIES
-from coreset.two_identity_split import DEFAULT_LIMIT
+from coreset import AGGREGATORS, requires_training
+from coreset.catalogue import DEFAULT_SPLIT_LIMIT, QUALITIES
 from evaluation.metrics.score_normalisation import DEFAULT_METHOD, METHODS, METHODS_HELP, NEEDS_COHORT
 from evaluation.protocols.ijb import NOT_USED, RULE_VALUES
 from evaluation.reporting.published import PAPER_RULES
@@ -117,11 +116,11 @@ def _protocol_flags(group: _ArgumentGroup) -> None:
     group.add_argument(
         "--two_identity_split",
         nargs="?",
-        const=DEFAULT_LIMIT,
+        const=DEFAULT_SPLIT_LIMIT,
         type=float,
         metavar="COSINE",
         help="templates that fall into two parts whose descriptors have a cosine below this one "
-        f"({DEFAULT_LIMIT:g}) keep both, and the best score counts",
+        f"({DEFAULT_SPLIT_LIMIT:g}) keep both, and the best score counts",
     )
     group.add_argument(
         "--evaluated_subjects",
@@ -255,4 +254,4 @@ def options_of(name: str) -> Mapping[str, inspect.Parameter]:
 
 
 def _poolings(names: list[str]) -> list[str]:
-    return [name for name in names if not has_to_be_trained(name)]
+    return [name for name in names if not requires_training(name)]

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from backbones.spec import PREPROCESSING
+from backbones.preprocessing import PREPROCESSING_KEYS
 from evaluation.metrics.identification import cmc, tpir_curve
 from evaluation.protocols.ijb import NOT_USED, AggregatorFigures, Cohort, IjbFigures, Rules
 from evaluation.protocols.ijb_layout import SetProtocol
@@ -97,7 +97,11 @@ def _rules(done: Evaluated) -> dict[str, str]:
         if done.two_identity_split is None
         else f"two a template whose parts have a cosine below {done.two_identity_split:g}; the best score "
         "counts",
-        **{name: made.get(name, _UNKNOWN) for name in (*PREPROCESSING, "interpolation") if name != "flip"},
+        **{
+            name: made.get(name, _UNKNOWN)
+            for name in (*PREPROCESSING_KEYS, "interpolation")
+            if name != "flip"
+        },
         **{name: made[name] for name in ("centre",) if name in made},
         "features": ", ".join(
             f"{key} {value}" for key, value in done.features.about.items() if "sha" not in key

@@ -59,7 +59,7 @@ __all__ = [
 
 
 # Fields of a spec that change every feature.
-_OF_PIXELS = ("channel_order", "mean", "std", "image_size", "template")
+_OF_PIXELS = ("channel_order", "mean", "std", "input_size", "alignment")
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,10 +123,10 @@ def load_weights(
     changes |= stated or {}
     if channel_order is not None:
         changes["channel_order"] = channel_order
-    side = changes.get("image_size", backbone.spec.image_size)
-    if side != backbone.spec.image_size and backbone.spec.name != ONNX:
+    side = changes.get("input_size", backbone.spec.input_size)
+    if side != backbone.spec.input_size and backbone.spec.name != ONNX:
         raise InputError(
-            f"--input_size {side}: {path} holds {backbone.spec.name}, which takes {backbone.spec.image_size} "
+            f"--input_size {side}: {path} holds {backbone.spec.name}, which takes {backbone.spec.input_size} "
             "pixels. Remove it."
         )
     if any(changes.get(name) not in (None, getattr(backbone.spec, name)) for name in _OF_PIXELS):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from coreset import build_aggregator
 from coreset.aggregator import CoresetAggregator
-from coreset.published import LEARNED_GAMMA
+from coreset.catalogue import LEARNED_GAMMA
 from runtime.errors import InputError
 from weights.fitting import disagreements, shortened
 from weights.overrides import Overrides

@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from backbones.spec import BackboneSpec, preprocessing
+from backbones.preprocessing import describe_preprocessing
+from backbones.spec import BackboneSpec
 from net import Backbone
 from runtime.errors import InputError
 from weights import (
@@ -200,8 +201,8 @@ def _norm_text(is_quality: bool | None) -> str:
 
 
 def _pixels_text(spec: BackboneSpec) -> str:
-    done = preprocessing(spec, alignment="", flip="", precision="")
+    done = describe_preprocessing(spec, alignment="", flip="", precision="")
     light = "light levelled, " if spec.normalises_illumination else ""
-    template = ", of a template of its own" if spec.template else ""
-    pixels = f"{light}pixels {done['pixel_scale']}, side {spec.image_size}{template}"
+    template = ", of a template of its own" if spec.alignment else ""
+    pixels = f"{light}pixels {done['pixel_scale']}, side {spec.input_size}{template}"
     return f"colours {done['colour_order']}, {pixels}"

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim
 
-from backbones.spec import with_auxiliary
+from backbones.auxiliary import append_auxiliary
 from coreset.aggregator import SetAttention
 from coreset.sets import unit_and_norm
 from net import Backbone
@@ -155,7 +155,7 @@ def export_backbone(backbone: Backbone, path: Path) -> Exported:
     if backbone.spec.auxiliary_size:
         # A constant of the graph.
         backbone.auxiliary_layer()
-    side = backbone.spec.image_size
+    side = backbone.spec.input_size
     images = backbone.spec.normalise(torch.randint(0, 256, (3, 3, side, side), dtype=torch.uint8))
     names = ("images",), ("embedding", "norm")
     shapes = {"images": {0: Dim("images")}}
@@ -189,7 +189,7 @@ def _sets(embedding_size: int, auxiliary_size: int, noise: float) -> dict[str, T
     faces[:, 1::3] = faces[:, ::3] + 1e-3 * noise * draw(len(sizes), 10, own)
     features = F.normalize(faces, dim=-1)
     if auxiliary_size:
-        features = with_auxiliary(features, draw(len(sizes), 30, auxiliary_size))
+        features = append_auxiliary(features, draw(len(sizes), 30, auxiliary_size))
     features[4] = features[4, :1]
     norms = 5 + 20 * torch.rand(len(sizes), 30, generator=generator)
     return {"features": features, "norms": norms, "mask": torch.arange(30) < sizes.unsqueeze(1)}

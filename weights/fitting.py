@@ -50,7 +50,7 @@ def check_features(path: Path, backbone: Backbone) -> None:
     Raises:
         InputError: features that are not finite, or that are the same for both images.
     """
-    side = backbone.spec.image_size
+    side = backbone.spec.input_size
     noise = np.random.default_rng(0).integers(0, 256, (2, 3, side, side), dtype=np.uint8)
     # Of two kinds, too: one fine, one of large blocks.
     noise[1] = noise[1, :, ::8, ::8].repeat(8, axis=1).repeat(8, axis=2)[:, :side, :side]

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from backbones.auxiliary import subtract_centre
 from backbones.face_template import SIDE
-from backbones.spec import BackboneSpec, centred
+from backbones.spec import BackboneSpec, with_current_names
 from coreset.sets import unit_and_norm
 from net import BACKBONES, Backbone
 from runtime.errors import InputError
@@ -60,7 +61,7 @@ class OnnxBackbone(Backbone):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """See the base class; always float32."""
         embedding, norm = unit_and_norm(self.features(images))
-        return centred(embedding, self.spec.centre, self.spec.auxiliary_size), norm.unsqueeze(1)
+        return subtract_centre(embedding, self.spec.centre, self.spec.auxiliary_size), norm.unsqueeze(1)
 
     def set_auxiliary(self, size: int) -> None:
         """See the base class. InputError: another size than the graph has."""
@@ -92,7 +93,7 @@ def read_onnx(
     """The backbone of an .onnx file; its spec is that of its metadata, else that of `arch`, else `stated`.
 
     Metadata are `architecture` ("onnx", or a name of `BACKBONES`) and fields of `BackboneSpec`: the strings
-    RGB or BGR for `channel_order`, JSON for all others. Of what a graph of others does not say, `image_size`
+    RGB or BGR for `channel_order`, JSON for all others. Of what a graph of others does not say, `input_size`
     is that of its input and `norm_is_quality` is not known; `arch` says how pixels go in, and nothing of the
     norm.
 
@@ -118,13 +119,13 @@ def read_onnx(
     check_onnx_values(path, content)
     graph = torch.frombuffer(bytearray(content), dtype=torch.uint8)
     stated = dict(stated or {}) | ({} if channel_order is None else {"channel_order": channel_order})
-    stored = dict(session.get_modelmeta().custom_metadata_map)
+    stored = with_current_names(session.get_modelmeta().custom_metadata_map)
     claimed = BACKBONES.get(arch or stored.get("architecture", ""))
-    taken = claimed.image_size if claimed else _input_side(session)
-    side = int(stated.get("image_size") or taken)
+    taken = claimed.input_size if claimed else _input_side(session)
+    side = int(stated.get("input_size") or taken)
     if stored.get("architecture") == ONNX:
-        stored = {"image_size": str(taken)} | stored
-        side = int(stated.get("image_size") or json.loads(stored["image_size"]))
+        stored = {"input_size": str(taken)} | stored
+        side = int(stated.get("input_size") or json.loads(stored["input_size"]))
         stored = {"embedding_size": str(_embedding_size(path, session, side))} | stored
     spec = spec_in(path, stored if "architecture" in stored else None)
     if spec is not None and arch is not None and spec.name not in (ONNX, arch):
@@ -142,7 +143,7 @@ def read_onnx(
                 f"{path}: its output has {size} values a face, and {told.name} has {told.embedding_size}. "
                 f"Give the --arch that it was made from; of {size} values are {', '.join(fitting) or 'none'}."
             )
-    return OnnxBackbone(replace(spec, name=ONNX, **(stated | {"image_size": side})), graph).eval()
+    return OnnxBackbone(replace(spec, name=ONNX, **(stated | {"input_size": side})), graph).eval()
 
 
 def _stated_spec(path: Path, size: int, side: int, stated: Mapping[str, Any]) -> BackboneSpec:
@@ -155,7 +156,7 @@ def _stated_spec(path: Path, size: int, side: int, stated: Mapping[str, Any]) ->
             f"{', '.join(BACKBONES)}."
         )
     pixels = {name: stated[name] for name in needed}
-    return BackboneSpec(ONNX, size, norm_is_quality=None, image_size=side, **pixels)
+    return BackboneSpec(ONNX, size, norm_is_quality=None, input_size=side, **pixels)
 
 
 def _input_side(session: Any) -> int:

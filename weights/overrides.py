@@ -66,8 +66,8 @@ def add_override_flags(group: argparse._ActionsContainer) -> None:
 SPEC_FLAGS = {
     "mean": "mean",
     "std": "std",
-    "input_size": "image_size",
-    "template": "template",
+    "input_size": "input_size",
+    "template": "alignment",
     "norm_is_quality": "norm_is_quality",
 }
 

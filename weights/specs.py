@@ -42,10 +42,10 @@ def spec_in(path: Path, stored: object) -> BackboneSpec | None:
     built = BACKBONES.get(spec.name, spec)
     own = spec.with_auxiliary(0).embedding_size
     # What ONNX graphs take they say themselves.
-    if (own, spec.image_size) != (built.with_auxiliary(0).embedding_size, built.image_size):
+    if (own, spec.input_size) != (built.with_auxiliary(0).embedding_size, built.input_size):
         raise InputError(
-            f"{path}: its {spec.name} has {own} values for {spec.image_size} pixels; "
-            f"expected {built.embedding_size} values for {built.image_size} pixels, as {spec.name} is built."
+            f"{path}: its {spec.name} has {own} values for {spec.input_size} pixels; "
+            f"expected {built.embedding_size} values for {built.input_size} pixels, as {spec.name} is built."
         )
     return spec
 

@@ -40,7 +40,8 @@ from torch import nn
 from benchmarks.studies.evaluation_set import Judged, add_cohort_flags, cohort_method, read_judged
 from benchmarks.studies.robustness_tables import AMOUNTS, REFERENCE, TWO_PEOPLE, draw, report
 from coreset import build_aggregator
-from coreset.two_identity_split import DEFAULT_LIMIT, TwoIdentitySplit
+from coreset.catalogue import DEFAULT_SPLIT_LIMIT
+from coreset.two_identity_split import TwoIdentitySplit
 from data.sampling.views import Kind
 from data.sources.subject_names import read_names
 from evaluation.metrics.identification import cmc
@@ -93,7 +94,7 @@ def main() -> int:
     parser.add_argument(
         "--two_identity_split",
         nargs="?",
-        const=DEFAULT_LIMIT,
+        const=DEFAULT_SPLIT_LIMIT,
         type=float,
         metavar="COSINE",
         help="each aggregator also as validate_ijb.py --two_identity_split has it",

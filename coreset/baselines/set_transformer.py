@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from backbones.spec import split_auxiliary
+from backbones.auxiliary import split_auxiliary
 from coreset.layers import (
     Attention,
     Described,

@@ -106,7 +106,7 @@ def calibrate_sets(args: argparse.Namespace) -> None:
         normalisation = normalised_with(people, method)
         cohort_notes = [f"--cohort: {note}" for note in people.notes]
     print(labelled.rejected, end="")
-    if why := model.spec.distrust(labelled.descriptors, labelled.subjects):
+    if why := model.spec.unmeasured_warning(labelled.descriptors, labelled.subjects):
         warnings.warn(f"{why}, and calibrate with them.", InputWarning, stacklevel=2)
     notes = [*labelled.notes, *cohort_notes]
     for note in notes[:_NOTES_SHOWN]:

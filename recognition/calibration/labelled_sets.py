@@ -179,7 +179,9 @@ def describe_labelled(
 
 def mixed_text(model: FaceModel, described: Sequence[DescribedSet], subjects: Sequence[str]) -> str:
     """Whose photos may show more than one person, a line each; '' for none, and where that is not known."""
-    if model.spec.distrust(np.stack([each.embedding for each in described]), np.arange(len(described))):
+    if model.spec.unmeasured_warning(
+        np.stack([each.embedding for each in described]), np.arange(len(described))
+    ):
         return ""
     people: dict[str, list[DescribedSet]] = {}
     for subject, each in zip(subjects, described, strict=True):

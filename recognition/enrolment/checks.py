@@ -149,7 +149,7 @@ def check_sets(
     """
     descriptors = np.stack([each.embedding for each in sets])
     descriptors = descriptors if others is None else np.concatenate([descriptors, others])
-    why = model.spec.distrust(descriptors, np.arange(len(descriptors)))
+    why = model.spec.unmeasured_warning(descriptors, np.arange(len(descriptors)))
     if why:
         left_out = "Until then near-duplicates and photos of other people are not looked for in the sets"
         warnings.warn(f"{why}. {left_out}.", InputWarning, stacklevel=2)

@@ -173,7 +173,7 @@ def search_sets(args: argparse.Namespace) -> None:
     if not sets:
         raise InputError(f"no file of the sets can be used: {why_nothing(empty)}")
     print(face_choices_text(sets), end="")
-    if why := model.spec.distrust(gallery.descriptors, np.arange(len(gallery))):
+    if why := model.spec.unmeasured_warning(gallery.descriptors, np.arange(len(gallery))):
         warnings.warn(f"{args.gallery}: {why}, and enrol anew.", InputWarning, stacklevel=2)
     else:
         mixed = [f"{each.name}: {text}\n" for each in sets if (text := contamination(model, each))]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from backbones.cosine_statistics import REFERENCE, CosineStatistics, measure
+from backbones.cosine_statistics import REFERENCE, CosineStatistics, measure_cosines
 from net import BACKBONES
 from runtime.errors import InputError
 
@@ -92,21 +92,21 @@ def people_with_a_shared_vector(count: int, each: int) -> tuple[NDArray[np.float
 @pytest.mark.parametrize(("count", "each"), [(60, 2), (900, 2), (40, 50)])
 def test_measured_statistics_are_those_without_the_shared_vector(count: int, each: int) -> None:
     features, labels = people_with_a_shared_vector(count, each)
-    centre, found = measure(features, labels)
+    centre, found = measure_cosines(features, labels)
     assert centre is not None
     assert found.nonmated_mean == pytest.approx(0, abs=0.03)
     assert found.mated_mean == pytest.approx(0.67, abs=0.03)
     assert found.num_faces <= 1000
-    kept, raw = measure(features, labels, keep_common=True)
+    kept, raw = measure_cosines(features, labels, keep_common=True)
     assert kept is None
     assert raw.nonmated_mean > 0.7
-    assert measure(features, labels) == (centre, found)
+    assert measure_cosines(features, labels) == (centre, found)
 
 
 def test_unlabelled_faces_give_nearly_the_same() -> None:
     features, labels = people_with_a_shared_vector(200, 2)
-    centre, known = measure(features, labels)
-    other, unknown = measure(features, None)
+    centre, known = measure_cosines(features, labels)
+    other, unknown = measure_cosines(features, None)
     np.testing.assert_allclose(np.array(other), np.array(centre), atol=1e-5)
     assert unknown.nonmated_mean == pytest.approx(known.nonmated_mean, abs=0.01)
     assert (unknown.mated_mean, unknown.num_subjects) == (None, None)
@@ -114,4 +114,4 @@ def test_unlabelled_faces_give_nearly_the_same() -> None:
 
 def test_too_few_people_are_not_measured() -> None:
     with pytest.raises(InputError, match="29 people"):
-        measure(*people_with_a_shared_vector(29, 4))
+        measure_cosines(*people_with_a_shared_vector(29, 4))

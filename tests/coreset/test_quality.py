@@ -8,8 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from coreset import AGGREGATORS, FaceSets, build_aggregator, has_to_be_trained
-from coreset.quality import QUALITIES, quality_module, quality_of
+from coreset import AGGREGATORS, FaceSets, build_aggregator, requires_training
+from coreset.catalogue import QUALITIES
+from coreset.quality import quality_module, quality_of
 from runtime.errors import InputError
 
 D = 16
@@ -55,7 +56,7 @@ def test_detector_scores_stand_in_the_place_of_norms(name: str) -> None:
 
 
 @pytest.mark.parametrize("quality", ["learned", "none", "detector"])
-@pytest.mark.parametrize("name", [name for name in AGGREGATORS if has_to_be_trained(name)])
+@pytest.mark.parametrize("name", [name for name in AGGREGATORS if requires_training(name)])
 def test_every_trained_aggregator_takes_every_quality(name: str, quality: str) -> None:
     options = {"embedding_size": D, "quality": quality}
     torch.manual_seed(0)

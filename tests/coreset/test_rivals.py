@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from backbones.spec import with_auxiliary
+from backbones.auxiliary import append_auxiliary
 from coreset import AGGREGATORS, FaceSets, build_aggregator
 from coreset.layers import LearnedAggregator
 from runtime.errors import InputError
@@ -42,7 +42,7 @@ def random_sets(sizes: list[int], seed: int = 0, module: nn.Module | None = None
     features = torch.randn(sum(sizes), D, generator=generator, dtype=torch.float64)
     norms = 5 + 30 * torch.rand(sum(sizes), generator=generator, dtype=torch.float64)
     own = D - getattr(module, "auxiliary_size", 0)
-    joined = with_auxiliary(F.normalize(features[:, :own], dim=1), features[:, own:])
+    joined = append_auxiliary(F.normalize(features[:, :own], dim=1), features[:, own:])
     return FaceSets(joined, norms, torch.tensor([0, *sizes]).cumsum(0))
 
 

@@ -209,7 +209,7 @@ import numpy as np
 import torch
 from features.extract import embed_faces
 from features.options import EmbedOptions
-from net import build_backbone
+from net import (build_backbone)
 
 class Faces:
     asked = 0

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from backbones.spec import with_auxiliary
+from backbones.auxiliary import append_auxiliary
 from data.sampling.positions import Item, PositionSampler
 from data.sampling.views import Kind, ViewPlan
 from features.bank import FeatureBank, bank_of_rows, gathered, read_given
@@ -240,7 +240,7 @@ def test_clean_means_are_those_of_plain_views() -> None:
 def test_clean_means_leave_auxiliary_values_out() -> None:
     plain = view_bank()
     auxiliary = np.random.default_rng(5).standard_normal((len(plain.features), 3)).astype(np.float32) + 3
-    joined = with_auxiliary(torch.from_numpy(plain.features), torch.from_numpy(auxiliary)).numpy()
+    joined = append_auxiliary(torch.from_numpy(plain.features), torch.from_numpy(auxiliary)).numpy()
     bank = replace(plain, features=joined, auxiliary_size=3)
     assert np.allclose(bank.clean_means(), plain.clean_means(), atol=1e-6)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import inference
-from backbones.spec import PREPROCESSING
+from backbones.preprocessing import PREPROCESSING_KEYS
 from features.extract import identity_of
 from features.options import EmbedOptions
 from recognition.calibration.thresholds import read_calibration
@@ -173,7 +173,7 @@ def test_stores_results_and_galleries_describe_the_preprocessing_alike(
     store = identity_of(backbone, {"alignment": "as stored"}, options)
     frame = result_frame("x", {}, Model(backbone, str(bare_weights), options), "mean", Seconds())
     rules = frame["protocol"]["rules"]
-    for name in PREPROCESSING:
+    for name in PREPROCESSING_KEYS:
         assert gallery[name] == store[name] == rules[name], name
     assert rules["illumination_normalisation"] != "none"
     assert "127.00001" in rules["pixel_scale"]

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 
-from backbones.spec import split_auxiliary, with_auxiliary
+from backbones.auxiliary import append_auxiliary, split_auxiliary
 from coreset.sets import FaceSets
 from head import build_head
 from training.identity_mixup import mix_identities
@@ -44,7 +44,7 @@ def test_equals_its_slow_twin_one_face_at_a_time() -> None:
 
 def test_auxiliary_values_of_a_face_are_kept_bit_for_bit() -> None:
     sets, labels, means = batch()
-    joined = with_auxiliary(sets.features, torch.randn(sets.num_faces, 5) + 2)
+    joined = append_auxiliary(sets.features, torch.randn(sets.num_faces, 5) + 2)
     plain, renamed, people = mix_identities(sets, labels, means, 0.5, seed=0)
     moved, renamed_too, directions = mix_identities(
         replace(sets, features=joined), labels, means, 0.5, seed=0

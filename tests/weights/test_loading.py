@@ -204,7 +204,7 @@ def test_saved_weights_and_spec_come_back(tiny: Backbone, tmp_path: Path) -> Non
         metadata = stored.metadata()
     assert metadata["architecture"] == "ir_tiny"
     assert [metadata[key] for key in ("embedding_size", "channel_order", "mean")] == ["64", "RGB", "127.5"]
-    assert [metadata[key] for key in ("std", "norm_is_quality", "image_size")] == ["128.0", "true", "112"]
+    assert [metadata[key] for key in ("std", "norm_is_quality", "input_size")] == ["128.0", "true", "112"]
 
 
 def test_a_failed_save_leaves_the_old_file(

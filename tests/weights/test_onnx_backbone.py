@@ -257,7 +257,7 @@ def test_a_graph_of_something_else_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"expected one input \(n, 3, 112, 112\).*found data \['n', 3, 96, 96\]"
     ):
-        load_backbone(means_of_channels(tmp_path / "a.onnx", METADATA | {"image_size": "112"}, side=96))
+        load_backbone(means_of_channels(tmp_path / "a.onnx", METADATA | {"input_size": "112"}, side=96))
     with pytest.raises(InputError, match="there is no such file"):
         load_backbone(tmp_path / "none.onnx")
 
@@ -283,7 +283,7 @@ def test_a_graph_of_others_states_its_spec_once(tmp_path: Path) -> None:
     given = {"channel_order": "RGB", "mean": (120.0, 110.0, 100.0), "std": (50.0, 60.0, 70.0)}
     convert({"weights": (str(path), str(out)), **given})
     spec = load_backbone(out).spec
-    assert (spec.mean, spec.std, spec.image_size) == (given["mean"], given["std"], 160)
+    assert (spec.mean, spec.std, spec.input_size) == (given["mean"], given["std"], 160)
     assert spec.norm_is_quality is None
     assert spec.to_dict()["norm_is_quality"] is None
     images = torch.randint(0, 256, (2, 3, 112, 112), dtype=torch.uint8)
@@ -299,7 +299,7 @@ def test_a_graph_of_others_states_its_spec_once(tmp_path: Path) -> None:
 def test_a_graph_can_state_its_spec_by_metadata(tmp_path: Path) -> None:
     metadata = {"architecture": "onnx", "channel_order": "BGR", "mean": "[1, 2, 3]", "std": "4"}
     spec = load_backbone(means_of_channels(tmp_path / "a.onnx", metadata, side=96)).spec
-    assert (spec.mean, spec.std, spec.image_size) == ((1, 2, 3), 4, 96)
+    assert (spec.mean, spec.std, spec.input_size) == ((1, 2, 3), 4, 96)
     assert (spec.channel_order, spec.norm_is_quality, spec.embedding_size) == ("BGR", None, 3)
     known = means_of_channels(tmp_path / "b.onnx", metadata | {"norm_is_quality": "true"})
     assert load_backbone(known).spec.norm_is_quality is True
@@ -334,8 +334,8 @@ def test_another_template_is_where_the_face_is_moved_to(tmp_path: Path) -> None:
     side, points = 128, (np.array(ARCFACE_POINTS) * 0.8 + 20) * 128 / 112
     spec = replace(
         BACKBONES["mobilefacenet"],
-        image_size=side,
-        template=tuple(points.ravel().tolist()),
+        input_size=side,
+        alignment=tuple(points.ravel().tolist()),
         mean=0.0,
         std=1.0,
     )
