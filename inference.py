@@ -27,24 +27,26 @@ import cv2
 
 from data.sources.decoding import Image
 from photos.detection import find_detector
+from recognition.aggregation import aggregate_sets
 from recognition.calibration.decisions import decide_sets, decisions_text, write_decisions
 from recognition.calibration.thresholds import Calibration, read_calibration
 from recognition.enrolment.checks import check_sets
-from recognition.enrolment.left_out import left_out_text, why_nothing
-from recognition.enrolment.quality_feedback import advise
+from recognition.enrolment.quality_feedback import feedback_text, quality_feedback
+from recognition.enrolment.rejections import rejection_reasons, rejection_text
+from recognition.face_reading import PhotoOptions
 from recognition.flags import (
     add_check_flags,
     add_model_flags,
     add_set_flags,
-    limits_of,
-    model_of,
-    set_options_of,
-    sources_of,
+    enrolment_limits,
+    open_model,
+    photo_options,
+    set_sources,
 )
 from recognition.model import FaceModel, embed_images, embed_set, load_model
-from recognition.preprocessing import reading_of
+from recognition.preprocessing import preprocessing_of
 from recognition.report.page import Report, write_page
-from recognition.report.summary import advice_text, write_summary
+from recognition.report.summary import write_summary
 from recognition.report.tables import (
     check_text,
     matrix_text,
@@ -52,7 +54,7 @@ from recognition.report.tables import (
     write_descriptors,
     write_similarity,
 )
-from recognition.sets import SetOptions, SetSource, describe_sets
+from recognition.sources import SetSource
 from runtime.command import build_parser, run_command
 from runtime.errors import InputError
 from runtime.files import atomic_write, require_output_folder
@@ -115,11 +117,11 @@ def infer(args: argparse.Namespace) -> None:
     if not args.sets and "images_root" not in args:
         _use_example(args)
     faults: list[str] = []
-    limits = _tried(faults, lambda: limits_of(args))
-    options = _tried(faults, lambda: set_options_of(args))
+    limits = _tried(faults, lambda: enrolment_limits(args))
+    options = _tried(faults, lambda: photo_options(args))
     _tried(faults, lambda: require_output_folder(args.out, "--out", files=_WRITTEN))
-    sources = _tried(faults, lambda: sources_of(args))
-    model = _tried(faults, lambda: model_of(args))
+    sources = _tried(faults, lambda: set_sources(args))
+    model = _tried(faults, lambda: open_model(args))
     if options is not None and not options.aligned:
         _tried(faults, lambda: find_detector(options.detector))
     known = None if options is None or model is None or sources is None else (model, options, sources)
@@ -127,17 +129,17 @@ def infer(args: argparse.Namespace) -> None:
     if limits is None or options is None or sources is None or model is None or faults:
         raise InputError.from_faults(faults)
     print(model.about)
-    sets, empty = describe_sets(model, sources, options)
-    print(left_out_text(sets, empty, all_in="descriptors.json"), end="")
+    sets, empty = aggregate_sets(model, sources, options)
+    print(rejection_text(sets, empty, all_in="descriptors.json"), end="")
     if not sets:
-        raise InputError(f"nothing is written, as no file of the sets can be used: {why_nothing(empty)}")
+        raise InputError(f"nothing was written, as no file of the sets is usable: {rejection_reasons(empty)}")
     matrix = similarities(sets)
     checks = check_sets(model, sets, limits)
-    advice = [advise(each, check) for each, check in zip(sets, checks, strict=True)]
+    advice = [quality_feedback(each, check) for each, check in zip(sets, checks, strict=True)]
     decisions = None if calibration is None else decide_sets(calibration, sets, matrix)
     # Before the files, of which a full disk may take none.
     print(f"\n{matrix_text(sets, matrix, decisions)}\n\n{check_text(sets, checks)}")
-    print(f"\n{advice_text(sets, advice)}")
+    print(f"\n{feedback_text(sets, advice)}")
     if decisions is not None:
         print(f"\n{decisions_text(sets, decisions)}")
         write_decisions(args.out / "decisions.csv", sets, matrix, decisions)
@@ -196,14 +198,14 @@ def _tried(faults: list[str], step: Callable[[], _Value]) -> _Value | None:
 
 
 def _calibration(
-    args: argparse.Namespace, known: tuple[FaceModel, SetOptions, list[SetSource]] | None
+    args: argparse.Namespace, known: tuple[FaceModel, PhotoOptions, list[SetSource]] | None
 ) -> Calibration | None:
     calibration, fmr = vars(args).get("calibration"), vars(args).get("fmr")
     if calibration is None and fmr is not None:
         raise InputError("--fmr chooses a threshold of --calibration FILE, which is missing.")
     if calibration is None or known is None:
         return None
-    return read_calibration(calibration, known[0].fingerprint, fmr, reading=reading_of(*known))
+    return read_calibration(calibration, known[0].fingerprint, fmr, reading=preprocessing_of(*known))
 
 
 def _use_example(args: argparse.Namespace) -> None:

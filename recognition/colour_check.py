@@ -1,4 +1,4 @@
-"""Do the sets of a run say that the backbone wants red and blue the other way round?"""
+"""Check of a backbone's channel order on the sets of a run."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from data.checks.colour_order import FEWEST_PAIRS, GivenFaces, check_colour_orde
 from data.sources.decoding import Image
 from recognition.model import FaceModel, embed_images
 
-_MOST_SETS, _EACH = 40, 2
+_MAX_SETS, _FACES_PER_SET = 40, 2
 
 
 @dataclass
 class ColourSample:
-    """Two faces of each of the first sets, kept while faces go by."""
+    """Two faces of each of the first sets, collected while faces are read."""
 
     faces: dict[int, list[Image]] = field(default_factory=dict)
 
-    def add(self, number: int, face: Image) -> None:
-        """A face (112, 112, 3) RGB of set `number`; kept if it is needed."""
-        if number not in self.faces and len(self.faces) >= _MOST_SETS:
+    def add(self, index: int, face: Image) -> None:
+        """Keep a face (112, 112, 3) RGB of a set if the sample needs it."""
+        if index not in self.faces and len(self.faces) >= _MAX_SETS:
             return
-        kept = self.faces.setdefault(number, [])
-        if len(kept) < _EACH:
+        kept = self.faces.setdefault(index, [])
+        if len(kept) < _FACES_PER_SET:
             kept.append(face)
 
     def warning(self, model: FaceModel) -> str:
-        """A sentence where mated faces are more alike with red and blue swapped; else nothing."""
-        pairs = [faces for faces in self.faces.values() if len(faces) == _EACH]
+        """A sentence if mated faces are more similar with red and blue swapped; else empty."""
+        pairs = [faces for faces in self.faces.values() if len(faces) == _FACES_PER_SET]
         if len(pairs) < FEWEST_PAIRS:
             return ""
         images = [face for faces in pairs for face in faces]
-        labels = np.repeat(np.arange(len(pairs)), _EACH)
+        labels = np.repeat(np.arange(len(pairs)), _FACES_PER_SET)
         report = check_colour_order(
             GivenFaces("the sets", labels, images.__getitem__),
             lambda faces: embed_images(model, faces)[0],

@@ -1,6 +1,6 @@
 """Flags that `inference.py` and its gallery commands share, and what they stand for.
 
-What the flags name is opened in `recognition.model` and `recognition.sets`; nothing is described here.
+What the flags name is opened in `recognition.model` and `recognition.sources`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from coreset import AGGREGATORS
 from features.flips import FLIP_CHOICES
 from net import BACKBONES
 from photos.detection import FACES
-from recognition.enrolment.checks import NEAR_DUPLICATE, POOR, EnrolmentLimits
+from recognition.enrolment.limits import NEAR_DUPLICATE, POOR, EnrolmentLimits
+from recognition.face_reading import PhotoOptions
 from recognition.model import FaceModel, load_model
-from recognition.sets import SetOptions, SetSource, find_sets
+from recognition.sources import SetSource, find_sets
 from runtime.command import add_device
 from runtime.errors import InputError
 from weights.overrides import Overrides, add_override_flags
@@ -25,7 +26,7 @@ _ABSENT = argparse.SUPPRESS
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that `model_of` reads."""
+    """Adds the flags that `open_model` reads."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--weights",
@@ -53,7 +54,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_set_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the sets themselves and the flags that `sources_of` and `set_options_of` read."""
+    """Adds the sets themselves and the flags that `set_sources` and `photo_options` read."""
     parser.add_argument(
         "sets",
         nargs="*",
@@ -67,7 +68,7 @@ def add_set_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_photo_flags(group: argparse._ActionsContainer) -> None:
-    """Adds the flags that `set_options_of` reads."""
+    """Adds the flags that `photo_options` reads."""
     group.add_argument("--faces", choices=FACES, default=FACES[0], help="of a photo that shows several")
     group.add_argument(
         "--aligned", action="store_true", help="the images are aligned 112 x 112 faces; nothing is detected"
@@ -84,7 +85,7 @@ def add_photo_flags(group: argparse._ActionsContainer) -> None:
 
 
 def add_check_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that `limits_of` reads."""
+    """Adds the flags that `enrolment_limits` reads."""
     group = parser.add_argument_group("enrolment check")
     group.add_argument(
         "--duplicate",
@@ -94,9 +95,9 @@ def add_check_flags(parser: argparse.ArgumentParser) -> None:
         "that for weights that were measured)",
     )
     group.add_argument(
-        "--stranger",
+        "--outlier",
         type=float,
-        default=EnrolmentLimits().stranger,
+        default=EnrolmentLimits().outlier,
         help="probability of showing someone else from which on a photo or video is named",
     )
     group.add_argument(
@@ -107,12 +108,12 @@ def add_check_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def limits_of(args: argparse.Namespace) -> EnrolmentLimits:
+def enrolment_limits(args: argparse.Namespace) -> EnrolmentLimits:
     """The limits of the flags. Raises InputError with all that are out of range."""
-    return EnrolmentLimits(vars(args).get("duplicate"), args.stranger, vars(args).get("poor"))
+    return EnrolmentLimits(vars(args).get("duplicate"), args.outlier, vars(args).get("poor"))
 
 
-def model_of(args: argparse.Namespace) -> FaceModel:
+def open_model(args: argparse.Namespace) -> FaceModel:
     """The model of the flags. Raises InputError where there is none, or it cannot be used."""
     given = vars(args)
     if given.get("weights") is None:
@@ -132,13 +133,13 @@ def model_of(args: argparse.Namespace) -> FaceModel:
     )
 
 
-def sources_of(args: argparse.Namespace) -> list[SetSource]:
+def set_sources(args: argparse.Namespace) -> list[SetSource]:
     """The sets of the flags, by name. Raises InputError with all that cannot be sets."""
     root = vars(args).get("images_root")
     return find_sets([Path(text) for text in args.sets], None if root is None else Path(root))
 
 
-def set_options_of(args: argparse.Namespace) -> SetOptions:
+def photo_options(args: argparse.Namespace) -> PhotoOptions:
     """How sets are read. Raises InputError with all flags that make no sense."""
     detector = vars(args).get("detector")
     faults = []
@@ -150,4 +151,4 @@ def set_options_of(args: argparse.Namespace) -> SetOptions:
         faults.append(f"--faces {args.faces}: with --aligned an image is one face. Leave it out.")
     if faults:
         raise InputError.from_faults(faults)
-    return SetOptions(args.faces, args.aligned, args.fps, None if detector is None else Path(detector))
+    return PhotoOptions(args.faces, args.aligned, args.fps, None if detector is None else Path(detector))

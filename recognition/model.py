@@ -1,7 +1,4 @@
-"""A face model as a library: weights in, then faces to features, and the features of a set to one descriptor.
-
-Faces are aligned RGB images; where they come from is the work of `recognition.sets`.
-"""
+"""A face model: aligned faces to features, and the features of a set to one descriptor."""
 
 from __future__ import annotations
 
@@ -27,10 +24,9 @@ from runtime.command import chosen_device
 from runtime.errors import InputError
 from weights import Overrides, check_fit, load_aggregator, load_backbone, prepare_for, weights_digest
 
-# What a bare backbone is given: no training, and the best of the means on every set that we measured.
-# Of a bare backbone: where its norm is a measure of quality, and where it is none.
+# For a backbone without an aggregator: if its norm measures quality, and if not.
 DEFAULT_POOLING, POOLING_WITHOUT_NORM = "norm_weighted", "mean"
-# Rises with every change here that changes a descriptor.
+# Incremented with every change of this file that changes a descriptor.
 _REVISION = 1
 
 Floats = NDArray[np.float32]
@@ -39,16 +35,16 @@ Images = NDArray[np.uint8]
 
 @dataclass(frozen=True, eq=False)
 class FaceModel:
-    """A backbone and an aggregator, ready to use on `device`.
+    """A backbone and an aggregator in evaluation mode on `device`.
 
     Attributes:
-        spec: what the backbone expects and gives.
+        spec: of the backbone.
         aggregator_name: of `coreset.AGGREGATORS`.
-        about: one sentence on how sets are described, for the person who reads the result.
+        about: one sentence on how sets are aggregated, for reports.
         flip: one of `features.flips.FLIP_CHOICES`.
-        fingerprint: 64 hexadecimal digits; two models with the same one give the same descriptors. Covers
-            the backbone's weights, its pixels, alignment, flip, and the aggregator's name, options and
-            weights.
+        batch_size: faces per batch.
+        fingerprint: 64 hexadecimal digits that identify the descriptors: a digest of the backbone's weights,
+            preprocessing, alignment, flip rule, and the aggregator's name, options and weights.
     """
 
     backbone: Backbone
@@ -63,25 +59,23 @@ class FaceModel:
 
     @property
     def embedding_size(self) -> int:
-        """D of features, those of mirror images joined; descriptors are without the auxiliary values among
-        them.
-        """
+        """D of the features, doubled by flip rule 'concat'; descriptors have no auxiliary features."""
         return self.spec.embedding_size * (2 if self.flip == "concat" else 1)
 
     def preprocessing(self, alignment: str) -> dict[str, str]:
-        """`describe_preprocessing` of faces that were aligned so."""
+        """`describe_preprocessing` of faces with this alignment."""
         return _preprocessing(self.spec, self.flip, alignment)
 
 
 @dataclass(frozen=True, eq=False)
 class SetEmbedding:
-    """One set as numbers.
+    """Descriptor of one set.
 
     Attributes:
-        embedding: (D,) float32, of length one; of trained aggregators without auxiliary values.
-        norm: its length before, the quality of the set in the aggregator's own scale.
-        picks: (k,) int64 chosen faces in the order of choice; empty where the aggregator chooses none.
-        weights: (T,) float32 share of each face, summing to 1; None where the aggregator tells none.
+        embedding: (D,) float32 unit vector, without auxiliary features.
+        norm: its length before normalisation, in the aggregator's scale.
+        picks: (k,) int64 selected faces in the order of selection; may be empty.
+        weights: (T,) float32 weights of the faces, summing to 1; None if the aggregator has none.
     """
 
     embedding: Floats
@@ -101,21 +95,21 @@ def load_model(
     batch_size: int | None = None,
     overrides: Overrides | None = None,
 ) -> FaceModel:
-    """Opens weights: a checkpoint with its aggregator, or a bare backbone, which is given a pooling.
+    """Load a backbone and its aggregator.
 
     Args:
-        weights: whatever `weights.load_backbone` takes.
-        aggregator_weights: a checkpoint with a trained aggregator; None looks for it in `weights`.
-        aggregator: a name of `coreset.AGGREGATORS`; None is the trained one, else `DEFAULT_POOLING`, or
-            `POOLING_WITHOUT_NORM` where the spec says that the norm is no quality.
-        arch: of the backbone, where its file does not say it.
+        weights: source of the backbone, as for `weights.load_backbone`.
+        aggregator_weights: checkpoint with a trained aggregator; None looks for one in `weights`.
+        aggregator: name of `coreset.AGGREGATORS`; None: the trained one if there is one, otherwise
+            `DEFAULT_POOLING`, or `POOLING_WITHOUT_NORM` if the norm is not known to measure quality.
+        arch: architecture, if the file of the backbone does not state it.
         flip: one of `features.flips.FLIP_CHOICES`.
-        device: auto is a GPU if there is one.
-        batch_size: faces at once; None decides by the device.
-        overrides: coreset size and gamma in place of those that the file of the aggregator says.
+        device: 'auto' is a GPU if there is one.
+        batch_size: faces per batch; None: by device.
+        overrides: coreset size and gamma in place of the aggregator's stored values.
 
     Raises:
-        InputError: weights that cannot be read or do not fit each other, no such aggregator, flip or device.
+        InputError: weights that cannot be read or do not match; unknown aggregator, flip rule or device.
     """
     place = chosen_device(device) if isinstance(device, str) else device
     faults = []
@@ -136,7 +130,7 @@ def load_model(
     warn_of_doubled_norms(flip, module, name)
     fingerprint = _fingerprint(backbone, flip, module, name)
     return FaceModel(
-        # Up to twice as fast on a CPU.
+        # channels_last is up to twice as fast on a CPU.
         backbone=backbone.to(place, memory_format=torch.channels_last),  # type: ignore[call-overload]
         aggregator=module.to(place).eval(),
         spec=backbone.spec,
@@ -150,17 +144,17 @@ def load_model(
 
 
 def embed_images(model: FaceModel, faces: Images) -> tuple[Floats, Floats]:
-    """Embeds aligned faces, in batches.
+    """Embed aligned faces.
 
     Args:
         model: from `load_model`.
         faces: (N, 112, 112, 3) uint8 RGB; N may be 0.
 
     Returns:
-        features (N, D) float32 with unit rows, and their norms (N,) before.
+        Unit features (N, D) float32 and norms (N,) float32.
 
     Raises:
-        InputError: another shape or dtype, or features that are not finite.
+        InputError: wrong shape or dtype, or features that are not finite.
     """
     return extract(
         np.asarray(faces),
@@ -172,30 +166,30 @@ def embed_images(model: FaceModel, faces: Images) -> tuple[Floats, Floats]:
 
 
 def embed_set(model: FaceModel, faces: Images) -> SetEmbedding:
-    """Aligned faces of one person, (T, 112, 112, 3) uint8 RGB, to one descriptor.
+    """Embed a set of aligned faces, (T, 112, 112, 3) uint8 RGB, as one descriptor.
 
     Raises:
         InputError: no face, or as `embed_images`.
     """
-    return describe_features(model, *embed_images(model, faces))
+    return aggregate_features(model, *embed_images(model, faces))
 
 
-def describe_features(
+def aggregate_features(
     model: FaceModel, features: Floats, norms: Floats, media: NDArray[np.int64] | None = None
 ) -> SetEmbedding:
-    """Features of one set to one descriptor.
+    """Aggregate the features of one set.
 
     Args:
         model: from `load_model`.
-        features: (T, D) float32, unit rows, T at least 1.
-        norms: (T,).
-        media: (T,) number of the photo or video that each face is from; None: each from a photo of its own.
+        features: (T, D) float32 unit rows, T >= 1.
+        norms: (T,) float32.
+        media: (T,) photo or video of each face; None: one photo per face.
 
     Raises:
-        InputError: no face, or shapes that do not fit.
+        InputError: no face, or shapes that do not match.
     """
     if len(features) == 0:
-        raise InputError("a set without any face has no descriptor. Leave it out, or give it photos.")
+        raise InputError("a set without faces has no descriptor. Remove it, or add photos.")
     numbers = np.arange(len(features)) if media is None else media
     sets = FaceSets(
         torch.from_numpy(np.ascontiguousarray(features, np.float32)),
@@ -203,12 +197,12 @@ def describe_features(
         torch.tensor([0, len(features)]),
         torch.from_numpy(np.ascontiguousarray(numbers, np.int64)),
     )
-    return describe_batch(model, sets)[0]
+    return aggregate_batch(model, sets)[0]
 
 
 @torch.inference_mode()
-def describe_batch(model: FaceModel, sets: FaceSets) -> list[SetEmbedding]:
-    """Descriptors of several sets at once, in their order. Raises InputError where one is not finite."""
+def aggregate_batch(model: FaceModel, sets: FaceSets) -> list[SetEmbedding]:
+    """Aggregate several sets, in order. Raises InputError if a descriptor is not finite."""
     found = model.aggregator(sets.to(model.device)).checked()
     weights = None if found.weights is None else found.weights.cpu().float().numpy()
     bounds = sets.offsets.tolist()
@@ -227,40 +221,42 @@ def _chosen_aggregator(
     norm_is_quality: bool | None,
     overrides: Overrides,
 ) -> tuple[nn.Module, str, str]:
-    """The aggregator, its name, and a sentence on where it is from."""
+    """The aggregator, its name, and a sentence about its source."""
     source = aggregator_weights or weights
     needed = aggregator_weights is not None or name not in AGGREGATORS or requires_training(name)
     trained = load_aggregator(source, overrides) if needed else None
     own = next((key for key, kind in AGGREGATORS.items() if type(trained) is kind), None)
     if aggregator_weights is not None and own is None:
-        raise InputError(f"{aggregator_weights}: there is no aggregator in it. Give a coreset checkpoint.")
+        raise InputError(f"{aggregator_weights}: contains no aggregator. Expected a coreset checkpoint.")
     wanted = name or own or (DEFAULT_POOLING if norm_is_quality else POOLING_WITHOUT_NORM)
     if wanted == own and trained is not None:
         overrides.check_effect([trained])
-        return trained, wanted, f"Sets are described by the trained aggregator '{own}' of {_short(source)}."
+        return trained, wanted, f"Sets are aggregated by the trained aggregator '{own}' of {_short(source)}."
     if aggregator_weights is not None:
-        raise InputError(f"{aggregator_weights}: holds the aggregator '{own}', not '{wanted}'; ask for one.")
+        raise InputError(
+            f"{aggregator_weights}: contains the aggregator '{own}', not '{wanted}'. Correct one of the two."
+        )
     if wanted in AGGREGATORS and requires_training(wanted):
         raise InputError(
-            f"aggregator {wanted}: it has to be trained, and {source} holds {own or 'none'}. Give a "
-            "checkpoint with a trained one (--aggregator_weights), or choose a pooling such as norm_weighted."
+            f"aggregator {wanted}: needs trained weights, and {source} contains {own or 'none'}. Give a "
+            "checkpoint with trained ones (--aggregator_weights), or a pooling such as norm_weighted."
         )
     reason = (
-        "as asked for"
+        "as requested"
         if name
-        else "as the weights hold a backbone alone"
+        else "as the weights contain a backbone only"
         if norm_is_quality
-        else "as the weights hold a backbone alone, whose norm is no measure of quality"
+        else "as the weights contain a backbone only, whose norm does not measure quality"
         if norm_is_quality is False
-        else "as the weights hold a backbone alone; whether their norm is a quality was never measured"
+        else "as the weights contain a backbone only, and it was not measured whether its norm is a quality"
     )
     pooling = build_aggregator(wanted, overrides.options_of(wanted))
     overrides.check_effect([pooling])
-    return pooling, wanted, f"Sets are described by the pooling '{wanted}', {reason}."
+    return pooling, wanted, f"Sets are aggregated by the pooling '{wanted}', {reason}."
 
 
 def _short(source: Path | str) -> str:
-    """A path by its last two parts: reports are passed on, and folders of a machine are nobody's business."""
+    """The last two parts of a path: reports are shared, and should not reveal the machine's folders."""
     return "/".join(Path(source).parts[-2:]) if Path(source).exists() else str(source)
 
 
@@ -269,7 +265,7 @@ def _preprocessing(spec: BackboneSpec, flip: str, alignment: str) -> dict[str, s
 
 
 def _fingerprint(backbone: Backbone, flip: str, aggregator: nn.Module, name: str) -> str:
-    # Options are read from the modules: a checkpoint of somebody else's does not tell them.
+    # Options are read from the modules, as published checkpoints do not state them.
     options = {
         f"{place}.{key}": value
         for place, module in aggregator.named_modules()

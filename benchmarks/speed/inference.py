@@ -24,11 +24,14 @@ import numpy as np
 
 from data.sampling.augmentation import augment_face
 from photos.photo_files import read_photo
-from recognition.enrolment.checks import EnrolmentLimits, check_set
+from recognition.aggregation import aggregate_sets
+from recognition.enrolment.checks import check_set
+from recognition.enrolment.limits import EnrolmentLimits
+from recognition.face_reading import PhotoOptions
 from recognition.model import load_model
 from recognition.report.page import Report, write_page
 from recognition.report.tables import similarities
-from recognition.sets import SetOptions, describe_sets, find_sets
+from recognition.sources import find_sets
 
 SUBJECTS, FEWEST, MOST, DEGRADED_SHARE = 40, 6, 20, 1 / 3
 
@@ -52,7 +55,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         images = write_sets(args.faces, Path(folder), args.seed)
         clock = Clock()
-        sets, empty = describe_sets(model, find_sets([], Path(folder)), SetOptions(aligned=True))
+        sets, empty = aggregate_sets(model, find_sets([], Path(folder)), PhotoOptions(aligned=True))
         described = clock.read()
     clock = Clock()
     checks = [check_set(model, each, EnrolmentLimits()) for each in sets]
@@ -71,7 +74,7 @@ def main() -> int:
     )
     if args.photos is not None:
         clock = Clock()
-        found, _ = describe_sets(model, find_sets([], args.photos), SetOptions(detector=args.detector))
+        found, _ = aggregate_sets(model, find_sets([], args.photos), PhotoOptions(detector=args.detector))
         photos = sum(len(each.faces) for each in found)
         print(f"a photo with detection: {per(clock.read(), photos)} ({photos} photos, {len(found)} sets)")
     return 0

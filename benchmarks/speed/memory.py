@@ -119,7 +119,7 @@ def read_video(seconds: int, detector: Path | None = None) -> None:
 
 def group_copies(count: int) -> None:
     """Near-duplicates of a set whose frames are all alike."""
-    from recognition.enrolment.checks import duplicate_groups
+    from recognition.enrolment.samples import duplicate_groups
 
     frames = _rows(1, count, 0.01, 0)
     with measured() as usage:

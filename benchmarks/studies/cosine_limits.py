@@ -27,8 +27,9 @@ from data.sources.face_source import ImageFolder
 from data.sources.subject_names import read_names
 from features.extract import extract
 from net import Backbone
-from recognition.enrolment.checks import EnrolmentLimits, check_people, duplicate_groups
-from recognition.enrolment.outliers import face_units
+from recognition.enrolment.checks import check_identities
+from recognition.enrolment.limits import EnrolmentLimits
+from recognition.enrolment.samples import duplicate_groups, independent_samples
 from runtime.files import atomic_write
 from weights import load_backbone
 
@@ -105,8 +106,8 @@ def checked(backbone: Backbone, source: ImageFolder, rows: list[int]) -> tuple[n
     features, norms = embedded(backbone, source, rows)
     limits = EnrolmentLimits()
     groups = duplicate_groups(features, limits.of(backbone.spec)[0])
-    units = face_units(np.arange(len(rows)), groups)
-    return *check_people(features, norms, units, backbone.spec, limits.stranger), groups
+    units = independent_samples(np.arange(len(rows)), groups)
+    return *check_identities(features, norms, units, backbone.spec, limits.outlier), groups
 
 
 def repeats_told(source: ImageFolder, rows: list[int], groups: np.ndarray) -> bool:

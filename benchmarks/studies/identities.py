@@ -25,9 +25,10 @@ import numpy as np
 from backbones.spec import BackboneSpec
 from data.sampling.augmentation import augment_face
 from photos.photo_files import read_photo
-from recognition.enrolment.checks import EnrolmentLimits, check_people, duplicate_groups
+from recognition.enrolment.checks import check_identities
 from recognition.enrolment.identities import IdentityLimits, find_identities
-from recognition.enrolment.outliers import face_units, pooled
+from recognition.enrolment.limits import EnrolmentLimits
+from recognition.enrolment.samples import duplicate_groups, independent_samples, pool_samples
 from recognition.model import FaceModel, embed_images, load_model
 from runtime.files import atomic_write
 from runtime.progress import progress_bar
@@ -172,12 +173,12 @@ def _people(units: tuple[np.ndarray, np.ndarray], faces: Faces, limit: float) ->
 
 def _units(faces: Faces, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     features = faces.features[0, rows]
-    return pooled(features, faces.norms[0, rows], _unit_numbers(faces, features))
+    return pool_samples(features, faces.norms[0, rows], _unit_numbers(faces, features))
 
 
 def _unit_numbers(faces: Faces, features: np.ndarray) -> np.ndarray:
     duplicate, _ = EnrolmentLimits().of(faces.spec)
-    return face_units(np.arange(len(features)), duplicate_groups(features, duplicate))
+    return independent_samples(np.arange(len(features)), duplicate_groups(features, duplicate))
 
 
 def _mixes(faces: Faces, half: int, size: tuple[int, int], rng: np.random.Generator) -> tuple[float, float]:
@@ -210,7 +211,7 @@ def _checked(faces: Faces, rows: np.ndarray, kinds: np.ndarray) -> tuple[np.ndar
     """Identities, and the faces that may show a different person, as the enrolment check has them."""
     features, norms = faces.features[kinds, rows], faces.norms[kinds, rows]
     units = _unit_numbers(faces, features)
-    identity, _, named = check_people(features, norms, units, faces.spec, EnrolmentLimits().stranger)
+    identity, _, named = check_identities(features, norms, units, faces.spec, EnrolmentLimits().outlier)
     return identity, named
 
 

@@ -31,17 +31,17 @@ from evaluation.metrics.bootstrap import rate_interval95
 from evaluation.metrics.thresholds import threshold_at
 from evaluation.protocols.ijb_layout import SetProtocol
 from features.bank import FeatureBank, read_given
-from recognition.enrolment.checks import NEAR_DUPLICATE, EnrolmentLimits, duplicate_groups, similarity_to_rest
 from recognition.enrolment.identities import IdentityLimits, find_identities
+from recognition.enrolment.leave_one_out import similarity_to_rest
+from recognition.enrolment.limits import NEAR_DUPLICATE, EnrolmentLimits
 from recognition.enrolment.outliers import (
-    DEFAULT_RULE,
-    FEWEST_UNITS,
-    StrangerRule,
-    evidence,
-    face_units,
-    pooled,
-    stranger_odds,
+    DEFAULT_MODEL,
+    MIN_SAMPLES,
+    OutlierModel,
+    outlier_evidence,
+    outlier_log_odds,
 )
+from recognition.enrolment.samples import duplicate_groups, independent_samples, pool_samples
 
 FIT_SETS = 6000
 FEWEST_IMAGES, MOST_IMAGES = 2, 6
@@ -78,7 +78,7 @@ def main() -> int:
     parser.add_argument("--without", type=Path, metavar="FILE", help="subjects that the fit may not see")
     parser.add_argument("--foreign_media", type=int, default=1, help="added to every second template")
     args = parser.parse_args()
-    rule = DEFAULT_RULE
+    rule = DEFAULT_MODEL
     if args.fit is not None:
         rule = fit(args.fit, args.without)
     if args.data_root is None or args.features is None:
@@ -157,16 +157,18 @@ def drawn(bank: FeatureBank, count: int, seed: int) -> list[MixedSet]:
     return sets
 
 
-def fit(views: Path, without: Path | None) -> StrangerRule:
+def fit(views: Path, without: Path | None) -> OutlierModel:
     """Logistic regression of the evidence; prints the rule, and how many it accuses at which limit."""
     bank = read_given(views)
     left_out = set(without.read_text().split()) if without is not None else set()
     bank = bank.of_subjects(set(bank.subjects) - left_out)
-    sets = [each for each in drawn(bank, FIT_SETS, seed=1) if len(each.foreign) >= FEWEST_UNITS]
-    rows = np.concatenate([evidence(*pooled(each.features, each.norms, each.media)) for each in sets])
+    sets = [each for each in drawn(bank, FIT_SETS, seed=1) if len(each.foreign) >= MIN_SAMPLES]
+    rows = np.concatenate(
+        [outlier_evidence(*pool_samples(each.features, each.norms, each.media)) for each in sets]
+    )
     labels = np.concatenate([each.foreign for each in sets])
     found = LogisticRegression(C=100, max_iter=1000).fit(rows, labels)
-    rule = StrangerRule(*(round(float(value), 2) for value in [found.intercept_[0], *found.coef_[0]]))
+    rule = OutlierModel(*(round(float(value), 2) for value in [found.intercept_[0], *found.coef_[0]]))
     print(f"fitted on {len(bank.subjects):,} subjects, {len(sets):,} sets, {labels.sum():,} foreign media:")
     print(rule)
     report("on the subjects of the fit, new draws", [drawn(bank, 2000, 2)], lambda s: _odds(s, rule, True))
@@ -181,7 +183,7 @@ def report(name: str, mixes: Sequence[Sequence[MixedSet]], score: Score) -> None
     line = f"{name}: {len(own):,} own and {len(foreign):,} foreign media; found {', '.join(cuts)} accused"
     line += f" ({low:.3f} to {high:.3f} at 0.05, 95 % over subjects)"
     if own.max() <= 1 and own.min() >= 0:
-        limit = EnrolmentLimits().stranger
+        limit = EnrolmentLimits().outlier
         line += f"; shipped limit {limit:g}: found {np.mean(foreign >= limit):.3f}, accused "
         line += f"{np.mean(own >= limit):.3f}"
     print(line)
@@ -191,7 +193,7 @@ def several_people(mixes: Sequence[Sequence[MixedSet]]) -> None:
     """Prints how many templates of one subject are taken for several people."""
     clean = [each for mix in mixes for each in mix if not each.foreign.any()]
     for name, told in (("told", True), ("frames", False)):
-        units = [pooled(each.features, each.norms, _units(each, told)) for each in clean]
+        units = [pool_samples(each.features, each.norms, _units(each, told)) for each in clean]
         taken = [find_identities(*each, IdentityLimits()).max() > 0 for each in units]
         print(
             f"{name}: {np.mean(taken):.4f} of {len(clean):,} templates of one subject are taken for several"
@@ -218,7 +220,7 @@ def _scores(sets: Sequence[MixedSet], score: Score) -> tuple[np.ndarray, ...]:
     """
     own, foreign = [], []
     for each in sets:
-        if len(each.foreign) < FEWEST_UNITS:
+        if len(each.foreign) < MIN_SAMPLES:
             continue
         values = score(each)
         for medium, is_foreign in enumerate(each.foreign):
@@ -252,14 +254,14 @@ def _share_found(own: np.ndarray, foreign: np.ndarray, wrong: float) -> float:
     return float(np.mean(foreign >= threshold_at(own, wrong)))
 
 
-def _odds(each: MixedSet, rule: StrangerRule, told: bool) -> np.ndarray:
-    odds = stranger_odds(each.features, each.norms, _units(each, told), rule)
+def _odds(each: MixedSet, rule: OutlierModel, told: bool) -> np.ndarray:
+    odds = outlier_log_odds(each.features, each.norms, _units(each, told), rule)
     return np.nan_to_num(1 / (1 + np.exp(-odds)), nan=0.0)
 
 
 def _units(each: MixedSet, told: bool) -> np.ndarray:
     groups = duplicate_groups(each.features, NEAR_DUPLICATE)
-    return face_units(each.media if told else np.arange(len(each.norms)), groups)
+    return independent_samples(each.media if told else np.arange(len(each.norms)), groups)
 
 
 def _cosine_score(each: MixedSet) -> np.ndarray:

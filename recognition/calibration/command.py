@@ -41,10 +41,10 @@ from evaluation.metrics.set_pairs import InnerProducts, SetPairs, all_pairs, gro
 from evaluation.metrics.verification import RULE_OF_30, rate_key
 from recognition.calibration.labelled_sets import LabelledSets, describe_labelled, find_labelled
 from recognition.calibration.thresholds import SCHEMA, encoded
-from recognition.flags import add_model_flags, add_photo_flags, model_of, set_options_of
+from recognition.flags import add_model_flags, add_photo_flags, open_model, photo_options
 from recognition.gallery.commands import GalleryCommand
 from recognition.model import FaceModel
-from recognition.preprocessing import reading_of
+from recognition.preprocessing import preprocessing_of
 from runtime.errors import InputWarning
 from runtime.files import atomic_write, require_output_file
 from runtime.json_files import json_text
@@ -88,12 +88,12 @@ def calibrate_sets(args: argparse.Namespace) -> None:
                 f"--cohort {cohort_root}: {', '.join(both[:_NOTES_SHOWN])} are in --images_root too; a "
                 "cohort is of other people."
             )
-    options = faults.of(lambda: set_options_of(args))
-    model = faults.of(lambda: model_of(args))
+    options = faults.of(lambda: photo_options(args))
+    model = faults.of(lambda: open_model(args))
     reading = None
     if options is not None and model is not None and sources is not None and others is not None:
         read = [each.source for each in (*sources, *others)]
-        reading = faults.of(lambda: reading_of(model, options, read))
+        reading = faults.of(lambda: preprocessing_of(model, options, read))
     faults.raise_if_any()
     if sources is None or others is None or options is None or model is None or reading is None:
         raise RuntimeError("what is None has left a fault")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from evaluation.metrics.set_pairs import cell_name, cells_of
 from recognition.calibration.thresholds import Calibration, Group
-from recognition.sets import DescribedSet
+from recognition.records import AggregatedSet
 from runtime.escaping import csv_text
 from runtime.files import atomic_write
 
@@ -121,7 +121,7 @@ def decide(
 
 
 def decide_sets(
-    calibration: Calibration, sets: Sequence[DescribedSet], matrix: NDArray[np.float32]
+    calibration: Calibration, sets: Sequence[AggregatedSet], matrix: NDArray[np.float32]
 ) -> Decisions:
     """Decides on every two of B sets; `matrix`: (B, B) their cosines."""
     embeddings = np.stack([each.embedding for each in sets])
@@ -153,7 +153,7 @@ def about_threshold(decisions: Decisions) -> str:
     )
 
 
-def decisions_text(sets: Sequence[DescribedSet], decisions: Decisions) -> str:
+def decisions_text(sets: Sequence[AggregatedSet], decisions: Decisions) -> str:
     """The pairs nearest to their threshold, for the terminal."""
     pairs = nearest_pairs(decisions)
     names = [_short(f"{sets[row].name} - {sets[column].name}") for row, column in pairs]
@@ -175,7 +175,7 @@ def decisions_text(sets: Sequence[DescribedSet], decisions: Decisions) -> str:
 
 
 def write_decisions(
-    path: Path, sets: Sequence[DescribedSet], matrix: NDArray[np.float32], decisions: Decisions
+    path: Path, sets: Sequence[AggregatedSet], matrix: NDArray[np.float32], decisions: Decisions
 ) -> None:
     """All pairs as a CSV file."""
 

@@ -23,10 +23,13 @@ from data.sources.subject_names import check_distinct
 from evaluation.metrics.calibration import FEWEST_PEOPLE
 from evaluation.metrics.enrolment_failures import EnrolmentFailures
 from evaluation.metrics.set_pairs import SIZE_GROUPS
-from recognition.enrolment.left_out import left_out_text, why_nothing
-from recognition.enrolment.quality_feedback import contamination, face_choices_text
-from recognition.model import FaceModel, describe_features
-from recognition.sets import DescribedSet, EmptySet, SetOptions, SetSource, describe_sets, files_of_set
+from recognition.aggregation import aggregate_sets
+from recognition.enrolment.quality_feedback import contamination_text, face_choice_text
+from recognition.enrolment.rejections import rejection_reasons, rejection_text
+from recognition.face_reading import PhotoOptions
+from recognition.model import FaceModel, aggregate_features
+from recognition.records import AggregatedSet, EmptySet
+from recognition.sources import SetSource
 from runtime.errors import InputError, InputWarning
 from runtime.escaping import escaped
 from set_benchmark.media import evenly
@@ -61,7 +64,7 @@ class LabelledSets:
         sizes: (N,) int64 faces of each.
         descriptors: (N, D) float32, unit rows.
         notes: sentences on what was left out after it had been described.
-        rejected: text on files and frames without a usable face (`left_out_text`), on photos of several
+        rejected: text on files and frames without a usable face (`rejection_text`), on photos of several
             faces, and on folders that may show several people.
         left_out: these files and frames one by one, as `<set>/<file>`, and why.
         failures: sets without a usable face, where a subject's loose photos are one set.
@@ -125,7 +128,7 @@ def find_labelled(root: Path, flag: str, fewest: int = FEWEST_PEOPLE) -> list[La
 
 
 def describe_labelled(
-    model: FaceModel, sources: Sequence[LabelledSource], options: SetOptions, *, seed: int = 0
+    model: FaceModel, sources: Sequence[LabelledSource], options: PhotoOptions, *, seed: int = 0
 ) -> LabelledSets:
     """Describes all sets; the same seed splits photos alike, whoever else is in the folder.
 
@@ -134,14 +137,16 @@ def describe_labelled(
     Raises:
         InputError: no face in any folder, or all photos of a subject are another one's too.
     """
-    described, empty = describe_sets(model, [each.source for each in sources], options)
+    described, empty = aggregate_sets(model, [each.source for each in sources], options)
     of_name = {each.source.name: each for each in sources}
-    rejected = left_out_text(described, empty, all_in="left_out of the file that is written")
-    rejected += face_choices_text(described) + mixed_text(
+    rejected = rejection_text(described, empty, all_in="left_out of the file that is written")
+    rejected += face_choice_text(described) + mixed_text(
         model, described, [of_name[each.name].subject for each in described]
     )
     if not described:
-        raise InputError(f"nothing is written, as no file of the folders can be used: {why_nothing(empty)}")
+        raise InputError(
+            f"nothing was written, as no file of the folders is usable: {rejection_reasons(empty)}"
+        )
     kept, said = without_copies(described, [of_name[each.name].subject for each in described])
     notes = said
     names, sizes, descriptors, subjects = [], [], [], []
@@ -161,7 +166,7 @@ def describe_labelled(
             descriptors.append(_descriptor(model, each, rows, media))
             subjects.append(labelled.subject)
     people, numbers = np.unique(subjects, return_inverse=True)
-    everything: list[DescribedSet | EmptySet] = [*empty, *described]
+    everything: list[AggregatedSet | EmptySet] = [*empty, *described]
     return LabelledSets(
         people=people.tolist(),
         subjects=numbers.astype(np.int64),
@@ -177,19 +182,19 @@ def describe_labelled(
     )
 
 
-def mixed_text(model: FaceModel, described: Sequence[DescribedSet], subjects: Sequence[str]) -> str:
+def mixed_text(model: FaceModel, described: Sequence[AggregatedSet], subjects: Sequence[str]) -> str:
     """Whose photos may show more than one person, a line each; '' for none, and where that is not known."""
     if model.spec.unmeasured_warning(
         np.stack([each.embedding for each in described]), np.arange(len(described))
     ):
         return ""
-    people: dict[str, list[DescribedSet]] = {}
+    people: dict[str, list[AggregatedSet]] = {}
     for subject, each in zip(subjects, described, strict=True):
         people.setdefault(subject, []).append(each)
     lines = []
     for subject, sets in people.items():
         whole = sets[0] if len(sets) == 1 else _joined(subject, sets)
-        if text := contamination(model, whole):
+        if text := contamination_text(model, whole):
             lines.append(f"  {subject}: {text}\n")
     if not lines:
         return ""
@@ -200,7 +205,7 @@ def mixed_text(model: FaceModel, described: Sequence[DescribedSet], subjects: Se
     )
 
 
-def _joined(subject: str, sets: Sequence[DescribedSet]) -> DescribedSet:
+def _joined(subject: str, sets: Sequence[AggregatedSet]) -> AggregatedSet:
     """All sets of a person as one, for a check: the descriptor is that of the first."""
     faces, first = [], 0
     for each in sets:
@@ -224,7 +229,7 @@ def _failures(sources: Sequence[LabelledSource], empty: set[str]) -> EnrolmentFa
 
 
 def without_copies(
-    described: Sequence[DescribedSet], subjects: Sequence[str]
+    described: Sequence[AggregatedSet], subjects: Sequence[str]
 ) -> tuple[list[NDArray[np.int64]], list[str]]:
     """Rows of each set's faces that are left when copies of photos and videos are not counted; and sentences.
 
@@ -290,12 +295,12 @@ def split_photos(media: NDArray[np.int64], rng: np.random.Generator) -> list[NDA
 
 
 def _descriptor(
-    model: FaceModel, each: DescribedSet, rows: NDArray[np.int64], media: NDArray[np.int64]
+    model: FaceModel, each: AggregatedSet, rows: NDArray[np.int64], media: NDArray[np.int64]
 ) -> NDArray[np.float32]:
     if len(rows) == len(media):
         return each.embedding
-    return describe_features(model, each.features[rows], each.norms[rows], media[rows]).embedding
+    return aggregate_features(model, each.features[rows], each.norms[rows], media[rows]).embedding
 
 
 def _has_files(source: SetSource) -> bool:
-    return any(each.is_file() for each in files_of_set(source))
+    return any(each.is_file() for each in source.files())

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.metrics.score_normalisation import AS_NORM, METHODS, ScoreNormalisation, compared
-from recognition.preprocessing import check_read_alike, reading_of_content, without_auxiliary
+from recognition.preprocessing import check_same_preprocessing, preprocessing_from_json, without_auxiliary
 from runtime.errors import InputError, InputWarning
 from runtime.json_files import check_type, read_json
 
@@ -121,13 +121,13 @@ def read_calibration(
             "flip rule that they were measured with: use those, or calibrate again."
         )
     if reading is not None:
-        check_read_alike(path, reading_of_content(content), reading, "calibrate again")
+        check_same_preprocessing(path, preprocessing_from_json(content), reading, "calibrate again")
     by_size = content.get("by_size", {})
     if not isinstance(by_size, dict) or not all(isinstance(entry, dict) for entry in by_size.values()):
         raise InputError(f"{path}: by_size: expected a dictionary of pairs of sizes.")
     normalisation = _normalisation(path, content.get("normalisation"))
     if normalisation is not None:
-        cohort = without_auxiliary(normalisation.cohort, reading_of_content(content))
+        cohort = without_auxiliary(normalisation.cohort, preprocessing_from_json(content))
         normalisation = replace(normalisation, cohort=cohort)
     return Calibration(
         _chosen(path, everything, fmr),

@@ -1,12 +1,12 @@
-"""How many people a set shows, and which of its photos belong together.
+"""Identities in a set and the photos that show each of them.
 
-Photos and videos are clustered by average linkage. Quality counts: unreadable faces resemble each other or
-nobody, so that a group of them is no person. Arrays in, arrays out.
+Photos and videos are clustered by average linkage. A cluster of low-quality faces is no identity, as
+low-quality faces are similar to each other or to no face.
 """
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,41 +14,43 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
 from backbones.spec import BackboneSpec
-from recognition.enrolment.outliers import FEWEST_UNITS
+from recognition.enrolment.outliers import MIN_SAMPLES
+from recognition.enrolment.samples import independent_samples, pool_samples
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-# Beyond, the photos and videos of the best quality are clustered and the others join the nearest group: the
-# distances of all pairs are kept.
+# Linkage keeps all pairwise distances: of larger sets the samples of the highest quality are clustered, and
+# the others join the nearest cluster.
 _MOST_CLUSTERED = 2000
 
 
 @dataclass(frozen=True)
 class IdentityLimits:
-    """When groups of photos show different people; the defaults are for the reference backbone.
+    """When clusters of photos show different identities; the defaults are for the reference backbone.
 
-    Chosen on one half of LFW's subjects and measured on the other (`benchmarks/studies/identities.py`). By
-    the two qualities 1 in 120 templates of degraded photos of one person (LFWS) is taken for several people;
-    with 0.6 for the best photo alone it would be 1 in 33.
+    Chosen on one half of LFW's subjects, measured on the other (`benchmarks/studies/identities.py`). The two
+    quality limits of clusters leave 1 in 120 templates of degraded photos of one subject (LFWS) split;
+    0.6 for the best photo alone splits 1 in 33.
 
     Attributes:
-        same: mean cosine of the photos of two groups from which on they show one person.
-        pair: the same for the only two photos of a set, which nothing else supports.
-        another: cosine of a single photo with the mean of each person of its set below which it shows
-            someone else.
-        least_quality: norm of a group's best photo over the set's best one, below which the group is no
-            person.
-        least_second: the same for its second-best photo.
-        quality_of_another: norm of a single photo over the set's best one, below which it says nothing.
+        same: mean cosine between two clusters from which they show one identity.
+        pair: the same for the only two photos of a set.
+        another: cosine of a single photo with the mean of each identity of its set below which it shows a
+            different one.
+        min_quality: norm of a cluster's best photo, as a fraction of the set's best norm, below which the
+            cluster is no identity.
+        min_second_quality: the same for its second-best photo.
+        min_single_quality: norm of a single photo, as a fraction of the set's best norm, below which it is
+            not considered an outlier.
     """
 
     same: float = 0.23
     pair: float = 0.15
     another: float = 0.2
-    least_quality: float = 0.7
-    least_second: float = 0.55
-    quality_of_another: float = 0.75
+    min_quality: float = 0.7
+    min_second_quality: float = 0.55
+    min_single_quality: float = 0.75
 
     @classmethod
     def of(cls, spec: BackboneSpec) -> IdentityLimits:
@@ -61,19 +63,19 @@ class IdentityLimits:
 def find_identities(
     directions: Floats, qualities: Floats, limits: IdentityLimits, *, norm_is_quality: bool = True
 ) -> Ints:
-    """Group the photos and videos of a set by person.
+    """Group the photos and videos of a set by identity.
 
-    A person is a group of two photos or more of some quality. Where no two photos agree, each photo of some
-    quality is a person of its own.
+    An identity is a cluster of at least two photos of sufficient quality. If no two photos match, each photo
+    of sufficient quality is an identity.
 
     Args:
-        directions: (U, D) unit rows, one for each photo or video.
+        directions: (U, D) unit rows, one for each independent sample.
         qualities: (U,) norms.
-        limits: cosines in the scale of these directions.
-        norm_is_quality: False: all photos count as good.
+        limits: in the scale of these directions.
+        norm_is_quality: whether the quality limits apply.
 
     Returns:
-        (U,) number of the person, 0 the one with the most photos; -1 where a photo belongs to none.
+        (U,) identity of each sample, 0 the one with the most samples; -1 if it belongs to none.
     """
     count = len(directions)
     if count == 1:
@@ -85,24 +87,24 @@ def find_identities(
         _join_nearest(directions, clusters, limits.same)
     sizes = np.bincount(clusters[clusters >= 0])
     members = [np.flatnonzero(clusters == cluster) for cluster in range(len(sizes))]
-    is_person = np.ones(len(sizes), np.bool_)
+    is_identity = np.ones(len(sizes), np.bool_)
     if norm_is_quality:
         shares = [np.sort(qualities[each])[::-1] / max(qualities.max(), 1e-12) for each in members]
-        is_person = np.array(
-            [each[0] >= limits.least_quality and each[:2][-1] >= limits.least_second for each in shares]
+        is_identity = np.array(
+            [each[0] >= limits.min_quality and each[:2][-1] >= limits.min_second_quality for each in shares]
         )
-    if (sizes[is_person] > 1).any():
-        # Whether a photo that agrees with no other shows another person is for `strangers` to say.
-        is_person &= sizes > 1
-    if not is_person.any():
-        is_person[sizes.argmax()] = True
-    people = sorted(np.flatnonzero(is_person), key=lambda cluster: (-sizes[cluster], members[cluster][0]))
+    if (sizes[is_identity] > 1).any():
+        # Whether a photo that matches no other is an outlier is decided by `enrolment.outliers`.
+        is_identity &= sizes > 1
+    if not is_identity.any():
+        is_identity[sizes.argmax()] = True
+    ordered = sorted(np.flatnonzero(is_identity), key=lambda cluster: (-sizes[cluster], members[cluster][0]))
     numbers = np.full(len(sizes) + 1, -1, np.int64)
-    numbers[people] = np.arange(len(people))
+    numbers[ordered] = np.arange(len(ordered))
     return numbers[clusters]
 
 
-def shows_another(
+def unmatched_samples(
     directions: Floats,
     qualities: Floats,
     identities: Ints,
@@ -110,19 +112,53 @@ def shows_another(
     *,
     norm_is_quality: bool = True,
 ) -> NDArray[np.bool_]:
-    """(U,) photos of some quality that agree with no person of their set; nowhere in sets of two.
+    """(U,) samples of sufficient quality that match no identity of their set; all False in sets of two.
 
-    Other arguments as of `find_identities`; `identities`: (U,) as it returns them.
+    Other arguments are those of `find_identities`; `identities`: (U,) as it returns them.
     """
-    people = int(identities.max()) + 1
     outside = identities < 0
-    if len(identities) < FEWEST_UNITS:
+    if len(identities) < MIN_SAMPLES:
         return np.zeros(len(identities), np.bool_)
-    sums = np.zeros((people, directions.shape[1]))
+    sums = np.zeros((int(identities.max()) + 1, directions.shape[1]))
     np.add.at(sums, identities[~outside], (directions * qualities[:, None])[~outside])
     means = sums / np.linalg.norm(sums, axis=1, keepdims=True).clip(1e-12)
-    is_good = qualities >= (limits.quality_of_another * qualities.max() if norm_is_quality else 0)
+    is_good = qualities >= (limits.min_single_quality * qualities.max() if norm_is_quality else 0)
     return np.asarray(outside & is_good & ((directions @ means.T).max(axis=1) < limits.another))
+
+
+def split_videos(
+    media: Ints,
+    group: Ints,
+    features: NDArray[np.float32],
+    norms: NDArray[np.float32],
+    spec: BackboneSpec,
+) -> Ints:
+    """(T,) `media`, where a video that shows several identities becomes one medium per identity.
+
+    With MobileFaceNet, none of 546 degraded clips of one subject (LFWS, 4 to 40 frames) was split, and 4 of
+    2,730 pairs of their frames; two frames of each of two LFW subjects were split in 497 of 500 draws.
+
+    Args:
+        media: (T,) from `known_media`.
+        group: (T,) group of near-duplicates, -1 for none.
+        features: (T, D) unit rows.
+        norms: (T,).
+        spec: of the backbone.
+    """
+    limits, is_quality = IdentityLimits.of(spec), bool(spec.norm_is_quality)
+    # Frames of one video are more similar than photos of different days.
+    limits = replace(limits, pair=limits.same)
+    split = media.copy()
+    for medium in np.flatnonzero(np.bincount(media) > 1):
+        rows = np.flatnonzero(media == medium)
+        samples = independent_samples(np.arange(len(rows)), group[rows])
+        directions, lengths = pool_samples(features[rows], norms[rows], samples)
+        identities = find_identities(directions, lengths, limits, norm_is_quality=is_quality)
+        unmatched = unmatched_samples(directions, lengths, identities, limits, norm_is_quality=is_quality)
+        identities = np.where(unmatched, identities.max() + 1, identities.clip(0))
+        if identities.max() > 0:
+            split[rows] = split.max() + 1 + identities[samples]
+    return np.asarray(split, np.int64)
 
 
 def _clustered(directions: Floats, limit: float) -> Ints:
@@ -133,7 +169,7 @@ def _clustered(directions: Floats, limit: float) -> Ints:
 
 
 def _join_nearest(directions: Floats, clusters: Ints, limit: float) -> None:
-    """Puts the rows of cluster -1 into the one of the largest mean cosine, where it reaches the limit."""
+    """Assign rows of cluster -1 to the cluster of the largest mean cosine if it reaches the limit."""
     left = np.flatnonzero(clusters < 0)
     counts = np.bincount(clusters[clusters >= 0])
     means = np.zeros((len(counts), directions.shape[1]))

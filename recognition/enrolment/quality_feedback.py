@@ -1,7 +1,6 @@
-"""What would help a set most before it is enrolled: advice in sentences, the most urgent first.
+"""Quality feedback on a set before it is enrolled: sentences, the most important first.
 
-Made of what `enrolment` found, of the faces' measures (`photos.face_measures`) and of the set's size. Nothing
-is measured here; a limit that decides whether a sentence is said stands in `AdviceLimits`.
+Derived from the checks of `enrolment.checks`, the measures of `photos.face_measures` and the size of the set.
 """
 
 from __future__ import annotations
@@ -16,354 +15,318 @@ from numpy.typing import NDArray
 
 from data.checks.near_duplicates import duplicates_within, sketch
 from photos.photo_files import decode_photo
-from recognition.enrolment.checks import EnrolmentCheck, EnrolmentLimits, check_set, told_media
-from recognition.enrolment.outliers import face_units, pooled
+from recognition.enrolment.checks import EnrolmentCheck, check_set
+from recognition.enrolment.limits import EnrolmentLimits
+from recognition.enrolment.samples import independent_samples, known_media, pool_samples
 from recognition.model import FaceModel
-from recognition.sets import DescribedSet, FaceRecord
+from recognition.records import AggregatedSet, FaceRecord
 
 _NAMES_SHOWN = 4
 _SETS_SHOWN = 20
-_NAMES_OF_A_PERSON = 10
-_PEOPLE_SHOWN = 8
-_NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven")
+_NAMES_PER_IDENTITY = 10
+_IDENTITIES_SHOWN = 8
+
+# Face height in pixels; backbones of 112 x 112 work down to about 40.
+_SMALL = 40.0
+# Of 60 press photos 8 in 10 have a sharpness of 0.18 to 0.28; of 28 x 28 pixels enlarged, 0.09 to 0.13.
+_BLURRED = 0.13
+# Mean and standard deviation of the grey levels.
+_DARK, _BRIGHT, _LOW_CONTRAST = 50.0, 210.0, 14.0
+# Difference of the two halves of the face as a fraction of their sum.
+_SIDE_LIGHT = 0.35
+# Degrees of yaw from which a face is seen from the side.
+_SIDE_VIEW = 15.0
+# Photos and videos below which more would help.
+_FEW_SAMPLES = 3
+# Fraction of the faces from which a fault is one of the whole set.
+_MOST_FACES = 0.5
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
 class Topic(Enum):
-    """What a piece of advice is about, the most urgent first."""
+    """What feedback is about, the most important first. Values are written to descriptors.json."""
 
     UNCHECKED = "unchecked"
-    STRANGER = "stranger"
-    DISAGREEMENT = "disagreement"
+    OUTLIER = "stranger"
+    SEVERAL_IDENTITIES = "disagreement"
     SEVERAL_FACES = "several_faces"
     REPEATS = "repeats"
     SIZE = "size"
     SHARPNESS = "sharpness"
-    LIGHT = "light"
+    ILLUMINATION = "light"
     QUALITY = "quality"
     NUMBER = "number"
     POSE = "pose"
 
 
-# That a set shows more than one person.
-CONTAMINATION = (Topic.STRANGER, Topic.DISAGREEMENT)
+# Topics that say that a set shows more than one identity.
+CONTAMINATION = (Topic.OUTLIER, Topic.SEVERAL_IDENTITIES)
 
 
 @dataclass(frozen=True)
-class Advice:
-    """`text`: one sentence for a person; `faces`: (n,) which faces of the set it is about, may be empty."""
+class Feedback:
+    """`text`: one or more sentences; `faces`: indices of the faces concerned, may be empty."""
 
     topic: Topic
     text: str
     faces: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
-class AdviceLimits:
-    """When something is worth a word.
-
-    Sharpness was measured on 60 press photos: 0.18 to 0.28 in 8 of 10; shrunk to 28 x 28 pixels before, 0.09
-    to 0.13. The others are conventions: 40 pixels are what backbones of 112 x 112 still get by with.
-
-    Attributes:
-        small: height of a face in its photo, pixels.
-        blurred: sharpness below which a face is blurred.
-        dark, bright: mean level of the face.
-        flat: standard deviation of its levels below which it has hardly any contrast.
-        side_light: difference of the two halves of the face, as share of their sum.
-        turned: degrees of yaw from which on a face is seen from the side.
-        few: photos and videos below which more would help.
-        most: share of the faces from which on a fault counts as the set's.
-    """
-
-    small: float = 40.0
-    blurred: float = 0.13
-    dark: float = 50.0
-    bright: float = 210.0
-    flat: float = 14.0
-    side_light: float = 0.35
-    turned: float = 15.0
-    few: int = 3
-    most: float = 0.5
-
-
-def advise(
-    described: DescribedSet, check: EnrolmentCheck, limits: AdviceLimits | None = None
-) -> list[Advice]:
-    """Advice on one set, the most urgent first; none where nothing is to be said."""
-    limits = limits or AdviceLimits()
+def quality_feedback(aggregated: AggregatedSet, check: EnrolmentCheck) -> list[Feedback]:
+    """Feedback on one set, the most important first; empty for a good set."""
     found = [
         *_unchecked(check),
-        *_people(described, check),
-        *face_choices(described),
-        *_repeats(described, check),
-        *_faults(described, check, limits),
-        *_few(described, check, limits),
-        *_views(described, limits),
+        *_identities(aggregated, check),
+        *face_choice_feedback(aggregated),
+        *_repeats(aggregated, check),
+        *_quality(aggregated, check),
+        *_number(aggregated, check),
+        *_views(aggregated),
     ]
     order = list(Topic)
     return sorted(found, key=lambda each: order.index(each.topic))
 
 
-def _unchecked(check: EnrolmentCheck) -> list[Advice]:
-    if check.is_trusted:
-        return []
-    text = (
-        "near-duplicates and photos of other people were not looked for: nobody measured how alike people "
-        "are for these weights (convert.py --check-quality)."
-    )
-    return [Advice(Topic.UNCHECKED, text)]
+def contamination_text(model: FaceModel, aggregated: AggregatedSet) -> str:
+    """Sentences on other identities that a set may show; empty if there are none."""
+    check = check_set(model, aggregated, EnrolmentLimits(), leave_out=False)
+    return " ".join(each.text for each in quality_feedback(aggregated, check) if each.topic in CONTAMINATION)
 
 
-def _people(described: DescribedSet, check: EnrolmentCheck) -> list[Advice]:
-    if check.num_identities > 1:
-        return [_several_people(described, check)]
-    strangers = np.flatnonzero(check.stranger)
-    if not len(strangers):
-        return []
-    them = "it" if len(strangers) == 1 else "them"
-    text = (
-        f"{len(strangers):,} of {len(described.faces):,} faces may show a different person: "
-        f"{_names(described, strangers)}. Check {them} before enrolling this set."
-    )
-    return [Advice(Topic.STRANGER, text, _places(strangers))]
+def feedback_text(
+    sets: Sequence[AggregatedSet], feedback: Sequence[Sequence[Feedback]], *, all_in: str = "report.html"
+) -> str:
+    """Feedback on each set for the terminal; `all_in`: what shows the sets that are omitted."""
+    shown = [(each.name, found) for each, found in zip(sets, feedback, strict=True) if found]
+    if not shown:
+        return "quality feedback: none, the sets are ready to be enrolled."
+    lines = ["quality feedback:"]
+    for name, found in shown[:_SETS_SHOWN]:
+        lines.append(f"  {name}")
+        lines += [f"    - {each.text}" for each in found]
+    if len(shown) > _SETS_SHOWN:
+        lines.append(f"  ... and {len(shown) - _SETS_SHOWN:,} more sets; {all_in} shows them.")
+    return "\n".join(lines)
 
 
-def _several_people(described: DescribedSet, check: EnrolmentCheck) -> Advice:
-    """Which faces belong together."""
-    units = face_units(told_media(described), check.group)
-    people = [np.flatnonzero(check.identity == number) for number in range(check.num_identities)]
-    # Of two photos or videos each is a person; of a video of two people the frames are named.
-    if int(units.max()) == 1 and all(len(np.unique(check.identity[units == unit])) == 1 for unit in (0, 1)):
-        one, other = (described.faces[faces[0]].name for faces in people)
-        text = (
-            f"{one} and {other} are little alike ({_cosine(described, units):.2f}) and may show two people. "
-            "A third photo would tell."
-        )
-        return Advice(Topic.DISAGREEMENT, text, tuple(range(len(described.faces))))
-    groups = [
-        f"({number}) {_names(described, faces, _NAMES_OF_A_PERSON)}"
-        for number, faces in enumerate(people, start=1)
-    ]
-    more = f"; and {len(groups) - _PEOPLE_SHOWN:,} more" if len(groups) > _PEOPLE_SHOWN else ""
-    text = f"it may show {len(people):,} people: {'; '.join(groups[:_PEOPLE_SHOWN])}{more}."
-    others = np.flatnonzero(check.stranger)
-    if len(others):
-        verb = "agrees" if len(others) == 1 else "agree"
-        text += f" With none of them {verb} {_names(described, others)}."
-    return Advice(
-        Topic.DISAGREEMENT,
-        f"{text} Check them, and make a set of each person.",
-        _places(np.flatnonzero(check.identity != 0)),
-    )
-
-
-def contamination(model: FaceModel, described: DescribedSet) -> str:
-    """Whom a set may show beside its person, in sentences; '' for nobody."""
-    check = check_set(model, described, EnrolmentLimits(), leave_out=False)
-    return " ".join(one.text for one in advise(described, check) if one.topic in CONTAMINATION)
-
-
-def face_choices(described: DescribedSet) -> list[Advice]:
-    """Which face was taken of photos that show several of about the same size, and why."""
+def face_choice_feedback(aggregated: AggregatedSet) -> list[Feedback]:
+    """Which face was used of photos that show several of similar size, and why."""
     found = []
     for agrees in (False, True):
-        faces = np.array(
-            [
-                number
-                for number, face in enumerate(described.faces)
-                if face.choice is not None and face.choice.agrees == agrees
-            ],
-            np.int64,
+        faces = np.flatnonzero(
+            [face.choice is not None and face.choice.agrees == agrees for face in aggregated.faces]
         )
         if not len(faces):
             continue
         shown = [
-            f"{described.faces[face].name} ({choice_text(described.faces[face])})"
+            f"{aggregated.faces[face].name} ({choice_text(aggregated.faces[face])})"
             for face in faces[:_NAMES_SHOWN].tolist()
         ]
         photos = "photo shows" if len(faces) == 1 else "photos show"
-        taken = "the one that agrees with the rest of the set" if agrees else "the largest"
+        reason = "the one that agrees with the rest of the set" if agrees else "the largest"
         text = (
-            f"{len(faces):,} {photos} several faces of about the same size; {taken} was taken: "
+            f"{len(faces):,} {photos} several faces of similar size; {reason} was used: "
             f"{', '.join(shown)}{_more(faces, shown)}."
         )
         if not agrees:
-            text += " If another one is meant, crop the photo to it."
-        found.append(Advice(Topic.SEVERAL_FACES, text, _places(faces)))
+            text += " If another face is meant, crop the photo to it."
+        found.append(Feedback(Topic.SEVERAL_FACES, text, _indices(faces)))
     return found
 
 
-def face_choices_text(sets: Sequence[DescribedSet]) -> str:
-    """`face_choices` of sets that are not checked, a line each; '' for none."""
-    lines = [f"{each.name}: {choice.text}" for each in sets for choice in face_choices(each)]
+def face_choice_text(sets: Sequence[AggregatedSet]) -> str:
+    """`face_choice_feedback` of sets that are not checked, one line each; may be empty."""
+    lines = [f"{each.name}: {choice.text}" for each in sets for choice in face_choice_feedback(each)]
     more = [f"... and {len(lines) - _SETS_SHOWN:,} more."] if len(lines) > _SETS_SHOWN else []
     return "".join(f"{line}\n" for line in lines[:_SETS_SHOWN] + more)
 
 
 def choice_text(face: FaceRecord) -> str:
-    """Which of the faces of its photo was taken: by number from the left, and by height."""
+    """Which of the faces of its photo was used: by position from the left, and by height."""
     if face.choice is None:
         return ""
     size = "" if face.size is None else f", {face.size:.0f} px high"
     return f"face {face.choice.from_left} of {face.choice.num_faces} from the left{size}"
 
 
-def _repeats(described: DescribedSet, check: EnrolmentCheck) -> list[Advice]:
-    """The frames of a video are near-duplicates by nature; photos that repeat each other are not.
+def num_samples(aggregated: AggregatedSet, check: EnrolmentCheck) -> int:
+    """Number of distinct photos and videos; near-duplicates count once."""
+    return int(independent_samples(known_media(aggregated), check.group).max()) + 1
 
-    Two photos of a sitting may reach the limit of cosine too, so their pixels are compared as well.
+
+def _unchecked(check: EnrolmentCheck) -> list[Feedback]:
+    if check.is_calibrated:
+        return []
+    text = (
+        "near-duplicates and photos of other people were not looked for: there are no cosine statistics of "
+        "these weights. Measure them with convert.py --check-quality."
+    )
+    return [Feedback(Topic.UNCHECKED, text)]
+
+
+def _identities(aggregated: AggregatedSet, check: EnrolmentCheck) -> list[Feedback]:
+    outliers = np.flatnonzero(check.outlier)
+    if check.num_identities > 1:
+        return [_several_identities(aggregated, check, outliers)]
+    if not len(outliers):
+        return []
+    text = (
+        f"{len(outliers):,} of {len(aggregated.faces):,} faces may show a different person: "
+        f"{_names(aggregated, outliers)}. Check {'it' if len(outliers) == 1 else 'them'} before enrolling "
+        "this set."
+    )
+    return [Feedback(Topic.OUTLIER, text, _indices(outliers))]
+
+
+def _several_identities(aggregated: AggregatedSet, check: EnrolmentCheck, outliers: Ints) -> Feedback:
+    samples = independent_samples(known_media(aggregated), check.group)
+    identities = [np.flatnonzero(check.identity == number) for number in range(check.num_identities)]
+    # Two photos or videos of one identity each; if one video shows both, its frames are named instead.
+    if samples.max() == 1 and all(len(np.unique(check.identity[samples == each])) == 1 for each in (0, 1)):
+        directions, _ = pool_samples(aggregated.features, aggregated.norms, samples)
+        one, other = (aggregated.faces[faces[0]].name for faces in identities)
+        text = (
+            f"{one} and {other} have a similarity of {float(directions[0] @ directions[1]):.2f} and may show "
+            "two identities. Add a third photo to decide."
+        )
+        return Feedback(Topic.SEVERAL_IDENTITIES, text, tuple(range(len(aggregated.faces))))
+    groups = [
+        f"({number}) {_names(aggregated, faces, _NAMES_PER_IDENTITY)}"
+        for number, faces in enumerate(identities, start=1)
+    ]
+    more = f"; and {len(groups) - _IDENTITIES_SHOWN:,} more" if len(groups) > _IDENTITIES_SHOWN else ""
+    text = f"the faces may show {len(groups):,} identities: {'; '.join(groups[:_IDENTITIES_SHOWN])}{more}."
+    if len(outliers):
+        verb = "matches" if len(outliers) == 1 else "match"
+        text += f" {_names(aggregated, outliers)} {verb} none of them."
+    text += " Check them, and make a set for each person."
+    return Feedback(Topic.SEVERAL_IDENTITIES, text, _indices(np.flatnonzero(check.identity != 0)))
+
+
+def _repeats(aggregated: AggregatedSet, check: EnrolmentCheck) -> list[Feedback]:
+    """Photos that repeat each other. Frames of one video are expected to.
+
+    Two photos of one session may reach the limit of cosine too, so their pixels are compared as well.
     """
-    media = told_media(described)
-    groups = [np.flatnonzero(check.group == group) for group in range(check.num_groups)]
-    groups = [faces for faces in groups if len(np.unique(media[faces])) > 1]
-    groups = [same for faces in groups for same in _same_pictures(described, faces)]
-    groups = [faces for faces in groups if len(np.unique(media[faces])) > 1]
+    media = known_media(aggregated)
+
+    def of_several_media(groups: list[Ints]) -> list[Ints]:
+        return [faces for faces in groups if len(np.unique(media[faces])) > 1]
+
+    groups = of_several_media([np.flatnonzero(check.group == group) for group in range(check.num_groups)])
+    groups = of_several_media([same for faces in groups for same in _same_images(aggregated, faces)])
     if len(groups) > _NAMES_SHOWN:
         faces = np.concatenate(groups)
         text = (
-            f"{len(faces):,} faces repeat {len(groups):,} moments: {len(faces) - len(groups):,} of them "
-            "could be left out."
+            f"{len(faces):,} faces are copies of {len(groups):,} photos; {len(faces) - len(groups):,} of "
+            "them could be removed."
         )
-        return [Advice(Topic.REPEATS, text, _places(np.sort(faces)))]
+        return [Feedback(Topic.REPEATS, text, _indices(np.sort(faces)))]
     return [
-        Advice(
+        Feedback(
             Topic.REPEATS,
-            f"these {_number_of(len(faces))} faces are one photo: {_names(described, faces)}. One is enough.",
-            _places(faces),
+            f"{len(faces):,} faces are copies of one photo: {_names(aggregated, faces)}. One is enough.",
+            _indices(faces),
         )
         for faces in groups
     ]
 
 
-def _same_pictures(described: DescribedSet, faces: Ints) -> list[Ints]:
-    """Of near-duplicates by cosine, those that show one picture."""
-    sketches = [sketch(decode_photo(described.faces[face].thumbnail)) for face in faces]
+def _same_images(aggregated: AggregatedSet, faces: Ints) -> list[Ints]:
+    """Groups of near-duplicates by cosine that have the same pixels."""
+    sketches = [sketch(decode_photo(aggregated.faces[face].thumbnail)) for face in faces]
     first_of = duplicates_within([each[None] for each in sketches])
-    firsts = np.array([first_of.get(place, place) for place in range(len(faces))])
+    firsts = np.array([first_of.get(index, index) for index in range(len(faces))])
     groups = [faces[firsts == first] for first in np.unique(firsts)]
     return [group for group in groups if len(group) > 1]
 
 
-def _faults(described: DescribedSet, check: EnrolmentCheck, limits: AdviceLimits) -> list[Advice]:
-    """Size, sharpness, light and what the backbone itself makes of the faces."""
+def _quality(aggregated: AggregatedSet, check: EnrolmentCheck) -> list[Feedback]:
+    """Size, sharpness, illumination and low norms."""
     light = "Photos in better light would help."
-    # A comparison with NaN, which nobody measured, is False.
-    kinds = (
-        (
-            Topic.SIZE,
-            sizes(described) < limits.small,
-            f"under {limits.small:.0f} px high",
-            "Larger photos, or from nearer, would help most.",
-        ),
+    sizes = np.array([math.nan if face.size is None else face.size for face in aggregated.faces])
+    # Comparisons with NaN are False.
+    brightness = _measured(aggregated, "brightness")
+    faults = (
+        (Topic.SIZE, sizes < _SMALL, f"under {_SMALL:.0f} px high", "Larger photos would help most."),
         (
             Topic.SHARPNESS,
-            measured(described, "sharpness") < limits.blurred,
+            _measured(aggregated, "sharpness") < _BLURRED,
             "blurred",
             "Sharp photos would help most.",
         ),
-        (Topic.LIGHT, measured(described, "brightness") < limits.dark, "too dark", light),
-        (Topic.LIGHT, measured(described, "brightness") > limits.bright, "overexposed", light),
-        (Topic.LIGHT, measured(described, "contrast") < limits.flat, "almost without contrast", light),
+        (Topic.ILLUMINATION, brightness < _DARK, "too dark", light),
+        (Topic.ILLUMINATION, brightness > _BRIGHT, "overexposed", light),
+        (Topic.ILLUMINATION, _measured(aggregated, "contrast") < _LOW_CONTRAST, "low in contrast", light),
         (
-            Topic.LIGHT,
-            np.abs(measured(described, "side_light")) > limits.side_light,
-            "lit from one side alone",
+            Topic.ILLUMINATION,
+            np.abs(_measured(aggregated, "side_light")) > _SIDE_LIGHT,
+            "lit from one side only",
             "Photos with light from the front would help.",
         ),
-        (Topic.QUALITY, check.poor, "too poor to help", "Better ones would add more than many of these."),
+        (Topic.QUALITY, check.poor, "of low quality", "Better photos would add more than many of these."),
     )
-    found = [
-        _fault(described, topic, np.flatnonzero(mask), what, remedy, limits)
-        for topic, mask, what, remedy in kinds
+    return [
+        _fault(aggregated, topic, np.flatnonzero(mask), what, remedy)
+        for topic, mask, what, remedy in faults
+        if mask.any()
     ]
-    return [advice for advice in found if advice is not None]
 
 
-def _fault(
-    described: DescribedSet,
-    topic: Topic,
-    faces: NDArray[np.int64],
-    what: str,
-    remedy: str,
-    limits: AdviceLimits,
-) -> Advice | None:
-    count = len(described.faces)
-    if not len(faces):
-        return None
+def _fault(aggregated: AggregatedSet, topic: Topic, faces: Ints, what: str, remedy: str) -> Feedback:
+    count = len(aggregated.faces)
     if len(faces) == count:
-        which = "the only face is" if count == 1 else f"all {_number_of(count)} faces are"
-        return Advice(topic, f"{which} {what}. {remedy}", _places(faces))
+        which = "the only face is" if count == 1 else f"all {count:,} faces are"
+        return Feedback(topic, f"{which} {what}. {remedy}", _indices(faces))
     verb = "is" if len(faces) == 1 else "are"
-    text = f"{_number_of(len(faces))} of {_number_of(count)} faces {verb} {what}: {_names(described, faces)}."
-    return Advice(topic, f"{text} {remedy}" if len(faces) >= limits.most * count else text, _places(faces))
+    text = f"{len(faces):,} of {count:,} faces {verb} {what}: {_names(aggregated, faces)}."
+    if len(faces) >= _MOST_FACES * count:
+        text += f" {remedy}"
+    return Feedback(topic, text, _indices(faces))
 
 
-def _few(described: DescribedSet, check: EnrolmentCheck, limits: AdviceLimits) -> list[Advice]:
-    units = num_units(described, check)
-    if units >= limits.few:
+def _number(aggregated: AggregatedSet, check: EnrolmentCheck) -> list[Feedback]:
+    samples = num_samples(aggregated, check)
+    if samples >= _FEW_SAMPLES:
         return []
-    what = "one photo or video" if units == 1 else f"{_number_of(units)} different photos or videos"
-    verb = "is" if units == 1 else "are"
-    return [Advice(Topic.NUMBER, f"there {verb} only {what}. More from other days would help.")]
+    what = "is only 1 photo or video" if samples == 1 else f"are only {samples} different photos or videos"
+    return [Feedback(Topic.NUMBER, f"there {what}. More from other days would help.")]
 
 
-def _views(described: DescribedSet, limits: AdviceLimits) -> list[Advice]:
-    """Which sides are missing; nothing where no landmarks tell."""
-    yaws = measured(described, "yaw")
+def _views(aggregated: AggregatedSet) -> list[Feedback]:
+    """Missing views; nothing without landmarks."""
+    yaws = _measured(aggregated, "yaw")
     yaws = yaws[np.isfinite(yaws)]
     if len(yaws) < 2:
         return []
-    front = bool((np.abs(yaws) < limits.turned).any())
-    left, right = bool((yaws <= -limits.turned).any()), bool((yaws >= limits.turned).any())
-    if not (left or right):
-        return [Advice(Topic.POSE, "no view from the side: all faces look to the front.")]
-    missing = [] if front else ["from the front"]
-    missing += [] if left else ["with the face turned to the left of the picture"]
-    missing += [] if right else ["with the face turned to the right of the picture"]
-    return [Advice(Topic.POSE, f"no view {text}.") for text in missing]
-
-
-def sizes(described: DescribedSet) -> Floats:
-    """(T,) heights in the photo, pixels; NaN where they are not known."""
-    return np.array([math.nan if face.size is None else face.size for face in described.faces])
-
-
-def measured(described: DescribedSet, name: str) -> Floats:
-    """(T,) one of the fields of `FaceMeasures`; NaN where nobody measured."""
-    return np.array(
-        [
-            math.nan if face.measures is None else float(getattr(face.measures, name))
-            for face in described.faces
-        ]
+    has_front = (np.abs(yaws) < _SIDE_VIEW).any()
+    has_left, has_right = (yaws <= -_SIDE_VIEW).any(), (yaws >= _SIDE_VIEW).any()
+    if not (has_left or has_right):
+        return [Feedback(Topic.POSE, "no view from the side: all faces are frontal.")]
+    views = (
+        (has_front, "from the front"),
+        (has_left, "with the face turned to the left of the image"),
+        (has_right, "with the face turned to the right of the image"),
     )
+    return [Feedback(Topic.POSE, f"no view {text}.") for has_view, text in views if not has_view]
 
 
-def num_units(described: DescribedSet, check: EnrolmentCheck) -> int:
-    """Photos and videos that differ: near-duplicates count once."""
-    return int(face_units(told_media(described), check.group).max()) + 1
+def _measured(aggregated: AggregatedSet, name: str) -> Floats:
+    """(T,) a field of `FaceMeasures`; NaN where it was not measured."""
+    measures = (face.measures for face in aggregated.faces)
+    return np.array([math.nan if each is None else float(getattr(each, name)) for each in measures])
 
 
-def _cosine(described: DescribedSet, units: NDArray[np.int64]) -> float:
-    """Of the two units of a set."""
-    directions, _ = pooled(described.features, described.norms, units)
-    return float(directions[0] @ directions[1])
-
-
-def _names(described: DescribedSet, faces: NDArray[np.int64], most: int = _NAMES_SHOWN) -> str:
-    names = [described.faces[face].name for face in faces[:most].tolist()]
+def _names(aggregated: AggregatedSet, faces: Ints, most: int = _NAMES_SHOWN) -> str:
+    names = [aggregated.faces[face].name for face in faces[:most].tolist()]
     return f"{', '.join(names)}{_more(faces, names)}"
 
 
-def _more(faces: NDArray[np.int64], shown: list[str]) -> str:
+def _more(faces: Ints, shown: list[str]) -> str:
     return f" and {len(faces) - len(shown):,} more" if len(faces) > len(shown) else ""
 
 
-def _places(faces: NDArray[np.int64]) -> tuple[int, ...]:
+def _indices(faces: Ints) -> tuple[int, ...]:
     return tuple(faces.tolist())
-
-
-def _number_of(number: int) -> str:
-    return _NUMBERS[number] if number < len(_NUMBERS) else f"{number:,}"

@@ -16,25 +16,28 @@ from numpy.typing import NDArray
 from data.sources.subject_names import same_names
 from evaluation.metrics.enrolment_failures import EnrolmentFailures
 from evaluation.metrics.verification import RULE_OF_30
+from recognition.aggregation import aggregate_sets
 from recognition.calibration.decisions import Decisions, decide
 from recognition.calibration.thresholds import Calibration, read_calibration
 from recognition.enrolment.checks import EnrolmentCheck, check_sets
-from recognition.enrolment.left_out import left_out_text, why_nothing
 from recognition.enrolment.quality_feedback import (
     CONTAMINATION,
-    Advice,
-    advise,
-    contamination,
-    face_choices_text,
+    Feedback,
+    contamination_text,
+    face_choice_text,
+    feedback_text,
+    quality_feedback,
 )
+from recognition.enrolment.rejections import rejection_reasons, rejection_text
+from recognition.face_reading import PhotoOptions
 from recognition.flags import (
     add_check_flags,
     add_model_flags,
     add_set_flags,
-    limits_of,
-    model_of,
-    set_options_of,
-    sources_of,
+    enrolment_limits,
+    open_model,
+    photo_options,
+    set_sources,
 )
 from recognition.gallery.search import (
     Matches,
@@ -46,9 +49,9 @@ from recognition.gallery.search import (
 )
 from recognition.gallery.store import SUFFIX, Gallery, enroll, open_gallery, remove
 from recognition.model import FaceModel
-from recognition.preprocessing import reading_of, reading_text
-from recognition.report.summary import advice_text
-from recognition.sets import DescribedSet, EmptySet, SetOptions, SetSource, describe_sets, find_sets
+from recognition.preprocessing import preprocessing_of, preprocessing_text
+from recognition.records import AggregatedSet, EmptySet
+from recognition.sources import SetSource, find_sets
 from runtime.errors import InputError, InputWarning
 from runtime.escaping import escaped
 from runtime.files import require_free_space, require_output_file
@@ -84,7 +87,7 @@ def enroll_sets(args: argparse.Namespace) -> None:
             show more than one person; nothing was changed then, for no set.
     """
     faults = Faults()
-    limits = faults.of(lambda: limits_of(args))
+    limits = faults.of(lambda: enrolment_limits(args))
     opened = faults.of(lambda: _opened(args, may_be_missing=True))
     faults.raise_if_any()
     if limits is None or opened is None:
@@ -98,15 +101,15 @@ def enroll_sets(args: argparse.Namespace) -> None:
                 f"{args.gallery}: already enrolled: {', '.join(there[:_NAMES_SHOWN])}. Nothing was changed. "
                 "Add --replace to replace them, 'remove' them before, or rename the folders."
             )
-    sets, empty = describe_sets(model, sources, options)
-    print(left_out_text(sets, empty), end="")
+    sets, empty = aggregate_sets(model, sources, options)
+    print(rejection_text(sets, empty), end="")
     if not sets:
         raise InputError(
-            f"the gallery is as it was, as no file of the sets can be used: {why_nothing(empty)}"
+            f"the gallery is as it was, as no file of the sets can be used: {rejection_reasons(empty)}"
         )
     others = None if gallery is None else gallery.descriptors
     checks = check_sets(model, sets, limits, others=others, leave_out=False)
-    advice = [advise(each, check) for each, check in zip(sets, checks, strict=True)]
+    advice = [quality_feedback(each, check) for each, check in zip(sets, checks, strict=True)]
     if not args.force:
         _refuse_contaminated(sets, checks, advice)
     people = Gallery(
@@ -124,7 +127,7 @@ def enroll_sets(args: argparse.Namespace) -> None:
         faces = "1 face" if len(each.faces) == 1 else f"{len(each.faces):,} faces"
         print(f"enrolled {each.name}: {faces}, norm {each.norm:.2f}")
     if any(advice):
-        print(advice_text(sets, advice, all_in="inference.py on the same sets"))
+        print(feedback_text(sets, advice, all_in="inference.py on the same sets"))
     print(f"{args.gallery}: {_people(len(after))}")
 
 
@@ -162,21 +165,21 @@ def search_sets(args: argparse.Namespace) -> None:
         # Before the photos are embedded: a small gallery does not support every FPIR.
         threshold = threshold_from_gallery(gallery.descriptors, fpir)
     elif fpir is not None:
-        others, empty = describe_sets(model, strangers or [], options)
-        print(left_out_text(others, empty), end="")
+        others, empty = aggregate_sets(model, strangers or [], options)
+        print(rejection_text(others, empty), end="")
         if empty:
             # One set a person; a search without a face is no false positive.
             print(f"{_failures(others, empty).text()} FPIR leaves them out.")
         threshold = threshold_from_strangers(_descriptors(others), gallery.descriptors, fpir)
-    sets, empty = describe_sets(model, sources, options)
-    print(left_out_text(sets, empty), end="")
+    sets, empty = aggregate_sets(model, sources, options)
+    print(rejection_text(sets, empty), end="")
     if not sets:
-        raise InputError(f"no file of the sets can be used: {why_nothing(empty)}")
-    print(face_choices_text(sets), end="")
+        raise InputError(f"no file of the sets can be used: {rejection_reasons(empty)}")
+    print(face_choice_text(sets), end="")
     if why := model.spec.unmeasured_warning(gallery.descriptors, np.arange(len(gallery))):
         warnings.warn(f"{args.gallery}: {why}, and enrol anew.", InputWarning, stacklevel=2)
     else:
-        mixed = [f"{each.name}: {text}\n" for each in sets if (text := contamination(model, each))]
+        mixed = [f"{each.name}: {text}\n" for each in sets if (text := contamination_text(model, each))]
         more = f"... and {len(mixed) - _SETS_SHOWN:,} more.\n" if len(mixed) > _SETS_SHOWN else ""
         print("".join(mixed[:_SETS_SHOWN]) + more, end="")
     found = search(_descriptors(sets), gallery.descriptors, args.top)
@@ -207,12 +210,12 @@ def list_people(args: argparse.Namespace) -> None:
         print(f"{name:{width}}  {len(files):6,} faces  norm {norm:6.2f}")
     print(
         f"{args.gallery}: {_people(len(gallery))}, {gallery.descriptors.shape[1]} values each, "
-        f"made with the model {gallery.fingerprint[:12]}; {reading_text(gallery.reading)}"
+        f"made with the model {gallery.fingerprint[:12]}; {preprocessing_text(gallery.reading)}"
     )
 
 
 def matches_text(
-    sets: Sequence[DescribedSet],
+    sets: Sequence[AggregatedSet],
     gallery: Gallery,
     found: Matches,
     threshold: OpenSetThreshold | None,
@@ -234,7 +237,7 @@ def matches_text(
 
 
 def decide_matches(
-    calibration: Calibration, sets: Sequence[DescribedSet], gallery: Gallery, found: Matches
+    calibration: Calibration, sets: Sequence[AggregatedSet], gallery: Gallery, found: Matches
 ) -> Decisions:
     """Decisions (P, k) on the matches of P sets, each as if the two had been compared alone."""
     cosines = found.scores.astype(np.float64)
@@ -295,7 +298,7 @@ def threshold_text(threshold: OpenSetThreshold, gallery: Gallery) -> str:
 
 def _opened(
     args: argparse.Namespace, *, may_be_missing: bool
-) -> tuple[list[SetSource], SetOptions, FaceModel, dict[str, str], Gallery | None]:
+) -> tuple[list[SetSource], PhotoOptions, FaceModel, dict[str, str], Gallery | None]:
     """Sets, how to read them, the model, the record of both, and the gallery; all faults in one message."""
     faults = Faults()
     missing = may_be_missing and not args.gallery.exists()
@@ -304,19 +307,19 @@ def _opened(
     if may_be_missing:
         faults.of(lambda: require_output_file(args.gallery, "--gallery"))
     gallery = None if missing else faults.of(lambda: open_gallery(args.gallery))
-    sources = faults.of(lambda: sources_of(args))
+    sources = faults.of(lambda: set_sources(args))
     if may_be_missing and sources is not None:
         # The file of before stays until the new one is whole.
         before = 0 if missing else args.gallery.stat().st_size
         needed = before + len(sources) * _BYTES_OF_PERSON
         faults.of(lambda: require_free_space(args.gallery.parent, needed))
-    options = faults.of(lambda: set_options_of(args))
-    model = faults.of(lambda: model_of(args))
+    options = faults.of(lambda: photo_options(args))
+    model = faults.of(lambda: open_model(args))
     if gallery is not None and model is not None:
         faults.of(lambda: gallery.check_model(model.fingerprint))
     reading: dict[str, str] | None = None
     if sources is not None and options is not None and model is not None:
-        reading = faults.of(lambda: reading_of(model, options, sources))
+        reading = faults.of(lambda: preprocessing_of(model, options, sources))
     if gallery is not None and reading is not None:
         faults.of(lambda: gallery.check_reading(reading))
     faults.raise_if_any()
@@ -326,7 +329,7 @@ def _opened(
 
 
 def _refuse_contaminated(
-    sets: Sequence[DescribedSet], checks: Sequence[EnrolmentCheck], advice: Sequence[Sequence[Advice]]
+    sets: Sequence[AggregatedSet], checks: Sequence[EnrolmentCheck], advice: Sequence[Sequence[Feedback]]
 ) -> None:
     """Raises InputError with all sets that may show more than one person."""
     faults = [
@@ -345,11 +348,11 @@ def _refuse_contaminated(
         )
 
 
-def _descriptors(sets: Sequence[DescribedSet]) -> NDArray[np.float32]:
+def _descriptors(sets: Sequence[AggregatedSet]) -> NDArray[np.float32]:
     return np.stack([each.embedding for each in sets]).astype(np.float32) if sets else np.empty((0, 0), "f4")
 
 
-def _failures(sets: Sequence[DescribedSet], empty: Sequence[EmptySet]) -> EnrolmentFailures:
+def _failures(sets: Sequence[AggregatedSet], empty: Sequence[EmptySet]) -> EnrolmentFailures:
     """Each set is a person."""
     attempts = len(sets) + len(empty)
     return EnrolmentFailures(attempts, len(empty), attempts, len(empty))

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from data.sources.subject_names import normal, same_names
-from recognition.preprocessing import check_read_alike, without_auxiliary
+from recognition.preprocessing import check_same_preprocessing, without_auxiliary
 from runtime.array_files import read_npz, write_npz
 from runtime.errors import InputError, InputWarning
 from runtime.escaping import escaped
@@ -121,7 +121,7 @@ class Gallery:
     def check_reading(self, reading: Mapping[str, str]) -> None:
         """Raises InputError where faces were read in another way; where that is not known, warns."""
         if reading and len(self):
-            check_read_alike("gallery", self.reading, reading, "enroll anew into another file")
+            check_same_preprocessing("gallery", self.reading, reading, "enroll anew into another file")
 
 
 def open_gallery(path: Path) -> Gallery:

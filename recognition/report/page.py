@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from recognition.calibration.decisions import Decisions, about_threshold, nearest_pairs
 from recognition.enrolment.checks import EnrolmentCheck
-from recognition.enrolment.quality_feedback import advise, choice_text
+from recognition.enrolment.quality_feedback import choice_text, quality_feedback
 from recognition.model import FaceModel
-from recognition.sets import DescribedSet, EmptySet, FaceRecord, Rejected
+from recognition.records import AggregatedSet, EmptySet, FaceRecord, Rejection
 from runtime.escaping import escaped
 from runtime.files import atomic_write
 
@@ -44,7 +44,7 @@ class Report:
     """What a page shows; `matrix`: (B, B) cosines of the B sets; `checks`: one a set."""
 
     model: FaceModel
-    sets: Sequence[DescribedSet]
+    sets: Sequence[AggregatedSet]
     empty: Sequence[EmptySet]
     matrix: NDArray[np.float32]
     checks: Sequence[EnrolmentCheck]
@@ -204,9 +204,9 @@ def _decisions_section(report: Report) -> str:
 # ---------------------------------------------------------------------------------------------- sets
 
 
-def _set_section(place: int, described: DescribedSet, check: EnrolmentCheck, first: int) -> str:
+def _set_section(place: int, described: AggregatedSet, check: EnrolmentCheck, first: int) -> str:
     picks = {int(face): order for order, face in enumerate(described.picks, start=1)}
-    units = ordered_units(described, check)
+    units = ordered_samples(described, check)
     if check.num_identities > 1:
         parts = [
             (f"Person {number + 1}?" if number >= 0 else "None of them", number)
@@ -220,7 +220,7 @@ def _set_section(place: int, described: DescribedSet, check: EnrolmentCheck, fir
     else:
         lists = _face_list(described, check, units, picks, first)
     chosen = f", {_count(len(picks), 'face')} chosen" if picks else ""
-    findings = "".join(f"<li>{_text(each)}</li>" for each in set_findings(described, check))
+    findings = "".join(f"<li>{_text(each)}</li>" for each in feedback_sentences(described, check))
     return (
         f'<section id="set-{place}" aria-labelledby="name-{place}"><div class="head">'
         f'<h2 id="name-{place}">{place + 1}. {_text(described.name)}</h2>'
@@ -234,7 +234,7 @@ def _set_section(place: int, described: DescribedSet, check: EnrolmentCheck, fir
 
 
 def _face_list(
-    described: DescribedSet, check: EnrolmentCheck, units: list[list[int]], picks: dict[int, int], first: int
+    described: AggregatedSet, check: EnrolmentCheck, units: list[list[int]], picks: dict[int, int], first: int
 ) -> str:
     """The faces of a set, or of one person in it; beyond `_FACES_SHOWN` they are folded."""
     shown: list[str] = []
@@ -253,7 +253,7 @@ def _face_list(
     return f'<ul class="faces">{"".join(shown)}</ul>{more}'
 
 
-def ordered_units(described: DescribedSet, check: EnrolmentCheck) -> list[list[int]]:
+def ordered_samples(described: AggregatedSet, check: EnrolmentCheck) -> list[list[int]]:
     """Faces in the order of the page: near-duplicates together, by pick, then by weight."""
     heavy = described.norms if described.weights is None else described.weights
     order = {int(face): number for number, face in enumerate(described.picks)}
@@ -273,13 +273,13 @@ def ordered_units(described: DescribedSet, check: EnrolmentCheck) -> list[list[i
     return units
 
 
-def set_findings(described: DescribedSet, check: EnrolmentCheck) -> list[str]:
+def feedback_sentences(described: AggregatedSet, check: EnrolmentCheck) -> list[str]:
     """What a person should look at before enrolling the set, in sentences."""
-    return [each.text[:1].upper() + each.text[1:] for each in advise(described, check)]
+    return [each.text[:1].upper() + each.text[1:] for each in quality_feedback(described, check)]
 
 
 def _unit(
-    described: DescribedSet, check: EnrolmentCheck, unit: list[int], picks: dict[int, int], first: int
+    described: AggregatedSet, check: EnrolmentCheck, unit: list[int], picks: dict[int, int], first: int
 ) -> str:
     faces = "".join(_face(described, check, face, picks.get(face), first + face) for face in unit)
     if len(unit) == 1:
@@ -287,7 +287,7 @@ def _unit(
     return f'<li class="group"><span>{len(unit)} near-duplicates</span><ul class="faces">{faces}</ul></li>'
 
 
-def _face(described: DescribedSet, check: EnrolmentCheck, face: int, pick: int | None, number: int) -> str:
+def _face(described: AggregatedSet, check: EnrolmentCheck, face: int, pick: int | None, number: int) -> str:
     whole = described.faces[face].name
     name, short = _text(whole), _text(whole if len(whole) <= _LONGEST_NAME else f"{whole[:4]}…{whole[-10:]}")
     order = f'<span class="order" title="chosen as number {pick}">{pick}</span>' if pick else ""
@@ -298,7 +298,7 @@ def _face(described: DescribedSet, check: EnrolmentCheck, face: int, pick: int |
         bar = f'<span class="bar"><i style="width:{100 * full:.0f}%"></i></span>'
         weight = f'<span class="weight">{bar}{_text(_percent(share))}</span>'
     marks = (
-        ("someone else?", check.stranger[face]),
+        ("someone else?", check.outlier[face]),
         (f"person {check.identity[face] + 1}?", check.num_identities > 1 and check.identity[face] >= 0),
         ("poor", check.poor[face]),
     )
@@ -311,7 +311,7 @@ def _face(described: DescribedSet, check: EnrolmentCheck, face: int, pick: int |
     )
 
 
-def _face_data(described: DescribedSet, check: EnrolmentCheck, face: int) -> dict[str, object]:
+def _face_data(described: AggregatedSet, check: EnrolmentCheck, face: int) -> dict[str, object]:
     """What the card of a face shows."""
     record = described.faces[face]
     order = [number for number, pick in enumerate(described.picks, start=1) if pick == face]
@@ -321,8 +321,8 @@ def _face_data(described: DescribedSet, check: EnrolmentCheck, face: int) -> dic
     facts.append(("Norm (quality)", f"{described.norms[face]:.2f}" + (", poor" if check.poor[face] else "")))
     if not math.isnan(check.similarity[face]):
         facts.append(("Similarity to the rest", f"{check.similarity[face]:.2f}"))
-    if not math.isnan(check.doubt[face]):
-        facts.append(("Someone else?", f"probability {check.doubt[face]:.2f}"))
+    if not math.isnan(check.outlier_prob[face]):
+        facts.append(("Someone else?", f"probability {check.outlier_prob[face]:.2f}"))
     if not math.isnan(check.shift[face]):
         facts.append(("If left out", f"the descriptor moves by {check.shift[face]:.4f} (1 - cosine)"))
     if check.num_identities > 1:
@@ -359,7 +359,7 @@ def _measured(record: FaceRecord) -> list[tuple[str, str]]:
 # ------------------------------------------------------------------------------------------ rejected
 
 
-def _rejected(rejected: Sequence[Rejected]) -> str:
+def _rejected(rejected: Sequence[Rejection]) -> str:
     if not rejected:
         return ""
     items = "".join(f"<li><b>{_text(each.name)}</b>: {_text(each.reason)}</li>" for each in rejected)

@@ -1,4 +1,4 @@
-"""What a run leaves behind beside the page: similarity.csv, descriptors.npz, and tables for the eye."""
+"""similarity.csv, descriptors.npz, and the tables in the terminal."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from numpy.typing import NDArray
 from recognition.calibration.decisions import Decisions, about_threshold
 from recognition.enrolment.checks import EnrolmentCheck
 from recognition.model import FaceModel
-from recognition.sets import DescribedSet
+from recognition.records import AggregatedSet
 from runtime.escaping import csv_text
 from runtime.files import atomic_path, atomic_write
 
 _LONGEST_NAME = 28
-# Wider than a terminal; the file and the page have it all.
+# More do not fit a terminal.
 _MOST_COLUMNS = 12
 
 
-def similarities(sets: Sequence[DescribedSet]) -> NDArray[np.float32]:
+def similarities(sets: Sequence[AggregatedSet]) -> NDArray[np.float32]:
     """(B, B) cosines of the descriptors."""
     embeddings = np.stack([each.embedding for each in sets])
     return np.asarray(np.clip(embeddings @ embeddings.T, -1, 1), np.float32)
 
 
-def write_similarity(path: Path, sets: Sequence[DescribedSet], matrix: NDArray[np.float32]) -> None:
-    """The matrix with names as a CSV file."""
+def write_similarity(path: Path, sets: Sequence[AggregatedSet], matrix: NDArray[np.float32]) -> None:
+    """Write the similarity matrix with names as CSV."""
     head = ["", *(each.name for each in sets)]
     rows = ([each.name, *(f"{value:.6f}" for value in row)] for each, row in zip(sets, matrix, strict=True))
     atomic_write(path, csv_text(chain([head], rows)))
 
 
-def write_descriptors(path: Path, sets: Sequence[DescribedSet], model: FaceModel) -> None:
-    """All descriptors as plain arrays, without pickled objects.
+def write_descriptors(path: Path, sets: Sequence[AggregatedSet], model: FaceModel) -> None:
+    """Write the descriptors as plain arrays, without pickled objects.
 
-    `name` (B,), `descriptor` (B, D), `norm` (B,), `picks` (B, K) with -1 where none; the faces of set b are
-    the rows `offsets[b]:offsets[b+1]` of `face_name`, `face_norm` and `weight` (NaN where the aggregator
-    tells none); `fingerprint` of the model.
+    `name` (B,), `descriptor` (B, D), `norm` (B,), `picks` (B, K) padded with -1; the faces of set b are
+    the rows `offsets[b]:offsets[b+1]` of `face_name`, `face_norm` and `weight` (NaN if the aggregator has
+    no weights); `fingerprint` of the model.
     """
     most = max(len(each.picks) for each in sets)
     picks = np.full((len(sets), most), -1, np.int64)
@@ -65,9 +65,9 @@ def write_descriptors(path: Path, sets: Sequence[DescribedSet], model: FaceModel
 
 
 def matrix_text(
-    sets: Sequence[DescribedSet], matrix: NDArray[np.float32], decisions: Decisions | None
+    sets: Sequence[AggregatedSet], matrix: NDArray[np.float32], decisions: Decisions | None
 ) -> str:
-    """The similarity matrix with names; '*' marks other sets that are held to be the same person."""
+    """The similarity matrix with names; '*' marks sets that are decided to show the same person."""
     names = [_short(each.name) for each in sets]
     width = max(map(len, names))
     shown = min(len(sets), _MOST_COLUMNS)
@@ -82,15 +82,15 @@ def matrix_text(
             cells.append(f"{value:8.4f}{mark}")
         lines.append(f"{row + 1:>{digits}}  {name:<{width}}" + "".join(cells))
     if shown < len(sets):
-        lines.append(f"... and {len(sets) - shown} more columns, which similarity.csv has.")
+        lines.append(f"... and {len(sets) - shown} more columns; see similarity.csv.")
     if decisions is not None and len(sets) > 1:
-        lines.append(f"{about_threshold(decisions)} (* = one person)")
+        lines.append(f"{about_threshold(decisions)} (* = same person)")
     return "\n".join(lines)
 
 
-def check_text(sets: Sequence[DescribedSet], checks: Sequence[EnrolmentCheck]) -> str:
-    """One line a set: its faces, and how many of them are worth a look before enrolment."""
-    heads = ("faces", "rejected", "duplicates", "people", "someone else?", "poor", "moves most")
+def check_text(sets: Sequence[AggregatedSet], checks: Sequence[EnrolmentCheck]) -> str:
+    """One line per set: number of faces, and of those reported by the enrolment check."""
+    heads = ("faces", "rejected", "duplicates", "identities", "outliers", "poor", "largest effect")
     names = [_short(each.name) for each in sets]
     width = max(len("set"), *map(len, names))
     lines = [f"{'set':<{width}}" + "".join(f"  {head:>{_column(head)}}" for head in heads)]
@@ -98,12 +98,12 @@ def check_text(sets: Sequence[DescribedSet], checks: Sequence[EnrolmentCheck]) -
         cells = (
             str(len(each.faces)),
             str(len(each.rejected)),
-            # All but one face of each group.
+            # All but one face of each group of near-duplicates.
             str(int((check.group >= 0).sum()) - check.num_groups),
             str(check.num_identities),
-            str(int(check.stranger.sum())),
+            str(int(check.outlier.sum())),
             str(int(check.poor.sum())),
-            _most_moving(each, check),
+            _largest_effect(each, check),
         )
         row = "".join(f"  {cell:>{_column(head)}}" for cell, head in zip(cells, heads, strict=True))
         lines.append(f"{name:<{width}}{row}")
@@ -111,14 +111,14 @@ def check_text(sets: Sequence[DescribedSet], checks: Sequence[EnrolmentCheck]) -
 
 
 def _column(head: str) -> int:
-    return 34 if head == "moves most" else len(head)
+    return 34 if head == "largest effect" else len(head)
 
 
-def _most_moving(described: DescribedSet, check: EnrolmentCheck) -> str:
+def _largest_effect(aggregated: AggregatedSet, check: EnrolmentCheck) -> str:
     if np.isnan(check.shift).all():
         return "-"
     face = int(np.nanargmax(check.shift))
-    return f"{check.shift[face]:.3f} {_short(described.faces[face].name)}"
+    return f"{check.shift[face]:.3f} {_short(aggregated.faces[face].name)}"
 
 
 def _short(name: str) -> str:

@@ -12,8 +12,8 @@ import torch
 from coreset import build_aggregator
 from net import Backbone, build_backbone
 from photos.photo_files import thumbnail
-from recognition.model import FaceModel, describe_features, load_model
-from recognition.sets import DescribedSet, FaceRecord, Rejected
+from recognition.model import FaceModel, aggregate_features, load_model
+from recognition.records import AggregatedSet, FaceRecord, Rejection
 from weights import save_backbone
 
 NAME, D = "ir_tiny", 64
@@ -57,7 +57,7 @@ def bare_model(bare_weights: Path) -> FaceModel:
 
 
 @pytest.fixture(scope="session")
-def drawn_set() -> Callable[..., DescribedSet]:
+def drawn_set() -> Callable[..., AggregatedSet]:
     return described_from
 
 
@@ -66,15 +66,15 @@ def described_from(
     features: np.ndarray,
     norms: Sequence[float] | None = None,
     name: str = "anna",
-    rejected: Sequence[Rejected] = (),
-) -> DescribedSet:
+    rejected: Sequence[Rejection] = (),
+) -> AggregatedSet:
     """A set of faces with those features; they are made unit rows."""
     rows = np.asarray(features, np.float32)
     rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     lengths = np.full(len(rows), 10, np.float32) if norms is None else np.array(norms, np.float32)
     faces = [FaceRecord(f"{number:04}.jpg", number, pictured(row)) for number, row in enumerate(rows)]
-    found = describe_features(model, rows, lengths)
-    return DescribedSet(
+    found = aggregate_features(model, rows, lengths)
+    return AggregatedSet(
         name=name,
         path=Path(name),
         faces=faces,

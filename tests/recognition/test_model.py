@@ -12,7 +12,7 @@ from coreset import FaceSets
 from net import build_backbone
 from recognition.model import (
     FaceModel,
-    describe_features,
+    aggregate_features,
     embed_images,
     embed_set,
     load_model,
@@ -70,7 +70,7 @@ def test_a_bare_backbone_pools_by_norm_and_says_so(bare_model: FaceModel) -> Non
     assert found.weights == pytest.approx(norms / norms.sum(), rel=1e-4)
     assert len(found.picks) == 0
     assert "norm_weighted" in bare_model.about
-    assert "backbone alone" in bare_model.about
+    assert "backbone only" in bare_model.about
 
 
 def test_the_aggregator_may_come_from_another_file(
@@ -95,7 +95,7 @@ def test_media_are_told_to_the_aggregator(bare_weights: Path) -> None:
     media = np.array([0, 0, 0, 1])
     sums = (features * norms[:, None]).astype(float)
     expected = sums[:3].mean(axis=0) + sums[3]
-    found = describe_features(asked, features, norms, media)
+    found = aggregate_features(asked, features, norms, media)
     assert np.abs(found.embedding - expected / np.linalg.norm(expected)).max() < 1e-5
 
 
@@ -165,7 +165,7 @@ def test_no_faces_give_no_features_and_no_descriptor(model: FaceModel) -> None:
     features, norms = embed_images(model, faces(0))
     assert features.shape == (0, model.embedding_size)
     assert norms.shape == (0,)
-    with pytest.raises(InputError, match="without any face"):
+    with pytest.raises(InputError, match="without faces"):
         embed_set(model, faces(0))
 
 
@@ -176,13 +176,13 @@ def test_descriptors_that_are_not_finite_are_refused(model: FaceModel) -> None:
     with torch.no_grad():
         next(each for each in damaged.aggregator.parameters() if each.ndim == 2).fill_(3e38)
     with pytest.raises(InputError, match="1 of 1 sets"):
-        describe_features(damaged, features, np.ones(3, np.float32))
+        aggregate_features(damaged, features, np.ones(3, np.float32))
 
 
 def test_faults_say_what_to_do(bare_weights: Path, checkpoint: Path) -> None:
-    with pytest.raises(InputError, match="has to be trained"):
+    with pytest.raises(InputError, match="--aggregator_weights"):
         load_model(bare_weights, aggregator="coreset", device="cpu")
-    with pytest.raises(InputError, match="no aggregator in it"):
+    with pytest.raises(InputError, match="no aggregator"):
         load_model(checkpoint, bare_weights, device="cpu")
     with pytest.raises(InputError, match="norm_weighte"):
         load_model(bare_weights, aggregator="norm_weighte", device="cpu")
@@ -201,5 +201,5 @@ def test_a_norm_that_is_no_quality_is_not_weighed_by(tmp_path: Path) -> None:
         backbone.spec = replace(backbone.spec, norm_is_quality=is_quality)
         save_backbone(tmp_path / f"{is_quality}.safetensors", backbone)
         model = load_model(tmp_path / f"{is_quality}.safetensors")
-        names[is_quality] = model.aggregator_name, "no measure of quality" in model.about
+        names[is_quality] = model.aggregator_name, "not measure quality" in model.about
     assert names == {True: ("norm_weighted", False), False: ("mean", True)}

@@ -15,11 +15,12 @@ from backbones.preprocessing import PREPROCESSING_KEYS
 from features.extract import identity_of
 from features.options import EmbedOptions
 from recognition.calibration.thresholds import read_calibration
+from recognition.face_reading import PhotoOptions
 from recognition.gallery import commands as gallery_commands
 from recognition.gallery.store import Gallery, enroll, open_gallery
 from recognition.model import FaceModel, load_model
-from recognition.preprocessing import check_read_alike, reading_of
-from recognition.sets import SetOptions, SetSource
+from recognition.preprocessing import check_same_preprocessing, preprocessing_of
+from recognition.sources import SetSource
 from runtime.errors import InputError, InputWarning
 from validation.frame import Model, Seconds, result_frame
 
@@ -46,14 +47,14 @@ def people(reading: dict[str, str], fingerprint: str = "f") -> Gallery:
 def test_faces_that_are_read_in_another_way_are_refused(
     bare_model: FaceModel, sources: list[SetSource], detector: Path, tmp_path: Path
 ) -> None:
-    found = SetOptions(detector=detector)
-    before = reading_of(bare_model, found, sources)
+    found = PhotoOptions(detector=detector)
+    before = preprocessing_of(bare_model, found, sources)
     other = tmp_path / "other.onnx"
     other.write_bytes(b"two")
     path = tmp_path / "c.json"
 
-    def refused(options: SetOptions, model: FaceModel = bare_model) -> list[str]:
-        here = reading_of(model, options, sources)
+    def refused(options: PhotoOptions, model: FaceModel = bare_model) -> list[str]:
+        here = preprocessing_of(model, options, sources)
         path.write_text(
             json.dumps(
                 {
@@ -66,7 +67,7 @@ def test_faces_that_are_read_in_another_way_are_refused(
         )
         told = []
         for check in (
-            lambda: check_read_alike("x", before, here, "y"),
+            lambda: check_same_preprocessing("x", before, here, "y"),
             lambda: people(before).check_reading(here),
             lambda: read_calibration(path, "f", reading=here),
         ):
@@ -80,14 +81,14 @@ def test_faces_that_are_read_in_another_way_are_refused(
         return told[0] if told else []
 
     assert refused(found) == []
-    assert refused(SetOptions(aligned=True)) == ["alignment"]
-    assert refused(SetOptions(detector=other)) == ["detector"]
+    assert refused(PhotoOptions(aligned=True)) == ["alignment"]
+    assert refused(PhotoOptions(detector=other)) == ["detector"]
     assert refused(found, replace(bare_model, flip="average")) == ["flip"]
     # Frames a second mean something where there are videos on both sides.
     assert refused(replace(found, fps=5.0)) == []
     (sources[0].path / "b.mp4").write_bytes(b"\x00\x00\x00\x18ftypisom")
     assert refused(replace(found, fps=5.0)) == []
-    before = reading_of(bare_model, found, sources)
+    before = preprocessing_of(bare_model, found, sources)
     assert refused(replace(found, fps=5.0)) == ["fps"]
     assert refused(found) == []
 
@@ -120,7 +121,7 @@ def test_a_gallery_enrolled_from_aligned_faces_is_not_searched_with_found_ones(
     before = gallery.read_bytes()
     with monkeypatch.context() as patch:
         # Before any photo is read.
-        patch.setattr(gallery_commands, "describe_sets", None)
+        patch.setattr(gallery_commands, "aggregate_sets", None)
         for name in ("search", "enroll"):
             capsys.readouterr()
             assert run(name, "s001", "--detector", detector) == 2
@@ -169,7 +170,7 @@ def test_stores_results_and_galleries_describe_the_preprocessing_alike(
     backbone, model = model.backbone, replace(model, spec=spec)
     backbone.spec = spec
     options = EmbedOptions(flip="average")
-    gallery = reading_of(model, SetOptions(aligned=True), sources)
+    gallery = preprocessing_of(model, PhotoOptions(aligned=True), sources)
     store = identity_of(backbone, {"alignment": "as stored"}, options)
     frame = result_frame("x", {}, Model(backbone, str(bare_weights), options), "mean", Seconds())
     rules = frame["protocol"]["rules"]

@@ -12,13 +12,16 @@ from data.sources.decoding import Image
 from photos.alignment import TEMPLATE
 from photos.detection import DETECTOR_NAME, DetectedFace
 from photos.photo_files import read_photo
-from recognition import sets as module
+from recognition import face_reading as module
+from recognition.aggregation import aggregate_sets
+from recognition.face_reading import PhotoOptions, read_faces
 from recognition.model import FaceModel, embed_set
-from recognition.sets import FaceChoice, SetOptions, SetSource, describe_sets, find_sets, looks
+from recognition.records import FaceChoice
+from recognition.sources import SetSource, find_sets
 from runtime.errors import InputError
 from synthetic.faces import draw_portrait
 
-ALIGNED = SetOptions(aligned=True)
+ALIGNED = PhotoOptions(aligned=True)
 
 
 def clip(path: Path, count: int, side: int = 112) -> Path:
@@ -29,13 +32,13 @@ def clip(path: Path, count: int, side: int = 112) -> Path:
     return path
 
 
-def describe(model: FaceModel, *paths: Path, options: SetOptions = ALIGNED):
-    return describe_sets(model, find_sets(list(paths)), options, progress=False)
+def describe(model: FaceModel, *paths: Path, options: PhotoOptions = ALIGNED):
+    return aggregate_sets(model, find_sets(list(paths)), options, progress=False)
 
 
 def test_a_folder_is_described_by_all_its_faces(model: FaceModel, face_folder: Callable[..., Path]) -> None:
     root = face_folder(2, 5)
-    found, empty = describe_sets(model, find_sets([], root), ALIGNED, progress=False)
+    found, empty = aggregate_sets(model, find_sets([], root), ALIGNED, progress=False)
     assert [each.name for each in found] == ["s000", "s001"]
     assert empty == []
     for each in found:
@@ -53,8 +56,8 @@ def test_faces_keep_their_set_when_batches_run_over_sets(
     from dataclasses import replace
 
     root = face_folder(5, 3)
-    small, _ = describe_sets(replace(model, batch_size=2), find_sets([], root), ALIGNED, progress=False)
-    large, _ = describe_sets(replace(model, batch_size=64), find_sets([], root), ALIGNED, progress=False)
+    small, _ = aggregate_sets(replace(model, batch_size=2), find_sets([], root), ALIGNED, progress=False)
+    large, _ = aggregate_sets(replace(model, batch_size=64), find_sets([], root), ALIGNED, progress=False)
     for one, other in zip(small, large, strict=True):
         assert one.files == other.files
         assert np.abs(one.features - other.features).max() < 1e-5
@@ -96,7 +99,7 @@ def test_a_set_without_any_face_is_left_out(
 
 def test_a_video_is_a_set_of_its_frames_and_one_medium(model: FaceModel, tmp_path: Path) -> None:
     path = clip(tmp_path / "walk.avi", 30)
-    (found,), _ = describe(model, path, options=SetOptions(aligned=True, fps=2))
+    (found,), _ = describe(model, path, options=PhotoOptions(aligned=True, fps=2))
     assert found.name == "walk.avi"
     assert found.files == [f"walk.avi at {second:.2f} s" for second in (0, 0.5, 1, 1.5, 2, 2.5)]
     assert {face.medium for face in found.faces} == {0}
@@ -129,7 +132,7 @@ def test_photos_are_read_ahead_but_not_all_at_once(
 
     monkeypatch.setattr(module, "read_photo", reading)
     root = face_folder(1, 60)
-    stream = looks([SetSource("s", root / "s000")], ALIGNED, None)
+    stream = read_faces([SetSource("s", root / "s000")], ALIGNED, None)
     next(stream)
     assert len(reads) <= 2 * module._READERS
     assert len(list(stream)) == 59
@@ -168,7 +171,7 @@ def test_real_photos_are_found_aligned_and_told_with_their_source(
     shutil.unpack_archive(shared / "faces" / "raw_sample.tar", tmp_path)
     folder = tmp_path / "Liam_Neeson"
     cv2.imwrite(str(folder / "wall.png"), np.full((200, 200, 3), 130, np.uint8))
-    options = SetOptions(detector=shared / "faces" / DETECTOR_NAME)
+    options = PhotoOptions(detector=shared / "faces" / DETECTOR_NAME)
     (found,), _ = describe(bare_model, folder, options=options)
     assert len(found.faces) == 3
     assert [(each.name, each.reason) for each in found.rejected] == [("wall.png", "no face was found in it.")]
@@ -185,7 +188,7 @@ def test_all_faces_of_a_photo_are_numbered(shared: Path, bare_model: FaceModel, 
     shutil.unpack_archive(shared / "faces" / "raw_sample.tar", tmp_path)
     pair = [read_photo(path) for path in sorted((tmp_path / "Liam_Neeson").iterdir())[:2]]
     cv2.imwrite(str(tmp_path / "pair.png"), np.concatenate(pair, axis=1)[..., ::-1])
-    options = SetOptions(faces="all", detector=shared / "faces" / DETECTOR_NAME)
+    options = PhotoOptions(faces="all", detector=shared / "faces" / DETECTOR_NAME)
     (found,), _ = describe(bare_model, tmp_path / "pair.png", options=options)
     # Somebody may stand behind them.
     assert found.files == [f"pair.png #{number}" for number in range(1, len(found.faces) + 1)]
@@ -218,7 +221,7 @@ def test_of_two_faces_as_large_the_one_like_the_other_photos_is_kept(
     cv2.imwrite(str(folder / "pair.png"), np.concatenate([other, anna], axis=1)[..., ::-1])
     detector = tmp_path / "detector"
     detector.touch()
-    options = SetOptions(detector=detector)
+    options = PhotoOptions(detector=detector)
     (found, alone), _ = describe(model, folder, folder / "pair.png", options=options)
     assert found.files == ["a.png", "pair.png"]
     assert [face.choice for face in found.faces] == [None, FaceChoice(2, from_left=2, agrees=True)]

@@ -17,7 +17,7 @@ from data.sources.image_files import IMAGE_SUFFIXES, Skipped, is_image_file, is_
 from data.sources.unpacking import pack_folder
 from photos.photo_files import decode_photo
 from recognition.calibration.labelled_sets import find_labelled
-from recognition.sets import files_of, find_sets
+from recognition.sources import files_of, find_sets
 from runtime.errors import InputError, InputWarning
 from set_benchmark.media import collect_media
 from set_benchmark.protocol import read_benchmark_protocol

@@ -14,8 +14,8 @@ from evaluation.metrics.set_pairs import all_pairs
 from recognition.calibration.command import RATES, calibration_of, normalised_with
 from recognition.calibration.labelled_sets import describe_labelled, find_labelled
 from recognition.calibration.thresholds import read_calibration
+from recognition.face_reading import PhotoOptions
 from recognition.model import FaceModel, load_model
-from recognition.sets import SetOptions
 
 Folder = Callable[..., Path]
 
@@ -218,7 +218,7 @@ def test_on_other_people_the_rate_is_in_its_interval(shared: Path, tmp_path: Pat
         for path in subjects[185 * half : 185 * (half + 1)]:
             path.rename(root / path.name)
         halves.append(
-            describe_labelled(model, find_labelled(root, "--images_root"), SetOptions(aligned=True))
+            describe_labelled(model, find_labelled(root, "--images_root"), PhotoOptions(aligned=True))
         )
     content, text = calibration_of(model, halves[0], None, reading={})
     assert list(content["thresholds"]) == ["1e-01", "1e-02", "1e-03"]

@@ -18,10 +18,10 @@ from recognition.calibration.decisions import (
 )
 from recognition.calibration.thresholds import Calibration, Group, Threshold
 from recognition.model import FaceModel
+from recognition.records import AggregatedSet
 from recognition.report.tables import matrix_text, similarities
-from recognition.sets import DescribedSet
 
-Make = Callable[..., DescribedSet]
+Make = Callable[..., AggregatedSet]
 RATE = "1e-02"
 ALL = Group({RATE: Threshold(RATE, 0.4, (0.35, 0.45))}, (0, 0.001, 0.01, 0.1), (0.65, 0.6, 0.4, 0.2))
 LARGE = Group({RATE: Threshold(RATE, 0.55)}, (0.01, 0.5), (0.55, 0.3))
@@ -64,7 +64,7 @@ def test_a_file_without_a_curve_leaves_the_flip_open() -> None:
 
 
 @pytest.fixture
-def three(model: FaceModel, drawn_set: Make) -> list[DescribedSet]:
+def three(model: FaceModel, drawn_set: Make) -> list[AggregatedSet]:
     rng = np.random.default_rng(0)
     anna, berta = rng.normal(size=(2, 64))
     return [
@@ -74,7 +74,7 @@ def three(model: FaceModel, drawn_set: Make) -> list[DescribedSet]:
     ]
 
 
-def test_all_pairs_are_told_and_written(three: list[DescribedSet], tmp_path: Path) -> None:
+def test_all_pairs_are_told_and_written(three: list[AggregatedSet], tmp_path: Path) -> None:
     matrix = similarities(three)
     found = decide_sets(Calibration(RATE, ALL, {"5-16 x 5-16": LARGE}), three, matrix)
     text = decisions_text(three, found)
@@ -100,7 +100,7 @@ def test_all_pairs_are_told_and_written(three: list[DescribedSet], tmp_path: Pat
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_normalised_scores_are_what_is_compared(three: list[DescribedSet], method: str) -> None:
+def test_normalised_scores_are_what_is_compared(three: list[AggregatedSet], method: str) -> None:
     cohort = np.random.default_rng(1).normal(size=(30, 64)).astype(np.float32)
     cohort /= np.linalg.norm(cohort, axis=1, keepdims=True)
     matrix = similarities(three)

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from evaluation.metrics.enrolment_failures import EnrolmentFailures
 from evaluation.metrics.set_pairs import groups_of
 from recognition.calibration.labelled_sets import describe_labelled, find_labelled, mixed_text, split_photos
+from recognition.face_reading import PhotoOptions
 from recognition.model import FaceModel
-from recognition.sets import DescribedSet, SetOptions
+from recognition.records import AggregatedSet
 from runtime.errors import InputError, InputWarning
 
 Folder = Callable[..., Path]
@@ -53,7 +54,7 @@ def test_subfolders_are_sets_and_loose_photos_are_split(
     (root / "s011" / "0.png").write_bytes(b"")
     for number in (1, 2):
         (root / "s011" / f"{number}.png").unlink()
-    found = describe_labelled(model, find_labelled(root, "--images_root"), SetOptions(aligned=True), seed=1)
+    found = describe_labelled(model, find_labelled(root, "--images_root"), PhotoOptions(aligned=True), seed=1)
     assert found.people == [f"s{number:03}" for number in range(11)]
     own = [found.names[row] for row in np.flatnonzero(found.subjects == 0)]
     assert {"s000/2019", "s000/2024"} <= set(own)
@@ -69,7 +70,7 @@ def test_subfolders_are_sets_and_loose_photos_are_split(
     # Who else is there does not change a person's sets.
     for number in range(2, 12):
         (root / f"s{number:03}" / "0.png").unlink()
-    again = describe_labelled(model, find_labelled(root, "--images_root"), SetOptions(aligned=True), seed=1)
+    again = describe_labelled(model, find_labelled(root, "--images_root"), PhotoOptions(aligned=True), seed=1)
     rows = [[f.names.index(name) for name in f.names if name.startswith("s001")] for f in (found, again)]
     assert np.allclose(found.descriptors[rows[0]], again.descriptors[rows[1]], atol=1e-5)
 
@@ -92,7 +93,7 @@ def test_a_photo_that_is_there_twice_counts_once(
     root = face_folder(11, 3, spread=40)
     (root / "s003" / "album").mkdir()
     (root / "s003" / "album" / "x.png").write_bytes(drawn_face(3, 77, 40))
-    options = SetOptions(aligned=True)
+    options = PhotoOptions(aligned=True)
     alone = describe_labelled(model, find_labelled(root, "--images_root"), options)
     assert alone.notes == []
     for folder in sorted(root.iterdir()):
@@ -117,7 +118,7 @@ def test_a_set_of_copies_alone_is_left_out(
     (root / "s003" / "album" / "x.png").write_bytes((root / "s003" / "1.png").read_bytes())
     # One photo of s004 stands under s005 too.
     (root / "s005" / "2.png").write_bytes((root / "s004" / "1.png").read_bytes())
-    found = describe_labelled(model, find_labelled(root, "--images_root"), SetOptions(aligned=True))
+    found = describe_labelled(model, find_labelled(root, "--images_root"), PhotoOptions(aligned=True))
     said = "\n".join(found.notes)
     assert "s003/album/x.png as s003/1.png" in said
     assert "s003/album: all of it are copies" in said
@@ -128,13 +129,13 @@ def test_a_set_of_copies_alone_is_left_out(
     assert found.failures.failed == 0
     (root / "s005" / "3.png").write_bytes((root / "s004" / "0.png").read_bytes())
     with pytest.raises(InputError, match="s004 and s005: all images"):
-        describe_labelled(model, find_labelled(root, "--images_root"), SetOptions(aligned=True))
+        describe_labelled(model, find_labelled(root, "--images_root"), PhotoOptions(aligned=True))
 
 
 def test_people_whose_folders_show_several_are_named(
-    model: FaceModel, drawn_set: Callable[..., DescribedSet]
+    model: FaceModel, drawn_set: Callable[..., AggregatedSet]
 ) -> None:
-    def of_person(number: int, name: str) -> DescribedSet:
+    def of_person(number: int, name: str) -> AggregatedSet:
         rows = np.eye(64)[[10 * number + 1, 10 * number + 2, 10 * number + 3]] + 2 * np.eye(64)[10 * number]
         return drawn_set(model, rows, name=name)
 

@@ -9,21 +9,17 @@ import pytest
 
 from backbones.cosine_statistics import CosineStatistics
 from backbones.spec import BackboneSpec
-from recognition.enrolment import checks as enrolment
-from recognition.enrolment.checks import (
-    EnrolmentLimits,
-    check_set,
-    check_sets,
-    duplicate_groups,
-    shifts,
-    similarity_to_rest,
-)
-from recognition.enrolment.quality_feedback import CONTAMINATION, Topic, advise
-from recognition.model import FaceModel, describe_features
-from recognition.sets import DescribedSet
+from recognition.enrolment import leave_one_out, samples
+from recognition.enrolment.checks import check_set, check_sets
+from recognition.enrolment.leave_one_out import descriptor_shifts, similarity_to_rest
+from recognition.enrolment.limits import EnrolmentLimits
+from recognition.enrolment.quality_feedback import CONTAMINATION, Topic, quality_feedback
+from recognition.enrolment.samples import duplicate_groups
+from recognition.model import FaceModel, aggregate_features
+from recognition.records import AggregatedSet
 from runtime.errors import InputError, InputWarning
 
-Make = Callable[..., DescribedSet]
+Make = Callable[..., AggregatedSet]
 D = 64
 
 
@@ -35,22 +31,22 @@ def person(count: int, seed: int = 0, spread: float = 0.7) -> np.ndarray:
 def test_a_face_of_someone_else_is_found(model: FaceModel, drawn_set: Make) -> None:
     features = np.concatenate([person(6), person(1, seed=9)])
     check = check_set(model, drawn_set(model, features), EnrolmentLimits())
-    assert check.stranger.tolist() == [False] * 6 + [True]
+    assert check.outlier.tolist() == [False] * 6 + [True]
     assert check.similarity[:6].min() > 0.5
     assert abs(check.similarity[6]) < 0.3
 
 
 def test_the_limit_decides_who_is_a_stranger(model: FaceModel, drawn_set: Make) -> None:
     described = drawn_set(model, person(5))
-    assert not check_set(model, described, EnrolmentLimits(stranger=0.5)).stranger.any()
-    assert check_set(model, described, EnrolmentLimits(stranger=0)).stranger.all()
+    assert not check_set(model, described, EnrolmentLimits(outlier=0.5)).outlier.any()
+    assert check_set(model, described, EnrolmentLimits(outlier=0)).outlier.all()
 
 
 def test_of_two_photos_nobody_knows_which_one_is_wrong(model: FaceModel, drawn_set: Make) -> None:
     described = drawn_set(model, np.concatenate([person(1), person(1, seed=9)]))
     check = check_set(model, described, EnrolmentLimits())
-    assert np.isnan(check.doubt).all()
-    assert not check.stranger.any()
+    assert np.isnan(check.outlier_prob).all()
+    assert not check.outlier.any()
 
 
 def test_halves_of_two_people_are_told_apart(model: FaceModel, drawn_set: Make) -> None:
@@ -61,8 +57,8 @@ def test_halves_of_two_people_are_told_apart(model: FaceModel, drawn_set: Make) 
     assert check.identity.tolist() == (whose != whose[0]).astype(int).tolist()
     assert check.num_identities == 2
     assert check.is_contaminated
-    assert not check.stranger.any()
-    assert np.isnan(check.doubt).all()
+    assert not check.outlier.any()
+    assert np.isnan(check.outlier_prob).all()
     for count in (4, 1):
         clean = check_set(model, drawn_set(model, features[:count]), EnrolmentLimits())
         assert clean.identity.tolist() == [0] * count
@@ -73,7 +69,7 @@ def test_a_face_of_someone_else_is_of_no_identity(model: FaceModel, drawn_set: M
     features = np.concatenate([person(3, spread=0.3), person(1, seed=9), person(1, seed=12)])
     check = check_set(model, drawn_set(model, features), EnrolmentLimits())
     assert check.identity.tolist() == [0, 0, 0, -1, -1]
-    assert check.stranger.tolist() == [False] * 3 + [True] * 2
+    assert check.outlier.tolist() == [False] * 3 + [True] * 2
     assert check.num_identities == 1
     assert check.is_contaminated
 
@@ -82,7 +78,7 @@ def test_a_face_of_someone_else_is_of_no_identity(model: FaceModel, drawn_set: M
 def test_a_video_of_several_people_is_told(
     model: FaceModel, drawn_set: Make, frames: tuple[int, ...]
 ) -> None:
-    def of_video(*counts: int) -> DescribedSet:
+    def of_video(*counts: int) -> AggregatedSet:
         people = [person(count, seed=9 * number, spread=0.3) for number, count in enumerate(counts)]
         # The last is a photo of the first.
         described = drawn_set(model, np.concatenate([*people, person(4, spread=0.3)[-1:]]))
@@ -96,7 +92,7 @@ def test_a_video_of_several_people_is_told(
     owner = np.repeat([*range(len(frames)), 0], [*frames, 1])
     assert (check.identity[owner == 0] == 0).all()
     assert (check.identity[owner > 0] != 0).all()
-    (told,) = (one for one in advise(mixed, check) if one.topic in CONTAMINATION)
+    (told,) = (one for one in quality_feedback(mixed, check) if one.topic in CONTAMINATION)
     assert all(mixed.files[row] in told.text for row in np.flatnonzero(owner == 1)[:3])
     assert not check_set(model, clean, EnrolmentLimits()).is_contaminated
 
@@ -105,10 +101,10 @@ def test_a_crowded_frame_does_not_vouch_for_its_faces(model: FaceModel, drawn_se
     described = drawn_set(model, np.concatenate([person(5), person(1, seed=9)]))
     one_video = [replace(face, medium=0) for face in described.faces]
     told = check_set(model, replace(described, faces=one_video), EnrolmentLimits())
-    assert np.isnan(told.doubt).all()
+    assert np.isnan(told.outlier_prob).all()
     crowded = [replace(face, alone=False) for face in one_video]
     check = check_set(model, replace(described, faces=crowded), EnrolmentLimits())
-    assert check.stranger.tolist() == [False] * 5 + [True]
+    assert check.outlier.tolist() == [False] * 5 + [True]
 
 
 def test_similarity_is_to_the_others_not_to_itself() -> None:
@@ -122,7 +118,7 @@ def test_a_face_alone_is_nobodys_stranger_or_duplicate(model: FaceModel, drawn_s
     check = check_set(model, drawn_set(model, person(1)), EnrolmentLimits())
     assert np.isnan(check.similarity).all()
     assert np.isnan(check.shift).all()
-    assert not check.stranger.any()
+    assert not check.outlier.any()
     assert check.num_groups == 0
 
 
@@ -149,7 +145,7 @@ def test_groups_do_not_depend_on_the_blocks(monkeypatch: pytest.MonkeyPatch) -> 
     whole = duplicate_groups(rows, 0.9)
     assert whole.max() > 0
     for rows_at_once in (1, 7):
-        monkeypatch.setattr(enrolment, "_PAIRS_AT_ONCE", 60 * rows_at_once)
+        monkeypatch.setattr(samples, "_PAIRS_PER_BLOCK", 60 * rows_at_once)
         assert duplicate_groups(rows, 0.9).tolist() == whole.tolist()
 
 
@@ -168,23 +164,23 @@ def test_the_shift_is_that_of_the_set_without_the_face(
     model: FaceModel, drawn_set: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     described = drawn_set(model, np.concatenate([person(8), person(1, seed=5)]), norms=range(5, 14))
-    moved = shifts(model, described)
+    moved = descriptor_shifts(model, described)
     for face in range(9):
         rest = [other for other in range(9) if other != face]
-        without = describe_features(model, described.features[rest], described.norms[rest])
+        without = aggregate_features(model, described.features[rest], described.norms[rest])
         assert moved[face] == pytest.approx(1 - without.embedding @ described.embedding, abs=1e-5)
-    monkeypatch.setattr(enrolment, "_FACES_AT_ONCE", 20)
-    assert shifts(model, described) == pytest.approx(moved, abs=1e-6)
+    monkeypatch.setattr(leave_one_out, "_FACES_PER_BATCH", 20)
+    assert descriptor_shifts(model, described) == pytest.approx(moved, abs=1e-6)
 
 
 def test_of_a_large_set_the_faces_that_can_move_it_are_measured(model: FaceModel, drawn_set: Make) -> None:
     described = drawn_set(model, person(200), norms=np.linspace(5, 15, 200))
-    moved = shifts(model, described)
+    moved = descriptor_shifts(model, described)
     assert 32 <= np.isfinite(moved).sum() < 60
     assert np.isfinite(moved[described.picks]).all()
 
 
-@pytest.mark.parametrize("values", [{"duplicate": 1.5}, {"stranger": float("nan")}, {"poor": -0.1}])
+@pytest.mark.parametrize("values", [{"duplicate": 1.5}, {"outlier": float("nan")}, {"poor": -0.1}])
 def test_limits_outside_their_range_are_refused(values: dict[str, float]) -> None:
     with pytest.raises(InputError, match=f"--{next(iter(values))}"):
         EnrolmentLimits(**values)
@@ -209,7 +205,7 @@ def test_limits_follow_a_measured_backbone(model: FaceModel, drawn_set: Make) ->
     measured = replace(model, spec=replace(model.spec, cosine_statistics=RAW))
     assert check_set(measured, clean, EnrolmentLimits()).num_groups == 0
     assert not check_set(measured, clean, EnrolmentLimits()).is_contaminated
-    assert check_set(measured, mixed, EnrolmentLimits()).stranger.tolist() == [False] * 6 + [True]
+    assert check_set(measured, mixed, EnrolmentLimits()).outlier.tolist() == [False] * 6 + [True]
     assert check_set(measured, halves, EnrolmentLimits()).num_identities == 2
     # A limit that is given is a cosine and nothing else.
     assert check_set(measured, clean, EnrolmentLimits(duplicate=0.9)).num_groups == 1
@@ -230,22 +226,22 @@ def test_limits_that_cannot_be_trusted_are_left_out_and_told(model: FaceModel, d
     with pytest.warns(InputWarning, match=r"--check-quality WEIGHTS IMAGES --store") as told:
         checks = check_sets(model, sets, EnrolmentLimits(), leave_out=False)
     assert len(told) == 1
-    assert not any(check.is_trusted or check.num_groups or check.is_contaminated for check in checks)
-    assert advise(sets[0], checks[0])[0].topic is Topic.UNCHECKED
+    assert not any(check.is_calibrated or check.num_groups or check.is_contaminated for check in checks)
+    assert quality_feedback(sets[0], checks[0])[0].topic is Topic.UNCHECKED
     with pytest.warns(InputWarning):
-        assert not check_sets(model, sets[:1], EnrolmentLimits(), others=gallery_of(sets))[0].is_trusted
+        assert not check_sets(model, sets[:1], EnrolmentLimits(), others=gallery_of(sets))[0].is_calibrated
     # One person's sets are alike with any backbone, and a measured one is trusted.
     for trusted, some in ((model, sets[:4]), (replace(model, spec=measured_spec(model)), sets)):
         assert all(
-            check.is_trusted for check in check_sets(trusted, some, EnrolmentLimits(), leave_out=False)
+            check.is_calibrated for check in check_sets(trusted, some, EnrolmentLimits(), leave_out=False)
         )
     plain = [drawn_set(model, features) for features in own]
-    assert all(check.is_trusted for check in check_sets(model, plain, EnrolmentLimits(), leave_out=False))
+    assert all(check.is_calibrated for check in check_sets(model, plain, EnrolmentLimits(), leave_out=False))
 
 
 def measured_spec(model: FaceModel) -> BackboneSpec:
     return replace(model.spec, cosine_statistics=RAW)
 
 
-def gallery_of(sets: list[DescribedSet]) -> np.ndarray:
+def gallery_of(sets: list[AggregatedSet]) -> np.ndarray:
     return np.stack([each.embedding for each in sets])

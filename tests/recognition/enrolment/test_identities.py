@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from recognition.enrolment import identities as module
-from recognition.enrolment.identities import IdentityLimits, find_identities, shows_another
+from recognition.enrolment.identities import IdentityLimits, find_identities, unmatched_samples
 
 D = 128
 LIMITS = IdentityLimits()
@@ -63,7 +63,7 @@ def test_beyond_the_best_photos_others_join_the_nearest_group(
 def test_a_good_photo_that_agrees_with_nobody_shows_another() -> None:
     rows, found = photos([3, 1, 1]), np.array([0, 0, 0, -1, -1])
     qualities = np.array([10.0, 10, 10, 9, 5])
-    assert shows_another(rows, qualities, found, LIMITS).tolist() == [False, False, False, True, False]
-    ignoring = shows_another(rows, qualities, found, LIMITS, norm_is_quality=False)
+    assert unmatched_samples(rows, qualities, found, LIMITS).tolist() == [False, False, False, True, False]
+    ignoring = unmatched_samples(rows, qualities, found, LIMITS, norm_is_quality=False)
     assert ignoring.tolist() == [False, False, False, True, True]
-    assert not shows_another(rows[:2], qualities[:2], np.array([0, -1]), LIMITS).any()
+    assert not unmatched_samples(rows[:2], qualities[:2], np.array([0, -1]), LIMITS).any()

@@ -5,18 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recognition.enrolment.checks import EnrolmentLimits
-from recognition.enrolment.outliers import (
-    DEFAULT_RULE,
-    StrangerRule,
-    evidence,
-    face_units,
-    pooled,
-    stranger_odds,
-)
+from recognition.enrolment.limits import EnrolmentLimits
+from recognition.enrolment.outliers import DEFAULT_MODEL, OutlierModel, outlier_evidence, outlier_log_odds
+from recognition.enrolment.samples import independent_samples, pool_samples
 
 D = 256
-LIMIT = float(np.log(EnrolmentLimits().stranger / (1 - EnrolmentLimits().stranger)))
+LIMIT = float(np.log(EnrolmentLimits().outlier / (1 - EnrolmentLimits().outlier)))
 
 
 def faces(counts: list[int], seed: int = 0, spread: float = 0.7) -> tuple[np.ndarray, np.ndarray]:
@@ -60,22 +54,22 @@ def slow_evidence(directions: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 def test_the_evidence_is_what_its_slow_twin_says(counts: list[int]) -> None:
     features, norms = faces(counts)
     units = np.arange(len(norms))
-    assert evidence(*pooled(features, norms, units)) == pytest.approx(
+    assert outlier_evidence(*pool_samples(features, norms, units)) == pytest.approx(
         slow_evidence(features.astype(np.float64), norms.astype(np.float64)), abs=1e-6
     )
 
 
 def test_odds_are_the_rules_weights_times_the_evidence() -> None:
     features, norms = faces([4, 1])
-    rule = StrangerRule(1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
+    rule = OutlierModel(1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
     expected = 1 + slow_evidence(features.astype(np.float64), norms.astype(np.float64)) @ [2, 3, 4, 5, 6]
-    assert stranger_odds(features, norms, np.arange(5), rule) == pytest.approx(expected, abs=1e-5)
+    assert outlier_log_odds(features, norms, np.arange(5), rule) == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_stranger_has_the_highest_odds_and_the_others_low_ones() -> None:
     for seed in range(20):
         features, norms = faces([5, 1], seed)
-        odds = stranger_odds(features, norms, np.arange(6))
+        odds = outlier_log_odds(features, norms, np.arange(6))
         assert int(odds.argmax()) == 5
         assert odds[5] > LIMIT > odds[:5].max()
 
@@ -85,8 +79,8 @@ def test_poor_faces_of_the_person_are_not_accused_like_good_ones() -> None:
     features, norms = faces([4, 1])
     strong, weak = norms.copy(), norms.copy()
     strong[4], weak[4] = 12, 4
-    assert DEFAULT_RULE.interaction != 0
-    both = [stranger_odds(features, each, np.arange(5))[4] for each in (strong, weak)]
+    assert DEFAULT_MODEL.interaction != 0
+    both = [outlier_log_odds(features, each, np.arange(5))[4] for each in (strong, weak)]
     assert both[0] > both[1]
 
 
@@ -94,17 +88,17 @@ def test_frames_of_a_video_count_once() -> None:
     features, norms = faces([3, 1])
     rows = np.array([0, 1, 2, *[3] * 30])
     units = np.array([0, 1, 2, *[3] * 30])
-    many = stranger_odds(features[rows], norms[rows], units)
-    assert many[3:] == pytest.approx(stranger_odds(features, norms, np.arange(4))[3], abs=1e-5)
+    many = outlier_log_odds(features[rows], norms[rows], units)
+    assert many[3:] == pytest.approx(outlier_log_odds(features, norms, np.arange(4))[3], abs=1e-5)
     assert many[3] > LIMIT > many[:3].max()
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_of_fewer_than_three_units_nobody_can_tell(count: int) -> None:
     features, norms = faces([count, 0] if count == 2 else [1])
-    assert np.isnan(stranger_odds(features, norms, np.arange(count))).all()
+    assert np.isnan(outlier_log_odds(features, norms, np.arange(count))).all()
     doubled = np.repeat(np.arange(count), 4)
-    assert np.isnan(stranger_odds(features[doubled], norms[doubled], doubled)).all()
+    assert np.isnan(outlier_log_odds(features[doubled], norms[doubled], doubled)).all()
 
 
 @settings(max_examples=30, deadline=None)
@@ -112,22 +106,22 @@ def test_of_fewer_than_three_units_nobody_can_tell(count: int) -> None:
 def test_neither_order_nor_the_norms_scale_matters(count: int, seed: int, scale: float) -> None:
     features, norms = faces([count - 1, 1], seed)
     units = np.arange(count)
-    odds = stranger_odds(features, norms, units)
+    odds = outlier_log_odds(features, norms, units)
     order = np.random.default_rng(seed).permutation(count)
-    assert stranger_odds(features[order], norms[order], units) == pytest.approx(odds[order], abs=1e-5)
-    scaled = stranger_odds(features, (norms * scale).astype(np.float32), units)
+    assert outlier_log_odds(features[order], norms[order], units) == pytest.approx(odds[order], abs=1e-5)
+    scaled = outlier_log_odds(features, (norms * scale).astype(np.float32), units)
     assert scaled == pytest.approx(odds, abs=1e-4)
 
 
 def test_opposite_or_empty_faces_give_finite_odds() -> None:
     features = np.array([[1, 0], [-1, 0], [1, 0], [0, 1]], np.float32)
-    assert np.isfinite(stranger_odds(features, np.array([1, 1, 0, 0], np.float32), np.arange(4))).all()
-    assert np.isfinite(stranger_odds(features, np.zeros(4, np.float32), np.arange(4))).all()
+    assert np.isfinite(outlier_log_odds(features, np.array([1, 1, 0, 0], np.float32), np.arange(4))).all()
+    assert np.isfinite(outlier_log_odds(features, np.zeros(4, np.float32), np.arange(4))).all()
 
 
 def test_near_duplicates_join_their_media() -> None:
     media, groups = np.array([7, 7, 8, 9, 9, 10]), np.array([-1, 0, 0, 1, -1, 1])
-    assert face_units(media, groups).tolist() == [0, 0, 0, 1, 1, 1]
-    assert face_units(media, np.full(6, -1)).tolist() == [0, 0, 1, 2, 2, 3]
-    chained = face_units(np.arange(4), np.array([0, 0, -1, 1]))
+    assert independent_samples(media, groups).tolist() == [0, 0, 0, 1, 1, 1]
+    assert independent_samples(media, np.full(6, -1)).tolist() == [0, 0, 1, 2, 2, 3]
+    chained = independent_samples(np.arange(4), np.array([0, 0, -1, 1]))
     assert chained.tolist() == [0, 0, 1, 2]

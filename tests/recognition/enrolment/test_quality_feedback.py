@@ -9,13 +9,20 @@ import numpy as np
 import pytest
 
 from photos.face_measures import FaceMeasures
-from recognition.enrolment.checks import EnrolmentLimits, check_set
-from recognition.enrolment.quality_feedback import Advice, AdviceLimits, Topic, advise, num_units
+from recognition.enrolment.checks import check_set
+from recognition.enrolment.limits import EnrolmentLimits
+from recognition.enrolment.quality_feedback import (
+    Feedback,
+    Topic,
+    feedback_text,
+    num_samples,
+    quality_feedback,
+)
 from recognition.model import FaceModel
-from recognition.report.summary import advice_text, write_summary
-from recognition.sets import DescribedSet, EmptySet, FaceChoice, FaceRecord, Rejected
+from recognition.records import AggregatedSet, EmptySet, FaceChoice, FaceRecord, Rejection
+from recognition.report.summary import write_summary
 
-Make = Callable[..., DescribedSet]
+Make = Callable[..., AggregatedSet]
 D = 64
 GOOD = FaceMeasures(yaw=0.0, pitch=0.0, sharpness=0.22, brightness=130, contrast=35, side_light=0.0)
 
@@ -26,7 +33,7 @@ def person(count: int, seed: int = 0, spread: float = 0.7) -> np.ndarray:
 
 
 @pytest.fixture
-def good_set(model: FaceModel, drawn_set: Make) -> DescribedSet:
+def good_set(model: FaceModel, drawn_set: Make) -> AggregatedSet:
     """Six good faces from all sides: nothing to be said."""
     described = drawn_set(model, person(6))
     yaws = (-25.0, 0.0, 3.0, 22.0, -4.0, 40.0)
@@ -39,16 +46,16 @@ def good_set(model: FaceModel, drawn_set: Make) -> DescribedSet:
     )
 
 
-def with_faces(described: DescribedSet, faces: list[FaceRecord]) -> DescribedSet:
+def with_faces(described: AggregatedSet, faces: list[FaceRecord]) -> AggregatedSet:
     return replace(described, faces=faces)
 
 
-def told(model: FaceModel, described: DescribedSet, topic: Topic | None = None) -> list[str]:
-    found = advise(described, check_set(model, described, EnrolmentLimits()))
+def told(model: FaceModel, described: AggregatedSet, topic: Topic | None = None) -> list[str]:
+    found = quality_feedback(described, check_set(model, described, EnrolmentLimits()))
     return [each.text for each in found if topic is None or each.topic is topic]
 
 
-def changed(described: DescribedSet, faces: list[int], **values: float) -> DescribedSet:
+def changed(described: AggregatedSet, faces: list[int], **values: float) -> AggregatedSet:
     records = list(described.faces)
     for face in faces:
         measures = records[face].measures
@@ -57,50 +64,50 @@ def changed(described: DescribedSet, faces: list[int], **values: float) -> Descr
     return with_faces(described, records)
 
 
-def test_a_good_set_is_left_in_peace(model: FaceModel, good_set: DescribedSet) -> None:
+def test_a_good_set_is_left_in_peace(model: FaceModel, good_set: AggregatedSet) -> None:
     assert told(model, good_set) == []
 
 
-def test_a_missing_side_is_named(model: FaceModel, good_set: DescribedSet) -> None:
+def test_a_missing_side_is_named(model: FaceModel, good_set: AggregatedSet) -> None:
     assert told(model, changed(good_set, [0], yaw=-5.0)) == [
-        "no view with the face turned to the left of the picture."
+        "no view with the face turned to the left of the image."
     ]
     assert told(model, changed(good_set, [3, 5], yaw=5.0)) == [
-        "no view with the face turned to the right of the picture."
+        "no view with the face turned to the right of the image."
     ]
     frontal = changed(good_set, list(range(6)), yaw=2.0)
-    assert told(model, frontal) == ["no view from the side: all faces look to the front."]
+    assert told(model, frontal) == ["no view from the side: all faces are frontal."]
     profile = changed(changed(good_set, [1, 2, 4], yaw=-30.0), [0], yaw=-50.0)
     assert told(model, profile) == ["no view from the front."]
 
 
-def test_without_landmarks_nothing_is_said_of_views(model: FaceModel, good_set: DescribedSet) -> None:
+def test_without_landmarks_nothing_is_said_of_views(model: FaceModel, good_set: AggregatedSet) -> None:
     assert told(model, changed(good_set, list(range(6)), yaw=float("nan"))) == []
 
 
-def test_faces_that_are_all_small_are_told_as_one(model: FaceModel, good_set: DescribedSet) -> None:
+def test_faces_that_are_all_small_are_told_as_one(model: FaceModel, good_set: AggregatedSet) -> None:
     small = with_faces(good_set, [replace(face, size=31.0) for face in good_set.faces])
-    assert told(model, small, Topic.SIZE)[0].startswith("all six faces are under 40 px high.")
+    assert told(model, small, Topic.SIZE)[0].startswith("all 6 faces are under 40 px high.")
     one = with_faces(good_set, [replace(good_set.faces[0], size=31.0), *good_set.faces[1:]])
-    assert told(model, one) == ["one of six faces is under 40 px high: 0000.jpg."]
+    assert told(model, one) == ["1 of 6 faces is under 40 px high: 0000.jpg."]
 
 
 @pytest.mark.parametrize(
     ("values", "topic", "words"),
     [
         ({"sharpness": 0.05}, Topic.SHARPNESS, "blurred"),
-        ({"brightness": 20}, Topic.LIGHT, "too dark"),
-        ({"brightness": 240}, Topic.LIGHT, "overexposed"),
-        ({"contrast": 5}, Topic.LIGHT, "almost without contrast"),
-        ({"side_light": -0.6}, Topic.LIGHT, "lit from one side alone"),
+        ({"brightness": 20}, Topic.ILLUMINATION, "too dark"),
+        ({"brightness": 240}, Topic.ILLUMINATION, "overexposed"),
+        ({"contrast": 5}, Topic.ILLUMINATION, "low in contrast"),
+        ({"side_light": -0.6}, Topic.ILLUMINATION, "lit from one side only"),
     ],
 )
 def test_poor_photos_are_told_with_their_names(
-    model: FaceModel, good_set: DescribedSet, values: dict[str, float], topic: Topic, words: str
+    model: FaceModel, good_set: AggregatedSet, values: dict[str, float], topic: Topic, words: str
 ) -> None:
     poor = changed(good_set, [2, 4], **values)
-    assert told(model, poor) == [f"two of six faces are {words}: 0002.jpg, 0004.jpg."]
-    found = advise(poor, check_set(model, poor, EnrolmentLimits()))
+    assert told(model, poor) == [f"2 of 6 faces are {words}: 0002.jpg, 0004.jpg."]
+    found = quality_feedback(poor, check_set(model, poor, EnrolmentLimits()))
     assert [(each.topic, each.faces) for each in found] == [(topic, (2, 4))]
     assert told(model, changed(good_set, [0, 1, 2], **values))[0].count(".") >= 5
 
@@ -117,14 +124,14 @@ def test_photos_that_repeat_each_other_are_one(model: FaceModel, drawn_set: Make
     rows = person(4)
     described = drawn_set(model, rows[[0, 0, 0, 1, 2, 3]])
     assert told(model, described, Topic.REPEATS) == [
-        "these three faces are one photo: 0000.jpg, 0001.jpg, 0002.jpg. One is enough."
+        "3 faces are copies of one photo: 0000.jpg, 0001.jpg, 0002.jpg. One is enough."
     ]
     # The frames of one video repeat each other by nature.
     video = with_faces(
         described, [replace(face, medium=0) for face in described.faces[:3]] + described.faces[3:]
     )
     assert told(model, video, Topic.REPEATS) == []
-    assert num_units(video, check_set(model, video, EnrolmentLimits())) == 4
+    assert num_samples(video, check_set(model, video, EnrolmentLimits())) == 4
 
 
 def test_photos_of_one_sitting_are_no_copies(model: FaceModel, drawn_set: Make) -> None:
@@ -140,45 +147,39 @@ def test_photos_of_one_sitting_are_no_copies(model: FaceModel, drawn_set: Make) 
 def test_many_repeats_are_one_sentence(model: FaceModel, drawn_set: Make) -> None:
     described = drawn_set(model, person(6)[np.repeat(np.arange(6), 2)])
     assert told(model, described, Topic.REPEATS) == [
-        "12 faces repeat 6 moments: 6 of them could be left out."
+        "12 faces are copies of 6 photos; 6 of them could be removed."
     ]
 
 
 def test_two_photos_that_disagree_are_told_without_a_verdict(model: FaceModel, drawn_set: Make) -> None:
     described = drawn_set(model, np.eye(2, D))
     texts = told(model, described)
-    assert texts[0].startswith("0000.jpg and 0001.jpg are little alike (0.00) and may show two people.")
-    assert texts[1].startswith("there are only two different photos or videos.")
-    assert told(model, drawn_set(model, person(2)), Topic.DISAGREEMENT) == []
+    assert texts[0].startswith("0000.jpg and 0001.jpg have a similarity of 0.00 and may show two identities.")
+    assert texts[1].startswith("there are only 2 different photos or videos.")
+    assert told(model, drawn_set(model, person(2)), Topic.SEVERAL_IDENTITIES) == []
 
 
 def test_halves_of_two_people_are_told(model: FaceModel, drawn_set: Make) -> None:
     mixed = drawn_set(model, np.concatenate([person(3, spread=0.3), person(3, seed=9, spread=0.3)]))
-    (text,) = told(model, mixed, Topic.DISAGREEMENT)
+    (text,) = told(model, mixed, Topic.SEVERAL_IDENTITIES)
     assert "(1) 0000.jpg, 0001.jpg, 0002.jpg; (2) 0003.jpg, 0004.jpg, 0005.jpg" in text
-    assert told(model, drawn_set(model, person(6, spread=0.3)), Topic.DISAGREEMENT) == []
+    assert told(model, drawn_set(model, person(6, spread=0.3)), Topic.SEVERAL_IDENTITIES) == []
 
 
 def test_one_photo_alone_asks_for_more(model: FaceModel, drawn_set: Make) -> None:
     assert told(model, drawn_set(model, person(1))) == [
-        "there is only one photo or video. More from other days would help."
+        "there is only 1 photo or video. More from other days would help."
     ]
 
 
-def test_the_limits_decide(model: FaceModel, good_set: DescribedSet) -> None:
-    check = check_set(model, good_set, EnrolmentLimits())
-    found = advise(good_set, check, AdviceLimits(small=200, few=7))
-    assert [each.topic for each in found] == [Topic.SIZE, Topic.NUMBER]
-
-
 def test_the_summary_holds_advice_faces_and_no_nan(
-    model: FaceModel, good_set: DescribedSet, drawn_set: Make, tmp_path: Path
+    model: FaceModel, good_set: AggregatedSet, drawn_set: Make, tmp_path: Path
 ) -> None:
-    alone = drawn_set(model, person(1), name="bert", rejected=[Rejected("x.jpg", "the file is empty.")])
+    alone = drawn_set(model, person(1), name="bert", rejected=[Rejection("x.jpg", "the file is empty.")])
     sets = [changed(good_set, [0], yaw=-5.0), alone]
     checks = [check_set(model, each, EnrolmentLimits()) for each in sets]
-    advice = [advise(each, check) for each, check in zip(sets, checks, strict=True)]
-    empty = [EmptySet("carl", Path("carl"), [Rejected("y.jpg", "no face was found in it.")])]
+    advice = [quality_feedback(each, check) for each, check in zip(sets, checks, strict=True)]
+    empty = [EmptySet("carl", Path("carl"), [Rejection("y.jpg", "no face was found in it.")])]
     write_summary(tmp_path / "descriptors.json", model, sets, empty, checks, advice)
     text = (tmp_path / "descriptors.json").read_text()
     content = json.loads(text)
@@ -186,7 +187,7 @@ def test_the_summary_holds_advice_faces_and_no_nan(
     assert content["fingerprint"] == model.fingerprint
     first, second = content["sets"]
     assert first["advice"] == [
-        {"topic": "pose", "text": "no view with the face turned to the left of the picture.", "faces": []}
+        {"topic": "pose", "text": "no view with the face turned to the left of the image.", "faces": []}
     ]
     assert first["details"][3]["yaw"] == 22.0
     assert first["details"][0]["size"] == 150.0
@@ -194,13 +195,13 @@ def test_the_summary_holds_advice_faces_and_no_nan(
     assert second["details"][0]["doubt"] is None
     assert second["rejected"] == [{"name": "x.jpg", "reason": "the file is empty."}]
     assert content["empty"][0]["name"] == "carl"
-    shown = advice_text(sets, advice)
+    shown = feedback_text(sets, advice)
     assert "anna\n    - no view with" in shown
-    assert "bert\n    - there is only one photo" in shown
+    assert "bert\n    - there is only 1 photo" in shown
 
 
-def test_the_terminal_says_when_there_is_nothing_to_say(good_set: DescribedSet) -> None:
-    assert advice_text([good_set], [[]]) == "advice: none, the sets are ready to be enrolled."
+def test_the_terminal_says_when_there_is_nothing_to_say(good_set: AggregatedSet) -> None:
+    assert feedback_text([good_set], [[]]).startswith("quality feedback: none")
 
 
 def test_the_groups_of_many_people_are_told_and_who_agrees_with_none(
@@ -210,16 +211,18 @@ def test_the_groups_of_many_people_are_told_and_who_agrees_with_none(
     described = drawn_set(model, np.concatenate(groups))
     check = check_set(model, described, EnrolmentLimits())
     (found,) = [
-        each for each in advise(described, check) if each.topic in (Topic.STRANGER, Topic.DISAGREEMENT)
+        each
+        for each in quality_feedback(described, check)
+        if each.topic in (Topic.OUTLIER, Topic.SEVERAL_IDENTITIES)
     ]
-    assert "2 people: (1) 0000.jpg, 0001.jpg, 0002.jpg; (2) 0003.jpg, 0004.jpg" in found.text
+    assert "2 identities: (1) 0000.jpg, 0001.jpg, 0002.jpg; (2) 0003.jpg, 0004.jpg" in found.text
     assert "0005.jpg" in found.text
     assert found.faces == (3, 4, 5)
 
 
 @pytest.mark.parametrize(("agrees", "word"), [(True, "agrees"), (False, "largest")])
 def test_the_face_taken_of_several_as_large_is_told(
-    model: FaceModel, good_set: DescribedSet, agrees: bool, word: str
+    model: FaceModel, good_set: AggregatedSet, agrees: bool, word: str
 ) -> None:
     """Which photo, which of its faces, and why."""
     chosen = replace(good_set.faces[2], choice=FaceChoice(3, from_left=2, agrees=agrees))
@@ -229,9 +232,9 @@ def test_the_face_taken_of_several_as_large_is_told(
     assert word in text
 
 
-def test_the_terminal_names_what_shows_the_sets_that_it_leaves_out(good_set: DescribedSet) -> None:
-    advice = [[Advice(Topic.POSE, "x.")]] * 25
-    shown = advice_text([good_set] * 25, advice, all_in="list --here")
+def test_the_terminal_names_what_shows_the_sets_that_it_leaves_out(good_set: AggregatedSet) -> None:
+    advice = [[Feedback(Topic.POSE, "x.")]] * 25
+    shown = feedback_text([good_set] * 25, advice, all_in="list --here")
     assert "5 more sets" in shown
     assert "list --here" in shown
     assert "report.html" not in shown

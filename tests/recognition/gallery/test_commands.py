@@ -21,7 +21,7 @@ from recognition.enrolment.checks import EnrolmentCheck, check_set
 from recognition.gallery import commands as gallery_commands
 from recognition.gallery.store import open_gallery
 from recognition.model import FaceModel
-from recognition.sets import DescribedSet
+from recognition.records import AggregatedSet
 from weights import save_backbone
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -83,7 +83,7 @@ def test_a_name_that_is_there_is_refused_before_the_photos_are_read(
     run("enroll", "--images_root", root)
     before = run.gallery.read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(gallery_commands, "describe_sets", None)
+        patch.setattr(gallery_commands, "aggregate_sets", None)
         assert "already enrolled: s001" in run("enroll", root / "s001", code=2)
     assert run.gallery.read_bytes() == before
     assert "2 people" in run("enroll", root / "s001", "--replace")
@@ -110,15 +110,15 @@ def test_sets_of_several_people_are_refused_unless_forced(
     root = face_folder(4, 3)
     identities = {"s001": [0, 1, 2], "s003": [0, 0, -1]}
 
-    def checking(model: FaceModel, described: DescribedSet, *others: Any, **options: Any) -> EnrolmentCheck:
+    def checking(model: FaceModel, described: AggregatedSet, *others: Any, **options: Any) -> EnrolmentCheck:
         check = check_set(model, described, *others, **options)
         identity = np.array(identities.get(described.name, [0, 0, 0]))
-        return replace(check, identity=identity, stranger=identity < 0)
+        return replace(check, identity=identity, outlier=identity < 0)
 
     monkeypatch.setattr(enrolment, "check_set", checking)
     refused = run("enroll", "--images_root", root, code=2)
     assert "2 of 4 sets" in refused
-    assert "s001: it may show 3 people: (1) 0.png; (2) 1.png; (3) 2.png." in refused
+    assert "3 identities: (1) 0.png; (2) 1.png; (3) 2.png." in refused
     assert "s003: 1 of 3 faces may show a different person: 2.png." in refused
     assert "--force" in refused
     assert "s000" not in refused
@@ -129,8 +129,8 @@ def test_sets_of_several_people_are_refused_unless_forced(
 
 
 def test_limits_of_the_check_out_of_range_are_told_with_other_faults(run: Commands, tmp_path: Path) -> None:
-    said = run("enroll", tmp_path / "nowhere", "--stranger", 2, code=2)
-    assert "--stranger 2" in said
+    said = run("enroll", tmp_path / "nowhere", "--outlier", 2, code=2)
+    assert "--outlier 2" in said
     assert "nowhere" in said
 
 
@@ -193,7 +193,7 @@ def test_a_search_says_which_sets_may_show_several_people(
     root = face_folder(3, 2)
     run("enroll", root / "s000")
 
-    def told(model: FaceModel, described: DescribedSet) -> str:
+    def told(model: FaceModel, described: AggregatedSet) -> str:
         return "it may show 2 people." if described.name == "s001" else ""
 
     monkeypatch.setattr(gallery_commands, "contamination", told)

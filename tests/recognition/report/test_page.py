@@ -16,9 +16,11 @@ import pytest
 from photos.photo_files import thumbnail
 from recognition.calibration.decisions import decide_sets
 from recognition.calibration.thresholds import Calibration, Group, Threshold
-from recognition.enrolment.checks import EnrolmentCheck, EnrolmentLimits, check_set
+from recognition.enrolment.checks import EnrolmentCheck, check_set
+from recognition.enrolment.limits import EnrolmentLimits
 from recognition.model import FaceModel
-from recognition.report.page import Report, ordered_units, page, set_findings, write_page
+from recognition.records import AggregatedSet, EmptySet, FaceChoice, Rejection
+from recognition.report.page import Report, feedback_sentences, ordered_samples, page, write_page
 from recognition.report.tables import (
     check_text,
     matrix_text,
@@ -26,9 +28,8 @@ from recognition.report.tables import (
     write_descriptors,
     write_similarity,
 )
-from recognition.sets import DescribedSet, EmptySet, FaceChoice, Rejected
 
-Make = Callable[..., DescribedSet]
+Make = Callable[..., AggregatedSet]
 D = 64
 CALIBRATION = Calibration("1e-03", Group({"1e-03": Threshold("1e-03", 0.42)}))
 
@@ -38,18 +39,18 @@ def person(count: int, seed: int = 0) -> np.ndarray:
     return rng.normal(size=D) + 0.7 * rng.normal(size=(count, D))
 
 
-def report_of(model: FaceModel, sets: Sequence[DescribedSet], empty: Sequence[EmptySet] = ()) -> Report:
+def report_of(model: FaceModel, sets: Sequence[AggregatedSet], empty: Sequence[EmptySet] = ()) -> Report:
     checks = [check_set(model, each, EnrolmentLimits()) for each in sets]
     matrix = similarities(sets)
     return Report(model, sets, empty, matrix, checks, decide_sets(CALIBRATION, sets, matrix))
 
 
 @pytest.fixture
-def two(model: FaceModel, drawn_set: Make) -> list[DescribedSet]:
+def two(model: FaceModel, drawn_set: Make) -> list[AggregatedSet]:
     """Anna's set has three near-duplicates, a stranger, a poor face and rejected files; Berta's two faces."""
     own = person(6)
     features = np.concatenate([own, own[:1] * 1.001, own[:1], person(1, seed=4)])
-    rejected = [Rejected("<b>.jpg", "the file is empty.")]
+    rejected = [Rejection("<b>.jpg", "the file is empty.")]
     anna = drawn_set(model, features, [10, 11, 9, 10, 3, 10, 10, 10, 9], "anna & <co>", rejected)
     return [anna, drawn_set(model, person(2, seed=7), name="berta")]
 
@@ -60,8 +61,8 @@ def faces_of(text: str) -> list[dict[str, object]]:
     return list(json.loads(found[1]))
 
 
-def test_the_page_shows_each_face_with_its_facts(model: FaceModel, two: list[DescribedSet]) -> None:
-    text = page(report_of(model, two, [EmptySet("nobody", Path("x"), [Rejected("a.jpg", "no face.")])]))
+def test_the_page_shows_each_face_with_its_facts(model: FaceModel, two: list[AggregatedSet]) -> None:
+    text = page(report_of(model, two, [EmptySet("nobody", Path("x"), [Rejection("a.jpg", "no face.")])]))
     shown = [int(number) for number in re.findall(r'data-face="(\d+)"', text)]
     assert sorted(shown) == list(range(11))
     data = faces_of(text)
@@ -82,7 +83,7 @@ def test_the_page_shows_each_face_with_its_facts(model: FaceModel, two: list[Des
     assert "no face." in text
 
 
-def test_names_cannot_break_the_page(model: FaceModel, two: list[DescribedSet]) -> None:
+def test_names_cannot_break_the_page(model: FaceModel, two: list[AggregatedSet]) -> None:
     evil = "</script><script>alert(1)</script>.jpg"
     faces = [replace(two[1].faces[0], name=evil), two[1].faces[1]]
     text = page(report_of(model, [two[0], replace(two[1], faces=faces)]))
@@ -109,17 +110,17 @@ def test_the_page_groups_the_faces_of_a_mixed_set(model: FaceModel, drawn_set: M
     assert facts[0]["Several faces"].startswith("face 1 of 2 from the left")
 
 
-def test_the_page_needs_no_network(model: FaceModel, two: list[DescribedSet]) -> None:
+def test_the_page_needs_no_network(model: FaceModel, two: list[AggregatedSet]) -> None:
     text = page(report_of(model, two))
     assert not re.search(r"https?:|src=\"(?!data:)|@import|url\(", text)
 
 
 def test_faces_stand_in_the_order_of_their_choice_then_by_weight(
-    model: FaceModel, two: list[DescribedSet]
+    model: FaceModel, two: list[AggregatedSet]
 ) -> None:
     anna = two[0]
     check = check_set(model, anna, EnrolmentLimits())
-    units = ordered_units(anna, check)
+    units = ordered_samples(anna, check)
     assert sorted(face for unit in units for face in unit) == list(range(9))
     assert sorted(next(unit for unit in units if len(unit) > 1)) == [0, 6, 7]
     assert units[0][0] == anna.picks[0]
@@ -130,15 +131,15 @@ def test_faces_stand_in_the_order_of_their_choice_then_by_weight(
     )
 
 
-def test_findings_name_what_to_look_at(model: FaceModel, two: list[DescribedSet]) -> None:
-    found = set_findings(two[0], check_set(model, two[0], EnrolmentLimits()))
+def test_findings_name_what_to_look_at(model: FaceModel, two: list[AggregatedSet]) -> None:
+    found = feedback_sentences(two[0], check_set(model, two[0], EnrolmentLimits()))
     assert found[0].startswith("1 of 9 faces may show a different person: 0008.jpg")
-    assert found[1].startswith("These three faces are one photo: 0000.jpg, 0006.jpg, 0007.jpg")
-    assert any("0004.jpg" in each and "poor" in each for each in found)
-    assert not any("different person" in each for each in set_findings(two[1], _checked(model, two[1])))
+    assert "0000.jpg, 0006.jpg, 0007.jpg" in found[1]
+    assert any("0004.jpg" in each and "quality" in each for each in found)
+    assert not any("different person" in each for each in feedback_sentences(two[1], _checked(model, two[1])))
 
 
-def _checked(model: FaceModel, described: DescribedSet) -> EnrolmentCheck:
+def _checked(model: FaceModel, described: AggregatedSet) -> EnrolmentCheck:
     return check_set(model, described, EnrolmentLimits())
 
 
@@ -151,7 +152,9 @@ def test_many_sets_show_the_nearest_of_each(model: FaceModel, drawn_set: Make) -
     assert f'href="#set-{nearest}"' in text
 
 
-def test_the_files_hold_what_was_described(model: FaceModel, two: list[DescribedSet], tmp_path: Path) -> None:
+def test_the_files_hold_what_was_described(
+    model: FaceModel, two: list[AggregatedSet], tmp_path: Path
+) -> None:
     matrix = similarities(two)
     write_similarity(tmp_path / "similarity.csv", two, matrix)
     rows = (tmp_path / "similarity.csv").read_text().splitlines()
@@ -167,7 +170,7 @@ def test_the_files_hold_what_was_described(model: FaceModel, two: list[Described
         assert str(stored["fingerprint"]) == model.fingerprint
 
 
-def test_tables_for_the_eye(model: FaceModel, two: list[DescribedSet]) -> None:
+def test_tables_for_the_eye(model: FaceModel, two: list[AggregatedSet]) -> None:
     matrix = np.array([[1, 0.5], [0.5, 1]], np.float32)
     text = matrix_text(two, matrix, decide_sets(CALIBRATION, two, matrix))
     assert "0.5000*" in text
@@ -246,7 +249,7 @@ def browse(
 
 
 def test_the_page_works_by_keyboard_in_a_browser(
-    chromium: str, model: FaceModel, two: list[DescribedSet], tmp_path: Path
+    chromium: str, model: FaceModel, two: list[AggregatedSet], tmp_path: Path
 ) -> None:
     said = browse(chromium, tmp_path, page(report_of(model, two)))
     assert said["faults"] == []
@@ -260,7 +263,7 @@ def test_the_page_works_by_keyboard_in_a_browser(
 
 
 def test_nothing_is_wider_than_a_phone(
-    chromium: str, model: FaceModel, two: list[DescribedSet], drawn_set: Make, tmp_path: Path
+    chromium: str, model: FaceModel, two: list[AggregatedSet], drawn_set: Make, tmp_path: Path
 ) -> None:
     others = [
         drawn_set(model, person(1, seed=n), name=f"a_long_name_without_any_break_{n}" * 2) for n in range(12)

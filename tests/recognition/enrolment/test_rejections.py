@@ -13,19 +13,23 @@ import numpy as np
 import pytest
 
 from data.sources.image_files import files_below
+from recognition.aggregation import aggregate_sets
 from recognition.calibration.labelled_sets import find_labelled
-from recognition.enrolment.checks import EnrolmentLimits, check_set
-from recognition.enrolment.left_out import left_out_text, why_nothing
+from recognition.enrolment.checks import check_set
+from recognition.enrolment.limits import EnrolmentLimits
+from recognition.enrolment.rejections import rejection_reasons, rejection_text
+from recognition.face_reading import PhotoOptions
 from recognition.model import FaceModel
+from recognition.records import AggregatedSet, EmptySet, Rejection
 from recognition.report.summary import write_summary
-from recognition.sets import DescribedSet, EmptySet, Rejected, SetOptions, describe_sets, find_sets
+from recognition.sources import find_sets
 from runtime.errors import InputError, InputWarning
 
 HEIC = b"\x00\x00\x00\x18ftypheic" + bytes(40)
 
 
-def describe(model: FaceModel, *paths: Path) -> tuple[list[DescribedSet], list[EmptySet]]:
-    return describe_sets(model, find_sets(list(paths)), SetOptions(aligned=True), progress=False)
+def describe(model: FaceModel, *paths: Path) -> tuple[list[AggregatedSet], list[EmptySet]]:
+    return aggregate_sets(model, find_sets(list(paths)), PhotoOptions(aligned=True), progress=False)
 
 
 @pytest.fixture
@@ -41,7 +45,7 @@ def anna(face_folder: Callable[..., Path]) -> Path:
 def test_every_file_that_is_left_out_is_counted_and_named_with_its_reason(
     model: FaceModel, anna: Path
 ) -> None:
-    (line,) = left_out_text(*describe(model, anna)).splitlines()
+    (line,) = rejection_text(*describe(model, anna)).splitlines()
     for fact in ("3 of 4", "s000", "c.heic", "HEIC", "d.jpg", "empty", "e.txt", "not an image"):
         assert fact in line
 
@@ -52,35 +56,35 @@ def test_a_set_of_heic_photos_says_so_and_how_to_convert_them(model: FaceModel, 
         (tmp_path / "iphone" / f"{number}.heic").write_bytes(HEIC)
     found, empty = describe(model, tmp_path / "iphone")
     assert not found
-    for text in (left_out_text(found, empty), why_nothing(empty)):
+    for text in (rejection_text(found, empty), rejection_reasons(empty)):
         assert "HEIC" in text
         assert "JPEG" in text
         assert text.count("HEIC") == 1
         assert "2 more" in text
-    assert "all 5" in left_out_text(found, empty)
+    assert "all 5" in rejection_text(found, empty)
 
 
 def test_a_set_of_one_file_is_named_once(model: FaceModel, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"text")
-    assert left_out_text(*describe(model, tmp_path / "a.jpg")).count("a.jpg") == 1
+    assert rejection_text(*describe(model, tmp_path / "a.jpg")).count("a.jpg") == 1
 
 
 def test_an_empty_folder_is_told(model: FaceModel, face_folder: Callable[..., Path]) -> None:
     people = face_folder(1, 1)
     (people / "nobody" / "inner").mkdir(parents=True)
-    found, empty = describe_sets(model, find_sets([], people), SetOptions(aligned=True), progress=False)
+    found, empty = aggregate_sets(model, find_sets([], people), PhotoOptions(aligned=True), progress=False)
     assert [each.name for each in found] == ["s000"]
-    assert "nobody" in left_out_text(found, empty)
-    assert "s000" not in left_out_text(found, empty)
+    assert "nobody" in rejection_text(found, empty)
+    assert "s000" not in rejection_text(found, empty)
 
 
-def test_frames_are_told_apart_from_files(model: FaceModel, drawn_set: Callable[..., DescribedSet]) -> None:
+def test_frames_are_told_apart_from_files(model: FaceModel, drawn_set: Callable[..., AggregatedSet]) -> None:
     frames = [
-        *(Rejected(f"walk.avi at {number}.00 s", "no face", "walk.avi", 0) for number in range(9)),
-        *(Rejected(f"wall.avi at {number}.00 s", "no face", "wall.avi", 7) for number in range(9)),
+        *(Rejection(f"walk.avi at {number}.00 s", "no face", "walk.avi", 0) for number in range(9)),
+        *(Rejection(f"wall.avi at {number}.00 s", "no face", "wall.avi", 7) for number in range(9)),
     ]
     found = drawn_set(model, np.eye(3, 64), rejected=frames)
-    text = left_out_text([found], [], all_in="descriptors.json")
+    text = rejection_text([found], [], all_in="descriptors.json")
     assert "1 of 4 files of anna: wall.avi" in text
     assert "walk.avi at 2.00 s and 6 more" in text
     assert "descriptors.json" in text
@@ -97,12 +101,12 @@ def test_photos_in_subfolders_belong_to_the_set_and_are_told(
     (people / "loose.png").write_bytes((people / "s001" / "0.png").read_bytes())
     with pytest.warns(InputWarning, match=r"loose\.png"):
         sources = find_sets([], people)
-    found, _ = describe_sets(model, sources, SetOptions(aligned=True), progress=False)
+    found, _ = aggregate_sets(model, sources, PhotoOptions(aligned=True), progress=False)
     assert [each.files for each in found] == [
         ["0.png", "2021/2.png", "2021/x/1.png"],
         ["0.png", "1.png", "2.png"],
     ]
-    text = left_out_text(found, [])
+    text = rejection_text(found, [])
     for fact in ("s000", "2 of its 3", "2021", "2021/x"):
         assert fact in text
     assert "s001" not in text
@@ -158,11 +162,11 @@ def test_a_special_file_is_no_set(special: Path) -> None:
 
 
 def test_turned_photos_are_told(
-    model: FaceModel, drawn_set: Callable[..., DescribedSet], tmp_path: Path
+    model: FaceModel, drawn_set: Callable[..., AggregatedSet], tmp_path: Path
 ) -> None:
     found = drawn_set(model, np.eye(3, 64))
     found.faces[1] = replace(found.faces[1], turned=180)
-    text = left_out_text([found], [])
+    text = rejection_text([found], [])
     for fact in ("anna", "1 of 3", found.faces[1].name, "180"):
         assert fact in text
     write_summary(tmp_path / "d.json", model, [found], [], [check_set(model, found, EnrolmentLimits())], [[]])

@@ -1,0 +1,125 @@
+"""Sets of photos and videos to descriptors.
+
+Photos are read, searched and embedded as a stream: of a face only its feature, a thumbnail and its record
+are kept.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.sources.decoding import Image
+from data.sources.image_files import is_video
+from photos.detection import find_detector
+from photos.videos import expected_frames
+from recognition.colour_check import ColourSample
+from recognition.enrolment.face_choice import AGREEMENT, choose_faces
+from recognition.face_reading import PhotoOptions, read_faces
+from recognition.model import FaceModel, aggregate_features, embed_images
+from recognition.records import AggregatedSet, EmptySet, FaceRecord, Rejection
+from recognition.sources import SetSource
+from runtime.errors import InputWarning
+from runtime.progress import progress_bar
+
+
+def aggregate_sets(
+    model: FaceModel, sources: Sequence[SetSource], options: PhotoOptions, *, progress: bool = True
+) -> tuple[list[AggregatedSet], list[EmptySet]]:
+    """Aggregate the faces of each set.
+
+    Args:
+        model: from `load_model`.
+        sources: from `find_sets`.
+        options: how photos are read.
+        progress: whether to show a progress bar.
+
+    Returns:
+        Sets with a usable face and sets without, each in the order of `sources`. Files that cannot be read
+        are in their `rejected`.
+
+    Raises:
+        InputError: no detector.
+    """
+    detector = None if options.aligned else find_detector(options.detector)
+    collected = [_Collected() for _ in sources]
+    waiting: list[tuple[_Collected, Image]] = []
+    colours = ColourSample()
+    with progress_bar(desc="finding faces", unit=" images", disable=not progress, mininterval=0.5) as bar:
+        bar.total = sum(
+            expected_frames(file, options.fps) if is_video(file) else 1
+            for source in sources
+            for file in source.files()
+        )
+        for index, found in read_faces(sources, options, detector):
+            into = collected[index]
+            into.rejected.extend(found.rejected)
+            into.faces.extend(record for record, _ in found.faces)
+            into.photos.extend([into.photos[-1] + 1 if into.photos else 0] * len(found.faces))
+            for _, image in found.faces:
+                colours.add(index, image)
+            waiting.extend((into, image) for _, image in found.faces)
+            while len(waiting) >= model.batch_size:
+                _embed(model, waiting[: model.batch_size])
+                del waiting[: model.batch_size]
+            bar.update()
+        _embed(model, waiting)
+    if warning := colours.warning(model):
+        warnings.warn(warning, InputWarning, stacklevel=2)
+    pairs = list(zip(sources, collected, strict=True))
+    aggregated = [_aggregated(model, source, into) for source, into in pairs if into.faces]
+    empty = [EmptySet(source.name, source.path, into.rejected) for source, into in pairs if not into.faces]
+    return aggregated, empty
+
+
+@dataclass(frozen=True, eq=False)
+class _Collected:
+    """A set while its faces arrive; `photos`: number of the photo or frame of each face."""
+
+    faces: list[FaceRecord] = field(default_factory=list)
+    photos: list[int] = field(default_factory=list)
+    features: list[NDArray[np.float32]] = field(default_factory=list)
+    norms: list[NDArray[np.float32]] = field(default_factory=list)
+    rejected: list[Rejection] = field(default_factory=list)
+
+
+def _embed(model: FaceModel, faces: list[tuple[_Collected, Image]]) -> None:
+    if not faces:
+        return
+    features, norms = embed_images(model, np.stack([image for _, image in faces]))
+    for (into, _), feature, norm in zip(faces, features, norms, strict=True):
+        into.features.append(feature)
+        into.norms.append(norm)
+
+
+def _aggregated(model: FaceModel, source: SetSource, collected: _Collected) -> AggregatedSet:
+    features, norms = np.stack(collected.features), np.stack(collected.norms)
+    faces = collected.faces
+    if any(face.choice is not None for face in faces):
+        limit = model.spec.cosine_limit(AGREEMENT)
+        rows, agrees = choose_faces(features, norms, np.array(collected.photos, np.int64), limit)
+        faces = [_with_agreement(faces[row], bool(agree)) for row, agree in zip(rows, agrees, strict=True)]
+        features, norms = features[rows], norms[rows]
+    descriptor = aggregate_features(
+        model, features, norms, np.array([face.medium for face in faces], np.int64)
+    )
+    return AggregatedSet(
+        name=source.name,
+        path=source.path,
+        faces=faces,
+        features=features,
+        norms=norms,
+        embedding=descriptor.embedding,
+        norm=descriptor.norm,
+        picks=descriptor.picks,
+        weights=descriptor.weights,
+        rejected=collected.rejected,
+    )
+
+
+def _with_agreement(face: FaceRecord, agrees: bool) -> FaceRecord:
+    return face if face.choice is None else replace(face, choice=replace(face.choice, agrees=agrees))
