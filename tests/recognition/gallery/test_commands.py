@@ -196,6 +196,6 @@ def test_a_search_says_which_sets_may_show_several_people(
     def told(model: FaceModel, described: AggregatedSet) -> str:
         return "it may show 2 people." if described.name == "s001" else ""
 
-    monkeypatch.setattr(gallery_commands, "contamination", told)
+    monkeypatch.setattr(gallery_commands, "contamination_text", told)
     lines = run("search", root / "s001", root / "s002").splitlines()
     assert [line for line in lines if "2 people" in line] == ["s001: it may show 2 people."]
