@@ -7,14 +7,12 @@ training loop. Ragged batches are padded here, in chunks of like size, and nowhe
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from coreset.compiled import CompilableMaths
-from coreset.published import published_state
 from coreset.quality import FaceQuality
 from coreset.selection import (
     LARGEST_GAMMA,
@@ -203,44 +201,6 @@ class CoresetAggregator(CompilableMaths):
             for chunk in chunks
         ]
         return torch.cat(picks)[torch.cat([chunk.sets for chunk in chunks]).argsort()]
-
-    @classmethod
-    def from_published(
-        cls, state: Mapping[str, object], coreset_size: int, *, gamma: float | None = None
-    ) -> CoresetAggregator:
-        """Builds the aggregator of a published checkpoint, ready for evaluation.
-
-        Args:
-            state: name -> tensor or array, with or without the prefix 'aggregate_model.'; head and backbone
-                may be among them and are passed over. Values become float32.
-            coreset_size: K, which stands among the hyper-parameters of the checkpoint and not in its state.
-            gamma: fixed at this value; None: the learned one of the state.
-
-        Raises:
-            InputError: a key is unknown or missing, a shape is wrong, or gamma is out of range or missing.
-        """
-        ours = published_state(state, gamma=gamma)
-        aggregator = cls(
-            embedding_size=ours["self_norm.weight"].shape[0],
-            coreset_size=coreset_size,
-            gamma=float(ours["gamma"]),
-            learn_gamma=gamma is None,
-            clamp_gamma=False,
-        )
-        expected = aggregator.state_dict()
-        ours["log_temperature"] = expected["log_temperature"]
-        faults = [f"{name} is missing" for name in expected if name not in ours]
-        for name, value in ours.items():
-            if name not in expected:
-                faults.append(f"{name} is not a parameter of it")
-            elif value.shape != expected[name].shape:
-                faults.append(f"{name} is {tuple(value.shape)}, expected {tuple(expected[name].shape)}")
-        if faults:
-            raise InputError(
-                f"Published aggregator, by our names: {'; '.join(faults)}. Is the checkpoint whole?"
-            )
-        aggregator.load_state_dict(ours)
-        return aggregator.eval()
 
     def _check_size(self, sets: FaceSets) -> None:
         if sets.embedding_size != self.embedding_size:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from coreset import build_aggregator
-from coreset.aggregator import CoresetAggregator
 from coreset.catalogue import LEARNED_GAMMA
 from runtime.errors import InputError
 from weights.fitting import disagreements, shortened
 from weights.overrides import Overrides
+from weights.published_aggregator import published_aggregator
 from weights.reading import Stored, described
 
 _OURS = "aggregator."
@@ -85,7 +85,7 @@ def _published(stored: Stored, overrides: Overrides) -> StoredAggregator:
             )
     if faults or size is None:
         raise InputError.from_faults(faults)
-    module = CoresetAggregator.from_published(stored.state, size, gamma=gamma)
+    module = published_aggregator(stored.state, size, gamma=gamma)
     options = {
         "embedding_size": module.embedding_size,
         "coreset_size": module.coreset_size,

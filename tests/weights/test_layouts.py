@@ -23,6 +23,7 @@ from coreset.sets import FaceSets
 from net import BACKBONES, Backbone, build_backbone
 from runtime.errors import InputError
 from weights import load_aggregator, load_backbone, load_weights, save_backbone
+from weights.published_aggregator import published_aggregator
 from weights.storing import save_model
 
 
@@ -276,7 +277,7 @@ def test_a_published_facecoresetnet_gives_backbone_and_aggregator(
     assert isinstance(aggregator, CoresetAggregator)
     features = torch.nn.functional.normalize(torch.randn(2, 5, 64), dim=2)
     sets = FaceSets.dense(features, torch.rand(2, 5) * 20 + 5)
-    wanted = CoresetAggregator.from_published(state, 5)(sets)
+    wanted = published_aggregator(state, 5)(sets)
     assert torch.equal(aggregator(sets).embedding, wanted.embedding)
 
 

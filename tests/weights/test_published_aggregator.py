@@ -11,10 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from coreset.aggregator import CoresetAggregator
-from coreset.published import published_state
 from coreset.sets import FaceSets
 from runtime.errors import InputError
+from weights.published_aggregator import published_aggregator
 
 GAMMAS = ("0.0", "0.01", "0.5", "1.0")
 SIZES = (1, 2, 3, 7, 20, 64)
@@ -44,7 +43,7 @@ def published_weights(cases: dict[str, np.ndarray], K: int) -> dict[str, np.ndar
 @pytest.mark.parametrize("K", [3, 5])
 @pytest.mark.parametrize("gamma", GAMMAS)
 def test_evaluation_equals_the_published_code(cases: dict[str, np.ndarray], K: int, gamma: str) -> None:
-    aggregator = CoresetAggregator.from_published(published_weights(cases, K), K, gamma=float(gamma))
+    aggregator = published_aggregator(published_weights(cases, K), K, gamma=float(gamma))
     prefixes = [f"k{K}_g{gamma}_t{T}_" for T in SIZES]
     sets = FaceSets.from_list(
         [(torch.tensor(cases[p + "features"]), torch.tensor(cases[p + "norms"])) for p in prefixes]
@@ -74,7 +73,7 @@ def test_a_training_step_equals_the_published_code(golden: Path) -> None:
     with np.load(golden / "train_step_d64.npz") as archive:
         step = dict(archive)
     state = {name.removeprefix("weights_"): step[name] for name in step if name.startswith("weights_")}
-    aggregator = CoresetAggregator.from_published(state, 3).train()
+    aggregator = published_aggregator(state, 3).train()
     aggregator.gumbel_noise = aggregator.mask_picked = False
     for module in aggregator.modules():
         if isinstance(module, nn.Dropout):
@@ -116,7 +115,7 @@ def test_a_published_checkpoint_loads_key_by_key(published: dict[str, np.ndarray
     prefix = "aggregate_model."
     state = published if prefixed else {key.removeprefix(prefix): value for key, value in published.items()}
     state = state | {"model.input_layer.0.weight": np.zeros(3), "template_model.module.x": np.zeros(3)}
-    aggregator = CoresetAggregator.from_published(state, coreset_size=4)
+    aggregator = published_aggregator(state, coreset_size=4)
     assert not aggregator.training
     assert aggregator.coreset_size == 4
     assert isinstance(aggregator.gamma, nn.Parameter)
@@ -135,7 +134,7 @@ def test_a_published_checkpoint_loads_key_by_key(published: dict[str, np.ndarray
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_loading_copies_and_takes_tensors(published: dict[str, np.ndarray], dtype: torch.dtype) -> None:
     state = {key: torch.tensor(value, dtype=dtype).requires_grad_() for key, value in published.items()}
-    aggregator = CoresetAggregator.from_published(state, 3)
+    aggregator = published_aggregator(state, 3)
     with torch.no_grad():
         state["aggregate_model.decoder_layer1.norm1.weight"].fill_(7)
     assert not (aggregator.self_norm.weight == 7).any()
@@ -144,13 +143,13 @@ def test_loading_copies_and_takes_tensors(published: dict[str, np.ndarray], dtyp
 
 def test_a_gamma_that_was_fixed_is_given_and_stays_fixed(published: dict[str, np.ndarray]) -> None:
     state = {key: value for key, value in published.items() if not key.endswith("gamma")}
-    aggregator = CoresetAggregator.from_published(state, 3, gamma=0.3)
+    aggregator = published_aggregator(state, 3, gamma=0.3)
     assert not isinstance(aggregator.gamma, nn.Parameter)
     assert float(aggregator.gamma) == pytest.approx(0.3)
     with pytest.raises(InputError, match="no 'gamma' in it"):
-        CoresetAggregator.from_published(state, 3)
+        published_aggregator(state, 3)
     # Given, it takes the place of a learned one.
-    aggregator = CoresetAggregator.from_published(published, 3, gamma=0.3)
+    aggregator = published_aggregator(published, 3, gamma=0.3)
     assert not isinstance(aggregator.gamma, nn.Parameter)
     assert float(aggregator.gamma) == pytest.approx(0.3)
 
@@ -176,12 +175,5 @@ def test_faulty_checkpoints_are_refused(published: dict[str, np.ndarray]) -> Non
         ({}, "is missing"),
     ):
         with pytest.raises(InputError) as error:
-            CoresetAggregator.from_published(state, 3)
+            published_aggregator(state, 3)
         assert words in str(error.value)
-
-
-def test_published_names_become_ours() -> None:
-    state = {"decoder_layer1.norm1.weight": np.ones(2), "gamma": np.array([0.5]), "head.t": np.zeros(1)}
-    ours = published_state(state)
-    assert sorted(ours) == ["gamma", "self_norm.weight"]
-    assert ours["gamma"].shape == ()
