@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
-
-from coreset.sets import unit_and_norm
 from runtime.errors import InputError, InputWarning
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 FLIP_RULES = ("pre_norm_vector_add", "norm_weighted_avg", "average", "concat")
 # The rule's name in stores and result files where the flipped image is not used.
@@ -47,6 +47,10 @@ def fuse_flips(
     Raises:
         InputError: `rule` is unknown.
     """
+    import torch
+
+    from coreset.sets import unit_and_norm
+
     if rule == "pre_norm_vector_add":
         return unit_and_norm(first * first_norm.unsqueeze(1) + second * second_norm.unsqueeze(1))
     mean = (first_norm + second_norm) / 2

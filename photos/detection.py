@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.sources.decoding import Image
+from photos import FACES
 from photos.alignment import align_photo
 from runtime.errors import InputError
 from runtime.files import atomic_write, cache_folder, sha256_of, utf8_path
 from runtime.onnx_files import external_files, graph_outputs
 
 # Of several faces in a photo; the first is the default.
-FACES = ("largest", "central", "all")
 # Share of the largest face's area from which on another one is of about the same size: that the largest is
 # the one meant is then a guess. Half the area is 0.7 of the height.
 SIMILAR_AREA = 0.5

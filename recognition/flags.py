@@ -1,6 +1,6 @@
-"""Flags that `inference.py` and its gallery commands share, and what they stand for.
+"""Flags that `inference.py` and its subcommands share, and the objects built from them.
 
-What the flags name is opened in `recognition.model` and `recognition.sources`.
+Imports neither PyTorch nor OpenCV until an object is built.
 """
 
 from __future__ import annotations
@@ -8,53 +8,63 @@ from __future__ import annotations
 import argparse
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from coreset import AGGREGATORS
+from backbones.catalogue import BACKBONES
+from coreset.catalogue import AGGREGATOR_NAMES, MAIN_AGGREGATORS
 from features.flips import FLIP_CHOICES
-from net import BACKBONES
-from photos.detection import FACES
+from photos import FACES
 from recognition.enrolment.limits import NEAR_DUPLICATE, POOR, EnrolmentLimits
-from recognition.face_reading import PhotoOptions
-from recognition.model import FaceModel, load_model
-from recognition.sources import SetSource, find_sets
 from runtime.command import add_device
 from runtime.errors import InputError
 from weights.overrides import Overrides, add_override_flags
 
-# A flag without a default is absent from the parsed flags, so that --help shows no 'None'.
+if TYPE_CHECKING:
+    from recognition.face_reading import PhotoOptions
+    from recognition.model import FaceModel
+    from recognition.sources import SetSource
+
+# Flags without a default are absent from the parsed flags, so that --help shows no 'None'.
 _ABSENT = argparse.SUPPRESS
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that `open_model` reads."""
+    """Add the flags that `open_model` reads."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--weights",
         default=_ABSENT,
         metavar="WEIGHTS",
-        help="a backbone, or a checkpoint with its aggregator: a file, or a name that weights.py knows",
+        help="backbone, or checkpoint with an aggregator: a file, or a name of convert.py --list-weights",
     )
-    group.add_argument("--arch", choices=BACKBONES, default=_ABSENT, help="if the weights do not say it")
+    group.add_argument(
+        "--arch",
+        choices=BACKBONES,
+        default=_ABSENT,
+        metavar="NAME",
+        help="architecture, if the weights do not state it",
+    )
     group.add_argument(
         "--aggregator",
-        choices=AGGREGATORS,
+        choices=AGGREGATOR_NAMES,
         default=_ABSENT,
-        help="how the faces of a set become one descriptor (default: the one that was trained with the "
-        "weights; for a bare backbone norm_weighted)",
+        metavar="NAME",
+        help=f"how a set is aggregated: {', '.join(MAIN_AGGREGATORS)} or a baseline of main.py "
+        "--list_aggregators (default: the aggregator of the weights; for a backbone norm_weighted)",
     )
     group.add_argument(
-        "--aggregator_weights", default=_ABSENT, metavar="CHECKPOINT", help="of a trained aggregator"
+        "--aggregator_weights", default=_ABSENT, metavar="CHECKPOINT", help="with a trained aggregator"
     )
     add_override_flags(group)
     group.add_argument(
-        "--flip", choices=FLIP_CHOICES, default="none", help="fuses the features of image and horizontal flip"
+        "--flip", choices=FLIP_CHOICES, default="none", help="fuse the features of image and horizontal flip"
     )
-    group.add_argument("--batch_size", type=int, default=_ABSENT, help="faces at once (default: by device)")
+    group.add_argument("--batch_size", type=int, default=_ABSENT, help="faces per batch (default: by device)")
     add_device(group)
 
 
 def add_set_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the sets themselves and the flags that `set_sources` and `photo_options` read."""
+    """Add the sets and the flags that `set_sources` and `photo_options` read."""
     parser.add_argument(
         "sets",
         nargs="*",
@@ -68,43 +78,44 @@ def add_set_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_photo_flags(group: argparse._ActionsContainer) -> None:
-    """Adds the flags that `photo_options` reads."""
-    group.add_argument("--faces", choices=FACES, default=FACES[0], help="of a photo that shows several")
+    """Add the flags that `photo_options` reads."""
     group.add_argument(
-        "--aligned", action="store_true", help="the images are aligned 112 x 112 faces; nothing is detected"
+        "--faces", choices=FACES, default=FACES[0], help="which faces of a photo with several are used"
     )
     group.add_argument(
-        "--fps", type=float, default=2.0, help="frames of a video that are looked at, a second"
+        "--aligned", action="store_true", help="images are aligned 112 x 112 faces; nothing is detected"
     )
+    group.add_argument("--fps", type=float, default=2.0, help="frames per second read from videos")
     group.add_argument(
         "--detector",
         default=_ABSENT,
         metavar="FILE",
-        help="YuNet's model file (default: the cache folder's, which is filled by one download)",
+        help="YuNet's model file (default: downloaded once to the cache folder)",
     )
 
 
 def add_check_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that `enrolment_limits` reads."""
+    """Add the flags that `enrolment_limits` reads."""
     group = parser.add_argument_group("enrolment check")
     group.add_argument(
         "--duplicate",
         type=float,
         default=_ABSENT,
-        help=f"cosine from which on faces repeat each other (default: {NEAR_DUPLICATE:g}, or what is "
-        "that for weights that were measured)",
+        help=f"cosine from which faces are near-duplicates (default: {NEAR_DUPLICATE:g} for MobileFaceNet, "
+        "mapped by the cosine statistics of other weights)",
     )
     group.add_argument(
         "--outlier",
         type=float,
         default=EnrolmentLimits().outlier,
-        help="probability of showing someone else from which on a photo or video is named",
+        help="probability of showing a different person from which a photo or video is reported",
     )
     group.add_argument(
         "--poor",
         type=float,
         default=_ABSENT,
-        help=f"share of the good faces' norm below which one is poor (default: {POOR:g}, or what is that)",
+        help="norm, as a fraction of the norm of the set's good faces, below which a face is of low quality "
+        f"(default: {POOR:g} for MobileFaceNet, mapped for other weights)",
     )
 
 
@@ -114,7 +125,9 @@ def enrolment_limits(args: argparse.Namespace) -> EnrolmentLimits:
 
 
 def open_model(args: argparse.Namespace) -> FaceModel:
-    """The model of the flags. Raises InputError where there is none, or it cannot be used."""
+    """The model of the flags. Raises InputError if it is missing or cannot be used."""
+    from recognition.model import load_model
+
     given = vars(args)
     if given.get("weights") is None:
         raise InputError(
@@ -134,21 +147,25 @@ def open_model(args: argparse.Namespace) -> FaceModel:
 
 
 def set_sources(args: argparse.Namespace) -> list[SetSource]:
-    """The sets of the flags, by name. Raises InputError with all that cannot be sets."""
+    """The sets of the flags. Raises InputError with all paths that are not sets."""
+    from recognition.sources import find_sets
+
     root = vars(args).get("images_root")
     return find_sets([Path(text) for text in args.sets], None if root is None else Path(root))
 
 
 def photo_options(args: argparse.Namespace) -> PhotoOptions:
-    """How sets are read. Raises InputError with all flags that make no sense."""
+    """How photos are read. Raises InputError with all flags that are invalid or have no effect."""
+    from recognition.face_reading import PhotoOptions
+
     detector = vars(args).get("detector")
     faults = []
     if not (math.isfinite(args.fps) and args.fps > 0):
         faults.append(f"--fps {args.fps:g}: expected more than 0.")
     if args.aligned and detector is not None:
-        faults.append("--detector: with --aligned nothing is detected. Leave out one of the two.")
+        faults.append("--detector has no effect with --aligned. Remove one of the two.")
     if args.aligned and args.faces != FACES[0]:
-        faults.append(f"--faces {args.faces}: with --aligned an image is one face. Leave it out.")
+        faults.append(f"--faces {args.faces} has no effect with --aligned. Remove it.")
     if faults:
         raise InputError.from_faults(faults)
     return PhotoOptions(args.faces, args.aligned, args.fps, None if detector is None else Path(detector))

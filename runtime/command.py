@@ -14,14 +14,15 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import NoReturn, TextIO
-
-import torch
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from runtime.errors import InputError, InputWarning
 from runtime.escaping import escaped_text
 from runtime.files import fault_text, private_files
 from runtime.process_faults import is_first, is_watching, leave, second_signal_ends
+
+if TYPE_CHECKING:
+    import torch
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -52,6 +53,8 @@ def chosen_device(text: str) -> torch.device:
     Raises:
         InputError: no such device here.
     """
+    import torch
+
     if text == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -1,8 +1,15 @@
-"""The fault that a person can mend. Commands catch this class alone, so that a bug keeps its traceback."""
+"""Errors and warnings that tell the user what to correct.
+
+Commands catch `InputError` only, so that a bug keeps its traceback.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+_Value = TypeVar("_Value")
 
 
 class InputError(Exception):
@@ -10,9 +17,29 @@ class InputError(Exception):
 
     @classmethod
     def from_faults(cls, faults: Sequence[str]) -> InputError:
-        """Joins all faults of one input in one message, one a line, so that they are mended in one go."""
+        """One message of all faults, one per line, so that they can be corrected at once."""
         return cls("\n".join(faults))
 
 
 class InputWarning(UserWarning):
-    """What a person should look at, though the work goes on; commands print it as a sentence."""
+    """A sentence that commands print on stderr; the command continues."""
+
+
+@dataclass
+class Faults:
+    """Collects faults of flags and data, to report all of them in one message."""
+
+    sentences: list[str] = field(default_factory=list)
+
+    def of(self, step: Callable[[], _Value]) -> _Value | None:
+        """The result of `step`; None if it raises an InputError, whose message is kept."""
+        try:
+            return step()
+        except InputError as fault:
+            self.sentences.append(str(fault))
+            return None
+
+    def raise_if_any(self) -> None:
+        """Raises InputError with all sentences, if there are any."""
+        if self.sentences:
+            raise InputError.from_faults(self.sentences)

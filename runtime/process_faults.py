@@ -21,8 +21,6 @@ from functools import cache, partial
 from subprocess import Popen
 from typing import Any
 
-from torch import distributed
-
 _SECONDS_BETWEEN_LOOKS = 0.2
 # A broken connection, which is the fault of another process, is told by that process in this time.
 _SECONDS_OF_GRACE = 3.0
@@ -98,6 +96,8 @@ class _Watch(threading.Thread):
     def _connect(self, seconds: float) -> None:
         address, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), os.environ.get("MASTER_PORT")
         if self.store is None and port is not None:
+            from torch import distributed
+
             try:
                 self.store = distributed.TCPStore(  # type: ignore[attr-defined]
                     address,

@@ -36,7 +36,6 @@ LIBRARIES = {
         "photos",
         "synthetic",
         "set_benchmark",
-        "inference",
         "quality.image_measures",
         "training.loaders",
     },

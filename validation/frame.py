@@ -9,11 +9,10 @@ import argparse
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import nn
@@ -28,7 +27,7 @@ from features.options import FACES_AT_ONCE, PRECISIONS, EmbedOptions
 from features.store import FeatureStore
 from net import BACKBONES, Backbone
 from photos.alignment import AS_STORED
-from runtime.errors import InputError
+from runtime.errors import Faults, InputError
 from runtime.files import atomic_write, require_output_folder
 from runtime.machine import peak_resident_mib
 from weights import (
@@ -44,7 +43,6 @@ from weights.overrides import add_override_flags
 
 # Written whatever folder a command is called from.
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
-_Value = TypeVar("_Value")
 
 
 # --------------------------------------------------------------------------------------------- flags
@@ -120,26 +118,6 @@ def parsed(parser: argparse.ArgumentParser, *optional: str) -> argparse.Namespac
     """The flags given; None where one without a default was not (`optional`: the command's own)."""
     shared = ("weights", "arch", "gpus", "batch_size", "cache", "compare")
     return argparse.Namespace(**dict.fromkeys((*shared, *optional)) | vars(parser.parse_args()))
-
-
-@dataclass
-class Faults:
-    """Collects what is wrong with flags and data, so that all of it is told in one message."""
-
-    sentences: list[str] = field(default_factory=list)
-
-    def of(self, step: Callable[[], _Value]) -> _Value | None:
-        """What `step` gives; None when it raises InputError, which is kept."""
-        try:
-            return step()
-        except InputError as fault:
-            self.sentences.append(str(fault))
-            return None
-
-    def raise_if_any(self) -> None:
-        """Raises InputError with all sentences."""
-        if self.sentences:
-            raise InputError.from_faults(self.sentences)
 
 
 # --------------------------------------------------------------------------------------------- model

@@ -25,8 +25,8 @@ from evaluation.protocols.ijb_s import (
 from evaluation.reporting.published import Reference, compare, find_reference
 from evaluation.reporting.report import Result
 from runtime.command import build_parser, run_command
+from runtime.errors import Faults
 from validation.frame import (
-    Faults,
     Model,
     Seconds,
     add_model,

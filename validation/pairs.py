@@ -24,9 +24,8 @@ from evaluation.protocols.pair_sets import (
 from evaluation.reporting.published import Reference, compare, find_reference
 from evaluation.reporting.report import Result
 from runtime.command import build_parser, run_command
-from runtime.errors import InputError
+from runtime.errors import Faults, InputError
 from validation.frame import (
-    Faults,
     Model,
     Seconds,
     add_model,

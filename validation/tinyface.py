@@ -17,8 +17,8 @@ from evaluation.protocols.tinyface import (
 from evaluation.reporting.published import Reference, compare, find_reference
 from evaluation.reporting.report import Result, markdown_table, percent
 from runtime.command import build_parser, run_command
+from runtime.errors import Faults
 from validation.frame import (
-    Faults,
     Model,
     Seconds,
     add_model,

@@ -23,9 +23,8 @@ from evaluation.reporting.published import Reference, compare, find_reference
 from evaluation.reporting.report import Result
 from photos.detection import find_detector
 from runtime.command import build_parser, run_command
-from runtime.errors import InputError
+from runtime.errors import Faults, InputError
 from validation.frame import (
-    Faults,
     Model,
     Seconds,
     add_model,

@@ -45,10 +45,9 @@ from recognition.flags import add_model_flags, add_photo_flags, open_model, phot
 from recognition.gallery.commands import GalleryCommand
 from recognition.model import FaceModel
 from recognition.preprocessing import preprocessing_of
-from runtime.errors import InputWarning
+from runtime.errors import Faults, InputWarning
 from runtime.files import atomic_write, require_output_file
 from runtime.json_files import json_text
-from validation.frame import Faults
 
 RATES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 _FEWEST_REPLICATES = 40

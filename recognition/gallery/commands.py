@@ -52,10 +52,9 @@ from recognition.model import FaceModel
 from recognition.preprocessing import preprocessing_of, preprocessing_text
 from recognition.records import AggregatedSet, EmptySet
 from recognition.sources import SetSource, find_sets
-from runtime.errors import InputError, InputWarning
+from runtime.errors import Faults, InputError, InputWarning
 from runtime.escaping import escaped
 from runtime.files import require_free_space, require_output_file
-from validation.frame import Faults
 
 _NAMES_SHOWN = 5
 _SETS_SHOWN = 20

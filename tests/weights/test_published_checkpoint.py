@@ -18,8 +18,8 @@ from coreset import FaceSets, SetDescriptor
 from coreset.aggregator import CoresetAggregator
 from net import build_backbone
 from recognition.model import load_model
-from runtime.errors import InputError
-from validation.frame import Faults, Model, open_aggregators
+from runtime.errors import Faults, InputError
+from validation.frame import Model, open_aggregators
 from weights import Overrides, load_aggregator, load_backbone, save_model
 from weights.converting import convert_weights, extract_aggregator
 
