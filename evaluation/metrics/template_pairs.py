@@ -21,9 +21,8 @@ from evaluation.metrics.verification import (
     RocPoints,
     TarAtFar,
     check_rates,
-    nonmated_at_or_above,
     rate_key,
-    roc_curve_from_counts,
+    roc_curve_of_sorted,
     roc_points,
     split_scores,
 )
@@ -98,10 +97,12 @@ def verify(
         _in_threads(fill, len(pairs), chunk=_CHUNK_EXACT)
         return found
 
+    # In place: both are copies.
+    mated.sort()
+    nonmated.sort()
     decisions = _Decisions(scores, is_mated, mated, nonmated, margin, exact)
-    rates = {rate_key(far): decisions.decide(far) for far in sorted(fars, reverse=True)}
-    curve = roc_curve_from_counts(*nonmated_at_or_above(mated, nonmated), len(nonmated))
-    return Verification({rate_key(far): rates[rate_key(far)] for far in fars}, curve, scores)
+    rates = {rate_key(far): decisions.decide(far) for far in fars}
+    return Verification(rates, roc_curve_of_sorted(mated, nonmated), scores)
 
 
 def pair_scores(descriptors: Floats, first: Integers, second: Integers) -> NDArray[np.float32]:
@@ -239,7 +240,10 @@ def _in_threads(work: Callable[[slice], None], pairs: int, chunk: int | None = N
 
 
 class _Decisions:
-    """Rates of scores that are known within `margin`, by exact scores wherever these could matter."""
+    """TAR@FAR of scores that are known within `margin`, by exact scores wherever these could matter.
+
+    `mated` and `nonmated` are the rounded scores, rising; `exact` computes the scores of pairs in float64.
+    """
 
     def __init__(
         self,
@@ -250,48 +254,31 @@ class _Decisions:
         margin: float,
         exact: Callable[[NDArray[np.int64]], NDArray[np.float64]],
     ) -> None:
-        self.scores, self.is_mated, self.nonmated = scores, is_mated, nonmated
-        self.mated_rising = np.sort(mated)
+        self.scores, self.is_mated, self.mated, self.nonmated = scores, is_mated, mated, nonmated
         self.margin, self.exact = margin, exact
-        self.tail_rising = nonmated[:0]
 
     def decide(self, far: float) -> TarAtFar:
-        """The rates at one FAR; cheapest from the largest FAR down."""
+        """The rates at one FAR."""
         N, reach = len(self.nonmated), _FIRST_REACH
         target = int(far * N)
         while True:
-            # So many non-mated scores on either side of the target; how many are needed, the scores decide.
-            if len(self.tail_rising) < min(N, target + reach):
-                self._take_tail(int(1.25 * target) + 8 * reach)
-            falling = self.tail_rising[::-1]
-            lowest = float(falling[target + reach - 1]) if target + reach < N else -np.inf
-            highest = float(falling[target - reach]) if target >= reach else np.inf
+            # So many non-mated scores on either side of the target; the scores decide how many are needed.
+            lowest = float(self.nonmated[N - target - reach]) if target + reach < N else -np.inf
+            highest = float(self.nonmated[N - 1 - target + reach]) if target >= reach else np.inf
             if (rates := self._points(lowest, highest).decide(far)) is not None:
                 return rates
             reach = max(4 * reach, self._distance_to_mated(target) + _FIRST_REACH)
 
     def _distance_to_mated(self, target: int) -> int:
-        """Non-mated scores from the target to the nearer of its two mated neighbours, as rounded scores say.
+        """Non-mated scores between the target and the nearer of its two mated neighbours.
 
-        So far the published rule has to look at least.
+        The nearest point of the ROC is at least that far away.
         """
-        around = self.tail_rising[max(0, len(self.tail_rising) - 1 - target)]
-        place = int(np.searchsorted(self.mated_rising, around))
-        neighbours = self.mated_rising[max(0, place - 1) : place + 1]
-        ranks = len(self.tail_rising) - np.searchsorted(self.tail_rising, neighbours)
+        N = len(self.nonmated)
+        place = int(np.searchsorted(self.mated, self.nonmated[max(0, N - 1 - target)]))
+        neighbours = self.mated[max(0, place - 1) : place + 1]
+        ranks = N - np.searchsorted(self.nonmated, neighbours)
         return int(np.abs(ranks - target).min())
-
-    def _take_tail(self, wanted: int) -> None:
-        """The `wanted` largest non-mated scores, and the pairs that score in their range or above it."""
-        at = max(0, len(self.nonmated) - wanted)
-        if at:
-            # In place: their order is of no use, and a copy of IJB-C's costs as much as the work itself.
-            self.nonmated.partition(at)
-        self.tail_rising = np.sort(self.nonmated[at:])
-        # What rounding may lift into the range is taken too.
-        floor = self.tail_rising[0] - np.float32(4 * self.margin) if at else -np.inf
-        self.tail_pairs = np.flatnonzero(self.scores >= floor)
-        self.tail_scores = self.scores[self.tail_pairs]
 
     def _points(self, lowest: float, highest: float) -> RocPoints:
         """The points of exact scores from `lowest` to `highest`.
@@ -299,7 +286,7 @@ class _Decisions:
         Scores that rounding may have moved over a bound are computed too, and counted on their side of it.
         """
         below, above = np.float32(lowest - 2 * self.margin), np.float32(highest + 2 * self.margin)
-        near = self.tail_pairs[(self.tail_scores >= below) & (self.tail_scores <= above)]
+        near = np.flatnonzero((self.scores >= below) & (self.scores <= above))
         exact, is_mated = self.exact(near), self.is_mated[near]
         over = exact > highest + self.margin
         within = ~over & (exact >= lowest - self.margin)
@@ -307,13 +294,13 @@ class _Decisions:
             len(rising)
             - int(np.searchsorted(rising, above, side="right"))
             + int(np.count_nonzero(over & kind))
-            for rising, kind in ((self.tail_rising, ~is_mated), (self.mated_rising, is_mated))
+            for rising, kind in ((self.nonmated, ~is_mated), (self.mated, is_mated))
         )
         return roc_points(
             exact[within & ~is_mated],
             exact[within & is_mated],
             nonmated=len(self.nonmated),
-            mated=len(self.mated_rising),
+            mated=len(self.mated),
             nonmated_above=nonmated_above,
             mated_above=mated_above,
         )

@@ -15,18 +15,16 @@ from evaluation.metrics.binomial import folds_interval95
 from evaluation.metrics.thresholds import Floats, Integers
 from runtime.errors import InputError
 
-# A figure that rests on fewer errors (non-mated scores accepted) than this deserves a warning.
+# Rates that rest on fewer errors (accepted non-mated scores) are reported with a warning.
 FEWEST_DECIDING = 10
-# The rule of 30 (Doddington et al., 2000; ISO/IEC 19795-1): with so many independent errors the true rate is
+# The rule of 30 (Doddington et al., 2000; ISO/IEC 19795-1): with 30 independent errors the true rate is
 # within 30 % of the observed one with 90 % confidence (1.645 / sqrt(30)); with ten within 52 %.
 RULE_OF_30 = 30
-_BINS = 1 << 16
-_CHUNK = 1 << 18
 _SQUARED_DISTANCE_STEPS = 400
 
 
 def rate_key(rate: float) -> str:
-    """A false accept rate as files and tables write it: 1e-4 is '1e-04'."""
+    """A rate as files and tables write it: 1e-4 is '1e-04'."""
     for digits in range(17):
         key = f"{rate:.{digits}e}"
         if float(key) == rate:
@@ -35,27 +33,28 @@ def rate_key(rate: float) -> str:
 
 
 def few_scores_warnings(rates: dict[str, TarAtFar]) -> list[str]:
-    """A sentence for each rate that fewer than ten non-mated scores decide."""
+    """A sentence for each rate that rests on fewer than `FEWEST_DECIDING` non-mated scores."""
     return [
-        f"TAR@FAR {key} rests on {_count(rate.nonmated_above)}, so chance decides much of it. "
-        f"Report a larger FAR, one with {FEWEST_DECIDING} or more (the rule of 30: {RULE_OF_30} or more)."
+        f"TAR@FAR {key} rests on {rate.nonmated_above or 'no'} non-mated "
+        f"score{'' if rate.nonmated_above == 1 else 's'}, so its variance is high. Report a larger FAR, one "
+        "with "
+        f"{FEWEST_DECIDING} or more (the rule of 30: {RULE_OF_30} or more)."
         for key, rate in rates.items()
         if rate.nonmated_above < FEWEST_DECIDING
     ]
-
-
-def _count(number: int) -> str:
-    return f"{number or 'no'} non-mated score{'' if number == 1 else 's'}"
 
 
 @dataclass(frozen=True)
 class TarAtFar:
     """True accept rates at one false accept rate; fractions.
 
-    `strict` is the largest TAR with FAR at most the target. `nearest` is the published rule: of the points of
-    scikit-learn's `roc_curve` the one whose FPR is nearest to the target, the largest TPR on ties; its FAR
-    may exceed the target. `threshold` and `nonmated_above`, the non-mated scores accepted, are of `strict`:
-    the threshold is that of `evaluation.metrics.thresholds`, or the lowest score where all may be accepted.
+    Attributes:
+        strict: the largest TAR with FAR at most the target.
+        nearest: the published rule: TPR of the point of scikit-learn's `roc_curve` whose FPR is nearest to
+        the
+            target, the largest TPR on ties. Its FAR may exceed the target.
+        threshold: of `strict`; as `evaluation.metrics.thresholds`, or the lowest score where all may be
+        accepted. nonmated_above: number of non-mated scores that `threshold` accepts.
     """
 
     strict: float
@@ -66,12 +65,18 @@ class TarAtFar:
 
 @dataclass(frozen=True)
 class RocPoints:
-    """A stretch of the ROC without gaps: one point for each distinct score as threshold, falling.
+    """A contiguous part of the ROC: one point for each distinct score as threshold, falling.
 
-    `false_accepts` and `true_accepts` (C,) count over all scores; `kept` (C,) says which points scikit-learn
-    keeps with `drop_intermediate`. The first point is the one above the stretch: at the start of the ROC it
-    accepts nothing, elsewhere it serves as a neighbour and `kept` is False; so it is for the last point,
-    unless the ROC ends there.
+    The first point lies above the part: at the start of the ROC it accepts nothing, elsewhere it is only a
+    neighbour and not `kept`. The last point is not `kept` either unless the ROC ends there.
+
+    Attributes:
+        thresholds: (C,).
+        false_accepts: (C,) counts over all scores.
+        true_accepts: (C,) counts over all scores.
+        kept: (C,) whether scikit-learn keeps the point with `drop_intermediate`.
+        nonmated: number of all non-mated scores.
+        mated: number of all mated scores.
     """
 
     thresholds: Floats
@@ -82,7 +87,7 @@ class RocPoints:
     mated: int
 
     def decide(self, far: float) -> TarAtFar | None:
-        """The rates at `far`, or None when this stretch does not reach far enough to be sure."""
+        """The rates at `far`, or None when this part does not reach far enough to be sure."""
         fpr = self.false_accepts / self.nonmated
         at_start = self.false_accepts[0] == self.true_accepts[0] == 0
         at_end = self.false_accepts[-1] == self.nonmated and self.true_accepts[-1] == self.mated
@@ -91,21 +96,21 @@ class RocPoints:
             return None
         if (nearest := self._nearest_true_accepts(fpr, far, bool(at_end))) is None:
             return None
+        threshold = self.thresholds[last]
+        if last < len(self.thresholds) - 1:
+            # The lowest threshold that accepts what the point accepts: the next point is a non-mated score's.
+            threshold = np.nextafter(self.thresholds[last + 1], self.thresholds.dtype.type(np.inf))
         return TarAtFar(
             strict=float(self.true_accepts[last] / self.mated),
             nearest=float(nearest / self.mated),
-            threshold=self._threshold_after(last),
+            threshold=float(threshold),
             nonmated_above=int(self.false_accepts[last]),
         )
 
-    def _threshold_after(self, last: int) -> float:
-        """The lowest threshold that accepts what the point accepts: the next point is a non-mated score's."""
-        if last == len(self.thresholds) - 1:
-            return float(self.thresholds[last])
-        return float(np.nextafter(self.thresholds[last + 1], self.thresholds.dtype.type(np.inf)))
-
     def _nearest_true_accepts(self, fpr: Floats, far: float, at_end: bool) -> int | None:
-        """True accepts at the kept point whose FPR is nearest; None where that may be another one."""
+        """True accepts at the kept point with the nearest FPR; None where it may be a point of another
+        part.
+        """
         if self.true_accepts[0] == self.mated:
             # Where the last mated score is accepted the ROC turns, so that point is kept.
             return self.mated
@@ -116,10 +121,10 @@ class RocPoints:
         # A kept point at or beyond the target of which all with the same FPR are known.
         is_closed = len(beyond) > 0 and (at_end or bool(fpr[-1] > fpr[beyond[0]]))
         if place:
-            # Points after the stretch are further than its last one.
+            # Points after this part are further away than its last one.
             is_sure = is_closed or distance[-1] > distance[kept[place - 1]]
         else:
-            # Points before the stretch are no nearer than its first one.
+            # Points before this part are no nearer than its first one.
             is_sure = is_closed and distance[beyond[0]] < distance[0]
         if not is_sure:
             return None
@@ -136,15 +141,15 @@ def roc_points(
     nonmated_above: int = 0,
     mated_above: int = 0,
 ) -> RocPoints:
-    """The points of all scores of a stretch, in any order: of all that lie between two scores.
+    """The ROC points of all scores between two scores, given in any order.
 
     Args:
-        nonmated_scores: those within the stretch.
-        mated_scores: those within the stretch.
+        nonmated_scores: those of the part.
+        mated_scores: those of the part.
         nonmated: number of all.
         mated: number of all.
-        nonmated_above: how many lie above the stretch.
-        mated_above: how many lie above the stretch.
+        nonmated_above: how many lie above the part.
+        mated_above: how many lie above the part.
     """
     scores = np.concatenate([nonmated_scores, mated_scores])
     order = np.argsort(-scores)
@@ -154,18 +159,44 @@ def roc_points(
     true_accepts = mated_above + true[last]
     false_accepts = nonmated_above + last + 1 - true[last]
     at_end = nonmated_above + len(nonmated_scores) == nonmated and mated_above + len(mated_scores) == mated
-    at_start = nonmated_above == mated_above == 0
     true_accepts = np.concatenate([[mated_above], true_accepts])
     false_accepts = np.concatenate([[nonmated_above], false_accepts])
     kept = np.zeros(len(true_accepts), np.bool_)
     kept[1:-1] = (np.diff(false_accepts, 2) != 0) | (np.diff(true_accepts, 2) != 0)
     kept[-1] = at_end
-    if at_start:
+    if nonmated_above == mated_above == 0:
         # The point that accepts nothing is added after dropping, so the first score has no neighbour above.
         kept[:2] = True
     nothing = np.nextafter(scores[:1], scores.dtype.type(np.inf)) if len(scores) else [np.inf]
     thresholds = np.concatenate([nothing, scores[last]], dtype=scores.dtype)
     return RocPoints(thresholds, false_accepts, true_accepts, kept, nonmated, mated)
+
+
+def tar_at_far(scores: Floats, is_mated: NDArray[np.bool_], fars: Sequence[float]) -> dict[str, TarAtFar]:
+    """TAR at each FAR, by its `rate_key`; exact for the given scores, ties included.
+
+    Args:
+        scores: (n,) finite.
+        is_mated: (n,).
+        fars: each in [0, 1].
+
+    Raises:
+        InputError: shapes differ, a score is not finite, there is no mated or no non-mated pair.
+    """
+    check_rates(fars, "FAR")
+    mated, nonmated = split_scores(scores, is_mated)
+    wanted = int(max(fars, default=0.0) * len(nonmated) * 1.25) + 64
+    while True:
+        # Only the highest scores matter; how far down the published rule looks depends on the scores.
+        at = max(0, len(nonmated) - wanted)
+        lowest = np.partition(nonmated, at)[at] if at else -np.inf
+        tail = nonmated[nonmated >= lowest], mated[mated >= lowest]
+        points = roc_points(*tail, nonmated=len(nonmated), mated=len(mated))
+        decided = {rate_key(far): points.decide(far) for far in fars}
+        found = {key: value for key, value in decided.items() if value is not None}
+        if len(found) == len(decided):
+            return found
+        wanted *= 4
 
 
 @dataclass(frozen=True)
@@ -178,51 +209,23 @@ class RocCurve:
 
 
 def roc_curve(scores: Floats, is_mated: NDArray[np.bool_], *, points: int = 400) -> RocCurve:
-    """The ROC at log-spaced FARs from one accepted non-mated score to all, and its area (ties count half).
+    """The ROC at log-spaced FARs, from one accepted non-mated score to all, and its area (ties count half).
 
     Raises:
         InputError: as `tar_at_far`.
     """
     mated, nonmated = split_scores(scores, is_mated)
-    return roc_curve_from_counts(*nonmated_at_or_above(mated, nonmated), len(nonmated), points=points)
+    return roc_curve_of_sorted(np.sort(mated), np.sort(nonmated), points=points)
 
 
-def roc_curve_from_counts(
-    at_or_above: NDArray[np.int64], above: NDArray[np.int64], nonmated: int, *, points: int = 400
-) -> RocCurve:
-    """The curve from the counts (M,) of non-mated scores at or above, and above, each mated score."""
-    counts = np.sort(at_or_above)
-    allowed = np.unique(np.geomspace(1, nonmated, points).round().astype(np.int64))
-    tar = np.searchsorted(counts, allowed, side="right") / len(counts)
-    auc = 1 - float((at_or_above.sum() + above.sum()) / (2 * len(counts) * nonmated))
-    return RocCurve(allowed / nonmated, tar, auc)
-
-
-def nonmated_at_or_above(mated: Floats, nonmated: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """For each mated score how many non-mated scores are at or above it, and above it: (M,), (M,).
-
-    Only scores in the same narrow bin as a mated score are sorted: three times as fast at IJB-C's size.
-    """
-    low, high = mated.min(), mated.max()
-    span = float(high) - float(low) or 1.0
-
-    def bins(scores: Floats) -> NDArray[np.uint16]:
-        # Rises with the score, which is all that is asked of it, so that rounding does no harm.
-        share: Floats = (np.minimum(scores, high) - low) / span
-        return np.minimum(share * _BINS, _BINS - 1).astype(np.uint16, copy=False)
-
-    is_shared = np.zeros(_BINS, np.bool_)
-    is_shared[mated_bins := bins(mated)] = True
-    counts, shared = np.zeros(_BINS, np.int64), []
-    for start in range(0, len(nonmated), _CHUNK):
-        chunk = nonmated[start : start + _CHUNK]
-        chunk_bins = bins(chunk := chunk[chunk >= low])
-        counts += np.bincount(chunk_bins, minlength=_BINS)
-        shared.append(chunk[is_shared.take(chunk_bins)])
-    rising = np.sort(np.concatenate(shared))
-    counts[is_shared] = 0
-    above = counts.sum() - counts.cumsum()[mated_bins] + len(rising)
-    return above - np.searchsorted(rising, mated, "left"), above - np.searchsorted(rising, mated, "right")
+def roc_curve_of_sorted(mated: Floats, nonmated: Floats, *, points: int = 400) -> RocCurve:
+    """`roc_curve` of rising scores (M,), (N,)."""
+    # Non-mated scores at or above, and above, each mated score: falling.
+    at_or_above, above = (len(nonmated) - np.searchsorted(nonmated, mated, s) for s in ("left", "right"))
+    allowed = np.unique(np.geomspace(1, len(nonmated), points).round().astype(np.int64))
+    tar = np.searchsorted(at_or_above[::-1], allowed, side="right") / len(mated)
+    auc = 1 - float((at_or_above.sum() + above.sum()) / (2 * len(mated) * len(nonmated)))
+    return RocCurve(allowed / len(nonmated), tar, auc)
 
 
 def split_scores(scores: Floats, is_mated: NDArray[np.bool_]) -> tuple[Floats, Floats]:
@@ -261,38 +264,11 @@ def check_rates(rates: Sequence[float], name: str) -> None:
             raise InputError(f"{name} {rate}: expected a fraction between 0 and 1, as 1e-4.")
 
 
-def tar_at_far(scores: Floats, is_mated: NDArray[np.bool_], fars: Sequence[float]) -> dict[str, TarAtFar]:
-    """TAR at each FAR, by its `rate_key`; exact on the scores given, ties included.
-
-    Args:
-        scores: (n,) finite.
-        is_mated: (n,).
-        fars: each in [0, 1].
-
-    Raises:
-        InputError: shapes differ, a score is not finite, there is no mated or no non-mated pair.
-    """
-    check_rates(fars, "FAR")
-    mated, nonmated = split_scores(scores, is_mated)
-    wanted = int(max(fars, default=0.0) * len(nonmated) * 1.25) + 64
-    while True:
-        # Only the scores at the top matter; how far down the published rule looks depends on the scores.
-        at = max(0, len(nonmated) - wanted)
-        lowest = np.partition(nonmated, at)[at] if at else -np.inf
-        tail = nonmated[nonmated >= lowest], mated[mated >= lowest]
-        points = roc_points(*tail, nonmated=len(nonmated), mated=len(mated))
-        decided = {rate_key(far): points.decide(far) for far in fars}
-        found = {key: value for key, value in decided.items() if value is not None}
-        if len(found) == len(decided):
-            return found
-        wanted *= 4
-
-
 @dataclass(frozen=True)
 class FoldAccuracy:
-    """Mean accuracy over the folds, its standard error (sample deviation / sqrt(folds)), fractions.
+    """Mean accuracy over the folds and its standard error (sample deviation / sqrt(folds)); fractions.
 
-    `threshold` is the mean of the folds' best thresholds, a squared distance; `interval95` is that of
+    `threshold` is the mean of the folds' best thresholds, a squared distance; `interval95` is
     `evaluation.metrics.binomial.folds_interval95`.
     """
 
@@ -303,12 +279,12 @@ class FoldAccuracy:
 
 
 def fold_accuracy(squared_distances: Floats, is_mated: NDArray[np.bool_], folds: Integers) -> FoldAccuracy:
-    """The LFW protocol: each fold at the threshold that is best on all other folds (the lowest of equals).
+    """The LFW protocol: each fold at the threshold that is best on all other folds (the lowest on ties).
 
     Args:
         squared_distances: (n,) Euclidean, between unit vectors; accepted when below the threshold.
         is_mated: (n,).
-        folds: (n,) the fold of each pair, in any numbering.
+        folds: (n,) the fold of each pair, with any numbering.
 
     Raises:
         InputError: shapes differ, a distance is not finite, or there are fewer than two folds.

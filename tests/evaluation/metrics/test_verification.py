@@ -10,7 +10,6 @@ from sklearn import metrics as sklearn_metrics
 
 from evaluation.metrics.verification import (
     fold_accuracy,
-    nonmated_at_or_above,
     rate_key,
     roc_curve,
     roc_points,
@@ -116,16 +115,6 @@ def test_the_area_is_scikit_learns_and_the_curve_meets_the_strict_rates(
     assert curve.auc == pytest.approx(sklearn_metrics.roc_auc_score(is_mated, scores), abs=1e-12)
     rates = tar_at_far(scores, is_mated, curve.far.tolist())
     assert [rate.strict for rate in rates.values()] == curve.tar.tolist()
-
-
-@settings(max_examples=100, deadline=None)
-@given(scored_pairs())
-def test_counts_above_are_those_of_comparing_each_with_each(pairs: tuple[np.ndarray, np.ndarray]) -> None:
-    scores, is_mated = pairs
-    mated, nonmated = scores[is_mated], scores[~is_mated]
-    at_or_above, above = nonmated_at_or_above(mated, nonmated)
-    assert at_or_above.tolist() == [int(np.sum(nonmated >= score)) for score in mated]
-    assert above.tolist() == [int(np.sum(nonmated > score)) for score in mated]
 
 
 def test_a_perfect_system_accepts_all_mated_pairs_and_no_other() -> None:
