@@ -28,7 +28,7 @@ from coreset import build_aggregator
 from data.sources.pair_files import read_pair_set, write_pair_set
 from data.sources.recordio import read_face_pack, write_face_pack
 from evaluation.protocols.ijb_layout import read_points, read_protocol
-from evaluation.protocols.matlab import read_matlab
+from evaluation.protocols.matlab_files import read_matlab
 from features.store import FeatureWriter, StoreLayout, open_store
 from net import build_backbone
 from photos.photo_files import read_photo

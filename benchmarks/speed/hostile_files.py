@@ -29,7 +29,7 @@ from coreset import build_aggregator
 from data.sources.face_source import ImageFolder
 from data.sources.pair_files import read_pair_set
 from data.sources.recordio import read_face_pack
-from evaluation.protocols.matlab import read_matlab
+from evaluation.protocols.matlab_files import read_matlab
 from features.bank import read_given
 from photos.photo_files import read_photo
 from recognition.calibration.thresholds import read_calibration

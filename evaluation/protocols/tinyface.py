@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from evaluation.metrics.identification import cmc
 from evaluation.metrics.search import search
 from evaluation.protocols.face_files import FaceFiles, files_by_stem, first_of
-from evaluation.protocols.matlab import read_matlab
+from evaluation.protocols.matlab_files import read_matlab
 from evaluation.reporting.report import closed_section
 from runtime.errors import InputError
 

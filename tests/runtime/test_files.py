@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from data.sources.pair_files import read_pair_set
-from evaluation.protocols.matlab import read_matlab
+from evaluation.protocols.matlab_files import read_matlab
 from runtime import files
 from runtime.array_files import read_npz
 from runtime.errors import InputError
