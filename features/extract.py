@@ -136,8 +136,8 @@ def extract(
             pixels = torch.from_numpy(backbone.spec.from_rgb(block[start : start + step])).to(place)
             with torch.autocast(place.type, dtype, enabled=dtype is not None):
                 found = embed_tensor(backbone, pixels, flip, step)
-            for column, values in zip((features, norms), found, strict=True):
-                column.append(values.float().cpu().numpy())
+            features.append(found[0].float().cpu().numpy())
+            norms.append(found[1].float().cpu().numpy())
     all_features, all_norms = np.concatenate(features), np.concatenate(norms)
     if not (np.isfinite(all_features).all() and np.isfinite(all_norms).all()):
         raise InputError(f"{backbone.spec.name}: features that are not finite; the weights may be damaged.")

@@ -62,8 +62,8 @@ def read_features(path: Path, flip: str | None) -> GivenFeatures:
         return _from_pickle(path)
     if (path / MANIFEST).is_file():
         store = open_store(path, None)
-        made = store.identity.get("flip", flip)
-        if flip is not None and made != flip:
+        made = store.identity.get("flip")
+        if flip is not None and made is not None and made != flip:
             asked, other = flip_choice(flip), flip_choice(made)
             raise InputError(
                 f"{path}: these features were made with --flip {other}, but --flip {asked} is asked for. "

@@ -22,10 +22,18 @@ from net import Backbone
 from photos.alignment import ALIGNMENT
 from runtime.command import chosen_device
 from runtime.errors import InputError
-from weights import Overrides, check_fit, load_aggregator, load_backbone, prepare_for, weights_digest
+from weights import (
+    Overrides,
+    WeightFile,
+    check_feature_size,
+    default_pooling,
+    load_backbone,
+    load_stored_aggregator,
+    open_weights,
+    prepare_for,
+    weights_digest,
+)
 
-# For a backbone without an aggregator: if its norm measures quality, and if not.
-DEFAULT_POOLING, POOLING_WITHOUT_NORM = "norm_weighted", "mean"
 # Incremented with every change of this file that changes a descriptor.
 _REVISION = 1
 
@@ -101,7 +109,7 @@ def load_model(
         weights: source of the backbone, as for `weights.load_backbone`.
         aggregator_weights: checkpoint with a trained aggregator; None looks for one in `weights`.
         aggregator: name of `coreset.AGGREGATORS`; None: the trained one if there is one, otherwise
-            `DEFAULT_POOLING`, or `POOLING_WITHOUT_NORM` if the norm is not known to measure quality.
+            `weights.compatibility.default_pooling`.
         arch: architecture, if the file of the backbone does not state it.
         flip: one of `features.flips.FLIP_CHOICES`.
         device: 'auto' is a GPU if there is one.
@@ -119,14 +127,16 @@ def load_model(
         faults.append(f"batch_size {batch_size}: expected 1 or more.")
     if faults:
         raise InputError.from_faults(faults)
-    backbone = load_backbone(weights, arch)
-    if aggregator_weights is not None:
-        prepare_for(backbone, [aggregator_weights])
+    opened = open_weights(weights)
+    opened_aggregator = None if aggregator_weights is None else open_weights(aggregator_weights)
+    backbone = load_backbone(opened, arch)
+    if opened_aggregator is not None:
+        prepare_for(backbone, [opened_aggregator])
     module, name, about = _chosen_aggregator(
-        weights, aggregator_weights, aggregator, backbone.spec.norm_is_quality, overrides or Overrides()
+        opened, opened_aggregator, aggregator, backbone.spec, overrides or Overrides()
     )
     size = backbone.spec.embedding_size * (2 if flip == "concat" else 1)
-    check_fit(module, size, aggregator_weights or weights)
+    check_feature_size(module, size, aggregator_weights or weights)
     warn_of_doubled_norms(flip, module, name)
     fingerprint = _fingerprint(backbone, flip, module, name)
     return FaceModel(
@@ -215,23 +225,24 @@ def aggregate_batch(model: FaceModel, sets: FaceSets) -> list[SetEmbedding]:
 
 
 def _chosen_aggregator(
-    weights: Path | str,
-    aggregator_weights: Path | str | None,
+    weights: WeightFile,
+    aggregator_weights: WeightFile | None,
     name: str | None,
-    norm_is_quality: bool | None,
+    spec: BackboneSpec,
     overrides: Overrides,
 ) -> tuple[nn.Module, str, str]:
     """The aggregator, its name, and a sentence about its source."""
     source = aggregator_weights or weights
     needed = aggregator_weights is not None or name not in AGGREGATORS or requires_training(name)
-    trained = load_aggregator(source, overrides) if needed else None
-    own = next((key for key, kind in AGGREGATORS.items() if type(trained) is kind), None)
+    trained = load_stored_aggregator(source, overrides) if needed else None
+    own = None if trained is None else trained.name
     if aggregator_weights is not None and own is None:
         raise InputError(f"{aggregator_weights}: contains no aggregator. Expected a coreset checkpoint.")
-    wanted = name or own or (DEFAULT_POOLING if norm_is_quality else POOLING_WITHOUT_NORM)
+    wanted = name or own or default_pooling(spec)
     if wanted == own and trained is not None:
-        overrides.check_effect([trained])
-        return trained, wanted, f"Sets are aggregated by the trained aggregator '{own}' of {_short(source)}."
+        overrides.check_effect([trained.module])
+        about = f"Sets are aggregated by the trained aggregator '{own}' of {_short(source.source)}."
+        return trained.module, wanted, about
     if aggregator_weights is not None:
         raise InputError(
             f"{aggregator_weights}: contains the aggregator '{own}', not '{wanted}'. Correct one of the two."
@@ -245,9 +256,9 @@ def _chosen_aggregator(
         "as requested"
         if name
         else "as the weights contain a backbone only"
-        if norm_is_quality
+        if spec.norm_is_quality
         else "as the weights contain a backbone only, whose norm does not measure quality"
-        if norm_is_quality is False
+        if spec.norm_is_quality is False
         else "as the weights contain a backbone only, and it was not measured whether its norm is a quality"
     )
     pooling = build_aggregator(wanted, overrides.options_of(wanted))

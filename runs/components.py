@@ -36,6 +36,7 @@ from runtime.errors import InputError
 from train_val import BackboneTrainer, FaceCoresetNet
 from training.loaders import FaceData, FeatureTemplateData, Loading, TemplateData
 from training.optimisers import HeadOptions, Recipe, TemperatureSchedule
+from weights import default_quality, norm_warning
 
 MOST_HELD_OUT = 500
 # A margin head of two classes learns one direction. From three on it stays, as pairs alone are worse:
@@ -374,19 +375,10 @@ def cosine_lines(spec: BackboneSpec) -> list[str]:
 
 def quality_warnings(settings: Settings, backbone: Backbone | None) -> list[str]:
     """A sentence where faces are weighed by a norm that is not known to be a measure of quality."""
-    quality = None if backbone is None else settings.quality or default_quality(backbone.spec)
-    if backbone is None or backbone.spec.norm_is_quality or quality != "norm":
+    if backbone is None:
         return []
-    known = "is not known to be" if backbone.spec.norm_is_quality is None else "is not"
-    return [
-        f"The norm of {backbone.spec.name} {known} a measure of quality, by what its weights say: --quality "
-        "learned may do better. python convert.py --check-quality WEIGHTS IMAGES --store OUT measures it."
-    ]
-
-
-def default_quality(spec: BackboneSpec) -> str:
-    """What aggregators weigh faces by where no flag says it: as the weights say, else by the norm."""
-    return "learned" if spec.norm_is_quality is False else "norm"
+    warning = norm_warning(backbone.spec, settings.quality or default_quality(backbone.spec))
+    return [warning] if warning else []
 
 
 def image_identity(settings: Settings, saved: SavedRun | None, source: FaceSource) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from data.sources.pair_files import write_pair_set
 from net import build_backbone
-from weights import save_backbone
+from weights import save_weights
 
 # The same examples in every run, so that a change is judged by what it changed. More are sought by
 # `pytest --hypothesis-profile default`.
@@ -103,7 +103,7 @@ def world(
     write_pair_set(tmp_path / "val" / "mixed.bin", mixed, [s % 2 == 0 for s in range(20)])
     (tmp_path / "val" / "drawn.bin").unlink()
     torch.manual_seed(1)
-    save_backbone(tmp_path / "tiny.safetensors", build_backbone("ir_tiny"))
+    save_weights(tmp_path / "tiny.safetensors", build_backbone("ir_tiny"))
     return {
         "train_data_path": str(folder),
         "out": str(tmp_path / "experiments"),

@@ -19,7 +19,7 @@ from features.extract import identity_of
 from features.options import EmbedOptions
 from net import BACKBONES, Backbone, build_backbone
 from runtime.errors import InputError
-from weights import load_backbone, prepare_for, save_aggregator, save_backbone
+from weights import StoredAggregator, load_backbone, prepare_for, save_weights
 
 STATISTICS = CosineStatistics(0.01, 0.15, 0.7, 0.11, 400, 200)
 
@@ -69,7 +69,7 @@ def test_centre_and_statistics_go_with_the_weights(
     centre = centre_of(backbone(images)[0])
     backbone.spec = replace(backbone.spec, centre=centre, cosine_statistics=STATISTICS)
     wanted = backbone(images)[0]
-    save_backbone(tmp_path / "a.safetensors", backbone)
+    save_weights(tmp_path / "a.safetensors", backbone)
     torch.save(
         {"state_dict": backbone.state_dict(), "backbone_spec": backbone.spec.to_dict()}, tmp_path / "b.ckpt"
     )
@@ -116,11 +116,11 @@ def test_an_aggregator_is_given_features_as_it_was_trained_with(backbone: Backbo
     module = nn.Linear(2, 2)
     stored = tmp_path / "aggregator.safetensors"
     backbone.spec = replace(spec, centre=centre, cosine_statistics=STATISTICS)
-    save_aggregator(stored, backbone, ("mean", {}, module))
+    save_weights(stored, backbone, StoredAggregator("mean", {}, module), aggregator_alone=True)
     backbone.spec = spec
     prepare_for(backbone, [stored])
     assert (backbone.spec.centre, backbone.spec.cosine_statistics) == (centre, STATISTICS)
-    save_aggregator(stored, _with(backbone, spec), ("mean", {}, module))
+    save_weights(stored, _with(backbone, spec), StoredAggregator("mean", {}, module), aggregator_alone=True)
     prepare_for(_with(backbone, replace(spec, centre=centre, cosine_statistics=STATISTICS)), [stored])
     # Statistics of features with the centre subtracted say nothing of those without.
     assert backbone.spec == spec

@@ -39,7 +39,7 @@ from runtime.errors import InputError
 from runtime.json_files import json_text
 from tests.damage import damaged
 from tests.ijb_layout import write_dataset
-from weights import load_aggregator, load_backbone, save_backbone
+from weights import load_aggregator, load_backbone, save_weights
 
 MUTATIONS = int(os.environ.get("MUT", 2000))
 # Of one reading; it takes milliseconds, and something that runs away takes for ever.
@@ -185,7 +185,7 @@ def meta_files(folder: Path) -> list[Case]:
 def weight_files(folder: Path) -> list[Case]:
     backbone = build_backbone("ir_tiny").eval()
     own = folder / "own.safetensors"
-    save_backbone(own, backbone)
+    save_weights(own, backbone)
     options = {"embedding_size": 64, "coreset_size": 3}
     aggregator = build_aggregator("weighted_coreset", options)
     state = {f"model.{key}": value for key, value in backbone.state_dict().items()}

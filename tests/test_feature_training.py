@@ -29,7 +29,7 @@ from runs import assembly as training_run
 from runs.checkpoints import StoppedBySignal
 from runs.settings import resolve
 from runtime.errors import InputError
-from weights import load_aggregator, load_backbone, name_digests, save_backbone, trained_subjects
+from weights import load_aggregator, load_backbone, name_digests, save_weights, trained_subjects
 from weights.converting import convert_weights, extract_aggregator
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,7 +41,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 def flags(tmp_path: Path, face_folder: Callable[..., Path]) -> dict[str, Any]:
     folder = face_folder(8, 5)
     torch.manual_seed(1)
-    save_backbone(tmp_path / "tiny.safetensors", build_backbone("ir_tiny"))
+    save_weights(tmp_path / "tiny.safetensors", build_backbone("ir_tiny"))
     return {
         "train_data_path": str(folder),
         "start_from_model_statedict": str(tmp_path / "tiny.safetensors"),
@@ -257,7 +257,7 @@ def test_a_store_trains_again_by_its_folder(flags: dict[str, Any], tmp_path: Pat
     out = tmp_path / "experiments"
     assert_same(out / "cached_0" / "last.ckpt", out / "given_0" / "last.ckpt")
     torch.manual_seed(2)
-    save_backbone(tmp_path / "other.safetensors", build_backbone("ir_tiny"))
+    save_weights(tmp_path / "other.safetensors", build_backbone("ir_tiny"))
     with pytest.raises(InputError, match="were made by other weights"):
         main.train(given | {"start_from_model_statedict": str(tmp_path / "other.safetensors")})
 

@@ -27,16 +27,16 @@ from features.options import FACES_AT_ONCE, PRECISIONS, EmbedOptions
 from features.store import FeatureStore
 from net import BACKBONES, Backbone
 from photos.alignment import AS_STORED
-from runtime.errors import Faults, InputError
+from runtime.errors import Faults
 from runtime.files import atomic_write, require_output_folder
 from runtime.machine import peak_resident_mib
 from weights import (
     Overrides,
-    load_aggregator,
+    check_feature_size,
     load_backbone,
+    load_stored_aggregator,
     prepare_for,
     source_name,
-    weights_digest,
     weights_sha256,
 )
 from weights.overrides import add_override_flags
@@ -205,25 +205,25 @@ def open_aggregators(
     """
     source, before = weights or model.weights, len(faults.sentences)
     needed = weights is not None or not names or any(map(requires_training, names))
-    trained = faults.of(lambda: load_aggregator(source, overrides)) if needed else None
+    trained = faults.of(lambda: load_stored_aggregator(source, overrides)) if needed else None
     if len(faults.sentences) > before:
         return {}
-    own = next((name for name, kind in AGGREGATORS.items() if type(trained) is kind), None)
+    own = None if trained is None else trained.name
     if weights is not None and own is None and not faults.sentences:
         faults.sentences.append(f"--aggregator_weights {weights}: there is no aggregator in it.")
     if weights is not None:
         faults.of(lambda: prepare_for(model.backbone, [weights]))
     wanted = list(names) or [own or default]
-    if own is not None and own in wanted:
-        faults.of(lambda: _check_fit(source, trained, model))
+    if trained is not None and own in wanted:
+        faults.of(lambda: check_feature_size(trained.module, model.embedding_size, source))
     elif weights is not None and own is not None:
         faults.sentences.append(f"--aggregator_weights {weights}: holds a {own}; add it to --aggregator.")
     poolings = [name for name in AGGREGATORS if not requires_training(name)]
     found: dict[str, nn.Module] = {}
     for name in wanted:
         if name == own and trained is not None:
-            found[name] = trained
-            warn_of_doubled_norms(model.options.flip, trained, name)
+            found[name] = trained.module
+            warn_of_doubled_norms(model.options.flip, trained.module, name)
         elif name in poolings:
             module = faults.of(lambda name=name: build_aggregator(name, overrides.options_of(name)))  # type: ignore[misc]
             if module is not None:
@@ -248,25 +248,6 @@ def open_model_of_sets(
     names = args.aggregator or []
     overrides = Overrides.of(vars(args))
     return model, open_aggregators(names, model, args.aggregator_weights, default, overrides, faults)
-
-
-def _check_fit(source: str, trained: nn.Module | None, model: Model) -> None:
-    """An aggregator over another backbone than it was trained with gives figures without sense."""
-    size = getattr(trained, "embedding_size", model.embedding_size)
-    if size != model.embedding_size:
-        raise InputError(
-            f"{source}: its aggregator takes features of {size} values; there are {model.embedding_size}, "
-            f"mirror images {model.options.flip}."
-        )
-    try:
-        beside = weights_digest(load_backbone(source))
-    except InputError:
-        return
-    if beside != weights_digest(model.backbone):
-        raise InputError(
-            f"{source}: its aggregator was trained over another backbone than {model.weights}. Pass the "
-            "weights of that one."
-        )
 
 
 # ------------------------------------------------------------------------------------------ embedding

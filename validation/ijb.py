@@ -10,7 +10,6 @@ from typing import Any
 
 from torch import nn
 
-from backbones.spec import centre_digest
 from coreset import AGGREGATORS, build_aggregator, requires_training
 from coreset.quality import quality_of
 from evaluation.protocols.face_points import check_detector_scores, check_landmarks, check_points_in_images
@@ -46,7 +45,6 @@ from validation.ijb_flags import ijb_flags as flags
 from validation.ijb_report import Evaluated, report
 from validation.subjects import (
     check_made_alike,
-    check_not_trained_with,
     cohort_bank,
     cohort_of,
     judged_names,
@@ -54,9 +52,11 @@ from validation.subjects import (
 )
 from weights import (
     Overrides,
-    backbone_digest_beside,
-    load_aggregator,
+    check_feature_size,
+    check_not_trained_on,
+    check_precomputed,
     load_backbone,
+    load_stored_aggregator,
     prepare_for,
     source_name,
     trained_spec,
@@ -67,12 +67,11 @@ from weights import (
 
 @dataclass(frozen=True)
 class _Trained:
-    """An aggregator from a file, its name in the registry, and the digest of the backbone beside it."""
+    """An aggregator from a file, and its name in the registry."""
 
     module: nn.Module
     name: str
     path: str
-    backbone: str | None
 
 
 def main(description: str | None = None) -> int:
@@ -109,7 +108,7 @@ def validate(given: Mapping[str, Any]) -> None:
     points, notes = _points(protocol, aligns="features" not in values, weighs=wanted)
     judged = judged_names(protocol, values.get("evaluated_subjects"))
     if judged is not None:
-        check_not_trained_with(judged, {entry.name: entry.path for entry in used}, name)
+        check_not_trained_on(judged, {entry.name: entry.path for entry in used}, name)
     bank = cohort_bank(values["cohort"], judged) if "cohort" in values else None
     seconds = {"read": time.perf_counter() - began}
     began = time.perf_counter()
@@ -172,37 +171,19 @@ def _given(
     """Features that were made before, if --weights and aggregators belong to them."""
     features = read_features(Path(values["features"]), rules.flip)
     made = features.identity.get("backbone_sha256")
-    if made is not None:
-        if "weights" in values and weights_digest(_backbone(values)) != made:
-            raise InputError(
-                f"--features {values['features']}: were made by another backbone than --weights "
-                f"{values['weights']}. Leave out one of them."
-            )
-        _check_backbones(trained, made)
-    _check_preparation(values, features, trained)
-    _check_sizes(trained, features.features.shape[1])
+    if made is not None and "weights" in values and weights_digest(_backbone(values)) != made:
+        raise InputError(
+            f"--features {values['features']}: were made by another backbone than --weights "
+            f"{values['weights']}. Remove one of them."
+        )
+    size = features.features.shape[1]
+    for entry in trained:
+        check_precomputed(
+            entry.module, entry.path, features.identity, size, f"--features {values['features']}"
+        )
     if cohort is not None:
-        check_made_alike(cohort, made, features.features.shape[1])
+        check_made_alike(cohort, made, size)
     return features
-
-
-def _check_preparation(
-    values: Mapping[str, Any], features: GivenFeatures, trained: Sequence[_Trained]
-) -> None:
-    """An aggregator over features of other light, or with another centre, gives figures without sense."""
-    light, centre = (features.identity.get(key) for key in ("illumination_normalisation", "centre"))
-    levelled = light != "none"
-    for entry in trained if light is not None else ():
-        spec = trained_spec(entry.path)
-        own = None if spec is None or spec.centre is None else centre_digest(spec.centre)
-        if spec is not None and (spec.normalises_illumination, own) != (levelled, centre):
-            raise InputError(
-                f"--features {values['features']}: were made of faces {'' if levelled else 'not '}levelled "
-                f"in light, with {centre or 'no'} centre, and the {entry.name} of {entry.path} was trained "
-                f"on faces {'' if spec.normalises_illumination else 'not '}levelled, with {own or 'no'} "
-                "centre. Leave "
-                "--features out to make those."
-            )
 
 
 def _embedded(
@@ -221,8 +202,8 @@ def _embedded(
     backbone = _backbone(values)
     digest = weights_digest(backbone)
     size = backbone.spec.embedding_size * (2 if rules.flip == "concat" else 1)
-    _check_backbones(trained, digest)
-    _check_sizes(trained, size)
+    for entry in trained:
+        check_feature_size(entry.module, size, entry.path)
     if cohort is not None:
         check_made_alike(cohort, digest, size)
     stamps = image_stamps(protocol)
@@ -275,47 +256,25 @@ def _backbone(values: Mapping[str, Any]) -> Backbone:
     return backbone
 
 
-def _check_backbones(trained: Sequence[_Trained], made: str) -> None:
-    """An aggregator over another backbone than it was trained with gives figures without sense."""
-    for entry in trained:
-        if entry.backbone not in (None, made):
-            raise InputError(
-                f"{entry.path}: its {entry.name} was trained over another backbone than the one that makes "
-                "the features. Pass the weights of that one."
-            )
-
-
-def _check_sizes(trained: Sequence[_Trained], size: int) -> None:
-    for entry in trained:
-        if (wanted := getattr(entry.module, "embedding_size", size)) != size:
-            raise InputError(
-                f"{entry.path}: its {entry.name} takes features of {wanted} values, and these have {size}. "
-                "--flip concat doubles them."
-            )
-
-
 def _trained_aggregators(values: Mapping[str, Any]) -> dict[str, _Trained]:
     """The aggregators in the files, by their names; --aggregator_weights come before the weights' own.
 
     Raises:
         InputError: a file has none, or two have one of the same name.
     """
-    names = {kind: name for name, kind in AGGREGATORS.items()}
     overrides = Overrides.of(values)
     found: dict[str, _Trained] = {}
     for path in values.get("aggregator_weights", []):
-        module = load_aggregator(path, overrides)
-        if module is None:
+        stored = load_stored_aggregator(path, overrides)
+        if stored is None:
             raise InputError(f"--aggregator_weights {path}: there is no aggregator in it.")
-        name = names[type(module)]
-        if name in found:
+        if (name := stored.name) in found:
             raise InputError(f"--aggregator_weights: {found[name].path} and {path} both hold a {name}.")
-        found[name] = _Trained(module, name, path, backbone_digest_beside(path))
+        found[name] = _Trained(stored.module, name, path)
     needed = "aggregator" not in values or any(map(requires_training, values["aggregator"]))
-    own = load_aggregator(values["weights"], overrides) if needed and "weights" in values else None
-    if own is not None and (name := names[type(own)]) not in found:
-        # Its backbone is the one that embeds, or that given features are checked against.
-        found[name] = _Trained(own, name, values["weights"], None)
+    own = load_stored_aggregator(values["weights"], overrides) if needed and "weights" in values else None
+    if own is not None and own.name not in found:
+        found[own.name] = _Trained(own.module, own.name, values["weights"])
     return found
 
 

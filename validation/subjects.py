@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import unicodedata
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +20,11 @@ from features.bank import FeatureBank, read_given, with_centre_of
 from features.templates import TemplateDrawer, TemplateRecipe
 from runtime.errors import InputError, InputWarning
 from runtime.escaping import from_csv_cell
-from weights import name_digest, name_digests, trained_subjects
 
 # People, and templates of each: with one, normalised scores hang on how it happened to be drawn. Every
 # template of the benchmark is compared with all.
 MOST_IN_COHORT = 1_024
 TEMPLATES_OF_EACH = 4
-_SHOWN = 3
 
 
 def judged_names(protocol: SetProtocol, path: str | None) -> frozenset[str] | None:
@@ -51,33 +48,6 @@ def judged_names(protocol: SetProtocol, path: str | None) -> frozenset[str] | No
         found = f"{len(matches.subjects):,} of its names are people of {protocol.name}"
         warnings.warn(f"--evaluated_subjects {path}: {found}{unknown}.", InputWarning, stacklevel=2)
     return listed
-
-
-def check_not_trained_with(names: frozenset[str], aggregators: Mapping[str, str], benchmark: str) -> None:
-    """Refuses aggregators that know the people whom they would be judged by.
-
-    Args:
-        names: of the benchmark's people.
-        aggregators: name -> file; what a file does not say is believed.
-        benchmark: its name.
-
-    Raises:
-        InputError: a file says that it was trained with some of them.
-    """
-    # Checkpoints of before names were compared in NFC hold digests of names as a folder had them.
-    decomposed = {name_digest(unicodedata.normalize("NFD", name)): name for name in names}
-    digests = decomposed | name_digests(names)
-    faults = []
-    for aggregator, path in aggregators.items():
-        if known := sorted({digests[digest] for digest in trained_subjects(path) or () if digest in digests}):
-            shown = ", ".join(known[:_SHOWN]) + (", ..." if len(known) > _SHOWN else "")
-            faults.append(
-                f"{path}: its {aggregator} was trained with {len(known):,} of the {len(names):,} people of "
-                f"{benchmark} ({shown}), so that its figures would say nothing of others. Train one with "
-                "main.py --exclude_subjects FILE."
-            )
-    if faults:
-        raise InputError.from_faults(faults)
 
 
 def cohort_bank(path: str, judged: frozenset[str] | None) -> FeatureBank:

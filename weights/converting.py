@@ -11,19 +11,14 @@ from backbones.preprocessing import describe_preprocessing
 from backbones.spec import BackboneSpec
 from net import Backbone
 from runtime.errors import InputError
-from weights import (
-    check_fit,
-    load_weights,
-    prepare_for,
-    resolve,
-    save_aggregator,
-    save_model,
-    weights_digest,
-)
-from weights.aggregators import StoredAggregator, stored_aggregator
+from weights.aggregators import StoredAggregator
+from weights.compatibility import check_feature_size, prepare_for
+from weights.digest import weights_digest
+from weights.loading import load_stored_aggregator, load_weights, open_weights
 from weights.overrides import Overrides
-from weights.reading import BACKBONE_DIGEST, TRAINED_SUBJECTS, read_stored
+from weights.reading import BACKBONE_DIGEST, TRAINED_SUBJECTS
 from weights.sources import NOT_STATED, licence_of, source_name
+from weights.storing import save_weights
 
 PICKLE_WARNING = (
     "--allow-pickle: the file is unpickled as it asks for, and a pickle can run any code on this machine "
@@ -66,15 +61,12 @@ def convert_weights(
     """
     if out.suffix != ".safetensors":
         raise InputError(f"{out}: our form is .safetensors; choose a name that ends in it.")
-    path = resolve(source)
-    loaded = load_weights(path, arch, channel_order=channel_order, allow_pickle=allow_pickle, stated=stated)
-    aggregator, about, fit = None, {}, ""
-    if path.suffix != ".onnx":
-        stored = read_stored(path, allow_pickle=allow_pickle)
-        about = dict(stored.about)
-        if aggregator_weights is None:
-            aggregator = stored_aggregator(stored, overrides)
-    if aggregator_weights is not None:
+    opened = open_weights(source, allow_pickle=allow_pickle)
+    loaded = load_weights(opened, arch, channel_order=channel_order, stated=stated)
+    about = {} if opened.stored is None else dict(opened.stored.about)
+    if aggregator_weights is None:
+        aggregator, fit = load_stored_aggregator(opened, overrides), ""
+    else:
         aggregator, fit = _joined(loaded.backbone, aggregator_weights, about, overrides)
     if overrides is not None:
         overrides.check_effect([] if aggregator is None else [aggregator.module])
@@ -95,15 +87,13 @@ def convert_weights(
         backbone.set_auxiliary(auxiliary)
     if aggregator is not None and backbone.spec != before:
         raise InputError(
-            f"{path}: --normalise_illumination and --auxiliary change every feature, and its aggregator was "
-            "trained on "
-            "those of now. Convert a backbone, then train an aggregator for it."
+            f"{opened.path}: --normalise_illumination and --auxiliary change every feature, and its "
+            "aggregator was trained on the present ones. Convert a backbone, then train an aggregator for it."
         )
     if backbone.spec.auxiliary_size > before.auxiliary_size:
         # It may not drop so much.
         backbone.auxiliary_layer()
-    parts = None if aggregator is None else (aggregator.name, aggregator.options, aggregator.module)
-    save_model(out, backbone, parts, about)
+    save_weights(out, backbone, aggregator, about)
     name = f"{aggregator.name if aggregator else 'none'}{fit}"
     return _written_text(out, backbone.spec, loaded.kind, name, about)
 
@@ -115,16 +105,16 @@ def _joined(
 
     `about`: of the backbone's file; whom it says to be trained with becomes whom the aggregator was.
     """
-    stored = read_stored(resolve(source))
-    aggregator = stored_aggregator(stored, overrides)
-    if aggregator is None:
+    opened = open_weights(source)
+    aggregator = load_stored_aggregator(opened, overrides)
+    if aggregator is None or opened.stored is None:
         raise InputError(f"--aggregator_weights {source}: there is no aggregator in it.")
-    prepare_for(backbone, [source])
-    check_fit(aggregator.module, backbone.spec.embedding_size, source)
+    prepare_for(backbone, [opened])
+    check_feature_size(aggregator.module, backbone.spec.embedding_size, source)
     about.pop(TRAINED_SUBJECTS, None)
-    about.update(_people(stored.about))
+    about.update(_people(opened.stored.about))
     fit = f" of {source_name(source)}"
-    if BACKBONE_DIGEST in stored.about:
+    if BACKBONE_DIGEST in opened.stored.about:
         return aggregator, f"{fit}, trained on features of these weights"
     return (
         aggregator,
@@ -140,15 +130,15 @@ def extract_aggregator(
     Raises:
         InputError: no aggregator or no backbone in it, or `out` is none of .safetensors.
     """
-    stored = read_stored(resolve(source))
-    found = stored_aggregator(stored, overrides)
-    if found is None:
+    opened = open_weights(source)
+    found = load_stored_aggregator(opened, overrides)
+    if found is None or opened.stored is None:
         raise InputError(f"{source}: there is no aggregator in it. Give a checkpoint of the coreset stage.")
     if overrides is not None:
         overrides.check_effect([found.module])
-    backbone = load_weights(source).backbone
-    about = {"licence": licence or NOT_STATED, **_people(stored.about)}
-    save_aggregator(out, backbone, (found.name, found.options, found.module), about)
+    backbone = load_weights(opened).backbone
+    about = {"licence": licence or NOT_STATED, **_people(opened.stored.about)}
+    save_weights(out, backbone, found, about, aggregator_alone=True)
     size = sum(parameter.numel() for parameter in found.module.parameters())
     light = "of faces levelled in light" if backbone.spec.normalises_illumination else "of faces as they are"
     return (

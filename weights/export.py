@@ -7,7 +7,6 @@ written is compared with PyTorch.
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,10 +27,9 @@ from coreset.sets import unit_and_norm
 from net import Backbone
 from runtime.errors import InputError
 from runtime.files import atomic_write, require_free_space
-from weights import OnnxBackbone, load_backbone, resolve
-from weights.aggregators import StoredAggregator, stored_aggregator
+from weights.loading import load_backbone, load_stored_aggregator, open_weights
+from weights.onnx_backbone import OnnxBackbone
 from weights.overrides import Overrides
-from weights.reading import read_stored
 from weights.specs import metadata_of
 
 FORMATS = ("onnx",)
@@ -127,10 +125,11 @@ def export_onnx(
         InputError: a package is missing, weights that cannot be read or are an ONNX graph, or a full disk.
     """
     _require("onnx", "onnxscript")
-    backbone = load_backbone(source, arch, channel_order=channel_order)
+    opened = open_weights(source)
+    backbone = load_backbone(opened, arch, channel_order=channel_order)
     if isinstance(backbone, OnnxBackbone):
         raise InputError(f"{source}: is an ONNX graph already, without the layers that it was made from.")
-    aggregator = stored_aggregator(read_stored(resolve(source)), overrides)
+    aggregator = load_stored_aggregator(opened, overrides)
     if overrides is not None:
         overrides.check_effect([] if aggregator is None else [aggregator.module])
     wrapped = None
@@ -140,7 +139,7 @@ def export_onnx(
     require_free_space(out, 2 * sum(value.nbytes for value in parameters))
     written = [export_backbone(backbone, out / BACKBONE_FILE)]
     if aggregator is not None and wrapped is not None:
-        metadata = metadata_of(backbone.spec) | _about(aggregator)
+        metadata = metadata_of(backbone.spec) | aggregator.metadata()
         written.append(export_aggregator(wrapped, out / AGGREGATOR_FILE, metadata))
     return written
 
@@ -193,10 +192,6 @@ def _sets(embedding_size: int, auxiliary_size: int, noise: float) -> dict[str, T
     features[4] = features[4, :1]
     norms = 5 + 20 * torch.rand(len(sizes), 30, generator=generator)
     return {"features": features, "norms": norms, "mask": torch.arange(30) < sizes.unsqueeze(1)}
-
-
-def _about(aggregator: StoredAggregator) -> dict[str, str]:
-    return {"aggregator_name": aggregator.name, "aggregator_options": json.dumps(aggregator.options)}
 
 
 def _export(

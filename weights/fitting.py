@@ -1,4 +1,4 @@
-"""Entries under our names -> a backbone that fits them exactly, or a message that lists what does not."""
+"""Load a state dict into the backbone that it fits exactly, or list the mismatches."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _COUNT = "num_batches_tracked"
 _CONSTANT = 1e-7
 
 
-def fitted(path: Path, state: dict[str, Tensor], arch: str | None, spec: BackboneSpec | None) -> Backbone:
+def load_into(path: Path, state: dict[str, Tensor], arch: str | None, spec: BackboneSpec | None) -> Backbone:
     """A backbone with these weights, on the CPU, in float32 and evaluation mode.
 
     That mode is for inference; training sets its own.
@@ -75,14 +75,14 @@ def _architecture(path: Path, state: dict[str, Tensor], arch: str | None, spec: 
     if arch is not None and spec is not None and arch != spec.name:
         raise InputError(f"{path}: holds {spec.name}, but {arch} was asked for. Ask for {spec.name} or none.")
     name = arch or (spec.name if spec else None)
-    if name is None or disagreements(state, _shapes_of(name)):
+    if name is None or state_dict_mismatches(state, _shapes_of(name)):
         name = _deduced(path, state, name)
     return name
 
 
 def _deduced(path: Path, state: dict[str, Tensor], asked: str | None) -> str:
     """The backbone that fits, if none was asked for; else InputError says how the asked one differs."""
-    of_each = {name: disagreements(state, _shapes_of(name)) for name in BACKBONES}
+    of_each = {name: state_dict_mismatches(state, _shapes_of(name)) for name in BACKBONES}
     fitting = next((name for name, faults in of_each.items() if not faults), None)
     if asked is None and fitting is not None:
         return fitting
@@ -99,7 +99,7 @@ def _shapes_of(name: str) -> dict[str, tuple[int, ...]]:
         return {key: tuple(value.shape) for key, value in build_backbone(name).state_dict().items()}
 
 
-def disagreements(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+def state_dict_mismatches(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     """How entries differ in name, shape or type from those expected, a sentence each."""
     misshaped = [
         f"{key}: {_form(state[key])} where {shape} is expected"

@@ -22,7 +22,7 @@ from quality.choice import TooFewPeopleError, Wish, choose_quality, curves_conte
 from quality.image_measures import sharpness
 from recognition.model import load_model
 from runtime.errors import InputError
-from weights import Loaded, load_weights, save_backbone
+from weights import Loaded, load_weights, save_weights
 from weights.converting import convert_weights
 
 PEOPLE = 50
@@ -128,7 +128,7 @@ def test_the_command_plots_and_keeps_the_choice(
 ) -> None:
     torch.manual_seed(0)
     weights, kept = tmp_path / "w.safetensors", tmp_path / "q.safetensors"
-    save_backbone(weights, build_backbone("ir_tiny").eval())
+    save_weights(weights, build_backbone("ir_tiny").eval())
     given = {"check_quality": (str(weights), str(people)), "num_images": 60}
     convert(given | {"out": str(tmp_path / "out"), "store": str(kept)})
     said = capsys.readouterr().out
@@ -143,7 +143,7 @@ def test_the_command_plots_and_keeps_the_choice(
 
 def test_the_choice_travels_with_the_weights(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    save_backbone(tmp_path / "w.safetensors", build_backbone("ir_tiny").eval())
+    save_weights(tmp_path / "w.safetensors", build_backbone("ir_tiny").eval())
     names = [str(tmp_path / f"{name}.safetensors") for name in "wabc"]
     assert "quality of a face not measured" in convert_weights(names[0], Path(names[1]))
     convert_weights(names[0], Path(names[1]), quality="none")
@@ -158,7 +158,7 @@ def test_a_folder_without_pairs_is_told_unless_something_is_to_be_written(
 ) -> None:
     torch.manual_seed(0)
     weights = tmp_path / "w.safetensors"
-    save_backbone(weights, build_backbone("ir_tiny").eval())
+    save_weights(weights, build_backbone("ir_tiny").eval())
     for subject in range(20):
         (tmp_path / "few" / str(subject)).mkdir(parents=True)
         image = (people / f"s{subject:02}" / "0.png").read_bytes()
@@ -177,7 +177,7 @@ def test_one_recommendation_is_given_and_it_is_stored(
     """Of a norm that is none and sharpness that would help: what is stored is what poolings use."""
     torch.manual_seed(0)
     weights, kept = tmp_path / "w.safetensors", tmp_path / "q.safetensors"
-    save_backbone(weights, build_backbone("ir_tiny").eval())
+    save_weights(weights, build_backbone("ir_tiny").eval())
     with monkeypatch.context() as patch:
         patch.setattr("weights.load_weights", lambda *_, **__: Loaded(Coarse(-1), "coarse"))
         convert({"check_quality": (str(weights), str(people)), "num_images": 150, "store": str(kept)})
@@ -198,7 +198,7 @@ def test_faces_of_unknown_people_are_measured_too(
 ) -> None:
     torch.manual_seed(0)
     weights, kept, loose = tmp_path / "w.safetensors", tmp_path / "q.safetensors", tmp_path / "loose"
-    save_backbone(weights, build_backbone("ir_tiny").eval())
+    save_weights(weights, build_backbone("ir_tiny").eval())
     loose.mkdir()
     for subject in range(PEOPLE):
         shutil.copy(people / f"s{subject:02}" / "0.png", loose / f"{subject}.png")

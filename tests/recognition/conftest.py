@@ -14,7 +14,7 @@ from net import Backbone, build_backbone
 from photos.photo_files import thumbnail
 from recognition.model import FaceModel, aggregate_features, load_model
 from recognition.records import AggregatedSet, FaceRecord, Rejection
-from weights import save_backbone
+from weights import save_weights
 
 NAME, D = "ir_tiny", 64
 
@@ -28,7 +28,7 @@ def _backbone() -> Backbone:
 def bare_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A backbone alone."""
     path = tmp_path_factory.mktemp("bare") / "backbone.safetensors"
-    save_backbone(path, _backbone())
+    save_weights(path, _backbone())
     return path
 
 

@@ -15,7 +15,7 @@ from features.options import EmbedOptions
 from recognition.colour_check import ColourSample
 from recognition.model import load_model
 from runtime.errors import InputWarning
-from weights import load_backbone, save_backbone
+from weights import load_backbone, save_weights
 
 SUBJECTS = 40
 
@@ -42,7 +42,7 @@ def faces(shared: Path) -> list[np.ndarray]:
 def weights(request: pytest.FixtureRequest, shared: Path, tmp_path: Path) -> tuple[str, Path]:
     """MobileFaceNet, which was trained in RGB, under either claim."""
     backbone = load_backbone(shared / "faces" / "mobilefacenet.safetensors", channel_order=request.param)
-    save_backbone(tmp_path / "backbone.safetensors", backbone)
+    save_weights(tmp_path / "backbone.safetensors", backbone)
     return request.param, tmp_path / "backbone.safetensors"
 
 

@@ -18,7 +18,7 @@ from recognition.model import (
     load_model,
 )
 from runtime.errors import InputError
-from weights import load_aggregator, load_backbone, save_backbone
+from weights import load_aggregator, load_backbone, save_weights
 
 
 def faces(count: int, seed: int = 0) -> np.ndarray:
@@ -199,7 +199,7 @@ def test_a_norm_that_is_no_quality_is_not_weighed_by(tmp_path: Path) -> None:
     names = {}
     for is_quality in (True, False):
         backbone.spec = replace(backbone.spec, norm_is_quality=is_quality)
-        save_backbone(tmp_path / f"{is_quality}.safetensors", backbone)
+        save_weights(tmp_path / f"{is_quality}.safetensors", backbone)
         model = load_model(tmp_path / f"{is_quality}.safetensors")
         names[is_quality] = model.aggregator_name, "not measure quality" in model.about
     assert names == {True: ("norm_weighted", False), False: ("mean", True)}

@@ -22,7 +22,7 @@ from runs import assembly as training_run
 from runs.components import ENOUGH_CLASSES, FEWEST_CLASSES, losses_of
 from runs.settings import resolve
 from runtime.errors import InputError
-from weights import save_backbone
+from weights import save_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -38,7 +38,7 @@ def flags(tmp_path: Path, face_folder: Callable[..., Path]) -> dict[str, Any]:
     backbone = build_backbone("ir_tiny")
     # Fresh weights find all faces alike; so their limits would not be trusted.
     backbone.spec = replace(backbone.spec, cosine_statistics=REFERENCE)
-    save_backbone(tmp_path / "tiny.safetensors", backbone)
+    save_weights(tmp_path / "tiny.safetensors", backbone)
     return {
         "train_data_path": str(folder),
         "start_from_model_statedict": str(tmp_path / "tiny.safetensors"),
@@ -254,7 +254,7 @@ def test_labels_are_not_checked_by_limits_that_cannot_be_trusted(
     flags: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.manual_seed(1)
-    save_backbone(tmp_path / "tiny.safetensors", build_backbone("ir_tiny"))
+    save_weights(tmp_path / "tiny.safetensors", build_backbone("ir_tiny"))
     main.train(flags)
     said = capsys.readouterr().out
     assert "labels   are not checked" in said

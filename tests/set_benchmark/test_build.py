@@ -33,7 +33,7 @@ from set_benchmark.build import BuiltBenchmark, build_set_benchmark
 from set_benchmark.media import collect_media
 from set_benchmark.protocol import PRESETS, BenchmarkProtocol, Stress, read_benchmark_protocol
 from validation import ijb as validate_ijb
-from weights import save_backbone
+from weights import save_weights
 
 Draw = Callable[[int, int], bytes]
 SMALL = BenchmarkProtocol(name="small", templates=(2, 4), gallery_media=(1, 2), probe_media=(1, 3))
@@ -611,7 +611,7 @@ def test_from_the_command_to_a_table_of_strata(tmp_path: Path, capsys: pytest.Ca
     assert manifest["sha256"] in said
     assert f"{manifest['counts']['templates']} templates" in said
     torch.manual_seed(1)
-    save_backbone(tmp_path / "tiny.safetensors", build_backbone("ir_tiny"))
+    save_weights(tmp_path / "tiny.safetensors", build_backbone("ir_tiny"))
     validate_ijb.validate(
         {
             "data_root": str(tmp_path / "sets"),

@@ -29,7 +29,7 @@ from net import build_backbone
 from runtime.errors import InputError
 from tests.ijb_layout import Dataset, write_dataset
 from validation import ijb as validate_ijb
-from weights import save_backbone
+from weights import save_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "validation_mixed"
@@ -48,7 +48,7 @@ def data(tmp_path: Path) -> Dataset:
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
     torch.manual_seed(1)
-    save_backbone(tmp_path / "tiny.safetensors", build_backbone("ir_tiny"))
+    save_weights(tmp_path / "tiny.safetensors", build_backbone("ir_tiny"))
     return tmp_path / "tiny.safetensors"
 
 
@@ -359,7 +359,7 @@ def test_a_flip_rule_that_doubles_norms_is_told_where_a_network_reads_them(
 
 def test_doubled_features_are_refused_before_they_are_made(data: Dataset, tmp_path: Path) -> None:
     file = str(checkpoint(tmp_path / "a.ckpt"))
-    with pytest.raises(InputError, match="takes features of 64 values, and these have 128"):
+    with pytest.raises(InputError, match=r"64 values.*128"):
         run(data, tmp_path / "out", weights=file, flip="concat")
     assert not (tmp_path / "out").exists()
 
@@ -383,7 +383,7 @@ def test_an_untrained_aggregator_is_refused(data: Dataset, weights: Path, tmp_pa
 def test_other_weights_never_meet_old_features(data: Dataset, weights: Path, tmp_path: Path) -> None:
     first = run(data, tmp_path / "out", weights=str(weights))
     torch.manual_seed(5)
-    save_backbone(weights, build_backbone("ir_tiny"))
+    save_weights(weights, build_backbone("ir_tiny"))
     second = run(data, tmp_path / "out", weights=str(weights))
     assert len(list((tmp_path / "out" / "features").iterdir())) == 2
     assert second["verification"] != first["verification"]

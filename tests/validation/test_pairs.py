@@ -19,7 +19,7 @@ from data.sources.pair_files import write_pair_set
 from evaluation.reporting.report import read_result
 from net import Backbone, build_backbone
 from validation import pairs as validate_pairs
-from weights import save_backbone
+from weights import save_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 Draw = Callable[[int, int], bytes]
@@ -42,7 +42,7 @@ def pairs_of(drawn_face: Draw, seed: int) -> tuple[list[bytes], list[bool]]:
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
     torch.manual_seed(1)
-    save_backbone(tmp_path / "tiny.safetensors", build_backbone("ir_tiny"))
+    save_weights(tmp_path / "tiny.safetensors", build_backbone("ir_tiny"))
     return tmp_path / "tiny.safetensors"
 
 

@@ -17,7 +17,7 @@ from runtime.errors import InputError
 from tests.ijb_layout import Dataset, write_dataset
 from validation import ijb as validate_ijb
 from validation.ijb_flags import check_flags
-from weights import save_model
+from weights import StoredAggregator, save_weights
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +52,7 @@ def test_the_command_takes_the_scores_of_the_meta_files(media: str, data: Datase
     torch.manual_seed(1)
     backbone = build_backbone("ir_tiny")
     aggregator = build_aggregator("coreset", options := {"embedding_size": 64, "quality": "detector"})
-    save_model(tmp_path / "fused.safetensors", backbone, ("coreset", options, aggregator))
+    save_weights(tmp_path / "fused.safetensors", backbone, StoredAggregator("coreset", options, aggregator))
     given = {
         **{"data_root": str(data.root), "dataset_name": data.name, "out": str(tmp_path / "out"), "gpus": 0},
         **{"weights": str(tmp_path / "fused.safetensors"), "num_workers": 0, "replicates": 0},

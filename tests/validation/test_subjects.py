@@ -148,11 +148,11 @@ def test_an_aggregator_that_knows_the_judged_people_is_refused(
     run(data, tmp_path / "nothing_known", **flags)
     judged = tmp_path / "judged.txt"
     judged.write_text("Bob\nEve\n17\n")
-    with pytest.raises(InputError, match=r"trained with 1 of the 3 people of TINY \(Bob\)"):
+    with pytest.raises(InputError, match=r"trained on 1 of the 3 subjects of TINY \(Bob\)"):
         run(data, tmp_path / "out", evaluated_subjects=judged, **flags)
     # The list that a benchmark of ours carries counts without a flag; a file of the user's goes before it.
     data.meta("subjects.csv").write_text('SUBJECT_ID,NAME\n1,"Ann"\n2,17\n')
-    with pytest.raises(InputError, match=r"trained with 1 of the 2 people of TINY \(Ann\)"):
+    with pytest.raises(InputError, match=r"trained on 1 of the 2 subjects of TINY \(Ann\)"):
         run(data, tmp_path / "out", **flags)
     judged.write_text("Eve\n17\n")
     run(data, tmp_path / "others", evaluated_subjects=judged, **flags)
@@ -175,7 +175,7 @@ def test_people_are_known_in_every_unicode_form(
         torch.save(content, path)
     (tmp_path / "judged.txt").write_text(unicodedata.normalize(form, judged), encoding="utf-8")
     flags = {"features": features, "aggregator": ["coreset"], "aggregator_weights": [str(path)]}
-    with pytest.raises(InputError, match="trained with 1 of the 1 people of TINY"):
+    with pytest.raises(InputError, match="trained on 1 of the 1 subjects of TINY"):
         run(data, tmp_path / "out", evaluated_subjects=tmp_path / "judged.txt", **flags)
 
 

@@ -15,7 +15,7 @@ from evaluation.reporting.report import read_result
 from net import build_backbone
 from tests.lq_layout import TESTING, tinyface_by_hand, write_tinyface
 from validation import tinyface as validate_tinyface
-from weights import save_backbone
+from weights import save_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
     torch.manual_seed(2)
-    save_backbone(tmp_path / "tiny.safetensors", build_backbone("ir_tiny"))
+    save_weights(tmp_path / "tiny.safetensors", build_backbone("ir_tiny"))
     return tmp_path / "tiny.safetensors"
 
 

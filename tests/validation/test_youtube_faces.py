@@ -19,7 +19,7 @@ from photos import video_frames
 from photos.video_frames import aligned_frame
 from runtime.errors import InputError
 from validation import youtube_faces as validate_ytf
-from weights import save_backbone
+from weights import save_weights
 
 Draw = Callable[[int, int], bytes]
 FOLDS, PER_FOLD = 5, 6
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
     torch.manual_seed(1)
-    save_backbone(tmp_path / "tiny.safetensors", build_backbone("ir_tiny"))
+    save_weights(tmp_path / "tiny.safetensors", build_backbone("ir_tiny"))
     return tmp_path / "tiny.safetensors"
 
 

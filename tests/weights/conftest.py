@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-import weights
+from weights import loading
 
 
 @pytest.fixture
 def zeros_load(monkeypatch: pytest.MonkeyPatch) -> None:
     """Zeros stand for the weights of a deep network, where names and shapes alone are tested."""
-    monkeypatch.setattr(weights, "check_features", lambda *_: None)
+    monkeypatch.setattr(loading, "check_features", lambda *_: None)

@@ -19,14 +19,14 @@ from net import Backbone, build_backbone
 from recognition.model import load_model
 from runtime.errors import InputError
 from weights import (
-    backbone_digest_beside,
+    StoredAggregator,
     load_aggregator,
     load_backbone,
     load_weights,
     name_digest,
     prepare_for,
-    save_backbone,
-    save_model,
+    save_weights,
+    trained_backbone_digest,
     trained_subjects,
     weights_digest,
 )
@@ -209,7 +209,7 @@ def trained(tiny: Backbone, tmp_path: Path) -> Path:
     tiny.spec = replace(tiny.spec, normalises_illumination=True)
     module = build_aggregator("learned_map", {"embedding_size": 64})
     path = tmp_path / "trained.safetensors"
-    save_model(path, tiny, ("learned_map", {"embedding_size": 64}, module))
+    save_weights(path, tiny, StoredAggregator("learned_map", {"embedding_size": 64}, module))
     return path
 
 
@@ -240,14 +240,16 @@ def test_an_aggregator_alone_says_what_it_is_for(
     plain.load_state_dict(tiny.state_dict())
     prepare_for(plain, [out])
     assert plain.spec.normalises_illumination
-    with pytest.raises(InputError, match="trained on features of other ir_tiny weights"):
+    with pytest.raises(InputError, match="another backbone"):
         prepare_for(build_backbone("ir_tiny"), [out])
-    assert backbone_digest_beside(out) == weights_digest(tiny)
+    assert trained_backbone_digest(out) == weights_digest(tiny)
 
 
 def test_levelling_below_a_trained_aggregator_is_refused(tiny: Backbone, tmp_path: Path) -> None:
     module = build_aggregator("learned_map", {"embedding_size": 64})
-    save_model(tmp_path / "a.safetensors", tiny, ("learned_map", {"embedding_size": 64}, module))
+    save_weights(
+        tmp_path / "a.safetensors", tiny, StoredAggregator("learned_map", {"embedding_size": 64}, module)
+    )
     with pytest.raises(InputError, match="--normalise_illumination and --auxiliary change every feature"):
         run("--weights", tmp_path / "a.safetensors", tmp_path / "b.safetensors", "--normalise_illumination")
     torch.save(tiny.state_dict(), tmp_path / "c.pt")
@@ -274,7 +276,7 @@ def test_a_backbone_and_an_aggregator_of_its_features_are_joined(
     says: bool, tiny: Backbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weights, out = tmp_path / "tiny.safetensors", tmp_path / "out.safetensors"
-    save_backbone(weights, tiny)
+    save_weights(weights, tiny)
     made = {"backbone_sha256": weights_digest(tiny), "illumination_normalisation": "mean 118"} if says else {}
     checkpoint = of_features(tmp_path / "last.ckpt", {"embedding_size": 76, "auxiliary_size": 12}, made)
     with pytest.raises(InputError, match=r"found only aggregator, head.*--aggregator_weights .*last\.ckpt"):
@@ -291,11 +293,11 @@ def test_a_backbone_and_an_aggregator_of_its_features_are_joined(
 
 def test_what_does_not_fit_is_not_joined(tiny: Backbone, tmp_path: Path) -> None:
     weights, out = tmp_path / "tiny.safetensors", tmp_path / "out.safetensors"
-    save_backbone(weights, tiny)
+    save_weights(weights, tiny)
     other = of_features(tmp_path / "a.ckpt", {"embedding_size": 64}, {"backbone_sha256": "0" * 64})
     wide = of_features(tmp_path / "b.ckpt", {"embedding_size": 128}, {})
     for checkpoint, told in (
-        (other, r"a\.ckpt: .*other ir_tiny weights"),
+        (other, r"a\.ckpt: .*another backbone"),
         (wide, r"b\.ckpt: .*128 values, .* 64"),
         (weights, r"--aggregator_weights .*tiny\.safetensors: there is no aggregator"),
     ):
@@ -317,14 +319,14 @@ def test_context_travels_with_the_weights(
     assert weights_digest(backbone) == weights_digest(tiny)
     options = {"embedding_size": 76, "auxiliary_size": 12}
     module = build_aggregator("weighted_coreset", options)
-    save_model(tmp_path / "c.safetensors", backbone, ("weighted_coreset", options, module))
+    save_weights(tmp_path / "c.safetensors", backbone, StoredAggregator("weighted_coreset", options, module))
     plain = load_backbone(tmp_path / "a.pt", "ir_tiny")
     prepare_for(plain, [tmp_path / "c.safetensors"])
     assert plain.spec.auxiliary_size == 12
     run("--weights", tmp_path / "b.safetensors", tmp_path / "d.safetensors", "--auxiliary", 0)
     assert load_backbone(tmp_path / "d.safetensors").spec.auxiliary_size == 0
-    save_model(tmp_path / "e.safetensors", load_backbone(tmp_path / "a.pt"), None)
-    with pytest.raises(InputError, match=r"e\.safetensors is for faces as they are with 0 auxiliary values"):
+    save_weights(tmp_path / "e.safetensors", load_backbone(tmp_path / "a.pt"), None)
+    with pytest.raises(InputError, match=r"e\.safetensors .* 0 auxiliary values.*c\.safetensors .* 12 "):
         prepare_for(plain, [tmp_path / "e.safetensors", tmp_path / "c.safetensors"])
     with pytest.raises(InputError, match="--normalise_illumination and --auxiliary change every feature"):
         run("--weights", tmp_path / "c.safetensors", tmp_path / "f.safetensors", "--auxiliary", 3)

@@ -18,7 +18,7 @@ import convert
 from coreset import AGGREGATORS, FaceSets, build_aggregator
 from net import build_backbone
 from runtime.errors import InputError
-from weights import export, load_backbone, prepare_for, save_backbone
+from weights import export, load_backbone, prepare_for, save_weights
 from weights.export import PaddedAggregator, export_aggregator
 
 pytest.importorskip("onnx", reason="an export needs onnx")
@@ -184,7 +184,7 @@ def test_the_command_writes_both_and_they_say_what_they_are(
 
 
 def test_a_bare_backbone_gives_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    save_backbone(tmp_path / "b.safetensors", build_backbone("ir_tiny"))
+    save_weights(tmp_path / "b.safetensors", build_backbone("ir_tiny"))
     convert.convert({"export": ["onnx", str(tmp_path / "b.safetensors")], "out": str(tmp_path / "out")})
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["backbone.onnx"]
     assert "holds no trained aggregator" in capsys.readouterr().out
@@ -202,7 +202,7 @@ def test_context_is_in_the_graph(tmp_path: Path) -> None:
     with torch.no_grad():
         for found, wanted in zip(graph(pixels), backbone(pixels), strict=True):
             torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
-    save_backbone(tmp_path / "plain.safetensors", build_backbone("ir_tiny"))
+    save_weights(tmp_path / "plain.safetensors", build_backbone("ir_tiny"))
     with pytest.raises(InputError, match="0 auxiliary values, and an ONNX graph of 10 cannot be changed"):
         prepare_for(graph, [tmp_path / "plain.safetensors"])
     given = {"weights": [str(tmp_path / "backbone.onnx"), str(tmp_path / "b.safetensors")], "auxiliary": 0}

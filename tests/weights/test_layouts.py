@@ -22,9 +22,8 @@ from coreset.aggregator import CoresetAggregator
 from coreset.sets import FaceSets
 from net import BACKBONES, Backbone, build_backbone
 from runtime.errors import InputError
-from weights import load_aggregator, load_backbone, load_weights, save_backbone
+from weights import StoredAggregator, load_aggregator, load_backbone, load_weights, save_weights
 from weights.published_aggregator import published_aggregator
-from weights.storing import save_model
 
 
 class ArcfaceBlock(nn.Module):
@@ -295,10 +294,14 @@ def test_a_published_aggregator_with_a_missing_key_is_an_error(
 def test_aggregator_stored_under_its_former_name_loads(tmp_path: Path) -> None:
     module = build_aggregator("context_attention", {"embedding_size": 8, "hidden_size": 4})
     path = tmp_path / "former.safetensors"
-    save_model(path, build_backbone("ir_tiny"), ("conan", {"embedding_size": 8, "hidden_size": 4}, module))
+    save_weights(
+        path,
+        build_backbone("ir_tiny"),
+        StoredAggregator("conan", {"embedding_size": 8, "hidden_size": 4}, module),
+    )
     loaded = load_aggregator(path)
     assert type(loaded) is AGGREGATORS["context_attention"]
-    assert torch.equal(loaded.auxiliary[0].weight, module.auxiliary[0].weight)
+    assert torch.equal(loaded.context[0].weight, module.context[0].weight)
 
 
 # MagFace
@@ -343,7 +346,7 @@ def test_magface_is_recognised_with_its_pixels_and_quality(
         embedding, norm = loaded.backbone(spec.normalise(pixels))
     torch.testing.assert_close(embedding * norm, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
     # Ours keeps what was recognised.
-    save_backbone(tmp_path / "ours.safetensors", loaded.backbone)
+    save_weights(tmp_path / "ours.safetensors", loaded.backbone)
     assert load_backbone(tmp_path / "ours.safetensors").spec == spec
     order = load_backbone(tmp_path / "magface_epoch_00025.pth", channel_order="RGB").spec
     assert (order.channel_order, order.std) == ("RGB", 255.0)

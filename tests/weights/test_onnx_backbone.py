@@ -23,7 +23,7 @@ from weights import (
     empty_backbone,
     load_aggregator,
     load_backbone,
-    save_backbone,
+    save_weights,
     weights_digest,
     weights_sha256,
 )
@@ -160,7 +160,7 @@ def test_it_is_copied_sent_and_told_apart_as_any_backbone(tmp_path: Path) -> Non
 def test_our_own_form_and_checkpoints_hold_the_graph(tmp_path: Path) -> None:
     backbone = load_backbone(means_of_channels(tmp_path / "a.onnx", METADATA))
     images = torch.randn(2, 3, 112, 112)
-    save_backbone(tmp_path / "ours.safetensors", backbone)
+    save_weights(tmp_path / "ours.safetensors", backbone)
     checkpoint = {
         "state_dict": {f"model.{key}": value for key, value in backbone.state_dict().items()},
         "backbone_spec": backbone.spec.to_dict(),
@@ -350,7 +350,7 @@ def test_another_template_is_where_the_face_is_moved_to(tmp_path: Path) -> None:
 
 
 def test_another_side_is_no_option_of_networks_of_ours(tmp_path: Path) -> None:
-    save_backbone(tmp_path / "w.safetensors", build_backbone("ir_tiny").eval())
+    save_weights(tmp_path / "w.safetensors", build_backbone("ir_tiny").eval())
     with pytest.raises(InputError, match="--input_size 128"):
         convert(
             {"weights": (str(tmp_path / "w.safetensors"), str(tmp_path / "x.safetensors")), "input_size": 128}

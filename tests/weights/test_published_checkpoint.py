@@ -20,7 +20,7 @@ from net import build_backbone
 from recognition.model import load_model
 from runtime.errors import Faults, InputError
 from validation.frame import Model, open_aggregators
-from weights import Overrides, load_aggregator, load_backbone, save_model
+from weights import Overrides, StoredAggregator, load_aggregator, load_backbone, save_weights
 from weights.converting import convert_weights, extract_aggregator
 
 D = 64
@@ -222,7 +222,7 @@ def test_an_aggregator_of_ours_takes_them_too_and_clamps(tmp_path: Path) -> None
         ours.gamma.fill_(-0.5)
     options = {"embedding_size": D, "coreset_size": 4, "gamma": 0.2}
     path = tmp_path / "ours.safetensors"
-    save_model(path, build_backbone("ir_tiny"), ("coreset", options, ours))
+    save_weights(path, build_backbone("ir_tiny"), StoredAggregator("coreset", options, ours))
     assert_as_published(described(load_aggregator(path)), {}, K=4, gamma=0.0)
     found = load_aggregator(path, Overrides(coreset_size=2, gamma=0.7))
     assert_as_published(described(found), {}, K=2, gamma=0.7)

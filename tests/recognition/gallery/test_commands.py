@@ -22,7 +22,7 @@ from recognition.gallery import commands as gallery_commands
 from recognition.gallery.store import open_gallery
 from recognition.model import FaceModel
 from recognition.records import AggregatedSet
-from weights import save_backbone
+from weights import save_weights
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[3]
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    save_backbone(path, build_backbone("ir_tiny").eval())
+    save_weights(path, build_backbone("ir_tiny").eval())
     return path
 
 
@@ -96,7 +96,7 @@ def test_other_weights_are_refused(
     run("enroll", root / "s000")
     torch.manual_seed(1)
     other = tmp_path / "other.safetensors"
-    save_backbone(other, build_backbone("ir_tiny").eval())
+    save_weights(other, build_backbone("ir_tiny").eval())
     strange = Commands(run.gallery, other, capsys)
     for name in ("search", "enroll"):
         assert "other weights, another aggregator" in strange(name, root / "s001", code=2)

@@ -1,0 +1,243 @@
+"""Does an aggregator fit a backbone, was it trained on the evaluated subjects, is the norm a quality here.
+
+What a file does not state is not checked.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from torch import nn
+
+from backbones.spec import BackboneSpec, centre_digest
+from net import Backbone
+from runtime.errors import InputError
+from weights.digest import name_digest, name_digests, weights_digest
+from weights.loading import PIXEL_FIELDS, Source, load_backbone, open_weights
+from weights.reading import BACKBONE_DIGEST, TRAINED_SUBJECTS
+from weights.specs import spec_in
+
+_SHOWN = 3
+
+
+# ----------------------------------------------------------------------- what a file says of its training
+
+
+def trained_spec(source: Source, backbone: Backbone | None = None) -> BackboneSpec | None:
+    """The spec of the backbone whose features an aggregator was trained on; None where it is not stated.
+
+    An aggregator that was trained from cached features has no spec. With a `backbone` it gets that one's,
+    changed by what the file states of the features.
+    """
+    opened = open_weights(source)
+    if not opened.path.is_file() or (stored := opened.stored) is None:
+        return None
+    spec = spec_in(opened.path, stored.backbone_spec)
+    if spec is not None or backbone is None or stored.aggregator is None:
+        return spec
+    options, spec = stored.aggregator[1], backbone.spec
+    if isinstance(options, Mapping) and isinstance(size := options.get("auxiliary_size", 0), int):
+        spec = spec.with_auxiliary(size)
+    if isinstance(illumination := stored.features.get("illumination_normalisation"), str):
+        spec = replace(spec, normalises_illumination=illumination != "none")
+        if "centre" not in stored.features:
+            # A store of views, whose features had no centre subtracted.
+            spec = spec.with_features_of(replace(spec, centre=None, cosine_statistics=None))
+    return spec
+
+
+def trained_backbone_digest(source: Source) -> str | None:
+    """Digest of the backbone whose features an aggregator was trained on; None where it is not known.
+
+    It is stated, or that of the backbone in the same file.
+    """
+    opened = open_weights(source)
+    if opened.stored is None:
+        return None
+    if BACKBONE_DIGEST in opened.stored.about:
+        return opened.stored.about[BACKBONE_DIGEST]
+    try:
+        return weights_digest(load_backbone(opened))
+    except InputError:
+        return None
+
+
+def trained_subjects(source: Source) -> frozenset[str] | None:
+    """Digests (`name_digests`) of the subjects that an aggregator was trained on; None if not stated."""
+    stored = open_weights(source).stored
+    text = None if stored is None else stored.about.get(TRAINED_SUBJECTS)
+    return None if text is None else frozenset(text.split())
+
+
+# ------------------------------------------------------------------------ aggregator and features
+
+
+def check_feature_size(aggregator: nn.Module, size: int, source: Source) -> None:
+    """Raise InputError where the aggregator of a source takes features of another size."""
+    expected = getattr(aggregator, "embedding_size", size)
+    if expected != size:
+        raise InputError(
+            f"{source}: its aggregator takes features of {expected} values, but these have {size}. Use the "
+            "backbone that it was trained with, and its flip rule: --flip concat doubles the size."
+        )
+
+
+def check_backbone_digest(source: Source, digest: str, name: str) -> None:
+    """Raise InputError where an aggregator was trained on features of other weights.
+
+    `digest`: of the weights (`weights_digest`); `name`: what the message calls them.
+    """
+    own = trained_backbone_digest(source)
+    if own not in (None, digest):
+        raise InputError(
+            f"{source}: its aggregator was trained on features of another backbone than {name} "
+            f"({own[:16]}, not {digest[:16]}). Pass the weights of that one, or train an aggregator for "
+            "these."
+        )
+
+
+def check_precomputed(
+    aggregator: nn.Module, source: Source, identity: Mapping[str, str], size: int, features: str
+) -> None:
+    """Check that an aggregator fits features that were made before.
+
+    Args:
+        aggregator: the module.
+        source: its file.
+        identity: what the features were made from, as far as it is known (`features.extract.identity_of`).
+        size: values of a feature.
+        features: what the message calls them.
+
+    Raises:
+        InputError: the features have another size, or were made by another backbone, with another
+            illumination normalisation, number of auxiliary values or centre.
+    """
+    check_feature_size(aggregator, size, source)
+    if (digest := identity.get("backbone_sha256")) is not None:
+        check_backbone_digest(source, digest, f"that of {features}")
+    spec = trained_spec(source)
+    if spec is None or "illumination_normalisation" not in identity:
+        return
+    made = _preparation(
+        identity["illumination_normalisation"] != "none",
+        int(identity.get("auxiliary_size", spec.auxiliary_size)),
+        identity.get("centre"),
+    )
+    if made != (own := _preparation_of(spec)):
+        raise InputError(
+            f"{features}: these features were made with {made}, and the aggregator of {source} was trained "
+            f"with {own}. Embed the images again: pass --weights without --features."
+        )
+
+
+def prepare_for(backbone: Backbone, sources: Sequence[Source]) -> None:
+    """Make a backbone give the features that the aggregators of these sources were trained on, in place.
+
+    Sets illumination normalisation, number of auxiliary values and centre.
+
+    Raises:
+        InputError: an aggregator was trained with other weights or pixel values, two of them need different
+            preparations, or the backbone does not support one.
+    """
+    wanted: dict[str, tuple[Source, BackboneSpec]] = {}
+    for source in sources:
+        opened = open_weights(source)
+        check_backbone_digest(opened, weights_digest(backbone), f"the {backbone.spec.name} given")
+        if (spec := trained_spec(opened, backbone)) is None:
+            continue
+        _check_pixels(source, spec, backbone.spec)
+        wanted.setdefault(_preparation_of(spec), (source, spec))
+    if len(wanted) > 1:
+        needed = [f"{source} needs {preparation}" for preparation, (source, _) in wanted.items()]
+        raise InputError(f"{'; '.join(needed)}. Pass one of them at a time.")
+    for source, spec in wanted.values():
+        backbone.spec = replace(backbone.spec, normalises_illumination=spec.normalises_illumination)
+        try:
+            backbone.set_auxiliary(spec.auxiliary_size)
+            backbone.spec = backbone.spec.with_features_of(spec)
+        except InputError as error:
+            raise InputError(f"{source}: {error}") from None
+
+
+def _check_pixels(source: Source, trained: BackboneSpec, used: BackboneSpec) -> None:
+    for name in PIXEL_FIELDS:
+        own, given = getattr(trained, name), getattr(used, name)
+        same = own == given
+        if not same and None not in (own, given) and name != "channel_order":
+            # Scales of older files went through their reciprocal.
+            same = bool(np.allclose(own, given, rtol=1e-9))
+        if not same:
+            raise InputError(
+                f"{source}: its aggregator was trained with {name} {own} of the backbone, and the weights "
+                f"given have {name} {given}. Use the same for both."
+            )
+
+
+def _preparation(illumination: bool, auxiliary_size: int, centre: str | None) -> str:
+    return (
+        f"{'' if illumination else 'no '}illumination normalisation, {auxiliary_size} auxiliary values and "
+        f"{f'the centre {centre}' if centre else 'no centre'}"
+    )
+
+
+def _preparation_of(spec: BackboneSpec) -> str:
+    centre = None if spec.centre is None else centre_digest(spec.centre)
+    return _preparation(spec.normalises_illumination, spec.auxiliary_size, centre)
+
+
+# ------------------------------------------------------------------------ subjects
+
+
+def check_not_trained_on(names: frozenset[str], aggregators: Mapping[str, Source], benchmark: str) -> None:
+    """Refuse aggregators that were trained on evaluated subjects.
+
+    Args:
+        names: of the benchmark's subjects.
+        aggregators: name -> file.
+        benchmark: its name.
+
+    Raises:
+        InputError: a file says that its aggregator was trained on some of the subjects.
+    """
+    # Older checkpoints hold digests of names as a file system gave them, before names were compared in NFC.
+    decomposed = {name_digest(unicodedata.normalize("NFD", name)): name for name in names}
+    digests = decomposed | name_digests(names)
+    faults = []
+    for aggregator, source in aggregators.items():
+        trained = trained_subjects(source) or ()
+        if shared := sorted({digests[digest] for digest in trained if digest in digests}):
+            shown = ", ".join(shared[:_SHOWN]) + (", ..." if len(shared) > _SHOWN else "")
+            faults.append(
+                f"{source}: its {aggregator} was trained on {len(shared):,} of the {len(names):,} subjects "
+                f"of {benchmark} ({shown}), so its figures would not hold for others. Train one with main.py "
+                "--exclude_subjects FILE."
+            )
+    if faults:
+        raise InputError.from_faults(faults)
+
+
+# ------------------------------------------------------------------------ norm and quality
+
+
+def default_quality(spec: BackboneSpec) -> str:
+    """The quality that trained aggregators weigh faces by: 'norm' unless it is known not to be one."""
+    return "learned" if spec.norm_is_quality is False else "norm"
+
+
+def default_pooling(spec: BackboneSpec) -> str:
+    """The pooling of a bare backbone: by norm only where the norm is known to be a quality."""
+    return "norm_weighted" if spec.norm_is_quality else "mean"
+
+
+def norm_warning(spec: BackboneSpec, quality: str) -> str:
+    """A sentence where faces are weighed by a norm that is not known to be a quality; else empty."""
+    if spec.norm_is_quality or quality != "norm":
+        return ""
+    known = "is not known to be" if spec.norm_is_quality is None else "is not"
+    return (
+        f"The norm of {spec.name} {known} a measure of quality, by what its weights say: --quality "
+        "learned may do better. python convert.py --check-quality WEIGHTS IMAGES --store OUT measures it."
+    )
