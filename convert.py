@@ -42,7 +42,7 @@ from data.sources.pair_files import find_pair_sets, read_pair_set
 from data.sources.recordio import REC_NAME
 from data.sources.unpacking import FORMATS, Unpacked, pack_folder, unpack_pack, unpack_pairs
 from runtime.errors import InputError
-from runtime.files import require_output_file, require_output_folder
+from runtime.output_checks import require_output_file, require_output_folder
 
 if TYPE_CHECKING:
     from weights.overrides import Overrides

@@ -29,6 +29,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from evaluation.metrics.verification import FoldAccuracy
 from evaluation.reporting.report import markdown_table, percent
 from features.options import PRECISIONS
+from features.process_group import interruptible, take_rank, watch_launched
 from head import HEADS
 from net import BACKBONES
 from runs.assembly import build_run
@@ -52,10 +53,11 @@ from runs.saved_run import check_epochs, read_saved_run
 from runs.settings import STAGE_DEFAULTS, STAGES, TEST_RUN_EPOCHS, Settings, resolve
 from runs.trainer import checkpoint_bytes, make_loggers, make_trainer, training_devices
 from runtime.command import build_parser, run_command
+from runtime.disk_faults import fault_text
 from runtime.errors import InputError
-from runtime.files import atomic_write, fault_text, require_free_space, require_output_folder
+from runtime.files import atomic_write
 from runtime.matmul_precision import GpuMode
-from runtime.process_group import interruptible, take_rank, watch_launched
+from runtime.output_checks import require_free_space, require_output_folder
 from train_val import BackboneTrainer, FaceCoresetNet
 from training.held_out import held_out_table
 

@@ -21,7 +21,7 @@ from backbones.auxiliary import split_auxiliary, subtract_centre
 from backbones.cosine_statistics import measure_cosines
 from backbones.spec import BackboneSpec, centre_digest
 from data.sampling.views import Kind, ViewPlan
-from data.sources.face_source import data_parts
+from data.sources.fingerprint import data_parts
 from data.sources.subject_names import normal
 from features.store import MANIFEST, STAMP, FeatureStore, fingerprint, open_store
 from runtime.array_files import read_npz

@@ -26,7 +26,8 @@ from backbones.spec import BackboneSpec
 from data.sampling.views import ViewedFaces, ViewPlan, includes_views, number_of_views, views_identity
 from data.sources.decoding import Image
 from data.sources.face_loader import Faces
-from data.sources.face_source import FaceSource, data_parts, reading_parts
+from data.sources.face_source import FaceSource
+from data.sources.fingerprint import data_parts, reading_parts
 from data.sources.image_stamps import UNREADABLE, content_stamp
 from features.bank import (
     FACES,

@@ -22,12 +22,12 @@ from torch.utils.data import DataLoader
 
 from data.sources.face_loader import FaceBatch, Faces, face_loader
 from features.options import EmbedOptions
+from features.process_group import EndAtSignal, WatchedDDP, interruptible
 from features.store import MANIFEST, STAMP, FeatureWriter, StoreLayout
 from net import Backbone
 from runtime.distributed import gathered_union
 from runtime.errors import InputError
 from runtime.matmul_precision import EXACT, FAST, matmul_precision
-from runtime.process_group import EndAtSignal, WatchedDDP, interruptible
 from runtime.progress import progress_bar
 
 # Of Lightning, and of PyTorch's loader about the number of processors: --num_workers has one default for all.

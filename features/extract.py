@@ -27,8 +27,9 @@ from data.checks.colour_order import (
     check_colour_order,
     wrong_order_advice,
 )
+from data.sources.decoding import FACE_SIZE
 from data.sources.face_loader import Faces
-from data.sources.face_source import FACE_SIZE, PIXEL_LIBRARIES
+from data.sources.fingerprint import PIXEL_LIBRARIES
 from data.sources.unusable_images import first_faults
 from features.flips import NO_FLIP, fuse_flips
 from features.options import FACES_AT_ONCE, PRECISIONS, EmbedOptions
@@ -220,7 +221,7 @@ def embed_faces(
     """
     # Lightning takes seconds to import.
     from features.devices import embed_pending_parts
-    from runtime.process_group import take_rank
+    from features.process_group import take_rank
 
     rank = take_rank(options.devices, options.num_nodes)
     stamps = np.zeros(len(faces), np.uint64) if stamps is None else stamps

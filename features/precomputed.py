@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from coreset.sets import unit_and_norm
-from data.sources.plain_pickle import StoredArray, read_plain_pickle
 from features.flips import NO_FLIP, flip_choice, fuse_flips
 from features.store import MANIFEST, open_store
 from runtime.array_files import map_npy, read_npz
 from runtime.errors import InputError
+from runtime.pickle_files import StoredArray, read_plain_pickle
 
 _ROWS_AT_ONCE = 16_384
 _SHOWN = 5

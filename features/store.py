@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 
 from runtime.array_files import map_npy
 from runtime.errors import InputError, InputWarning
-from runtime.files import atomic_write, private_folder, require_free_space
+from runtime.files import atomic_write, private_folder
 from runtime.json_files import check_type, json_text, read_json
 from runtime.machine import usable_cores
+from runtime.output_checks import require_free_space
 
 MANIFEST = "store.json"
 # Column of what each row was made from: another stamp is another image.

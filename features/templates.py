@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from data.sampling.positions import Item
 from data.sampling.templates import GALLERY_STILLS, PROBES
 from data.sampling.views import Kind, ViewPlan
-from data.sources.face_source import SubjectIndex
+from data.sources.subject_index import SubjectIndex
 from features.bank import FeatureBank, FeatureBatch, FeatureTemplate, gathered, spread
 from runtime.errors import InputError
 

@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backbones.face_template import ARCFACE_POINTS
-from data.sources.decoding import Image, decode_image, read_encoded
-from data.sources.face_source import FACE_SIZE
+from data.sources.decoding import FACE_SIZE, Image, decode_image, read_encoded
 from runtime.errors import InputError
 
 TEMPLATE = np.array(ARCFACE_POINTS)

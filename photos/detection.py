@@ -19,7 +19,8 @@ from data.sources.decoding import Image
 from photos import FACES
 from photos.alignment import align_photo
 from runtime.errors import InputError
-from runtime.files import atomic_write, cache_folder, sha256_of, utf8_path
+from runtime.files import atomic_write, cache_folder
+from runtime.input_files import sha256_of, utf8_path
 from runtime.onnx_files import external_files, graph_outputs
 
 # Of several faces in a photo; the first is the default.

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import cv2
 
-from data.sources.decoding import Image, WrongSizeError, decode_image, read_encoded
-from data.sources.face_source import FACE_SIZE
+from data.sources.decoding import FACE_SIZE, Image, WrongSizeError, decode_image, read_encoded
 from runtime.errors import InputError
 
 _THUMBNAIL_SIDE, _THUMBNAIL_QUALITY = 96, 72

@@ -12,8 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from data.sources.decoding import Image, WrongSizeError, decode_image
-from data.sources.face_source import FACE_SIZE
+from data.sources.decoding import FACE_SIZE, Image, WrongSizeError, decode_image
 from photos.detection import FaceDetector
 from photos.photo_files import decode_photo
 from runtime.errors import InputError

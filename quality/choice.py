@@ -22,9 +22,10 @@ from torch import nn
 
 from coreset.quality import quality_module
 from data.checks.near_duplicates import copies_text, find_copies, sketch
-from data.sampling.views import degrade, draw_degradation
+from data.sampling.degradations import degrade, draw_degradation
 from data.sources.decoding import Image
-from data.sources.face_source import ImageFolder, LooseImages, SubjectIndex
+from data.sources.face_source import ImageFolder, LooseImages
+from data.sources.subject_index import SubjectIndex
 from evaluation.metrics.verification import FEWEST_DECIDING, rate_key
 from features.extract import extract
 from net import Backbone

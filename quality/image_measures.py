@@ -12,10 +12,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from data.sources.decoding import Image
-from data.sources.face_source import FACE_SIZE
+from data.sources.decoding import FACE_SIZE, Image
 from runtime.errors import InputError
-from runtime.files import utf8_path
+from runtime.input_files import utf8_path
 
 # An aligned face fills its image, and the detector wants some room around one.
 _ROOM = FACE_SIZE // 2

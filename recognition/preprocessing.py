@@ -32,7 +32,7 @@ def preprocessing_of(model: FaceModel, options: PhotoOptions, sources: Iterable[
     """
     from data.sources.image_files import is_video
     from photos.detection import DETECTION_REVISION, find_detector
-    from runtime.files import sha256_of
+    from runtime.input_files import sha256_of
 
     record = model.preprocessing(_alignment(options.aligned))
     if not options.aligned:

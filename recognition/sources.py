@@ -9,17 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.sources.image_files import (
-    beside_note,
-    files_below,
-    people_root,
-    subfolders,
-    unpacked_note,
-    visible,
-)
+from data.sources.image_files import beside_note, files_below, people_root, subfolders, unpacked_note, visible
 from runtime.errors import InputError, InputWarning
 from runtime.escaping import escaped
-from runtime.files import kind_of_special
+from runtime.input_files import kind_of_special
 
 
 @dataclass(frozen=True)

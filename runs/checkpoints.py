@@ -18,13 +18,13 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
-from data.sources.batch_faults import UnusableBatch
+from data.sources.unusable_images import UnusableBatch
+from features.process_group import STOP_SIGNALS
 from runs.folder import LAST
 from runtime.distributed import gathered_union
 from runtime.errors import InputError
 from runtime.files import atomic_path
 from runtime.process_faults import stop_watching
-from runtime.process_group import STOP_SIGNALS
 from train_val import UNUSABLE_SUBJECTS
 
 # An epoch of MS1MV2 takes an hour and more: so much work at most is lost to a kill.

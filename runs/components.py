@@ -21,7 +21,8 @@ from coreset.weighted_coreset import COPY_SIMILARITY, GATE_START, GATE_STEEPNESS
 from data.checks.colour_order import FEWEST_PAIRS, check_colour_order, check_skin_colour
 from data.checks.label_noise_report import CheckedFaces
 from data.sampling.templates import Augmentation
-from data.sources.face_source import FaceSource, data_parts, open_source, reading_parts
+from data.sources.face_source import FaceSource, open_source
+from data.sources.fingerprint import data_parts, reading_parts
 from data.sources.image_files import pair_set_folders
 from data.sources.pair_files import find_pair_sets
 from data.sources.subject_names import same_names

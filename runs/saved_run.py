@@ -18,7 +18,7 @@ from torch import Tensor
 
 from backbones.spec import with_current_names
 from coreset.catalogue import LEARNED_GAMMA
-from data.sources.face_source import PIXEL_LIBRARIES
+from data.sources.fingerprint import PIXEL_LIBRARIES
 from runs.settings import Settings
 from runtime.errors import InputError, InputWarning
 from runtime.json_files import check_type

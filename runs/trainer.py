@@ -12,6 +12,7 @@ from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, TQ
 from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 
+from features.process_group import EndAtSignal, WatchedDDP
 from runs.checkpoints import (
     BestCheckpoint,
     PeriodicCheckpoint,
@@ -28,7 +29,6 @@ from runs.visualizer import TrainingVisualizer
 from runtime.errors import InputError
 from runtime.escaping import escaped
 from runtime.matmul_precision import GpuMode
-from runtime.process_group import EndAtSignal, WatchedDDP
 from runtime.progress import progress_bar
 from train_val import BACKBONE_MONITOR, CORESET_MONITOR, BackboneTrainer, FaceCoresetNet
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import InputError
-from runtime.files import check_regular
+from runtime.input_files import check_regular
 
 CHECKSUM = "sha256"
 # Unpacked, a file may be so large whatever its size, or so many times its size. Features and names shrink by

@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
+from runtime.disk_faults import fault_text
 from runtime.errors import InputError, InputWarning
 from runtime.escaping import escaped_text
-from runtime.files import fault_text, private_files
+from runtime.files import private_files
 from runtime.process_faults import is_first, is_watching, leave, second_signal_ends
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def chosen_device(text: str) -> torch.device:
     Raises:
         InputError: no such device here.
     """
+    # Imported late, so that --help and commands without a network start fast.
     import torch
 
     if text == "auto":

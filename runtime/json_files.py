@@ -14,7 +14,7 @@ from types import UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 from runtime.errors import InputError
-from runtime.files import check_regular
+from runtime.input_files import check_regular
 
 CHECKSUM = "sha256"
 # Of our own files the list of two million subjects is the largest (20 MiB). Parsed at the limits below, a

@@ -96,6 +96,7 @@ class _Watch(threading.Thread):
     def _connect(self, seconds: float) -> None:
         address, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), os.environ.get("MASTER_PORT")
         if self.store is None and port is not None:
+            # Imported late: `runtime.command` uses this module and must not load torch.
             from torch import distributed
 
             try:

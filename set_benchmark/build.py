@@ -18,7 +18,8 @@ from data.sampling.views import Kind
 from features.bank import read_given
 from features.store import MANIFEST as STORE_MANIFEST
 from runtime.errors import InputError
-from runtime.files import require_free_space, temporary_folder
+from runtime.files import temporary_folder
+from runtime.output_checks import require_free_space
 from set_benchmark.media import Choice, MediaPool, collect_media, media_of_bank
 from set_benchmark.plan import plan_benchmark
 from set_benchmark.protocol import BenchmarkProtocol

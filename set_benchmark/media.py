@@ -18,8 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.checks.near_duplicates import SKETCHED_FRAMES, Floats, find_copies, sketch
-from data.sources.decoding import Image, WrongSizeError, decode_image, read_encoded, suffix_of
-from data.sources.face_source import FACE_SIZE, FaceSource, decode_face, open_source
+from data.sources.decoding import (
+    FACE_SIZE,
+    Image,
+    WrongSizeError,
+    decode_face,
+    decode_image,
+    read_encoded,
+    suffix_of,
+)
+from data.sources.face_source import FaceSource, open_source
 from data.sources.image_files import (
     beside_note,
     is_image_file,

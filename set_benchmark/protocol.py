@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from data.sampling.views import Degradation
+from data.sampling.degradations import Degradation
 from runtime.errors import InputError
 from runtime.json_files import read_json
 

@@ -17,11 +17,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from data.sampling.views import Degradation, Kind, degrade, draw_degradation, neighbour
+from data.sampling.degradations import Degradation, degrade, draw_degradation, neighbour
+from data.sampling.views import Kind
 from photos.alignment import TEMPLATE
 from runtime.errors import InputError
 from runtime.escaping import csv_cell
-from runtime.files import atomic_write, private_folder, sha256_of
+from runtime.files import atomic_write, private_folder
+from runtime.input_files import sha256_of
 from runtime.progress import progress_bar
 from set_benchmark.media import Frame, MediaPool, encode_png, evenly, kept_suffix
 from set_benchmark.plan import BenchmarkPlan, PlannedMedium

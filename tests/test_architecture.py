@@ -29,7 +29,7 @@ COMMANDS = set(ORDER[:6])
 # Libraries that only these packages or modules import; all others are open to every package.
 LIBRARIES = {
     "pytorch_lightning": {
-        *("main", "train_val", "training", "runs", "features.devices", "runtime.process_group"),
+        *("main", "train_val", "training", "runs", "features.devices", "features.process_group"),
     },
     "cv2": {
         "data",

@@ -30,7 +30,7 @@ PRINTED_BY: dict[str | tuple[str, str], Sequence[str]] = {
     "set_benchmark.media": ("convert",),
     "set_benchmark.protocol": ("convert",),
     "data.sampling.views": ("main",),
-    "runtime.process_group": ("main", *VALIDATIONS),
+    "features.process_group": ("main", *VALIDATIONS),
     "features.flips": VALIDATIONS,
     "runs.settings": ("main",),
     "validation.frame": VALIDATIONS,

@@ -28,10 +28,10 @@ from data.sampling.templates import (
     collate_faces,
     collate_templates,
 )
-from data.sources.batch_faults import CollateWithFaults, FaultsAsItems, UnusableBatch
 from data.sources.face_loader import Faces
 from data.sources.face_source import FaceSource
 from data.sources.pair_files import PairSet
+from data.sources.unusable_images import CollateWithFaults, FaultsAsItems, UnusableBatch
 from features.bank import FeatureBatch
 from features.templates import DrawnFeatures, HeldOutFeatures, TemplateDrawer
 from runtime.errors import InputError

@@ -28,8 +28,9 @@ from features.store import FeatureStore
 from net import BACKBONES, Backbone
 from photos.alignment import AS_STORED
 from runtime.errors import Faults
-from runtime.files import atomic_write, require_output_folder
+from runtime.files import atomic_write
 from runtime.machine import peak_resident_mib
+from runtime.output_checks import require_output_folder
 from weights import (
     Overrides,
     check_feature_size,

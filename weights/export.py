@@ -26,7 +26,8 @@ from coreset.aggregator import SetAttention
 from coreset.sets import unit_and_norm
 from net import Backbone
 from runtime.errors import InputError
-from runtime.files import atomic_write, require_free_space
+from runtime.files import atomic_write
+from runtime.output_checks import require_free_space
 from weights.loading import load_backbone, load_stored_aggregator, open_weights
 from weights.onnx_backbone import OnnxBackbone
 from weights.overrides import Overrides

@@ -15,7 +15,9 @@ import urllib.request
 from pathlib import Path
 
 from runtime.errors import InputError
-from runtime.files import atomic_path, private_folder, require_free_space, sha256_of
+from runtime.files import atomic_path, private_folder
+from runtime.input_files import sha256_of
+from runtime.output_checks import require_free_space
 from runtime.progress import progress_bar
 from weights.catalogue import CATALOGUE, Entry, fetched_path
 from weights.hub import PREFIX, hub_file

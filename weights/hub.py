@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import InputError
-from runtime.files import sha256_of
+from runtime.input_files import sha256_of
 
 PREFIX = "hf://"
 # What repositories call their weights, best first; CVLFace's have both.

@@ -21,7 +21,7 @@ from torch.serialization import safe_globals
 
 from backbones.spec import with_current_names
 from runtime.errors import InputError
-from runtime.files import utf8_path
+from runtime.input_files import utf8_path
 from runtime.json_files import parse_json
 from weights.digest import CHECKSUM, FORM, VERSION, content_checksum
 

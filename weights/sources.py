@@ -7,7 +7,7 @@ import hashlib
 from pathlib import Path
 
 from runtime.errors import InputError
-from runtime.files import sha256_of
+from runtime.input_files import sha256_of
 from runtime.onnx_files import external_files
 from weights.catalogue import CATALOGUE, Entry, fetched_path
 from weights.hub import PREFIX, cached_file, hub_file

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from net import Backbone
 from runtime.errors import InputError
-from runtime.files import atomic_write, require_free_space
+from runtime.files import atomic_write
+from runtime.output_checks import require_free_space
 from weights.aggregators import StoredAggregator
 from weights.digest import CHECKSUM, FORM, VERSION, content_checksum, weights_digest
 from weights.reading import BACKBONE_DIGEST

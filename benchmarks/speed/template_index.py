@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data.sampling.positions import PositionSampler
 from data.sampling.templates import draw_clips
-from data.sources.face_source import SubjectIndex
+from data.sources.subject_index import SubjectIndex
 
 Result = TypeVar("Result")
 

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from data.sources.decoding import Image
-from data.sources.face_source import FACE_SIZE, FaceSource, SubjectIndex
+from data.sources.decoding import FACE_SIZE, Image
+from data.sources.face_source import FaceSource
+from data.sources.subject_index import SubjectIndex
 
 if TYPE_CHECKING:
     from backbones.spec import BackboneSpec

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.sources.decoding import Image
-from data.sources.face_source import SubjectIndex
+from data.sources.subject_index import SubjectIndex
 from runtime.errors import InputError
 
 # So many frames of a clip are compared, evenly spaced.

@@ -22,7 +22,8 @@ from torch.utils.data import Dataset
 from data.sampling.augmentation import augment_face, clip_transform, mirror
 from data.sampling.positions import Item
 from data.sources.decoding import Image
-from data.sources.face_source import FaceSource, SubjectIndex
+from data.sources.face_source import FaceSource
+from data.sources.subject_index import SubjectIndex
 from runtime.errors import InputError
 
 if TYPE_CHECKING:

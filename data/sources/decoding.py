@@ -9,6 +9,7 @@ OpenCV 4 fills with grey.
 from __future__ import annotations
 
 import io
+import math
 import threading
 import warnings
 from collections.abc import Iterator
@@ -22,9 +23,8 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 from PIL import ImageFile, UnidentifiedImageError, features
 
-from data.sources.white_level import white_level
 from runtime.errors import InputError
-from runtime.files import kind_of_special
+from runtime.input_files import kind_of_special
 
 Image = NDArray[np.uint8]
 
@@ -342,3 +342,67 @@ def _eight_bits(levels: NDArray[np.generic], white: float) -> Image:
 def _sentence(fault: Exception) -> str:
     text = str(fault).strip().rstrip(".") or type(fault).__name__
     return f"{text}."
+
+
+FACE_SIZE = 112
+
+
+def decode_face(encoded: bytes, where: str, *, swap_color_channel: bool = False) -> Image:
+    """Decodes one aligned face to (112, 112, 3) RGB; grey images get three equal channels.
+
+    `swap_color_channel` swaps red and blue after decoding. `where` names the image in messages.
+
+    Raises:
+        InputError: the bytes are no image, or not 112 x 112.
+    """
+    # An orientation tag is ignored, as the published loaders do: aligned faces are upright as stored.
+    try:
+        image = decode_image(encoded, upright=False, side=FACE_SIZE)
+    except WrongSizeError as fault:
+        raise InputError(
+            f"{where}: the image is {fault.width} x {fault.height} pixels, expected "
+            f"{FACE_SIZE} x {FACE_SIZE}. Align the faces by five points and crop them to that size; resizing "
+            "alone misplaces eyes and mouth."
+        ) from None
+    except InputError as fault:
+        raise InputError(
+            f"{where}: {len(encoded):,} bytes that cannot be decoded as an image ({str(fault).rstrip('.')}). "
+            "Replace the file, or remove it from the data."
+        ) from None
+    return np.ascontiguousarray(image[..., ::-1]) if swap_color_channel else image
+
+
+# Of 8, 10, 12, 14 and 16 bits: cameras write 10 to 14 bits into 16.
+_LEVELS = (255.0, 1023.0, 4095.0, 16383.0, 65535.0)
+
+
+# Resampling overshoots by a few per cent.
+_OVERSHOOT = 0.05
+
+
+# Between this and 1 the whites of 0..1 and of 0..255 cannot be told apart.
+_LEAST_OF_LEVELS = 16.0
+
+
+def white_level(smallest: float, largest: float, *, is_float: bool) -> float:
+    """The value that is white in an image with values from `smallest` to `largest`.
+
+    Floating-point images are in 0..1, or hold the levels of integers. Integers are of the smallest depth of
+    8, 10, 12, 14 or 16 bits that holds them.
+
+    Raises:
+        InputError: the range does not tell it: values that are not finite, negative, or beyond 16 bits.
+    """
+    if not (math.isfinite(smallest) and math.isfinite(largest)):
+        raise InputError("holds values that are not finite (NaN or infinity). Save it anew with 8 bits.")
+    white = 1.0
+    if not is_float or largest > 1 + _OVERSHOOT:
+        white = next((level for level in _LEVELS if largest <= level), 0.0)
+    is_negative = smallest < (-_OVERSHOOT * white if is_float else 0)
+    is_between = is_float and white > 1 and largest < _LEAST_OF_LEVELS
+    if not white or is_negative or is_between:
+        raise InputError(
+            f"holds values from {smallest:g} to {largest:g}, which do not tell what is white; expected 0 to "
+            "1, or levels of 8 to 16 bits. Save it anew with 8 bits."
+        )
+    return white

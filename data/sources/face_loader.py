@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from data.sources.decoding import Image
-from data.sources.face_source import FACE_SIZE
+from data.sources.decoding import FACE_SIZE, Image
 from runtime.errors import InputError
 
 if TYPE_CHECKING:

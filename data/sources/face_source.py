@@ -7,28 +7,22 @@ from a source, and how it is changed, is decided elsewhere (`data.sources.subset
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from data.sources.decoding import DECODER, Image, WrongSizeError, decode_image, read_encoded
+from data.sources.decoding import Image, decode_face, read_encoded
 from data.sources.folder_index import list_faces
 from data.sources.image_files import IMAGE_SUFFIXES, people_root, unpacked_note
 from data.sources.image_stamps import FileState, content_stamp, stamps_of, state_of_files
 from data.sources.recordio import IDX_NAME, REC_NAME, read_face_pack
-from data.sources.subject_names import normal
 from runtime.errors import InputError
 
-FACE_SIZE = 112
 _COLOURS = ("as stored", "red and blue swapped")
-# Each release of them may give other pixels for the same bytes and the same views.
-PIXEL_LIBRARIES = {"decoder": DECODER, "opencv": cv2.__version__}
 
 
 class FaceSource(Protocol):
@@ -319,88 +313,6 @@ def select(source: FaceSource, rows: Sequence[int] | NDArray[np.integer]) -> Fac
             f"{len(source):,} images (the first is {wanted[outside][0]:,}). Is it the right data set?"
         )
     return source.of_source(wanted) if isinstance(source, Selection) else Selection(source, wanted)
-
-
-def fingerprint(source: FaceSource) -> dict[str, str]:
-    """What a run or a store is made from, part by part: who, how many images, their content, their colours.
-
-    Equal for a pack and the folder unpacked from it, and for copies. Names of files count by their order
-    alone.
-    """
-    return data_parts(source.subjects, source.labels, source.stamps()) | reading_parts(source)
-
-
-def data_parts(
-    subjects: Sequence[str], labels: NDArray[np.int64], stamps: NDArray[np.uint64]
-) -> dict[str, str]:
-    """The parts of a fingerprint that S names, labels (N,) and stamps (N,) of images give."""
-    names = b"".join(os.fsencode(normal(subject)) + b"\0" for subject in subjects)
-    labels, stamps = labels.astype("<i8"), stamps.astype("<u8")
-    return {
-        "subjects": f"{len(subjects):,}, {_short_digest(names)}",
-        "labels": f"{len(labels):,}, {_short_digest(labels.tobytes())}",
-        "images": f"{len(stamps):,}, {_short_digest(stamps.tobytes())}",
-    }
-
-
-def reading_parts(source: FaceSource) -> dict[str, str]:
-    """The parts that say how encoded images become pixels."""
-    return {"colours": source.colours, **PIXEL_LIBRARIES}
-
-
-def decode_face(encoded: bytes, where: str, *, swap_color_channel: bool = False) -> Image:
-    """Decodes one aligned face to (112, 112, 3) RGB; grey images get three equal channels.
-
-    `swap_color_channel` swaps red and blue after decoding. `where` names the image in messages.
-
-    Raises:
-        InputError: the bytes are no image, or not 112 x 112.
-    """
-    # An orientation tag is ignored, as the published loaders do: aligned faces are upright as stored.
-    try:
-        image = decode_image(encoded, upright=False, side=FACE_SIZE)
-    except WrongSizeError as fault:
-        raise InputError(
-            f"{where}: the image is {fault.width} x {fault.height} pixels, expected "
-            f"{FACE_SIZE} x {FACE_SIZE}. Align the faces by five points and crop them to that size; resizing "
-            "alone misplaces eyes and mouth."
-        ) from None
-    except InputError as fault:
-        raise InputError(
-            f"{where}: {len(encoded):,} bytes that cannot be decoded as an image ({str(fault).rstrip('.')}). "
-            "Replace the file, or remove it from the data."
-        ) from None
-    return np.ascontiguousarray(image[..., ::-1]) if swap_color_channel else image
-
-
-class SubjectIndex:
-    """The images of each subject without a search: below 1 us a look-up at 5.8 million images."""
-
-    def __init__(self, labels: NDArray[np.int64]) -> None:
-        counts = np.bincount(labels)
-        self.offsets = np.concatenate(([0], np.cumsum(counts)))
-        in_order = len(labels) < 2 or bool((labels[1:] >= labels[:-1]).all())
-        rows = np.arange(len(labels)) if in_order else np.argsort(labels, kind="stable")
-        self.rows = rows.astype(np.int32 if len(labels) < 2**31 else np.int64)
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def images_of(self, subject: int) -> NDArray[np.integer]:
-        """(n,) rows of the subject's images, in order: a view, nothing is copied."""
-        return self.rows[self.offsets[subject] : self.offsets[subject + 1]]
-
-    def groups(self) -> list[list[int]]:
-        """The rows of each subject that has some."""
-        return [self.images_of(subject).tolist() for subject in np.flatnonzero(self.counts()).tolist()]
-
-    def counts(self) -> NDArray[np.int64]:
-        """(S,) images of each subject."""
-        return np.diff(self.offsets)
-
-
-def _short_digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _text_order(keys: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -7,9 +7,11 @@ has changed. Knows names only: pixels are read in `data.sources.face_source`.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import tempfile
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,6 @@ from data.sources.image_files import (
     IMAGE_SUFFIXES,
     IMAGES,
     PAIRS,
-    Skipped,
     is_image_file,
     is_leftover,
     is_pair_set,
@@ -31,12 +32,14 @@ from data.sources.subject_names import check_distinct
 from runtime.array_files import read_npz, write_npz
 from runtime.errors import InputError
 from runtime.files import atomic_path, cache_folder, private_folder
+from runtime.json_files import check_type, parse_json
 from runtime.progress import progress_bar
 
 INDEX_FOLDER = ".face_index"
 
 _INDEX_FILE = "listing.npz"
 _SHOWN = 3
+_EXAMPLES = 3
 # 3: has a checksum. 2: which files are images is said by `data.sources.image_files`.
 _FORMAT = 3
 # A folder changed within this time of its listing may change again without a new time stamp (file systems
@@ -285,3 +288,58 @@ def _is_listing(folders: _Folders, counts: NDArray[Any], names: NDArray[Any]) ->
 
 def _joined(names: list[str]) -> bytes:
     return b"".join(os.fsencode(name) + b"\0" for name in names)
+
+
+@dataclass
+class Skipped:
+    """Files and folders that are not read: how many of each kind, and the first names."""
+
+    counts: Counter[str]
+    examples: dict[str, list[str]]
+
+    @classmethod
+    def nothing(cls) -> Skipped:
+        """Nothing is skipped so far."""
+        return cls(Counter(), {})
+
+    def add(self, kind: str, name: str) -> None:
+        """Counts one; `kind`: in the plural, such as 'files *.txt'."""
+        self.counts[kind] += 1
+        names = self.examples.setdefault(kind, [])
+        if len(names) < _EXAMPLES:
+            names.append(name)
+
+    def add_file(self, name: str) -> None:
+        """Counts a file that is no image, by its suffix."""
+        suffix = os.path.splitext(name)[1].lower()
+        self.add(f"{suffix} files" if suffix else "files without suffix", name)
+
+    def with_more(self, other: Skipped) -> Skipped:
+        """Both together."""
+        examples = {
+            kind: (self.examples.get(kind, []) + other.examples.get(kind, []))[:_EXAMPLES]
+            for kind in self.counts | other.counts
+        }
+        return Skipped(self.counts + other.counts, examples)
+
+    def to_json(self) -> str:
+        """As text; `from_json` reads it."""
+        return json.dumps([self.counts, self.examples])
+
+    @classmethod
+    def from_json(cls, text: str) -> Skipped:
+        """What `to_json` wrote; InputError for anything else."""
+        stored = parse_json(text, "what is skipped")
+        check_type(stored, tuple[dict[str, int], dict[str, list[str]]], "what is skipped")
+        counts, examples = stored
+        if counts.keys() != examples.keys():
+            raise InputError("what is skipped: expected examples of each kind.")
+        return cls(Counter(counts), examples)
+
+    def sentences(self) -> list[str]:
+        """One for each kind, the most frequent first."""
+        return [
+            f"{count:,} {kind} are not read: {', '.join(self.examples[kind])}"
+            + (", ..." if count > len(self.examples[kind]) else "")
+            for kind, count in self.counts.most_common()
+        ]

@@ -6,15 +6,10 @@ One rule for training, packing, inference and the benchmark builder. Pixels are 
 
 from __future__ import annotations
 
-import json
 import os
-from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
 from data.sources.decoding import HEIF_BRANDS, is_image
-from runtime.errors import InputError
-from runtime.json_files import check_type, parse_json
 
 # Read as images without a look inside.
 IMAGE_SUFFIXES = (
@@ -189,58 +184,3 @@ def _is_medium(path: Path) -> bool:
 
 def _holds_image(folder: Path) -> bool:
     return any(each.is_file() and is_image_file(str(each)) for each in visible(folder))
-
-
-@dataclass
-class Skipped:
-    """Files and folders that are not read: how many of each kind, and the first names."""
-
-    counts: Counter[str]
-    examples: dict[str, list[str]]
-
-    @classmethod
-    def nothing(cls) -> Skipped:
-        """Nothing is skipped so far."""
-        return cls(Counter(), {})
-
-    def add(self, kind: str, name: str) -> None:
-        """Counts one; `kind`: in the plural, such as 'files *.txt'."""
-        self.counts[kind] += 1
-        names = self.examples.setdefault(kind, [])
-        if len(names) < _EXAMPLES:
-            names.append(name)
-
-    def add_file(self, name: str) -> None:
-        """Counts a file that is no image, by its suffix."""
-        suffix = os.path.splitext(name)[1].lower()
-        self.add(f"{suffix} files" if suffix else "files without suffix", name)
-
-    def with_more(self, other: Skipped) -> Skipped:
-        """Both together."""
-        examples = {
-            kind: (self.examples.get(kind, []) + other.examples.get(kind, []))[:_EXAMPLES]
-            for kind in self.counts | other.counts
-        }
-        return Skipped(self.counts + other.counts, examples)
-
-    def to_json(self) -> str:
-        """As text; `from_json` reads it."""
-        return json.dumps([self.counts, self.examples])
-
-    @classmethod
-    def from_json(cls, text: str) -> Skipped:
-        """What `to_json` wrote; InputError for anything else."""
-        stored = parse_json(text, "what is skipped")
-        check_type(stored, tuple[dict[str, int], dict[str, list[str]]], "what is skipped")
-        counts, examples = stored
-        if counts.keys() != examples.keys():
-            raise InputError("what is skipped: expected examples of each kind.")
-        return cls(Counter(counts), examples)
-
-    def sentences(self) -> list[str]:
-        """One for each kind, the most frequent first."""
-        return [
-            f"{count:,} {kind} are not read: {', '.join(self.examples[kind])}"
-            + (", ..." if count > len(self.examples[kind]) else "")
-            for kind, count in self.counts.most_common()
-        ]

@@ -1,6 +1,6 @@
 """Pair sets (`lfw.bin`, `agedb_30.bin`, ...): encoded images two a pair, and whether a pair is mated.
 
-These files are pickles, and are read as plain data (`data.sources.plain_pickle`).
+These files are pickles, and are read as plain data (`runtime.pickle_files`).
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from data.sources.decoding import Image
-from data.sources.face_source import decode_face
-from data.sources.plain_pickle import StoredArray, read_plain_pickle
+from data.sources.decoding import Image, decode_face
 from data.sources.unusable_images import first_faults, unusable_images
 from runtime.errors import InputError
 from runtime.files import atomic_write
+from runtime.pickle_files import StoredArray, read_plain_pickle
 
 NUM_FOLDS = 10
 

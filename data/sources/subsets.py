@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data.sources.face_source import FaceSource, SubjectIndex, select
+from data.sources.face_source import FaceSource, select
+from data.sources.subject_index import SubjectIndex
 from data.sources.subject_names import match_names, normal, read_names, unknown_names
 from runtime.errors import InputError
 

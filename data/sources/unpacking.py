@@ -21,16 +21,17 @@ from typing import Any, cast
 import cv2
 import numpy as np
 
-from data.sources.decoding import Image, decode_image, suffix_of
-from data.sources.face_source import FACE_SIZE, ImageFolder, decode_face
+from data.sources.decoding import FACE_SIZE, Image, decode_face, decode_image, suffix_of
+from data.sources.face_source import ImageFolder
 from data.sources.image_files import IMAGES, PAIRS
 from data.sources.pair_files import PairSet
 from data.sources.recordio import IDX_NAME, REC_NAME, FacePack, read_face_pack, write_face_pack
 from data.sources.subject_names import check_one_line
 from runtime.errors import InputError
 from runtime.escaping import csv_text
-from runtime.files import atomic_write, private_folder, require_free_space
+from runtime.files import atomic_write, private_folder
 from runtime.json_files import json_text, read_json
+from runtime.output_checks import require_free_space
 from runtime.progress import progress_bar
 
 FORMATS = ("original", "jpg", "png")

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from torch.utils.data import Dataset
 
 from data.sources.decoding import Image
 from data.sources.face_source import FaceSource, select
@@ -67,3 +70,44 @@ def first_faults(faults: Mapping[int, str]) -> list[str]:
     shown = [faults[number] for number in sorted(faults)[:_SHOWN]]
     more = len(faults) - len(shown)
     return shown + ([f"... and {more:,} more"] if more else [])
+
+
+class UnusableBatch:
+    """A batch that cannot be trained on.
+
+    `faults`: what is wrong with an image that cannot be used -> its subject, where the dataset says it by
+    `label_of`.
+    """
+
+    def __init__(self, faults: Mapping[str, int | None]) -> None:
+        self.faults = dict(faults)
+
+
+class FaultsAsItems(Dataset[Any]):
+    """A dataset whose InputErrors are items."""
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, item: Any) -> Any:
+        try:
+            return self._dataset[item]
+        except InputError as fault:
+            label_of = getattr(self._dataset, "label_of", None)
+            return UnusableBatch({str(fault): None if label_of is None else label_of(item)})
+
+
+@dataclass(frozen=True)
+class CollateWithFaults:
+    """Collates items of `FaultsAsItems`; a class, so that workers can be spawned."""
+
+    collate: Callable[[Any], Any]
+
+    def __call__(self, items: Any) -> Any:
+        """A batch, or an `UnusableBatch` with the faults of all its items."""
+        if isinstance(items, UnusableBatch):
+            return items
+        faults: dict[str, int | None] = {}
+        for item in items:
+            faults |= item.faults if isinstance(item, UnusableBatch) else {}
+        return UnusableBatch(faults) if faults else self.collate(items)

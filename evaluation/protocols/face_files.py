@@ -15,13 +15,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from data.sources.decoding import Image, read_encoded
+from data.sources.decoding import Image, decode_face, read_encoded
 from data.sources.face_loader import Faces
-from data.sources.face_source import decode_face
 from data.sources.image_files import is_image_file, is_leftover
 from data.sources.image_stamps import UNREADABLE, FileState, stamps_of, state_of_files
 from runtime.errors import InputError
-from runtime.files import check_inside
+from runtime.input_files import check_inside
 
 _SHOWN = 10
 

@@ -23,7 +23,7 @@ from evaluation.protocols.face_points import UNKNOWN, check_one_to_many
 from evaluation.protocols.pair_cache import cached_pairs, keep_pairs
 from evaluation.protocols.text_tables import line_of_row, read_table
 from runtime.errors import InputError
-from runtime.files import check_inside
+from runtime.input_files import check_inside
 
 Integers = NDArray[np.integer[Any]]
 

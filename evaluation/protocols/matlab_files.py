@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import InputError
-from runtime.files import check_regular
+from runtime.input_files import check_regular
 
 # Numbers, or strings: the rows of a character array, the cells of a cell array. In column-major order.
 Value = NDArray[np.float64] | list[str]

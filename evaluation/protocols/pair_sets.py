@@ -21,7 +21,7 @@ from evaluation.metrics.verification import FoldAccuracy, TarAtFar, fold_accurac
 from evaluation.protocols.face_files import FaceFiles, ListedFaces, first_of
 from evaluation.reporting.report import markdown_table, percent, verification_section
 from runtime.errors import InputError
-from runtime.files import check_inside
+from runtime.input_files import check_inside
 
 # File name -> what tables call it, in the seed's order.
 FIVE_SETS = {

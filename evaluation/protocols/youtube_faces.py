@@ -27,7 +27,7 @@ from evaluation.reporting.report import Result, markdown_table, percent, verific
 from photos.alignment import AS_STORED
 from photos.video_frames import FRAME_ALIGNMENT, aligned_frame, is_aligned
 from runtime.errors import InputError
-from runtime.files import check_inside, sha256_of
+from runtime.input_files import check_inside, sha256_of
 
 FARS = (1e-2, 1e-3)
 PUBLISHED_PAIRS, PUBLISHED_FOLDS = 5000, 10

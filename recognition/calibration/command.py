@@ -46,8 +46,9 @@ from recognition.gallery.commands import GalleryCommand
 from recognition.model import FaceModel
 from recognition.preprocessing import preprocessing_of
 from runtime.errors import Faults, InputWarning
-from runtime.files import atomic_write, require_output_file
+from runtime.files import atomic_write
 from runtime.json_files import json_text
+from runtime.output_checks import require_output_file
 
 RATES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 _FEWEST_REPLICATES = 40

@@ -54,7 +54,7 @@ from recognition.records import AggregatedSet, EmptySet
 from recognition.sources import SetSource, find_sets
 from runtime.errors import Faults, InputError, InputWarning
 from runtime.escaping import escaped
-from runtime.files import require_free_space, require_output_file
+from runtime.output_checks import require_free_space, require_output_file
 
 _NAMES_SHOWN = 5
 _SETS_SHOWN = 20

@@ -24,8 +24,9 @@ from recognition.preprocessing import check_same_preprocessing, without_auxiliar
 from runtime.array_files import read_npz, write_npz
 from runtime.errors import InputError, InputWarning
 from runtime.escaping import escaped
-from runtime.files import atomic_path, private_folder, require_free_space
+from runtime.files import atomic_path, private_folder
 from runtime.json_files import check_type, parse_json
+from runtime.output_checks import require_free_space
 
 # 3: has a checksum. 2: says how faces were read.
 SCHEMA, _WITHOUT_CHECKSUM = 3, 2

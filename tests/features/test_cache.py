@@ -15,7 +15,8 @@ import torch
 from backbones.spec import BackboneSpec
 from data.sampling import views
 from data.sources import face_source as sources
-from data.sources.face_source import FaceSource, fingerprint, open_source, select
+from data.sources.face_source import FaceSource, open_source, select
+from data.sources.fingerprint import fingerprint
 from data.sources.recordio import write_face_pack
 from features import cache as feature_cache
 from features import extract as embedding

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from data.sources.decoding import MOST_PIXELS
-from data.sources.face_source import decode_face
+from data.sources.decoding import MOST_PIXELS, decode_face
 from data.sources.image_files import is_image_file
 from photos.photo_files import decode_photo, read_photo, thumbnail
 from runtime.errors import InputError

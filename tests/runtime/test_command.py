@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from tqdm import tqdm
 
 from runtime.command import build_parser, run_command
 from runtime.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
@@ -107,3 +110,12 @@ def test_a_reader_that_has_gone_ends_the_command_quietly(monkeypatch: pytest.Mon
     with open(writer, "w", encoding="utf-8") as stream:
         monkeypatch.setattr(sys, "stdout", stream)
         assert run_command(lambda: print("a line\n" * 10_000)) == 141
+
+
+def test_importing_the_frame_of_commands_loads_neither_torch_nor_lightning() -> None:
+    modules = "runtime.command, runtime.files, runtime.output_checks, runtime.input_files, runtime.json_files"
+    code = (
+        f"import sys, {modules}; print(sorted({{'torch', 'pytorch_lightning', 'numpy'}} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -20,19 +20,11 @@ from data.sources.pair_files import read_pair_set
 from evaluation.protocols.matlab_files import read_matlab
 from runtime import files
 from runtime.array_files import read_npz
+from runtime.disk_faults import fault_text
 from runtime.errors import InputError
-from runtime.files import (
-    atomic_path,
-    atomic_write,
-    fault_text,
-    private_files,
-    private_folder,
-    require_free_space,
-    require_output_file,
-    require_output_folder,
-    temporary_folder,
-)
+from runtime.files import atomic_path, atomic_write, private_files, private_folder, temporary_folder
 from runtime.json_files import read_json
+from runtime.output_checks import require_free_space, require_output_file, require_output_folder
 
 
 def mode_of(path: Path) -> int:

@@ -21,10 +21,10 @@ import main
 import train_val
 from data.sampling.positions import PositionSampler
 from features import devices
+from features import process_group as distributed_run
+from features.process_group import take_rank
 from runtime import process_faults
-from runtime import process_group as distributed_run
 from runtime.errors import InputError
-from runtime.process_group import take_rank
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 300

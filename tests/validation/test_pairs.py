@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.sources.face_source import decode_face
+from data.sources.decoding import decode_face
 from data.sources.pair_files import write_pair_set
 from evaluation.reporting.report import read_result
 from net import Backbone, build_backbone

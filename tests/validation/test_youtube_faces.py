@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.sources.face_source import decode_face
+from data.sources.decoding import decode_face
 from evaluation.protocols.youtube_faces import read_video_pairs
 from evaluation.reporting.report import read_result
 from net import build_backbone

@@ -26,7 +26,8 @@ from data.sampling.templates import (
     draw_clips,
     held_out_templates,
 )
-from data.sources.face_source import SubjectIndex, select
+from data.sources.face_source import select
+from data.sources.subject_index import SubjectIndex
 from runtime.errors import InputError
 
 NEVER = Augmentation(0.0, 0.0, 0.0)

@@ -8,16 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from data.sampling.views import (
-    Degradation,
-    Kind,
-    ViewedFaces,
-    ViewPlan,
-    degrade,
-    includes_views,
-    make_view,
-    views_identity,
-)
+from data.sampling.degradations import Degradation, degrade
+from data.sampling.views import Kind, ViewedFaces, ViewPlan, includes_views, make_view, views_identity
 from runtime.errors import InputError
 
 

@@ -12,9 +12,14 @@ import pytest
 from PIL import Image as Pillow
 
 from data.sources import decoding
-from data.sources.decoding import WrongSizeError, decode_image, memory_to_decode, read_encoded
-from data.sources.face_source import decode_face
-from data.sources.white_level import white_level
+from data.sources.decoding import (
+    WrongSizeError,
+    decode_face,
+    decode_image,
+    memory_to_decode,
+    read_encoded,
+    white_level,
+)
 from photos.photo_files import read_aligned
 from photos.video_frames import aligned_frame
 from runtime.errors import InputError

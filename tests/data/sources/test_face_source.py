@@ -19,15 +19,10 @@ from numpy.typing import NDArray
 import data.sources.face_source
 import data.sources.folder_index
 import data.sources.image_stamps
-from data.sources.face_source import (
-    ImageFolder,
-    RecordIOSource,
-    SubjectIndex,
-    decode_face,
-    fingerprint,
-    open_source,
-    select,
-)
+from data.sources.decoding import decode_face
+from data.sources.face_source import ImageFolder, RecordIOSource, open_source, select
+from data.sources.fingerprint import fingerprint
+from data.sources.subject_index import SubjectIndex
 from runtime.array_files import write_npz
 from runtime.errors import InputError
 

@@ -12,8 +12,11 @@ import pytest
 from PIL import Image as Pillow
 
 import convert
-from data.sources.face_source import ImageFolder, decode_face, fingerprint
-from data.sources.image_files import IMAGE_SUFFIXES, Skipped, is_image_file, is_leftover, people_root
+from data.sources.decoding import decode_face
+from data.sources.face_source import ImageFolder
+from data.sources.fingerprint import fingerprint
+from data.sources.folder_index import Skipped
+from data.sources.image_files import IMAGE_SUFFIXES, is_image_file, is_leftover, people_root
 from data.sources.unpacking import pack_folder
 from photos.photo_files import decode_photo
 from recognition.calibration.labelled_sets import find_labelled

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.sources.face_source import data_parts
+from data.sources.fingerprint import data_parts
 from data.sources.subject_names import check_distinct, match_names, read_names, same_names, unknown_names
 from data.sources.subsets import hold_out, kept_subjects
 from features.bank import FeatureBank

@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 
 from data.sources import unpacking
-from data.sources.face_source import ImageFolder, RecordIOSource, fingerprint
+from data.sources.face_source import ImageFolder, RecordIOSource
+from data.sources.fingerprint import fingerprint
 from data.sources.pair_files import PairSet
 from data.sources.recordio import read_face_pack, write_face_pack
 from data.sources.unpacking import pack_folder, unpack_pack, unpack_pairs

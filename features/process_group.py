@@ -1,7 +1,7 @@
-"""A process among those of a run: its rank, whoever started it, and the strategy that makes the group.
+"""Ranks, launchers and the watched strategy of a Lightning run on several devices or nodes.
 
-One process a device: started by Lightning itself on each node (NODE_RANK where there are several), by
-torchrun, or by srun.
+One process per device, started by Lightning itself on each node (NODE_RANK where there are several), by
+torchrun or by srun. In `features`, because that is the lowest package that uses Lightning.
 """
 
 from __future__ import annotations
@@ -31,52 +31,52 @@ from runtime.errors import InputError
 from runtime.process_faults import watch
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# In the order in which Lightning looks.
+# In the order in which Lightning tries them.
 _LAUNCHERS = (TorchElasticEnvironment, SLURMEnvironment, LSFEnvironment, MPIEnvironment)
 
 
 class WatchedDDP(DDPStrategy):
-    """Distributed data parallel training, in which a fault of any process ends all of them."""
+    """DistributedDataParallel in which an error in any process ends all of them."""
 
     def setup_environment(self) -> None:
-        """Watches before the processes meet: one that fails on its way there would be waited for."""
+        """Start watching before the processes connect, so that an early failure is seen too."""
         rank = take_rank(self.num_processes, self.num_nodes)
         watch(rank, self.num_processes * self.num_nodes, getattr(self.launcher, "procs", ()))
         super().setup_environment()
 
 
 class EndAtSignal(Callback):
-    """SIGINT and SIGTERM end an embedding or a validation: Lightning only makes a note of SIGTERM.
+    """End prediction and validation at SIGINT and SIGTERM, which Lightning only records.
 
-    Training has its own handlers, which keep a checkpoint.
+    Training has its own handlers, which save a checkpoint.
     """
 
     def __init__(self) -> None:
         self._before: dict[int, Any] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Remembers the handlers of before: Lightning gives them back after a fault alone."""
+        """Save the handlers; Lightning restores them only after an exception."""
         self._before = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Gives the signals back."""
+        """Restore the handlers."""
         while self._before:
             signal.signal(*self._before.popitem())
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Takes the signals over."""
+        """Install the handlers."""
         for signum in STOP_SIGNALS:
             signal.signal(signum, _end)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """As above, unless it is a part of training."""
+        """Install the handlers, unless this validation is part of training."""
         if trainer.state.fn != TrainerFn.FITTING:
             self.on_predict_start(trainer, pl_module)
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """What ends here by a signal, of `EndAtSignal` or as Lightning does it, is a KeyboardInterrupt."""
+    """Raise KeyboardInterrupt where a signal ended the block by SystemExit."""
     try:
         yield
     except SystemExit as stop:
@@ -84,10 +84,10 @@ def interruptible() -> Iterator[None]:
 
 
 def take_rank(devices: int, num_nodes: int) -> int:
-    """The global rank of this process in a run of so many devices a node; Lightning is told too.
+    """Determine the global rank of this process and set it in Lightning.
 
     Raises:
-        InputError: a launcher has started another number of processes, or nothing says which node this is.
+        InputError: the launcher started another number of processes, or the node's rank is not set.
     """
     processes = devices * num_nodes
     launched = _launched()
@@ -97,9 +97,9 @@ def take_rank(devices: int, num_nodes: int) -> int:
         rank = launched.global_rank()
         if launched.world_size() != processes and (rank or processes > 1):
             raise InputError(
-                f"--num_nodes {num_nodes} with {devices} devices are {processes} processes, and the launcher "
+                f"--num_nodes {num_nodes} with {devices} devices are {processes} processes, but the launcher "
                 f"({type(launched).__name__.removesuffix('Environment')}) has started "
-                f"{launched.world_size()}. Start one process a device: as many on each node as --gpus or "
+                f"{launched.world_size()}. Start one process per device: as many on each node as --gpus or "
                 "--cpu_processes says."
             )
     rank_zero_only.rank = rank  # type: ignore[attr-defined]
@@ -109,7 +109,7 @@ def take_rank(devices: int, num_nodes: int) -> int:
 
 
 def watch_launched() -> None:
-    """Under torchrun all processes are there from the first line on: a fault of flags is printed once."""
+    """Watch processes that a launcher started, so that an error in the flags is printed once."""
     launched = _launched()
     if launched is not None:
         watch(launched.global_rank(), launched.world_size())
@@ -135,12 +135,12 @@ def _rank_of_own_launch(devices: int, num_nodes: int) -> int:
 
 
 def _end(signum: int, frame: FrameType | None) -> NoReturn:
-    # No KeyboardInterrupt: at that Lightning kills the other processes, which would look like their fault.
+    # Not KeyboardInterrupt: on that Lightning kills the other processes, as if they had failed.
     raise SystemExit(128 + signum)
 
 
 def _launched() -> ClusterEnvironment | None:
-    """What started all processes of the run, where it is not Lightning."""
+    """Environment of the launcher, None where Lightning starts the processes."""
     try:
         return next((kind() for kind in _LAUNCHERS if kind.detect()), None)
     except RuntimeError as fault:

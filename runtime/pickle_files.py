@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import InputError
-from runtime.files import check_regular
+from runtime.input_files import check_regular
 
 _REFUSED = (
     pickle.UnpicklingError,

@@ -1,0 +1,248 @@
+"""Degradations of aligned faces: misalignment, occlusion, illumination, blur, low resolution, noise, JPEG."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Image = NDArray[np.uint8]
+
+
+_FEWEST_PIXELS = 14
+
+
+@dataclass(frozen=True)
+class Degradation:
+    """One draw of all causes; the defaults change nothing.
+
+    Lengths in pixels of a face of 112, angles in degrees. `cut`: shares of the side that are missing at the
+    top, bottom, left and right. `box`: centre x, y, width and height that are hidden, `box_colour` RGB or
+    None for noise. `side`: pixels that are left of the side; `through`: interpolations down and up.
+    `small_jpeg`: compressed at that size, else after it was enlarged. `realigned`: afterwards aligned anew by
+    landmarks that are a little off, as a poor face's are, so that most of turn and shift is taken back.
+    """
+
+    mirrored: bool = False
+    turn: float = 0.0
+    scale: float = 1.0
+    shift: tuple[float, float] = (0.0, 0.0)
+    border: int = cv2.BORDER_CONSTANT
+    cut: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    box: tuple[float, float, float, float] | None = None
+    box_colour: tuple[int, int, int] | None = None
+    gamma: float = 1.0
+    contrast: float = 1.0
+    brightness: float = 0.0
+    saturation: float = 1.0
+    tint: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    defocus: float = 0.0
+    motion: float = 0.0
+    motion_angle: float = 0.0
+    side: float = 112.0
+    through: tuple[int, int] = (cv2.INTER_AREA, cv2.INTER_LINEAR)
+    noise: float = 0.0
+    shot: float = 0.0
+    quality: int = 100
+    small_jpeg: bool = False
+    realigned: bool = False
+
+
+def draw_degradation(rng: np.random.Generator, strength: float, often: float | None = None) -> Degradation:
+    """Draws causes and their amounts; with `strength` (0..1) stronger ones come, and more of them.
+
+    `often`: how many, 0..1, whatever the strength is.
+    """
+    s, often = strength, 0.2 + 0.5 * strength if often is None else often
+
+    def comes(share: float = 1.0) -> bool:
+        return bool(rng.random() < often * share)
+
+    values: dict[str, object] = {
+        "mirrored": bool(rng.random() < 0.5),
+        "turn": float(rng.normal(0, 2 + 7 * s)),
+        "scale": math.exp(rng.normal(0, 0.02 + 0.06 * s)),
+        "shift": (float(rng.normal(0, 0.7 + 3 * s)), float(rng.normal(0, 0.7 + 3 * s))),
+        "border": int(rng.choice([cv2.BORDER_CONSTANT, cv2.BORDER_REPLICATE, cv2.BORDER_REFLECT_101])),
+    }
+    if comes(0.4):
+        values["cut"] = tuple(rng.uniform(0, 0.05 + 0.25 * s, 4) * (rng.random(4) < 0.4))
+    if comes(0.5):
+        width, height = rng.uniform(0.1, 0.2 + 0.35 * s, 2) * 112
+        values["box"] = (*rng.uniform(8, 104, 2), float(width), float(height))
+        values["box_colour"] = None if rng.random() < 0.3 else tuple(rng.integers(0, 256, 3).tolist())
+    if comes(1.3):
+        values["gamma"] = math.exp(rng.normal(0, 0.15 + 0.45 * s))
+        values["contrast"] = float(rng.uniform(1 - 0.15 - 0.5 * s, 1 + 0.15 + 0.3 * s))
+        values["brightness"] = float(rng.normal(0, 5 + 25 * s))
+    if comes(0.5):
+        values["saturation"] = float(rng.uniform(max(0.0, 0.9 - s), 1.3))
+        values["tint"] = tuple(np.exp(rng.normal(0, 0.03 + 0.08 * s, 3)).tolist())
+    if comes(0.7):
+        values["defocus"] = float(rng.uniform(0.4, 0.8 + 2.7 * s))
+    if comes(0.7):
+        values["motion"] = float(rng.uniform(2, 4 + 13 * s))
+        values["motion_angle"] = float(rng.uniform(0, 180))
+    if comes(1.4):
+        values["side"] = max(_FEWEST_PIXELS, 112 * math.exp(-s * rng.uniform(0.8, 2.4)))
+        values["through"] = (
+            _one_of(rng, [cv2.INTER_AREA], 0.7),
+            _one_of(rng, [cv2.INTER_LINEAR, cv2.INTER_LINEAR, cv2.INTER_CUBIC], 0.8),
+        )
+    if comes():
+        values["noise"] = float(rng.uniform(1, 4 + 20 * s))
+    if comes(0.4):
+        values["shot"] = float(rng.uniform(0.2, 0.5 + 1.5 * s))
+    if comes(1.3):
+        values["quality"] = int(rng.uniform(95 - 85 * s, 95))
+        values["small_jpeg"] = bool(rng.random() < 0.5)
+    return Degradation(**values)  # type: ignore[arg-type]
+
+
+def _one_of(rng: np.random.Generator, usual: Sequence[int], share: float) -> int:
+    """An interpolation: a sensor sums up over its pixels, and players enlarge smoothly; few do otherwise."""
+    return int(rng.choice(usual if rng.random() < share else _INTERPOLATIONS))
+
+
+def neighbour(draw: Degradation, rng: np.random.Generator) -> Degradation:
+    """The next frame of a clip: the same causes, each a little off; noise and blocks fall anew."""
+    box = draw.box
+    if box is not None:
+        box = (box[0] + rng.normal(0, 2), box[1] + rng.normal(0, 2), box[2], box[3])
+    return replace(
+        draw,
+        turn=draw.turn + rng.normal(0, 1.2),
+        scale=draw.scale * math.exp(rng.normal(0, 0.01)),
+        shift=(draw.shift[0] + rng.normal(0, 0.8), draw.shift[1] + rng.normal(0, 0.8)),
+        box=box,
+        gamma=draw.gamma * math.exp(rng.normal(0, 0.04)),
+        brightness=draw.brightness + rng.normal(0, 2),
+        defocus=draw.defocus * rng.uniform(0.8, 1.2),
+        motion=draw.motion * rng.uniform(0.6, 1.3),
+        motion_angle=draw.motion_angle + rng.normal(0, 15),
+        side=min(112.0, draw.side * math.exp(rng.normal(0, 0.04))),
+        quality=int(np.clip(draw.quality + rng.normal(0, 3), 1, 100)) if draw.quality < 100 else 100,
+    )
+
+
+def degrade(image: Image, draw: Degradation, rng: np.random.Generator) -> Image:
+    """Applies a draw in the order of a camera: scene, lens, sensor, file, alignment.
+
+    `rng` is for noise and for where the landmarks are found alone.
+    """
+    height, width = image.shape[:2]
+    image = _lit(_hidden(_moved(image, draw), draw, rng), draw)
+    if draw.defocus:
+        image = _u8(cv2.GaussianBlur(image, (0, 0), draw.defocus))
+    if draw.motion > 1:
+        image = _u8(cv2.filter2D(image, -1, _motion_kernel(draw.motion, draw.motion_angle)))
+    small = draw.side < 112
+    if small:
+        size = (max(1, round(draw.side * width / 112)), max(1, round(draw.side * height / 112)))
+        image = _u8(cv2.resize(image, size, interpolation=draw.through[0]))
+    image = _noisy(image, draw, rng)
+    if draw.small_jpeg:
+        image = _compressed(image, draw.quality)
+    if small:
+        image = _u8(cv2.resize(image, (width, height), interpolation=draw.through[1]))
+    if not draw.small_jpeg:
+        image = _compressed(image, draw.quality)
+    return _realigned(image, draw, rng) if draw.realigned else image
+
+
+_INTERPOLATIONS = (
+    cv2.INTER_NEAREST,
+    cv2.INTER_LINEAR,
+    cv2.INTER_AREA,
+    cv2.INTER_CUBIC,
+    cv2.INTER_LANCZOS4,
+)
+
+
+def _moved(image: Image, draw: Degradation) -> Image:
+    if draw.mirrored:
+        image = _u8(cv2.flip(image, 1))
+    return _turned(image, draw.turn, draw.scale, draw.shift, draw.border)
+
+
+def _realigned(image: Image, draw: Degradation, rng: np.random.Generator) -> Image:
+    turn = -draw.turn * rng.uniform(0.7, 1.1) + rng.normal(0, 1.2)
+    across, down = -0.7 * np.array(draw.shift) + rng.normal(0, 0.8, 2)
+    return _turned(image, turn, math.exp(rng.normal(0, 0.015)), (across, down), cv2.BORDER_CONSTANT)
+
+
+def _turned(image: Image, turn: float, scale: float, shift: tuple[float, float], border: int) -> Image:
+    height, width = image.shape[:2]
+    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), turn, scale)
+    matrix[:, 2] += np.array(shift) * (width / 112, height / 112)
+    return _u8(cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=border))
+
+
+def _hidden(image: Image, draw: Degradation, rng: np.random.Generator) -> Image:
+    if not any(draw.cut) and draw.box is None:
+        return image
+    image = image.copy()
+    height, width = image.shape[:2]
+    top, bottom, left, right = draw.cut
+    image[: round(top * height)] = 0
+    image[round((1 - bottom) * height) :] = 0
+    image[:, : round(left * width)] = 0
+    image[:, round((1 - right) * width) :] = 0
+    if draw.box is not None:
+        x, y, across, down = np.array(draw.box) * np.tile((width / 112, height / 112), 2)
+        first_row, first_column = max(0, round(y - down / 2)), max(0, round(x - across / 2))
+        hidden = image[
+            first_row : max(first_row, round(y + down / 2)),
+            first_column : max(first_column, round(x + across / 2)),
+        ]
+        hidden[:] = rng.integers(0, 256, hidden.shape) if draw.box_colour is None else draw.box_colour
+    return image
+
+
+def _lit(image: Image, draw: Degradation) -> Image:
+    level = np.arange(256, dtype=np.float32) / 255
+    level = (level**draw.gamma - 0.5) * draw.contrast + 0.5 + draw.brightness / 255
+    table = np.clip(np.rint(level[:, None] * np.array(draw.tint, np.float32) * 255), 0, 255).astype(np.uint8)
+    image = _u8(cv2.LUT(image, table.reshape(1, 256, 3)))
+    if draw.saturation != 1:
+        grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+        image = _u8(cv2.addWeighted(image, draw.saturation, grey, 1 - draw.saturation, 0))
+    return image
+
+
+def _motion_kernel(length: float, angle: float) -> NDArray[np.float32]:
+    half = max(1, math.ceil(length / 2))
+    kernel = np.zeros((2 * half + 1, 2 * half + 1), np.float32)
+    reach = np.linspace(-length / 2, length / 2, 4 * half + 1)
+    x = np.rint(half + reach * math.cos(math.radians(angle))).astype(int)
+    y = np.rint(half + reach * math.sin(math.radians(angle))).astype(int)
+    np.add.at(kernel, (y, x), 1)
+    kernel /= kernel.sum()
+    return kernel
+
+
+def _noisy(image: Image, draw: Degradation, rng: np.random.Generator) -> Image:
+    if not (draw.noise or draw.shot):
+        return image
+    values = image.astype(np.float32)
+    spread = draw.noise + draw.shot * np.sqrt(values) if draw.shot else draw.noise
+    values += spread * rng.standard_normal(image.shape, np.float32)
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+
+
+def _compressed(image: Image, quality: int) -> Image:
+    if quality >= 100:
+        return image
+    # Blocks of colour are half as fine as of brightness; which channel is red matters to JPEG.
+    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    done, encoded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, max(1, quality)])
+    decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR) if done else bgr
+    return _u8(cv2.cvtColor(_u8(decoded), cv2.COLOR_BGR2RGB))
+
+
+def _u8(array: object) -> Image:
+    return np.asarray(array, np.uint8)
