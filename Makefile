@@ -1,7 +1,10 @@
-# Two commands for a new user: `make demo` and `make test`. Each makes .venv itself; running one again costs nothing.
+# Two commands for a new user: `make demo` and `make test`. Each creates .venv if it is missing.
 PYTHON ?= python3
-# The newest torch that requirements.txt admits and that the tests ran with; set TORCH to take another one.
-TORCH ?= torch==2.13.0
+# torch and torchvision have to come from the same index in matching versions, so pip resolves them together.
+# Another pair: make TORCH="torch==2.13.0 torchvision==0.28.0 --index-url https://download.pytorch.org/whl/cpu"
+TORCH ?= torch torchvision
+# Processes that run the tests.
+WORKERS ?= 2
 BIN := .venv/bin
 DEMO ?= demo
 
@@ -9,7 +12,7 @@ DEMO ?= demo
 
 .venv/user: requirements.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
@@ -21,7 +24,7 @@ demo: .venv/user
 	@PYTHON=$(BIN)/python DEMO=$(DEMO) bash demo.sh
 
 test: .venv/developer
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 lint: .venv/developer
 	$(BIN)/ruff check .
