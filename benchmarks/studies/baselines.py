@@ -1,17 +1,16 @@
-"""Every rival aggregator in one table: the same recipe, features, budget and seeds, judged on one benchmark.
+"""All aggregators in one table: the same recipe, features, budget and seeds, evaluated on one benchmark.
 
-python benchmarks/studies/baselines.py --features STORE --data_root DATA --dataset_name LFWS --judge_features
-FEATURES \
-    --evaluated_subjects SUBJECTS.txt
-    trains all with a seed or more each, judges them and the poolings, writes rivals.md and rivals.csv
+python benchmarks/studies/baselines.py --features STORE --data_root DATA --dataset_name LFWS \
+    --evaluation_features FEATURES --evaluated_subjects SUBJECTS.txt
+    trains each with one seed or more, evaluates them and the poolings, writes baselines.md and baselines.csv
 python benchmarks/studies/baselines.py ... --aggregators nan weighted_coreset --seeds 0 --steps 100
-    some of them, in short
-python benchmarks/studies/baselines.py --features WITH_CONTEXT ... --aggregators weighted_coreset --beside
-OTHER
-    others from other features of the same faces, and all rows of OTHER, in one table
+    some of them, with few steps
+python benchmarks/studies/baselines.py --features OTHER_FEATURES ... --aggregators weighted_coreset --beside
+OUT
+    aggregators trained from other features of the same faces, and all rows of OUT, in one table
 
-A row that is in <out>/rows is not made again, so that a run that was stopped goes on with what is missing.
-Training is main.py's own, from cached features; its command stands in each row, its words in <out>/logs.
+Rows in <out>/rows are kept, so that an interrupted run continues with the missing ones. Training is main.py
+with cached features; each row has its command, <out>/logs its output.
 """
 
 from __future__ import annotations
@@ -35,8 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 import torch
 
-from benchmarks.studies.evaluation_set import add_cohort_flags, cohort_method, read_judged
-from benchmarks.studies.evaluator import Judge
+from benchmarks.studies.evaluator import Evaluator, add_cohort_flags, cohort_method, read_evaluation_set
 from benchmarks.studies.tables import Row, score_normalisation_of, write_tables
 from coreset import build_aggregator
 from data.sources.subject_names import normal, read_names
@@ -51,7 +49,7 @@ _BATCH = 96
 
 
 @dataclass(frozen=True)
-class Rival:
+class Baseline:
     """A line of the table: an aggregator, the preset that trains it (None: nothing to train), its options,
     and more flags of main.py (None: one without a value).
     """
@@ -62,26 +60,26 @@ class Rival:
     flags: dict[str, Any] = field(default_factory=dict)
 
 
-_STRANGERS = {"impostor_face_prob": 0.1}
-RIVALS = {
-    "coreset": Rival("coreset"),
-    "coreset_published": Rival("coreset", "published"),
-    "weighted_coreset": Rival("weighted_coreset"),
-    "weighted_coreset_foreign": Rival("weighted_coreset", flags=_STRANGERS),
+_CONTAMINATED = {"impostor_face_prob": 0.1}
+BASELINES = {
+    "coreset": Baseline("coreset"),
+    "coreset_published": Baseline("coreset", "published"),
+    "weighted_coreset": Baseline("weighted_coreset"),
+    "weighted_coreset_contaminated_10": Baseline("weighted_coreset", flags=_CONTAMINATED),
     # As --preset good itself has it.
-    "weighted_coreset_foreign_20": Rival("weighted_coreset", flags={"impostor_face_prob": 0.2}),
-    "weighted_coreset_foreign_40": Rival("weighted_coreset", flags={"impostor_face_prob": 0.4}),
-    "learned_map": Rival("learned_map"),
-    "nan": Rival("nan"),
-    "context_attention": Rival("context_attention"),
-    "inverse_variance": Rival("inverse_variance"),
-    "proxy_fusion": Rival("proxy_fusion"),
-    "caface": Rival("caface"),
-    "set_transformer": Rival("set_transformer"),
-    "set_transformer_foreign": Rival("set_transformer", flags=_STRANGERS),
-    "set_transformer_sab": Rival("set_transformer", options={"inducing_points": 0}),
+    "weighted_coreset_contaminated_20": Baseline("weighted_coreset", flags={"impostor_face_prob": 0.2}),
+    "weighted_coreset_contaminated_40": Baseline("weighted_coreset", flags={"impostor_face_prob": 0.4}),
+    "learned_map": Baseline("learned_map"),
+    "nan": Baseline("nan"),
+    "context_attention": Baseline("context_attention"),
+    "inverse_variance": Baseline("inverse_variance"),
+    "proxy_fusion": Baseline("proxy_fusion"),
+    "caface": Baseline("caface"),
+    "set_transformer": Baseline("set_transformer"),
+    "set_transformer_contaminated_10": Baseline("set_transformer", flags=_CONTAMINATED),
+    "set_transformer_sab": Baseline("set_transformer", options={"inducing_points": 0}),
     **{
-        name: Rival(name, None)
+        name: Baseline(name, None)
         for name in ("mean", "norm_weighted", "media_mean", "top_k", "fps_mean", "best_norm", "random_k")
     },
 }
@@ -89,11 +87,13 @@ RIVALS = {
 
 def main() -> int:
     """Runs the command; gives its exit code."""
-    args = flags(__doc__, RIVALS, "coreset").parse_args()
-    return run_command(lambda: compare(args, RIVALS))
+    args = flags(__doc__, BASELINES, "coreset").parse_args()
+    return run_command(lambda: compare(args, BASELINES))
 
 
-def flags(description: str | None, rivals: Mapping[str, Rival], reference: str) -> argparse.ArgumentParser:
+def flags(
+    description: str | None, baselines: Mapping[str, Baseline], reference: str
+) -> argparse.ArgumentParser:
     """The flags of a comparison."""
     parser = build_parser(description)
     parser.add_argument(
@@ -102,7 +102,10 @@ def flags(description: str | None, rivals: Mapping[str, Rival], reference: str) 
     parser.add_argument("--data_root", type=Path, required=True, help="folder that holds the benchmark's")
     parser.add_argument("--dataset_name", required=True, help="the benchmark, of the IJB layout")
     parser.add_argument(
-        "--judge_features", type=Path, required=True, help="its features, as validate_ijb.py --features takes"
+        "--evaluation_features",
+        type=Path,
+        required=True,
+        help="its features, as validate_ijb.py --features takes",
     )
     parser.add_argument(
         "--evaluated_subjects",
@@ -111,8 +114,10 @@ def flags(description: str | None, rivals: Mapping[str, Rival], reference: str) 
         help="names of its subjects, one a line: left out of training",
     )
     add_cohort_flags(parser)
-    parser.add_argument("--aggregators", nargs="+", choices=rivals, default=list(rivals), help="rows")
-    parser.add_argument("--reference", choices=rivals, default=reference, help="differences are to this row")
+    parser.add_argument("--aggregators", nargs="+", choices=baselines, default=list(baselines), help="rows")
+    parser.add_argument(
+        "--reference", choices=baselines, default=reference, help="differences are to this row"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of each that is trained")
     parser.add_argument("--steps", type=int, default=2000, help="of training, at 96 templates")
     parser.add_argument("--epochs", type=int, default=10, help="the steps are divided into; validations")
@@ -122,7 +127,7 @@ def flags(description: str | None, rivals: Mapping[str, Rival], reference: str) 
         "--trained_in",
         type=Path,
         metavar="OUT",
-        help="judge what an earlier comparison trained, train nothing",
+        help="evaluate what an earlier run trained, train nothing",
     )
     parser.add_argument(
         "--beside",
@@ -130,15 +135,17 @@ def flags(description: str | None, rivals: Mapping[str, Rival], reference: str) 
         metavar="OUT",
         help="rows of an earlier comparison on this benchmark, from other features, stand in the table too",
     )
-    parser.add_argument("--out", type=Path, default=Path("experiments/rivals"), help="folder of all results")
+    parser.add_argument(
+        "--out", type=Path, default=Path("experiments/baselines"), help="folder of all results"
+    )
     return parser
 
 
 def compare(
     args: argparse.Namespace,
-    rivals: Mapping[str, Rival],
+    baselines: Mapping[str, Baseline],
     program: Sequence[str] = ("main.py",),
-    title: str = "rivals",
+    title: str = "baselines",
 ) -> None:
     """Makes the rows that are missing, then the tables, whose files `title` names.
 
@@ -149,28 +156,28 @@ def compare(
     """
     _check(args)
     names = list(dict.fromkeys([args.reference, *args.aggregators]))
-    judged = read_judged(
+    evaluation_set = read_evaluation_set(
         args.data_root,
         args.dataset_name,
-        args.judge_features,
+        args.evaluation_features,
         args.cohort,
         args.evaluated_subjects,
         cohort_method(args),
     )
-    judge = Judge.of(judged, args.replicates)
+    evaluator = Evaluator.of(evaluation_set, args.replicates)
     rows: list[Row] = []
-    made_with = _identity(args, judge)
+    made_with = _identity(args, evaluator)
     for name in names:
-        for seed in args.seeds if rivals[name].preset else [0]:
+        for seed in args.seeds if baselines[name].preset else [0]:
             path = args.out / "rows" / f"{_file_name(name)}-seed{seed}.json"
             if not path.is_file():
-                made = _made(args, judge, name, rivals[name], seed, program)
+                made = _made(args, evaluator, name, baselines[name], seed, program)
                 content = made | {"made_with": made_with}
                 atomic_write(path, json.dumps(content) + "\n")
             rows.append(_read(path, made_with))
             print(f"{name}, seed {seed}: {rows[-1].summary()}", flush=True)
     rows += _rows_beside(args.beside, made_with) if args.beside else []
-    cohort = None if judge.cohort is None else f"{judge.cohort.name}, {judge.cohort.method}"
+    cohort = None if evaluator.cohort is None else f"{evaluator.cohort.name}, {evaluator.cohort.method}"
     print(write_tables(args.out, rows, args.reference, title, cohort))
 
 
@@ -200,23 +207,23 @@ def _made_with(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _identity(args: argparse.Namespace, judge: Judge) -> dict[str, Any]:
+def _identity(args: argparse.Namespace, evaluator: Evaluator) -> dict[str, Any]:
     """What all rows of a table have in common."""
     return _made_with(args) | {
-        "judge": {"name": judge.protocol.name, **judge.protocol.sizes},
-        "judge_norms": float(np.asarray(judge.norms, np.float64).sum().round(3)),
+        "evaluation": {"name": evaluator.protocol.name, **evaluator.protocol.sizes},
+        "evaluation_norms": float(np.asarray(evaluator.norms, np.float64).sum().round(3)),
         "replicates": args.replicates,
         **(
             {}
-            if judge.cohort is None
-            else {"cohort": judge.cohort.name, "score_normalisation": judge.cohort.method}
+            if evaluator.cohort is None
+            else {"cohort": evaluator.cohort.name, "score_normalisation": evaluator.cohort.method}
         ),
     }
 
 
 def _rows_beside(out: Path, made_with: dict[str, Any]) -> list[Row]:
-    """The rows of another comparison that was judged alike; they say in whose folder they are."""
-    alike = {key: made_with[key] for key in ("judge", "replicates")}
+    """Rows of another run with the same evaluation, named after its folder."""
+    alike = {key: made_with[key] for key in ("evaluation", "replicates")}
     paths = sorted((out / "rows").glob("*.json"))
     if not paths:
         raise InputError(f"--beside {out}: holds no rows. Give the --out of an earlier comparison.")
@@ -247,19 +254,24 @@ def _row(path: Path, content: dict[str, Any], made_with: dict[str, Any]) -> Row:
 
 
 def _made(
-    args: argparse.Namespace, judge: Judge, name: str, rival: Rival, seed: int, program: Sequence[str]
+    args: argparse.Namespace,
+    evaluator: Evaluator,
+    name: str,
+    baseline: Baseline,
+    seed: int,
+    program: Sequence[str],
 ) -> dict[str, Any]:
-    """Trains, where there is something to train, and judges."""
-    row: dict[str, Any] = {"name": name, "seed": seed, "options": rival.options, "preset": rival.preset}
-    if rival.preset is None:
-        module = build_aggregator(rival.aggregator, rival.options)
+    """Trains, where there is something to train, and evaluations."""
+    row: dict[str, Any] = {"name": name, "seed": seed, "options": baseline.options, "preset": baseline.preset}
+    if baseline.preset is None:
+        module = build_aggregator(baseline.aggregator, baseline.options)
         row |= {"train_seconds": 0.0, "train_cpu_seconds": 0.0, "command": ""}
     else:
         file_name = _file_name(name)
         trained = (
             _trained_before(args, file_name, seed)
             if args.trained_in
-            else _trained(args, rival, file_name, seed, program)
+            else _trained(args, baseline, file_name, seed, program)
         )
         found = load_aggregator(trained["checkpoint"])
         if found is None:
@@ -267,19 +279,19 @@ def _made(
         module = found
         del trained["checkpoint"]
         row |= trained
-    return row | judge.figures(name, module)
+    return row | evaluator.figures(name, module)
 
 
 def _trained(
-    args: argparse.Namespace, rival: Rival, name: str, seed: int, program: Sequence[str]
+    args: argparse.Namespace, baseline: Baseline, name: str, seed: int, program: Sequence[str]
 ) -> dict[str, Any]:
     """One training as a process of its own: its command, its time and its last checkpoint.
 
-    The last and not the best: a rival's luck on held-out subjects is no part of the comparison, and every
+    The last and not the best: a baseline's luck on held-out subjects is no part of the comparison, and every
     recipe ends where it means to end.
     """
     runs = args.out / "runs" / f"{name}-seed{seed}"
-    command = [*program, *training_flags(args, rival, seed, runs)]
+    command = [*program, *training_flags(args, baseline, seed, runs)]
     log = args.out / "logs" / f"{name}-seed{seed}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     before, start = _cpu_of_children(), time.perf_counter()
@@ -324,7 +336,7 @@ def _trained_before(args: argparse.Namespace, name: str, seed: int) -> dict[str,
     return {key: content[key] for key in kept} | {"checkpoint": found}
 
 
-def training_flags(args: argparse.Namespace, rival: Rival, seed: int, out: Path) -> list[str]:
+def training_flags(args: argparse.Namespace, baseline: Baseline, seed: int, out: Path) -> list[str]:
     """Flags of main.py for one training, with the same number of steps and templates a step for all.
 
     Rows of the preset 'good' draw their templates alike, without single faces of other people unless a row's
@@ -336,21 +348,21 @@ def training_flags(args: argparse.Namespace, rival: Rival, seed: int, out: Path)
     flags_of = {
         "features": args.features.resolve(),
         **({"exclude_subjects": args.evaluated_subjects.resolve()} if _holds_test_subjects(args) else {}),
-        "preset": rival.preset,
-        "aggregator": rival.aggregator,
+        "preset": baseline.preset,
+        "aggregator": baseline.aggregator,
         "seed": seed,
         "batch_size": args.batch_size,
         "epochs": args.epochs,
         "epoch_items": args.steps // args.epochs * args.batch_size,
         "out": out.resolve(),
     }
-    if rival.preset == "good":
+    if baseline.preset == "good":
         flags_of["impostor_face_prob"] = 0
     command = []
-    for flag, value in (flags_of | rival.flags).items():
+    for flag, value in (flags_of | baseline.flags).items():
         command += [f"--{flag}", *([] if value is None else [str(value)])]
-    if rival.options:
-        command += ["--aggregator_options", *(f"{k}={json.dumps(v)}" for k, v in rival.options.items())]
+    if baseline.options:
+        command += ["--aggregator_options", *(f"{k}={json.dumps(v)}" for k, v in baseline.options.items())]
     return command
 
 

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
-from benchmarks.studies.evaluation_set import read_judged
+from benchmarks.studies.evaluator import read_evaluation_set
 from coreset import build_aggregator
 from evaluation.metrics.calibration import calibrate
 from evaluation.metrics.set_pairs import InnerProducts, SetPairs, all_pairs
@@ -50,9 +50,9 @@ def check(args: argparse.Namespace) -> None:
     if args.splits < 1:
         raise InputError(f"--splits {args.splits}: expected 1 or more.")
     aggregator = build_aggregator(args.aggregator, {})
-    judged = read_judged(args.data_root, args.dataset_name, args.features)
-    groups, subject_of = judged.groups, judged.protocol.subjects
-    described = describe_templates(aggregator, judged.features, judged.norms, groups)
+    evaluation_set = read_evaluation_set(args.data_root, args.dataset_name, args.features)
+    groups, subject_of = evaluation_set.groups, evaluation_set.protocol.subjects
+    described = describe_templates(aggregator, evaluation_set.features, evaluation_set.norms, groups)
     subjects = np.unique(subject_of)
     print(f"{args.dataset_name}, {args.aggregator}: {len(subjects)} subjects, {len(groups)} templates")
     print(

@@ -1,44 +1,133 @@
-"""The judge of benchmarks/studies/baselines.py: an aggregator -> the figures of its row of the table."""
+"""Evaluation of all studies: a set benchmark with features and a cohort; an aggregator to its figures."""
 
 from __future__ import annotations
 
+import argparse
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.studies.evaluation_set import RULES, Judged
 from benchmarks.studies.tables import FARS
 from coreset import FaceSets
 from coreset.aggregator import CoresetAggregator
 from coreset.selection import pick_agreement
+from data.sources.subject_names import read_names
 from evaluation.metrics.bootstrap import PairBootstrap
-from evaluation.metrics.score_normalisation import compared
+from evaluation.metrics.score_normalisation import (
+    DEFAULT_METHOD,
+    METHODS,
+    METHODS_HELP,
+    NEEDS_COHORT,
+    ScoreNormalisation,
+    compared,
+)
 from evaluation.metrics.template_pairs import verify
 from evaluation.metrics.verification import rate_key
-from evaluation.protocols.ijb import AggregatorFigures, evaluate_ijb
-from evaluation.protocols.templates import describe_templates
+from evaluation.protocols.ijb import AggregatorFigures, Cohort, Floats, Rules, evaluate_ijb, normalised_with
+from evaluation.protocols.ijb_layout import SetProtocol, read_protocol
+from evaluation.protocols.templates import FaceGroups, describe_templates, group_faces
+from features.precomputed import read_features
+from runtime.errors import InputError
+from validation.subjects import check_made_alike, cohort_bank, cohort_of
 
 _TIMED_ROUNDS = 3
+RULES = Rules.of_paper("facecoresetnet", {})
 
 
 @dataclass(frozen=True, eq=False)
-class Judge(Judged):
+class EvaluationSet:
+    """`features` (N, D) unit rows and `norms` (N,) of the protocol's faces, in its order; its templates.
+
+    `cohort`: other people, whom scores are normalised with; None: scores are cosines.
+    """
+
+    protocol: SetProtocol
+    features: Floats
+    norms: Floats
+    groups: FaceGroups
+    cohort: Cohort | None
+
+    def normalisation(self, module: nn.Module) -> ScoreNormalisation | None:
+        """That of an aggregator's scores; None where there is no cohort."""
+        return None if self.cohort is None else normalised_with(module, self.cohort, RULES)
+
+
+def add_cohort_flags(parser: argparse.ArgumentParser) -> None:
+    """`--cohort` and `--score_normalisation`, as validate_ijb.py has them."""
+    parser.add_argument(
+        "--cohort", type=Path, help="features of other people: scores are normalised with them"
+    )
+    parser.add_argument(
+        "--score_normalisation",
+        choices=METHODS,
+        help=f"how, with --cohort; {METHODS_HELP} (default: {DEFAULT_METHOD})",
+    )
+
+
+def cohort_method(args: argparse.Namespace) -> str:
+    """The method that the flags choose.
+
+    Raises:
+        InputError: one is chosen without a cohort.
+    """
+    if args.score_normalisation and not args.cohort:
+        raise InputError(NEEDS_COHORT)
+    return args.score_normalisation or DEFAULT_METHOD
+
+
+def read_evaluation_set(
+    data_root: Path,
+    name: str,
+    features: Path,
+    cohort: Path | None = None,
+    evaluated_subjects: Path | None = None,
+    method: str = DEFAULT_METHOD,
+) -> EvaluationSet:
+    """Reads all, without embedding anything; mirror images are in the features if they were made so.
+
+    `cohort`: features of people, of whom those in `evaluated_subjects`, names one a line, are left out;
+    `method` of `evaluation.metrics.score_normalisation`.
+
+    Raises:
+        InputError: as `read_protocol` and `read_features`, or they do not belong together.
+    """
+    protocol = read_protocol(data_root, name)
+    given = read_features(features, None)
+    if len(given.norms) != len(protocol.image_names):
+        raise InputError(
+            f"{features}: features of {len(given.norms):,} images, and {name} has "
+            f"{len(protocol.image_names):,}. They belong to another data set."
+        )
+    groups = group_faces(protocol.template_of_face, protocol.media, len(protocol.template_ids))
+    others = None
+    if cohort is not None:
+        bank = cohort_bank(
+            str(cohort), None if evaluated_subjects is None else read_names(evaluated_subjects)
+        )
+        check_made_alike(bank, given.identity.get("backbone_sha256"), given.features.shape[1])
+        others = cohort_of(bank, method)
+    return EvaluationSet(protocol, given.features, given.norms, groups, others)
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluator(EvaluationSet):
     """The benchmark, and the draws of its subjects."""
 
     draws: PairBootstrap
 
     @classmethod
-    def of(cls, judged: Judged, replicates: int) -> Judge:
+    def of(cls, evaluation_set: EvaluationSet, replicates: int) -> Evaluator:
         """With so many draws."""
-        pairs, subjects = judged.protocol.pairs, judged.protocol.subjects.astype(np.int32)
+        pairs, subjects = evaluation_set.protocol.pairs, evaluation_set.protocol.subjects.astype(np.int32)
         draws = PairBootstrap(
             subjects[pairs.first], subjects[pairs.second], pairs.is_mated, replicates=replicates
         )
-        return cls(**vars(judged), draws=draws)
+        return cls(**vars(evaluation_set), draws=draws)
 
     def figures(self, name: str, module: nn.Module) -> dict[str, Any]:
         """A row's figures, rates as fractions: TAR by FAR and its draws (R, FARs), rank-1, TPIR, speed."""

@@ -1,10 +1,13 @@
-"""Rivals on several folds of subjects in one table: each fold judged by what was trained without its people.
+"""Baselines over several folds of subjects: each fold is evaluated with aggregators trained without its
+subjects.
 
 python benchmarks/studies/folds.py --fold A/ours A/others --fold B/ours B/others
-    each --fold: the --out folders of benchmarks/studies/baselines.py that were judged on one benchmark; the
-    rows of the first folder keep their names, those of the others say their folder's. Writes <out>/folds.md
+    each --fold: --out folders of benchmarks/studies/baselines.py that were evaluated on one benchmark; rows
+    of the first folder keep their names, rows of the others get the name of their folder. Writes
+    <out>/folds.md
 
-A rate is the mean over the folds; so is a difference, whose interval is of draws of subjects in each fold.
+Rates and differences are means over the folds; intervals are bootstrap intervals over the subjects of each
+fold.
 """
 
 from __future__ import annotations
@@ -41,7 +44,7 @@ def main() -> int:
     parser = build_parser(__doc__)
     parser.add_argument("--fold", type=Path, nargs="+", action="append", required=True, metavar="OUT")
     parser.add_argument("--reference", default="weighted_coreset", help="differences are to this row")
-    parser.add_argument("--out", type=Path, default=Path("experiments/rivals"))
+    parser.add_argument("--out", type=Path, default=Path("experiments/baselines"))
     args = parser.parse_args()
     return run_command(lambda: compare(args))
 
@@ -69,9 +72,9 @@ def compare(args: argparse.Namespace) -> None:
 
 
 def read_fold(folders: Sequence[Path]) -> tuple[Fold, str]:
-    """Rows of one fold by name, and what it is judged on."""
+    """Rows of one fold by name, and the benchmark of its evaluation."""
     rows: dict[str, list[Row]] = {}
-    judges = set()
+    evaluations = set()
     for place, folder in enumerate(folders):
         paths = sorted((folder / "rows").glob("*.json"))
         if not paths:
@@ -81,18 +84,18 @@ def read_fold(folders: Sequence[Path]) -> tuple[Fold, str]:
         for path in paths:
             content = json.loads(path.read_text())
             made = content.pop("made_with")
-            judges.add(
+            evaluations.add(
                 json.dumps(
-                    [made["judge"], made["replicates"], made["steps"], score_normalisation_of(made)],
+                    [made["evaluation"], made["replicates"], made["steps"], score_normalisation_of(made)],
                     sort_keys=True,
                 )
             )
             name = content["name"] if place == 0 else f"{content['name']}, {folder.name}"
             rows.setdefault(name, []).append(Row(**content))
-    if len(judges) > 1:
-        raise InputError(f"--fold {' '.join(map(str, folders))}: rows were judged or trained differently.")
-    judge = json.loads(judges.pop())[0]
-    return rows, ", ".join(f"{key} {value}" for key, value in judge.items())
+    if len(evaluations) > 1:
+        raise InputError(f"--fold {' '.join(map(str, folders))}: rows were evaluated or trained differently.")
+    evaluator = json.loads(evaluations.pop())[0]
+    return rows, ", ".join(f"{key} {value}" for key, value in evaluator.items())
 
 
 def table(folds: Sequence[Fold], reference: str) -> str:

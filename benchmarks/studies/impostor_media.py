@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from benchmarks.studies.evaluation_set import read_judged
+from benchmarks.studies.evaluator import read_evaluation_set
 from data.sampling.views import Kind
 from evaluation.metrics.bootstrap import rate_interval95
 from evaluation.metrics.thresholds import threshold_at
@@ -56,12 +56,12 @@ Score = Callable[["MixedSet"], np.ndarray]
 
 @dataclass(frozen=True)
 class MixedSet:
-    """One set: `features` (T, D), `norms` (T,), `media` (T,) 0..M-1, `foreign` (M,) bool, `subject`."""
+    """One set: `features` (T, D), `norms` (T,), `media` (T,) 0..M-1, `impostor` (M,) bool, `subject`."""
 
     features: np.ndarray
     norms: np.ndarray
     media: np.ndarray
-    foreign: np.ndarray
+    impostor: np.ndarray
     subject: int
 
 
@@ -76,16 +76,22 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=5, help="mixes, from seed 0 on")
     parser.add_argument("--fit", type=Path, metavar="VIEWS")
     parser.add_argument("--without", type=Path, metavar="FILE", help="subjects that the fit may not see")
-    parser.add_argument("--foreign_media", type=int, default=1, help="added to every second template")
+    parser.add_argument("--impostor_media", type=int, default=1, help="added to every second template")
     args = parser.parse_args()
     rule = DEFAULT_MODEL
     if args.fit is not None:
         rule = fit(args.fit, args.without)
     if args.data_root is None or args.features is None:
         return 0
-    judged = read_judged(args.data_root, args.dataset_name, args.features)
-    features, norms = np.asarray(judged.features, np.float32), np.asarray(judged.norms, np.float32)
-    mixes = [mixed(judged.protocol, features, norms, seed, args.foreign_media) for seed in range(args.seeds)]
+    evaluation_set = read_evaluation_set(args.data_root, args.dataset_name, args.features)
+    features, norms = (
+        np.asarray(evaluation_set.features, np.float32),
+        np.asarray(evaluation_set.norms, np.float32),
+    )
+    mixes = [
+        mixed(evaluation_set.protocol, features, norms, seed, args.impostor_media)
+        for seed in range(args.seeds)
+    ]
     report("a face's cosine with the others, as before", mixes, _cosine_score)
     report("told", mixes, lambda each: _odds(each, rule, told=True))
     report("frames", mixes, lambda each: _odds(each, rule, told=False))
@@ -95,7 +101,7 @@ def main() -> int:
 
 
 def mixed(
-    protocol: SetProtocol, features: np.ndarray, norms: np.ndarray, seed: int, foreign_media: int = 1
+    protocol: SetProtocol, features: np.ndarray, norms: np.ndarray, seed: int, impostor_media: int = 1
 ) -> list[MixedSet]:
     """All templates; to every second one, so many media of other subjects are added."""
     rng = np.random.default_rng(seed)
@@ -109,7 +115,7 @@ def mixed(
     for template, subject in enumerate(protocol.subjects.tolist()):
         own = np.flatnonzero(template_of == template)
         others = np.flatnonzero(subject_of != subject)
-        added = rng.choice(others, foreign_media, replace=False) if template in chosen else others[:0]
+        added = rng.choice(others, impostor_media, replace=False) if template in chosen else others[:0]
         parts = [media[number] for number in [*own, *added]]
         rows = np.concatenate(parts)
         sets.append(
@@ -162,36 +168,36 @@ def fit(views: Path, without: Path | None) -> OutlierModel:
     bank = read_given(views)
     left_out = set(without.read_text().split()) if without is not None else set()
     bank = bank.of_subjects(set(bank.subjects) - left_out)
-    sets = [each for each in drawn(bank, FIT_SETS, seed=1) if len(each.foreign) >= MIN_SAMPLES]
+    sets = [each for each in drawn(bank, FIT_SETS, seed=1) if len(each.impostor) >= MIN_SAMPLES]
     rows = np.concatenate(
         [outlier_evidence(*pool_samples(each.features, each.norms, each.media)) for each in sets]
     )
-    labels = np.concatenate([each.foreign for each in sets])
+    labels = np.concatenate([each.impostor for each in sets])
     found = LogisticRegression(C=100, max_iter=1000).fit(rows, labels)
     rule = OutlierModel(*(round(float(value), 2) for value in [found.intercept_[0], *found.coef_[0]]))
-    print(f"fitted on {len(bank.subjects):,} subjects, {len(sets):,} sets, {labels.sum():,} foreign media:")
+    print(f"fitted on {len(bank.subjects):,} subjects, {len(sets):,} sets, {labels.sum():,} impostor media:")
     print(rule)
     report("on the subjects of the fit, new draws", [drawn(bank, 2000, 2)], lambda s: _odds(s, rule, True))
     return rule
 
 
 def report(name: str, mixes: Sequence[Sequence[MixedSet]], score: Score) -> None:
-    """Prints the share of foreign media found where so many own ones are accused, and at the limit."""
-    own, foreign, *subjects = _scores([each for mix in mixes for each in mix], score)
-    low, high = _interval(own, foreign, *subjects)
-    cuts = [f"{_share_found(own, foreign, wrong):.3f} at {wrong:.2f}" for wrong in WRONG]
-    line = f"{name}: {len(own):,} own and {len(foreign):,} foreign media; found {', '.join(cuts)} accused"
+    """Prints the share of impostor media found where so many own ones are accused, and at the limit."""
+    own, impostor, *subjects = _scores([each for mix in mixes for each in mix], score)
+    low, high = _interval(own, impostor, *subjects)
+    cuts = [f"{_share_found(own, impostor, wrong):.3f} at {wrong:.2f}" for wrong in WRONG]
+    line = f"{name}: {len(own):,} own and {len(impostor):,} impostor media; found {', '.join(cuts)} accused"
     line += f" ({low:.3f} to {high:.3f} at 0.05, 95 % over subjects)"
     if own.max() <= 1 and own.min() >= 0:
         limit = EnrolmentLimits().outlier
-        line += f"; shipped limit {limit:g}: found {np.mean(foreign >= limit):.3f}, accused "
+        line += f"; shipped limit {limit:g}: found {np.mean(impostor >= limit):.3f}, accused "
         line += f"{np.mean(own >= limit):.3f}"
     print(line)
 
 
 def several_people(mixes: Sequence[Sequence[MixedSet]]) -> None:
     """Prints how many templates of one subject are taken for several people."""
-    clean = [each for mix in mixes for each in mix if not each.foreign.any()]
+    clean = [each for mix in mixes for each in mix if not each.impostor.any()]
     for name, told in (("told", True), ("frames", False)):
         units = [pool_samples(each.features, each.norms, _units(each, told)) for each in clean]
         taken = [find_identities(*each, IdentityLimits()).max() > 0 for each in units]
@@ -206,52 +212,52 @@ def halves(mixes: Sequence[Sequence[MixedSet]], score: Score) -> None:
         here = [each for mix in mixes for each in mix if each.subject % 2 == half]
         there = [each for mix in mixes for each in mix if each.subject % 2 != half]
         limit = threshold_at(_scores(here, score)[0], 0.05)
-        own, foreign, *_ = _scores(there, score)
+        own, impostor, *_ = _scores(there, score)
         print(
-            f"limit {limit:.3f} from half {half}, on the other half: found {np.mean(foreign >= limit):.3f}, "
+            f"limit {limit:.3f} from half {half}, on the other half: found {np.mean(impostor >= limit):.3f}, "
             f"accused {np.mean(own >= limit):.3f}"
         )
 
 
 def _scores(sets: Sequence[MixedSet], score: Score) -> tuple[np.ndarray, ...]:
-    """Scores of own and foreign media of sets of three media or more: the median of their faces'.
+    """Scores of own and impostor media of sets of three media or more: the median of their faces'.
 
     And whose set each is in.
     """
-    own, foreign = [], []
+    own, impostor = [], []
     for each in sets:
-        if len(each.foreign) < MIN_SAMPLES:
+        if len(each.impostor) < MIN_SAMPLES:
             continue
         values = score(each)
-        for medium, is_foreign in enumerate(each.foreign):
+        for medium, is_impostor in enumerate(each.impostor):
             value = (np.median(values[each.media == medium]), each.subject)
-            (foreign if is_foreign else own).append(value)
-    (own_scores, own_subjects), (foreign_scores, foreign_subjects) = np.array(own).T, np.array(foreign).T
-    return own_scores, foreign_scores, own_subjects, foreign_subjects
+            (impostor if is_impostor else own).append(value)
+    (own_scores, own_subjects), (impostor_scores, impostor_subjects) = np.array(own).T, np.array(impostor).T
+    return own_scores, impostor_scores, own_subjects, impostor_subjects
 
 
 def _interval(
-    own: np.ndarray, foreign: np.ndarray, own_subjects: np.ndarray, foreign_subjects: np.ndarray
+    own: np.ndarray, impostor: np.ndarray, own_subjects: np.ndarray, impostor_subjects: np.ndarray
 ) -> tuple[float, float]:
     """95 % of the share found where 5 % are accused, subjects drawn with replacement."""
     rng = np.random.default_rng(0)
-    subjects = np.unique(np.concatenate([own_subjects, foreign_subjects]))
+    subjects = np.unique(np.concatenate([own_subjects, impostor_subjects]))
     found = []
     for _ in range(REPLICATES):
         drawn = rng.multinomial(len(subjects), np.full(len(subjects), 1 / len(subjects)))
         here, there = (
             np.repeat(scores, drawn[np.searchsorted(subjects, whose)])
-            for scores, whose in ((own, own_subjects), (foreign, foreign_subjects))
+            for scores, whose in ((own, own_subjects), (impostor, impostor_subjects))
         )
         found.append(_share_found(here, there, 0.05))
-    observed = _share_found(own, foreign, 0.05)
-    low, high = rate_interval95(np.array(found)[:, None], [observed], len(np.unique(foreign_subjects)))
+    observed = _share_found(own, impostor, 0.05)
+    low, high = rate_interval95(np.array(found)[:, None], [observed], len(np.unique(impostor_subjects)))
     return float(low[0]), float(high[0])
 
 
-def _share_found(own: np.ndarray, foreign: np.ndarray, wrong: float) -> float:
-    """Of the foreign media, where at most so large a share of the own ones is accused."""
-    return float(np.mean(foreign >= threshold_at(own, wrong)))
+def _share_found(own: np.ndarray, impostor: np.ndarray, wrong: float) -> float:
+    """Of the impostor media, where at most so large a share of the own ones is accused."""
+    return float(np.mean(impostor >= threshold_at(own, wrong)))
 
 
 def _odds(each: MixedSet, rule: OutlierModel, told: bool) -> np.ndarray:

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.studies.evaluation_set import read_judged
+from benchmarks.studies.evaluator import read_evaluation_set
 from coreset import FaceSets
 from coreset.sets import SetDescriptor
 from runtime.command import build_parser, run_command
@@ -57,12 +57,12 @@ def compare(args: argparse.Namespace) -> None:
     aggregator = load_aggregator(args.aggregator_weights)
     if aggregator is None:
         raise InputError(f"--aggregator_weights {args.aggregator_weights}: there is no aggregator in it.")
-    judged = read_judged(args.data_root, args.dataset_name, args.features)
-    rows = torch.from_numpy(judged.groups.rows)
+    evaluation_set = read_evaluation_set(args.data_root, args.dataset_name, args.features)
+    rows = torch.from_numpy(evaluation_set.groups.rows)
     whole = FaceSets(
-        torch.from_numpy(judged.features)[rows].float(),
-        torch.from_numpy(judged.norms)[rows].float(),
-        torch.from_numpy(judged.groups.offsets),
+        torch.from_numpy(evaluation_set.features)[rows].float(),
+        torch.from_numpy(evaluation_set.norms)[rows].float(),
+        torch.from_numpy(evaluation_set.groups.offsets),
     )
     generator = torch.Generator().manual_seed(args.seed)
     repeated = FaceSets(

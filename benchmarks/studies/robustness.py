@@ -9,7 +9,7 @@ BACKBONE
 
 Every template, gallery and probe, is spoiled in one way at a time, by chance that follows from --seed:
     repeats     its face of the smallest norm is there so many times
-    foreign     so large a share of its faces is of donors, each drawn by itself; not of other subjects of the
+    impostors   so large a share of its faces is of donors, each drawn by itself; not of other subjects of the
                 benchmark, lest the very same image stand in two sets that are compared
     unreadable  so large a share of its faces is noise, a blank, or drawn hair without a face
     wrong       so large a share of the templates has one more medium, a donor's: a still, or a clip of 4 to
@@ -37,7 +37,7 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from benchmarks.studies.evaluation_set import Judged, add_cohort_flags, cohort_method, read_judged
+from benchmarks.studies.evaluator import EvaluationSet, add_cohort_flags, cohort_method, read_evaluation_set
 from benchmarks.studies.robustness_tables import AMOUNTS, REFERENCE, TWO_PEOPLE, draw, report
 from coreset import build_aggregator
 from coreset.catalogue import DEFAULT_SPLIT_LIMIT
@@ -112,7 +112,7 @@ def compare(args: argparse.Namespace) -> None:
         InputError: data, features or weights that cannot be used.
     """
     aggregators = _aggregators(args.aggregator, args.aggregator_weights)
-    judged = read_judged(
+    evaluation_set = read_evaluation_set(
         args.data_root,
         args.dataset_name,
         args.features,
@@ -120,12 +120,14 @@ def compare(args: argparse.Namespace) -> None:
         args.evaluated_subjects,
         cohort_method(args),
     )
-    normalisation = {name: judged.normalisation(aggregator) for name, aggregator in aggregators.items()}
+    normalisation = {
+        name: evaluation_set.normalisation(aggregator) for name, aggregator in aggregators.items()
+    }
     if args.two_identity_split is not None:
         for name, aggregator in list(aggregators.items()):
             aggregators[name + TWO_PEOPLE] = TwoIdentitySplit(aggregator, args.two_identity_split)
             normalisation[name + TWO_PEOPLE] = normalisation[name]
-    faces, groups = _faces(args, judged), judged.groups
+    faces, groups = _faces(args, evaluation_set), evaluation_set.groups
     rows: list[dict[str, object]] = []
     for kind, amounts in AMOUNTS.items():
         for amount in amounts:
@@ -133,7 +135,7 @@ def compare(args: argparse.Namespace) -> None:
             for name, aggregator in aggregators.items():
                 embedding = describe_templates(aggregator, faces.features, faces.norms, spoiled).embedding
                 row: dict[str, object] = {"aggregator": name, "spoiled": kind, "amount": amount}
-                rows.append(row | _rates(judged.protocol, *compared(embedding, normalisation[name])))
+                rows.append(row | _rates(evaluation_set.protocol, *compared(embedding, normalisation[name])))
             print(f"{kind} {amount:g}: done")
     table = pd.DataFrame(rows)
     cosines = {name: repeat_cosine(aggregator, groups, faces) for name, aggregator in aggregators.items()}
@@ -145,8 +147,11 @@ def compare(args: argparse.Namespace) -> None:
     print(f"\n{text}\n\n{args.out}: robustness.csv, robustness.md, robustness.png")
 
 
-def _faces(args: argparse.Namespace, judged: Judged) -> Faces:
-    features, norms = np.asarray(judged.features, np.float32), np.asarray(judged.norms, np.float32)
+def _faces(args: argparse.Namespace, evaluation_set: EvaluationSet) -> Faces:
+    features, norms = (
+        np.asarray(evaluation_set.features, np.float32),
+        np.asarray(evaluation_set.norms, np.float32),
+    )
     backbone = load_backbone(args.weights)
     odd_features, odd_norms = extract(unreadable_images(NUM_UNREADABLE, args.seed), backbone)
     donors = with_centre_of(backbone.spec, read_given(args.donors))
@@ -168,7 +173,7 @@ def _faces(args: argparse.Namespace, judged: Judged) -> Faces:
     return Faces(
         np.concatenate([features, odd_features, donors.values(chosen).float().numpy()]),
         np.concatenate([norms, odd_norms, np.asarray(donors.norms[chosen], np.float32)]),
-        np.concatenate([judged.protocol.subjects[judged.protocol.template_of_face], kinds]),
+        np.concatenate([evaluation_set.protocol.subjects[evaluation_set.protocol.template_of_face], kinds]),
         list(donated.values()),
     )
 
@@ -241,14 +246,15 @@ def _with_added(whose: int, groups: FaceGroups, faces: Faces, amount: float, see
     return _each(groups, seed, spoiled)
 
 
-with_foreign = partial(_with_added, DONOR)
+with_impostor_faces = partial(_with_added, DONOR)
 with_unreadable = partial(_with_added, UNREADABLE)
 
 
 def _with_wrong_medium(fewest: int, groups: FaceGroups, faces: Faces, amount: float, seed: int) -> FaceGroups:
     """A medium of a donor in each template of a share `amount` of those with `fewest` media and more.
 
-    Of another donor in every template, while there are any: two sets with one stranger do show one person.
+    Of another donor in every template, while there are any: two sets with the same impostor do show one
+    person.
     """
     donors = cycle(np.random.default_rng(seed).permutation(len(faces.donated)).tolist())
     medium_of = dict(zip(groups.rows.tolist(), groups.media.tolist(), strict=True))
@@ -279,7 +285,7 @@ def of_size(groups: FaceGroups, faces: Faces, amount: float, seed: int) -> FaceG
 
 SPOILERS: Mapping[str, Callable[[FaceGroups, Faces, float, int], FaceGroups]] = {
     "repeats": with_repeats,
-    "foreign": with_foreign,
+    "impostors": with_impostor_faces,
     "unreadable": with_unreadable,
     "wrong": with_wrong_medium,
     "among_several": with_wrong_among_several,

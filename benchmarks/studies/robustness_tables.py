@@ -13,7 +13,7 @@ from runtime.files import atomic_path
 
 AMOUNTS: dict[str, tuple[float, ...]] = {
     "repeats": (1, 5, 20, 100, 500),
-    "foreign": (0, 0.1, 0.2, 0.3, 0.4),
+    "impostors": (0, 0.1, 0.2, 0.3, 0.4),
     "unreadable": (0, 0.1, 0.2, 0.3, 0.4),
     "wrong": (0, 0.25, 0.5, 1),
     "among_several": (0, 0.25, 0.5, 1),
@@ -21,7 +21,7 @@ AMOUNTS: dict[str, tuple[float, ...]] = {
 }
 LABELS = {
     "repeats": "times that the worst face is there",
-    "foreign": "share of faces of other people",
+    "impostors": "fraction of impostor faces",
     "unreadable": "share of unreadable faces",
     "wrong": "share of templates with a wrong medium",
     "among_several": "the same, of templates of several media",
@@ -35,7 +35,7 @@ TWO_PEOPLE, TWO_PEOPLE_STROKE = ", two people", "-."
 
 
 def report(table: pd.DataFrame, cosines: Mapping[str, tuple[float, float]], name: str) -> str:
-    """Markdown: a table of each way, and what the repeats and a fifth of foreign faces do."""
+    """Markdown: a table of each way, and what the repeats and a fifth of impostor faces do."""
     parts = [f"# {name}: what spoils a set (TAR@FAR 1e-02 / 1e-03 / rank 1, %)"]
     figures = [column for column in table.columns if column.startswith("tar") or column == "rank1"]
     for kind, amounts in AMOUNTS.items():
@@ -46,10 +46,10 @@ def report(table: pd.DataFrame, cosines: Mapping[str, tuple[float, float]], name
             cells = [" / ".join(f"{value:.1f}" for value in row) for row in of_it[figures].to_numpy()]
             lines.append(f"| {aggregator} | {' | '.join(cells)} |")
         parts.append("\n".join(lines))
-    first = table[(table["spoiled"] == "foreign")].set_index(["aggregator", "amount"])["tar_at_far_1e-02"]
+    first = table[(table["spoiled"] == "impostors")].set_index(["aggregator", "amount"])["tar_at_far_1e-02"]
     limit = REQUIRED_SHARE * (first[REFERENCE, 0.0] - first[REFERENCE, 0.2])
     lines = [
-        "| | cosine after 500 repeats: mean (least) | TAR@FAR 1e-02 lost at 20 % foreign |",
+        "| | cosine after 500 repeats: mean (least) | TAR@FAR 1e-02 lost at 20 % impostor faces |",
         "|---|---|---|",
     ]
     for aggregator, (mean, least) in cosines.items():

@@ -1,7 +1,7 @@
 """How the coreset is chosen, compared: temperature, noise, masking, K, gamma, norm code, attention; by seeds.
 
 python benchmarks/studies/selection.py --features STORE --data_root DATA --dataset_name LFWS \
-    --judge_features FEATURES --evaluated_subjects SUBJECTS.txt --out experiments/selection
+    --evaluation_features FEATURES --evaluated_subjects SUBJECTS.txt --out experiments/selection
     trains each variant of the published aggregator with each seed under --preset good, and writes the table
 python benchmarks/studies/selection.py --train FLAGS_OF_MAIN
     one training, with the variants known beside the package's aggregators
@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.studies.baselines import Rival, compare, flags
+from benchmarks.studies.baselines import Baseline, compare, flags
 from coreset import AGGREGATORS
 from coreset.aggregator import CoresetAggregator
 from coreset.selection import Sampling, Selection, select_faces
@@ -125,29 +125,29 @@ class CoresetVariant(CoresetAggregator):
         return core.sum(dim=1) / count, picks, None if self.training else shares.sum(dim=1) / count
 
 
-def _variant(**options: object) -> Rival:
-    return Rival(_VARIANT, options=options)
+def _variant(**options: object) -> Baseline:
+    return Baseline(_VARIANT, options=options)
 
 
 VARIANTS = {
     # What the package does without a flag: masking, temperature 1, gamma learned from 0.01, the sinusoid.
-    "as it is": Rival("coreset"),
-    "picked faces not masked (published)": Rival("coreset", options={"mask_picked": False}),
-    "temperature 1 to 0.01": Rival("coreset", flags={"selection_temperature_end": 0.01}),
-    "temperature 0.05": Rival("coreset", flags={"selection_temperature": 0.05}),
-    "temperature learned": Rival("coreset", flags={"learn_temperature": None}),
-    "argmax, no noise": Rival("coreset", options={"gumbel_noise": False}),
+    "as it is": Baseline("coreset"),
+    "picked faces not masked (published)": Baseline("coreset", options={"mask_picked": False}),
+    "temperature 1 to 0.01": Baseline("coreset", flags={"selection_temperature_end": 0.01}),
+    "temperature 0.05": Baseline("coreset", flags={"selection_temperature": 0.05}),
+    "temperature learned": Baseline("coreset", flags={"learn_temperature": None}),
+    "argmax, no noise": Baseline("coreset", options={"gumbel_noise": False}),
     "scores equalised": _variant(equal_scores=True),
     "random K": _variant(choice="random"),
     "top K by norm": _variant(choice="largest_norm"),
-    **{f"K = {number}": Rival("coreset", flags={"coreset_size": number}) for number in (1, 2, 5, 7)},
-    **{f"gamma fixed at {gamma:g}": Rival("coreset", flags={"gamma": gamma}) for gamma in (0, 1)},
-    "gamma learned from 1": Rival("coreset", options={"gamma": 1.0}),
+    **{f"K = {number}": Baseline("coreset", flags={"coreset_size": number}) for number in (1, 2, 5, 7)},
+    **{f"gamma fixed at {gamma:g}": Baseline("coreset", flags={"gamma": gamma}) for gamma in (0, 1)},
+    "gamma learned from 1": Baseline("coreset", options={"gamma": 1.0}),
     "smooth norm code": _variant(smooth_code=True),
     "argmax, gamma 1, smooth": _variant(gumbel_noise=False, gamma=1.0, smooth_code=True),
     "no attention": _variant(attends=False),
-    "attention over all faces": Rival("set_transformer", options={"inducing_points": 0}),
-    "weighted coreset": Rival("weighted_coreset"),
+    "attention over all faces": Baseline("set_transformer", options={"inducing_points": 0}),
+    "weighted coreset": Baseline("weighted_coreset"),
 }
 
 

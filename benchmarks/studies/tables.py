@@ -25,7 +25,7 @@ COMPARED = (1e-2, 1e-3)
 
 @dataclass(frozen=True)
 class Row:
-    """One aggregator trained with one seed, and judged; rates are fractions.
+    """One aggregator trained with one seed and evaluated; rates are fractions.
 
     `drawn`: TAR of each draw of subjects (R, FARs), the same draws for every row; `rank1`, `tpir` (at the
     largest FPIR, 0.1) are means over the galleries; `templates_per_second` of one core's time; `agreement`:
@@ -75,7 +75,7 @@ def score_normalisation_of(made_with: Mapping[str, Any]) -> str | None:
 
 
 def write_tables(
-    out: Path, rows: Sequence[Row], reference: str, title: str = "rivals", cohort: str | None = None
+    out: Path, rows: Sequence[Row], reference: str, title: str = "baselines", cohort: str | None = None
 ) -> str:
     """Writes <title>.md (one line an aggregator) and <title>.csv (one line a row); gives the table.
 

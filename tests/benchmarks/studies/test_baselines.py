@@ -1,4 +1,5 @@
-"""The table of rivals: trained by the command itself, judged, resumed; its arithmetic; what it refuses."""
+"""The table of baselines: trained by the command itself, evaluation_set, resumed; its arithmetic; what it
+refuses."""
 
 from __future__ import annotations
 
@@ -14,9 +15,8 @@ import torch
 from torch import nn
 
 import main
-from benchmarks.studies import baselines as rivals
-from benchmarks.studies.evaluation_set import read_judged
-from benchmarks.studies.evaluator import Judge, duplicate_share
+from benchmarks.studies import baselines as baselines
+from benchmarks.studies.evaluator import Evaluator, duplicate_share, read_evaluation_set
 from benchmarks.studies.tables import FARS, Row, difference, write_tables
 from coreset import AGGREGATORS, build_aggregator
 from evaluation.metrics.score_normalisation import METHODS
@@ -51,37 +51,37 @@ def args(tmp_path: Path, data: Dataset, monkeypatch: pytest.MonkeyPatch) -> Name
         norms=rng.uniform(5, 20, 120).astype(np.float32),
         labels=labels,
     )
-    judged = tmp_path / "judged"
-    judged.mkdir()
+    evaluation_set = tmp_path / "evaluation"
+    evaluation_set.mkdir()
     of_subject = {subject: rng.standard_normal(D) for subject in set(data.subject_of.values())}
     faces = np.stack([of_subject[data.subject_of[template]] for _, template, _ in data.faces])
-    np.save(judged / "features.npy", unit_rows(rng, faces, 1.0))
-    np.save(judged / "norms.npy", rng.uniform(5, 20, len(faces)).astype(np.float32))
-    (tmp_path / "subjects.txt").write_text("judged_1\njudged_2\n")
+    np.save(evaluation_set / "features.npy", unit_rows(rng, faces, 1.0))
+    np.save(evaluation_set / "norms.npy", rng.uniform(5, 20, len(faces)).astype(np.float32))
+    (tmp_path / "subjects.txt").write_text("evaluated_1\nevaluated_2\n")
     given = {
         "features": tmp_path / "train.npz",
         "data_root": data.root,
         "dataset_name": data.name,
-        "judge_features": judged,
+        "evaluation_features": evaluation_set,
         "evaluated_subjects": tmp_path / "subjects.txt",
         "out": tmp_path / "out",
     }
     words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
     words += ["--steps", "4", "--epochs", "2", "--batch_size", "8", "--replicates", "50", "--seeds", "3"]
-    return rivals.flags("", rivals.RIVALS, "coreset").parse_args(words)
+    return baselines.flags("", baselines.BASELINES, "coreset").parse_args(words)
 
 
 @pytest.mark.slow
-def test_two_are_trained_judged_and_not_made_again(
+def test_two_are_trained_evaluated_and_not_made_again(
     args: Namespace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     args.aggregators, args.reference = ["learned_map", "mean"], "nan"
-    rivals.compare(args, rivals.RIVALS)
-    table = (args.out / "rivals.md").read_text()
+    baselines.compare(args, baselines.BASELINES)
+    table = (args.out / "baselines.md").read_text()
     assert "| nan" in table
     assert "reference" in table
     assert "--aggregator learned_map --seed 3" in table
-    with (args.out / "rivals.csv").open() as stream:
+    with (args.out / "baselines.csv").open() as stream:
         lines = list(csv.DictReader(stream))
     assert [line["aggregator"] for line in lines] == ["nan", "learned_map", "mean"]
     assert all(0 <= float(line[f"tar_at_far_{rate_key(far)}"]) <= 1 for line in lines for far in FARS)
@@ -89,18 +89,18 @@ def test_two_are_trained_judged_and_not_made_again(
     assert int(lines[1]["parameters"]) == 2 * D * 384 + 384 + D + 1
     rows = {path.name: path.stat().st_mtime_ns for path in (args.out / "rows").iterdir()}
     assert set(rows) == {"nan-seed3.json", "learned_map-seed3.json", "mean-seed0.json"}
-    (args.out / "rivals.md").unlink()
+    (args.out / "baselines.md").unlink()
     (args.out / "rows" / "mean-seed0.json").unlink()
-    rivals.compare(args, rivals.RIVALS)
+    baselines.compare(args, baselines.BASELINES)
     again = {path.name: path.stat().st_mtime_ns for path in (args.out / "rows").iterdir()}
     assert {name for name in rows if again[name] != rows[name]} == {"mean-seed0.json"}
-    # But for the line of what was judged again: its speed is measured anew.
-    assert [line for line in (args.out / "rivals.md").read_text().splitlines() if "| mean" not in line] == [
-        line for line in table.splitlines() if "| mean" not in line
-    ]
+    # But for the line of what was evaluated again: its speed is measured anew.
+    assert [
+        line for line in (args.out / "baselines.md").read_text().splitlines() if "| mean" not in line
+    ] == [line for line in table.splitlines() if "| mean" not in line]
 
 
-def test_what_a_stopped_training_left_stays_and_is_not_judged(args: Namespace, tmp_path: Path) -> None:
+def test_what_a_stopped_training_left_stays_and_is_not_evaluated(args: Namespace, tmp_path: Path) -> None:
     runs = args.out / "runs" / "nan-seed3"
     for name in ("run_2", "run_9"):
         (runs / name).mkdir(parents=True)
@@ -111,46 +111,46 @@ def test_what_a_stopped_training_left_stays_and_is_not_judged(args: Namespace, t
         "folder = Path(sys.argv[sys.argv.index('--out') + 1]) / 'run_10'\n"
         "folder.mkdir()\n(folder / 'last.ckpt').write_text('done')\n"
     )
-    made = rivals._trained(args, rivals.RIVALS["nan"], "nan", 3, [str(trainer)])
+    made = baselines._trained(args, baselines.BASELINES["nan"], "nan", 3, [str(trainer)])
     assert made["checkpoint"].read_text() == "done"
     assert [path.read_text() for path in sorted(runs.glob("*/last.ckpt"))] == ["done", "stopped", "stopped"]
 
 
 @pytest.mark.slow
-def test_what_was_trained_is_judged_elsewhere_without_training(args: Namespace, tmp_path: Path) -> None:
+def test_what_was_trained_is_evaluated_elsewhere_without_training(args: Namespace, tmp_path: Path) -> None:
     args.aggregators, args.reference = ["learned_map"], "learned_map"
-    rivals.compare(args, rivals.RIVALS)
+    baselines.compare(args, baselines.BASELINES)
     first = json.loads((args.out / "rows" / "learned_map-seed3.json").read_text())
     args.trained_in, args.out = args.out, tmp_path / "elsewhere"
-    rivals.compare(args, rivals.RIVALS)
+    baselines.compare(args, baselines.BASELINES)
     again = json.loads((args.out / "rows" / "learned_map-seed3.json").read_text())
     assert {**again, "templates_per_second": 0} == {**first, "templates_per_second": 0}
     assert not (args.out / "runs").exists()
     (args.out / "rows" / "learned_map-seed3.json").unlink()
     args.steps = 6
     with pytest.raises(InputError, match="other steps than are asked for here"):
-        rivals.compare(args, rivals.RIVALS)
+        baselines.compare(args, baselines.BASELINES)
     args.aggregators, args.reference = ["nan"], "nan"
     with pytest.raises(InputError, match="no finished training of nan with seed 3"):
-        rivals.compare(args, rivals.RIVALS)
+        baselines.compare(args, baselines.BASELINES)
 
 
 def test_rows_of_other_features_stand_beside(args: Namespace, tmp_path: Path) -> None:
     args.aggregators, args.reference = ["mean", "best_norm"], "mean"
-    rivals.compare(args, rivals.RIVALS)
+    baselines.compare(args, baselines.BASELINES)
     before, args.beside, args.out = args.out, args.out, tmp_path / "others"
     args.aggregators = ["top_k"]
-    rivals.compare(args, rivals.RIVALS)
-    table = (args.out / "rivals.md").read_text()
+    baselines.compare(args, baselines.BASELINES)
+    table = (args.out / "baselines.md").read_text()
     assert all(name in table for name in ("| top_k", f"| mean, {before.name}", f"| best_norm, {before.name}"))
     assert {path.name for path in (args.out / "rows").iterdir()} == {"mean-seed0.json", "top_k-seed0.json"}
     args.replicates += 1
     args.out = tmp_path / "more"
     with pytest.raises(InputError, match="was made with other replicates"):
-        rivals.compare(args, rivals.RIVALS)
+        baselines.compare(args, baselines.BASELINES)
     args.beside = tmp_path / "nothing"
     with pytest.raises(InputError, match="nothing: holds no rows"):
-        rivals.compare(args, rivals.RIVALS)
+        baselines.compare(args, baselines.BASELINES)
 
 
 @pytest.mark.slow
@@ -163,23 +163,25 @@ def test_a_training_that_fails_leaves_no_row_and_says_where_its_words_are(args: 
         labels=np.array(["a", "a", "b", "b"]),
     )
     with pytest.raises(InputError, match="training of nan ended with code 2; its words are in"):
-        rivals.compare(args, rivals.RIVALS)
+        baselines.compare(args, baselines.BASELINES)
     assert "error:" in (args.out / "logs" / "nan-seed3.log").read_text()
     assert [path.name for path in (args.out / "rows").iterdir()] == ["mean-seed0.json"]
 
 
 def test_rows_of_another_comparison_are_refused(args: Namespace) -> None:
     args.aggregators, args.reference = ["top_k"], "mean"
-    rivals.compare(args, rivals.RIVALS)
+    baselines.compare(args, baselines.BASELINES)
     args.steps = 6
     with pytest.raises(InputError, match=r"mean-seed0\.json: was made with other steps"):
-        rivals.compare(args, rivals.RIVALS)
+        baselines.compare(args, baselines.BASELINES)
 
 
 def test_figures_are_those_of_the_evaluation(args: Namespace) -> None:
     """Strict TAR lies among its draws, and a pooling that sees no difference has none to itself."""
-    judge = Judge.of(read_judged(args.data_root, args.dataset_name, args.judge_features), 100)
-    found = judge.figures("mean", build_aggregator("mean", {}))
+    evaluator = Evaluator.of(
+        read_evaluation_set(args.data_root, args.dataset_name, args.evaluation_features), 100
+    )
+    found = evaluator.figures("mean", build_aggregator("mean", {}))
     drawn = np.array(found["drawn"])
     assert drawn.shape == (100, len(FARS))
     for place, far in enumerate(FARS):
@@ -190,11 +192,11 @@ def test_figures_are_those_of_the_evaluation(args: Namespace) -> None:
 
 
 def test_every_trained_aggregator_and_every_pooling_is_a_row() -> None:
-    assert {rival.aggregator for rival in rivals.RIVALS.values()} == set(AGGREGATORS)
-    for rival in rivals.RIVALS.values():
-        options = rival.options | ({"embedding_size": D} if rival.preset else {})
-        module: nn.Module = build_aggregator(rival.aggregator, options)
-        assert (rival.preset is not None) == any(True for _ in module.parameters())
+    assert {baseline.aggregator for baseline in baselines.BASELINES.values()} == set(AGGREGATORS)
+    for baseline in baselines.BASELINES.values():
+        options = baseline.options | ({"embedding_size": D} if baseline.preset else {})
+        module: nn.Module = build_aggregator(baseline.aggregator, options)
+        assert (baseline.preset is not None) == any(True for _ in module.parameters())
 
 
 def test_the_budget_is_the_same_for_all(args: Namespace, tmp_path: Path) -> None:
@@ -203,29 +205,29 @@ def test_the_budget_is_the_same_for_all(args: Namespace, tmp_path: Path) -> None
     def flag(command: list[str], name: str) -> str:
         return command[command.index(f"--{name}") + 1]
 
-    for name, rival in rivals.RIVALS.items():
-        if rival.preset is None:
+    for name, baseline in baselines.BASELINES.items():
+        if baseline.preset is None:
             continue
-        command = rivals.training_flags(args, rival, 7, tmp_path)
-        if rival.preset == "good":
-            # The preset's strangers are the affair of the rows that are named so.
-            assert (float(flag(command, "impostor_face_prob")) > 0) == ("_foreign" in name)
+        command = baselines.training_flags(args, baseline, 7, tmp_path)
+        if baseline.preset == "good":
+            # Only rows with this name are trained with impostor faces.
+            assert (float(flag(command, "impostor_face_prob")) > 0) == ("_contaminated" in name)
         assert flag(command, "epoch_items") == "16"
         assert flag(command, "epochs") == "2"
         assert flag(command, "seed") == "7"
-        assert flag(command, "aggregator") == rival.aggregator
-        # Who is judged is never trained on.
+        assert flag(command, "aggregator") == baseline.aggregator
+        # Evaluated subjects are never trained on.
         assert flag(command, "exclude_subjects") == str(args.evaluated_subjects)
-    sab = rivals.training_flags(args, rivals.RIVALS["set_transformer_sab"], 7, tmp_path)
+    sab = baselines.training_flags(args, baselines.BASELINES["set_transformer_sab"], 7, tmp_path)
     # A list that names none of the subjects would be refused.
-    args.evaluated_subjects.write_text("judged_1\n")
-    assert "--exclude_subjects" not in rivals.training_flags(args, rivals.RIVALS["nan"], 7, tmp_path)
+    args.evaluated_subjects.write_text("evaluated_1\n")
+    assert "--exclude_subjects" not in baselines.training_flags(args, baselines.BASELINES["nan"], 7, tmp_path)
     assert sab[-2:] == ["--aggregator_options", "inducing_points=0"]
 
 
 def test_the_row_of_the_paper_is_its_recipe_but_for_the_budget(args: Namespace, tmp_path: Path) -> None:
     args.evaluated_subjects.write_text("trained_3\n")
-    command = rivals.training_flags(args, rivals.RIVALS["coreset_published"], 7, tmp_path)
+    command = baselines.training_flags(args, baselines.BASELINES["coreset_published"], 7, tmp_path)
     row = resolve(vars(main.flags().parse_args(command)), None).to_dict()
     paper = resolve({"features": row["features"], "preset": "published"}, None).to_dict()
     budget = {"batch_size", "epochs", "epoch_items"}
@@ -236,13 +238,13 @@ def test_the_row_of_the_paper_is_its_recipe_but_for_the_budget(args: Namespace, 
 def test_flags_and_data_that_cannot_be_used_are_refused(args: Namespace) -> None:
     args.steps, args.batch_size, args.evaluated_subjects = 5, 7, Path("nowhere.txt")
     with pytest.raises(InputError) as error:
-        rivals.compare(args, rivals.RIVALS)
+        baselines.compare(args, baselines.BASELINES)
     for part in ("multiple of --epochs 2", "expected an even number", "no such file"):
         assert part in str(error.value)
-    np.save(args.judge_features / "features.npy", np.ones((3, D), np.float32) / 4)
-    np.save(args.judge_features / "norms.npy", np.ones(3, np.float32))
+    np.save(args.evaluation_features / "features.npy", np.ones((3, D), np.float32) / 4)
+    np.save(args.evaluation_features / "norms.npy", np.ones(3, np.float32))
     with pytest.raises(InputError, match="features of 3 images, and TINY has"):
-        Judge.of(read_judged(args.data_root, args.dataset_name, args.judge_features), 10)
+        Evaluator.of(read_evaluation_set(args.data_root, args.dataset_name, args.evaluation_features), 10)
 
 
 def test_duplicates_are_counted_within_a_set() -> None:
@@ -283,7 +285,7 @@ def test_the_table_says_means_spread_and_what_is_not_known(tmp_path: Path) -> No
     rows = [row("a", 0, 0.5, [0.4, 0.5]), row("a", 1, 0.54, [0.4, 0.5]), row("b", 0, 0.4, [0.3, 0.6])]
     rows.append(replace(row("mean", 0, 0.2, [0.1, 0.2]), preset=None, command=""))
     write_tables(tmp_path, rows, "a")
-    text = (tmp_path / "rivals.md").read_text()
+    text = (tmp_path / "baselines.md").read_text()
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()[2:5]]
     cells = {line[0]: line[1:] for line in lines}
     assert cells["a"][:5] == ["2", "52.0 ± 2.8", "52.0 ± 2.8", "52.0 ± 2.8", "52.0 ± 2.8"]
@@ -298,11 +300,11 @@ def test_the_table_says_means_spread_and_what_is_not_known(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("method", METHODS)
 def test_with_a_cohort_rates_and_their_draws_are_of_its_scores(args: Namespace, method: str) -> None:
-    place = (args.data_root, args.dataset_name, args.judge_features)
+    place = (args.data_root, args.dataset_name, args.evaluation_features)
     module = build_aggregator("norm_weighted", {})
-    plain = Judge.of(read_judged(*place), 50).figures("norm_weighted", module)
-    judged = read_judged(*place, args.features, args.evaluated_subjects, method)
-    found = Judge.of(judged, 50).figures("norm_weighted", module)
+    plain = Evaluator.of(read_evaluation_set(*place), 50).figures("norm_weighted", module)
+    evaluation_set = read_evaluation_set(*place, args.features, args.evaluated_subjects, method)
+    found = Evaluator.of(evaluation_set, 50).figures("norm_weighted", module)
     assert found["tar"] != plain["tar"]
     # The draws are of the same scores as the rates: they lie around them.
     for key, drawn in zip(found["tar"], np.array(found["drawn"]).T, strict=True):

@@ -16,7 +16,7 @@ from benchmarks.studies.robustness import (
     Faces,
     of_size,
     unreadable_images,
-    with_foreign,
+    with_impostor_faces,
     with_repeats,
     with_unreadable,
     with_wrong_among_several,
@@ -58,9 +58,11 @@ def test_the_worst_face_is_there_so_many_times(sets: tuple[FaceGroups, Faces]) -
     assert np.array_equal(found.media, found.rows // 2)
 
 
-def test_shares_are_right_in_the_mean_and_strangers_are_strangers(sets: tuple[FaceGroups, Faces]) -> None:
+def test_fractions_are_right_on_average_and_impostors_are_of_other_subjects(
+    sets: tuple[FaceGroups, Faces],
+) -> None:
     groups, faces = sets
-    for spoil in (with_foreign, with_unreadable):
+    for spoil in (with_impostor_faces, with_unreadable):
         found = spoil(groups, faces, 0.3, 1)
         added = found.sizes - 4
         assert set(added) <= {1, 2}
@@ -144,7 +146,7 @@ def test_a_wrong_medium_is_one_medium_of_one_donor(sets: tuple[FaceGroups, Faces
     assert 10 < spoiled < 30
 
 
-def test_every_template_has_a_stranger_of_its_own(sets: tuple[FaceGroups, Faces]) -> None:
+def test_every_template_has_its_own_impostor(sets: tuple[FaceGroups, Faces]) -> None:
     groups, faces = sets
     donors = [[np.arange(n, n + 1)] for n in range(100, 140)]
     found = with_wrong_medium(groups, replace(faces, donated=donors), 1, 3)

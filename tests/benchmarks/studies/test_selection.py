@@ -87,8 +87,8 @@ def test_equal_scores_mean_the_same_at_every_pick() -> None:
 
 
 def test_every_variant_can_be_built() -> None:
-    for rival in VARIANTS.values():
-        if rival.aggregator == "coreset_variant":
-            variant(**rival.options)
+    for baseline in VARIANTS.values():
+        if baseline.aggregator == "coreset_variant":
+            variant(**baseline.options)
         else:
-            build_aggregator(rival.aggregator, {"embedding_size": D} | rival.options)
+            build_aggregator(baseline.aggregator, {"embedding_size": D} | baseline.options)
