@@ -34,6 +34,8 @@ from weights import (
     weights_digest,
 )
 
+# Galleries and calibrations keep fingerprints, so options are digested under their first names.
+_FORMER_OPTIONS = {"auxiliary_size": "context_size"}
 # Incremented with every change of this file that changes a descriptor.
 _REVISION = 1
 
@@ -276,21 +278,24 @@ def _preprocessing(spec: BackboneSpec, flip: str, alignment: str) -> dict[str, s
 
 
 def _fingerprint(backbone: Backbone, flip: str, aggregator: nn.Module, name: str) -> str:
-    # Options are read from the modules, as published checkpoints do not state them.
-    options = {
-        f"{place}.{key}": value
-        for place, module in aggregator.named_modules()
-        if type(module).__module__.split(".")[0] == "coreset"
-        for key, value in vars(module).items()
-        if isinstance(value, (bool, int, float, str)) and not key.startswith("_") and key != "training"
-    }
     parts = {
         "revision": _REVISION,
         "backbone": weights_digest(backbone),
         **_preprocessing(backbone.spec, flip, ALIGNMENT["alignment"]),
         **ALIGNMENT,
         "aggregator": name,
-        "options": options,
+        "options": fingerprint_options(aggregator),
         "aggregator_weights": weights_digest(aggregator),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def fingerprint_options(aggregator: nn.Module) -> dict[str, bool | int | float | str]:
+    """Options in the fingerprint, read from the modules as published checkpoints do not state them."""
+    return {
+        f"{place}.{_FORMER_OPTIONS.get(key, key)}": value
+        for place, module in aggregator.named_modules()
+        if type(module).__module__.split(".")[0] == "coreset"
+        for key, value in vars(module).items()
+        if isinstance(value, (bool, int, float, str)) and not key.startswith("_") and key != "training"
+    }

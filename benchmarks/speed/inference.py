@@ -27,6 +27,7 @@ from photos.photo_files import read_photo
 from recognition.aggregation import aggregate_sets
 from recognition.enrolment.checks import check_set
 from recognition.enrolment.limits import EnrolmentLimits
+from recognition.enrolment.quality_feedback import quality_feedback
 from recognition.face_reading import PhotoOptions
 from recognition.model import load_model
 from recognition.report.page import Report, write_page
@@ -61,7 +62,8 @@ def main() -> int:
     checks = [check_set(model, each, EnrolmentLimits()) for each in sets]
     checked = clock.read()
     matrix = similarities(sets)
-    write_page(args.out / "report.html", Report(model, sets, empty, matrix, checks))
+    feedback = [quality_feedback(each, check) for each, check in zip(sets, checks, strict=True)]
+    write_page(args.out / "report.html", Report(model, sets, empty, matrix, checks, feedback))
     first = matched(matrix)
     mated, others = pair_scores(matrix)
     print(

@@ -76,7 +76,7 @@ def report_sets(args: argparse.Namespace, demo_weights: Path) -> None:
     write_similarity(args.out / "similarity.csv", sets, matrix)
     write_descriptors(args.out / "descriptors.npz", sets, model)
     write_summary(args.out / "descriptors.json", model, sets, empty, checks, feedback)
-    write_page(args.out / "report.html", Report(model, sets, empty, matrix, checks, decisions))
+    write_page(args.out / "report.html", Report(model, sets, empty, matrix, checks, feedback, decisions))
     written = _WRITTEN[: None if decisions is not None else -1]
     print(f"\nwrote {', '.join(written)} to {args.out}")
 

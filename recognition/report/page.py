@@ -1,384 +1,309 @@
-"""report.html: one file that shows what a descriptor is made of, and needs no network.
+"""report.html: one self-contained file that shows what each descriptor is made of.
 
-Numbers come from `sets`, `enrolment` and `results`; how the page looks and behaves stands in page.html.
+The values are computed here; layout and behaviour are in the template page.html.
 """
 
 from __future__ import annotations
 
 import base64
-import html
-import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from string import Template
+from typing import Any, NamedTuple
 
 import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import NDArray
 
 from recognition.calibration.decisions import Decisions, about_threshold, nearest_pairs
 from recognition.enrolment.checks import EnrolmentCheck
-from recognition.enrolment.quality_feedback import choice_text, quality_feedback
+from recognition.enrolment.quality_feedback import Feedback, choice_text
 from recognition.model import FaceModel
-from recognition.records import AggregatedSet, EmptySet, FaceRecord, Rejection
+from recognition.records import AggregatedSet, EmptySet, FaceRecord
 from runtime.escaping import escaped
 from runtime.files import atomic_write
 
-_TEMPLATE = Path(__file__).with_name("page.html")
-# More cells than a person reads: beyond, the nearest sets of each are named.
+# Of more sets only the most similar ones of each are shown.
 _LARGEST_MATRIX = 60
 _NEAREST = 5
-# Of the matrix side by side on a sheet of paper.
+# Columns of the matrix that fit on paper.
 _COLUMNS_IN_PRINT = 20
-# Shown at once; the other faces of a set are unfolded.
+# The other faces of a set are folded.
 _FACES_SHOWN = 120
-# Of a face; the ends of file names tell them apart.
+# Characters; longer names keep their end, which differs most between files.
 _LONGEST_NAME = 15
-# From this share of the accent colour on, text is the colour made for it.
+# Percentage of the accent colour from which the text takes the colour for dark backgrounds.
 _HOT = 60
 
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """What a page shows; `matrix`: (B, B) cosines of the B sets; `checks`: one a set."""
+    """Content of a page.
+
+    Attributes:
+        model: that aggregated the sets.
+        sets: B sets.
+        empty: sets without a usable face.
+        matrix: (B, B) cosines.
+        checks: one per set.
+        feedback: one list per set.
+        decisions: on pairs, (B, B).
+        title: of the page.
+    """
 
     model: FaceModel
     sets: Sequence[AggregatedSet]
     empty: Sequence[EmptySet]
     matrix: NDArray[np.float32]
     checks: Sequence[EnrolmentCheck]
+    feedback: Sequence[Sequence[Feedback]]
     decisions: Decisions | None = None
     title: str = "From faces to one descriptor"
 
 
 def write_page(path: Path, report: Report) -> None:
-    """Writes the page, whole or not at all."""
+    """Write the page atomically."""
     atomic_write(path, page(report))
 
 
 def page(report: Report) -> str:
     """The page as HTML."""
-    number = 0
-    data: list[dict[str, object]] = []
-    sections = []
-    for place, (described, check) in enumerate(zip(report.sets, report.checks, strict=True)):
-        sections.append(_set_section(place, described, check, number))
-        data += [_face_data(described, check, face) for face in range(len(described.faces))]
-        number += len(described.faces)
-    faces = sum(len(each.faces) for each in report.sets)
-    rejected = sum(len(each.rejected) for each in report.sets)
-    rejected += sum(len(each.rejected) for each in report.empty)
-    totals = (
-        f"{_count(len(report.sets), 'set')}, {_count(faces, 'face')}, {rejected:,} without a usable face."
-    )
-    model = report.model
-    about = (
-        f"{model.about} Backbone: {model.spec.name}, mirror image: {model.flip}. "
-        f"Fingerprint of the model: {model.fingerprint[:12]}."
-    )
-    return Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
-        title=_text(report.title),
-        totals=totals,
-        about=_text(about),
-        matrix=_matrix_section(report),
-        decisions=_decisions_section(report),
-        sets="\n".join(sections),
-        empty=_empty_section(report.empty),
-        # '<' would end the script element early.
-        data=json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
+    model, decisions = report.model, report.decisions if len(report.sets) > 1 else None
+    offsets = np.cumsum([0, *(len(each.faces) for each in report.sets)]).tolist()
+    num_rejected = sum(len(each.rejected) for each in (*report.sets, *report.empty))
+    values = zip(report.sets, report.checks, report.feedback, offsets[:-1], strict=True)
+    return _template().render(
+        title=report.title,
+        totals=f"{_counted(len(report.sets), 'set')}, {_counted(offsets[-1], 'face')}, {num_rejected:,} "
+        "without a usable face.",
+        about=f"{model.about} Backbone: {model.spec.name}, horizontal flip: {model.flip}. Model fingerprint: "
+        f"{model.fingerprint[:12]}.",
+        names=[each.name for each in report.sets],
+        matrix=_matrix(report) if len(report.sets) > 1 else None,
+        threshold=None if decisions is None else about_threshold(decisions),
+        decisions=None if decisions is None else _decisions(decisions),
+        sets=[_set(*each) for each in values],
+        empty=report.empty,
+        data=[
+            _details(each, check, face)
+            for each, check in zip(report.sets, report.checks, strict=True)
+            for face in range(len(each.faces))
+        ],
     )
 
 
-# -------------------------------------------------------------------------------------------- matrix
-
-
-def _matrix_section(report: Report) -> str:
-    if len(report.sets) < 2:
-        return ""
-    wide = len(report.sets) > _LARGEST_MATRIX
-    body = _nearest_table(report) if wide else _heat_map(report)
-    note = (
-        f"The {_NEAREST} nearest sets of each; similarity.csv has all"
-        if wide
-        else 'Cosine of the descriptors: 0 <span class="scale" aria-hidden="true"></span> 1'
+@cache
+def _template() -> Any:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        # Control characters in names are written as escapes.
+        finalize=lambda value: escaped(value) if type(value) is str else value,
     )
-    if report.decisions is not None:
-        note += f". Framed: one person, by the {_text(about_threshold(report.decisions))}."
-    return (
-        f'<section aria-labelledby="similarity"><h2 id="similarity">Similarity</h2><p class="soft">{note}</p>'
-        f'<div class="scroll" tabindex="0" role="region" aria-labelledby="similarity">{body}</div></section>'
-    )
+    environment.filters["counted"] = _counted
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
+    return environment.get_template("page.html")
 
 
-def _heat_map(report: Report) -> str:
-    """One table; where it is wider than paper, for print also in parts of some columns."""
+# -------------------------------------------------------------------------------- matrix and decisions
+
+
+class _Cell(NamedTuple):
+    column: int
+    text: str
+    heat: int
+    is_hot: bool
+    is_match: bool
+
+
+def _matrix(report: Report) -> dict[str, Any]:
+    """Rows of cells; of many sets only the nearest ones of each, otherwise in parts that fit on paper."""
     count = len(report.sets)
-    if count <= _COLUMNS_IN_PRINT:
-        return _heat_table(report, range(count))
-    parts = np.array_split(np.arange(count), math.ceil(count / _COLUMNS_IN_PRINT))
-    in_print = "".join(_heat_table(report, part.tolist(), "print") for part in parts)
-    return _heat_table(report, range(count), "screen") + in_print
-
-
-def _heat_table(report: Report, columns: Sequence[int], kind: str = "") -> str:
-    names = [_text(each.name) for each in report.sets]
-    heads = "".join(
-        f'<th scope="col"><abbr title="{names[column]}">{column + 1}</abbr></th>' for column in columns
-    )
+    if count <= _LARGEST_MATRIX:
+        rows = [[_cell(report, row, column) for column in range(count)] for row in range(count)]
+        parts = np.array_split(np.arange(count), math.ceil(count / _COLUMNS_IN_PRINT))
+        return {"nearest": 0, "rows": rows, "print_columns": [part.tolist() for part in parts]}
     rows = []
-    for row, name in enumerate(names):
-        cells = "".join(_cell(report, row, column) for column in columns)
-        rows.append(f"<tr>{_row_head(row, name)}{cells}</tr>")
-    return (
-        f'<table class="{kind}"><thead><tr><td class="self"></td>{heads}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table>"
-    )
+    for row in range(count):
+        order = np.argsort(-report.matrix[row], kind="stable")
+        rows.append([_cell(report, row, int(column)) for column in order[order != row][:_NEAREST]])
+    return {"nearest": _NEAREST, "rows": rows}
 
 
-def _cell(report: Report, row: int, column: int) -> str:
+def _cell(report: Report, row: int, column: int) -> _Cell:
     value = float(report.matrix[row, column])
-    if row == column:
-        return '<td class="self">1</td>'
     heat = round(100 * min(max(value, 0.0), 1.0))
-    kinds = ["hot"] if heat >= _HOT else []
-    if report.decisions is not None and report.decisions.is_same[row, column]:
-        kinds.append("match")
-    return f'<td class="{" ".join(kinds)}" style="--heat:{heat}">{_cosine(value)}</td>'
+    is_match = report.decisions is not None and bool(report.decisions.is_same[row, column])
+    # Not -0.00.
+    return _Cell(column, f"{round(value, 2) + 0.0:.2f}", heat, heat >= _HOT, is_match)
 
 
-def _nearest_table(report: Report) -> str:
-    rows = []
-    for row, each in enumerate(report.sets):
-        others = np.argsort(-report.matrix[row], kind="stable")
-        cells = []
-        for column in [int(other) for other in others if other != row][:_NEAREST]:
-            value = float(report.matrix[row, column])
-            heat = round(100 * min(max(value, 0.0), 1.0))
-            kinds = ["hot"] if heat >= _HOT else []
-            if report.decisions is not None and report.decisions.is_same[row, column]:
-                kinds.append("match")
-            name = _text(report.sets[column].name)
-            cells.append(
-                f'<td class="{" ".join(kinds)}" style="--heat:{heat}"><a href="#set-{column}">{name}</a> '
-                f"{_cosine(value)}</td>"
-            )
-        rows.append(f"<tr>{_row_head(row, _text(each.name))}{''.join(cells)}</tr>")
-    return f"<table><tbody>{''.join(rows)}</tbody></table>"
-
-
-def _row_head(row: int, name: str) -> str:
-    return f'<th scope="row" title="{name}"><span>{row + 1}</span><a href="#set-{row}">{name}</a></th>'
-
-
-def _decisions_section(report: Report) -> str:
-    decisions = report.decisions
-    if decisions is None or len(report.sets) < 2:
-        return ""
-    heads = ("", "Score", "Says", "Threshold (95 %)", "Of sizes", "Flips at FMR")
-    rows = []
-    for place in nearest_pairs(decisions):
-        names = " and ".join(f'<a href="#set-{each}">{_text(report.sets[each].name)}</a>' for each in place)
-        cells = (
-            f"{decisions.scores[place]:.4f}",
-            decisions.verdict(place),
-            decisions.threshold_text(place),
-            decisions.sizes_text(place),
-            decisions.flip_text(place),
-        )
-        rows.append(
-            f'<tr><th scope="row">{names}</th>' + "".join(f"<td>{_text(c)}</td>" for c in cells) + "</tr>"
-        )
+def _decisions(decisions: Decisions) -> dict[str, Any]:
     method = decisions.normalisation
-    kind = f"scores are normalised with a cohort ({method})" if method else "scores are cosines"
-    head = "".join(f'<th scope="col">{each}</th>' for each in heads)
-    return (
-        '<section aria-labelledby="decisions"><h2 id="decisions">One person or two?</h2><p class="soft">The '
-        f"pairs nearest to their threshold for a false match rate (FMR) of {_text(decisions.fmr)}; {kind}. "
-        "The last column is the rate from which on it would say one person; decisions.csv has all pairs.</p>"
-        '<div class="scroll" tabindex="0" role="region" aria-labelledby="decisions"><table class="plain">'
-        f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div></section>"
-    )
+    return {
+        "fmr": decisions.fmr,
+        "scores": f"normalised with a cohort ({method})" if method else "cosines",
+        "rows": [
+            (
+                pair,
+                (
+                    f"{decisions.scores[pair]:.4f}",
+                    decisions.verdict(pair),
+                    decisions.threshold_text(pair),
+                    decisions.sizes_text(pair),
+                    decisions.flip_text(pair),
+                ),
+            )
+            for pair in nearest_pairs(decisions)
+        ],
+    }
 
 
-# ---------------------------------------------------------------------------------------------- sets
+# ----------------------------------------------------------------------------------------------- sets
 
 
-def _set_section(place: int, described: AggregatedSet, check: EnrolmentCheck, first: int) -> str:
-    picks = {int(face): order for order, face in enumerate(described.picks, start=1)}
-    units = ordered_samples(described, check)
+class _Face(NamedTuple):
+    """A face in the list of its set; `pick`: its number among the selected faces, 0 if it is not."""
+
+    number: int
+    name: str
+    short: str
+    pick: int
+    norm: str
+    weight: str
+    bar: int
+    flags: list[str]
+
+
+def _set(
+    aggregated: AggregatedSet, check: EnrolmentCheck, feedback: Sequence[Feedback], offset: int
+) -> dict[str, Any]:
+    """A set's section; `offset`: number of its first face on the page."""
+    samples = ordered_samples(aggregated, check)
+    parts = [("", samples)]
     if check.num_identities > 1:
+        numbers = [*range(check.num_identities), -1]
+        titles = [*(f"Identity {number + 1}?" for number in numbers[:-1]), "None of them"]
         parts = [
-            (f"Person {number + 1}?" if number >= 0 else "None of them", number)
-            for number in [*range(check.num_identities), -1]
+            (title, [sample for sample in samples if check.identity[sample[0]] == number])
+            for title, number in zip(titles, numbers, strict=True)
         ]
-        lists = "".join(
-            f"<h3>{title}</h3>{_face_list(described, check, own, picks, first)}"
-            for title, number in parts
-            if (own := [unit for unit in units if check.identity[unit[0]] == number])
-        )
-    else:
-        lists = _face_list(described, check, units, picks, first)
-    chosen = f", {_count(len(picks), 'face')} chosen" if picks else ""
-    findings = "".join(f"<li>{_text(each)}</li>" for each in feedback_sentences(described, check))
-    return (
-        f'<section id="set-{place}" aria-labelledby="name-{place}"><div class="head">'
-        f'<h2 id="name-{place}">{place + 1}. {_text(described.name)}</h2>'
-        f'<span class="soft">{_count(len(described.faces), "face")}{chosen}, norm of the descriptor '
-        f"{described.norm:.2f}</span></div>"
-        + (f'<ul class="findings">{findings}</ul>' if findings else "")
-        + f'<div data-set="{place}">{lists}</div>'
-        + _rejected(described.rejected)
-        + "</section>"
-    )
+    return {
+        "name": aggregated.name,
+        "num_faces": len(aggregated.faces),
+        "num_picks": len(aggregated.picks),
+        "norm": f"{aggregated.norm:.2f}",
+        "feedback": [each.text[:1].upper() + each.text[1:] for each in feedback],
+        "parts": [
+            (title, *_folded([[_face(aggregated, check, face, offset) for face in each] for each in own]))
+            for title, own in parts
+            if own
+        ],
+        "rejected": aggregated.rejected,
+    }
 
 
-def _face_list(
-    described: AggregatedSet, check: EnrolmentCheck, units: list[list[int]], picks: dict[int, int], first: int
-) -> str:
-    """The faces of a set, or of one person in it; beyond `_FACES_SHOWN` they are folded."""
-    shown: list[str] = []
-    hidden: list[str] = []
-    count = 0
-    for unit in units:
-        (shown if count < _FACES_SHOWN else hidden).append(_unit(described, check, unit, picks, first))
-        count += len(unit)
-    more = ""
-    if hidden:
-        left = count - sum(len(unit) for unit in units[: len(shown)])
-        more = (
-            f"<details><summary>{_count(left, 'more face')}</summary>"
-            f'<ul class="faces">{"".join(hidden)}</ul></details>'
-        )
-    return f'<ul class="faces">{"".join(shown)}</ul>{more}'
+def _folded(samples: list[list[_Face]]) -> tuple[list[list[_Face]], list[list[_Face]]]:
+    """Samples that are shown and samples that are folded, beyond `_FACES_SHOWN` faces."""
+    before = np.cumsum([0, *map(len, samples)])
+    shown = int(np.searchsorted(before[:-1], _FACES_SHOWN))
+    return samples[:shown], samples[shown:]
 
 
-def ordered_samples(described: AggregatedSet, check: EnrolmentCheck) -> list[list[int]]:
-    """Faces in the order of the page: near-duplicates together, by pick, then by weight."""
-    heavy = described.norms if described.weights is None else described.weights
-    order = {int(face): number for number, face in enumerate(described.picks)}
+def ordered_samples(aggregated: AggregatedSet, check: EnrolmentCheck) -> list[list[int]]:
+    """Faces in the order of the page: near-duplicates together, by selection, then by weight."""
+    weights = aggregated.norms if aggregated.weights is None else aggregated.weights
+    order = {int(face): number for number, face in enumerate(aggregated.picks)}
     faces = sorted(
-        range(len(described.faces)), key=lambda face: (order.get(face, len(order)), -heavy[face], face)
+        range(len(aggregated.faces)), key=lambda face: (order.get(face, len(order)), -weights[face], face)
     )
-    units: list[list[int]] = []
-    of_group: dict[int, list[int]] = {}
+    samples: dict[tuple[str, int], list[int]] = {}
     for face in faces:
         group = int(check.group[face])
-        if group in of_group:
-            of_group[group].append(face)
-            continue
-        units.append([face])
-        if group >= 0:
-            of_group[group] = units[-1]
-    return units
+        samples.setdefault(("group", group) if group >= 0 else ("face", face), []).append(face)
+    return list(samples.values())
 
 
-def feedback_sentences(described: AggregatedSet, check: EnrolmentCheck) -> list[str]:
-    """What a person should look at before enrolling the set, in sentences."""
-    return [each.text[:1].upper() + each.text[1:] for each in quality_feedback(described, check)]
-
-
-def _unit(
-    described: AggregatedSet, check: EnrolmentCheck, unit: list[int], picks: dict[int, int], first: int
-) -> str:
-    faces = "".join(_face(described, check, face, picks.get(face), first + face) for face in unit)
-    if len(unit) == 1:
-        return faces
-    return f'<li class="group"><span>{len(unit)} near-duplicates</span><ul class="faces">{faces}</ul></li>'
-
-
-def _face(described: AggregatedSet, check: EnrolmentCheck, face: int, pick: int | None, number: int) -> str:
-    whole = described.faces[face].name
-    name, short = _text(whole), _text(whole if len(whole) <= _LONGEST_NAME else f"{whole[:4]}…{whole[-10:]}")
-    order = f'<span class="order" title="chosen as number {pick}">{pick}</span>' if pick else ""
-    weight = ""
-    if described.weights is not None:
-        share = float(described.weights[face])
-        full = share / max(float(described.weights.max()), 1e-12)
-        bar = f'<span class="bar"><i style="width:{100 * full:.0f}%"></i></span>'
-        weight = f'<span class="weight">{bar}{_text(_percent(share))}</span>'
-    marks = (
-        ("someone else?", check.outlier[face]),
-        (f"person {check.identity[face] + 1}?", check.num_identities > 1 and check.identity[face] >= 0),
-        ("poor", check.poor[face]),
+def _face(aggregated: AggregatedSet, check: EnrolmentCheck, face: int, offset: int) -> _Face:
+    name = aggregated.faces[face].name
+    weight, bar = "", 0
+    if aggregated.weights is not None:
+        share = float(aggregated.weights[face])
+        weight, bar = _percent(share), round(100 * share / max(float(aggregated.weights.max()), 1e-12))
+    flags = (
+        ("different person?", check.outlier[face]),
+        (f"identity {check.identity[face] + 1}?", check.num_identities > 1 and check.identity[face] >= 0),
+        ("low quality", check.poor[face]),
     )
-    flags = [text for text, on in marks if on]
-    flag = f'<span class="flag">{", ".join(flags)}</span>' if flags else ""
-    return (
-        f'<li><button class="face{" chosen" if pick else ""}" data-face="{number}"><img alt="" width="96" '
-        f'height="96">{order}<span class="name" title="{name}">{short}</span><span class="norm">norm '
-        f"{described.norms[face]:.1f}</span>{weight}{flag}</button></li>"
+    return _Face(
+        number=offset + face,
+        name=name,
+        short=name if len(name) <= _LONGEST_NAME else f"{name[:4]}…{name[-10:]}",
+        pick=_pick(aggregated, face),
+        norm=f"{aggregated.norms[face]:.1f}",
+        weight=weight,
+        bar=bar,
+        flags=[text for text, is_set in flags if is_set],
     )
 
 
-def _face_data(described: AggregatedSet, check: EnrolmentCheck, face: int) -> dict[str, object]:
-    """What the card of a face shows."""
-    record = described.faces[face]
-    order = [number for number, pick in enumerate(described.picks, start=1) if pick == face]
-    facts = [("Chosen", f"as number {order[0]}" if order else "no")] if len(described.picks) else []
-    if described.weights is not None:
-        facts.append(("Weight", f"{_percent(float(described.weights[face]))} of the descriptor"))
-    facts.append(("Norm (quality)", f"{described.norms[face]:.2f}" + (", poor" if check.poor[face] else "")))
+def _pick(aggregated: AggregatedSet, face: int) -> int:
+    """The number of a face among the selected ones, from 1; 0 if it was not selected."""
+    return next((number for number, pick in enumerate(aggregated.picks, start=1) if pick == face), 0)
+
+
+def _details(aggregated: AggregatedSet, check: EnrolmentCheck, face: int) -> dict[str, object]:
+    """Content of the dialog of a face."""
+    record = aggregated.faces[face]
+    return {
+        "image": base64.b64encode(record.thumbnail).decode(),
+        "name": record.name,
+        "facts": [*_check_facts(aggregated, check, face), *_photo_facts(record)],
+    }
+
+
+def _check_facts(aggregated: AggregatedSet, check: EnrolmentCheck, face: int) -> Iterator[tuple[str, str]]:
+    if len(aggregated.picks):
+        pick = _pick(aggregated, face)
+        yield "Selected", f"as number {pick}" if pick else "no"
+    if aggregated.weights is not None:
+        yield "Weight", f"{_percent(float(aggregated.weights[face]))} of the descriptor"
+    yield "Norm (quality)", f"{aggregated.norms[face]:.2f}" + (", low" if check.poor[face] else "")
     if not math.isnan(check.similarity[face]):
-        facts.append(("Similarity to the rest", f"{check.similarity[face]:.2f}"))
+        yield "Similarity to the rest", f"{check.similarity[face]:.2f}"
     if not math.isnan(check.outlier_prob[face]):
-        facts.append(("Someone else?", f"probability {check.outlier_prob[face]:.2f}"))
+        yield "Outlier probability", f"{check.outlier_prob[face]:.2f}"
     if not math.isnan(check.shift[face]):
-        facts.append(("If left out", f"the descriptor moves by {check.shift[face]:.4f} (1 - cosine)"))
+        yield "Effect", f"without it the descriptor moves by {check.shift[face]:.4f} (1 - cosine)"
     if check.num_identities > 1:
-        who = f"{check.identity[face] + 1} of {check.num_identities}" if check.identity[face] >= 0 else "none"
-        facts.append(("Person", who))
+        identity = check.identity[face]
+        yield "Identity", f"{identity + 1} of {check.num_identities}" if identity >= 0 else "none"
+    if check.group[face] >= 0:
+        yield "Near-duplicates", f"{int((check.group == check.group[face]).sum()) - 1} more"
+
+
+def _photo_facts(record: FaceRecord) -> Iterator[tuple[str, str]]:
     if record.choice is not None:
         reason = "it agrees with the rest" if record.choice.agrees else "it is the largest"
-        facts.append(("Several faces", f"{choice_text(record)} was taken: {reason}"))
-    if check.group[face] >= 0:
-        others = int((check.group == check.group[face]).sum()) - 1
-        facts.append(("Near-duplicates", f"{others} more"))
+        yield "Several faces", f"{choice_text(record)} was used: {reason}"
     if record.size is not None and record.score is not None:
-        facts.append(("In the photo", f"{record.size:.0f} pixels high, detector's score {record.score:.2f}"))
+        yield "In the photo", f"{record.size:.0f} pixels high, detection score {record.score:.2f}"
     if record.turned:
-        facts.append(("Turned", f"by {record.turned} degrees clockwise; the photo is not upright"))
-    facts += _measured(record)
-    return {"image": base64.b64encode(record.thumbnail).decode(), "name": record.name, "facts": facts}
-
-
-def _measured(record: FaceRecord) -> list[tuple[str, str]]:
+        yield "Rotated", f"by {record.turned} degrees clockwise; the photo is not upright"
     measures = record.measures
     if measures is None:
-        return []
-    facts = []
+        return
     if not math.isnan(measures.yaw):
         side = "left" if measures.yaw < 0 else "right"
         height = "down" if measures.pitch < 0 else "up"
-        looks = f"{abs(measures.yaw):.0f} degrees to the {side}, {abs(measures.pitch):.0f} {height}"
-        facts.append(("Looks", looks))
-    light = f"{measures.brightness:.0f} of 255, contrast {measures.contrast:.0f}"
-    return [*facts, ("Sharpness", f"{measures.sharpness:.2f}"), ("Light", light)]
-
-
-# ------------------------------------------------------------------------------------------ rejected
-
-
-def _rejected(rejected: Sequence[Rejection]) -> str:
-    if not rejected:
-        return ""
-    items = "".join(f"<li><b>{_text(each.name)}</b>: {_text(each.reason)}</li>" for each in rejected)
-    return (
-        f'<details class="rejected"><summary>{_count(len(rejected), "file")} or frames without a usable face'
-        f"</summary><ul>{items}</ul></details>"
-    )
-
-
-def _empty_section(empty: Sequence[EmptySet]) -> str:
-    if not empty:
-        return ""
-    parts = "".join(f"<h3>{_text(each.name)}</h3>{_rejected(each.rejected)}" for each in empty)
-    return f"<section><h2>Sets without any face</h2>{parts}</section>"
-
-
-def _cosine(value: float) -> str:
-    # Not -0.00.
-    return f"{round(value, 2) + 0.0:.2f}"
+        yield "Pose", f"{abs(measures.yaw):.0f} degrees to the {side}, {abs(measures.pitch):.0f} {height}"
+    yield "Sharpness", f"{measures.sharpness:.2f}"
+    yield "Brightness", f"{measures.brightness:.0f} of 255, contrast {measures.contrast:.0f}"
 
 
 def _percent(share: float) -> str:
@@ -387,9 +312,5 @@ def _percent(share: float) -> str:
     return f"{100 * share:.0f} %" if share >= 0.0995 else f"{100 * share:.1f} %"
 
 
-def _count(number: int, noun: str) -> str:
+def _counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
-
-
-def _text(text: str) -> str:
-    return html.escape(escaped(text), quote=True)

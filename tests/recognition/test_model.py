@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from coreset import FaceSets
+from coreset import AGGREGATORS, FaceSets, build_aggregator
 from net import build_backbone
 from recognition.model import (
     FaceModel,
     aggregate_features,
     embed_images,
     embed_set,
+    fingerprint_options,
     load_model,
 )
 from runtime.errors import InputError
@@ -145,6 +147,14 @@ def test_the_fingerprint_changes_with_all_that_changes_a_descriptor(
     prints = {model.fingerprint, *(other.fingerprint for other in others)}
     assert len(prints) == len(others) + 1
     assert load_model(checkpoint, device="cpu", batch_size=3).fingerprint == model.fingerprint
+
+
+def test_fingerprints_do_not_change_when_options_are_renamed() -> None:
+    """Otherwise galleries and calibrations of earlier versions would be refused."""
+    golden = json.loads((Path(__file__).parents[1] / "golden" / "fingerprint_options.json").read_text())
+    assert golden.keys() == AGGREGATORS.keys()
+    for name, (options, expected) in golden.items():
+        assert fingerprint_options(build_aggregator(name, options)) == expected, name
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,12 @@ import pytest
 from photos.photo_files import thumbnail
 from recognition.calibration.decisions import decide_sets
 from recognition.calibration.thresholds import Calibration, Group, Threshold
-from recognition.enrolment.checks import EnrolmentCheck, check_set
+from recognition.enrolment.checks import check_set
 from recognition.enrolment.limits import EnrolmentLimits
+from recognition.enrolment.quality_feedback import quality_feedback
 from recognition.model import FaceModel
 from recognition.records import AggregatedSet, EmptySet, FaceChoice, Rejection
-from recognition.report.page import Report, feedback_sentences, ordered_samples, page, write_page
+from recognition.report.page import Report, ordered_samples, page, write_page
 from recognition.report.tables import (
     check_text,
     matrix_text,
@@ -42,7 +43,8 @@ def person(count: int, seed: int = 0) -> np.ndarray:
 def report_of(model: FaceModel, sets: Sequence[AggregatedSet], empty: Sequence[EmptySet] = ()) -> Report:
     checks = [check_set(model, each, EnrolmentLimits()) for each in sets]
     matrix = similarities(sets)
-    return Report(model, sets, empty, matrix, checks, decide_sets(CALIBRATION, sets, matrix))
+    feedback = [quality_feedback(each, check) for each, check in zip(sets, checks, strict=True)]
+    return Report(model, sets, empty, matrix, checks, feedback, decide_sets(CALIBRATION, sets, matrix))
 
 
 @pytest.fixture
@@ -72,12 +74,12 @@ def test_the_page_shows_each_face_with_its_facts(model: FaceModel, two: list[Agg
         assert base64.b64decode(str(face["image"])) == anna.faces[number].thumbnail
         facts = dict(face["facts"])  # type: ignore[call-overload]
         order = [place for place, pick in enumerate(anna.picks, 1) if pick == number]
-        assert facts["Chosen"] == (f"as number {order[0]}" if order else "no")
+        assert facts["Selected"] == (f"as number {order[0]}" if order else "no")
         assert facts["Norm (quality)"].startswith(f"{anna.norms[number]:.2f}")
         assert float(facts["Weight"].split(" %")[0].removeprefix("<")) == pytest.approx(
             100 * anna.weights[number], abs=0.5
         )
-    assert re.findall(r'title="chosen as number (\d)"', text)[:3] == ["1", "2", "3"]
+    assert re.findall(r'title="selected as number (\d)"', text)[:3] == ["1", "2", "3"]
     assert "3 near-duplicates" in text
     assert "nobody" in text
     assert "no face." in text
@@ -100,13 +102,15 @@ def test_the_page_groups_the_faces_of_a_mixed_set(model: FaceModel, drawn_set: M
     faces = list(described.faces)
     faces[0] = replace(faces[0], choice=FaceChoice(2, from_left=1, agrees=True))
     text = page(report_of(model, [replace(described, faces=faces)]))
-    first, second, none = (text.index(f"<h3>{title}") for title in ("Person 1", "Person 2", "None of them"))
+    first, second, none = (
+        text.index(f"<h3>{title}") for title in ("Identity 1", "Identity 2", "None of them")
+    )
     places = [text.index(f'data-face="{number}"') for number in range(6)]
     assert first < min(places[2:5])
     assert max(places[2:5]) < second < min(places[:2])
     assert max(places[:2]) < none < places[5]
     facts = [dict(face["facts"]) for face in faces_of(text)]  # type: ignore[call-overload]
-    assert [each["Person"] for each in facts] == ["2 of 2"] * 2 + ["1 of 2"] * 3 + ["none"]
+    assert [each["Identity"] for each in facts] == ["2 of 2"] * 2 + ["1 of 2"] * 3 + ["none"]
     assert facts[0]["Several faces"].startswith("face 1 of 2 from the left")
 
 
@@ -132,15 +136,12 @@ def test_faces_stand_in_the_order_of_their_choice_then_by_weight(
 
 
 def test_findings_name_what_to_look_at(model: FaceModel, two: list[AggregatedSet]) -> None:
-    found = feedback_sentences(two[0], check_set(model, two[0], EnrolmentLimits()))
-    assert found[0].startswith("1 of 9 faces may show a different person: 0008.jpg")
-    assert "0000.jpg, 0006.jpg, 0007.jpg" in found[1]
-    assert any("0004.jpg" in each and "quality" in each for each in found)
-    assert not any("different person" in each for each in feedback_sentences(two[1], _checked(model, two[1])))
-
-
-def _checked(model: FaceModel, described: AggregatedSet) -> EnrolmentCheck:
-    return check_set(model, described, EnrolmentLimits())
+    text = page(report_of(model, two))
+    anna, berta = (part.split("</ul>")[0] for part in text.split('<ul class="findings">')[1:3])
+    assert "<li>1 of 9 faces may show a different person: 0008.jpg" in anna
+    assert "0000.jpg, 0006.jpg, 0007.jpg" in anna
+    assert any("0004.jpg" in each and "quality" in each for each in anna.split("<li>"))
+    assert "different person" not in berta
 
 
 def test_many_sets_show_the_nearest_of_each(model: FaceModel, drawn_set: Make) -> None:
