@@ -1,4 +1,4 @@
-"""Brings data and weights from one form to another.
+"""Convert data sets and weights between formats.
 
 python convert.py --rec_path DATA/faces_emore --num_workers 8
     unpacks train.rec and the pair sets (*.bin) beside it, with the original bytes
@@ -7,51 +7,50 @@ python convert.py --pack FOLDER --out DIR
 python convert.py --draw_faces DIR --subjects 200
     draws synthetic faces: a pack and a pair set, for the demo and for tests
 python convert.py --list-weights
-    shows the published models that are known by name: figures, licences, where they are
+    lists the published models that have a name here: figures, licences, pages
 python convert.py --fetch-weights adaface_ir_50_ms1mv2
-    downloads one of them; commands then take its name as their weights
+    downloads one of them; every command then accepts its name as weights
 python convert.py --weights IN OUT.safetensors
-    writes any weights that we read in our own form, with their architecture, colours, source and licence
+    writes weights of any supported layout as .safetensors with architecture, preprocessing, source, licence
 python convert.py --weights GRAPH.onnx OUT.safetensors --channel_order RGB --mean 127.5 --std 127.5
-    states what an ONNX graph of others takes, once (--input_size, --template and --norm_is_quality too); a
-    graph can say it itself, by metadata: architecture=onnx, channel_order=RGB, mean=127.5, std=[1, 1, 1],
+    states the preprocessing of an ONNX graph, once (also --input_size, --template and --norm_is_quality); a
+    graph may state it in its metadata: architecture=onnx, channel_order=RGB, mean=127.5, std=[1, 1, 1],
     input_size=112, norm_is_quality=null
 python convert.py --weights BACKBONE OUT.safetensors --aggregator_weights CHECKPOINT
-    joins a backbone and an aggregator that was trained from its features in one file
+    writes a backbone and an aggregator that was trained on its features to one file
 python convert.py --check-quality WEIGHTS IMAGES
-    measures these weights on aligned faces of a few hundred people, <subject>/<image> or images alone: how
-    alike two people are for them, whether their norm is a measure of quality, and which measure to weigh
-    faces by; --store FILE writes the weights with what was measured, --out DIR plots error versus reject
+    measures weights on aligned faces of a few hundred subjects, <subject>/<image> or images alone: cosines
+    of different subjects, whether the norm is a measure of quality, and which quality to weight faces by;
+    --store FILE writes the weights with the result, --out DIR plots error-versus-discard characteristics
 python convert.py --export onnx WEIGHTS --out DIR
-    writes backbone.onnx and, of a trained aggregator, aggregator.onnx, for programs in other languages
+    writes backbone.onnx and, for a trained aggregator, aggregator.onnx
 python convert.py --build_set_benchmark FOLDER --out DATA --name MINE --protocol mixed
-    makes a set benchmark in the IJB layout of a folder of subjects, for validation_mixed
+    builds a set benchmark in the IJB layout from a folder of subjects, for validation_mixed
 """
 
 from __future__ import annotations
 
 import sys
 from argparse import SUPPRESS, ArgumentParser, _ArgumentGroup, _MutuallyExclusiveGroup
-from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.sources.image_files import IMAGES
-from data.sources.pair_files import find_pair_sets, read_pair_set
-from data.sources.recordio import REC_NAME
-from data.sources.unpacking import FORMATS, Unpacked, pack_folder, unpack_pack, unpack_pairs
 from runtime.errors import InputError
-from runtime.output_checks import require_output_file, require_output_folder
 
 if TYPE_CHECKING:
+    from data.sources.unpacking import Unpacked
     from weights.overrides import Overrides
 
+# Everything else is imported by the mode that needs it: --help is fast, and so are the worker processes, each
+# of which imports this file.
 _SHOWN = 5
+# `data.sources.unpacking.FORMATS`.
+IMAGE_FORMATS = ("original", "jpg", "png")
 _PREPARED = {"normalise_illumination": False, "auxiliary": ""}
 _OVERRIDES = {"coreset_size": "", "gamma": ""}
 _SPEC = dict.fromkeys(("mean", "std", "input_size", "template", "norm_is_quality"), "")
-# Flags of each mode, with their defaults; None: needed.
+# Flags of each mode, with their defaults; None: required.
 _MODES: dict[str, dict[str, Any]] = {
     "rec_path": {"out": "", "num_workers": 0, "image_format": "original", "quality": 95},
     "pack": {"out": None},
@@ -85,7 +84,7 @@ _MODES: dict[str, dict[str, Any]] = {
         "exclude_subjects": "",
     },
 }
-# That modes with a folder as --out write into it.
+# Files that modes write into --out.
 _FILES = {
     "check_quality": ("quality.json", "error_versus_reject.png"),
     "export": ("backbone.onnx", "aggregator.onnx"),
@@ -93,8 +92,7 @@ _FILES = {
 
 
 def main() -> int:
-    """Runs the command; gives its exit code."""
-    # Here, since each worker process imports this file: `command` brings PyTorch, which takes seconds.
+    """Run the command and return its exit code."""
     from runtime.command import run_command
 
     given = vars(flags().parse_args())
@@ -102,7 +100,7 @@ def main() -> int:
 
 
 def flags() -> ArgumentParser:
-    """The command's flags; what is not given is absent from the namespace."""
+    """Build the parser; flags that are not given are absent from the namespace."""
     from runtime.command import build_parser
 
     parser = build_parser(__doc__)
@@ -124,7 +122,9 @@ def flags() -> ArgumentParser:
     how.add_argument("--out", metavar="DIR", help="where to (default: --rec_path's folder, or the cache)")
     how.add_argument("--num_workers", type=int, help="--rec_path: processes (default: 0, this one)")
     how.add_argument(
-        "--image_format", choices=FORMATS, help="--rec_path: of the files (default: original, the bytes)"
+        "--image_format",
+        choices=IMAGE_FORMATS,
+        help="--rec_path: of the files (default: original, the bytes)",
     )
     how.add_argument("--quality", type=int, help="--rec_path: of JPEG, with --image_format jpg (default: 95)")
     how.add_argument("--subjects", type=int, help="--draw_faces: how many (default: 200)")
@@ -177,7 +177,7 @@ def _weight_modes(modes: _MutuallyExclusiveGroup) -> None:
 
 
 def _weight_flags(group: _ArgumentGroup) -> None:
-    from net import BACKBONES
+    from backbones.catalogue import BACKBONES
     from weights.overrides import add_override_flags, add_spec_flags
 
     add_override_flags(group)
@@ -227,7 +227,7 @@ def _weight_flags(group: _ArgumentGroup) -> None:
 
 
 def convert(given: Mapping[str, Any]) -> None:
-    """Does what the flags say.
+    """Run the mode of the flags given.
 
     Raises:
         InputError: flags that do not belong to the mode, or data that cannot be used.
@@ -235,9 +235,7 @@ def convert(given: Mapping[str, Any]) -> None:
     mode = next(name for name in _MODES if name in given)
     allowed = _MODES[mode]
     faults = [
-        f"--{name} has no effect with --{mode}. Leave it out."
-        for name in given
-        if name not in (mode, *allowed)
+        f"--{name} has no effect with --{mode}. Remove it." for name in given if name not in (mode, *allowed)
     ]
     faults += [
         f"--{mode} needs --{name}."
@@ -251,7 +249,7 @@ def convert(given: Mapping[str, Any]) -> None:
     if values.get("quality", 0) > 100:
         faults.append(f"--quality {values['quality']}: expected at most 100.")
     if "quality" in given and values.get("image_format") != "jpg":
-        faults.append("--quality has an effect with --image_format jpg alone. Leave it out.")
+        faults.append("--quality has no effect without --image_format jpg. Remove it.")
     if faults:
         raise InputError.from_faults(faults)
     _check_output(mode, values)
@@ -271,7 +269,9 @@ def convert(given: Mapping[str, Any]) -> None:
 
 
 def _check_output(mode: str, values: Mapping[str, Any]) -> None:
-    """Before the work. Raises InputError for an output that cannot be written, or that is an input."""
+    """Raise InputError for an output that cannot be written, or that is an input."""
+    from runtime.output_checks import require_output_file, require_output_folder
+
     out = Path(values["out"]) if values.get("out") else None
     if mode in ("weights", "aggregator"):
         source, target = values[mode]
@@ -290,6 +290,11 @@ def _check_output(mode: str, values: Mapping[str, Any]) -> None:
 
 
 def _unpack(values: Mapping[str, Any]) -> None:
+    from data.sources.image_files import IMAGES
+    from data.sources.pair_files import find_pair_sets, read_pair_set
+    from data.sources.recordio import REC_NAME
+    from data.sources.unpacking import unpack_pack, unpack_pairs
+
     folder = Path(values["rec_path"])
     out = Path(values["out"] or folder)
     pair_sets = find_pair_sets(folder)
@@ -298,8 +303,16 @@ def _unpack(values: Mapping[str, Any]) -> None:
             f"{folder}: holds neither {REC_NAME} nor pair sets (*.bin). Expected the folder of an "
             "InsightFace data set, such as faces_emore."
         )
-    # Before the long work: hours later is late to hear of a pair set that cannot be read.
-    faults = [fault for path in pair_sets if (fault := _fault_of(path))]
+    # Before the work, which may take hours.
+    faults = []
+    for path in pair_sets:
+        if path.stem == IMAGES:
+            faults.append(f"{path}: would be unpacked among the images of {REC_NAME}. Rename it.")
+            continue
+        try:
+            read_pair_set(path)
+        except InputError as fault:
+            faults.append(str(fault))
     if faults:
         raise InputError.from_faults(faults)
     if (folder / REC_NAME).is_file():
@@ -310,26 +323,16 @@ def _unpack(values: Mapping[str, Any]) -> None:
             image_format=values["image_format"],
             quality=values["quality"],
         )
-        _tell(done, out / IMAGES)
+        _print_unpacked(done, out / IMAGES)
     for path in pair_sets:
         pairs = read_pair_set(path)
         count = unpack_pairs(pairs, out / path.stem)
         print(f"{out / path.stem}: {count:,} pairs of {path.name}, with pairs.csv")
         if count < len(pairs):
-            print(f"  {len(pairs) - count:,} pairs are left out: an image of theirs cannot be decoded")
+            print(f"  {len(pairs) - count:,} pairs are skipped: one of their images cannot be decoded")
 
 
-def _fault_of(pair_set: Path) -> str | None:
-    if pair_set.stem == IMAGES:
-        return f"{pair_set}: would be unpacked among the images of {REC_NAME}. Give it another name."
-    try:
-        read_pair_set(pair_set)
-    except InputError as fault:
-        return str(fault)
-    return None
-
-
-def _tell(done: Unpacked, images: Path) -> None:
+def _print_unpacked(done: Unpacked, images: Path) -> None:
     print(
         f"{images}: {done.subjects:,} subjects, {done.written:,} images written, {done.there:,} were there, "
         f"{len(done.skipped):,} records skipped"
@@ -339,31 +342,35 @@ def _tell(done: Unpacked, images: Path) -> None:
     for key, why in sorted(done.skipped)[:_SHOWN]:
         print(f"  record {key}: {why}")
     if len(done.skipped) > _SHOWN:
-        kinds = Counter(why for _, why in done.skipped)
+        kinds = {why for _, why in done.skipped}
         print(f"  and {len(done.skipped) - _SHOWN:,} more; {len(kinds):,} different reasons")
     if done.of_other_size:
         print(
-            f"  {done.of_other_size:,} images are not 112 x 112, which training refuses: align them first",
+            f"  {done.of_other_size:,} images are not 112 x 112, which training refuses. Align them first",
             file=sys.stderr,
         )
 
 
 def _pack(values: Mapping[str, Any]) -> None:
+    from data.sources.recordio import REC_NAME
+    from data.sources.unpacking import pack_folder
+
     out = Path(values["out"])
     subjects, images, notes = pack_folder(Path(values["pack"]), out)
-    print(f"{out / REC_NAME}: {images:,} images of {subjects:,} subjects, whose names are in subjects.txt")
+    print(f"{out / REC_NAME}: {images:,} images of {subjects:,} subjects (names in subjects.txt)")
     for note in notes:
         print(f"  {note}")
 
 
 def _draw(values: Mapping[str, Any]) -> None:
+    from data.sources.recordio import REC_NAME
     from synthetic.datasets import draw_pack
 
     out = Path(values["draw_faces"])
     subjects, images, pairs = draw_pack(out, num_subjects=values["subjects"], seed=values["seed"])
     print(
-        f"{out / REC_NAME}: {images:,} drawn images of {subjects:,} subjects; {out / 'synthetic.bin'}: "
-        f"{pairs:,} pairs of other subjects"
+        f"{out / REC_NAME}: {images:,} synthetic images of {subjects:,} subjects; {out / 'synthetic.bin'}: "
+        f"{pairs:,} pairs of further subjects"
     )
 
 
@@ -383,7 +390,7 @@ def _fetch_weights(values: Mapping[str, Any]) -> None:
         f"{path}\n  licence of the weights: {entry.weights_licence}; commercial use: {entry.commercial_use}"
     )
     print(f"  trained on {entry.training_data}: {entry.data_terms}")
-    print(f"  wherever weights are asked for, write {path if values['out'] else entry.name}")
+    print(f"  pass it as {path if values['out'] else entry.name} to any --weights")
 
 
 def _convert_weights(values: Mapping[str, Any]) -> None:
@@ -453,7 +460,7 @@ def _export(values: Mapping[str, Any]) -> None:
 
     form, source = values["export"]
     if form not in FORMATS:
-        raise InputError(f"--export {form}: expected a format, {' or '.join(FORMATS)}, and then the weights.")
+        raise InputError(f"--export {form}: expected {' or '.join(FORMATS)}, then the weights.")
     how = values["arch"] or None, values["channel_order"] or None, _overrides(values)
     done = export_onnx(source, Path(values["out"]), *how)
     for each in done:
@@ -462,7 +469,7 @@ def _export(values: Mapping[str, Any]) -> None:
             check = f"embeddings within {each.difference:.1g} of PyTorch's"
         print(f"{each.path}: {each.path.stat().st_size / 2**20:.1f} MiB, {check}")
     if len(done) == 1:
-        print(f"{source} holds no trained aggregator; poolings are a line in any language")
+        print(f"{source}: contains no trained aggregator, so only the backbone was written")
 
 
 def _build_set_benchmark(values: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ import convert
 from data.sources.face_source import ImageFolder
 from data.sources.pair_files import read_pair_set, write_pair_set
 from data.sources.recordio import write_face_pack
+from data.sources.unpacking import FORMATS
 from runtime.errors import InputError
 from synthetic import datasets as drawn_packs
 from synthetic.faces import SyntheticFace
@@ -98,7 +99,7 @@ def test_drawing_gives_a_pack_and_pairs_of_others(tmp_path: Path) -> None:
         ({"rec_path": "nowhere"}, "nowhere: there is no such folder"),
         ({"rec_path": ".", "subjects": 3}, "--subjects has no effect with --rec_path"),
         ({"rec_path": ".", "num_workers": -1}, "--num_workers -1"),
-        ({"rec_path": ".", "quality": 90}, "--image_format jpg alone"),
+        ({"rec_path": ".", "quality": 90}, "--quality .*--image_format jpg"),
         ({"rec_path": ".", "quality": 900, "image_format": "jpg"}, "at most 100"),
         ({"pack": "x"}, "--pack needs --out"),
         ({"pack": "nowhere", "out": "y"}, "nowhere: there is no such folder"),
@@ -115,6 +116,10 @@ def test_a_folder_without_data_says_what_was_expected(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "holds neither train.rec nor pair sets" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_image_formats_are_those_of_unpacking() -> None:
+    assert convert.IMAGE_FORMATS == FORMATS
 
 
 def test_one_mode_at_a_time(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from net import BACKBONES
+from backbones.catalogue import BACKBONES
 from runtime.errors import InputError
 from runtime.files import cache_folder
 

@@ -6,12 +6,12 @@ import argparse
 import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from coreset import AGGREGATORS
 from runtime.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class Overrides:
 
     def options_of(self, aggregator: str) -> dict[str, int | float]:
         """Those that are given and that the aggregator of this name has."""
+        from coreset import AGGREGATORS  # Brings torch, which a command line does without.
+
         known = inspect.signature(AGGREGATORS[aggregator]).parameters if aggregator in AGGREGATORS else {}
         return {name: value for name, value in self.given().items() if name in known}
 
