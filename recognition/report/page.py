@@ -117,8 +117,7 @@ class _Cell(NamedTuple):
     column: int
     text: str
     heat: int
-    is_hot: bool
-    is_match: bool
+    style: str
 
 
 def _matrix(report: Report) -> dict[str, Any]:
@@ -138,9 +137,10 @@ def _matrix(report: Report) -> dict[str, Any]:
 def _cell(report: Report, row: int, column: int) -> _Cell:
     value = float(report.matrix[row, column])
     heat = round(100 * min(max(value, 0.0), 1.0))
-    is_match = report.decisions is not None and bool(report.decisions.is_same[row, column])
+    is_match = report.decisions is not None and report.decisions.is_same[row, column]
+    style = " ".join(["hot"] * (heat >= _HOT) + ["match"] * bool(is_match))
     # Not -0.00.
-    return _Cell(column, f"{round(value, 2) + 0.0:.2f}", heat, heat >= _HOT, is_match)
+    return _Cell(column, f"{round(value, 2) + 0.0:.2f}", heat, style)
 
 
 def _decisions(decisions: Decisions) -> dict[str, Any]:
