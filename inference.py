@@ -6,7 +6,7 @@ python inference.py --weights WEIGHTS --images_root people/
     every subfolder is a set
 python inference.py
     example sets of synthetic faces
-python inference.py enroll|search|remove|list --help
+python inference.py enroll|search|remove|rename|list|export|import --help
     a gallery of enrolled sets
 python inference.py calibrate --help
     thresholds for --calibration, from photos of known subjects
@@ -34,7 +34,7 @@ __all__ = ["embed_images", "embed_set", "load_model"]
 ROOT = Path(__file__).resolve().parent
 EXPERIMENTS = ROOT / "experiments"
 DEMO_WEIGHTS = ROOT / "demo" / "coreset_0" / "best.ckpt"
-GALLERY_COMMANDS = ("enroll", "search", "remove", "list")
+GALLERY_COMMANDS = ("enroll", "search", "remove", "rename", "list", "export", "import")
 CALIBRATE = "calibrate"
 
 
@@ -94,7 +94,7 @@ def _subcommand(name: str, arguments: Sequence[str]) -> int:
     else:
         from recognition.gallery.commands import COMMANDS
     command = COMMANDS[name]
-    parser = build_parser(command.__doc__)
+    parser = build_parser(command.description)
     parser.prog = f"{parser.prog} {name}"
     command.add_flags(parser)
     args = parser.parse_args(arguments)

@@ -33,7 +33,7 @@ from features.store import FeatureWriter, StoreLayout, open_store
 from net import build_backbone
 from photos.photo_files import read_photo
 from photos.videos import frames
-from recognition.calibration.thresholds import read_threshold
+from recognition.calibration.thresholds import read_calibration
 from recognition.gallery.store import Gallery, enroll, open_gallery
 from runtime.errors import InputError
 from runtime.json_files import json_text
@@ -244,12 +244,14 @@ def stores(folder: Path) -> list[Case]:
         found = open_store(store, identity)
         return b"".join(np.asarray(array).tobytes() for array in (found.features, found.norms))
 
-    gallery = folder / "gallery.npz"
+    gallery = folder / "gallery.db"
     vectors = np.eye(3, 8, dtype=np.float32)
     people = Gallery(("Ann", "Bob", "Çağla"), vectors, np.ones(3, np.float32), (("1.jpg",),) * 3, "f" * 64)
     enroll(gallery, people)
 
     def read_gallery() -> object:
+        for log in folder.glob("gallery.db-*"):
+            log.unlink()
         found = open_gallery(gallery)
         return found.names, found.files, found.fingerprint, found.descriptors.tobytes(), found.norms.tobytes()
 
@@ -258,7 +260,7 @@ def stores(folder: Path) -> list[Case]:
     calibration.write_text(json_text({"schema": 1, "fingerprint": "f" * 64, "thresholds": thresholds}))
 
     def read_thresholds() -> object:
-        return [read_threshold(calibration, "f" * 64, rate) for rate in thresholds]
+        return [read_calibration(calibration, "f" * 64, rate).threshold for rate in thresholds]
 
     files = sorted(path for path in store.rglob("*") if path.is_file())
     return [

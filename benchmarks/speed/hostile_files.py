@@ -33,7 +33,7 @@ from evaluation.protocols.matlab_files import read_matlab
 from features.bank import read_given
 from photos.photo_files import read_photo
 from recognition.calibration.thresholds import read_calibration
-from recognition.gallery.store import open_gallery
+from recognition.gallery.exchange import read_gallery
 from runtime.array_files import read_npz, write_npz
 from runtime.errors import InputError
 from runtime.json_files import read_json
@@ -115,9 +115,9 @@ def record_of_infinite_ranges(path: Path) -> None:
 MiB = 1 << 20
 BOMBS: dict[str, Bomb] = {
     "gallery, 256 MB of zeros": Bomb(
-        "g.npz", npz(schema=npy((), "<i8", 8), descriptors=npy((MiB, 64), "<f4", 256 * MiB)), open_gallery
+        "g.npz", npz(schema=npy((), "<i8", 8), descriptors=npy((MiB, 64), "<f4", 256 * MiB)), read_gallery
     ),
-    "gallery, a shape of 4 TB": Bomb("g.npz", npz(descriptors=npy((10**12,), "<f4", 128)), open_gallery),
+    "gallery, a shape of 4 TB": Bomb("g.npz", npz(descriptors=npy((10**12,), "<f4", 128)), read_gallery),
     "gallery, a list of lists": Bomb(
         "g.npz",
         lambda path: write_npz(
@@ -126,7 +126,7 @@ BOMBS: dict[str, Bomb] = {
             | {"names": np.array(["a"]), "descriptors": np.ones((1, 1), np.float32)}
             | {"norms": np.ones(1, np.float32), "fingerprint": np.array("f"), "reading": np.array("{}")},
         ),
-        open_gallery,
+        read_gallery,
     ),
     "npz, a header of 200 MB": Bomb(
         "f.npz",

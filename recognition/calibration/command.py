@@ -42,7 +42,7 @@ from evaluation.metrics.verification import RULE_OF_30, rate_key
 from recognition.calibration.labelled_sets import LabelledSets, describe_labelled, find_labelled
 from recognition.calibration.thresholds import SCHEMA, encoded
 from recognition.flags import add_model_flags, add_photo_flags, open_model, photo_options
-from recognition.gallery.commands import GalleryCommand
+from recognition.gallery.commands import Command
 from recognition.model import FaceModel
 from recognition.preprocessing import preprocessing_of
 from runtime.errors import Faults, InputWarning
@@ -409,7 +409,7 @@ def _flags(parser: argparse.ArgumentParser) -> None:
 
 
 COMMANDS = {
-    "calibrate": GalleryCommand(
+    "calibrate": Command(
         "Finds thresholds of similarity for your own people: for false match rates of "
         f"{', '.join(rate_key(rate) for rate in RATES)}, by the sizes of the two sets, with intervals.",
         _flags,

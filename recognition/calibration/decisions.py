@@ -40,9 +40,9 @@ class Decisions:
         scores: that are compared.
         thresholds: that they are compared with; `low` and `high` are the 95 % interval, NaN where not known.
         is_same: at or above the threshold.
-        flips: the false match rate of the score itself: one person at this rate and above, two below; NaN
-            where not known.
-        is_bound: `flips` is only an upper bound, as no stranger came so near.
+        fmr_at_score: the false match rate of a threshold at the score: one person at this rate and above, two
+            below; NaN where not known.
+        is_bound: `fmr_at_score` is only an upper bound, as no non-mated score is that high.
         cells: rows of `evaluation.metrics.calibration.CELLS`.
         of_own_sizes: whether the threshold is that of the pair's sizes.
     """
@@ -54,7 +54,7 @@ class Decisions:
     low: Doubles
     high: Doubles
     is_same: NDArray[np.bool_]
-    flips: Doubles
+    fmr_at_score: Doubles
     is_bound: NDArray[np.bool_]
     cells: NDArray[np.int64]
     of_own_sizes: NDArray[np.bool_]
@@ -68,11 +68,11 @@ class Decisions:
         value, low, high = (each[place] for each in (self.thresholds, self.low, self.high))
         return f"{value:.4f}" + ("" if np.isnan(low) else f" ({low:.4f} to {high:.4f})")
 
-    def flip_text(self, place: tuple[int, ...]) -> str:
-        """The rate at which the decision would flip."""
-        if np.isnan(self.flips[place]):
+    def fmr_text(self, place: tuple[int, ...]) -> str:
+        """The FMR at its score."""
+        if np.isnan(self.fmr_at_score[place]):
             return "not known"
-        rate = f"{self.flips[place]:.1e}"
+        rate = f"{self.fmr_at_score[place]:.1e}"
         return f"below {rate}" if self.is_bound[place] else rate
 
     def sizes_text(self, place: tuple[int, ...]) -> str:
@@ -93,7 +93,7 @@ def decide(
     """
     cells = np.broadcast_to(cells_of(first_sizes, second_sizes), scores.shape)
     shape = scores.shape
-    thresholds, low, high, flips = (np.full(shape, np.nan) for _ in range(4))
+    thresholds, low, high, fmr_at_score = (np.full(shape, np.nan) for _ in range(4))
     is_bound, of_own_sizes = np.zeros(shape, bool), np.zeros(shape, bool)
     for cell in np.unique(cells):
         here = cells == cell
@@ -104,7 +104,7 @@ def decide(
         thresholds[here] = threshold.value
         low[here], high[here] = threshold.interval95 or (np.nan, np.nan)
         of_own_sizes[here] = has_own
-        flips[here], is_bound[here] = _flips(group, scores[here])
+        fmr_at_score[here], is_bound[here] = _fmr_at(group, scores[here])
     return Decisions(
         fmr=calibration.fmr,
         normalisation=None if calibration.normalisation is None else calibration.normalisation.method,
@@ -113,7 +113,7 @@ def decide(
         low=low,
         high=high,
         is_same=scores >= thresholds,
-        flips=flips,
+        fmr_at_score=fmr_at_score,
         is_bound=is_bound,
         cells=np.asarray(cells),
         of_own_sizes=of_own_sizes,
@@ -160,13 +160,13 @@ def decisions_text(sets: Sequence[AggregatedSet], decisions: Decisions) -> str:
     width = max(map(len, names))
     lines = [
         f"{'decisions, nearest first':<{width}}  {'score':>8}  {'says':<10}  {'threshold (95 %)':<26}  "
-        f"{'of sizes':<11}  flips at FMR"
+        f"{'of sizes':<11}  FMR at this score"
     ]
     for name, place in zip(names, pairs, strict=True):
         lines.append(
             f"{name:<{width}}  {decisions.scores[place]:8.4f}  {decisions.verdict(place):<10}  "
             f"{decisions.threshold_text(place):<26}  {decisions.sizes_text(place):<11}  "
-            f"{decisions.flip_text(place)}"
+            f"{decisions.fmr_text(place)}"
         )
     total = len(sets) * (len(sets) - 1) // 2
     if total > len(pairs):
@@ -190,14 +190,14 @@ def write_decisions(
                 *(f"{decisions.scores[place]:.6f}", f"{decisions.thresholds[place]:.6f}"),
                 *("" if np.isnan(value) else f"{value:.6f}" for value in (low, high)),
                 *(decisions.fmr, int(decisions.is_same[place])),
-                "" if np.isnan(decisions.flips[place]) else f"{bound}{decisions.flips[place]:.3e}",
+                "" if np.isnan(rate := decisions.fmr_at_score[place]) else f"{bound}{rate:.3e}",
                 decisions.sizes_text(place),
             ]
 
     atomic_write(path, csv_text(rows()))
 
 
-def _flips(group: Group, scores: Doubles) -> tuple[Doubles, NDArray[np.bool_]]:
+def _fmr_at(group: Group, scores: Doubles) -> tuple[Doubles, NDArray[np.bool_]]:
     """The false match rate of each score, and whether it is only a bound."""
     if not group.fmr:
         return np.full(scores.shape, np.nan), np.zeros(scores.shape, bool)

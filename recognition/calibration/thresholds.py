@@ -90,11 +90,6 @@ class Calibration:
         return np.asarray(left @ right.T)
 
 
-def read_threshold(path: Path, fingerprint: str, fmr: str | None = None) -> Threshold:
-    """The threshold for a false match rate, of sets of any sizes; otherwise as `read_calibration`."""
-    return read_calibration(path, fingerprint, fmr).threshold
-
-
 def read_calibration(
     path: Path, fingerprint: str, fmr: str | None = None, *, reading: Mapping[str, str] | None = None
 ) -> Calibration:

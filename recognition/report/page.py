@@ -156,7 +156,7 @@ def _decisions(decisions: Decisions) -> dict[str, Any]:
                     decisions.verdict(pair),
                     decisions.threshold_text(pair),
                     decisions.sizes_text(pair),
-                    decisions.flip_text(pair),
+                    decisions.fmr_text(pair),
                 ),
             )
             for pair in nearest_pairs(decisions)

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 import inference
-from recognition.gallery.store import _MEMBERS, open_gallery
-from runtime.array_files import read_npz, write_npz
+from recognition.gallery.exchange import export_gallery, members_of, read_gallery
+from recognition.gallery.store import open_gallery
+from runtime.array_files import write_npz
 
 CONTROLS = ["\x1b", "\r", "\x9b", "\u202e", "\udcff"]
 
@@ -62,12 +63,12 @@ def test_names_do_no_harm_in_what_inference_leaves(
 def test_names_do_no_harm_in_a_gallery(
     hostile_sets: list[Path], bare_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    gallery, hostile = tmp_path / "g.npz", hostile_sets[1]
+    gallery, hostile = tmp_path / "g.db", hostile_sets[1]
     line = ["enroll", "--weights", str(bare_weights), "--aligned", "--gallery", str(gallery), str(hostile)]
     assert inference.main(line) == 0
     assert inference.main(["list", "--gallery", str(gallery)]) == 0
     # By the name of its folder, and by the one that is shown.
-    copy = shutil.copy(gallery, tmp_path / "copy.npz")
+    copy = shutil.copy(gallery, tmp_path / "copy.db")
     assert inference.main(["remove", "--gallery", str(gallery), hostile.name]) == 0
     assert inference.main(["remove", "--gallery", str(copy), open_gallery(copy).names[0]]) == 0
     said = capsys.readouterr()
@@ -77,12 +78,13 @@ def test_names_do_no_harm_in_a_gallery(
 def test_a_gallery_that_somebody_sent_is_shown_escaped(
     hostile_sets: list[Path], bare_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = tmp_path / "g.npz"
+    path, sent = tmp_path / "g.db", tmp_path / "sent.npz"
     line = ["enroll", "--weights", str(bare_weights), "--aligned", "--gallery", str(path)]
     assert inference.main([*line, str(hostile_sets[0])]) == 0
-    values, _ = read_npz(path, "a gallery", optional=_MEMBERS)
-    write_npz(path, values | {"names": np.array(["a\n\x1b[2J\rb"]), "fingerprint": np.array("f\n\x1b")})
-    assert inference.main(["list", "--gallery", str(path)]) == 0
+    export_gallery(path, sent)
+    values = members_of(read_gallery(sent))
+    write_npz(sent, values | {"names": np.array(["a\n\x1b[2J\rb"]), "fingerprint": np.array("f\n\x1b")})
+    assert inference.main(["list", "--gallery", str(sent)]) == 0
     said = capsys.readouterr().out
     assert_harmless(said)
     assert "a\\n\\x1b[2J\\rb" in said
@@ -91,15 +93,14 @@ def test_a_gallery_that_somebody_sent_is_shown_escaped(
 def test_a_private_gallery_stays_private(
     face_folder: Callable[..., Path], bare_weights: Path, tmp_path: Path
 ) -> None:
-    root, path = face_folder(2, 2), tmp_path / "g.npz"
+    root, path = face_folder(2, 2), tmp_path / "g.db"
     before = os.umask(0o022)
     try:
-        for name, mode in (("s000", 0o600), ("s001", 0o400)):
+        for name in ("s000", "s001"):
             line = ["enroll", "--weights", str(bare_weights), "--aligned", "--gallery", str(path)]
             assert inference.main([*line, str(root / name)]) == 0
             assert stat.S_IMODE(path.stat().st_mode) == 0o600
-            path.chmod(mode)
         assert inference.main(["remove", "--gallery", str(path), "s000"]) == 0
     finally:
         os.umask(before)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o400
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 import inference
+import recognition.aggregation
 from backbones.preprocessing import PREPROCESSING_KEYS
 from features.extract import identity_of
 from features.options import EmbedOptions
 from recognition.calibration.thresholds import read_calibration
 from recognition.face_reading import PhotoOptions
-from recognition.gallery import commands as gallery_commands
-from recognition.gallery.store import Gallery, enroll, open_gallery
+from recognition.gallery.exchange import members_of, read_gallery
+from recognition.gallery.store import Gallery, enroll, gallery_info, open_gallery
 from recognition.model import FaceModel, load_model
 from recognition.preprocessing import check_same_preprocessing, preprocessing_of
 from recognition.sources import SetSource
@@ -68,7 +69,7 @@ def test_faces_that_are_read_in_another_way_are_refused(
         told = []
         for check in (
             lambda: check_same_preprocessing("x", before, here, "y"),
-            lambda: people(before).check_reading(here),
+            lambda: people(before).info.check_reading(here),
             lambda: read_calibration(path, "f", reading=here),
         ):
             try:
@@ -101,7 +102,7 @@ def test_a_gallery_enrolled_from_aligned_faces_is_not_searched_with_found_ones(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    root, gallery = face_folder(2, 2), tmp_path / "g.npz"
+    root, gallery = face_folder(2, 2), tmp_path / "g.db"
 
     def run(name: str, person: str, *how: object) -> int:
         flags = (
@@ -121,7 +122,7 @@ def test_a_gallery_enrolled_from_aligned_faces_is_not_searched_with_found_ones(
     before = gallery.read_bytes()
     with monkeypatch.context() as patch:
         # Before any photo is read.
-        patch.setattr(gallery_commands, "aggregate_sets", None)
+        patch.setattr(recognition.aggregation, "aggregate_sets", None)
         for name in ("search", "enroll"):
             capsys.readouterr()
             assert run(name, "s001", "--detector", detector) == 2
@@ -136,21 +137,21 @@ def test_a_gallery_enrolled_from_aligned_faces_is_not_searched_with_found_ones(
 
 
 def test_what_does_not_say_how_it_was_read_is_warned_of_or_refused(tmp_path: Path) -> None:
-    path = tmp_path / "g.npz"
+    path = tmp_path / "g.db"
     enroll(path, people({}))
     here = {"alignment": "as stored"}
-    with pytest.warns(InputWarning, match="does not say how its faces were read"):
-        open_gallery(path).check_reading(here)
+    with pytest.warns(InputWarning, match="does not say"):
+        gallery_info(path).check_reading(here)
     # Not known of some, it is not known of all.
     joined = Gallery(("Cem",), np.eye(1, 4, dtype=np.float32), np.ones(1, np.float32), ((),), "f", here)
     with pytest.warns(InputWarning, match="does not say"):
-        assert enroll(path, joined).reading == {}
+        enroll(path, joined)
+    assert gallery_info(path).reading == {}
     # As files were before this was recorded.
-    with np.load(path) as stored:
-        values = {name: stored[name] for name in stored.files if name not in ("reading", "sha256")}
-    np.savez(path, **values | {"schema": np.array(1)})
+    values = {name: array for name, array in members_of(joined).items() if name != "reading"}
+    np.savez(tmp_path / "g.npz", **values | {"schema": np.array(1)})
     with pytest.raises(InputError, match=r"form 1.*form 3"):
-        open_gallery(path)
+        read_gallery(tmp_path / "g.npz")
     content = {"schema": 1, "fingerprint": "f", "thresholds": {"1e-03": {"threshold": 0.4}}}
     calibration = tmp_path / "c.json"
     calibration.write_text(json.dumps(content))

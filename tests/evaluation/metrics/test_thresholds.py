@@ -18,7 +18,7 @@ from evaluation.metrics.set_pairs import all_pairs
 from evaluation.metrics.thresholds import threshold_at
 from evaluation.metrics.verification import tar_at_far
 from quality.error_versus_discard import FacePairs, reject_curves
-from recognition.gallery.search import threshold_from_strangers
+from recognition.gallery.open_set import threshold_from_nonmated
 
 RATES = [0.0, 0.01, 0.07, 0.1, 0.25, 0.3, 0.5, 0.9, 1.0]
 
@@ -100,7 +100,7 @@ def test_open_set_search_follows_the_same_rule() -> None:
     rows = np.random.default_rng(3).normal(size=(250, 8)).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     gallery, strangers = rows[:50], rows[50:]
-    found = threshold_from_strangers(strangers, gallery, 0.07)
+    found = threshold_from_nonmated(strangers, gallery, 0.07)
     best = (strangers.astype(np.float64) @ gallery.T.astype(np.float64)).astype(np.float32).max(axis=1)
     assert found.threshold == threshold_at(best, 0.07)
-    assert found.alarms == 14
+    assert found.false_positives == 14

@@ -81,7 +81,7 @@ def test_from_photos_to_a_decision(
     calibration = read_calibration(made, content["fingerprint"], "0.1")
     group = calibration.by_size.get(rows[0]["of_sizes"], calibration.everything)
     assert float(rows[0]["threshold"]) == pytest.approx(group.thresholds["1e-01"].value, abs=1e-5)
-    assert "flips at FMR" in said
+    assert "FMR at this score" in said
     assert f"threshold for a false match rate of 1e-01: {float(rows[0]['threshold']):.4f}" in said
     page = (out / "report.html").read_text()
     assert "One person or two?" in page
@@ -92,13 +92,13 @@ def test_from_photos_to_a_decision(
 def test_search_decides_on_matches(
     root: Path, made: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    gallery = tmp_path / "g.npz"
+    gallery = tmp_path / "g.db"
     flags = ("--weights", checkpoint, "--aligned", "--device", "cpu", "--gallery", gallery)
     assert run("enroll", root / "s000", root / "s001", root / "s002", *flags) == 0
     capsys.readouterr()
     assert run("search", root / "s000" / "0.png", *flags, "--calibration", made, "--fmr", "1e-1") == 0
     said = capsys.readouterr().out
-    assert said.count("flips at FMR") == 3
+    assert said.count("FMR at this score") == 3
     assert "A search makes 3" in said
     assert run("search", root / "s000", *flags, "--fmr", "1e-1") == 2
     assert "--fmr chooses a threshold of --calibration" in capsys.readouterr().err
@@ -169,7 +169,7 @@ def test_a_cohort_normalises_and_tells_its_gain(
     assert "of scores normalised with a cohort (local_scaling)" in capsys.readouterr().out
     row = next(csv.DictReader((out / "decisions.csv").open()))
     assert row["score"] != row["cosine"]
-    gallery = tmp_path / "g.npz"
+    gallery = tmp_path / "g.db"
     flags = ("--weights", checkpoint, "--aligned", "--device", "cpu", "--gallery", gallery)
     assert run("enroll", root / "s001", *flags) == 0
     assert run("search", root / "s000", *flags, "--calibration", path) == 0
@@ -186,7 +186,7 @@ def test_all_faults_are_told_and_nothing_is_written(
     said = capsys.readouterr().err
     for part in (
         *("c.txt: expected a name that ends in .json", "--replicates 3", "--seed -1", "gone.ckpt"),
-        *("--faces central: with --aligned", "s000, s001, s002, s003, s004 are in --images_root too"),
+        *("--faces central", "s000, s001, s002, s003, s004 are in --images_root too"),
     ):
         assert part in said
     assert run(*calibrate(root, checkpoint, tmp_path / "c.json", "--faces", "all")) == 2

@@ -39,13 +39,13 @@ def test_a_score_at_the_threshold_is_one_person() -> None:
     assert found.threshold_text((0,)) == "0.4000 (0.3500 to 0.4500)"
 
 
-def test_the_rate_at_which_it_flips_is_that_of_the_score() -> None:
+def test_fmr_at_the_score() -> None:
     found = decided([0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1], 1, 2)
-    assert found.flips.tolist() == [0.001, 0.001, 0.01, 0.01, 0.1, 0.1, 1]
+    assert found.fmr_at_score.tolist() == [0.001, 0.001, 0.01, 0.01, 0.1, 0.1, 1]
     assert found.is_bound.tolist() == [True, *[False] * 6]
-    assert found.flip_text((0,)) == "below 1.0e-03"
-    # One person at this rate exactly where it flips at no larger one.
-    assert (found.is_same == (found.flips <= float(RATE))).all()
+    assert found.fmr_text((0,)) == "below 1.0e-03"
+    # One person exactly where the FMR at the score is at most this rate.
+    assert (found.is_same == (found.fmr_at_score <= float(RATE))).all()
 
 
 def test_sizes_have_their_own_threshold_where_it_is_known() -> None:
@@ -56,10 +56,10 @@ def test_sizes_have_their_own_threshold_where_it_is_known() -> None:
         assert decided([0.5], first, second).sizes_text((0,)) == "all sizes"
 
 
-def test_a_file_without_a_curve_leaves_the_flip_open() -> None:
+def test_a_file_without_a_curve_gives_no_fmr_at_the_score() -> None:
     calibration = Calibration(RATE, Group({RATE: Threshold(RATE, 0.4)}))
     found = decide(calibration, np.array([0.5]), np.array([1]), np.array([1]))
-    assert found.flip_text((0,)) == "not known"
+    assert found.fmr_text((0,)) == "not known"
     assert found.threshold_text((0,)) == "0.4000"
 
 

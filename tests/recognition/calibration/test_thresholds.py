@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recognition.calibration.thresholds import encoded, read_calibration, read_threshold
+from recognition.calibration.thresholds import encoded, read_calibration
 from runtime.errors import InputError, InputWarning
 from runtime.json_files import json_text
 
@@ -31,14 +31,14 @@ def written(folder: Path, **changes: object) -> Path:
 def test_the_threshold_of_a_rate_is_read_however_it_is_written(tmp_path: Path) -> None:
     path = written(tmp_path)
     for text in ("1e-02", "0.01", "1e-2"):
-        assert read_threshold(path, MINE, text).value == 0.3
-    assert read_threshold(path, MINE).fmr == "1e-03"
-    assert read_threshold(path, MINE).value == 0.4
+        assert read_calibration(path, MINE, text).threshold.value == 0.3
+    assert read_calibration(path, MINE).threshold.fmr == "1e-03"
+    assert read_calibration(path, MINE).threshold.value == 0.4
 
 
 def test_another_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="another model"):
-        read_threshold(written(tmp_path), "b" * 64, "1e-02")
+        read_calibration(written(tmp_path), "b" * 64, "1e-02")
 
 
 @pytest.mark.parametrize(
@@ -54,22 +54,22 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
 )
 def test_other_files_say_what_is_wrong(tmp_path: Path, changes: dict[str, object], reason: str) -> None:
     with pytest.raises(InputError, match=reason):
-        read_threshold(written(tmp_path, **changes), MINE)
+        read_calibration(written(tmp_path, **changes), MINE)
 
 
 def test_a_rate_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there are 1e-02, 1e-03"):
-        read_threshold(written(tmp_path), MINE, "1e-06")
+        read_calibration(written(tmp_path), MINE, "1e-06")
     with pytest.raises(InputError, match="expected a rate"):
-        read_threshold(written(tmp_path), MINE, "seldom")
+        read_calibration(written(tmp_path), MINE, "seldom")
 
 
 def test_no_file_and_no_json_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"gone\.json"):
-        read_threshold(tmp_path / "gone.json", MINE)
+        read_calibration(tmp_path / "gone.json", MINE)
     (tmp_path / "c.json").write_text("threshold: 0.3")
     with pytest.raises(InputError, match="JSON"):
-        read_threshold(tmp_path / "c.json", MINE)
+        read_calibration(tmp_path / "c.json", MINE)
 
 
 def stored_cohort(**changes: object) -> dict[str, object]:
@@ -145,11 +145,11 @@ def test_values_that_no_calibration_has_are_told(
 def test_a_calibration_with_a_flipped_bit_is_told(tmp_path: Path) -> None:
     path = written(tmp_path)
     with pytest.warns(InputWarning, match="checksum"):
-        read_threshold(path, MINE)
+        read_calibration(path, MINE)
     path.write_text(json_text(json.loads(path.read_text())))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert read_threshold(path, MINE, "1e-02").value == 0.3
+        assert read_calibration(path, MINE, "1e-02").threshold.value == 0.3
     path.write_text(path.read_text().replace("0.3", "0.2"))
     with pytest.raises(InputError, match=r"calibration\.json.*checksum"):
-        read_threshold(path, MINE)
+        read_calibration(path, MINE)

@@ -15,10 +15,12 @@ import pytest
 import torch
 
 import inference
+import recognition.aggregation
 from net import build_backbone
 from recognition.enrolment import checks as enrolment
+from recognition.enrolment import quality_feedback
 from recognition.enrolment.checks import EnrolmentCheck, check_set
-from recognition.gallery import commands as gallery_commands
+from recognition.gallery.exchange import export_gallery
 from recognition.gallery.store import open_gallery
 from recognition.model import FaceModel
 from recognition.records import AggregatedSet
@@ -51,18 +53,18 @@ class Commands:
 
 @pytest.fixture
 def run(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> Commands:
-    return Commands(tmp_path / "g.npz", weights, capsys)
+    return Commands(tmp_path / "g.db", weights, capsys)
 
 
-def test_who_is_enrolled_is_found_and_who_is_removed_is_not(
+def test_enrolled_subjects_are_found_and_removed_ones_are_not(
     run: Commands, face_folder: Callable[..., Path]
 ) -> None:
     root = face_folder(4, 3)
     said = run("enroll", root / "s000", root / "s001", root / "s002")
     assert "report.html" not in said
     assert "enrolled s001: 3 faces" in said
-    assert said.endswith("g.npz: 3 people\n")
-    assert "g.npz: 4 people" in run("enroll", root / "s003")
+    assert said.endswith("g.db: 3 subjects\n")
+    assert "g.db: 4 subjects" in run("enroll", root / "s003")
     found = run("search", root / "s002", root / "s003" / "0.png", "--top", 2).splitlines()
     assert [line.split()[-1] for line in found[:2]] == ["s002", "s002"]
     assert found[1].split()[1] == "1.0000"
@@ -72,21 +74,21 @@ def test_who_is_enrolled_is_found_and_who_is_removed_is_not(
     assert "s002  " not in run("search", root / "s002").split("\n", 1)[1]
     listed = run("list").splitlines()
     assert [line.split()[0] for line in listed[:-1]] == ["s000", "s001", "s003"]
-    assert "3 people, 64 values each" in listed[-1]
+    assert "3 subjects, 64 values each" in listed[-1]
     assert open_gallery(run.gallery).files[0] == ("0.png", "1.png", "2.png")
 
 
-def test_a_name_that_is_there_is_refused_before_the_photos_are_read(
+def test_an_enrolled_name_is_refused_before_the_photos_are_read(
     run: Commands, face_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = face_folder(2, 2)
     run("enroll", "--images_root", root)
     before = run.gallery.read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(gallery_commands, "aggregate_sets", None)
+        patch.setattr(recognition.aggregation, "aggregate_sets", None)
         assert "already enrolled: s001" in run("enroll", root / "s001", code=2)
     assert run.gallery.read_bytes() == before
-    assert "2 people" in run("enroll", root / "s001", "--replace")
+    assert "2 subjects" in run("enroll", root / "s001", "--replace")
 
 
 def test_other_weights_are_refused(
@@ -97,9 +99,9 @@ def test_other_weights_are_refused(
     torch.manual_seed(1)
     other = tmp_path / "other.safetensors"
     save_weights(other, build_backbone("ir_tiny").eval())
-    strange = Commands(run.gallery, other, capsys)
+    other_run = Commands(run.gallery, other, capsys)
     for name in ("search", "enroll"):
-        assert "other weights, another aggregator" in strange(name, root / "s001", code=2)
+        assert "other weights, another aggregator" in other_run(name, root / "s001", code=2)
         assert "cannot be compared" in run(name, root / "s001", "--aggregator", "mean", code=2)
 
 
@@ -124,54 +126,54 @@ def test_sets_of_several_people_are_refused_unless_forced(
     assert "s000" not in refused
     assert not run.gallery.exists()
     said = run("enroll", "--images_root", root, "--force")
-    assert "4 people" in said
+    assert "4 subjects" in said
     assert "2.png" in said
 
 
-def test_limits_of_the_check_out_of_range_are_told_with_other_faults(run: Commands, tmp_path: Path) -> None:
+def test_limits_out_of_range_are_reported_with_other_faults(run: Commands, tmp_path: Path) -> None:
     said = run("enroll", tmp_path / "nowhere", "--outlier", 2, code=2)
     assert "--outlier 2" in said
     assert "nowhere" in said
 
 
-def test_the_open_set_answer(run: Commands, face_folder: Callable[..., Path]) -> None:
-    known, strangers, probes = face_folder(12, 2), face_folder(30, 1, "others"), face_folder(13, 3, "probes")
+def test_open_set_answers(run: Commands, face_folder: Callable[..., Path]) -> None:
+    known, nonmated, probes = face_folder(12, 2), face_folder(30, 1, "others"), face_folder(13, 3, "probes")
     run("enroll", "--images_root", known)
     refused = run("search", probes / "s000", "--fpir", 0.01, code=2)
-    assert "needs 500 people in the gallery" in refused
+    assert "needs 500 subjects in the gallery" in refused
     said = run("search", probes / "s005", "--fpir", 0.5, "--top", 1)
     assert said.startswith("s005: s005\n")
-    assert "of 12 searches of people who were not there" in said
+    assert "of 12 searches" in said
     assert "are they one person?" in said
     # Subjects 12 to 29 are not enrolled; those before are, and their searches are as high as can be.
     for subject in range(12):
-        for file in (strangers / f"s{subject:03}").iterdir():
+        for file in (nonmated / f"s{subject:03}").iterdir():
             file.unlink()
-        (strangers / f"s{subject:03}").rmdir()
-    said = run("search", probes / "s005", "--fpir", 0.3, "--non_mated", strangers)
+        (nonmated / f"s{subject:03}").rmdir()
+    said = run("search", probes / "s005", "--fpir", 0.3, "--non_mated", nonmated)
     assert said.startswith("s005: s005\n")
     assert "5 of 18 searches" in said
     assert "rule of 30" in said
-    (strangers / "nobody").mkdir()
-    (strangers / "nobody" / "broken.png").write_bytes(b"")
-    said = run("search", probes / "s005", "--fpir", 0.3, "--non_mated", strangers)
+    (nonmated / "nobody").mkdir()
+    (nonmated / "nobody" / "broken.png").write_bytes(b"")
+    said = run("search", probes / "s005", "--fpir", 0.3, "--non_mated", nonmated)
     assert "5 of 18 searches" in said
     assert "1 of 19 sets have no usable face (FTE 5.26 %" in said
-    assert "needs 50 people who are not enrolled" in run(
-        "search", probes / "s000", "--fpir", 0.1, "--non_mated", strangers, code=2
+    assert "needs 50 subjects who are not enrolled" in run(
+        "search", probes / "s000", "--fpir", 0.1, "--non_mated", nonmated, code=2
     )
 
 
-def test_nobody_is_an_answer(run: Commands, face_folder: Callable[..., Path]) -> None:
+def test_a_subject_who_is_not_enrolled_gets_no_name(run: Commands, face_folder: Callable[..., Path]) -> None:
     run("enroll", "--images_root", face_folder(20, 2))
-    stranger = run.gallery.parent / "noise"
-    stranger.mkdir()
+    noise = run.gallery.parent / "noise"
+    noise.mkdir()
     image = np.random.default_rng(0).integers(0, 255, (112, 112, 3)).astype(np.uint8)
-    cv2.imwrite(str(stranger / "a.png"), image)
-    assert "noise: nobody who is enrolled" in run("search", stranger, "--fpir", 0.25)
+    cv2.imwrite(str(noise / "a.png"), image)
+    assert "noise: nobody who is enrolled" in run("search", noise, "--fpir", 0.25)
 
 
-def test_all_faults_are_told_at_once(run: Commands, tmp_path: Path) -> None:
+def test_all_faults_are_reported_at_once(run: Commands, tmp_path: Path) -> None:
     said = run("search", tmp_path / "nowhere", "--top", 0, "--non_mated", tmp_path, code=2)
     assert "--top 0" in said
     assert "--non_mated has an effect with --fpir alone" in said
@@ -183,19 +185,55 @@ def test_help_shows_the_flags_of_a_command() -> None:
     command = [sys.executable, str(ROOT / "inference.py"), "search", "--help"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "Says who in a gallery" in done.stdout
+    assert "Find the enrolled subjects" in done.stdout
     assert "--non_mated" in done.stdout
 
 
-def test_a_search_says_which_sets_may_show_several_people(
+def test_search_names_sets_that_may_show_several_people(
     run: Commands, face_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = face_folder(3, 2)
     run("enroll", root / "s000")
 
-    def told(model: FaceModel, described: AggregatedSet) -> str:
+    def contamination(model: FaceModel, described: AggregatedSet) -> str:
         return "it may show 2 people." if described.name == "s001" else ""
 
-    monkeypatch.setattr(gallery_commands, "contamination_text", told)
+    monkeypatch.setattr(quality_feedback, "contamination_text", contamination)
     lines = run("search", root / "s001", root / "s002").splitlines()
     assert [line for line in lines if "2 people" in line] == ["s001: it may show 2 people."]
+
+
+def test_a_subject_is_renamed(run: Commands, face_folder: Callable[..., Path]) -> None:
+    root = face_folder(2, 2)
+    run("enroll", "--images_root", root)
+    assert "renamed s001 to Zoe" in run("rename", "s001", "Zoe")
+    assert run("search", root / "s001", "--top", 1).split()[-1] == "Zoe"
+    assert "s001" in run("rename", "s001", "Ann", code=2)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".csv"])
+def test_export_and_import(run: Commands, face_folder: Callable[..., Path], suffix: str) -> None:
+    root, out = face_folder(2, 2), run.gallery.parent / f"out{suffix}"
+    run("enroll", "--images_root", root)
+    before = open_gallery(run.gallery)
+    assert "2 subjects" in run("export", "--out", out)
+    run.gallery.unlink()
+    assert "2 subjects" in run("import", out)
+    np.testing.assert_array_equal(open_gallery(run.gallery).descriptors, before.descriptors)
+    assert "already enrolled" in run("import", out, code=2)
+    assert "2 subjects" in run("import", out, "--replace")
+    assert ".txt" in run("export", "--out", out.with_suffix(".txt"), code=2)
+
+
+def test_commands_convert_a_gallery_of_older_versions(
+    run: Commands, face_folder: Callable[..., Path]
+) -> None:
+    root = face_folder(3, 2)
+    run("enroll", root / "s000", root / "s001")
+    database, run.gallery = run.gallery, run.gallery.with_suffix(".npz")
+    export_gallery(database, run.gallery)
+    database.unlink()
+    assert "g.db: 2 subjects" in run("list")
+    assert "g.db: 3 subjects" in run("enroll", root / "s002")
+    assert run("search", root / "s002", "--top", 1).split()[-1] == "s002"
+    assert database.exists()

@@ -1,0 +1,225 @@
+"""Galleries as .npz and .csv files: export, import, and conversion of galleries of older versions.
+
+Galleries were .npz files once; an exported one has that form, so that older versions read it.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recognition.gallery.store import SUFFIX, Gallery, enroll, open_gallery
+from recognition.preprocessing import without_auxiliary
+from runtime.array_files import read_npz, write_npz
+from runtime.errors import InputError, InputWarning
+from runtime.escaping import csv_text, escaped, from_csv_cell
+from runtime.files import atomic_path
+from runtime.input_files import check_regular
+from runtime.json_files import check_type, parse_json
+
+NPZ, CSV = ".npz", ".csv"
+# 3: has a checksum. 2: says how faces were read.
+_SCHEMA, _WITHOUT_CHECKSUM = 3, 2
+_MEMBERS = ("schema", "names", "descriptors", "norms", "files", "fingerprint", "reading")
+_COLUMNS = ("name", "norm", "files", "fingerprint", "reading")
+_MOST_COLUMNS = 100_000
+
+
+def database_of(path: Path) -> Path:
+    """The gallery that commands use for a path: the path itself, or for an .npz the .db of the same name.
+
+    A gallery of an older version is converted on its first use; the .npz is left as it is. An InputWarning
+    says so.
+
+    Raises:
+        InputError: the .npz cannot be read.
+    """
+    if path.suffix != NPZ:
+        return path
+    database = path.with_suffix(SUFFIX)
+    what = "which is used"
+    if not database.exists() and path.is_file():
+        enroll(database, read_gallery(path))
+        what = f"into which {path.name} was converted; {path.name} is left as it was, and is not read again"
+    warnings.warn(f"{path}: galleries are SQLite files now: {database}, {what}.", InputWarning, stacklevel=2)
+    return database
+
+
+def import_gallery(source: Path, path: Path, *, replace: bool = False) -> int:
+    """Add all subjects of an exported file, or of a gallery of an older version, to a gallery.
+
+    Returns:
+        How many subjects the gallery holds then.
+
+    Raises:
+        InputError: as `read_gallery` and `recognition.gallery.store.enroll`.
+    """
+    return enroll(path, read_gallery(source), replace=replace)
+
+
+def export_gallery(path: Path, out: Path) -> int:
+    """Write a gallery into an .npz or .csv file, and return how many subjects it holds.
+
+    Raises:
+        InputError: another suffix, or as `recognition.gallery.store.open_gallery`.
+    """
+    check_suffix(out)
+    gallery = open_gallery(path)
+    with atomic_path(out) as temporary:
+        if out.suffix == NPZ:
+            write_npz(temporary, members_of(gallery))
+        else:
+            with temporary.open("w", encoding="utf-8", newline="") as stream:
+                for row in _rows_of(gallery):
+                    stream.write(csv_text([row]))
+    return len(gallery)
+
+
+def read_gallery(path: Path) -> Gallery:
+    """Read an exported .npz or .csv file, or a gallery of an older version.
+
+    Raises:
+        InputError: no such file, another suffix, or one that is damaged.
+    """
+    check_suffix(path)
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file. Expected an exported gallery, {NPZ} or {CSV}.")
+    try:
+        return _read_npz(path) if path.suffix == NPZ else _read_csv(path)
+    except _FormError as fault:
+        raise InputError(f"{path}: {fault}") from None
+
+
+def check_suffix(path: Path) -> None:
+    """Raises InputError unless the name of a file says that it is an exported gallery."""
+    if path.suffix not in (NPZ, CSV):
+        raise InputError(f"{path}: expected a name that ends in {NPZ} or {CSV}.")
+
+
+class _FormError(Exception):
+    """Says what is wrong with a file."""
+
+
+def members_of(gallery: Gallery) -> dict[str, NDArray[Any]]:
+    """The arrays of an exported .npz."""
+    return {
+        "schema": np.array(_SCHEMA),
+        "names": np.array(gallery.names, dtype=np.str_),
+        "descriptors": gallery.descriptors,
+        "norms": gallery.norms,
+        "files": np.frombuffer(json.dumps(gallery.files).encode(), np.uint8),
+        "fingerprint": np.array(gallery.fingerprint),
+        "reading": np.array(json.dumps(dict(gallery.reading))),
+    }
+
+
+def _read_npz(path: Path) -> Gallery:
+    values, has_checksum = read_npz(path, "a gallery", optional=_MEMBERS)
+    schema = values["schema"].tolist() if "schema" in values else _SCHEMA
+    if schema not in (_SCHEMA, _WITHOUT_CHECKSUM):
+        raise _FormError(f"a gallery of form {schema!r}, and this program reads form {_SCHEMA}. Enroll anew.")
+    if missing := sorted(set(_MEMBERS) - set(values)):
+        raise _FormError(f"is no gallery: {', '.join(missing)} missing. Expected a file of 'export'.")
+    if schema == _SCHEMA and not has_checksum:
+        raise _FormError("is damaged: its checksum is missing. Restore it from a copy, or enroll anew.")
+    if not has_checksum:
+        warnings.warn(
+            f"{path}: was written before galleries had a checksum, so damage cannot be detected.",
+            InputWarning,
+            stacklevel=4,
+        )
+    text, reading = values["files"], values["reading"].tolist()
+    if values["names"].dtype.kind != "U" or text.dtype != np.uint8 or not isinstance(reading, str):
+        raise _FormError("expected names and reading as texts, and files as bytes of a text.")
+    descriptors = values["descriptors"]
+    return _gallery_of(
+        values["names"].tolist(),
+        descriptors,
+        values["norms"],
+        _json(text.tobytes(), "files: expected a list", num_lists=len(np.atleast_1d(descriptors))),
+        str(values["fingerprint"]),
+        _json(reading, "reading: expected an object"),
+    )
+
+
+def _rows_of(gallery: Gallery) -> Iterator[Sequence[str]]:
+    yield [*_COLUMNS, *(f"d{place}" for place in range(gallery.descriptors.shape[1]))]
+    reading = json.dumps(dict(gallery.reading))
+    for name, norm, files, vector in zip(
+        gallery.names, gallery.norms.tolist(), gallery.files, gallery.descriptors.tolist(), strict=True
+    ):
+        # Nine digits tell all float32 numbers apart.
+        numbers = [f"{value:.9g}" for value in (norm, *vector)]
+        yield [name, numbers[0], json.dumps(files), gallery.fingerprint, reading, *numbers[1:]]
+
+
+def _read_csv(path: Path) -> Gallery:
+    check_regular(path, "an exported gallery")
+    names, norms, files, vectors = [], [], [], []
+    made: set[tuple[str, str]] = set()
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:
+            rows = csv.reader(stream)
+            head = next(rows, [])
+            size = len(head) - len(_COLUMNS)
+            if tuple(head[: len(_COLUMNS)]) != _COLUMNS or not 0 < size < _MOST_COLUMNS:
+                raise _FormError(f"expected the columns {', '.join(_COLUMNS)}, d0, ... of 'export'.")
+            for row in rows:
+                if len(row) != len(head):
+                    raise _FormError(f"line {rows.line_num}: has {len(row)} cells, expected {len(head)}.")
+                name, norm, sources, *made_by = map(from_csv_cell, row[: len(_COLUMNS)])
+                names.append(name)
+                norms.append(float(norm))
+                files.append(_json(sources, f"line {rows.line_num}: files: expected a list"))
+                vectors.append(np.array(row[len(_COLUMNS) :], np.float32))
+                made.add((made_by[0], made_by[1]))
+    except (csv.Error, UnicodeDecodeError, ValueError) as fault:
+        raise _FormError(f"cannot be read as an exported gallery ({fault}).") from None
+    if len(made) != 1:
+        raise _FormError(f"expected subjects of one model; found {len(made)} fingerprints and readings.")
+    ((fingerprint, reading),) = made
+    record = _json(reading, "reading: expected an object")
+    return _gallery_of(names, np.stack(vectors), np.array(norms, np.float32), files, fingerprint, record)
+
+
+def _gallery_of(
+    names: object,
+    descriptors: NDArray[np.float32],
+    norms: NDArray[np.float32],
+    files: Any,
+    fingerprint: str,
+    reading: Mapping[str, str],
+) -> Gallery:
+    is_lists = isinstance(files, list) and set(map(type, files)) <= {list}
+    if not is_lists or not set(map(type, chain.from_iterable(files))) <= {str}:
+        raise _FormError("files: expected a list of file names for each name.")
+    if not isinstance(names, list):
+        raise _FormError("names: expected a list.")
+    try:
+        check_type(reading, dict[str, str], "reading")
+        descriptors = without_auxiliary(descriptors, reading) if descriptors.ndim == 2 else descriptors
+        return Gallery(
+            tuple(map(escaped, names)),
+            descriptors,
+            norms,
+            tuple(map(tuple, files)),
+            escaped(fingerprint),
+            reading,
+        )
+    except InputError as fault:
+        raise _FormError(str(fault)) from None
+
+
+def _json(text: str | bytes, where: str, *, num_lists: int = 0) -> Any:
+    try:
+        return parse_json(text, where, num_lists=num_lists)
+    except InputError as fault:
+        raise _FormError(str(fault)) from None

@@ -1,0 +1,134 @@
+"""Identification of described sets: best matches in a gallery, open-set answers, calibrated decisions."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from recognition.calibration.decisions import Decisions, decide
+from recognition.calibration.thresholds import Calibration
+from recognition.gallery.enrol import descriptors_of
+from recognition.gallery.open_set import OpenSetThreshold, threshold_text
+from recognition.gallery.search import Matches, search
+from recognition.gallery.store import Gallery
+from recognition.model import FaceModel
+from recognition.records import AggregatedSet
+from runtime.errors import InputWarning
+
+
+@dataclass(frozen=True, eq=False)
+class Identification:
+    """What a gallery answers to P sets.
+
+    Attributes:
+        sets: P probes.
+        gallery: that was searched.
+        matches: the k most similar subjects of each.
+        threshold: the similarity from which on the best match is the answer, where an FPIR was asked for.
+        decisions: (P, k) verdicts on the matches, where there is a calibration.
+        is_trusted: False where the descriptors show that limits of cosine do not hold for the backbone.
+    """
+
+    sets: Sequence[AggregatedSet]
+    gallery: Gallery
+    matches: Matches
+    threshold: OpenSetThreshold | None = None
+    decisions: Decisions | None = None
+    is_trusted: bool = True
+
+    def answer(self, probe: int) -> str | None:
+        """The name of the subject that a probe shows, None where no match reaches the threshold.
+
+        Without a threshold that is the best match.
+        """
+        least = -np.inf if self.threshold is None else self.threshold.threshold
+        row, score = self.matches.rows[probe, 0], self.matches.scores[probe, 0]
+        return self.gallery.names[row] if score >= least else None
+
+    def text(self) -> str:
+        """The matches of each set, its answer, and what threshold and decisions rest on."""
+        lines = []
+        for probe, each in enumerate(self.sets):
+            found = "" if self.threshold is None else f": {self.answer(probe) or 'nobody who is enrolled'}"
+            lines.append(f"{each.name}{found}")
+            pairs = zip(self.matches.rows[probe], self.matches.scores[probe], strict=True)
+            lines += [
+                f"  {rank}. {score:7.4f}  {self.gallery.names[row]}{self._decided((probe, rank - 1))}"
+                for rank, (row, score) in enumerate(pairs, 1)
+            ]
+        if self.threshold is not None:
+            lines += ["", threshold_text(self.threshold, self.gallery.names)]
+        if self.decisions is not None:
+            expected = len(self.gallery) * float(self.decisions.fmr)
+            lines += [
+                "",
+                f"one person or two: at a false match rate of {self.decisions.fmr} for each comparison. A "
+                "search "
+                f"makes {len(self.gallery):,} comparisons, so up to {min(expected, 1.0):.1e} of the "
+                "searches of "
+                "subjects who are not enrolled return a false match: --fpir sets that rate itself.",
+            ]
+        return "\n".join(lines)
+
+    def _decided(self, place: tuple[int, int]) -> str:
+        if self.decisions is None:
+            return ""
+        normalised = self.decisions.normalisation is not None
+        score = f"normalised {self.decisions.scores[place]:.4f}, " if normalised else ""
+        return (
+            f"  {self.decisions.verdict(place)} ({score}threshold {self.decisions.threshold_text(place)} for "
+            f"{self.decisions.sizes_text(place)}; FMR at this score {self.decisions.fmr_text(place)})"
+        )
+
+
+def identify(
+    model: FaceModel,
+    sets: Sequence[AggregatedSet],
+    gallery: Gallery,
+    *,
+    top: int = 5,
+    threshold: OpenSetThreshold | None = None,
+    calibration: Calibration | None = None,
+) -> Identification:
+    """Search sets in a gallery.
+
+    Warns where the backbone was never measured and the enrolled subjects are more alike than they should be.
+
+    Args:
+        model: that described the sets.
+        sets: P probes, one or more.
+        gallery: with one subject or more.
+        top: matches of each set.
+        threshold: from `recognition.gallery.open_set`.
+        calibration: of the same model.
+    """
+    if why := model.spec.unmeasured_warning(gallery.descriptors, np.arange(len(gallery))):
+        warnings.warn(f"gallery: {why}, and enroll anew.", InputWarning, stacklevel=2)
+    matches = search(descriptors_of(sets), gallery.descriptors, top)
+    decisions = None if calibration is None else decide_matches(calibration, sets, gallery, matches)
+    return Identification(sets, gallery, matches, threshold, decisions, is_trusted=not why)
+
+
+def decide_matches(
+    calibration: Calibration, sets: Sequence[AggregatedSet], gallery: Gallery, matches: Matches
+) -> Decisions:
+    """Decide on the (P, k) matches of P sets, each as if the two sets had been compared alone."""
+    scores = matches.scores.astype(np.float64)
+    if calibration.normalisation is not None:
+        embeddings = descriptors_of(sets)
+        scores = np.concatenate(
+            [
+                calibration.compared(
+                    matches.scores[probe : probe + 1],
+                    embeddings[probe : probe + 1],
+                    gallery.descriptors[rows],
+                )
+                for probe, rows in enumerate(matches.rows)
+            ]
+        )
+    first = np.array([len(each.faces) for each in sets])
+    second = np.array([len(files) for files in gallery.files])[matches.rows]
+    return decide(calibration, scores, first[:, None], second)

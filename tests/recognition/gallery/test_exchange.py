@@ -1,0 +1,159 @@
+"""Exported galleries, and galleries of older versions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recognition.gallery.exchange import database_of, export_gallery, import_gallery, members_of, read_gallery
+from recognition.gallery.store import Gallery, enroll, open_gallery
+from runtime.array_files import write_npz
+from runtime.errors import InputError, InputWarning
+from tests.recognition.gallery.test_store import D, assert_same, subjects
+
+HOSTILE_NAMES = ("=cmd()", "'=a", "-3", "a,b", 'a"b', "Çağla", " x ")
+
+
+def npz(path: Path, gallery: Gallery, **members: object) -> Path:
+    """An .npz as older versions wrote it, in which some members are others; None leaves one out."""
+    arrays = {**members_of(gallery), **members}
+    np.savez(path, **{name: array for name, array in arrays.items() if array is not None})  # type: ignore[arg-type]
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".csv"])
+def test_an_exported_gallery_is_imported_as_it_was(tmp_path: Path, suffix: str) -> None:
+    path, out, again = tmp_path / "g.db", tmp_path / f"out{suffix}", tmp_path / "again.db"
+    gallery = subjects(*HOSTILE_NAMES, size=64)
+    enroll(path, gallery)
+    export_gallery(path, out)
+    assert out.stat().st_mode & 0o777 == 0o600
+    assert import_gallery(out, again) == len(gallery)
+    assert_same(open_gallery(again), gallery)
+    with pytest.raises(InputError, match="already enrolled"):
+        import_gallery(out, again)
+    assert import_gallery(out, again, replace=True) == len(gallery)
+
+
+def test_a_csv_has_a_subject_a_line(tmp_path: Path) -> None:
+    path, out = tmp_path / "g.db", tmp_path / "g.csv"
+    enroll(path, subjects("Ann"))
+    export_gallery(path, out)
+    head, ann = out.read_text().splitlines()
+    assert head.split(",")[:2] + head.split(",")[-1:] == ["name", "norm", f"d{D - 1}"]
+    assert ann.startswith("Ann,")
+
+
+def test_an_older_gallery_is_converted_once(tmp_path: Path) -> None:
+    old = tmp_path / "g.npz"
+    write_npz(old, members_of(subjects("Ann", "Bob")))
+    before = old.read_bytes()
+    with pytest.warns(InputWarning, match=r"g\.npz.*g\.db"):
+        path = database_of(old)
+    assert path == tmp_path / "g.db"
+    assert_same(open_gallery(path), subjects("Ann", "Bob"))
+    enroll(path, subjects("Carl"))
+    with pytest.warns(InputWarning, match=r"g\.npz.*g\.db"):
+        assert database_of(old) == path
+    assert len(open_gallery(path)) == 3
+    assert old.read_bytes() == before
+    assert database_of(path) == path
+    with pytest.raises(InputError, match="import"):
+        open_gallery(old)
+
+
+def test_galleries_without_a_checksum_are_read_with_a_warning(tmp_path: Path) -> None:
+    path = npz(tmp_path / "g.npz", subjects("Ann"), schema=np.array(2))
+    with pytest.warns(InputWarning, match=r"g\.npz.*checksum"):
+        assert_same(read_gallery(path), subjects("Ann"))
+    with pytest.raises(InputError, match=r"g\.npz.*checksum"):
+        read_gallery(npz(path, subjects("Ann")))
+
+
+def test_zeros_in_place_of_auxiliary_values_are_left_out_of_older_galleries(tmp_path: Path) -> None:
+    ann = subjects("Ann")
+    padded = np.pad(ann.descriptors, ((0, 0), (0, 16)))
+    for size, wide in (("16", padded), ("0", padded), ("24", padded), ("x", padded), ("16", padded[:, ::-1])):
+        rows, path = np.ascontiguousarray(wide), tmp_path / "g.npz"
+        reading = {"auxiliary_size": size}
+        write_npz(path, members_of(Gallery(ann.names, rows, ann.norms, ann.files, ann.fingerprint, reading)))
+        wanted = ann.descriptors if (size, wide[0, -1]) == ("16", 0) else rows
+        np.testing.assert_array_equal(read_gallery(path).descriptors, wanted)
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"schema": np.array([1, 2])},
+        {"schema": np.array("x")},
+        {"schema": np.array(np.nan)},
+        {"names": np.array([1])},
+        {"names": np.array("Ann")},
+        {"names": np.array([b"Ann"])},
+        {"descriptors": np.zeros(3, np.float32)},
+        {"descriptors": np.array(1.0, np.float32)},
+        {"descriptors": None},
+        {"files": np.frombuffer(b"[" * 50_000, np.uint8)},
+        {"files": np.frombuffer(b'[{"a": 1}]', np.uint8)},
+        {"files": np.frombuffer(b'[["a", 1]]', np.uint8)},
+        {"files": np.array(["a"])},
+        {"reading": np.array("[]")},
+        {"reading": np.array('{"a": 1e999}')},
+        {"reading": np.array(3)},
+        {"more": np.array(3)},
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore::runtime.errors.InputWarning")
+def test_members_that_no_gallery_has_are_one_sentence(tmp_path: Path, members: dict[str, object]) -> None:
+    path = npz(tmp_path / "g.npz", subjects("Ann"), **{"schema": np.array(2), **members})
+    with pytest.raises(InputError, match=r"g\.npz"):
+        read_gallery(path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("name,norm", "norm,name"),
+        (",d7", ""),
+        (",d7", ",d7,d8"),
+        ("Ann,", "Ann,x"),
+        ("Ann,", "Bob,"),
+        (f"{'f' * 64}", "eeee"),
+        ('[""Ann/1.jpg""', "[3"),
+        ('[""Ann/1.jpg""', "["),
+        ('"{""alignment""', '"{"'),
+        ("Bob,", "\udcff,"),
+        ("Bob,", "x" * 200_000 + ","),
+    ],
+    ids=lambda text: str(text)[:12],
+)
+def test_lines_that_no_csv_of_a_gallery_has_are_one_sentence(tmp_path: Path, old: str, new: str) -> None:
+    path, out = tmp_path / "g.db", tmp_path / "g.csv"
+    enroll(path, subjects("Ann", "Bob"))
+    export_gallery(path, out)
+    text = out.read_text()
+    assert old in text
+    out.write_bytes(text.replace(old, new, 1).encode(errors="surrogateescape"))
+    with pytest.raises(InputError, match=r"g\.csv"):
+        read_gallery(out)
+
+
+@pytest.mark.parametrize("content", [b"", b"name\n", b"text", b"\xff\xfe"])
+def test_other_files_are_one_sentence(tmp_path: Path, content: bytes) -> None:
+    for suffix in (".npz", ".csv", ".txt"):
+        path = tmp_path / f"g{suffix}"
+        with pytest.raises(InputError, match=rf"g\{suffix}"):
+            read_gallery(path)
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=rf"g\{suffix}"):
+            read_gallery(path)
+
+
+def test_a_csv_without_subjects_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "g.csv"
+    path.write_text("name,norm,files,fingerprint,reading,d0\n")
+    with pytest.raises(InputError, match=r"g\.csv"):
+        read_gallery(path)
