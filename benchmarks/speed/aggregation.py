@@ -1,7 +1,7 @@
-"""Aggregation: ours against a plain re-creation of the published way, and folded against unfolded attention.
+"""Aggregation against a plain re-creation of the published code, and folded against unfolded attention.
 
-Random sets with sizes like IJB-C's (half of them a few faces, some hundreds). The published way takes one set
-at a time, projects every key and value, and draws noise that evaluation does not need.
+Random sets with sizes like those of IJB-C (half of them a few faces, some hundreds). The published code
+aggregates one set at a time, projects every key and value, and draws noise that evaluation does not need.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Images a second of a backbone without a GPU: ours beside plain PyTorch and, where installed, ONNX Runtime.
+"""Images/s of a backbone on a CPU: this project, plain PyTorch and, if installed, ONNX Runtime.
 
-python benchmarks/speed/embedding.py                 (ir_50 with fresh weights; the network alone, no
-decoding) python benchmarks/speed/embedding.py --arch mobilefacenet --threads 1
+python benchmarks/speed/embedding.py                 (ir_50 with fresh weights; the network only, no decoding)
+python benchmarks/speed/embedding.py --arch mobilefacenet --threads 1
 
-Rounds are interleaved, so that a busy machine touches all three; the median is told.
+Rounds are interleaved, so that other load affects all; medians are printed.
 """
 
 from __future__ import annotations

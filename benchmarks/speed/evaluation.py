@@ -1,10 +1,10 @@
-"""Evaluation at IJB-C's size: ours against a plain re-creation of the published way, in turn in one job.
+"""Evaluation at the size of IJB-C against a plain re-creation of the published code.
 
 python benchmarks/speed/evaluation.py DATA/IJBC
-    DATA is what ../shared/bench/make_ijb_like.py writes: features and meta files without images. Full size
-    takes 8 minutes on two cores; with --scale 0.05 for the generator, half a minute
+    DATA: output of ../shared/bench/make_ijb_like.py: features and meta files without images. Full size takes
+    8 minutes on two cores; with --scale 0.05 of the generator, half a minute
 
-Each phase runs in a process of its own. Ratios mean something on a quiet machine alone.
+Each phase runs in its own process. Ratios need a quiet machine.
 """
 
 from __future__ import annotations

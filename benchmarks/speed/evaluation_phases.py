@@ -1,4 +1,4 @@
-"""The phases of `evaluation.py`: each is prepared, then measured; what it found is kept for the next ones."""
+"""The phases of `evaluation.py`: each is prepared, then measured; results are kept for later phases."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
-"""The step of the coreset stage on a GPU: templates/s by precision, with and without torch.compile.
+"""Steps of the coreset stage on a GPU: templates/s by precision, with and without torch.compile.
 
 python benchmarks/speed/gpu_training.py                     # on a GPU; compiles six times, half a minute each
 python benchmarks/speed/gpu_training.py --no-compile        # a minute
 python benchmarks/speed/gpu_training.py --device cpu --rounds 3 --templates 64
 
-512 ragged templates a step as the preset `good` draws them (1 to 160 faces), features of 512 values, 10,000
-classes, contrast, clipping, AdamW: forward, backward and update of batches that lie in the device's memory,
-then the same with drawing and copying. Aggregators compute in float32 whatever the precision (their selection
-and norm codes need it); what half precision changes is the head.
+512 ragged templates per step as the preset `good` samples them (1 to 160 faces), features of 512 values,
+10,000 classes, contrastive loss, gradient clipping, AdamW: forward, backward and update of batches in device
+memory, then with sampling and copying. Aggregators compute in float32 at any precision, so that half
+precision changes the head only.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """inference.py on real faces: 40 subjects, two sets each, a third of the images degraded.
 
-python benchmarks/speed/inference.py --weights WEIGHTS --faces FOLDER_OF_SUBJECTS
-    FOLDER_OF_SUBJECTS/<subject>/<image> are aligned 112 x 112 faces
+python benchmarks/speed/inference.py --weights WEIGHTS --faces FOLDER
+    FOLDER/<subject>/<image> are aligned 112 x 112 faces
 python benchmarks/speed/inference.py --weights WEIGHTS --faces ... --photos FOLDER --detector FILE
-    times detection on photos as well, FOLDER/<subject>/<photo>
+    measures detection on photos too, FOLDER/<subject>/<photo>
 
-Prints for how many subjects the two sets are more alike than either is to any other set, and seconds, by the
-clock and of the CPU, per image and per set; writes report.html.
+Prints the number of subjects whose two sets are more similar to each other than to any other set, and wall
+and CPU seconds per image and per set; writes report.html.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Peak memory and time by size: pairs of sets, frames of a video, copies of one face.
+"""Peak memory and time by size: pairs of sets, frames of a video, repeats of one face.
 
 python benchmarks/speed/memory.py --detector face_detection_yunet_2023mar.onnx
 python benchmarks/speed/memory.py --measure calibrate 3000
 
-Each size is measured in a process of its own: MiB on top of what was loaded before, and CPU seconds. Sets,
-faces and videos are drawn. With --measure, one size of one kind of work.
+Each size runs in its own process: MiB above what was loaded before, and CPU seconds, on synthetic sets,
+faces and videos. --measure runs one size of one task.
 """
 
 from __future__ import annotations

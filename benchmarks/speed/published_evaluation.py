@@ -1,7 +1,7 @@
-"""The published evaluation, plainly re-created from METHOD 7 and 8, for comparison alone.
+"""The published evaluation, re-created in plain code for comparison.
 
-Loops over templates, gathers pair by pair, sorts every row: what it costs is what is measured. The published
-code is neither copied nor imported.
+Loops over templates, gathers pair by pair and sorts every row, as the published code does; that code is
+neither copied nor imported.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The published training step, re-created plainly from METHOD 3 to 5; nothing of it is copied.
+"""The published training step, re-created in plain code from arXiv 2308.14075; nothing is copied.
 
-One size of template a batch, PyTorch's own attention, a kernel normalised at each use, angles of all classes.
+One template size per batch, PyTorch's attention, a kernel normalised at each use, angles of all classes.
 """
 
 from __future__ import annotations

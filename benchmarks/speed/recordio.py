@@ -1,9 +1,8 @@
-"""Random reads of a RecordIO pack: ours (memory map) against a plain re-creation of the way of MXNet's Python
-package (seek, read, struct.unpack), in one run.
+"""Random reads of a RecordIO pack: memory map against seek, read and struct.unpack.
 
-Both read the same records in the same random order and give label and payload; the pack is written here and
-its pages are warm. MXNet itself reads 87,000 to 98,000 such records a second on a machine like ours. Run from
-the root: `python benchmarks/speed/recordio.py`.
+The second side re-creates MXNet's Python package. Both read the same records in the same random order and
+return label and payload, from a warm page cache. MXNet itself reads 87,000 to 98,000 such records/s on a
+similar machine. Run from the root: `python benchmarks/speed/recordio.py`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Index work of one template at the size of MS1MV2: ours against a scan over all samples, as published code
-does it.
+"""Index operations of template sampling at the size of MS1MV2, against a scan over all samples.
 
-Both find the images of a drawn image's subject and draw a template from them; no image is read. Run from the
-root: `python benchmarks/speed/template_index.py`.
+Both sides find the images of a subject and sample a template; no image is read. The scan re-creates the
+published code. Run from the root: `python benchmarks/speed/template_index.py`.
 """
 
 from __future__ import annotations

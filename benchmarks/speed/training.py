@@ -4,11 +4,11 @@ python benchmarks/speed/training.py                  # all; about three minutes 
 python benchmarks/speed/training.py --phases step    # one of them
 
   paths   steps/s from cached features against steps/s from images through ir_50, the same recipe and loop
-  step    B 20, T 20, K 3, 10,000 classes, features given: against a plain re-creation of the published step
-  ragged  512 templates a step, as the preset 'good' draws them: templates/s and padding
+  step    B 20, T 20, K 3, 10,000 classes, precomputed features: against a re-creation of the published step
+  ragged  512 templates per step, as the preset 'good' samples them: templates/s and padding
   long    memory of a step with a template of 4,096 faces; time against the number of faces, with a plot
 
-Both sides of a ratio are measured in turns in one process; every line says how many cores others kept busy.
+Both sides of a ratio alternate in one process; every line has the number of cores that other processes used.
 """
 
 from __future__ import annotations

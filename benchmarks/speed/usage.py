@@ -1,7 +1,7 @@
-"""What work costs: wall and CPU seconds, memory on top of what was there, and how busy others were.
+"""Wall and CPU seconds, additional memory, and the load by other processes during a measurement.
 
-A busy machine flatters whoever wastes little: threads of the plain way wait for each other. Hence every
-benchmark prints the cores that other processes kept busy meanwhile. Linux counts are used.
+Other processes distort a comparison of single- and multi-threaded code, so every benchmark prints the number
+of cores that they used meanwhile. Reads the counters of Linux.
 """
 
 from __future__ import annotations

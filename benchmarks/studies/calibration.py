@@ -1,10 +1,11 @@
-"""Does a threshold hold for people that it was not made from? Checked on a set benchmark, both ways round.
+"""Validity of calibrated thresholds and their intervals on subjects that did not calibrate them.
 
 python benchmarks/studies/calibration.py --data_root ROOT --dataset_name NAME --features FEATURES
-    ROOT/NAME is a benchmark in the IJB layout, such as convert.py --build_set_benchmark writes, FEATURES
-    those of its faces as validation_mixed keeps them (<out>/features/...). Its subjects are halved by the
-    seed; thresholds come from the templates of one half, by the rule of inference.py calibrate, and are
-    looked at on the other
+    ROOT/NAME: a benchmark in the IJB layout, such as convert.py --build_set_benchmark writes; FEATURES:
+    features of its faces, as validation_mixed stores them (<out>/features/...)
+
+The subjects are halved by the seed. Thresholds are calibrated on the templates of one half, as inference.py
+calibrate does, and evaluated on the other, both ways.
 """
 
 from __future__ import annotations

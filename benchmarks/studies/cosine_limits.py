@@ -1,12 +1,12 @@
-"""What the checks of sets and labels find with a backbone whose cosines are unlike MobileFaceNet's.
+"""Checks of sets and labels with a backbone whose cosines differ from those of MobileFaceNet.
 
 python benchmarks/studies/cosine_limits.py --weights WEIGHTS --arch ARCH --faces FOLDER --out RESULT.json
-    FOLDER/<subject>/<image> are aligned 112 x 112 faces, such as LFW's; WEIGHTS those of any backbone, as
-    they come and as `convert.py --check-quality WEIGHTS FOLDER --store` writes them
+    FOLDER/<subject>/<image> are aligned 112 x 112 faces, such as LFW; WEIGHTS are those of any backbone, as
+    published and as written by `convert.py --check-quality WEIGHTS FOLDER --store`
 
-Planted: in each of 40 sets of five photos of a person one photo of somebody else; 40 sets of three photos of
-each of two people; 100 clean sets of five photos. The label check is of two photos of every subject. The
-subjects of `--measured_on`, one a line, are in no set.
+Cases: 40 sets of five photos of a subject, one of them replaced by another subject's; 40 sets with three
+photos of each of two subjects; 100 clean sets of five photos. The label audit gets two photos of every
+subject. Subjects of `--measured_on`, one per line, are excluded.
 """
 
 from __future__ import annotations

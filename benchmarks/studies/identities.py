@@ -1,14 +1,13 @@
-"""How many sets of several people the enrolment check finds, and how many of one person it accuses.
+"""Detection and false alarm rates of the check for several identities in a set.
 
-python benchmarks/studies/identities.py --weights WEIGHTS --faces FOLDER_OF_SUBJECTS [--aggregator_weights
-FILE]
-    FOLDER_OF_SUBJECTS/<subject>/<image> are aligned 112 x 112 faces; --degraded: embeds them a second time
+python benchmarks/studies/identities.py --weights WEIGHTS --faces FOLDER [--aggregator_weights FILE]
+    FOLDER/<subject>/<image> are aligned 112 x 112 faces; --degraded: also with degraded images
 
-Subjects are split in two halves. The limit of `recognition.enrolment.identities` is chosen on the first: the
-largest one with which at most 0.2 % of the sets of one person are taken for several. Figures are of the
-second half. A set is found where it is said to show two people or more; its groups are right where each
-person has one, photos that are said to be of nobody apart. Degraded: a third of a set's photos, by
-`data.sampling.augmentation`. Writes a table to --out.
+The limit of `recognition.enrolment.identities` is chosen on one half of the subjects: the largest one that
+reports at most 0.2 % of the sets of one subject. Figures are of the other half. A mix is found if two
+identities or more are reported; its groups are right if each subject has one, apart from photos that are
+assigned to nobody. Degraded: a third of the photos of a set, by `data.sampling.augmentation`. Writes a table
+to --out.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""How many photos of somebody else the enrolment check finds, and how many of the right person it accuses.
+"""Detection and false alarm rates of the outlier check at enrolment.
 
 python benchmarks/studies/impostor_media.py --data_root ROOT --dataset_name LFWS --features FEATURES --seeds 5
-    FEATURES of its faces as validation_mixed keeps them (<out>/features/...). To every second template, drawn
-    by the seed, one medium of another subject is added; templates of three media or more count
+    FEATURES: features of its faces, as validation_mixed stores them (<out>/features/...). One medium of
+    another subject is added to every second template; templates of three media or more are counted
 python benchmarks/studies/impostor_media.py --fit VIEWS [--without SUBJECTS.txt] ...
-    fits the rule anew on a store of views (main.py --cache_features) without those subjects, prints its
-    numbers as recognition/enrolment/outliers.py ships them, and measures with them
+    fits the model to a store of views (main.py --cache_features) without those subjects, prints its
+    coefficients in the form of recognition/enrolment/outliers.py, and evaluates it
 
-A medium is found, or accused, where at least half of its faces are. "told" knows which faces are one photo or
-video, as inference.py does; "frames" takes every face for a photo of its own, as if the frames of a video lay
-in a folder one by one.
+A medium counts as reported if at least half of its faces are. "media": faces of one photo or video are known
+to be one medium, as in inference.py; "frames": every face counts as a photo, as if the frames of a video
+were files.
 """
 
 from __future__ import annotations
@@ -93,17 +93,17 @@ def main() -> int:
         for seed in range(args.seeds)
     ]
     report("a face's cosine with the others, as before", mixes, _cosine_score)
-    report("told", mixes, lambda each: _odds(each, rule, told=True))
-    report("frames", mixes, lambda each: _odds(each, rule, told=False))
+    report("media", mixes, lambda each: _odds(each, rule, by_media=True))
+    report("frames", mixes, lambda each: _odds(each, rule, by_media=False))
     several_people(mixes)
-    halves(mixes, lambda each: _odds(each, rule, told=True))
+    halves(mixes, lambda each: _odds(each, rule, by_media=True))
     return 0
 
 
 def mixed(
     protocol: SetProtocol, features: np.ndarray, norms: np.ndarray, seed: int, impostor_media: int = 1
 ) -> list[MixedSet]:
-    """All templates; to every second one, so many media of other subjects are added."""
+    """All templates, with impostor media added to every second one."""
     rng = np.random.default_rng(seed)
     order = np.argsort(protocol.media, kind="stable")
     first = np.unique(protocol.media[order], return_index=True)[1]
@@ -182,24 +182,26 @@ def fit(views: Path, without: Path | None) -> OutlierModel:
 
 
 def report(name: str, mixes: Sequence[Sequence[MixedSet]], score: Score) -> None:
-    """Prints the share of impostor media found where so many own ones are accused, and at the limit."""
+    """Print the detection rate at fixed false alarm rates, and both rates at the shipped limit."""
     own, impostor, *subjects = _scores([each for mix in mixes for each in mix], score)
     low, high = _interval(own, impostor, *subjects)
     cuts = [f"{_share_found(own, impostor, wrong):.3f} at {wrong:.2f}" for wrong in WRONG]
-    line = f"{name}: {len(own):,} own and {len(impostor):,} impostor media; found {', '.join(cuts)} accused"
+    line = (
+        f"{name}: {len(own):,} genuine and {len(impostor):,} impostor media; found {', '.join(cuts)} reported"
+    )
     line += f" ({low:.3f} to {high:.3f} at 0.05, 95 % over subjects)"
     if own.max() <= 1 and own.min() >= 0:
         limit = EnrolmentLimits().outlier
-        line += f"; shipped limit {limit:g}: found {np.mean(impostor >= limit):.3f}, accused "
+        line += f"; shipped limit {limit:g}: found {np.mean(impostor >= limit):.3f}, reported "
         line += f"{np.mean(own >= limit):.3f}"
     print(line)
 
 
 def several_people(mixes: Sequence[Sequence[MixedSet]]) -> None:
-    """Prints how many templates of one subject are taken for several people."""
+    """Print how many templates of one subject are reported as several identities."""
     clean = [each for mix in mixes for each in mix if not each.impostor.any()]
-    for name, told in (("told", True), ("frames", False)):
-        units = [pool_samples(each.features, each.norms, _units(each, told)) for each in clean]
+    for name, by_media in (("media", True), ("frames", False)):
+        units = [pool_samples(each.features, each.norms, _units(each, by_media)) for each in clean]
         taken = [find_identities(*each, IdentityLimits()).max() > 0 for each in units]
         print(
             f"{name}: {np.mean(taken):.4f} of {len(clean):,} templates of one subject are taken for several"
@@ -207,7 +209,7 @@ def several_people(mixes: Sequence[Sequence[MixedSet]]) -> None:
 
 
 def halves(mixes: Sequence[Sequence[MixedSet]], score: Score) -> None:
-    """The limit that accuses 5 % on one half of the subjects, measured on the other."""
+    """Choose the limit with 5 % false alarms on one half of the subjects, evaluate it on the other."""
     for half in (0, 1):
         here = [each for mix in mixes for each in mix if each.subject % 2 == half]
         there = [each for mix in mixes for each in mix if each.subject % 2 != half]
@@ -215,12 +217,12 @@ def halves(mixes: Sequence[Sequence[MixedSet]], score: Score) -> None:
         own, impostor, *_ = _scores(there, score)
         print(
             f"limit {limit:.3f} from half {half}, on the other half: found {np.mean(impostor >= limit):.3f}, "
-            f"accused {np.mean(own >= limit):.3f}"
+            f"reported {np.mean(own >= limit):.3f}"
         )
 
 
 def _scores(sets: Sequence[MixedSet], score: Score) -> tuple[np.ndarray, ...]:
-    """Scores of own and impostor media of sets of three media or more: the median of their faces'.
+    """Scores of genuine and impostor media of sets of three media or more: the median of their faces'.
 
     And whose set each is in.
     """
@@ -239,7 +241,7 @@ def _scores(sets: Sequence[MixedSet], score: Score) -> tuple[np.ndarray, ...]:
 def _interval(
     own: np.ndarray, impostor: np.ndarray, own_subjects: np.ndarray, impostor_subjects: np.ndarray
 ) -> tuple[float, float]:
-    """95 % of the share found where 5 % are accused, subjects drawn with replacement."""
+    """95 % bootstrap interval over subjects of the detection rate at 5 % false alarms."""
     rng = np.random.default_rng(0)
     subjects = np.unique(np.concatenate([own_subjects, impostor_subjects]))
     found = []
@@ -256,18 +258,18 @@ def _interval(
 
 
 def _share_found(own: np.ndarray, impostor: np.ndarray, wrong: float) -> float:
-    """Of the impostor media, where at most so large a share of the own ones is accused."""
+    """Detection rate at a false alarm rate."""
     return float(np.mean(impostor >= threshold_at(own, wrong)))
 
 
-def _odds(each: MixedSet, rule: OutlierModel, told: bool) -> np.ndarray:
-    odds = outlier_log_odds(each.features, each.norms, _units(each, told), rule)
+def _odds(each: MixedSet, rule: OutlierModel, by_media: bool) -> np.ndarray:
+    odds = outlier_log_odds(each.features, each.norms, _units(each, by_media), rule)
     return np.nan_to_num(1 / (1 + np.exp(-odds)), nan=0.0)
 
 
-def _units(each: MixedSet, told: bool) -> np.ndarray:
+def _units(each: MixedSet, by_media: bool) -> np.ndarray:
     groups = duplicate_groups(each.features, NEAR_DUPLICATE)
-    return independent_samples(each.media if told else np.arange(len(each.norms)), groups)
+    return independent_samples(each.media if by_media else np.arange(len(each.norms)), groups)
 
 
 def _cosine_score(each: MixedSet) -> np.ndarray:

@@ -1,13 +1,13 @@
-"""How often a pick changes when features change by rounding, and how far the descriptor moves then.
+"""Sensitivity of the selection to rounding: how often a pick changes, and how far the descriptor moves.
 
-python benchmarks/studies/pick_stability.py --data_root ROOT --dataset_name LFWS --features FEATURES
+python benchmarks/studies/pick_stability.py --data_root ROOT --dataset_name LFWS --features FEATURES \
     --aggregator_weights pretrained/mobilefacenet.safetensors --out benchmarks/results/pick_stability.md
-    FEATURES of its faces as validation_mixed keeps them (<out>/features/...), made by the aggregator's
-    backbone
+    FEATURES: features of its faces, as validation_mixed stores them (<out>/features/...), made by the
+    backbone of the aggregator
 
-Each template is described twice: as it is, and with every feature moved by --size of its length in a random
-direction and every norm by as much of itself. Beside the templates as they are: each face four times, moved
-by 1e-3, as neighbouring frames of a video are.
+Each template is aggregated twice: unchanged, and with every feature moved by --size of its length in a
+random direction and every norm by the same fraction. A second row has each face four times, moved by 1e-3,
+like neighbouring video frames.
 """
 
 from __future__ import annotations

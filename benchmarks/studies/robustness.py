@@ -1,23 +1,25 @@
-"""What spoils a set, and how much of it each aggregator bears: curves of TAR@FAR and rank 1.
+"""Robustness of aggregators to contaminated, repeated and small sets: TAR@FAR and rank 1.
 
-python benchmarks/studies/robustness.py --data_root ROOT --dataset_name LFWS --features FEATURES --weights
-BACKBONE
-    --aggregator mean norm_weighted media_mean --aggregator_weights coreset=RUN/best.ckpt
+python benchmarks/studies/robustness.py --data_root ROOT --dataset_name LFWS --features FEATURES \
+    --weights BACKBONE --aggregator mean norm_weighted media_mean --aggregator_weights coreset=RUN/best.ckpt \
     --donors VIEWS --evaluated_subjects SUBJECTS.txt
-    FEATURES of its faces as validation_mixed keeps them (<out>/features/...), made by the backbone; VIEWS as
-    main.py --cache_features keeps them; SUBJECTS are the benchmark's, who are no donors
+    FEATURES: features of its faces, as validation_mixed stores them (<out>/features/...), made by the
+    backbone; VIEWS: a store of main.py --cache_features; SUBJECTS: those of the benchmark, who are not used
+    as donors
 
-Every template, gallery and probe, is spoiled in one way at a time, by chance that follows from --seed:
-    repeats     its face of the smallest norm is there so many times
-    impostors   so large a share of its faces is of donors, each drawn by itself; not of other subjects of the
-                benchmark, lest the very same image stand in two sets that are compared
-    unreadable  so large a share of its faces is noise, a blank, or drawn hair without a face
-    wrong       so large a share of the templates has one more medium, a donor's: a still, or a clip of 4 to
-                40 frames, of another donor in every template while there are any. Where there was one medium
-                before, nothing tells which of the two is meant; hence
-    among_several  the same, in templates of two media or more alone
-    size        so many of its faces are left; where it has fewer, they come again
-A share that is no whole number of faces is rounded up or down by chance, so that it is right in the mean.
+Every template, gallery and probe, is changed in one way at a time, at random by --seed:
+    repeats     its face of the smallest norm is repeated that many times
+    impostors   that fraction of its faces are impostor faces, each of another donor; donors are not subjects
+    of
+                the benchmark, so that compared templates do not share an image
+    unreadable  that fraction of its faces are noise, a blank, or synthetic hair without a face
+    wrong       that fraction of the templates get one impostor medium: a still, or a clip of 4 to 40 frames,
+    of a
+                donor of its own while there are any. A template of one medium does not indicate which is
+                meant:
+    among_several  the same, in templates of two media or more only
+    size        that many of its faces are kept; smaller templates are repeated
+Fractions of faces are rounded at random, so that they are right on average.
 """
 
 from __future__ import annotations
@@ -179,7 +181,7 @@ def _faces(args: argparse.Namespace, evaluation_set: EvaluationSet) -> Faces:
 
 
 def _media_of(donors: FeatureBank, rng: np.random.Generator) -> tuple[list[Array], list[int]]:
-    """Rows of the media of some images, drawn by chance, of `NUM_DONATED` faces about; whose each is."""
+    """Rows of media of random images with about `NUM_DONATED` faces in all, and the subject of each."""
     media: list[Array] = []
     owners: list[int] = []
     count = 0
@@ -209,7 +211,7 @@ def _aggregators(poolings: Sequence[str], trained: Sequence[str]) -> dict[str, n
 
 
 def unreadable_images(count: int, seed: int) -> Array:
-    """(count, 112, 112, 3) RGB: noise, blanks and drawn hair by turns."""
+    """(count, 112, 112, 3) RGB: noise, blanks and synthetic hair in turn."""
     images = np.empty((count, 112, 112, 3), np.uint8)
     for number in range(count):
         rng = np.random.default_rng([seed, number])
@@ -227,7 +229,7 @@ def unreadable_images(count: int, seed: int) -> Array:
 
 
 def with_repeats(groups: FaceGroups, faces: Faces, amount: float, seed: int) -> FaceGroups:
-    """The face of the smallest norm of each template, `amount` times."""
+    """Repeat the face of the smallest norm of each template `amount` times."""
 
     def spoiled(rows: Array, rng: np.random.Generator) -> Array:
         worst = rows[np.argmin(faces.norms[rows])]
@@ -237,7 +239,7 @@ def with_repeats(groups: FaceGroups, faces: Faces, amount: float, seed: int) -> 
 
 
 def _with_added(whose: int, groups: FaceGroups, faces: Faces, amount: float, seed: int) -> FaceGroups:
-    """Faces of donors, or unreadable ones, are added until they are the share `amount`."""
+    """Add impostor or unreadable faces until their fraction is `amount`."""
     others = np.flatnonzero(faces.subjects == whose)
 
     def spoiled(rows: Array, rng: np.random.Generator) -> Array:
@@ -250,8 +252,10 @@ with_impostor_faces = partial(_with_added, DONOR)
 with_unreadable = partial(_with_added, UNREADABLE)
 
 
-def _with_wrong_medium(fewest: int, groups: FaceGroups, faces: Faces, amount: float, seed: int) -> FaceGroups:
-    """A medium of a donor in each template of a share `amount` of those with `fewest` media and more.
+def _with_impostor_medium(
+    min_media: int, groups: FaceGroups, faces: Faces, amount: float, seed: int
+) -> FaceGroups:
+    """Add an impostor medium to a fraction `amount` of the templates with `min_media` media or more.
 
     Of another donor in every template, while there are any: two sets with the same impostor do show one
     person.
@@ -261,7 +265,7 @@ def _with_wrong_medium(fewest: int, groups: FaceGroups, faces: Faces, amount: fl
 
     def spoiled(rows: Array, rng: np.random.Generator) -> Array:
         media = faces.donated[next(donors)]
-        if rng.random() >= amount or len({medium_of[row] for row in rows.tolist()}) < fewest:
+        if rng.random() >= amount or len({medium_of[row] for row in rows.tolist()}) < min_media:
             return rows
         medium = media[rng.integers(len(media))]
         frames = 1 if len(medium) == 1 else round(np.exp(rng.uniform(*np.log(CLIP_FRAMES))))
@@ -270,12 +274,12 @@ def _with_wrong_medium(fewest: int, groups: FaceGroups, faces: Faces, amount: fl
     return _each(groups, seed, spoiled, together=True)
 
 
-with_wrong_medium = partial(_with_wrong_medium, 1)
-with_wrong_among_several = partial(_with_wrong_medium, 2)
+with_wrong_medium = partial(_with_impostor_medium, 1)
+with_wrong_among_several = partial(_with_impostor_medium, 2)
 
 
 def of_size(groups: FaceGroups, faces: Faces, amount: float, seed: int) -> FaceGroups:
-    """`amount` faces of each template, in a drawn order; where it has fewer, they come again."""
+    """`amount` faces of each template in random order, repeated if it has fewer."""
 
     def spoiled(rows: Array, rng: np.random.Generator) -> Array:
         return np.resize(rng.permutation(rows), int(amount))

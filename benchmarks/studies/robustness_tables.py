@@ -1,4 +1,4 @@
-"""What benchmarks/studies/robustness.py found, as tables and as curves."""
+"""Tables and curves of benchmarks/studies/robustness.py."""
 
 from __future__ import annotations
 

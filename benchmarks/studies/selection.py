@@ -1,14 +1,14 @@
-"""How the coreset is chosen, compared: temperature, noise, masking, K, gamma, norm code, attention; by seeds.
+"""Ablation of the coreset selection: temperature, noise, masking, K, gamma, norm code, attention.
 
 python benchmarks/studies/selection.py --features STORE --data_root DATA --dataset_name LFWS \
     --evaluation_features FEATURES --evaluated_subjects SUBJECTS.txt --out experiments/selection
     trains each variant of the published aggregator with each seed under --preset good, and writes the table
 python benchmarks/studies/selection.py --train FLAGS_OF_MAIN
-    one training, with the variants known beside the package's aggregators
+    one training run, with the variants in the registry of aggregators
 
-The published form (K 3, METHOD 5) is varied in one thing a row. Rows, judging and tables are those of
-benchmarks/studies/baselines.py; here beside them is how far the picks of training are those of evaluation,
-and how many of them are the same face again.
+Each row varies one property of the published aggregator (K = 3, arXiv 2308.14075). Rows, evaluation and
+tables are those of benchmarks/studies/baselines.py, with two more columns: the fraction of training picks
+that evaluation selects too, and the fraction of picks that repeat a face.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ _VARIANT = "coreset_variant"
 class CoresetVariant(CoresetAggregator):
     """The published aggregator with another choice of faces, another norm code, or without attention.
 
-    `choice`: farthest points, the largest norms, or faces by chance (the same in every evaluation).
-    `equal_scores`: training's scores are brought to mean 0 and deviation 1 over the faces of their template
-    before noise is added. `smooth_code`: the norm code is linear in the norm's logarithm and its square.
-    `attends`: False leaves the mean of the picks.
+    `choice`: farthest points, the largest norms, or random faces (the same in every evaluation).
+    `equal_scores`: scores in training are standardised over the faces of their template before noise is
+    added. `smooth_code`: the norm code is linear in the norm's logarithm and its square.
+    `attends`: False returns the mean of the picks.
 
     Raises:
         InputError: an unknown choice, or as `CoresetAggregator`.
@@ -152,7 +152,7 @@ VARIANTS = {
 
 
 def main() -> int:
-    """Runs the command; gives its exit code."""
+    """Run the command and return its exit code."""
     AGGREGATORS[_VARIANT] = CoresetVariant
     if sys.argv[1:2] == ["--train"]:
         # After the variant is known: the choices of --aggregator are read when the flags are made.
