@@ -1,8 +1,4 @@
-"""The training of both stages as LightningModules: steps, optimisers, logging, validation.
-
-No maths of its own: faces become features in `net`, sets become descriptors in `coreset`, descriptors become
-logits in `head` and figures in `evaluation`.
-"""
+"""LightningModules of both training stages: steps, optimisers, logging, validation."""
 
 from __future__ import annotations
 
@@ -31,25 +27,24 @@ from features.extract import embed_batch, embed_tensor
 from net import Backbone
 from runtime.distributed import NumberedRows, gathered_union, with_gradient_for
 from runtime.errors import InputError
+from training.config import AggregatorConfig, OptimiserConfig
 from training.contrastive_loss import pair_contrast
 from training.held_out import MONITORED_FAR, HeldOutFigures, held_out_figures
 from training.identity_mixup import mix_identities
 from training.loaders import FaceData, FeatureTemplateData, TemplateData
-from training.optimisers import Recipe, TemperatureSchedule
+from training.optimisers import backbone_groups, coreset_groups, make_scheduler, selection_temperature
 from weights import TRAINED_SUBJECTS, name_digests
 
-# What every held-out validation shows beside the trained aggregator.
+# Poolings that held-out validation compares with the trained aggregator.
 POOLINGS = ("mean", "norm_weighted")
 BACKBONE_MONITOR = "val/accuracy"
 CORESET_MONITOR = f"val/tar_at_far_{rate_key(MONITORED_FAR)}"
-
-
-# In a checkpoint: classes with images that could not be used, for which training was stopped.
+# Key of a checkpoint: classes with images that could not be used, for which training was stopped.
 UNUSABLE_SUBJECTS = "unusable_subjects"
 
 
 class UnknownBackbone(Backbone):
-    """Stands where features were made elsewhere and nothing is known of what made them but their sizes."""
+    """Placeholder where features were computed elsewhere and only their sizes are known."""
 
     def __init__(self, embedding_size: int, auxiliary_size: int = 0) -> None:
         spec = BackboneSpec(
@@ -58,26 +53,33 @@ class UnknownBackbone(Backbone):
         super().__init__(spec)
 
     def features(self, images: Tensor) -> Tensor:
-        """Raises InputError: there is nothing to embed with."""
+        """Raise InputError: there is nothing to embed with."""
         raise InputError(
-            "This run has features and no backbone to embed images with. Give the one that made them by "
-            "--start_from_model_statedict."
+            "This run has features and no backbone to embed images with. Give the backbone that computed "
+            "them with --start_from_model_statedict."
         )
 
 
 class _Trained(pl.LightningModule, ABC):
-    """What both stages share: the step's checks, the schedule, and what a checkpoint says beside its weights.
+    """Shared by both stages: the checks of a step, the schedule, and the contents of a checkpoint.
 
-    `identity`: plain values that stand in the checkpoint beside the weights: flags, versions, the data's
-    fingerprint. `subjects`: names of the classes, for messages; they do not enter the checkpoint.
+    Args:
+        backbone: embeds faces.
+        head: margin head.
+        optimiser: losses, optimiser and schedules.
+        steps_per_epoch: optimiser steps.
+        seed: of noise and dropout.
+        identity: plain values for the checkpoint: flags, versions, fingerprint of the data.
+        subjects: names of the classes, for messages; checkpoints contain digests of them.
     """
 
     def __init__(
         self,
         backbone: Backbone,
         head: nn.Module,
-        recipe: Recipe,
+        optimiser: OptimiserConfig,
         *,
+        steps_per_epoch: int,
         seed: int,
         identity: Mapping[str, Any],
         subjects: Sequence[str],
@@ -85,15 +87,16 @@ class _Trained(pl.LightningModule, ABC):
         super().__init__()
         self.model = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.head = head
-        self.recipe = recipe
+        self.optimiser = optimiser
+        self.steps_per_epoch = steps_per_epoch
         self.seed = seed
         self.identity = dict(identity)
-        self.last_checkpoint = "none was written yet"
+        self.last_checkpoint = "not written yet"
         self._subjects = subjects
 
     @property
     def expected_warnings(self) -> tuple[str, ...]:
-        """Patterns of Lightning's warnings that say what is meant to be so."""
+        """Patterns of Lightning's warnings about intended settings."""
         return ()
 
     @property
@@ -102,7 +105,7 @@ class _Trained(pl.LightningModule, ABC):
         return len(self._subjects)
 
     def on_fit_start(self) -> None:
-        """Sets the modes: Lightning trains in those that it finds, which loaded weights bring along."""
+        """Set the training mode, which Lightning leaves as it is."""
         self.train()
 
     @abstractmethod
@@ -110,79 +113,69 @@ class _Trained(pl.LightningModule, ABC):
         """Mean loss of this process's part of a batch, and its labels (B,).
 
         The mean over the processes is the loss of the whole batch; `seed` is the same on all of them. Every
-        parameter that is trained gets a gradient, whatever the batch holds: a process without one would make
-        the others wait for ever.
+        trained parameter receives a gradient for any batch, else the other processes would wait forever.
         """
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """One batch; InputError on every rank when the loss of any is not finite."""
-        # Noise and dropout follow from the position, so that a resumed run draws what the unbroken one drew.
+        """Loss of one batch; InputError on every rank when the loss of any is not finite."""
+        # Noise and dropout depend on the position only, so a resumed run repeats those of the original one.
         torch.manual_seed(_seed_of(self.seed, self.global_step, batch_idx, self.global_rank))
         loss, labels = self._loss(batch, _seed_of(self.seed, self.global_step, batch_idx))
         finite = bool(torch.isfinite(loss))
         if not self.trainer.strategy.reduce_boolean_decision(finite, all=True):
             mine = (float(loss), labels.tolist())
             raise InputError(
-                self._sentence_of_failure(gathered_union({} if finite else {self.global_rank: mine}))
+                self._non_finite_message(gathered_union({} if finite else {self.global_rank: mine}))
             )
         self.log("train/loss", loss, prog_bar=True, batch_size=len(labels), sync_dist=True)
         return loss
 
-    def _sentence_of_failure(self, failures: Mapping[int, tuple[float, list[int]]]) -> str:
-        """Of losses and labels by process. A contrast spreads one process's fault to all."""
+    def _non_finite_message(self, failures: Mapping[int, tuple[float, list[int]]]) -> str:
+        """The message for losses and labels by process; the contrastive loss spreads a fault to all."""
         names = sorted({self._subjects[label] for _, labels in failures.values() for label in labels})
         shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
         processes = ", ".join(str(rank) for rank in sorted(failures))
         loss, _ = failures[min(failures)]
         return (
             f"the loss is {loss:g} on process {processes} at step {self.global_step} "
-            f"(epoch {self.current_epoch}); training stopped before the weights were touched. Subjects of "
+            f"(epoch {self.current_epoch}); training stopped before the weights were changed. Subjects of "
             f"the batch: {shown}. Last good checkpoint: {self.last_checkpoint}. Try a lower --lr, "
             "--gradient_clip_val 1, or --precision bf16-mixed or 32 in place of 16 bit."
         )
 
     def _log_in_training(self, name: str, value: float, prog_bar: bool = False) -> None:
-        """A validation that runs for itself is no point of the learning curve."""
+        """Log a validation figure, except when validation runs on its own."""
         if self.trainer.state.fn == TrainerFn.FITTING:
             self.log(name, value, prog_bar=prog_bar)
 
     def _scheduled(self, optimizer: torch.optim.Optimizer) -> Any:
-        schedule, interval = self.recipe.scheduler(optimizer)
+        schedule, interval = make_scheduler(self.optimiser, optimizer, self.steps_per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": interval}}
 
     @abstractmethod
-    def _groups(self) -> list[dict[str, Any]]:
-        """The optimiser's groups of parameters."""
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raises InputError where training goes on and the optimiser's state is of other groups."""
-        if self.trainer.state.fn != TrainerFn.FITTING:
-            return
-        saved = checkpoint["optimizer_states"][0]["param_groups"]
-        if [len(group["params"]) for group in saved] != [len(group["params"]) for group in self._groups()]:
-            raise InputError(
-                "This checkpoint's optimiser state is of an earlier release, which decayed other parameters, "
-                "so that its run cannot be resumed. Start a new run; to evaluate, the checkpoint is whole."
-            )
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The optimiser's parameter groups."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the backbone's spec, where there is a backbone, and the run's identity."""
+        """Add the backbone's spec, where there is a backbone, and the run's identity."""
         if not isinstance(self.model, UnknownBackbone):
             checkpoint["backbone_spec"] = self.model.spec.to_dict()
         checkpoint.update(self.identity)
-        # So that nobody is judged on those whom it knows.
+        # Evaluation refuses training subjects.
         checkpoint[TRAINED_SUBJECTS] = " ".join(sorted(name_digests(self._subjects)))
 
 
 class BackboneTrainer(_Trained):
-    """Backbone stage: single faces through a margin head (AdaFace; METHOD 6). Validated on pair sets.
+    """Backbone stage: single faces through a margin head (AdaFace, arXiv 2204.00964).
 
-    In distributed training BatchNorms see the faces of their own process, as published; the head's statistics
-    of norms are those of all.
+    Validated on pair sets. In distributed training, BatchNorm uses the faces of its own process, as
+    published; the head's statistics of norms are those of all.
     """
 
-    def __init__(self, backbone: Backbone, head: nn.Module, recipe: Recipe, **common: Any) -> None:
-        super().__init__(backbone, head, recipe, **common)
+    def __init__(
+        self, backbone: Backbone, head: nn.Module, optimiser: OptimiserConfig, **shared: Any
+    ) -> None:
+        super().__init__(backbone, head, optimiser, **shared)
         self.accuracies: dict[str, FoldAccuracy] = {}
         self._validated: list[NumberedRows] = []
 
@@ -192,19 +185,19 @@ class BackboneTrainer(_Trained):
         return F.cross_entropy(self.head(features, norms.unsqueeze(1), labels), labels), labels
 
     def on_validation_epoch_start(self) -> None:
-        """Forgets the last validation."""
+        """Discard the last validation."""
         self._validated = [NumberedRows() for _ in self._pair_data().pair_sets]
 
     def validation_step(
         self, batch: tuple[NDArray[np.int64], tuple[Tensor, Tensor]], batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Embeds images and their mirror images, fused as AdaFace fuses them."""
+        """Embed images and their horizontal flips, fused as AdaFace does."""
         numbers, (images, _) = batch
         fused, _ = embed_tensor(self.model, images, "pre_norm_vector_add")
         self._validated[dataloader_idx].add(torch.from_numpy(numbers), fused.float())
 
     def on_validation_epoch_end(self) -> None:
-        """Logs ten-fold accuracies and their mean over the pair sets."""
+        """Log ten-fold accuracies and their mean over the pair sets."""
         for pairs, part in zip(self._pair_data().pair_sets, self._validated, strict=True):
             rows = part.table(len(pairs.images))
             if rows is None:
@@ -218,69 +211,78 @@ class BackboneTrainer(_Trained):
 
     def configure_optimizers(self) -> Any:
         """SGD."""
-        recipe = self.recipe
-        return self._scheduled(torch.optim.SGD(self._groups(), lr=recipe.lr, momentum=recipe.momentum))
+        lr, momentum = self.optimiser.lr, self.optimiser.momentum
+        return self._scheduled(torch.optim.SGD(self.parameter_groups(), lr=lr, momentum=momentum))
 
-    def _groups(self) -> list[dict[str, Any]]:
-        return self.recipe.backbone_groups(self)
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """See the base class."""
+        return backbone_groups(self.optimiser, self)
 
     def _pair_data(self) -> FaceData:
         return self.trainer.datamodule  # type: ignore[attr-defined, no-any-return]
 
 
 class FaceCoresetNet(_Trained):
-    """Coreset stage: templates through aggregator and head; the backbone frozen, or fine-tuned.
+    """Coreset stage: templates through aggregator and head; the backbone is frozen or fine-tuned.
 
-    Templates are images, or features that the frozen backbone made before; the rest is one way.
+    Templates are images, or features that the frozen backbone computed before. The backbone stays in
+    evaluation mode, as published: the frames of a clip are too similar for batch statistics. Validated on
+    templates of held-out subjects, beside plain poolings.
 
-    The backbone stays in evaluation mode, as published: the frames of a clip are too much alike for batch
-    statistics. Validated on templates of held-out subjects, beside plain poolings.
+    Args:
+        backbone, head, optimiser: see the base class.
+        aggregator: flags of the aggregator.
+        aggregator_options: arguments of its constructor.
+        finetune_backbone: the backbone is trained too.
+        head_weight: weight of the margin head's loss beside the contrastive loss; 0 leaves it out.
+        subject_means: (S, D) unit rows for identity mixup, without auxiliary features; None for none.
+        shared: see the base class.
     """
 
     def __init__(
         self,
         backbone: Backbone,
         head: nn.Module,
-        recipe: Recipe,
+        optimiser: OptimiserConfig,
         *,
-        aggregator: str,
+        aggregator: AggregatorConfig,
         aggregator_options: Mapping[str, Any],
         finetune_backbone: bool = False,
-        compiled: bool = False,
-        schedule: TemperatureSchedule | None = None,
+        head_weight: float = 1.0,
         subject_means: Tensor | None = None,
-        **common: Any,
+        **shared: Any,
     ) -> None:
-        super().__init__(backbone, head, recipe, **common)
-        # Made from the data anew by every run; None where there are no virtual subjects.
+        super().__init__(backbone, head, optimiser, **shared)
+        # Computed from the data by every run, hence not in checkpoints.
         self.register_buffer("subject_means", subject_means, persistent=False)
         self.subject_means: Tensor | None
-        self.aggregator_name = aggregator
+        self.aggregator_config: AggregatorConfig = aggregator
+        self.aggregator_name = aggregator.aggregator
         self.aggregator_options = dict(aggregator_options)
-        self.aggregator = build_aggregator(aggregator, aggregator_options)
-        if compiled:
+        self.aggregator = build_aggregator(self.aggregator_name, aggregator_options)
+        if aggregator.compile:
             self.aggregator.compile_maths()  # type: ignore[operator]
         self.poolings = nn.ModuleDict({name: build_aggregator(name, {}) for name in POOLINGS})
         self.finetune_backbone = finetune_backbone
-        self.schedule = schedule
+        self.head_weight = head_weight
         self.figures: dict[str, HeldOutFigures] = {}
         self._validated: dict[str, NumberedRows] = {}
         self._known: dict[tuple[int, ...], FaceSets] = {}
         self.model.requires_grad_(finetune_backbone)
 
     def train(self, mode: bool = True) -> FaceCoresetNet:
-        """Training mode for aggregator and head alone."""
+        """Set the mode of aggregator and head; the backbone stays in evaluation mode."""
         super().train(mode)
         self.model.eval()
         return self
 
     @property
     def expected_warnings(self) -> tuple[str, ...]:
-        """The backbone is in evaluation mode; the count lets a warning pass where anything else is too."""
+        """The backbone is in evaluation mode; the count keeps warnings about anything else."""
         return (rf"Found {len(list(self.model.modules()))} module\(s\) in eval mode",)
 
     def embedded(self, batch: TemplateBatch | FeatureBatch) -> FaceSets:
-        """The faces of a batch as features; with gradient only where the backbone is trained."""
+        """The faces of a batch as features, with gradient only where the backbone is trained."""
         if isinstance(batch, FeatureBatch):
             return FaceSets(batch.features.float(), batch.norms, batch.offsets, batch.media)
         trained = self.finetune_backbone and self.training
@@ -288,20 +290,20 @@ class FaceCoresetNet(_Trained):
         return FaceSets(features, norms, batch.offsets, batch.media)
 
     def _loss(self, batch: TemplateBatch | FeatureBatch, seed: int) -> tuple[Tensor, Tensor]:
-        sets, labels, people = self.embedded(batch), batch.labels, None
+        sets, labels, more_columns = self.embedded(batch), batch.labels, None
         if self.subject_means is not None:
-            sets, labels, people = mix_identities(
-                sets, labels, self.subject_means, self.recipe.identity_mixup_prob, seed=seed
+            sets, labels, more_columns = mix_identities(
+                sets, labels, self.subject_means, self.optimiser.identity_mixup_prob, seed=seed
             )
         descriptor: SetDescriptor = self.aggregator(sets)
         embedding = with_gradient_for(self.aggregator.parameters(), descriptor.embedding)
-        logits = self.head(embedding, descriptor.norm.unsqueeze(1), labels, people)
+        logits = self.head(embedding, descriptor.norm.unsqueeze(1), labels, more_columns)
         loss = F.cross_entropy(logits, labels)
-        if self.recipe.contrast_weight:
+        if self.optimiser.contrast_weight:
             contrast = pair_contrast(embedding, labels)
             self.log("train/contrast", contrast.detach(), batch_size=sets.num_sets, sync_dist=True)
-            # Times 0 the head stays in the graph.
-            loss = self.recipe.head_weight * loss + self.recipe.contrast_weight * contrast
+            # With weight 0 the head stays in the graph, so its parameters have a gradient.
+            loss = self.head_weight * loss + self.optimiser.contrast_weight * contrast
         self._log_selection(sets, descriptor)
         return loss, batch.labels
 
@@ -316,12 +318,15 @@ class FaceCoresetNet(_Trained):
             self.log("train/pick_agreement", agreement, batch_size=size, prog_bar=True, sync_dist=True)
 
     def on_train_epoch_start(self) -> None:
-        """Sets the temperature of the schedule."""
-        if self.schedule is not None and isinstance(self.aggregator, CoresetAggregator):
-            self.aggregator.set_temperature(self.schedule.at(self.current_epoch))
+        """Set the selection temperature of the epoch."""
+        config = self.aggregator_config
+        start, end = config.selection_temperature, config.selection_temperature_end
+        if end is not None and isinstance(self.aggregator, CoresetAggregator):
+            epochs = self.optimiser.trained_epochs
+            self.aggregator.set_temperature(selection_temperature(start, end, self.current_epoch, epochs))
 
     def on_validation_epoch_start(self) -> None:
-        """Forgets the last validation; the features of a frozen backbone are kept."""
+        """Discard the last validation; the features of a frozen backbone are kept."""
         self._validated = {name: NumberedRows() for name in (self.aggregator_name, *self.poolings)}
 
     def validation_step(
@@ -333,7 +338,7 @@ class FaceCoresetNet(_Trained):
         sets = self._known.get(key)
         if sets is None:
             if templates is None:
-                # Loaded before, for another module.
+                # The loader gave them to another module before.
                 templates = self._template_data().held_out_batch(key).to(self.device)
             sets = self.embedded(templates)
             if not self.finetune_backbone:
@@ -342,7 +347,7 @@ class FaceCoresetNet(_Trained):
             self._validated[name].add(torch.from_numpy(numbers), module(sets).embedding.float())
 
     def on_validation_epoch_end(self) -> None:
-        """Logs TAR@FAR and rank-1 of each."""
+        """Log TAR@FAR and rank 1 of each."""
         held_out = self._template_data().held_out
         for name, part in self._validated.items():
             embeddings = part.table(len(held_out))
@@ -356,21 +361,24 @@ class FaceCoresetNet(_Trained):
 
     def configure_optimizers(self) -> Any:
         """AdamW."""
-        # One pass over weights, gradients and moments in place of ten. Under a gradient scaler Lightning does
-        # not clip what a fused step unscales.
+        # Lightning cannot clip gradients that a fused step unscales.
         fused = self.trainer.precision != "16-mixed"
         return self._scheduled(
             torch.optim.AdamW(
-                self._groups(), lr=self.recipe.lr, weight_decay=self.recipe.weight_decay, fused=fused
+                self.parameter_groups(),
+                lr=self.optimiser.lr,
+                weight_decay=self.optimiser.weight_decay,
+                fused=fused,
             )
         )
 
-    def _groups(self) -> list[dict[str, Any]]:
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """See the base class."""
         tuned = self.model if self.finetune_backbone else None
-        return self.recipe.coreset_groups(self.aggregator, self.head, tuned)
+        return coreset_groups(self.optimiser, self.aggregator, self.head, tuned)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what is needed to build the aggregator."""
+        """Add what is needed to build the aggregator."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["aggregator_name"] = self.aggregator_name
         checkpoint["aggregator_options"] = self.aggregator_options

@@ -1,109 +1,88 @@
-"""The coreset stage from images: templates of images through a backbone, an aggregator and a margin head."""
+"""The coreset stage from images: templates of images through backbone, aggregator and margin head."""
 
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 
 from backbones.spec import BackboneSpec
-from data.sampling.templates import Augmentation, HeldOutTemplates, held_out_templates
+from data.sampling.templates import HeldOutTemplates, held_out_templates
 from data.sources.face_source import FaceSource
 from data.sources.subsets import hold_out
 from data.sources.unusable_images import first_faults, unusable_images
 from net import Backbone
 from quality.check import measure_cosines
-from runs.components import (
-    MOST_HELD_OUT,
-    Run,
-    aggregator_options,
-    augmentation_of,
-    check_apart,
-    colour_warnings,
+from runs.components import Run, RunRequest, make_head, make_run
+from runs.coreset_stage import (
+    MAX_HELD_OUT_SUBJECTS,
+    check_disjoint,
     coreset_module,
     cosine_lines,
-    head_of,
-    image_identity,
-    items_of_epoch,
-    loading_of,
-    losses_of,
-    make_run,
+    describe_aggregator,
     quality_warnings,
-    trained_aggregator,
-    validation_people,
+    validation_subjects,
+    with_losses_for,
 )
-from runs.saved_run import SavedRun
-from runs.settings import Settings
 from runtime.errors import InputError
 from training.loaders import TemplateData
 
 
-def image_coreset_run(
-    settings: Settings,
-    saved: SavedRun | None,
-    backbone: Backbone,
-    source: FaceSource,
-    lines: list[str],
-    skipped: list[str],
-    processes: int,
-) -> Run:
-    """Loaders, head and module of the coreset stage on images; `skipped` and `lines` are extended."""
-    if settings.val_data_path is None:
-        source, others = hold_out(source, settings.held_out, settings.seed)
+def coreset_run(request: RunRequest, backbone: Backbone, source: FaceSource) -> Run:
+    """Loaders, head and module of the coreset stage on images."""
+    data_config, seed, saved = request.config.data, request.config.run.seed, request.saved
+    finetunes = request.config.model.finetune_backbone
+    if data_config.val_data_path is None:
+        source, others = hold_out(source, data_config.held_out, seed)
     else:
-        others = validation_people(settings, lines, skipped)
-        check_apart(source.subjects, others.subjects)
-    augmentation = augmentation_of(settings)
-    held_out = _held_out(settings, others, backbone.spec, augmentation)
-    settings, few = losses_of(settings, len(source.subjects), processes)
-    items = items_of_epoch(settings, saved, max(settings.batch_size, len(source) // 10))
-    loading = loading_of(settings, items)
+        others = validation_subjects(request)
+        check_disjoint(source.subjects, others.subjects)
+    held_out = _held_out(request, others, backbone.spec)
+    config, few = with_losses_for(request.config, len(source.subjects), request.processes)
+    request = replace(request, config=config)
     data = TemplateData(
         source,
         backbone.spec,
-        augmentation,
+        request.augmentation(),
         held_out,
-        loading,
-        max_template_size=settings.max_template_size,
-        sample_by=settings.sample_by,
-        paired=settings.contrast_weight > 0,
-        keeps_features=not settings.finetune_backbone,
+        request.loading(max(config.optimiser.batch_size, len(source) // 10)),
+        max_template_size=data_config.max_template_size,
+        sample_by=data_config.sample_by,
+        paired=config.optimiser.contrast_weight > 0,
+        keeps_features=not finetunes,
     )
-    if saved is None and not settings.finetune_backbone and not backbone.spec.is_measured:
+    if saved is None and not finetunes and not backbone.spec.is_measured:
         with suppress(InputError):
-            measure_cosines(backbone, source, seed=settings.seed)
-    options = aggregator_options(settings, backbone.spec, saved)
-    head = head_of(settings, backbone, len(source.subjects))
-    identity_options = image_identity(settings, saved, source)
-    module = coreset_module(settings, backbone, head, options, data, identity_options)
-    lines += [
-        *cosine_lines(backbone.spec),
-        f"classes  {len(source.subjects):,} subjects with {len(source):,} images",
-        f"validate {len(np.unique(held_out.labels)):,} of {len(others.subjects):,} held-out subjects: "
-        f"{len(held_out):,} templates",
-    ]
-    state = "fine-tuned" if settings.finetune_backbone else "frozen"
+            measure_cosines(backbone, source, seed=seed)
+    head = make_head(config, backbone, len(source.subjects))
+    module = coreset_module(request, backbone, head, data, request.identity_of_images(source))
+    request.lines.extend(
+        [
+            *cosine_lines(backbone.spec),
+            f"classes  {len(source.subjects):,} subjects with {len(source):,} images",
+            f"validate {len(np.unique(held_out.labels)):,} of {len(others.subjects):,} held-out subjects: "
+            f"{len(held_out):,} templates",
+        ]
+    )
     return make_run(
-        settings,
+        request,
         module,
         data,
-        f"trains {trained_aggregator(settings)} and a head of {settings.head} on templates; the backbone "
-        f"{backbone.spec.name} is {state}",
-        lines,
+        f"trains {describe_aggregator(config)} and a head of {config.model.head} on templates; the backbone "
+        f"{backbone.spec.name} is {'fine-tuned' if finetunes else 'frozen'}",
         num_images=len(source),
-        each=f"{settings.batch_size} templates of 1 to {settings.max_template_size} faces",
+        each=f"{config.optimiser.batch_size} templates of 1 to {data_config.max_template_size} faces",
         validates=True,
         warnings=[
             *([few] if few else []),
-            *quality_warnings(settings, backbone),
-            *colour_warnings(settings, source, None if saved else backbone),
+            *quality_warnings(config, backbone),
+            *request.colour_warnings(source, None if saved else backbone),
         ],
     )
 
 
-def _held_out(
-    settings: Settings, source: FaceSource, spec: BackboneSpec, augmentation: Augmentation
-) -> HeldOutTemplates:
+def _held_out(request: RunRequest, source: FaceSource, spec: BackboneSpec) -> HeldOutTemplates:
     """Templates to validate on.
 
     Raises:
@@ -112,10 +91,10 @@ def _held_out(
     held_out = held_out_templates(
         source,
         spec,
-        augmentation,
-        seed=settings.seed,
-        max_template_size=settings.max_template_size,
-        max_subjects=MOST_HELD_OUT,
+        request.augmentation(),
+        seed=request.config.run.seed,
+        max_template_size=request.config.data.max_template_size,
+        max_subjects=MAX_HELD_OUT_SUBJECTS,
     )
     faults = unusable_images(held_out.rows().tolist(), source.image, "held-out images")
     if faults:

@@ -1,8 +1,4 @@
-"""What a training run leaves in its folder: checkpoints, pictures of what it is fed and chooses, run.json.
-
-Callbacks of the Trainer; the training itself is in `train_val`. A kill at any moment leaves the last
-checkpoint whole.
-"""
+"""The folder of a training run and its record, run.json."""
 
 from __future__ import annotations
 
@@ -30,17 +26,16 @@ RUN_JSON = "run.json"
 
 
 def run_folder(root: Path, prefix: str, resumed: Path | None = None, *, step: int = 0) -> Path:
-    """The folder of a run: that of a last.ckpt which is resumed, else `<root>/<prefix>_<n>` with a free n.
+    """The folder of a run: that of a resumed last.ckpt, else a new `<root>/<prefix>_<n>`.
 
-    A run that is resumed from another checkpoint than last.ckpt, or with another `root` or `prefix` than
-    those of its folder (`place_of`), goes on in a new folder, and takes its metrics, its best checkpoint and
-    its record along.
+    A run resumed from another checkpoint than last.ckpt, or with another `root` or `prefix`, continues
+    in a new folder with a copy of its metrics, its best checkpoint and its record.
 
     Args:
         root: folder of the run folders.
         prefix: start of a new folder's name.
-        resumed: checkpoint that the run goes on from.
-        step: optimiser steps that the checkpoint has done; metrics from then on are logged anew.
+        resumed: checkpoint to continue from.
+        step: optimiser steps that the checkpoint has done; later metrics are dropped.
 
     Raises:
         InputError: the record or the metrics of the resumed run are damaged; nothing was written.
@@ -51,16 +46,16 @@ def run_folder(root: Path, prefix: str, resumed: Path | None = None, *, step: in
     earlier_starts(before)
     metrics = metrics_before(before / METRICS, step) if (before / METRICS).is_file() else None
     its_root, its_prefix = place_of(resumed)
-    goes_on = resumed.name == LAST and (Path(its_root), its_prefix) == (Path(os.path.abspath(root)), prefix)
+    continues = resumed.name == LAST and (Path(its_root), its_prefix) == (Path(os.path.abspath(root)), prefix)
     best = before / BEST
-    # One that is later than the checkpoint belongs to epochs that are trained anew.
-    takes_best = not goes_on and best.is_file() and step_of(best, read_checkpoint(best)) <= step
-    folder = before if goes_on else _free_folder(root, prefix)
+    # A best checkpoint after this step belongs to epochs that are trained again.
+    copies_best = not continues and best.is_file() and step_of(best, read_checkpoint(best)) <= step
+    folder = before if continues else _free_folder(root, prefix)
     if metrics is not None:
         atomic_write(folder / METRICS, metrics)
-    if takes_best:
+    if copies_best:
         _copy(best, folder / BEST)
-    if not goes_on and (before / RUN_JSON).is_file():
+    if not continues and (before / RUN_JSON).is_file():
         _copy(before / RUN_JSON, folder / RUN_JSON)
     return folder
 

@@ -1,4 +1,4 @@
-"""main.py --dry_run: the labels that a run would be trained with, checked by the features it starts from."""
+"""Label audit of main.py --dry_run: training labels checked by features of the backbone."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ FOLDER = "label_check"
 
 
 def faces_of_bank(bank: FeatureBank, source: FaceSource | None) -> CheckedFaces:
-    """The images of a bank by their plain view, or by the mean of their rows where there are no views.
+    """The images of a bank: features of the plain view, or the mean of their rows where there are no views.
 
-    `source`: of the same images, in the bank's order; None where only features are there.
+    `source`: the same images in the bank's order; None where there are only features.
     """
     rows = bank.values(bank.starts).float().numpy()
     if bank.plan is None:
@@ -38,11 +38,11 @@ def faces_of_bank(bank: FeatureBank, source: FaceSource | None) -> CheckedFaces:
     return CheckedFaces(rows, bank.labels, bank.subjects, name, None if source is None else source.image)
 
 
-def checked_labels(run: Run, out: Path) -> str:
-    """Checks what the run would be trained on, writes the findings below `out`, and says them in words."""
+def audit_labels(run: Run, out: Path) -> str:
+    """Check the labels of a run, write the findings below `out`, and return them as text."""
     if run.faces is None:
         return (
-            "labels   are not checked: that takes the weights of a backbone. Give some by "
+            "labels   are not checked: this needs the weights of a backbone. Give them with "
             "--start_from_model_statedict."
         )
     faces = run.faces()
@@ -52,4 +52,4 @@ def checked_labels(run: Run, out: Path) -> str:
     findings = check_labels(faces.features, faces.labels, LabelLimits.of(spec))
     written = write_report(out / FOLDER, faces, findings)
     text = findings_text(findings, len(faces.subjects), len(faces.labels))
-    return f"{text}\nthe lists are in {out / FOLDER}: {', '.join(written)}"
+    return f"{text}\nlists are in {out / FOLDER}: {', '.join(written)}"

@@ -1,4 +1,4 @@
-"""metrics.csv of a training run: writing, and cutting it where a resumed run continues."""
+"""metrics.csv of a training run: written by a logger, cut where a resumed run continues."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ METRICS = "metrics.csv"
 
 
 class _AppendingWriter(ExperimentWriter):
-    """Goes on with a metrics.csv that is there, which the base class deletes.
+    """Appends to an existing metrics.csv, which the base class would delete.
 
-    A checkpoint that was written before an epoch's validation makes a resumed run validate again: a row of
-    the last step that is there with the same columns is not written twice.
+    A run resumed from a checkpoint before an epoch's validation validates again: a row of the last step with
+    the same columns is not written twice.
     """
 
     def _check_log_dir_exists(self) -> None:
-        self._last_step, self._columns_there = -1, set[frozenset[str]]()
+        self._last_step, self._columns_of_last_step = -1, set[frozenset[str]]()
         path = Path(self.metrics_file_path)
         if not path.is_file():
             return
@@ -31,17 +31,17 @@ class _AppendingWriter(ExperimentWriter):
             self.metrics_keys = list(rows.fieldnames or [])
             for row in rows:
                 if int(row["step"]) > self._last_step:
-                    self._last_step, self._columns_there = int(row["step"]), set()
-                self._columns_there.add(frozenset(name for name, value in row.items() if value))
+                    self._last_step, self._columns_of_last_step = int(row["step"]), set()
+                self._columns_of_last_step.add(frozenset(name for name, value in row.items() if value))
 
     def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
         """See the base class."""
-        if step != self._last_step or {"step", *metrics_dict} not in self._columns_there:
+        if step != self._last_step or {"step", *metrics_dict} not in self._columns_of_last_step:
             super().log_metrics(metrics_dict, step)
 
 
 class MetricsLogger(CSVLogger):
-    """Writes metrics.csv row by row, behind the rows of the run so far."""
+    """Appends rows to metrics.csv, one at a time."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, "", "", flush_logs_every_n_steps=1)
@@ -56,9 +56,10 @@ class MetricsLogger(CSVLogger):
 
 
 def metrics_before(path: Path, step: int) -> str:
-    """The rows of a metrics.csv that were logged before an optimiser step, as they stand there.
+    """Text of a metrics.csv with the rows logged before an optimiser step, without an incomplete last row.
 
-    A row that a kill left unfinished is no row.
+    Raises:
+        InputError: the file is damaged.
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:
@@ -76,5 +77,5 @@ def metrics_before(path: Path, step: int) -> str:
     except (ValueError, csv.Error) as fault:
         raise InputError(
             f"{path}: is damaged ({fault}). Expected columns of figures with 'step' among them. Restore it "
-            "from a copy, or remove it: the run then goes on without the figures so far."
+            "from a copy, or remove it: the run then continues without earlier figures."
         ) from None

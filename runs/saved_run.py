@@ -9,53 +9,49 @@ import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict, get_type_hints
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from backbones.spec import with_current_names
 from coreset.catalogue import LEARNED_GAMMA
 from data.sources.fingerprint import PIXEL_LIBRARIES
-from runs.settings import Settings
+from runs.config import config_fields
+from runs.config_files import FORMER_FLAGS
 from runtime.errors import InputError, InputWarning
 from runtime.json_files import check_type
-from train_val import UNUSABLE_SUBJECTS
+from train_val import UNUSABLE_SUBJECTS, BackboneTrainer, FaceCoresetNet
 from weights import read_checkpoint
 
 IMAGES_BY_SUBJECT, EPOCH_ITEMS = "images_by_subject", "epoch_items"
-
-
 # Parts of a fingerprint that change with the images of a run.
 _OF_IMAGES = {"subjects", "labels", "images", *PIXEL_LIBRARIES}
-
-
-# Flags in checkpoints of earlier versions.
-_FORMER_FLAGS = {
-    "share_foreign_faces": "impostor_face_prob",
-    "share_wrong_media": "impostor_media_prob",
-    "share_virtual_subjects": "identity_mixup_prob",
-    "fewest_images": "min_images_per_subject",
-    "without_subjects": "exclude_subjects",
-}
-
-
-_SAVED = ("hparams", "data_fingerprint")
+_REQUIRED = ("hparams", "data_fingerprint")
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
 class SavedRun:
-    """What a checkpoint of ours says beside its weights; no spec where there was no backbone.
+    """What a checkpoint of main.py says beside its weights.
 
-    `step`: optimiser steps done; `epochs_done`: whole epochs, without the one that is under way;
-    `data_fingerprint`: its parts, a string in checkpoints of before. None in older ones are:
-    `images_by_subject` (`runs.trained_images`; and where features are trained from), `epoch_items`, items of
-    an epoch. `unusable`: subjects with images that could not be used; `aggregator_options`: what built its
-    aggregator; `cache_is_given`: False where the checkpoint alone names the folder of cached features. Of
-    `hparams`, `out` and `prefix` are those of the folder that it lies in. `missing_states`: of the Trainer,
-    which it needs to go on.
+    Attributes:
+        path: of the checkpoint.
+        step: optimiser steps done.
+        hparams: flags of the run; `out` and `prefix` are those of the folder that the checkpoint is in.
+        data_fingerprint: digests by part; a text in checkpoints of earlier versions.
+        backbone_spec: None where the run had features and no backbone.
+        epochs_done: complete epochs.
+        images_by_subject: see `images_by_subject`; None in older checkpoints and for features.
+        epoch_items: items per epoch; None in older checkpoints.
+        unusable: subjects with images that could not be used.
+        aggregator_options: arguments of its aggregator.
+        cache_is_given: False where only the checkpoint names the folder of cached features.
+        missing_states: states of the Trainer that resuming needs and the file lacks.
+        shapes: shape of each tensor of the state dict.
+        group_sizes: parameters in each group of the optimiser.
     """
 
     path: Path
@@ -70,15 +66,62 @@ class SavedRun:
     aggregator_options: Mapping[str, Any] = field(default_factory=dict)
     cache_is_given: bool = True
     missing_states: Sequence[str] = ()
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    group_sizes: Sequence[int] = ()
 
     def may_write_to(self, cache: Path) -> bool:
-        """Whether a folder of features was given, is the default one, or lies in the checkpoint's folder."""
+        """Whether a folder of features was given, is the default one, or is in the checkpoint's folder."""
         folder, run = Path(os.path.abspath(cache)), Path(os.path.abspath(self.path)).parent
         return self.cache_is_given or folder == run.parent / "features" or folder.is_relative_to(run)
 
+    def check_epochs(self, epochs: int) -> None:
+        """Check that the run can be resumed for `epochs` epochs in all.
+
+        Raises:
+            InputError: more are done, or states of the Trainer are missing.
+        """
+        if self.missing_states:
+            raise InputError(
+                f"{self.path}: has no {' and no '.join(self.missing_states)}, so its run cannot be resumed. "
+                "Use the last.ckpt of the run, or start a new run."
+            )
+        if epochs < self.epochs_done:
+            raise InputError(
+                f"--epochs {epochs}: {self.path} has done {self.epochs_done} epochs. Give more to continue "
+                "training, or --evaluate to validate it."
+            )
+
+    def check_fits(self, module: BackboneTrainer | FaceCoresetNet, *, resumes: bool) -> None:
+        """Check that the module built from `hparams` takes the weights and the optimiser state.
+
+        Raises:
+            InputError: it does not, as when hparams were edited.
+        """
+        hint = (
+            "Its hparams describe another run than its weights; restore the file from a copy, or start a "
+            "new run."
+        )
+        built = {
+            name: tuple(value.shape)
+            for name, value in module.state_dict().items()
+            if isinstance(value, Tensor) and not isinstance(value, nn.parameter.UninitializedParameter)
+        }
+        names = sorted(self.shapes.keys() | built.keys())
+        differ = [name for name in names if self.shapes.get(name) != built.get(name)]
+        if self.shapes and differ:
+            raise InputError(
+                f"{self.path}: {len(differ)} tensors do not fit the run, such as {_first(differ)}. {hint}"
+            )
+        sizes = [len(group["params"]) for group in module.parameter_groups()]
+        if resumes and self.group_sizes and list(self.group_sizes) != sizes:
+            raise InputError(
+                f"{self.path}: the optimiser has {list(self.group_sizes)} parameters in its groups, and the "
+                f"run trains {sizes}: another set of parameters, or a file of an earlier release. {hint}"
+            )
+
 
 class _SavedParts(TypedDict):
-    """What a checkpoint holds beside tensors, as far as it is read here."""
+    """What a checkpoint contains beside tensors, as far as it is read here."""
 
     hparams: dict[str, Any]
     data_fingerprint: dict[str, str] | str
@@ -88,7 +131,7 @@ class _SavedParts(TypedDict):
     unusable_subjects: list[int] | None
 
 
-# What the Trainer goes on from, which it reads when the run's files are written already.
+# The Trainer reads these only after files of the run are written.
 _TRAINER_STATES = {
     "pytorch-lightning_version": str,
     "loops": dict[str, dict[str, Any]],
@@ -108,17 +151,17 @@ def _check_trainer_states(path: Path, checkpoint: Mapping[str, Any]) -> None:
 
 
 def read_saved_run(path: Path) -> SavedRun:
-    """Reads what a run is resumed or evaluated by.
+    """Read what a run is resumed or evaluated from.
 
     Raises:
-        InputError: no such file, or no checkpoint of main.py.
+        InputError: no such file, or not a checkpoint of main.py.
     """
     if not path.is_file():
         raise InputError(
             f"{path}: there is no such checkpoint. A run keeps last.ckpt and best.ckpt in its folder."
         )
     checkpoint = read_checkpoint(path)
-    missing = [key for key in _SAVED if not isinstance(checkpoint, dict) or key not in checkpoint]
+    missing = [key for key in _REQUIRED if not isinstance(checkpoint, dict) or key not in checkpoint]
     if missing:
         raise InputError(
             f"{path}: is no checkpoint of main.py, it has no {' and no '.join(missing)}. To start from the "
@@ -126,13 +169,13 @@ def read_saved_run(path: Path) -> SavedRun:
         )
     parts = {key: checkpoint.get(key) for key in _SavedParts.__annotations__}
     check_type(parts, _SavedParts, str(path))
-    parts["hparams"] = {_FORMER_FLAGS.get(name, name): value for name, value in parts["hparams"].items()}
+    parts["hparams"] = {FORMER_FLAGS.get(name, name): value for name, value in parts["hparams"].items()}
     options = with_current_names(parts["aggregator_options"] or {})
-    for name, kind in get_type_hints(Settings).items():
+    for name, each in config_fields().items():
         if name in parts["hparams"]:
-            check_type(parts["hparams"][name], kind, f"{path}: hparams, {name}")
-    hparams = _with_gamma_of_today(parts["hparams"], options)
-    # Where it writes is not for a file to say.
+            check_type(parts["hparams"][name], each.kind, f"{path}: hparams, {name}")
+    hparams = _with_current_gamma(parts["hparams"], options)
+    # A file does not decide where its run writes.
     hparams["out"], hparams["prefix"] = place_of(path)
     images = checkpoint.get(IMAGES_BY_SUBJECT)
     if images is not None and not isinstance(images, Tensor):
@@ -156,51 +199,56 @@ def read_saved_run(path: Path) -> SavedRun:
         parts[UNUSABLE_SUBJECTS] or (),
         options,
         missing_states=[name for name in _TRAINER_STATES if checkpoint.get(name, []) == []],
+        shapes=_shapes(path, checkpoint),
+        group_sizes=_group_sizes(path, checkpoint),
     )
 
 
-def _with_gamma_of_today(hparams: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Flags of a checkpoint, where those of before said by `gamma_lr` 0 that gamma is fixed."""
-    today = dict(hparams)
-    if options.get("learn_gamma") and today.get("gamma", LEARNED_GAMMA) != LEARNED_GAMMA:
-        start = {"gamma": today["gamma"]}
-        today |= {
+def _shapes(path: Path, checkpoint: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    state = checkpoint.get("state_dict", {})
+    check_type(state, dict[str, Any], f"{path}: state_dict")
+    return {name: tuple(value.shape) for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def _group_sizes(path: Path, checkpoint: Mapping[str, Any]) -> list[int]:
+    for state in checkpoint.get("optimizer_states", [])[:1]:
+        groups = state.get("param_groups")
+        check_type(groups, list[dict[str, Any]], f"{path}: optimizer_states, param_groups")
+        for group in groups:
+            check_type(group.get("params"), list[int], f"{path}: optimizer_states, params")
+        return [len(group["params"]) for group in groups]
+    return []
+
+
+def _with_current_gamma(hparams: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Flags of a checkpoint; earlier versions fixed gamma by `gamma_lr` 0."""
+    current = dict(hparams)
+    if options.get("learn_gamma") and current.get("gamma", LEARNED_GAMMA) != LEARNED_GAMMA:
+        start = {"gamma": current["gamma"]}
+        current |= {
             "gamma": LEARNED_GAMMA,
-            "aggregator_options": start | (today.get("aggregator_options") or {}),
+            "aggregator_options": start | (current.get("aggregator_options") or {}),
         }
-    if today.get("gamma_lr") == 0:
-        del today["gamma_lr"]
-    return today
-
-
-def check_epochs(saved: SavedRun, epochs: int) -> None:
-    """Raises InputError where the run that is to go on for `epochs` in all has done more, or lacks states."""
-    if saved.missing_states:
-        raise InputError(
-            f"{saved.path}: has no {' and no '.join(saved.missing_states)}, so that its run cannot be "
-            "resumed. Take the last.ckpt of the run, or start a new run."
-        )
-    if epochs < saved.epochs_done:
-        raise InputError(
-            f"--epochs {epochs}: are the epochs in all, and {saved.path} has done {saved.epochs_done}. Give "
-            "more to train on, or --evaluate to validate it."
-        )
+    if current.get("gamma_lr") == 0:
+        del current["gamma_lr"]
+    return current
 
 
 def check_same_data(
     saved: SavedRun, name: str, data: Mapping[str, str], subjects: Sequence[str], images: Tensor | None
 ) -> None:
-    """Raises InputError, which says what differs, unless a run was trained on this data.
+    """Check that a run was trained on this data.
 
-    Another decoder changes pixels by little, and nobody can go back to an older one everywhere: a warning,
-    as for images that were removed.
+    Another version of the image decoder changes pixels slightly and is a warning, as are removed images.
+
+    Raises:
+        InputError: other data; the message says what differs.
     """
     before = saved.data_fingerprint
     if isinstance(before, str):
         raise InputError(
-            f"{saved.path}: was written by an earlier version, which recorded the names of images and not "
-            "their content, so that it is unknown whether this is its own data. Start a new "
-            "run."
+            f"{saved.path}: was written by an earlier version, which recorded names of images and not their "
+            "content, so it is unknown whether this is the same data. Start a new run."
         )
     differ = [part for part in {**before, **data} if before.get(part) != data.get(part)]
     lines = [
@@ -208,7 +256,7 @@ def check_same_data(
     ]
     if differ and set(differ) <= PIXEL_LIBRARIES.keys():
         warnings.warn(
-            "\n".join([f"{saved.path}: other versions may change pixels a little:", *lines]),
+            "\n".join([f"{saved.path}: other versions may change pixels slightly:", *lines]),
             InputWarning,
             stacklevel=2,
         )
@@ -218,26 +266,25 @@ def check_same_data(
     elif differ:
         raise InputError.from_faults(
             [
-                f"{saved.path}: was trained on other data than {name} as it is now. A run is resumed or "
-                "evaluated on its own data. These differ (number, digest):",
+                f"{saved.path}: was trained on other data than {name} has now. A run is resumed and "
+                "evaluated on the same data. These differ (number, digest):",
                 *lines,
             ]
         )
 
 
-_SHOWN = 5
-
-
 def images_by_subject(
     subjects: Sequence[str], labels: NDArray[np.int64], stamps: NDArray[np.uint64]
 ) -> Tensor:
-    """(S, 3) int64: a digest of each subject's name, the number of its images, and the sum of their stamps.
+    """Describe the images of each subject, so that a resumed run notices removed ones.
 
     Args:
         subjects: S names.
-        labels: (N,) of the images.
-        stamps: (N,) of their content (`data.sources.image_stamps`); the sum is that of 64-bit numbers,
-        wrapped round.
+        labels: (N,) subject of each image.
+        stamps: (N,) stamps of their content (`data.sources.image_stamps`).
+
+    Returns:
+        (S, 3) int64: digest of the name, number of images, sum of their stamps modulo 2^64.
     """
     digests = [
         int.from_bytes(hashlib.blake2b(os.fsencode(name), digest_size=8).digest(), "little", signed=True)
@@ -257,14 +304,18 @@ def removed_note(
     now: Tensor,
     unusable: Collection[int] = (),
 ) -> str:
-    """The warning where images of `name` were removed since checkpoint `path` was
-    written.
+    """The warning where images of `name` were removed since checkpoint `path` was written.
 
-    `before`, `now`: `images_by_subject`, the latter of `subjects`; `unusable`: those of `before` with images
-    that could not be used, which may have been mended.
+    Args:
+        path: of the checkpoint.
+        name: of the data.
+        before: `images_by_subject` of the checkpoint.
+        subjects: S names.
+        now: `images_by_subject` of `subjects`.
+        unusable: rows of `before` with images that could not be used, which may have been repaired.
 
     Raises:
-        InputError: the difference is another one; it says which, by subjects.
+        InputError: the data differ in another way; the message names the subjects.
     """
     known = {digest: (place, *rest) for place, (digest, *rest) in enumerate(before.tolist())}
     there = {digest: (name, *rest) for name, (digest, *rest) in zip(subjects, now.tolist(), strict=True)}
@@ -281,8 +332,8 @@ def removed_note(
     changed.sort()
     if changed and not refused:
         return (
-            f"{name}: has other images than {path} was trained on, of {_first(changed)}. The run goes on "
-            "with those that are there."
+            f"{name}: has other images than {path} was trained on, of {_first(changed)}. The run continues "
+            "with the present ones."
         )
     differences = [
         f"{gone:,} of its {len(known):,} subjects have no image now" if gone else "",
@@ -290,11 +341,11 @@ def removed_note(
         f"{len(changed):,} subjects have other images: {_first(changed)}" if changed else "",
         "" if new or gone or changed else "the same images are in another order",
     ]
-    classes = " The head has one class a subject, so that these must stay." if new or gone else ""
+    classes = " The head has one class per subject, so these must remain." if new or gone else ""
     raise InputError(
-        f"{path}: was trained on other data than {name} as it is now: "
-        f"{'; '.join(each for each in differences if each)}.{classes} A run is resumed or evaluated on its "
-        "own data, of which single images may be removed, and those that could not be read mended."
+        f"{path}: was trained on other data than {name} has now: "
+        f"{'; '.join(each for each in differences if each)}.{classes} A run is resumed and evaluated on the "
+        "same data; only single images may be removed, and unreadable ones repaired."
     )
 
 
@@ -304,7 +355,7 @@ def _first(texts: Sequence[str]) -> str:
 
 
 def step_of(path: Path, checkpoint: object) -> int:
-    """Optimiser steps done, as a checkpoint of ours says it; InputError where it does not."""
+    """Optimiser steps that a checkpoint has done; InputError if it does not say."""
     step = checkpoint.get("global_step") if isinstance(checkpoint, Mapping) else None
     if type(step) is not int or not 0 <= step < 1 << 63:
         raise InputError(f"{path}: is no checkpoint of main.py: its global_step is {step!r}.")
@@ -312,9 +363,6 @@ def step_of(path: Path, checkpoint: object) -> int:
 
 
 def place_of(checkpoint: Path) -> tuple[str, str]:
-    """`root` and `prefix`, as `run_folder` takes them, of the run folder that a checkpoint lies in.
-
-    Nothing that the checkpoint says has a part in it: a run folder is where its checkpoint lies.
-    """
+    """`root` and `prefix`, as `run_folder` takes them, of the folder that a checkpoint is in."""
     folder = Path(os.path.abspath(checkpoint)).parent
     return str(folder.parent), folder.name.rpartition("_")[0] or folder.name

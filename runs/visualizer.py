@@ -1,4 +1,4 @@
-"""Preview images of a training run: what the network is fed, learning curves, selected faces."""
+"""Preview images of a training run: input of the network, learning curves, selected faces."""
 
 from __future__ import annotations
 
@@ -16,52 +16,50 @@ from runs.learning_curves import draw_curves
 from train_val import FaceCoresetNet
 
 _SECONDS_BETWEEN_PLOTS = 30.0
-
-
-_PICTURED_TEMPLATES = 8
+_PREVIEWED_TEMPLATES = 8
 
 
 class TrainingVisualizer(Callback):
-    """A sheet of the first batch, learning curves, and some held-out templates with their chosen faces."""
+    """Draws a contact sheet of the first batch, learning curves, and templates with their selected faces."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._fed = False
+        self._has_drawn_batch = False
         self._drawn = time.monotonic()
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Draws what the network is fed, once a run."""
-        if self._fed or not trainer.is_global_zero:
+        """Draw the first batch of the run."""
+        if self._has_drawn_batch or not trainer.is_global_zero:
             return
-        self._fed = True
+        self._has_drawn_batch = True
         path = self._folder / "training_samples" / f"step_{trainer.global_step}.png"
         if isinstance(pl_module, FaceCoresetNet):
-            shown = trainer.datamodule.preview_images(batch)  # type: ignore[attr-defined]
-            if shown is not None:
-                template_sheet(shown, pl_module.model.spec, path)
+            previews = trainer.datamodule.preview_images(batch)  # type: ignore[attr-defined]
+            if previews is not None:
+                template_sheet(previews, pl_module.model.spec, path)
         else:
             face_sheet(batch[0], pl_module.model.spec, path)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draws the curves anew now and then."""
+        """Redraw the learning curves from time to time."""
         if trainer.is_global_zero and time.monotonic() - self._drawn > _SECONDS_BETWEEN_PLOTS:
-            self._curves(trainer)
+            self._draw_curves(trainer)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draws the curves to the end."""
+        """Draw the complete learning curves."""
         if trainer.is_global_zero:
-            self._curves(trainer)
+            self._draw_curves(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Draws the chosen faces, when validation runs for itself: after training, or with --evaluate."""
+        """Draw selected faces when validation runs on its own: after training, or with --evaluate."""
         if (
             isinstance(pl_module, FaceCoresetNet)
             and trainer.is_global_zero
             and trainer.state.fn == TrainerFn.VALIDATING
         ):
-            chosen_faces(trainer, pl_module, self._folder / "plots" / "chosen_faces.png")
+            draw_selected_faces(trainer, pl_module, self._folder / "plots" / "chosen_faces.png")
 
-    def _curves(self, trainer: pl.Trainer) -> None:
+    def _draw_curves(self, trainer: pl.Trainer) -> None:
         for logger in trainer.loggers:
             logger.save()
         draw_curves(self._folder, self._folder / "plots" / "curves.png")
@@ -69,11 +67,11 @@ class TrainingVisualizer(Callback):
 
 
 @torch.no_grad()
-def chosen_faces(trainer: pl.Trainer, module: FaceCoresetNet, path: Path) -> None:
-    """Draws some held-out templates, a row each, with the chosen faces framed and numbered by their order."""
-    batch = trainer.datamodule.example(_PICTURED_TEMPLATES)  # type: ignore[attr-defined]
-    shown = trainer.datamodule.preview_images(batch)  # type: ignore[attr-defined]
-    if shown is None:
+def draw_selected_faces(trainer: pl.Trainer, module: FaceCoresetNet, path: Path) -> None:
+    """Draw some held-out templates, one per row, with the selected faces framed and numbered in order."""
+    batch = trainer.datamodule.example(_PREVIEWED_TEMPLATES)  # type: ignore[attr-defined]
+    previews = trainer.datamodule.preview_images(batch)  # type: ignore[attr-defined]
+    if previews is None:
         return
     descriptor = module.aggregator(module.embedded(batch.to(module.device)))
-    template_sheet(shown, module.model.spec, path, picks=descriptor.picks.cpu())
+    template_sheet(previews, module.model.spec, path, picks=descriptor.picks.cpu())

@@ -21,12 +21,12 @@ from head import build_head
 from runtime.distributed import NumberedRows, gathered_union
 from runtime.errors import InputError
 from train_val import FaceCoresetNet, UnknownBackbone
-from training.optimisers import Recipe
+from training.config import AggregatorConfig, OptimiserConfig
 
 D, A, S, B = 16, 4, 12, 16
 # A hang is an error after so long.
 PATIENCE = timedelta(seconds=60)
-RECIPE = Recipe(lr=1e-3, weight_decay=1e-4, lr_milestones=(), contrast_weight=1.0, identity_mixup_prob=0.5)
+RECIPE = OptimiserConfig(lr=1e-3, weight_decay=1e-4, contrast_weight=1.0, identity_mixup_prob=0.5)
 # Every way to make a parameter that a batch of one-face templates might leave without a gradient.
 LEARNED_SELECTION = {"learn_gamma": True, "learn_temperature": True, "quality": "learned"}
 
@@ -62,8 +62,9 @@ def step_of(
         UnknownBackbone(D + auxiliary, auxiliary),
         build_head(head, D + auxiliary, S),
         replace(RECIPE, **recipe),
-        aggregator=aggregator,
+        aggregator=AggregatorConfig(aggregator=aggregator),
         aggregator_options=options,
+        steps_per_epoch=1,
         subject_means=F.normalize(torch.randn(S, D), dim=1) if auxiliary else None,
         seed=0,
         identity={},

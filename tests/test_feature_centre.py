@@ -15,9 +15,9 @@ from coreset import FaceSets, build_aggregator
 from features.bank import FeatureBank, bank_of_rows, gathered, with_centre_of
 from features.cache import with_cosines
 from net import BACKBONES, Backbone, build_backbone
-from runs.components import aggregator_options
+from runs.config_rules import resolve
+from runs.coreset_stage import aggregator_options
 from runs.saved_run import SavedRun
-from runs.settings import resolve
 from runtime.errors import InputError
 from train_val import UnknownBackbone
 from validation.subjects import with_centre
@@ -50,7 +50,7 @@ def backbone() -> Backbone:
 
 def options_of(backbone: Backbone, saved: SavedRun | None = None) -> dict[str, Any]:
     given = {"stage": "coreset", "features": "x.npz", "preset": "good"}
-    return aggregator_options(resolve(given, None), backbone.spec, saved)
+    return aggregator_options(resolve(given), backbone.spec, saved)
 
 
 def test_a_shared_vector_is_measured_subtracted_and_recorded(backbone: Backbone) -> None:
@@ -146,9 +146,9 @@ def test_what_the_weights_say_of_their_norm_is_what_training_weighs_by(
     backbone.spec = replace(backbone.spec, norm_is_quality=norm_is_quality)
     assert options_of(backbone).get("quality", "norm") == ("norm" if norm_is_quality else "learned")
     given = {"stage": "coreset", "features": "x.npz", "preset": "good", "quality": "none"}
-    assert aggregator_options(resolve(given, None), backbone.spec)["quality"] == "none"
+    assert aggregator_options(resolve(given), backbone.spec)["quality"] == "none"
     published = {"stage": "coreset", "features": "x.npz", "preset": "published"}
-    assert aggregator_options(resolve(published, None), backbone.spec)["quality"] == "norm"
+    assert aggregator_options(resolve(published), backbone.spec)["quality"] == "norm"
 
 
 def test_a_cohort_is_without_the_centre_that_the_benchmarks_features_are_without(backbone: Backbone) -> None:

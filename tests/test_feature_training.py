@@ -27,7 +27,8 @@ from features import cache as feature_cache
 from net import build_backbone
 from runs import assembly as training_run
 from runs.checkpoints import StoppedBySignal
-from runs.settings import resolve
+from runs.components import RunRequest
+from runs.config_rules import Machine, resolve
 from runtime.errors import InputError
 from weights import load_aggregator, load_backbone, name_digests, save_weights, trained_subjects
 from weights.converting import convert_weights, extract_aggregator
@@ -103,7 +104,7 @@ def test_a_run_from_cached_features_leaves_what_one_from_images_leaves(
 def test_weights_say_whom_they_were_trained_with(good: dict[str, Any], tmp_path: Path) -> None:
     main.train(good | {"epochs": 1})
     checkpoint = tmp_path / "experiments" / "run_0" / "last.ckpt"
-    run = training_run.build_run(resolve(good, None), None, processes=1)
+    run = training_run.build_run(RunRequest(resolve(good)))
     trained = name_digests(run.data._dataset._drawer.bank.subjects)
     assert len(trained) == 5  # Of eight, three are held out.
     convert_weights(str(checkpoint), tmp_path / "whole.safetensors")
@@ -114,29 +115,29 @@ def test_weights_say_whom_they_were_trained_with(good: dict[str, Any], tmp_path:
 
 
 def test_features_are_made_once(good: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    training_run.build_run(resolve(good, None), None, processes=1)
+    training_run.build_run(RunRequest(resolve(good)))
 
     def never(*_: Any, **__: Any) -> Any:
         raise AssertionError("embedded again")
 
     monkeypatch.setattr(feature_cache.ViewedFaces, "image", never)
-    training_run.build_run(resolve(good | {"held_out": 2.0, "seed": 42, "m": 0.1}, None), None, processes=1)
+    training_run.build_run(RunRequest(resolve(good | {"held_out": 2.0, "seed": 42, "m": 0.1})))
     assert len(list(Path(good["cache_features"]).iterdir())) == 1
 
 
 def test_a_damaged_store_is_refused(good: dict[str, Any]) -> None:
-    training_run.build_run(resolve(good, None), None, processes=1)
+    training_run.build_run(RunRequest(resolve(good)))
     path = store_of(good) / "features.npy"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(bytes(content))
     with pytest.raises(InputError, match="parts are damaged"):
-        training_run.build_run(resolve(good, None), None, processes=1)
+        training_run.build_run(RunRequest(resolve(good)))
 
 
 def test_features_equal_images_on_plain_views(flags: dict[str, Any]) -> None:
     given = flags | {"views": 1, "cache_dtype": "float32", "batch_size": 8}
-    run = training_run.build_run(resolve(given, None), None, processes=1)
+    run = training_run.build_run(RunRequest(resolve(given)))
     features = next(iter(run.data.train_dataloader()))
     images = run.data.pictured(features)
     assert images.images.shape == (len(features.rows), 3, 112, 112)
@@ -220,12 +221,12 @@ def test_a_killed_store_goes_on_where_it_was(flags: dict[str, Any], tmp_path: Pa
             made.append(number),
             original(self, number),
         )[1]
-        bank = training_run.build_run(resolve(flags, None), None, processes=1).data._dataset._drawer.bank
+        bank = training_run.build_run(RunRequest(resolve(flags))).data._dataset._drawer.bank
     finally:
         feature_cache.ViewedFaces.image = original  # type: ignore[method-assign]
     assert len(set(made)) == 8 * 5 * 6 - kept * 32
     fresh = flags | {"cache_features": str(tmp_path / "fresh")}
-    again = training_run.build_run(resolve(fresh, None), None, processes=1).data._dataset._drawer.bank
+    again = training_run.build_run(RunRequest(resolve(fresh))).data._dataset._drawer.bank
     assert np.array_equal(bank.features, again.features)
 
 
@@ -258,27 +259,25 @@ def test_a_store_trains_again_by_its_folder(flags: dict[str, Any], tmp_path: Pat
     assert_same(out / "cached_0" / "last.ckpt", out / "given_0" / "last.ckpt")
     torch.manual_seed(2)
     save_weights(tmp_path / "other.safetensors", build_backbone("ir_tiny"))
-    with pytest.raises(InputError, match="were made by other weights"):
+    with pytest.raises(InputError, match="other weights computed the features"):
         main.train(given | {"start_from_model_statedict": str(tmp_path / "other.safetensors")})
 
 
 def test_the_head_starts_at_the_subjects_means(good: dict[str, Any]) -> None:
-    run = training_run.build_run(resolve(good, None), None, processes=1)
+    run = training_run.build_run(RunRequest(resolve(good)))
     means = torch.from_numpy(run.data._dataset._drawer.bank.clean_means())
     torch.testing.assert_close(run.module.head.kernel.detach().T, means)
 
 
 def test_options_reach_the_aggregator(good: dict[str, Any], tmp_path: Path) -> None:
     given = vars(main.flags().parse_args(["--aggregator_options", "num_heads=4", "mask_picked=false"]))
-    run = training_run.build_run(resolve(good | given, None), None, processes=1)
+    run = training_run.build_run(RunRequest(resolve(good | given)))
     assert run.module.aggregator.self_attention.num_heads == 4
     assert run.module.aggregator.mask_picked is False
     with pytest.raises(InputError, match="has no option 'no_such'"):
-        training_run.build_run(
-            resolve(good | {"aggregator_options": {"no_such": 1}}, None), None, processes=1
-        )
+        training_run.build_run(RunRequest(resolve(good | {"aggregator_options": {"no_such": 1}})))
     with pytest.raises(InputError, match="--aggregator mean: has nothing to train"):
-        training_run.build_run(resolve(good | {"aggregator": "mean"}, None), None, processes=1)
+        resolve(good | {"aggregator": "mean"})
 
 
 def test_a_compiled_run_leaves_what_another_leaves(
@@ -298,7 +297,7 @@ def test_a_compiled_run_leaves_what_another_leaves(
     assert_same(folder / "plain_0" / "last.ckpt", folder / "compiled_0" / "last.ckpt")
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(InputError, match="--compile needs a C compiler"):
-        training_run.build_run(resolve(good | {"compile": True}, None), None, processes=1)
+        resolve(good | {"compile": True}, machine=Machine.here())
 
 
 def test_context_reaches_the_aggregators_that_read_it(good: dict[str, Any], tmp_path: Path) -> None:
@@ -312,23 +311,23 @@ def test_context_reaches_the_aggregators_that_read_it(good: dict[str, Any], tmp_
     assert trained is not None
     assert (trained.embedding_size, trained.auxiliary_size) == (70, 6)
     assert load_backbone(checkpoint).spec.auxiliary_size == 6
-    others = resolve(told | {"aggregator": "learned_map"}, None)
-    module = training_run.build_run(others, None, processes=1).module
+    others = resolve(told | {"aggregator": "learned_map"})
+    module = training_run.build_run(RunRequest(others)).module
     assert (module.aggregator.embedding_size, module.aggregator.auxiliary_size) == (70, 0)
     # From the store alone, where no weights are given.
     given = {key: value for key, value in told.items() if key not in OF_IMAGES}
     given["features"] = str(store_of(good))
     unknown = {key: value for key, value in given.items() if key != "start_from_model_statedict"}
-    run = training_run.build_run(resolve(unknown, None), None, processes=1)
+    run = training_run.build_run(RunRequest(resolve(unknown)))
     assert run.module.aggregator.auxiliary_size == 6
     assert run.module.subject_means.shape[1] == 64
-    random = training_run.build_run(resolve(given | {"head_init": "random"}, None), None, processes=1)
+    random = training_run.build_run(RunRequest(resolve(given | {"head_init": "random"})))
     for head in (run.module.head, random.module.head):
         assert not head.kernel[64:].any()
         torch.testing.assert_close(head.kernel.norm(dim=0), torch.ones(head.kernel.shape[1]))
     other = given | {"start_from_model_statedict": plain}
-    with pytest.raises(InputError, match="makes features of 64 values, of which 0 are auxiliary"):
-        training_run.build_run(resolve(other, None), None, processes=1)
+    with pytest.raises(InputError, match="features of 64 values, 0 of them auxiliary"):
+        training_run.build_run(RunRequest(resolve(other)))
 
 
 def test_a_backbone_with_context_stays_frozen(flags: dict[str, Any], tmp_path: Path) -> None:
@@ -336,25 +335,23 @@ def test_a_backbone_with_context_stays_frozen(flags: dict[str, Any], tmp_path: P
     convert_weights(flags["start_from_model_statedict"], start, auxiliary=6)
     images = {key: value for key, value in flags.items() if key not in ("cache_features", "views")}
     tuned = images | {"start_from_model_statedict": str(start), "finetune_backbone": True}
-    with pytest.raises(
-        InputError, match="gives auxiliary values behind its embedding, as a frozen backbone can"
-    ):
-        training_run.build_run(resolve(tuned, None), None, processes=1)
+    with pytest.raises(InputError, match=r"auxiliary\.safetensors: has auxiliary features"):
+        training_run.build_run(RunRequest(resolve(tuned)))
 
 
 def test_a_contrast_needs_pairs_on_each_process(good: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=r"--batch_size 6: .*multiple of 4"):
-        training_run.build_run(resolve(good | {"batch_size": 6}, None), None, processes=2)
+        resolve(good | {"batch_size": 6, "cpu_processes": 2}, machine=Machine(0, has_compiler=True))
 
 
 @pytest.mark.parametrize("cached", [True, False])
 def test_two_subjects_need_pairs_on_each_process(flags: dict[str, Any], cached: bool) -> None:
     left = {} if cached else dict.fromkeys(("cache_features", "views"))
     few = {key: value for key, value in flags.items() if key not in left} | {"held_out": 6, "batch_size": 6}
-    assert training_run.build_run(resolve(few, None), None, processes=1).module.num_subjects == 2
+    assert training_run.build_run(RunRequest(resolve(few))).module.num_subjects == 2
     with pytest.raises(InputError, match=r"--batch_size 6: .*multiple of 4"):
-        training_run.build_run(resolve(few, None), None, processes=2)
-    training_run.build_run(resolve(few | {"batch_size": 8}, None), None, processes=2)
+        training_run.build_run(RunRequest(resolve(few), processes=2))
+    training_run.build_run(RunRequest(resolve(few | {"batch_size": 8}), processes=2))
 
 
 def test_held_out_images_are_decoded_once_for_a_frozen_backbone(
@@ -370,8 +367,8 @@ def test_held_out_images_are_decoded_once_for_a_frozen_backbone(
     monkeypatch.setattr(HeldOutTemplates, "__getitem__", counted)
     monkeypatch.setattr(training.loaders, "VALIDATION_TEMPLATES", 4)
     images = {key: value for key, value in flags.items() if key not in ("cache_features", "views")}
-    short = resolve(images | {"epochs": 3, "epoch_items": 8, "max_template_size": 3}, None)
-    run = training_run.build_run(short, None, processes=1)
+    short = resolve(images | {"epochs": 3, "epoch_items": 8, "max_template_size": 3})
+    run = training_run.build_run(RunRequest(short))
     trainer = pl.Trainer(
         max_epochs=3,
         num_sanity_val_steps=0,
@@ -386,7 +383,7 @@ def test_held_out_images_are_decoded_once_for_a_frozen_backbone(
     assert sorted(loaded) == list(range(9))
     assert run.module.figures.keys() == first.keys()
     # A module that has not seen them asks for them.
-    other = training_run.build_run(short, None, processes=1).module
+    other = training_run.build_run(RunRequest(short)).module
     other.load_state_dict(run.module.state_dict())
     trainer.validate(other, run.data, verbose=False)
     assert sorted(loaded) == sorted([*range(9), *range(9)])
@@ -396,9 +393,8 @@ def test_held_out_images_are_decoded_once_for_a_frozen_backbone(
 def test_the_image_path_can_contrast_too(flags: dict[str, Any]) -> None:
     plain = {k: v for k, v in flags.items() if k not in ("cache_features", "views")}
     main.train(plain | {"contrast_weight": 1.0, "epochs": 1, "max_template_size": 4})
-    run = training_run.build_run(
-        resolve(plain | {"contrast_weight": 1.0, "max_template_size": 4}, None), None, processes=1
-    )
+    config = resolve(plain | {"contrast_weight": 1.0, "max_template_size": 4})
+    run = training_run.build_run(RunRequest(config))
     batch = next(iter(run.data.train_dataloader()))
     assert torch.equal(batch.labels[0::2], batch.labels[1::2])
 
@@ -408,16 +404,17 @@ CACHED = WEIGHTS | {"cache_features": ""}
 
 
 def test_presets_are_values_that_flags_override() -> None:
-    good = resolve(CACHED | {"preset": "good", "s": 40.0}, None)
-    assert (good.head, good.m, good.s, good.head_init) == ("cosface", 0.25, 40.0, "centroids")
-    assert (good.lr, good.lr_schedule, good.contrast_weight) == (1e-3, "one_cycle", 1.0)
-    published = resolve(WEIGHTS | {"preset": "published"}, None)
-    plain = resolve(WEIGHTS, None)
-    assert published.aggregator_options == {"mask_picked": False, "clamp_gamma": False}
-    assert published.quality == "norm"
+    good = resolve(CACHED | {"preset": "good", "s": 40.0})
+    model, optimiser = good.model, good.optimiser
+    assert (model.head, model.m, model.s, model.head_init) == ("cosface", 0.25, 40.0, "centroids")
+    assert (optimiser.lr, optimiser.lr_schedule, optimiser.contrast_weight) == (1e-3, "one_cycle", 1.0)
+    published = resolve(WEIGHTS | {"preset": "published"})
+    plain = resolve(WEIGHTS)
+    assert published.aggregator.aggregator_options == {"mask_picked": False, "clamp_gamma": False}
+    assert published.aggregator.quality == "norm"
     of_preset = ("preset", "aggregator_options", "quality")
-    assert {k: v for k, v in published.to_dict().items() if k not in of_preset} == {
-        k: v for k, v in plain.to_dict().items() if k not in of_preset
+    assert {k: v for k, v in published.to_flat().items() if k not in of_preset} == {
+        k: v for k, v in plain.to_flat().items() if k not in of_preset
     }
 
 
@@ -436,16 +433,16 @@ def test_presets_are_values_that_flags_override() -> None:
         (CACHED | {"aggregator": "mean", "coreset_size": 4}, "belongs to --aggregator coreset"),
         ({"features": "x", "num_workers": 2}, "--num_workers is about images"),
         ({"features": "x", "train_data_path": "imgs"}, "--train_data_path is about images"),
-        (CACHED | {"impostor_media_prob": 1.5}, "from 0 to 1"),
+        (CACHED | {"impostor_media_prob": 1.5}, "expected 0 to 1"),
     ],
 )
 def test_what_has_no_effect_is_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        resolve(given, None)
+        resolve(given)
 
 
 def test_checkpoints_of_before_resume_with_the_defaults() -> None:
-    saved = resolve(WEIGHTS, None).to_dict()
+    saved = resolve(WEIGHTS).to_flat()
     for name in ("preset", "contrast_weight", "lr_schedule", "aggregator"):
         del saved[name]
-    assert resolve({}, saved) == resolve(WEIGHTS, None)
+    assert resolve({}, saved) == resolve(WEIGHTS)

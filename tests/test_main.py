@@ -24,7 +24,8 @@ import main
 import train_val
 from runs import assembly as training_run
 from runs.checkpoints import StoppedBySignal
-from runs.settings import resolve
+from runs.components import RunRequest
+from runs.config_rules import resolve
 from runtime.errors import InputError
 from weights import load_aggregator, load_backbone
 
@@ -84,7 +85,7 @@ def test_the_coreset_stage_trains_the_aggregator_and_leaves_the_backbone(
     assert all(torch.equal(start[name], trained[name]) for name in start)
     aggregator = load_aggregator(run / "last.ckpt")
     assert aggregator is not None
-    fresh = training_run.build_run(resolve(coreset_stage, None), None, processes=1).module.aggregator
+    fresh = training_run.build_run(RunRequest(resolve(coreset_stage))).module.aggregator
     moved = [
         n for n, p in aggregator.named_parameters() if not torch.equal(p, dict(fresh.named_parameters())[n])
     ]
@@ -111,7 +112,7 @@ def test_a_fine_tuned_backbone_moves_and_keeps_its_statistics(
 
 
 def test_held_out_subjects_are_never_trained_on(coreset_stage: dict[str, Any]) -> None:
-    run = training_run.build_run(resolve(coreset_stage, None), None, processes=1)
+    run = training_run.build_run(RunRequest(resolve(coreset_stage)))
     held_out = {run.data.held_out._source.subjects[s] for s in run.data.held_out.labels}
     assert len(held_out) == 3
     assert not held_out & set(run.module._subjects)
@@ -212,6 +213,53 @@ def test_fewer_epochs_than_are_done_are_refused(backbone_stage: dict[str, Any], 
     assert torch.load(last, weights_only=True)["global_step"] == 2
 
 
+@pytest.mark.parametrize(
+    ("change", "fact"),
+    [
+        ({"finetune_backbone": True}, "optimiser"),
+        ({"learn_temperature": True}, "optimiser"),
+        ({"coreset_size": 2, "aggregator": "weighted_coreset"}, "tensors"),
+        ({"sample_by": "face"}, "sample_by"),
+    ],
+)
+def test_edited_hparams_are_refused_before_anything_is_written(
+    coreset_stage: dict[str, Any], tmp_path: Path, change: dict[str, Any], fact: str
+) -> None:
+    main.train(coreset_stage | {"epochs": 1, "epoch_items": 8})
+    run = tmp_path / "experiments" / "run_0"
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    checkpoint = torch.load(run / "last.ckpt", weights_only=True)
+    checkpoint["hparams"] |= change
+    torch.save(checkpoint, run / "last.ckpt")
+    with pytest.raises(InputError, match=rf"last\.ckpt: .*{fact}"):
+        main.train({"resume_from_checkpoint": str(run / "last.ckpt"), "epochs": 2})
+    for name, content in before.items():
+        assert name == "last.ckpt" or (run / name).read_bytes() == content
+
+
+def test_a_finished_run_can_be_repeated_from_its_run_json(
+    coreset_stage: dict[str, Any], tmp_path: Path
+) -> None:
+    main.train(coreset_stage | {"epochs": 1, "epoch_items": 8})
+    runs = tmp_path / "experiments"
+    main.train({"config": str(runs / "run_0" / "run.json")})
+    assert_same(runs / "run_0" / "last.ckpt", runs / "run_1" / "last.ckpt")
+    main.train({"config": str(runs / "run_0" / "run.json"), "seed": 1})
+    first, other = (weights_of(runs / name / "last.ckpt")["head.kernel"] for name in ("run_0", "run_2"))
+    assert not torch.equal(first, other)
+
+
+def test_the_resolved_configuration_is_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("train_data_path: imgs\nepochs: 3\n")
+    monkeypatch.setattr(sys, "argv", ["main.py", "--config", str(path), "--lr", "0.5", "--print_config"])
+    assert main.main() == 0
+    said = yaml.safe_load(capsys.readouterr().out)
+    assert (said["epochs"], said["lr"], said["stage"]) == (3, 0.5, "backbone")
+
+
 def test_one_template_a_batch_can_be_trained(coreset_stage: dict[str, Any], tmp_path: Path) -> None:
     main.train(coreset_stage | {"batch_size": 1, "epochs": 1, "epoch_items": 2})
     last = weights_of(tmp_path / "experiments" / "run_0" / "last.ckpt")
@@ -276,9 +324,9 @@ def test_short_runs_go_the_whole_way(
 NOISELESS = """
 import sys
 import main
-from runs import assembly
-options = assembly.aggregator_options
-assembly.aggregator_options = lambda *a: options(*a) | {"dropout": 0.0, "gumbel_noise": False}
+from runs import coreset_stage
+options = coreset_stage.aggregator_options
+coreset_stage.aggregator_options = lambda *a: options(*a) | {"dropout": 0.0, "gumbel_noise": False}
 sys.exit(main.main())
 """
 
@@ -419,12 +467,12 @@ def test_the_seeds_command_is_understood() -> None:
         "--lr_milestones 12,20,24 --head adaface --m 0.4 --h 0.333 --low_res_augmentation_prob 0.2 "
         "--crop_augmentation_prob 0.2 --photometric_augmentation_prob 0.2"
     )
-    settings = resolve(vars(main.flags().parse_args(command.split())), None)
-    assert settings.stage == "backbone"
-    assert settings.lr_milestones == (12, 20, 24)
-    assert settings.train_data_subset == ""
-    assert (settings.precision, settings.gpus) == ("16-mixed", 2)
-    assert np.isclose(settings.h, 0.333)
+    config = resolve(vars(main.flags().parse_args(command.split())))
+    assert config.stage == "backbone"
+    assert config.optimiser.lr_milestones == (12, 20, 24)
+    assert config.data.train_data_subset == ""
+    assert (config.run.precision, config.run.gpus) == ("16-mixed", 2)
+    assert np.isclose(config.model.h, 0.333)
 
 
 def test_a_test_run_goes_the_whole_way_of_its_schedules(

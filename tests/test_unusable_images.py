@@ -12,7 +12,7 @@ import torch
 
 import main
 from data.sampling.positions import PositionSampler
-from runs import assembly as training_run
+from runs.components import RunRequest
 from runtime.errors import InputError, InputWarning
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -22,7 +22,7 @@ PER_SUBJECT = 6
 @pytest.fixture(autouse=True)
 def _not_found_by_the_colour_check(monkeypatch: pytest.MonkeyPatch) -> None:
     """It reads a sample of large sets, and all of these."""
-    monkeypatch.setattr(training_run, "_colour_warnings", lambda *_: [])
+    monkeypatch.setattr(RunRequest, "colour_warnings", lambda *_: [])
 
 
 @pytest.fixture

@@ -34,7 +34,6 @@ from data.sources.pair_files import PairSet
 from data.sources.unusable_images import CollateWithFaults, FaultsAsItems, UnusableBatch
 from features.bank import FeatureBatch
 from features.templates import DrawnFeatures, HeldOutFeatures, TemplateDrawer
-from runtime.errors import InputError
 
 if TYPE_CHECKING:
     from backbones.spec import BackboneSpec
@@ -351,20 +350,6 @@ def rank_share(count: int, rank: int, world_size: int) -> list[int]:
     """
     padded = -(-count // world_size) * world_size
     return [number % count for number in range(rank, padded, world_size)]
-
-
-def check_batch_split(batch_size: int, processes: int, least: int = 1) -> None:
-    """Raises InputError unless the batch divides over the processes, `least` items or more on each."""
-    if batch_size % processes:
-        raise InputError(
-            f"--batch_size {batch_size}: is for all {processes} processes together and must be a multiple of "
-            f"{processes}; {batch_size // processes * processes or processes} would be."
-        )
-    if batch_size < least * processes:
-        raise InputError(
-            f"--batch_size {batch_size}: is for all {processes} processes together, and batch normalisation "
-            f"needs {least} faces or more on each. Give {least * processes} or more."
-        )
 
 
 class _Numbered(Dataset[tuple[int, Any]]):

@@ -12,10 +12,10 @@ from torch import nn
 
 from backbones.spec import BackboneSpec
 from coreset import build_aggregator
-from runs.components import aggregator_options
+from runs.config_rules import resolve
+from runs.coreset_stage import aggregator_options
 from runs.folder import run_folder
-from runs.saved_run import check_epochs, read_saved_run
-from runs.settings import resolve
+from runs.saved_run import read_saved_run
 from runtime.errors import InputError
 
 WEIGHTS = {"train_data_path": "imgs", "start_from_model_statedict": "w.ckpt"}
@@ -23,7 +23,7 @@ SPEC = BackboneSpec("tiny", 16, "RGB", 127.5, 127.5, True)
 
 
 def built(given: dict[str, Any]) -> nn.Module:
-    return build_aggregator("coreset", aggregator_options(resolve(WEIGHTS | given, None), SPEC))
+    return build_aggregator("coreset", aggregator_options(resolve(WEIGHTS | given), SPEC))
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_minus_one_learns_gamma_and_any_other_value_fixes_it(
 @pytest.mark.parametrize(("gamma_lr", "is_learned"), [(1e-4, True), (0.0, False)])
 def test_checkpoints_of_before_keep_their_gamma(tmp_path: Path, gamma_lr: float, is_learned: bool) -> None:
     """There `gamma` was where it started and `gamma_lr` 0 fixed it."""
-    hparams = resolve(WEIGHTS, None).to_dict() | {"gamma": 0.5, "gamma_lr": gamma_lr}
+    hparams = resolve(WEIGHTS).to_flat() | {"gamma": 0.5, "gamma_lr": gamma_lr}
     options = {"embedding_size": 16, "gamma": 0.5, "learn_gamma": is_learned}
     content = {"hparams": hparams, "data_fingerprint": "d", "global_step": 7, "aggregator_options": options}
     content["loops"] = {"fit_loop": {"epoch_progress": {"current": {"processed": 1}}}}
@@ -63,7 +63,7 @@ def test_checkpoints_of_before_keep_their_gamma(tmp_path: Path, gamma_lr: float,
 
 def checkpoint(path: Path, **changes: Any) -> Path:
     """A file with what a resumed run reads of a checkpoint; a dotted key changes one of its hparams."""
-    hparams = resolve(WEIGHTS, None).to_dict()
+    hparams = resolve(WEIGHTS).to_flat()
     hparams |= {key.removeprefix("hparams."): value for key, value in changes.items() if "." in key}
     content: dict[str, Any] = {"hparams": hparams, "data_fingerprint": {"images": "d"}, "global_step": 7}
     content["loops"] = {"fit_loop": {"epoch_progress": {"current": {"processed": 1}}}}
@@ -78,10 +78,10 @@ def test_a_checkpoint_does_not_choose_where_its_run_writes(tmp_path: Path) -> No
     path = checkpoint(tmp_path / "runs" / "run_3" / "last.ckpt", **evil)
     saved = read_saved_run(path)
     settings = resolve({}, saved.hparams)
-    assert (settings.out, settings.prefix) == (str(tmp_path / "runs"), "run")
-    assert run_folder(Path(settings.out), settings.prefix, path, step=7) == path.parent
+    assert (settings.run.out, settings.run.prefix) == (str(tmp_path / "runs"), "run")
+    assert run_folder(Path(settings.run.out), settings.run.prefix, path, step=7) == path.parent
     chosen = resolve({"out": "mine", "prefix": "new"}, saved.hparams)
-    assert (chosen.out, chosen.prefix) == ("mine", "new")
+    assert (chosen.run.out, chosen.run.prefix) == ("mine", "new")
     for cache, is_inside in [
         ("features", True),
         ("run_3/x", True),
@@ -141,7 +141,7 @@ def test_values_that_no_checkpoint_has_are_told(tmp_path: Path, changes: dict[st
 def test_a_checkpoint_that_cannot_be_resumed_is_told_before_anything_is_written(tmp_path: Path) -> None:
     path = checkpoint(tmp_path / "last.ckpt", callbacks={}, optimizer_states=[])
     with pytest.raises(InputError, match=r"last\.ckpt.*optimizer_states.*lr_schedulers"):
-        check_epochs(read_saved_run(path), 3)
+        read_saved_run(path).check_epochs(3)
     hparams = {name: value for name, value in read_saved_run(path).hparams.items() if name != "epochs"}
     with pytest.raises(InputError, match="epochs"):
         resolve({"epochs": 2}, hparams)

@@ -19,8 +19,9 @@ from features import cache as feature_cache
 from features.options import FACES_AT_ONCE, EmbedOptions
 from net import build_backbone
 from runs import assembly as training_run
-from runs.components import ENOUGH_CLASSES, FEWEST_CLASSES, losses_of
-from runs.settings import resolve
+from runs.components import ENOUGH_CLASSES, RunRequest
+from runs.config_rules import resolve
+from runs.coreset_stage import MIN_CLASSES, with_losses_for
 from runtime.errors import InputError
 from weights import save_weights
 
@@ -106,7 +107,7 @@ def test_a_dry_run_embeds_each_image_once_and_a_second_one_none(
 
 
 def test_a_dry_run_uses_the_views_that_are_there(cached: dict[str, Any], made: list[int]) -> None:
-    training_run.build_run(resolve(_without(cached), None), None, processes=1)
+    training_run.build_run(RunRequest(resolve(_without(cached))))
     made.clear()
     main.train(cached)
     assert made == []
@@ -126,7 +127,7 @@ def test_a_dry_run_embeds_on_the_chosen_device(
 
     monkeypatch.setattr(feature_cache, "embed_faces", embed)
     with pytest.raises(InterruptedError):
-        training_run.build_run(resolve(given, None), None, processes=4, gpu=True, dry_run=True).faces()
+        training_run.build_run(RunRequest(resolve(given), processes=4, gpu=True, dry_run=True)).faces()
     assert (used[0].gpu, used[0].devices, used[0].batch_size) == (True, 1, FACES_AT_ONCE["cuda"])
 
 
@@ -134,12 +135,12 @@ def test_a_run_without_some_subjects_uses_the_views_of_all(
     cached: dict[str, Any], tmp_path: Path, made: list[int]
 ) -> None:
     given = _without(cached)
-    training_run.build_run(resolve(given, None), None, processes=1)
+    training_run.build_run(RunRequest(resolve(given)))
     made.clear()
     names = tmp_path / "judged.txt"
     names.write_text("s000\ns003\n")
     fewer = given | {"exclude_subjects": str(names), "min_images_per_subject": 2}
-    run = training_run.build_run(resolve(fewer, None), None, processes=1)
+    run = training_run.build_run(RunRequest(resolve(fewer)))
     assert not {"s000", "s003", "s006"} & set(run.module._subjects)
     assert made == []
     assert len(list(Path(given["cache_features"]).iterdir())) == 1
@@ -173,7 +174,7 @@ def test_without_weights_labels_are_not_checked_and_it_is_said(
     main.train(fresh | {"arch": "ir_tiny"})
     said = capsys.readouterr()
     assert "labels   are not checked" in said.out
-    assert "too few to train a backbone by a margin head" in said.err
+    assert "7 subjects are too few to train a backbone" in said.err
     assert not Path(flags["out"]).exists()
 
 
@@ -184,24 +185,24 @@ def test_subjects_that_will_be_judged_are_left_out(
     given = {name: value for name, value in request.getfixturevalue(kind).items() if name != "dry_run"}
     names = tmp_path / "judged.txt"
     names.write_text("s000\ns003\nnobody\n")
-    run = training_run.build_run(resolve(given | {"exclude_subjects": str(names)}, None), None, processes=1)
+    run = training_run.build_run(RunRequest(resolve(given | {"exclude_subjects": str(names)})))
     assert not {"s000", "s003"} & set(run.module._subjects)
     assert any("2 subjects are left out, of 3 names" in line for line in run.lines)
     names.write_text("".join(f"s{number:03}\n" for number in range(100)))
     with pytest.raises(InputError, match=r"--exclude_subjects .* leaves 0 of"):
-        training_run.build_run(resolve(given | {"exclude_subjects": str(names)}, None), None, processes=1)
+        training_run.build_run(RunRequest(resolve(given | {"exclude_subjects": str(names)})))
 
 
 @pytest.mark.parametrize("kind", ["flags", "cached"])
 def test_subjects_of_few_images_are_left_out_if_asked(kind: str, request: pytest.FixtureRequest) -> None:
     given = {name: value for name, value in request.getfixturevalue(kind).items() if name != "dry_run"}
-    run = training_run.build_run(resolve(given, None), None, processes=1)
+    run = training_run.build_run(RunRequest(resolve(given)))
     assert "s006" in run.module._subjects
-    run = training_run.build_run(resolve(given | {"min_images_per_subject": 2}, None), None, processes=1)
+    run = training_run.build_run(RunRequest(resolve(given | {"min_images_per_subject": 2})))
     assert "s006" not in run.module._subjects
     assert any("1 subjects of fewer than 2 images are left out" in line for line in run.lines)
     with pytest.raises(InputError, match="--min_images_per_subject"):
-        training_run.build_run(resolve(given | {"min_images_per_subject": 5}, None), None, processes=1)
+        training_run.build_run(RunRequest(resolve(given | {"min_images_per_subject": 5})))
 
 
 @pytest.mark.parametrize("kind", ["flags", "cached"])
@@ -209,19 +210,16 @@ def test_subjects_on_both_sides_are_refused(kind: str, request: pytest.FixtureRe
     given = _without(request.getfixturevalue(kind))
     del given["held_out"]
     with pytest.raises(InputError, match=r"7 of its subjects are trained on \(s000, s001"):
-        training_run.build_run(
-            resolve(given | {"val_data_path": given["train_data_path"]}, None), None, processes=1
-        )
+        training_run.build_run(RunRequest(resolve(given | {"val_data_path": given["train_data_path"]})))
 
 
 def test_too_few_subjects_are_told_and_contrasted(
     cached: dict[str, Any], face_folder: Callable[..., Path]
 ) -> None:
     given = _without(cached) | {"train_data_path": str(face_folder(4, 3, "few"))}
-    run = training_run.build_run(resolve(given, None), None, processes=1)
+    run = training_run.build_run(RunRequest(resolve(given)))
     assert any("too few for a margin head" in warning for warning in run.warnings)
-    recipe = run.module.recipe
-    assert (recipe.head_weight, recipe.contrast_weight) == (0.0, 1.0)
+    assert (run.module.head_weight, run.module.optimiser.contrast_weight) == (0.0, 1.0)
     batch = next(iter(run.data.train_dataloader()))
     module = run.module
     module.log = lambda *_, **__: None  # type: ignore[method-assign]
@@ -234,16 +232,16 @@ def test_too_few_subjects_are_told_and_contrasted(
 
 
 def test_the_margin_head_stays_where_there_are_classes_for_it(flags: dict[str, Any]) -> None:
-    settings = resolve(_without(flags), None)
-    assert losses_of(settings, ENOUGH_CLASSES, 1) == (settings, "")
-    same, warning = losses_of(settings, FEWEST_CLASSES, 1)
+    settings = resolve(_without(flags))
+    assert with_losses_for(settings, ENOUGH_CLASSES, 1) == (settings, "")
+    same, warning = with_losses_for(settings, MIN_CLASSES, 1)
     assert same == settings
-    assert f"{FEWEST_CLASSES} subjects are few" in warning
-    changed, warning = losses_of(settings, FEWEST_CLASSES - 1, 1)
-    assert changed.contrast_weight == 1.0
-    assert "contrasted instead" in warning
+    assert f"{MIN_CLASSES} subjects are few" in warning
+    changed, warning = with_losses_for(settings, MIN_CLASSES - 1, 1)
+    assert changed.optimiser.contrast_weight == 1.0
+    assert "contrastive loss" in warning
     with pytest.raises(InputError, match="even number"):
-        losses_of(resolve(_without(flags) | {"batch_size": 7}, None), 2, 1)
+        with_losses_for(resolve(_without(flags) | {"batch_size": 7}), 2, 1)
 
 
 def _without(flags: dict[str, Any]) -> dict[str, Any]:

@@ -146,9 +146,9 @@ def test_two_nodes_have_one_run_folder(launcher: str, backbone_stage: dict[str, 
 FAULTY = """
 import os, sys, time
 import data.sources.face_source, main, train_val
-from runs import assembly
+from runs.components import RunRequest
 
-assembly._colour_warnings = lambda *_: []
+RunRequest.colour_warnings = lambda *_: []
 
 def broken_worker(*_, **__):
     raise ValueError("a bug in a loader")

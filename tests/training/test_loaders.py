@@ -15,8 +15,7 @@ from data.sampling.templates import Augmentation, held_out_templates
 from data.sources.face_source import ImageFolder
 from data.sources.pair_files import PairSet
 from net import BACKBONES
-from runtime.errors import InputError
-from training.loaders import FaceData, Loading, TemplateData, check_batch_split, position_after, rank_share
+from training.loaders import FaceData, Loading, TemplateData, position_after, rank_share
 
 SPEC = BACKBONES["ir_tiny"]
 NEVER = Augmentation(0.0, 0.0, 0.0)
@@ -39,12 +38,6 @@ def test_ranks_share_everything_evenly(count: int, world_size: int) -> None:
     assert len({len(share) for share in shares}) == 1
     assert set().union(*shares) == set(range(count))
     assert sum(map(len, shares)) - count < world_size
-
-
-def test_a_batch_must_divide() -> None:
-    check_batch_split(20, 4)
-    with pytest.raises(InputError, match="multiple of 3; 18 would be"):
-        check_batch_split(20, 3)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

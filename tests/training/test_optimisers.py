@@ -11,9 +11,10 @@ from torch import nn
 from coreset import build_aggregator
 from head import build_head
 from net import BACKBONES, build_backbone
-from training.optimisers import Recipe, split_by_decay
+from training.config import OptimiserConfig
+from training.optimisers import coreset_groups, split_by_decay
 
-RECIPE = Recipe(lr=1e-3, weight_decay=5e-4, lr_milestones=(), gamma_lr=2e-4, backbone_lr=1e-6)
+CONFIG = OptimiserConfig(lr=1e-3, gamma_lr=2e-4, backbone_lr=1e-6)
 
 
 def named(module: nn.Module, parameters: list[nn.Parameter]) -> list[str]:
@@ -44,12 +45,12 @@ def test_of_the_published_aggregator_the_selection_alone_does_not_decay() -> Non
     decayed, exempt = (named(aggregator, values) for values in split_by_decay(aggregator))
     assert exempt == ["gamma", "log_temperature"]
     assert len(decayed) == len(list(aggregator.parameters())) - 2
-    groups = RECIPE.coreset_groups(aggregator, build_head("cosface", 16, 5), None)
+    groups = coreset_groups(CONFIG, aggregator, build_head("cosface", 16, 5), None)
     assert [group["name"] for group in groups] == ["aggregator", "head", "gamma"]
     assert (groups[2]["lr"], groups[2]["weight_decay"]) == (2e-4, 0.0)
     fixed = build_aggregator("coreset", {"embedding_size": 16, "learn_gamma": False})
     assert named(fixed, split_by_decay(fixed)[1]) == []
-    assert len(RECIPE.coreset_groups(fixed, build_head("cosface", 16, 5), None)) == 2
+    assert len(coreset_groups(CONFIG, fixed, build_head("cosface", 16, 5), None)) == 2
 
 
 @pytest.mark.parametrize("name", ["weighted_coreset", "learned_map", "set_transformer", "nan", "caface"])
@@ -59,7 +60,7 @@ def test_of_other_aggregators_matrices_decay(name: str) -> None:
     assert all(value.ndim >= 2 for value in decayed)
     assert all(value.ndim < 2 for value in exempt)
     tuned = build_backbone("ir_tiny")
-    groups = RECIPE.coreset_groups(aggregator, build_head("cosface", 16, 5), tuned)
+    groups = coreset_groups(CONFIG, aggregator, build_head("cosface", 16, 5), tuned)
     in_groups = [value for group in groups for value in group["params"]]
     expected = {*aggregator.parameters(), *tuned.parameters()}
     assert len(in_groups) == len(set(in_groups))

@@ -21,7 +21,7 @@ from benchmarks.studies.tables import FARS, Row, difference, write_tables
 from coreset import AGGREGATORS, build_aggregator
 from evaluation.metrics.score_normalisation import METHODS
 from evaluation.metrics.verification import rate_key
-from runs.settings import resolve
+from runs.config_rules import resolve
 from runtime.errors import InputError
 from tests.ijb_layout import Dataset, write_dataset
 
@@ -228,8 +228,8 @@ def test_the_budget_is_the_same_for_all(args: Namespace, tmp_path: Path) -> None
 def test_the_row_of_the_paper_is_its_recipe_but_for_the_budget(args: Namespace, tmp_path: Path) -> None:
     args.evaluated_subjects.write_text("trained_3\n")
     command = baselines.training_flags(args, baselines.BASELINES["coreset_published"], 7, tmp_path)
-    row = resolve(vars(main.flags().parse_args(command)), None).to_dict()
-    paper = resolve({"features": row["features"], "preset": "published"}, None).to_dict()
+    row = resolve(vars(main.flags().parse_args(command))).to_flat()
+    paper = resolve({"features": row["features"], "preset": "published"}).to_flat()
     budget = {"batch_size", "epochs", "epoch_items"}
     differing = {name for name in row if row[name] != paper[name]}
     assert differing == budget | {"seed", "out", "exclude_subjects"}

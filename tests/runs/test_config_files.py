@@ -1,0 +1,164 @@
+"""Configuration files: what is read and refused, and that what is printed reads back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runs.config import TrainingConfig
+from runs.config_files import config_text, read_config
+from runs.config_rules import resolve
+from runs.flags import training_flags
+from runtime.errors import InputError
+from runtime.json_files import json_text
+
+WEIGHTS = {"train_data_path": "imgs", "start_from_model_statedict": "w.ckpt"}
+# One of each kind of run, with values of every type.
+GIVEN: list[dict[str, Any]] = [
+    {"train_data_path": "imgs", "lr_milestones": (3, 5), "train_data_subset": "", "head": "cosface"},
+    {"train_data_path": "imgs", "train_data_subset": "0.1", "precision": "bf16-mixed", "prefix": "ü: #1"},
+    WEIGHTS | {"preset": "published", "aggregator_options": {"dropout": 0.0, "clamp_gamma": True}},
+    WEIGHTS | {"selection_temperature_end": 0.01, "lr": 1e-5, "finetune_backbone": True},
+    {"features": "f.npz", "preset": "good", "epochs": 3},
+    WEIGHTS | {"cache_features": "", "preset": "good", "aggregator": "set_transformer"},
+]
+
+
+def written(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def read_back(path: Path, text: str, **flags: Any) -> TrainingConfig:
+    return resolve(flags, file=read_config(written(path, text)))
+
+
+@pytest.mark.parametrize("given", GIVEN)
+def test_a_printed_configuration_reads_back(given: dict[str, Any], tmp_path: Path) -> None:
+    config = resolve(given)
+    assert read_back(tmp_path / "run.yaml", config_text(config)) == config
+    run_json = written(tmp_path / "run.json", json_text({"flags": config.to_flat(), "starts": []}))
+    assert resolve({}, file=read_config(run_json)) == config
+
+
+def test_flags_override_the_file(tmp_path: Path) -> None:
+    text = "train_data_path: imgs\nlr: 1e-3\nepochs: 4\nuse_16bit: true\nlr_milestones: 1,2\n"
+    config = read_back(tmp_path / "run.yaml", text, lr=0.5, train_data_path="other")
+    assert (config.optimiser.lr, config.optimiser.epochs) == (0.5, 4)
+    assert config.optimiser.lr_milestones == (1, 2)
+    assert (config.data.train_data_path, config.run.precision) == ("other", "16-mixed")
+
+
+def test_names_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    config = read_back(tmp_path / "run.yaml", "train_data_path: imgs\nfewest_images: 4\n")
+    assert config.data.min_images_per_subject == 4
+
+
+def test_all_wrong_keys_are_refused_with_line_key_and_type(tmp_path: Path) -> None:
+    text = """train_data_path: imgs
+learning_rate: 0.1
+epochs: many
+lr: [1]
+
+use_mxrecord: 1
+lr_milestones: [a]
+prefix: yes
+seed: 1.5
+aggregator_options: 3
+head: softmax
+batch_size: 8
+batch_size: 9
+evaluate: true
+gpus: null
+"""
+    with pytest.raises(InputError) as fault:
+        read_config(written(tmp_path / "run.yaml", text))
+    lines = str(fault.value).splitlines()
+    facts = {
+        2: ("learning_rate", "unknown"),
+        3: ("epochs", "a whole number, found 'many'"),
+        4: ("lr", "a number, found a list"),
+        6: ("use_mxrecord", "true or false"),
+        7: ("lr_milestones", "whole numbers"),
+        8: ("prefix", "a text"),
+        9: ("seed", "a whole number"),
+        10: ("aggregator_options", "NAME: VALUE"),
+        13: ("batch_size", "twice"),
+        14: ("evaluate", "command line"),
+    }
+    assert len(lines) == len(facts)
+    for line, (number, (key, fact)) in zip(lines, facts.items(), strict=True):
+        assert line.startswith(f"{tmp_path / 'run.yaml'}, line {number}: {key}")
+        assert fact in line
+    # A wrong choice or a value out of range is reported with the other rules.
+    text = "train_data_path: imgs\nhead: softmax\ngamma: 0.5\nepochs: 0\n"
+    with pytest.raises(InputError) as fault:
+        read_back(tmp_path / "run.yaml", text)
+    assert [line.split(":")[0].split(", ")[1] for line in str(fault.value).splitlines()] == [
+        "line 3",
+        "line 2",
+        "line 4",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "fact"),
+    [
+        ("- a\n- b\n", "KEY: VALUE"),
+        ("a: [1\n", "Line 2"),
+        ("a: &x 1\nb: *x\n", "aliases"),
+        ("? [a]\n: 1\n", "Line 1"),
+        ("a: " + "[" * 5000, "configuration"),
+        ("#" * (1 << 20) + "\n\n", "1 MiB"),
+        ("a: \x01\n", "configuration"),
+    ],
+    ids=["list", "open", "alias", "key", "deep", "large", "control"],
+)
+def test_what_is_no_configuration_is_refused(text: str, fact: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"run\.yaml") as fault:
+        read_config(written(tmp_path / "run.yaml", text))
+    assert fact in str(fault.value)
+
+
+def test_missing_or_damaged_files_are_refused(tmp_path: Path) -> None:
+    for name in ("none.yaml", "none.json"):
+        with pytest.raises(InputError, match=name):
+            read_config(tmp_path / name)
+    path = written(tmp_path / "run.json", json_text({"flags": {"lr": "x", "color": 1}, "starts": []}))
+    with pytest.raises(InputError, match="lr") as fault:
+        read_config(path)
+    assert "color" in str(fault.value)
+    path.write_text(path.read_text().replace("color", "colour"))
+    with pytest.raises(InputError, match="checksum"):
+        read_config(path)
+
+
+def test_a_resumed_run_takes_a_file_that_agrees_with_it(tmp_path: Path) -> None:
+    saved = resolve(WEIGHTS).to_flat()
+    text = config_text(resolve(WEIGHTS | {"num_workers": 1}))
+    file = read_config(written(tmp_path / "run.yaml", text))
+    assert resolve({}, saved, file=file).run.num_workers == 1
+    file = read_config(written(tmp_path / "run.yaml", text.replace("momentum: 0.9", "momentum: 0.8")))
+    with pytest.raises(InputError, match=r"run\.yaml, line \d+: momentum 0\.8: .*0\.9"):
+        resolve({}, saved, file=file)
+
+
+def test_the_parser_has_every_field_and_lists_aggregators(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = training_flags(None)
+    flags = {action.dest for action in parser._actions}
+    assert flags >= resolve(WEIGHTS).to_flat().keys() | {"config", "print_config"}
+    with pytest.raises(SystemExit) as end:
+        parser.parse_args(["--list_aggregators"])
+    assert end.value.code == 0
+    listed = capsys.readouterr().out
+    assert "set_transformer" in listed
+    assert "2308.14075" in listed
+    shown = parser.format_help()
+    assert "weighted_coreset" in shown
+    assert "set_transformer" not in shown
+    assert json.dumps(parser.parse_args(["--aggregator_options", "a=1", "b=x"]).aggregator_options) == (
+        '{"a": 1, "b": "x"}'
+    )
