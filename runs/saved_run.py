@@ -14,7 +14,7 @@ from typing import Any, TypedDict
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from backbones.spec import with_current_names
 from coreset.catalogue import LEARNED_GAMMA
@@ -101,11 +101,7 @@ class SavedRun:
             "Its hparams describe another run than its weights; restore the file from a copy, or start a "
             "new run."
         )
-        built = {
-            name: tuple(value.shape)
-            for name, value in module.state_dict().items()
-            if isinstance(value, Tensor) and not isinstance(value, nn.parameter.UninitializedParameter)
-        }
+        built = {name: _shape(value) for name, value in module.state_dict().items()}
         names = sorted(self.shapes.keys() | built.keys())
         differ = [name for name in names if self.shapes.get(name) != built.get(name)]
         if self.shapes and differ:
@@ -207,7 +203,12 @@ def read_saved_run(path: Path) -> SavedRun:
 def _shapes(path: Path, checkpoint: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     state = checkpoint.get("state_dict", {})
     check_type(state, dict[str, Any], f"{path}: state_dict")
-    return {name: tuple(value.shape) for name, value in state.items() if isinstance(value, Tensor)}
+    return {name: _shape(value) for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def _shape(value: Tensor) -> tuple[int, ...]:
+    # The bytes of an ONNX graph are sized when they are loaded.
+    return () if value.dtype == torch.uint8 else tuple(value.shape)
 
 
 def _group_sizes(path: Path, checkpoint: Mapping[str, Any]) -> list[int]:

@@ -139,7 +139,7 @@ def test_features_equal_images_on_plain_views(flags: dict[str, Any]) -> None:
     given = flags | {"views": 1, "cache_dtype": "float32", "batch_size": 8}
     run = training_run.build_run(RunRequest(resolve(given)))
     features = next(iter(run.data.train_dataloader()))
-    images = run.data.pictured(features)
+    images = run.data.preview_images(features)
     assert images.images.shape == (len(features.rows), 3, 112, 112)
     module = run.module.eval()
     losses = []

@@ -64,5 +64,5 @@ def test_what_has_to_be_trained_is_refused(change: dict[str, Any], flags: dict[s
 
 
 def test_detector_scores_are_none_of_training_data(flags: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="training data carry no detector scores"):
+    with pytest.raises(InputError, match="--quality detector"):
         main.train(flags | {"quality": "detector"})
