@@ -40,7 +40,7 @@ def run(*arguments: object) -> int:
     return inference.main([str(each) for each in arguments])
 
 
-def test_folders_become_a_matrix_and_files(
+def test_folders_give_matrix_and_files(
     checkpoint: Path, face_folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root, out = face_folder(3, 4), tmp_path / "out"
@@ -75,7 +75,7 @@ def test_folders_become_a_matrix_and_files(
         assert advice in said
 
 
-def test_the_command_runs_from_anywhere(checkpoint: Path, face_folder: Folder, tmp_path: Path) -> None:
+def test_command_runs_from_another_folder(checkpoint: Path, face_folder: Folder, tmp_path: Path) -> None:
     root = face_folder(2, 2)
     command = [
         sys.executable,
@@ -96,7 +96,7 @@ def test_the_command_runs_from_anywhere(checkpoint: Path, face_folder: Folder, t
     assert (tmp_path / "o" / "report.html").is_file()
 
 
-def test_all_faults_are_told_at_once_and_nothing_is_written(
+def test_all_faults_are_reported_together_and_nothing_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
@@ -119,14 +119,14 @@ def test_flags_without_effect_are_refused(
     assert "--detector" in capsys.readouterr().err
 
 
-def test_without_weights_it_says_so(
+def test_missing_weights_are_reported(
     face_folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(face_folder(1, 2) / "s000", "--aligned", "--out", tmp_path / "out") == 2
     assert "--weights is missing" in capsys.readouterr().err
 
 
-def test_sets_without_any_face_end_in_an_error(
+def test_sets_without_faces_are_an_error(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "nobody").mkdir()
@@ -137,7 +137,7 @@ def test_sets_without_any_face_end_in_an_error(
     assert "a.jpg (the file is empty)" in said.out
 
 
-def test_a_calibration_shows_its_threshold_and_is_refused_for_another_model(
+def test_calibration_is_shown_and_refused_for_another_model(
     checkpoint: Path, face_folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = face_folder(2, 2)
@@ -155,7 +155,7 @@ def test_a_calibration_shows_its_threshold_and_is_refused_for_another_model(
     assert "another model" in capsys.readouterr().err
 
 
-def test_without_sets_the_example_is_shown(
+def test_example_sets_without_arguments(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("--weights", checkpoint, "--out", tmp_path / "out", "--device", "cpu") == 0
@@ -170,7 +170,7 @@ def test_without_sets_the_example_is_shown(
 
 
 @pytest.mark.parametrize("mine", ["alex_album/mine.jpg", "notes.txt", "robin_album/00.png"])
-def test_the_example_removes_and_shows_nobody_elses_files(
+def test_example_refuses_a_folder_with_other_files(
     mine: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "out" / "example_sets" / mine
@@ -182,7 +182,7 @@ def test_the_example_removes_and_shows_nobody_elses_files(
     assert [each for each in (tmp_path / "out").rglob("*") if each.is_file()] == [path]
 
 
-def test_the_example_without_a_trained_demo_says_how_to_get_one(
+def test_example_without_demo_weights_names_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(inference, "DEMO_WEIGHTS", tmp_path / "gone.ckpt")
@@ -192,7 +192,7 @@ def test_the_example_without_a_trained_demo_says_how_to_get_one(
     assert "SET_A SET_B" in said
 
 
-def test_the_library_is_three_functions(checkpoint: Path) -> None:
+def test_library_functions(checkpoint: Path) -> None:
     model = inference.load_model(checkpoint, device="cpu")
     faces = np.random.default_rng(0).integers(0, 255, (4, 112, 112, 3), np.uint8)
     features, norms = inference.embed_images(model, faces)
@@ -202,7 +202,7 @@ def test_the_library_is_three_functions(checkpoint: Path) -> None:
     assert (found.embedding == embed_set(model, faces).embedding).all()
 
 
-def test_gallery_commands_are_passed_on(capsys: pytest.CaptureFixture[str]) -> None:
+def test_gallery_commands_are_dispatched(capsys: pytest.CaptureFixture[str]) -> None:
     for name in inference.GALLERY_COMMANDS:
         with pytest.raises(SystemExit) as stop:
             run(name, "--help")

@@ -60,7 +60,7 @@ COMMANDS: dict[str, tuple[Callable[[], int], str]] = {
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_an_output_that_cannot_be_written_is_told_before_the_work(
+def test_unwritable_output_is_reported_before_work(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command, line = COMMANDS[name]
@@ -77,7 +77,7 @@ def test_an_output_that_cannot_be_written_is_told_before_the_work(
     assert os.listdir(tmp_path / "set") == []
 
 
-def test_weights_are_not_replaced_by_what_is_made_of_them(
+def test_weights_are_not_overwritten_by_outputs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "a.safetensors"

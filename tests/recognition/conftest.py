@@ -58,10 +58,10 @@ def bare_model(bare_weights: Path) -> FaceModel:
 
 @pytest.fixture(scope="session")
 def drawn_set() -> Callable[..., AggregatedSet]:
-    return described_from
+    return aggregated_set
 
 
-def described_from(
+def aggregated_set(
     model: FaceModel,
     features: np.ndarray,
     norms: Sequence[float] | None = None,
@@ -72,7 +72,7 @@ def described_from(
     rows = np.asarray(features, np.float32)
     rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     lengths = np.full(len(rows), 10, np.float32) if norms is None else np.array(norms, np.float32)
-    faces = [FaceRecord(f"{number:04}.jpg", number, pictured(row)) for number, row in enumerate(rows)]
+    faces = [FaceRecord(f"{number:04}.jpg", number, thumbnail_of(row)) for number, row in enumerate(rows)]
     found = aggregate_features(model, rows, lengths)
     return AggregatedSet(
         name=name,
@@ -88,7 +88,7 @@ def described_from(
     )
 
 
-def pictured(feature: np.ndarray) -> bytes:
+def thumbnail_of(feature: np.ndarray) -> bytes:
     """A thumbnail that is the same for equal features alone."""
     rng = np.random.default_rng(np.abs(feature * 1e4).astype(np.int64))
     coarse = rng.integers(60, 200, (14, 14, 3), np.uint8)

@@ -46,7 +46,7 @@ def weights(request: pytest.FixtureRequest, shared: Path, tmp_path: Path) -> tup
     return request.param, tmp_path / "backbone.safetensors"
 
 
-def test_sets_tell_a_wrong_order(weights: tuple[str, Path], faces: list[np.ndarray]) -> None:
+def test_swapped_channel_order_is_reported(weights: tuple[str, Path], faces: list[np.ndarray]) -> None:
     order, path = weights
     sample = ColourSample()
     for number, face in enumerate(faces):
@@ -55,14 +55,14 @@ def test_sets_tell_a_wrong_order(weights: tuple[str, Path], faces: list[np.ndarr
     assert ("--channel_order RGB" in warning) == (order == "BGR")
 
 
-def test_few_sets_tell_nothing(weights: tuple[str, Path], faces: list[np.ndarray]) -> None:
+def test_few_sets_give_no_warning(weights: tuple[str, Path], faces: list[np.ndarray]) -> None:
     sample = ColourSample()
     for number, face in enumerate(faces[:12]):
         sample.add(number // 2, face)
     assert sample.warning(load_model(str(weights[1]))) == ""
 
 
-def test_embedding_with_known_subjects_tells_a_wrong_order(
+def test_embedding_with_known_subjects_reports_swapped_channel_order(
     weights: tuple[str, Path], faces: list[np.ndarray], tmp_path: Path
 ) -> None:
     class Faces:

@@ -38,7 +38,7 @@ def assert_harmless(text: str) -> None:
     assert not any(line.startswith(("\\x1b", "\x1b")) for line in text.splitlines())
 
 
-def test_names_do_no_harm_in_what_inference_leaves(
+def test_hostile_names_are_escaped_in_outputs_of_inference(
     hostile_sets: list[Path], bare_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "new" / "out"
@@ -60,7 +60,7 @@ def test_names_do_no_harm_in_what_inference_leaves(
     assert {stat.S_IMODE(folder.stat().st_mode) for folder in (out, out.parent)} == {0o700}
 
 
-def test_names_do_no_harm_in_a_gallery(
+def test_hostile_names_are_escaped_in_galleries(
     hostile_sets: list[Path], bare_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     gallery, hostile = tmp_path / "g.db", hostile_sets[1]
@@ -75,7 +75,7 @@ def test_names_do_no_harm_in_a_gallery(
     assert_harmless(said.out)
 
 
-def test_a_gallery_that_somebody_sent_is_shown_escaped(
+def test_names_of_a_foreign_gallery_are_escaped(
     hostile_sets: list[Path], bare_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, sent = tmp_path / "g.db", tmp_path / "sent.npz"
@@ -90,7 +90,7 @@ def test_a_gallery_that_somebody_sent_is_shown_escaped(
     assert "a\\n\\x1b[2J\\rb" in said
 
 
-def test_a_private_gallery_stays_private(
+def test_gallery_keeps_its_permissions(
     face_folder: Callable[..., Path], bare_weights: Path, tmp_path: Path
 ) -> None:
     root, path = face_folder(2, 2), tmp_path / "g.db"

@@ -27,7 +27,7 @@ def faces(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 255, (count, 112, 112, 3), np.uint8)
 
 
-def test_features_are_those_of_the_backbone(model: FaceModel, checkpoint: Path) -> None:
+def test_features_equal_the_backbones(model: FaceModel, checkpoint: Path) -> None:
     images = faces(5)
     features, norms = embed_images(replace(model, batch_size=2), images)
     backbone = load_backbone(checkpoint)
@@ -40,7 +40,7 @@ def test_features_are_those_of_the_backbone(model: FaceModel, checkpoint: Path) 
     assert features.dtype == norms.dtype == np.float32
 
 
-def test_a_set_is_described_by_the_checkpoints_aggregator(model: FaceModel, checkpoint: Path) -> None:
+def test_set_is_aggregated_by_the_checkpoints_aggregator(model: FaceModel, checkpoint: Path) -> None:
     images = faces(7)
     found = embed_set(model, images)
     features, norms = embed_images(model, images)
@@ -58,12 +58,12 @@ def test_a_set_is_described_by_the_checkpoints_aggregator(model: FaceModel, chec
     assert "trained aggregator 'coreset'" in model.about
 
 
-def test_fewer_faces_than_picks_leave_no_empty_pick(model: FaceModel) -> None:
+def test_small_set_has_no_padded_picks(model: FaceModel) -> None:
     found = embed_set(model, faces(2))
     assert sorted(found.picks.tolist()) == [0, 1]
 
 
-def test_a_bare_backbone_pools_by_norm_and_says_so(bare_model: FaceModel) -> None:
+def test_backbone_without_aggregator_uses_norm_weighted(bare_model: FaceModel) -> None:
     images = faces(6)
     features, norms = embed_images(bare_model, images)
     found = embed_set(bare_model, images)
@@ -75,23 +75,21 @@ def test_a_bare_backbone_pools_by_norm_and_says_so(bare_model: FaceModel) -> Non
     assert "backbone only" in bare_model.about
 
 
-def test_the_aggregator_may_come_from_another_file(
-    bare_weights: Path, checkpoint: Path, model: FaceModel
-) -> None:
+def test_aggregator_from_another_file(bare_weights: Path, checkpoint: Path, model: FaceModel) -> None:
     joined = load_model(bare_weights, checkpoint, device="cpu")
     images = faces(5)
     assert np.abs(embed_set(joined, images).embedding - embed_set(model, images).embedding).max() < 1e-5
     assert joined.fingerprint == model.fingerprint
 
 
-def test_a_pooling_may_be_asked_for_in_place_of_the_trained_one(checkpoint: Path) -> None:
+def test_pooling_replaces_trained_aggregator(checkpoint: Path) -> None:
     asked = load_model(checkpoint, aggregator="best_norm", device="cpu")
     images = faces(5)
     best = embed_images(asked, images)[1].argmax()
     assert embed_set(asked, images).picks.tolist() == [best]
 
 
-def test_media_are_told_to_the_aggregator(bare_weights: Path) -> None:
+def test_media_reach_the_aggregator(bare_weights: Path) -> None:
     asked = load_model(bare_weights, aggregator="media_mean", device="cpu")
     features, norms = embed_images(asked, faces(4))
     media = np.array([0, 0, 0, 1])
@@ -101,7 +99,7 @@ def test_media_are_told_to_the_aggregator(bare_weights: Path) -> None:
     assert np.abs(found.embedding - expected / np.linalg.norm(expected)).max() < 1e-5
 
 
-def test_the_mirror_image_is_joined_by_the_rule(bare_weights: Path) -> None:
+def test_flip_rule_fuses_horizontal_flips(bare_weights: Path) -> None:
     plain = load_model(bare_weights, device="cpu")
     flipped = load_model(bare_weights, device="cpu", flip="pre_norm_vector_add")
     images = faces(3)
@@ -113,7 +111,7 @@ def test_the_mirror_image_is_joined_by_the_rule(bare_weights: Path) -> None:
     assert load_model(bare_weights, device="cpu", flip="concat").embedding_size == 2 * plain.embedding_size
 
 
-def test_norms_that_double_under_a_trained_aggregator_are_told(checkpoint: Path) -> None:
+def test_doubled_norms_with_trained_aggregator_are_a_warning(checkpoint: Path) -> None:
     with pytest.warns(UserWarning, match="coreset.*norm_weighted_avg"):
         load_model(checkpoint, device="cpu", flip="pre_norm_vector_add")
 
@@ -125,7 +123,7 @@ def changed_weights(source: Path, folder: Path, key: str) -> Path:
     return folder / "changed.ckpt"
 
 
-def test_the_fingerprint_changes_with_all_that_changes_a_descriptor(
+def test_fingerprint_changes_with_everything_that_changes_descriptors(
     checkpoint: Path, bare_weights: Path, model: FaceModel, tmp_path: Path
 ) -> None:
     wider = torch.load(checkpoint, weights_only=True)
@@ -166,12 +164,12 @@ def test_fingerprints_do_not_change_when_options_are_renamed() -> None:
         np.zeros((2, 160, 160, 3), np.uint8),
     ],
 )
-def test_other_images_than_aligned_faces_are_refused(model: FaceModel, images: np.ndarray) -> None:
+def test_images_of_wrong_shape_or_dtype_are_refused(model: FaceModel, images: np.ndarray) -> None:
     with pytest.raises(InputError, match="aligned faces as uint8 RGB"):
         embed_images(model, images)
 
 
-def test_no_faces_give_no_features_and_no_descriptor(model: FaceModel) -> None:
+def test_no_faces(model: FaceModel) -> None:
     features, norms = embed_images(model, faces(0))
     assert features.shape == (0, model.embedding_size)
     assert norms.shape == (0,)
@@ -189,7 +187,7 @@ def test_descriptors_that_are_not_finite_are_refused(model: FaceModel) -> None:
         aggregate_features(damaged, features, np.ones(3, np.float32))
 
 
-def test_faults_say_what_to_do(bare_weights: Path, checkpoint: Path) -> None:
+def test_load_model_errors_name_the_fault(bare_weights: Path, checkpoint: Path) -> None:
     with pytest.raises(InputError, match="--aggregator_weights"):
         load_model(bare_weights, aggregator="coreset", device="cpu")
     with pytest.raises(InputError, match="no aggregator"):
@@ -204,7 +202,7 @@ def test_faults_say_what_to_do(bare_weights: Path, checkpoint: Path) -> None:
     assert "batch_size" in str(fault.value)
 
 
-def test_a_norm_that_is_no_quality_is_not_weighed_by(tmp_path: Path) -> None:
+def test_norm_that_does_not_measure_quality_gives_no_weights(tmp_path: Path) -> None:
     backbone = build_backbone("ir_tiny").eval()
     names = {}
     for is_quality in (True, False):

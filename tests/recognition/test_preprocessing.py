@@ -45,7 +45,7 @@ def people(reading: dict[str, str], fingerprint: str = "f") -> Gallery:
     return Gallery(("Ann", "Bob"), rows, np.ones(2, np.float32), ((), ()), fingerprint, reading)
 
 
-def test_faces_that_are_read_in_another_way_are_refused(
+def test_different_preprocessing_is_refused(
     bare_model: FaceModel, sources: list[SetSource], detector: Path, tmp_path: Path
 ) -> None:
     found = PhotoOptions(detector=detector)
@@ -94,7 +94,7 @@ def test_faces_that_are_read_in_another_way_are_refused(
     assert refused(found) == []
 
 
-def test_a_gallery_enrolled_from_aligned_faces_is_not_searched_with_found_ones(
+def test_gallery_of_aligned_faces_is_not_searched_with_detected_ones(
     bare_weights: Path,
     face_folder: Callable[..., Path],
     detector: Path,
@@ -136,7 +136,7 @@ def test_a_gallery_enrolled_from_aligned_faces_is_not_searched_with_found_ones(
     assert "alignment as stored" in capsys.readouterr().out
 
 
-def test_what_does_not_say_how_it_was_read_is_warned_of_or_refused(tmp_path: Path) -> None:
+def test_missing_preprocessing_record_is_a_warning(tmp_path: Path) -> None:
     path = tmp_path / "g.db"
     enroll(path, people({}))
     here = {"alignment": "as stored"}
@@ -162,7 +162,7 @@ def test_what_does_not_say_how_it_was_read_is_warned_of_or_refused(tmp_path: Pat
         read_calibration(calibration, "f", reading=here)
 
 
-def test_stores_results_and_galleries_describe_the_preprocessing_alike(
+def test_stores_results_and_galleries_have_the_same_preprocessing_record(
     bare_weights: Path, sources: list[SetSource]
 ) -> None:
     """With all that is not the default, so that nothing can be left out unseen."""

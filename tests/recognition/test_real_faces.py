@@ -19,9 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow
-def test_sets_of_one_subject_are_most_alike_though_a_third_of_the_images_is_degraded(
-    shared: Path, tmp_path: Path
-) -> None:
+def test_mated_sets_are_most_similar_with_a_third_of_images_degraded(shared: Path, tmp_path: Path) -> None:
     with tarfile.open(shared / "faces" / "lfw_dev112.tar") as archive:
         archive.extractall(tmp_path / "lfw", filter="data")
     command = [sys.executable, str(ROOT / "benchmarks" / "face_sets.py"), "--faces", str(tmp_path / "lfw")]
@@ -38,7 +36,7 @@ def test_sets_of_one_subject_are_most_alike_though_a_third_of_the_images_is_degr
     assert (tmp_path / "out" / "report.html").stat().st_size > 100_000
 
 
-def test_an_onnx_backbone_describes_sets_as_the_torch_one(shared: Path) -> None:
+def test_onnx_backbone_gives_the_descriptors_of_the_torch_one(shared: Path) -> None:
     pytest.importorskip("onnxruntime")
     with np.load(shared / "faces" / "mobilefacenet_io.npz", allow_pickle=False) as stored:
         images = np.moveaxis(stored["images_rgb_uint8"], 1, -1)
@@ -61,7 +59,7 @@ def test_an_onnx_backbone_describes_sets_as_the_torch_one(shared: Path) -> None:
 
 
 @pytest.mark.parametrize("aggregator", [[], ["--aggregator_weights", "pretrained/mobilefacenet.safetensors"]])
-def test_a_folder_of_three_people_is_not_enrolled(
+def test_folder_of_three_identities_is_not_enrolled(
     aggregator: list[str], shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The message says which of the nine photos belong together."""

@@ -20,14 +20,14 @@ def choose(people: list[list[int]]) -> tuple[list[int], list[bool]]:
     return [shown[row] for row in found], agrees.tolist()
 
 
-def test_the_face_that_agrees_with_the_other_photos_is_chosen() -> None:
+def test_face_that_agrees_with_other_photos_is_chosen() -> None:
     assert choose([[1, 0], [0], [0], [2, 3, 0]]) == ([0, 0, 0, 0], [True] * 4)
 
 
-def test_photos_that_all_show_several_faces_settle_on_one_person() -> None:
+def test_photos_with_several_faces_each_agree_on_one_subject() -> None:
     assert choose([[1, 0], [0, 2], [3, 0]])[0] == [0, 0, 0]
 
 
-def test_the_largest_is_kept_where_none_agrees_or_nothing_is_there_to_agree_with() -> None:
+def test_largest_face_is_kept_if_none_agrees() -> None:
     assert choose([[1, 2], [0], [0]]) == ([1, 0, 0], [False, True, True])
     assert choose([[1, 2]]) == ([1], [False])

@@ -17,7 +17,7 @@ def photos(counts: list[int], spread: float = 0.5, seed: int = 0) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def test_any_number_of_people_is_told_apart_in_any_order() -> None:
+def test_any_number_of_identities_in_any_order() -> None:
     counts = [2, 5, 3, 3, 2, 4]
     rows, whose = photos(counts), np.repeat(np.arange(6), counts)
     order = np.random.default_rng(1).permutation(len(rows))
@@ -27,12 +27,12 @@ def test_any_number_of_people_is_told_apart_in_any_order() -> None:
     assert found.min() == 0
 
 
-def test_photos_of_one_person_are_one_group() -> None:
+def test_photos_of_one_subject_are_one_identity() -> None:
     for count in (1, 2, 9):
         assert find_identities(photos([count]), np.full(count, 10.0), LIMITS).tolist() == [0] * count
 
 
-def test_photos_of_which_no_two_agree_are_each_of_a_person() -> None:
+def test_photos_without_matches_are_identities_of_their_own() -> None:
     assert find_identities(photos([1, 1, 1]), np.full(3, 10.0), LIMITS).tolist() == [0, 1, 2]
     # Two alone have a lower limit.
     pair = np.array([[1, 0], [0.2, 0.96**0.5]])
@@ -40,7 +40,7 @@ def test_photos_of_which_no_two_agree_are_each_of_a_person() -> None:
     assert find_identities(pair, np.full(2, 10.0), IdentityLimits(pair=0.21)).tolist() == [0, 1]
 
 
-def test_unreadable_photos_that_resemble_each_other_are_no_person() -> None:
+def test_cluster_of_low_quality_is_no_identity() -> None:
     rows = photos([4, 3])
     qualities = np.array([11.0, 10, 9, 10, 9, 5, 5])
     assert find_identities(rows, qualities, LIMITS).tolist() == [0, 0, 0, 0, -1, -1, -1]
@@ -49,7 +49,7 @@ def test_unreadable_photos_that_resemble_each_other_are_no_person() -> None:
 
 
 @pytest.mark.parametrize("most", [5, 2000])
-def test_beyond_the_best_photos_others_join_the_nearest_group(
+def test_samples_that_are_not_clustered_join_the_nearest_cluster(
     monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
     monkeypatch.setattr(module, "_MOST_CLUSTERED", most)
@@ -60,7 +60,7 @@ def test_beyond_the_best_photos_others_join_the_nearest_group(
     assert find_identities(rows, qualities, LIMITS).tolist() == expected
 
 
-def test_a_good_photo_that_agrees_with_nobody_shows_another() -> None:
+def test_unmatched_photo_of_good_quality_is_an_outlier() -> None:
     rows, found = photos([3, 1, 1]), np.array([0, 0, 0, -1, -1])
     qualities = np.array([10.0, 10, 10, 9, 5])
     assert unmatched_samples(rows, qualities, found, LIMITS).tolist() == [False, False, False, True, False]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from recognition.enrolment.limits import EnrolmentLimits
 from recognition.enrolment.outliers import DEFAULT_MODEL, OutlierModel, outlier_evidence, outlier_log_odds
-from recognition.enrolment.samples import independent_samples, pool_samples
+from recognition.enrolment.samples import pool_samples
 
 D = 256
 LIMIT = float(np.log(EnrolmentLimits().outlier / (1 - EnrolmentLimits().outlier)))
@@ -51,7 +51,7 @@ def slow_evidence(directions: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("counts", [[3], [4, 1], [2, 2, 2]])
-def test_the_evidence_is_what_its_slow_twin_says(counts: list[int]) -> None:
+def test_evidence_equals_a_naive_implementation(counts: list[int]) -> None:
     features, norms = faces(counts)
     units = np.arange(len(norms))
     assert outlier_evidence(*pool_samples(features, norms, units)) == pytest.approx(
@@ -59,14 +59,14 @@ def test_the_evidence_is_what_its_slow_twin_says(counts: list[int]) -> None:
     )
 
 
-def test_odds_are_the_rules_weights_times_the_evidence() -> None:
+def test_log_odds_are_linear_in_the_evidence() -> None:
     features, norms = faces([4, 1])
     rule = OutlierModel(1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
     expected = 1 + slow_evidence(features.astype(np.float64), norms.astype(np.float64)) @ [2, 3, 4, 5, 6]
     assert outlier_log_odds(features, norms, np.arange(5), rule) == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_stranger_has_the_highest_odds_and_the_others_low_ones() -> None:
+def test_impostor_has_the_highest_log_odds() -> None:
     for seed in range(20):
         features, norms = faces([5, 1], seed)
         odds = outlier_log_odds(features, norms, np.arange(6))
@@ -74,7 +74,7 @@ def test_a_stranger_has_the_highest_odds_and_the_others_low_ones() -> None:
         assert odds[5] > LIMIT > odds[:5].max()
 
 
-def test_poor_faces_of_the_person_are_not_accused_like_good_ones() -> None:
+def test_low_norm_lowers_the_log_odds() -> None:
     """The same similarity speaks less against a face of a small norm."""
     features, norms = faces([4, 1])
     strong, weak = norms.copy(), norms.copy()
@@ -94,7 +94,7 @@ def test_frames_of_a_video_count_once() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_of_fewer_than_three_units_nobody_can_tell(count: int) -> None:
+def test_fewer_than_three_samples_give_nan(count: int) -> None:
     features, norms = faces([count, 0] if count == 2 else [1])
     assert np.isnan(outlier_log_odds(features, norms, np.arange(count))).all()
     doubled = np.repeat(np.arange(count), 4)
@@ -103,7 +103,7 @@ def test_of_fewer_than_three_units_nobody_can_tell(count: int) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(3, 9), st.integers(0, 99), st.floats(0.1, 20))
-def test_neither_order_nor_the_norms_scale_matters(count: int, seed: int, scale: float) -> None:
+def test_log_odds_are_invariant_to_order_and_norm_scale(count: int, seed: int, scale: float) -> None:
     features, norms = faces([count - 1, 1], seed)
     units = np.arange(count)
     odds = outlier_log_odds(features, norms, units)
@@ -113,15 +113,7 @@ def test_neither_order_nor_the_norms_scale_matters(count: int, seed: int, scale:
     assert scaled == pytest.approx(odds, abs=1e-4)
 
 
-def test_opposite_or_empty_faces_give_finite_odds() -> None:
+def test_degenerate_features_give_finite_log_odds() -> None:
     features = np.array([[1, 0], [-1, 0], [1, 0], [0, 1]], np.float32)
     assert np.isfinite(outlier_log_odds(features, np.array([1, 1, 0, 0], np.float32), np.arange(4))).all()
     assert np.isfinite(outlier_log_odds(features, np.zeros(4, np.float32), np.arange(4))).all()
-
-
-def test_near_duplicates_join_their_media() -> None:
-    media, groups = np.array([7, 7, 8, 9, 9, 10]), np.array([-1, 0, 0, 1, -1, 1])
-    assert independent_samples(media, groups).tolist() == [0, 0, 0, 1, 1, 1]
-    assert independent_samples(media, np.full(6, -1)).tolist() == [0, 0, 1, 2, 2, 3]
-    chained = independent_samples(np.arange(4), np.array([0, 0, -1, 1]))
-    assert chained.tolist() == [0, 0, 1, 2]

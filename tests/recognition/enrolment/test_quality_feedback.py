@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,8 +17,7 @@ from recognition.enrolment.quality_feedback import (
     quality_feedback,
 )
 from recognition.model import FaceModel
-from recognition.records import AggregatedSet, EmptySet, FaceChoice, FaceRecord, Rejection
-from recognition.report.summary import write_summary
+from recognition.records import AggregatedSet, FaceChoice, FaceRecord
 
 Make = Callable[..., AggregatedSet]
 D = 64
@@ -64,11 +61,11 @@ def changed(described: AggregatedSet, faces: list[int], **values: float) -> Aggr
     return with_faces(described, records)
 
 
-def test_a_good_set_is_left_in_peace(model: FaceModel, good_set: AggregatedSet) -> None:
+def test_good_set_gives_no_feedback(model: FaceModel, good_set: AggregatedSet) -> None:
     assert told(model, good_set) == []
 
 
-def test_a_missing_side_is_named(model: FaceModel, good_set: AggregatedSet) -> None:
+def test_missing_views_are_named(model: FaceModel, good_set: AggregatedSet) -> None:
     assert told(model, changed(good_set, [0], yaw=-5.0)) == [
         "no view with the face turned to the left of the image."
     ]
@@ -81,11 +78,11 @@ def test_a_missing_side_is_named(model: FaceModel, good_set: AggregatedSet) -> N
     assert told(model, profile) == ["no view from the front."]
 
 
-def test_without_landmarks_nothing_is_said_of_views(model: FaceModel, good_set: AggregatedSet) -> None:
+def test_no_view_feedback_without_landmarks(model: FaceModel, good_set: AggregatedSet) -> None:
     assert told(model, changed(good_set, list(range(6)), yaw=float("nan"))) == []
 
 
-def test_faces_that_are_all_small_are_told_as_one(model: FaceModel, good_set: AggregatedSet) -> None:
+def test_small_faces(model: FaceModel, good_set: AggregatedSet) -> None:
     small = with_faces(good_set, [replace(face, size=31.0) for face in good_set.faces])
     assert told(model, small, Topic.SIZE)[0].startswith("all 6 faces are under 40 px high.")
     one = with_faces(good_set, [replace(good_set.faces[0], size=31.0), *good_set.faces[1:]])
@@ -102,7 +99,7 @@ def test_faces_that_are_all_small_are_told_as_one(model: FaceModel, good_set: Ag
         ({"side_light": -0.6}, Topic.ILLUMINATION, "lit from one side only"),
     ],
 )
-def test_poor_photos_are_told_with_their_names(
+def test_quality_faults_are_named(
     model: FaceModel, good_set: AggregatedSet, values: dict[str, float], topic: Topic, words: str
 ) -> None:
     poor = changed(good_set, [2, 4], **values)
@@ -112,7 +109,7 @@ def test_poor_photos_are_told_with_their_names(
     assert told(model, changed(good_set, [0, 1, 2], **values))[0].count(".") >= 5
 
 
-def test_strangers_come_first_and_by_name(model: FaceModel, drawn_set: Make) -> None:
+def test_outliers_come_first(model: FaceModel, drawn_set: Make) -> None:
     features = np.concatenate([person(10), person(1, seed=9), person(1, seed=12)])
     found = told(model, drawn_set(model, features))
     assert found[0] == (
@@ -120,7 +117,7 @@ def test_strangers_come_first_and_by_name(model: FaceModel, drawn_set: Make) -> 
     )
 
 
-def test_photos_that_repeat_each_other_are_one(model: FaceModel, drawn_set: Make) -> None:
+def test_copies_of_one_photo(model: FaceModel, drawn_set: Make) -> None:
     rows = person(4)
     described = drawn_set(model, rows[[0, 0, 0, 1, 2, 3]])
     assert told(model, described, Topic.REPEATS) == [
@@ -134,7 +131,7 @@ def test_photos_that_repeat_each_other_are_one(model: FaceModel, drawn_set: Make
     assert num_samples(video, check_set(model, video, EnrolmentLimits())) == 4
 
 
-def test_photos_of_one_sitting_are_no_copies(model: FaceModel, drawn_set: Make) -> None:
+def test_photos_of_one_session_are_not_copies(model: FaceModel, drawn_set: Make) -> None:
     """Near-duplicates by their cosine alone, while their pixels differ."""
     rows = person(4)
     described = drawn_set(model, rows[[0, 0, 1, 2, 3]])
@@ -144,14 +141,14 @@ def test_photos_of_one_sitting_are_no_copies(model: FaceModel, drawn_set: Make) 
     assert told(model, apart, Topic.REPEATS) == []
 
 
-def test_many_repeats_are_one_sentence(model: FaceModel, drawn_set: Make) -> None:
+def test_many_copies_give_one_sentence(model: FaceModel, drawn_set: Make) -> None:
     described = drawn_set(model, person(6)[np.repeat(np.arange(6), 2)])
     assert told(model, described, Topic.REPEATS) == [
         "12 faces are copies of 6 photos; 6 of them could be removed."
     ]
 
 
-def test_two_photos_that_disagree_are_told_without_a_verdict(model: FaceModel, drawn_set: Make) -> None:
+def test_two_dissimilar_photos(model: FaceModel, drawn_set: Make) -> None:
     described = drawn_set(model, np.eye(2, D))
     texts = told(model, described)
     assert texts[0].startswith("0000.jpg and 0001.jpg have a similarity of 0.00 and may show two identities.")
@@ -159,54 +156,24 @@ def test_two_photos_that_disagree_are_told_without_a_verdict(model: FaceModel, d
     assert told(model, drawn_set(model, person(2)), Topic.SEVERAL_IDENTITIES) == []
 
 
-def test_halves_of_two_people_are_told(model: FaceModel, drawn_set: Make) -> None:
+def test_two_identities_are_listed(model: FaceModel, drawn_set: Make) -> None:
     mixed = drawn_set(model, np.concatenate([person(3, spread=0.3), person(3, seed=9, spread=0.3)]))
     (text,) = told(model, mixed, Topic.SEVERAL_IDENTITIES)
     assert "(1) 0000.jpg, 0001.jpg, 0002.jpg; (2) 0003.jpg, 0004.jpg, 0005.jpg" in text
     assert told(model, drawn_set(model, person(6, spread=0.3)), Topic.SEVERAL_IDENTITIES) == []
 
 
-def test_one_photo_alone_asks_for_more(model: FaceModel, drawn_set: Make) -> None:
+def test_single_photo(model: FaceModel, drawn_set: Make) -> None:
     assert told(model, drawn_set(model, person(1))) == [
         "there is only 1 photo or video. More from other days would help."
     ]
 
 
-def test_the_summary_holds_advice_faces_and_no_nan(
-    model: FaceModel, good_set: AggregatedSet, drawn_set: Make, tmp_path: Path
-) -> None:
-    alone = drawn_set(model, person(1), name="bert", rejected=[Rejection("x.jpg", "the file is empty.")])
-    sets = [changed(good_set, [0], yaw=-5.0), alone]
-    checks = [check_set(model, each, EnrolmentLimits()) for each in sets]
-    advice = [quality_feedback(each, check) for each, check in zip(sets, checks, strict=True)]
-    empty = [EmptySet("carl", Path("carl"), [Rejection("y.jpg", "no face was found in it.")])]
-    write_summary(tmp_path / "descriptors.json", model, sets, empty, checks, advice)
-    text = (tmp_path / "descriptors.json").read_text()
-    content = json.loads(text)
-    assert "NaN" not in text
-    assert content["fingerprint"] == model.fingerprint
-    first, second = content["sets"]
-    assert first["advice"] == [
-        {"topic": "pose", "text": "no view with the face turned to the left of the image.", "faces": []}
-    ]
-    assert first["details"][3]["yaw"] == 22.0
-    assert first["details"][0]["size"] == 150.0
-    assert (first["faces"], first["units"], first["picks"]) == (6, 6, good_set.picks.tolist())
-    assert second["details"][0]["doubt"] is None
-    assert second["rejected"] == [{"name": "x.jpg", "reason": "the file is empty."}]
-    assert content["empty"][0]["name"] == "carl"
-    shown = feedback_text(sets, advice)
-    assert "anna\n    - no view with" in shown
-    assert "bert\n    - there is only 1 photo" in shown
-
-
-def test_the_terminal_says_when_there_is_nothing_to_say(good_set: AggregatedSet) -> None:
+def test_terminal_text_without_feedback(good_set: AggregatedSet) -> None:
     assert feedback_text([good_set], [[]]).startswith("quality feedback: none")
 
 
-def test_the_groups_of_many_people_are_told_and_who_agrees_with_none(
-    model: FaceModel, drawn_set: Make
-) -> None:
+def test_identities_and_unmatched_photos_are_listed(model: FaceModel, drawn_set: Make) -> None:
     groups = [person(count, seed, spread=0.3) for seed, count in enumerate((3, 2, 1))]
     described = drawn_set(model, np.concatenate(groups))
     check = check_set(model, described, EnrolmentLimits())
@@ -221,9 +188,7 @@ def test_the_groups_of_many_people_are_told_and_who_agrees_with_none(
 
 
 @pytest.mark.parametrize(("agrees", "word"), [(True, "agrees"), (False, "largest")])
-def test_the_face_taken_of_several_as_large_is_told(
-    model: FaceModel, good_set: AggregatedSet, agrees: bool, word: str
-) -> None:
+def test_face_choice_is_explained(model: FaceModel, good_set: AggregatedSet, agrees: bool, word: str) -> None:
     """Which photo, which of its faces, and why."""
     chosen = replace(good_set.faces[2], choice=FaceChoice(3, from_left=2, agrees=agrees))
     faces = [*good_set.faces[:2], chosen, *good_set.faces[3:]]
@@ -232,7 +197,7 @@ def test_the_face_taken_of_several_as_large_is_told(
     assert word in text
 
 
-def test_the_terminal_names_what_shows_the_sets_that_it_leaves_out(good_set: AggregatedSet) -> None:
+def test_terminal_text_names_where_omitted_sets_are(good_set: AggregatedSet) -> None:
     advice = [[Feedback(Topic.POSE, "x.")]] * 25
     shown = feedback_text([good_set] * 25, advice, all_in="list --here")
     assert "5 more sets" in shown

@@ -42,15 +42,13 @@ def anna(face_folder: Callable[..., Path]) -> Path:
     return folder
 
 
-def test_every_file_that_is_left_out_is_counted_and_named_with_its_reason(
-    model: FaceModel, anna: Path
-) -> None:
+def test_rejected_files_are_counted_and_named_with_reasons(model: FaceModel, anna: Path) -> None:
     (line,) = rejection_text(*describe(model, anna)).splitlines()
     for fact in ("3 of 4", "s000", "c.heic", "HEIC", "d.jpg", "empty", "e.txt", "not an image"):
         assert fact in line
 
 
-def test_a_set_of_heic_photos_says_so_and_how_to_convert_them(model: FaceModel, tmp_path: Path) -> None:
+def test_heic_photos(model: FaceModel, tmp_path: Path) -> None:
     (tmp_path / "iphone").mkdir()
     for number in range(5):
         (tmp_path / "iphone" / f"{number}.heic").write_bytes(HEIC)
@@ -64,12 +62,12 @@ def test_a_set_of_heic_photos_says_so_and_how_to_convert_them(model: FaceModel, 
     assert "all 5" in rejection_text(found, empty)
 
 
-def test_a_set_of_one_file_is_named_once(model: FaceModel, tmp_path: Path) -> None:
+def test_set_of_one_file_is_named_once(model: FaceModel, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"text")
     assert rejection_text(*describe(model, tmp_path / "a.jpg")).count("a.jpg") == 1
 
 
-def test_an_empty_folder_is_told(model: FaceModel, face_folder: Callable[..., Path]) -> None:
+def test_empty_folder_is_reported(model: FaceModel, face_folder: Callable[..., Path]) -> None:
     people = face_folder(1, 1)
     (people / "nobody" / "inner").mkdir(parents=True)
     found, empty = aggregate_sets(model, find_sets([], people), PhotoOptions(aligned=True), progress=False)
@@ -78,7 +76,9 @@ def test_an_empty_folder_is_told(model: FaceModel, face_folder: Callable[..., Pa
     assert "s000" not in rejection_text(found, empty)
 
 
-def test_frames_are_told_apart_from_files(model: FaceModel, drawn_set: Callable[..., AggregatedSet]) -> None:
+def test_frames_and_files_are_counted_separately(
+    model: FaceModel, drawn_set: Callable[..., AggregatedSet]
+) -> None:
     frames = [
         *(Rejection(f"walk.avi at {number}.00 s", "no face", "walk.avi", 0) for number in range(9)),
         *(Rejection(f"wall.avi at {number}.00 s", "no face", "wall.avi", 7) for number in range(9)),
@@ -90,9 +90,7 @@ def test_frames_are_told_apart_from_files(model: FaceModel, drawn_set: Callable[
     assert "descriptors.json" in text
 
 
-def test_photos_in_subfolders_belong_to_the_set_and_are_told(
-    model: FaceModel, face_folder: Callable[..., Path]
-) -> None:
+def test_photos_in_subfolders_belong_to_the_set(model: FaceModel, face_folder: Callable[..., Path]) -> None:
     people = face_folder(2, 3)
     for old, new in ((1, "2021/x"), (2, "2021")):
         (people / "s000" / new).mkdir(parents=True, exist_ok=True)
@@ -112,7 +110,7 @@ def test_photos_in_subfolders_belong_to_the_set_and_are_told(
     assert "s001" not in text
 
 
-def test_calibration_takes_subfolders_of_a_person_as_sets_with_all_below(
+def test_calibration_takes_subfolders_of_a_subject_as_sets(
     face_folder: Callable[..., Path],
 ) -> None:
     people = face_folder(2, 2)
@@ -142,7 +140,7 @@ def special(tmp_path: Path) -> Path:
 
 
 @pytest.mark.timeout(30)
-def test_special_files_are_left_out_and_never_opened(model: FaceModel, anna: Path, special: Path) -> None:
+def test_special_files_are_rejected_without_opening(model: FaceModel, anna: Path, special: Path) -> None:
     for each in special.iterdir():
         (anna / each.name).symlink_to(each)
     (found,), _ = describe(model, anna)
@@ -155,13 +153,13 @@ def test_special_files_are_left_out_and_never_opened(model: FaceModel, anna: Pat
 
 
 @pytest.mark.timeout(30)
-def test_a_special_file_is_no_set(special: Path) -> None:
+def test_special_file_is_not_a_set(special: Path) -> None:
     with pytest.raises(InputError) as fault:
         find_sets(sorted(special.iterdir()))
     assert [line.count("FIFO") for line in str(fault.value).splitlines()] == [1, 1, 1, 0, 0]
 
 
-def test_turned_photos_are_told(
+def test_rotated_photos_are_reported(
     model: FaceModel, drawn_set: Callable[..., AggregatedSet], tmp_path: Path
 ) -> None:
     found = drawn_set(model, np.eye(3, 64))

@@ -23,11 +23,7 @@ from recognition.model import FaceModel
 from recognition.records import AggregatedSet, EmptySet, FaceChoice, Rejection
 from recognition.report.page import Report, ordered_samples, page, write_page
 from recognition.report.tables import (
-    check_text,
-    matrix_text,
     similarities,
-    write_descriptors,
-    write_similarity,
 )
 
 Make = Callable[..., AggregatedSet]
@@ -63,7 +59,7 @@ def faces_of(text: str) -> list[dict[str, object]]:
     return list(json.loads(found[1]))
 
 
-def test_the_page_shows_each_face_with_its_facts(model: FaceModel, two: list[AggregatedSet]) -> None:
+def test_page_shows_each_face_with_its_details(model: FaceModel, two: list[AggregatedSet]) -> None:
     text = page(report_of(model, two, [EmptySet("nobody", Path("x"), [Rejection("a.jpg", "no face.")])]))
     shown = [int(number) for number in re.findall(r'data-face="(\d+)"', text)]
     assert sorted(shown) == list(range(11))
@@ -85,7 +81,7 @@ def test_the_page_shows_each_face_with_its_facts(model: FaceModel, two: list[Agg
     assert "no face." in text
 
 
-def test_names_cannot_break_the_page(model: FaceModel, two: list[AggregatedSet]) -> None:
+def test_names_cannot_inject_html(model: FaceModel, two: list[AggregatedSet]) -> None:
     evil = "</script><script>alert(1)</script>.jpg"
     faces = [replace(two[1].faces[0], name=evil), two[1].faces[1]]
     text = page(report_of(model, [two[0], replace(two[1], faces=faces)]))
@@ -96,7 +92,7 @@ def test_names_cannot_break_the_page(model: FaceModel, two: list[AggregatedSet])
     assert faces_of(text)[9]["name"] == evil
 
 
-def test_the_page_groups_the_faces_of_a_mixed_set(model: FaceModel, drawn_set: Make) -> None:
+def test_page_groups_faces_by_identity(model: FaceModel, drawn_set: Make) -> None:
     groups = [person(count, seed) for seed, count in enumerate((2, 3, 1))]
     described = drawn_set(model, np.concatenate(groups))
     faces = list(described.faces)
@@ -114,14 +110,12 @@ def test_the_page_groups_the_faces_of_a_mixed_set(model: FaceModel, drawn_set: M
     assert facts[0]["Several faces"].startswith("face 1 of 2 from the left")
 
 
-def test_the_page_needs_no_network(model: FaceModel, two: list[AggregatedSet]) -> None:
+def test_page_is_self_contained(model: FaceModel, two: list[AggregatedSet]) -> None:
     text = page(report_of(model, two))
     assert not re.search(r"https?:|src=\"(?!data:)|@import|url\(", text)
 
 
-def test_faces_stand_in_the_order_of_their_choice_then_by_weight(
-    model: FaceModel, two: list[AggregatedSet]
-) -> None:
+def test_faces_are_ordered_by_selection_then_weight(model: FaceModel, two: list[AggregatedSet]) -> None:
     anna = two[0]
     check = check_set(model, anna, EnrolmentLimits())
     units = ordered_samples(anna, check)
@@ -135,7 +129,7 @@ def test_faces_stand_in_the_order_of_their_choice_then_by_weight(
     )
 
 
-def test_findings_name_what_to_look_at(model: FaceModel, two: list[AggregatedSet]) -> None:
+def test_page_shows_quality_feedback(model: FaceModel, two: list[AggregatedSet]) -> None:
     text = page(report_of(model, two))
     anna, berta = (part.split("</ul>")[0] for part in text.split('<ul class="findings">')[1:3])
     assert "<li>1 of 9 faces may show a different person: 0008.jpg" in anna
@@ -144,43 +138,13 @@ def test_findings_name_what_to_look_at(model: FaceModel, two: list[AggregatedSet
     assert "different person" not in berta
 
 
-def test_many_sets_show_the_nearest_of_each(model: FaceModel, drawn_set: Make) -> None:
+def test_many_sets_show_the_most_similar_of_each(model: FaceModel, drawn_set: Make) -> None:
     sets = [drawn_set(model, person(1, seed=number), name=f"p{number}") for number in range(70)]
     report = report_of(model, sets)
     text = page(report)
     assert text.count("--heat:") == 70 * 5
     nearest = int(np.argsort(-report.matrix[0])[1])
     assert f'href="#set-{nearest}"' in text
-
-
-def test_the_files_hold_what_was_described(
-    model: FaceModel, two: list[AggregatedSet], tmp_path: Path
-) -> None:
-    matrix = similarities(two)
-    write_similarity(tmp_path / "similarity.csv", two, matrix)
-    rows = (tmp_path / "similarity.csv").read_text().splitlines()
-    assert rows[0] == ",anna & <co>,berta"
-    assert float(rows[1].split(",")[2]) == pytest.approx(float(two[0].embedding @ two[1].embedding), abs=1e-6)
-    write_descriptors(tmp_path / "descriptors.npz", two, model)
-    with np.load(tmp_path / "descriptors.npz", allow_pickle=False) as stored:
-        assert stored["name"].tolist() == ["anna & <co>", "berta"]
-        assert (stored["descriptor"] == np.stack([each.embedding for each in two])).all()
-        assert stored["picks"].tolist() == [two[0].picks.tolist(), [*two[1].picks.tolist(), -1]]
-        assert stored["offsets"].tolist() == [0, 9, 11]
-        assert stored["face_name"].tolist()[9:] == two[1].files
-        assert str(stored["fingerprint"]) == model.fingerprint
-
-
-def test_tables_for_the_eye(model: FaceModel, two: list[AggregatedSet]) -> None:
-    matrix = np.array([[1, 0.5], [0.5, 1]], np.float32)
-    text = matrix_text(two, matrix, decide_sets(CALIBRATION, two, matrix))
-    assert "0.5000*" in text
-    assert "1.0000*" not in text
-    assert "0.4200" in text
-    assert "*" not in matrix_text(two, matrix, None)
-    checks = [check_set(model, each, EnrolmentLimits()) for each in two]
-    cells = check_text(two, checks).splitlines()[1].removeprefix("anna & <co>").split()
-    assert cells[:5] == ["9", "1", "2", "1", "1"]
 
 
 # --------------------------------------------------------------------------- in a browser
@@ -249,7 +213,7 @@ def browse(
     return dict(json.loads(html.unescape(found[1])))
 
 
-def test_the_page_works_by_keyboard_in_a_browser(
+def test_page_works_by_keyboard(
     chromium: str, model: FaceModel, two: list[AggregatedSet], tmp_path: Path
 ) -> None:
     said = browse(chromium, tmp_path, page(report_of(model, two)))
@@ -263,7 +227,7 @@ def test_the_page_works_by_keyboard_in_a_browser(
     assert said["loaded"] >= 9  # type: ignore[operator]
 
 
-def test_nothing_is_wider_than_a_phone(
+def test_page_fits_a_phone(
     chromium: str, model: FaceModel, two: list[AggregatedSet], drawn_set: Make, tmp_path: Path
 ) -> None:
     others = [
@@ -291,7 +255,7 @@ def print_page(chromium: str, folder: Path, text: str) -> bytes:
     return (folder / "report.pdf").read_bytes()
 
 
-def test_paper_shows_all_faces_and_all_columns(
+def test_printed_page_has_all_faces_and_columns(
     chromium: str, model: FaceModel, drawn_set: Make, tmp_path: Path
 ) -> None:
     """22 sets, whose faces differ so that a PDF holds each picture; the matrix is wider than paper."""
@@ -316,9 +280,7 @@ def test_paper_shows_all_faces_and_all_columns(
         assert cells == [*expected[:row], "1", *expected[row + 1 :]]
 
 
-def test_three_thousand_faces_load_their_pictures(
-    chromium: str, model: FaceModel, drawn_set: Make, tmp_path: Path
-) -> None:
+def test_three_thousand_faces_load(chromium: str, model: FaceModel, drawn_set: Make, tmp_path: Path) -> None:
     crowd = drawn_set(model, person(3000), np.linspace(5, 15, 3000))
     write_page(tmp_path / "report.html", report_of(model, [crowd]))
     text = (tmp_path / "report.html").read_text()
@@ -328,7 +290,7 @@ def test_three_thousand_faces_load_their_pictures(
     assert said["loaded"] == 3000
 
 
-def test_three_faces_are_enough(chromium: str, model: FaceModel, drawn_set: Make, tmp_path: Path) -> None:
+def test_page_of_three_faces(chromium: str, model: FaceModel, drawn_set: Make, tmp_path: Path) -> None:
     said = browse(chromium, tmp_path, page(report_of(model, [drawn_set(model, person(3))])))
     assert said["faults"] == []
     assert said["loaded"] == 3

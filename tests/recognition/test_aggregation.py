@@ -14,11 +14,10 @@ from photos.detection import DETECTOR_NAME, DetectedFace
 from photos.photo_files import read_photo
 from recognition import face_reading as module
 from recognition.aggregation import aggregate_sets
-from recognition.face_reading import PhotoOptions, read_faces
+from recognition.face_reading import PhotoOptions
 from recognition.model import FaceModel, embed_set
 from recognition.records import FaceChoice
-from recognition.sources import SetSource, find_sets
-from runtime.errors import InputError
+from recognition.sources import find_sets
 from synthetic.faces import draw_portrait
 
 ALIGNED = PhotoOptions(aligned=True)
@@ -36,7 +35,7 @@ def describe(model: FaceModel, *paths: Path, options: PhotoOptions = ALIGNED):
     return aggregate_sets(model, find_sets(list(paths)), options, progress=False)
 
 
-def test_a_folder_is_described_by_all_its_faces(model: FaceModel, face_folder: Callable[..., Path]) -> None:
+def test_folder_is_aggregated_from_all_its_faces(model: FaceModel, face_folder: Callable[..., Path]) -> None:
     root = face_folder(2, 5)
     found, empty = aggregate_sets(model, find_sets([], root), ALIGNED, progress=False)
     assert [each.name for each in found] == ["s000", "s001"]
@@ -50,7 +49,7 @@ def test_a_folder_is_described_by_all_its_faces(model: FaceModel, face_folder: C
         assert each.rejected == []
 
 
-def test_faces_keep_their_set_when_batches_run_over_sets(
+def test_batches_across_sets_keep_faces_in_their_sets(
     model: FaceModel, face_folder: Callable[..., Path]
 ) -> None:
     from dataclasses import replace
@@ -63,9 +62,7 @@ def test_faces_keep_their_set_when_batches_run_over_sets(
         assert np.abs(one.features - other.features).max() < 1e-5
 
 
-def test_what_cannot_be_used_is_told_by_name_and_the_rest_is_used(
-    model: FaceModel, face_folder: Callable[..., Path]
-) -> None:
+def test_unusable_files_are_rejected_with_reasons(model: FaceModel, face_folder: Callable[..., Path]) -> None:
     folder = face_folder(1, 3) / "s000"
     (folder / "empty.jpg").write_bytes(b"")
     (folder / "notes.txt").write_text("who is who")
@@ -86,7 +83,7 @@ def test_what_cannot_be_used_is_told_by_name_and_the_rest_is_used(
     assert str(folder) not in "".join(reasons.values())
 
 
-def test_a_set_without_any_face_is_left_out(
+def test_set_without_faces_is_empty(
     model: FaceModel, face_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     empty_one = tmp_path / "nobody"
@@ -97,7 +94,7 @@ def test_a_set_without_any_face_is_left_out(
     assert [(each.name, len(each.rejected)) for each in empty] == [("nobody", 1)]
 
 
-def test_a_video_is_a_set_of_its_frames_and_one_medium(model: FaceModel, tmp_path: Path) -> None:
+def test_video_is_a_set_of_frames_and_one_medium(model: FaceModel, tmp_path: Path) -> None:
     path = clip(tmp_path / "walk.avi", 30)
     (found,), _ = describe(model, path, options=PhotoOptions(aligned=True, fps=2))
     assert found.name == "walk.avi"
@@ -105,7 +102,7 @@ def test_a_video_is_a_set_of_its_frames_and_one_medium(model: FaceModel, tmp_pat
     assert {face.medium for face in found.faces} == {0}
 
 
-def test_a_folder_may_hold_videos_beside_photos(
+def test_folder_with_photos_and_videos(
     model: FaceModel, face_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder = face_folder(1, 2) / "s000"
@@ -115,59 +112,13 @@ def test_a_folder_may_hold_videos_beside_photos(
     assert [face.medium for face in found.faces] == [0, 1, 1, 2]
 
 
-def test_an_image_is_a_set_of_one(model: FaceModel, face_folder: Callable[..., Path]) -> None:
+def test_image_is_a_set_of_one_face(model: FaceModel, face_folder: Callable[..., Path]) -> None:
     (found,), _ = describe(model, face_folder(1, 1) / "s000" / "0.png")
     assert found.name == "0.png"
     assert len(found.faces) == 1
 
 
-def test_photos_are_read_ahead_but_not_all_at_once(
-    monkeypatch: pytest.MonkeyPatch, face_folder: Callable[..., Path]
-) -> None:
-    reads: list[Path] = []
-
-    def reading(path: Path) -> np.ndarray:
-        reads.append(path)
-        return read_photo(path)
-
-    monkeypatch.setattr(module, "read_photo", reading)
-    root = face_folder(1, 60)
-    stream = read_faces([SetSource("s", root / "s000")], ALIGNED, None)
-    next(stream)
-    assert len(reads) <= 2 * module._READERS
-    assert len(list(stream)) == 59
-
-
-def test_names_tell_sets_apart(tmp_path: Path) -> None:
-    for name in ("a/x", "b/x", "c"):
-        (tmp_path / name).mkdir(parents=True)
-        (tmp_path / name / "1.png").write_bytes(b"1")
-    found = find_sets([tmp_path / "a" / "x", tmp_path / "b" / "x", tmp_path / "c", tmp_path / "c"])
-    assert len({each.name for each in found}) == 4
-    assert [each.name for each in found][:2] == ["a/x", "b/x"]
-    assert found[2].name.endswith("c")
-
-
-def test_all_that_is_no_set_is_told_at_once(tmp_path: Path) -> None:
-    (tmp_path / "people" / "anna").mkdir(parents=True)
-    (tmp_path / "people" / "anna" / "a.jpg").write_bytes(b"")
-    (tmp_path / "void").mkdir()
-    (tmp_path / "deep" / "inner").mkdir(parents=True)
-    with pytest.raises(InputError) as fault:
-        find_sets([tmp_path / name for name in ("gone", "void", "deep", "people")], tmp_path / "void")
-    text = str(fault.value)
-    assert "gone: there is no such folder" in text
-    assert "void: there are no photos" in text
-    assert f"did you mean --images_root {tmp_path / 'people'}?" in text
-    assert text.count("did you mean") == 1
-    assert "--images_root" in text.splitlines()[-1]
-    with pytest.raises(InputError, match="no set"):
-        find_sets([])
-
-
-def test_real_photos_are_found_aligned_and_told_with_their_source(
-    shared: Path, bare_model: FaceModel, tmp_path: Path
-) -> None:
+def test_real_photos_are_detected_and_aligned(shared: Path, bare_model: FaceModel, tmp_path: Path) -> None:
     shutil.unpack_archive(shared / "faces" / "raw_sample.tar", tmp_path)
     folder = tmp_path / "Liam_Neeson"
     cv2.imwrite(str(folder / "wall.png"), np.full((200, 200, 3), 130, np.uint8))
@@ -197,7 +148,7 @@ def test_all_faces_of_a_photo_are_numbered(shared: Path, bare_model: FaceModel, 
     assert min(sizes[:2]) > 80
 
 
-def test_of_two_faces_as_large_the_one_like_the_other_photos_is_kept(
+def test_of_two_faces_of_similar_size_the_one_that_agrees_is_chosen(
     model: FaceModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The larger face of the pair, on the left, is of somebody else than the other photo of the folder."""
