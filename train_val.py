@@ -261,7 +261,7 @@ class FaceCoresetNet(_Trained):
         self.aggregator_options = dict(aggregator_options)
         self.aggregator = build_aggregator(self.aggregator_name, aggregator_options)
         if aggregator.compile:
-            self.aggregator.compile_maths()  # type: ignore[operator]
+            self.aggregator.compile_padded()  # type: ignore[operator]
         self.poolings = nn.ModuleDict({name: build_aggregator(name, {}) for name in POOLINGS})
         self.finetune_backbone = finetune_backbone
         self.head_weight = head_weight

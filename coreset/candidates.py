@@ -1,7 +1,4 @@
-"""The candidates of a stream: faces that may still be picked, each standing for those merged into it.
-
-Behind `coreset.streaming`, for the aggregators that pick by farthest-point sampling.
-"""
+"""Bounded candidate set for farthest-point sampling over a stream; used by `coreset.streaming`."""
 
 from __future__ import annotations
 
@@ -12,26 +9,29 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from coreset.aggregator import CoresetAggregator, SetAttention
+from coreset.aggregator import CoresetAggregator
 from coreset.pooling import FpsMean
-from coreset.selection import at_least_float32, quality_weight
+from coreset.precision import at_least_float32
+from coreset.selection import quality_weight
+from coreset.set_attention import SetAttention
 from coreset.sets import FaceSets, SetDescriptor
 
-# Of the faces that stay, one in so many starts a rehearsal (see `_who_stays`), and so many per step stay.
-_STARTS_SHARE = 8
+# One survivor in this many is the start of a simulated selection (`_survivors`); of each of its steps this
+# many candidates survive.
+_SURVIVORS_PER_START = 8
 _RUNNERS_UP = 4
-# What a float32 product makes of the distance of two copies, and some room.
-_SMALLEST_DISTANCE = 1e-6
+# Distances up to this, from a float32 product, are of copies.
+_COPY_DISTANCE = 1e-6
 
 
 @dataclass(eq=False)
 class StreamedFaces:
-    """Some faces of a stream, in the order in which they came.
+    """Some faces of a stream, in order of arrival.
 
     Attributes:
         features: (T, D) unit rows, float32 or wider.
         norms: (T,).
-        numbers: (T,) int64, counted over the stream.
+        numbers: (T,) int64 indices in the stream.
     """
 
     features: Tensor
@@ -47,28 +47,34 @@ class StreamedFaces:
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def take(self, rows: Tensor | slice) -> StreamedFaces:
-        """Some of them; a view where `rows` is a slice."""
+    def subset(self, rows: Tensor | slice) -> StreamedFaces:
+        """Some rows; a view for a slice."""
         return StreamedFaces(self.features[rows], self.norms[rows], self.numbers[rows])
 
-    def joined(self, other: StreamedFaces) -> StreamedFaces:
-        """These and then the others."""
+    def extended(self, other: StreamedFaces) -> StreamedFaces:
+        """These faces followed by others."""
         return StreamedFaces(
             torch.cat([self.features, other.features]),
             torch.cat([self.norms, other.norms]),
             torch.cat([self.numbers, other.numbers]),
         )
 
-    def described_by(self, aggregator: nn.Module) -> SetDescriptor:
-        """The aggregator's descriptor of these faces; picks are their numbers, weights are left out."""
+    def put(self, rows: slice, other: StreamedFaces) -> None:
+        """Overwrite some rows."""
+        self.features[rows], self.norms[rows], self.numbers[rows] = other.features, other.norms, other.numbers
+
+    def aggregate(self, aggregator: nn.Module) -> SetDescriptor:
+        """The aggregator's descriptor of these faces, with picks as indices in the stream, without
+        weights.
+        """
         whole = torch.tensor([0, len(self)], device=self.features.device)
         found: SetDescriptor = aggregator(FaceSets(self.features, self.norms, whole))
         picks = torch.where(found.picks >= 0, self.numbers[found.picks.clamp_min(0)], -1)
         return SetDescriptor(found.embedding, found.norm, picks)
 
 
-class _StandsFor(NamedTuple):
-    """What each candidate stands for: `counts` (M,) faces, their mean values and mean keys (M, D)."""
+class _ClusterStatistics(NamedTuple):
+    """Of the faces merged into each of M candidates: `counts` (M,), mean values and mean keys (M, D)."""
 
     counts: Tensor
     values: Tensor
@@ -76,110 +82,98 @@ class _StandsFor(NamedTuple):
 
 
 class Candidates:
-    """At most `capacity` faces, halved by farthest-point sampling when there is no room for the next.
+    """At most `capacity` faces of a stream; a full buffer is halved.
 
-    A face that goes is merged into the nearest one that stays. Halving costs one product of capacity x
+    Faces that do not survive are merged into the nearest survivor. Halving costs one product of capacity x
     capacity x D for every capacity / 2 faces.
     """
 
     def __init__(self, aggregator: CoresetAggregator | FpsMean, capacity: int) -> None:
         self.is_exact = True
         self._aggregator, self._capacity = aggregator, capacity
-        self._room: StreamedFaces | None = None
+        # Allocated once: extending it for each frame would copy it each time.
+        self._buffer: StreamedFaces | None = None
         self._filled = 0
-        # Of the first rows; the others stand for themselves.
-        self._merged: _StandsFor | None = None
+        # Of the first rows; nothing was merged into the others.
+        self._merged: _ClusterStatistics | None = None
 
     def update(self, faces: FaceSets, first: int) -> None:
-        """Takes the faces of one set, of which the first has the number `first`."""
+        """Add the faces of one set, numbered from `first`."""
         new = StreamedFaces.of(faces, first)
-        room = self._reserve(new)
+        if self._buffer is None:
+            self._buffer = StreamedFaces(
+                new.features.new_empty(self._capacity, new.features.shape[1]),
+                new.norms.new_empty(self._capacity),
+                new.numbers.new_empty(self._capacity),
+            )
         start = 0
         while start < len(new):
             if self._filled == self._capacity:
-                self._halve(room)
+                self._halve(self._buffer)
             count = min(self._capacity - self._filled, len(new) - start)
-            target, source = slice(self._filled, self._filled + count), slice(start, start + count)
-            room.features[target] = new.features[source]
-            room.norms[target] = new.norms[source]
-            room.numbers[target] = new.numbers[source]
+            self._buffer.put(
+                slice(self._filled, self._filled + count), new.subset(slice(start, start + count))
+            )
             self._filled += count
             start += count
 
     def descriptor(self) -> SetDescriptor:
-        """Of all faces so far."""
-        if self._room is None:
-            raise RuntimeError("a stream without faces is refused before")
-        faces = self._room.take(slice(0, self._filled))
+        """Descriptor of all faces so far, at least one."""
+        if self._buffer is None:
+            raise RuntimeError("no faces")
+        faces = self._buffer.subset(slice(0, self._filled))
         if self.is_exact or not isinstance(self._aggregator, CoresetAggregator):
-            return faces.described_by(self._aggregator)
-        # The aggregator's own maths, but for what the last attention looks at.
-        twin = copy.deepcopy(self._aggregator)
-        counted = _CountedAttention(twin.cross_attention, self._stand_for(faces))
-        twin.cross_attention = counted  # type: ignore[assignment]
-        return faces.described_by(twin)
-
-    def _reserve(self, like: StreamedFaces) -> StreamedFaces:
-        """All rows at once: to lengthen them for each frame would copy the whole each time."""
-        if self._room is None:
-            self._room = StreamedFaces(
-                like.features.new_empty(self._capacity, like.features.shape[1]),
-                like.norms.new_empty(self._capacity),
-                like.numbers.new_empty(self._capacity),
-            )
-        return self._room
+            return faces.aggregate(self._aggregator)
+        # The aggregator itself, except that its cross-attention sees clusters.
+        modified = copy.deepcopy(self._aggregator)
+        attention = _ClusterAttention(modified.cross_attention, self._statistics(self._aggregator, faces))
+        modified.cross_attention = attention  # type: ignore[assignment]
+        return faces.aggregate(modified)
 
     def _halve(self, faces: StreamedFaces) -> None:
+        aggregator = self._aggregator
         cosines = faces.features @ faces.features.T
-        weight = quality_weight(faces.norms, self._aggregator.gamma, _lowest_gamma(self._aggregator))
-        stay = _who_stays(
-            (1 - cosines).clamp_min_(0) / 2,
-            weight,
-            faces.norms,
-            self._capacity // 2,
-            self._aggregator.coreset_size,
-        )
-        heir = cosines[:, stay].argmax(dim=1)
-        heir[stay] = torch.arange(len(stay), device=stay.device)
-        if isinstance(self._aggregator, CoresetAggregator):
-            self._merged = _merge(self._stand_for(faces), heir, len(stay))
-        kept = faces.take(stay)
-        # A copy that came earlier is the one that a batch would have picked.
-        copies = (faces.features == kept.features[heir]).all(dim=1) & (faces.norms == kept.norms[heir])
-        kept.numbers.scatter_reduce_(0, heir[copies], faces.numbers[copies], "amin")
+        min_gamma = aggregator.min_gamma if isinstance(aggregator, CoresetAggregator) else 0.0
+        weight = quality_weight(faces.norms, aggregator.gamma, min_gamma)
+        distances = (1 - cosines).clamp_min_(0) / 2
+        survivors = _survivors(distances, weight, faces.norms, self._capacity // 2, aggregator.coreset_size)
+        target = cosines[:, survivors].argmax(dim=1)
+        target[survivors] = torch.arange(len(survivors), device=survivors.device)
+        if isinstance(aggregator, CoresetAggregator):
+            self._merged = _merge(self._statistics(aggregator, faces), target, len(survivors))
+        kept = faces.subset(survivors)
+        # Of copies a batch would have picked the first.
+        copies = (faces.features == kept.features[target]).all(dim=1) & (faces.norms == kept.norms[target])
+        kept.numbers.scatter_reduce_(0, target[copies], faces.numbers[copies], "amin")
         order = kept.numbers.argsort()
-        faces.features[: len(stay)] = kept.features[order]
-        faces.norms[: len(stay)] = kept.norms[order]
-        faces.numbers[: len(stay)] = kept.numbers[order]
+        faces.put(slice(0, len(order)), kept.subset(order))
         if self._merged is not None:
-            self._merged = _StandsFor(*(part[order] for part in self._merged))
-        self._filled = len(stay)
+            self._merged = _ClusterStatistics(*(part[order] for part in self._merged))
+        self._filled = len(order)
         self.is_exact = False
 
-    def _stand_for(self, faces: StreamedFaces) -> _StandsFor:
-        """Of all candidates; a face that nothing was merged into stands for itself."""
-        aggregator = self._aggregator
-        if not isinstance(aggregator, CoresetAggregator):
-            raise TypeError("poolings attend to nothing")
-        new = faces.take(slice(0 if self._merged is None else len(self._merged.counts), None))
+    def _statistics(self, aggregator: CoresetAggregator, faces: StreamedFaces) -> _ClusterStatistics:
+        """Statistics of all candidates."""
+        new = faces.subset(slice(0 if self._merged is None else len(self._merged.counts), None))
         values = new.features * new.norms.unsqueeze(1)
-        own = _StandsFor(torch.ones_like(new.norms), values, values + aggregator._norm_code(new.norms))
+        keys = values + aggregator._norm_code(new.norms)
+        own = _ClusterStatistics(torch.ones_like(new.norms), values, keys)
         if self._merged is None:
             return own
-        return _StandsFor(*(torch.cat(parts) for parts in zip(self._merged, own, strict=True)))
+        return _ClusterStatistics(*(torch.cat(parts) for parts in zip(self._merged, own, strict=True)))
 
 
-class _CountedAttention(nn.Module):
-    """A SetAttention over candidates in place of the faces: each weighs as much as it stands for."""
+class _ClusterAttention(nn.Module):
+    """A SetAttention over clusters instead of faces, each weighted by its number of faces."""
 
-    def __init__(self, attention: SetAttention, stands_for: _StandsFor) -> None:
+    def __init__(self, attention: SetAttention, statistics: _ClusterStatistics) -> None:
         super().__init__()
         self.attention = attention
-        self._stands_for = stands_for
+        self._statistics = statistics
 
     def forward(self, queries: Tensor, *_: object) -> tuple[Tensor, Tensor]:
-        """As SetAttention.forward; the keys and values of the candidates alone are passed over."""
-        counts, values, keys = (part.unsqueeze(0) for part in self._stands_for)
+        """As SetAttention.forward, with the clusters in place of its keys and values."""
+        counts, values, keys = (part.unsqueeze(0) for part in self._statistics)
         _, shares = self.attention(queries, keys, values)
         shares = shares * counts[:, None, None, :]
         shares = shares / shares.sum(dim=-1, keepdim=True)
@@ -191,62 +185,57 @@ class _CountedAttention(nn.Module):
         return self.attention.out_proj(mixed.transpose(1, 2).flatten(2)), shares
 
 
-def _merge(stands_for: _StandsFor, heir: Tensor, count: int) -> _StandsFor:
-    """Counts of the merged, and means weighted by them; `heir` (M,) is the row that each goes into."""
-    counts = stands_for.counts.new_zeros(count).index_add(0, heir, stands_for.counts)
-    share = (stands_for.counts / counts[heir]).unsqueeze(1)
+def _merge(statistics: _ClusterStatistics, target: Tensor, count: int) -> _ClusterStatistics:
+    """Merge clusters; `target` (M,) is the row in 0..count-1 that each is merged into."""
+    counts = statistics.counts.new_zeros(count).index_add(0, target, statistics.counts)
+    share = (statistics.counts / counts[target]).unsqueeze(1)
     values, keys = (
-        rows.new_zeros(count, rows.shape[1]).index_add(0, heir, rows * share)
-        for rows in (stands_for.values, stands_for.keys)
+        rows.new_zeros(count, rows.shape[1]).index_add(0, target, rows * share)
+        for rows in (statistics.values, statistics.keys)
     )
-    return _StandsFor(counts, values, keys)
+    return _ClusterStatistics(counts, values, keys)
 
 
-def _lowest_gamma(aggregator: CoresetAggregator | FpsMean) -> float:
-    return aggregator.lowest_gamma if isinstance(aggregator, CoresetAggregator) else 0.0
+def _survivors(distances: Tensor, weight: Tensor, norms: Tensor, count: int, coreset_size: int) -> Tensor:
+    """Rows (count,) of faces that the selection over the whole stream is likely to pick.
 
+    Later faces may replace the first pick or any later one, which changes the picks after it. The selection
+    is therefore simulated from each of the best faces, and the runners-up of every step survive as well. The
+    remaining places go to the faces farthest from all survivors, the nearest substitutes of the others.
 
-def _who_stays(distances: Tensor, weight: Tensor, norms: Tensor, count: int, coreset_size: int) -> Tensor:
-    """(count,) rows that a batch of all faces is likely to pick once more faces have come.
-
-    What is to come may bring a better first face, or a farther one at any later step; both change the picks
-    after it. So the sampling is rehearsed from each of the best faces, as the coming first one will be much
-    like them, and the runners-up of every step stay as well. What room is left goes to the faces farthest
-    from all that stay, as nearest substitutes of everything else.
-
-    Measured on 24 sets of 4,000 to 5,000 frames (real faces with jitter; drawn clips), capacity 512: the
-    picks of a batch in every set, where farthest faces alone agreed in 65 and 90 % of the picks.
+    Measured on 24 sets of 4,000 to 5,000 frames (real faces with jitter; synthetic clips) with a capacity of
+    512: picks equal a batch's in every set; with farthest faces alone, 65 and 90 % of the picks do.
 
     Args:
-        distances: (M, M) halved (1 - cosine); from a product, so that near ties may fall otherwise than in
-            `select_faces`, among those that all stay.
+        distances: (M, M) of (1 - cosine) / 2, by a product: near ties may differ from `select_faces`, among
+            faces that all survive.
         weight: (M,) quality weights.
         norms: (M,).
-        count: rows to name, more than `coreset_size`.
-        coreset_size: steps of a rehearsal.
+        count: number of survivors, above `coreset_size`.
+        coreset_size: steps of a simulated selection.
     """
     value = weight * distances
-    starts = norms.topk(max(1, count // _STARTS_SHARE)).indices
-    # Below all others for ever: a row is taken once.
+    starts = norms.topk(max(1, count // _SURVIVORS_PER_START)).indices
+    # Below all others, so that a row is taken once.
     nearest = value[starts].scatter(1, starts.unsqueeze(1), -1.0)
     steps = []
     for _ in range(coreset_size):
         best = nearest.topk(min(_RUNNERS_UP, len(norms)), dim=1).indices
         steps.append(best)
         nearest = torch.minimum(nearest, value[best[:, 0]]).scatter(1, best[:, :1], -1.0)
-    rehearsed = torch.stack(steps)
-    # The present picks, the best faces, then the picks of every rehearsal and their runners-up by rank.
-    order = torch.cat([starts[:1], rehearsed[:, 0, 0], starts, rehearsed.permute(2, 1, 0).flatten()])
+    simulated = torch.stack(steps)
+    # The present picks, the best faces, then picks and runners-up of all simulations by rank.
+    order = torch.cat([starts[:1], simulated[:, 0, 0], starts, simulated.permute(2, 1, 0).flatten()])
     named = torch.tensor(list(dict.fromkeys(order.tolist())), device=norms.device)
-    # One of several copies is enough; half of the room is for the faces that nobody asked for.
-    copies = (distances[named][:, named] < _SMALLEST_DISTANCE).tril(-1).any(dim=1)
+    # One of several copies; half of the survivors are chosen by distance alone.
+    copies = (distances[named][:, named] < _COPY_DISTANCE).tril(-1).any(dim=1)
     taken = named[~copies][: count // 2]
     rest = value[taken].amin(dim=0)
     rest[taken] = -1.0
-    spread = []
+    farthest = []
     for _ in range(count - len(taken)):
         row = rest.argmax()
-        spread.append(row)
+        farthest.append(row)
         rest = torch.minimum(rest, value[row])
         rest[row] = -1.0
-    return torch.cat([taken, *(row.unsqueeze(0) for row in spread)])
+    return torch.cat([taken, *(row.unsqueeze(0) for row in farthest)])

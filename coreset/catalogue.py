@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import KeysView
 from dataclasses import dataclass
 
 # What faces can be weighted by, see `coreset.quality`.
@@ -93,7 +94,8 @@ AGGREGATOR_ENTRIES: dict[str, AggregatorEntry] = {
         is_baseline=True,
     ),
 }
-AGGREGATOR_NAMES = tuple(AGGREGATOR_ENTRIES)
+# A view: names that `registry.register_aggregator` adds appear in it.
+AGGREGATOR_NAMES: KeysView[str] = AGGREGATOR_ENTRIES.keys()
 # Those that `--aggregator` shows in its help.
 MAIN_AGGREGATORS = ("mean", "norm_weighted", "media_mean", "coreset", "weighted_coreset")
 

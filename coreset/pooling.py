@@ -1,9 +1,7 @@
-"""The simple ways from a set to a descriptor, with the aggregator's call: what any aggregator has to beat.
+"""Poolings: weighted sums of unit features without trained parameters.
 
-Each is a weighted sum of the unit features; a pooling says the coefficients and which faces it picked. Sums
-run over the packed rows, without padding and without a loop over sets. Source: METHOD 5, last paragraph. On a
-GPU the sums add in no fixed order, so last bits may vary between runs there
-(torch.use_deterministic_algorithms settles it).
+Sums run over the packed rows, without padding or a loop over sets. On a GPU they add in no fixed order, so
+last bits vary between runs (torch.use_deterministic_algorithms prevents it).
 """
 
 from __future__ import annotations
@@ -13,22 +11,25 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
+from coreset.layers import check_options
+from coreset.precision import at_least_float32, without_autocast
 from coreset.quality import FaceQuality
-from coreset.selection import LARGEST_GAMMA, at_least_float32, select_faces, without_autocast
+from coreset.selection import select_faces
 from coreset.sets import FaceSets, SetDescriptor
 from runtime.errors import InputError
 
-# The norm and so many values of a face tell it from all others; hashing more only costs time.
+# The norm and this many values of a feature identify a face; hashing more only costs time.
 _HASHED_VALUES = 15
 
 
 class Pooling(nn.Module):
-    """Sums the unit features of each set with coefficients; the same in training and evaluation.
+    """Sum of a set's unit features with coefficients, the same in training and evaluation.
 
-    Those that weigh faces take `quality`: by what; see `coreset.quality`.
+    Args:
+        quality: what replaces the norms, see `coreset.quality`; not for poolings that ignore them.
     """
 
-    # Annotated alone: a value in the class would hide the module of an instance.
+    # Annotated only: a class attribute would hide the module of an instance.
     quality: FaceQuality
 
     @abstractmethod
@@ -39,10 +40,10 @@ class Pooling(nn.Module):
         """
 
     def forward(self, sets: FaceSets) -> SetDescriptor:
-        """Descriptors of all sets; `weights` are the coefficients as shares, equal where all are zero."""
+        """Descriptors of all sets; `weights` are normalised coefficients, equal where all are zero."""
         with without_autocast(sets.features):
             if "quality" in self._modules:
-                sets = self.quality.applied(sets)
+                sets = self.quality.replace_norms(sets)
             features, norms = at_least_float32(sets.features), at_least_float32(sets.norms)
             coefficients, picks = self._coefficients(sets, norms)
             vectors = sets.sum_by_set(features * coefficients.unsqueeze(1))
@@ -59,32 +60,32 @@ class Mean(Pooling):
 
 
 class NormWeighted(Pooling):
-    """Mean of the un-normalised features: a face counts as much as its norm."""
+    """Mean of the un-normalised features: each face is weighted by its norm."""
 
     def __init__(self, *, quality: str = "norm") -> None:
         super().__init__()
-        self.quality = FaceQuality(quality, "norm_weighted", "weigh")
+        self.quality = FaceQuality(quality, "norm_weighted")
 
     def _coefficients(self, sets: FaceSets, norms: Tensor) -> tuple[Tensor, Tensor]:
         return norms / _sizes_per_face(sets), _no_picks(sets)
 
 
 class MediaMean(Pooling):
-    """Mean of the un-normalised features of each photo or video, then their sum, as IJB protocols do.
+    """Mean of the un-normalised features of each photo or video, then their sum, as in the IJB protocols.
 
     Raises:
-        InputError: the sets carry no media numbers.
+        InputError: the sets have no media indices.
     """
 
     def __init__(self, *, quality: str = "norm") -> None:
         super().__init__()
-        self.quality = FaceQuality(quality, "media_mean", "weigh")
+        self.quality = FaceQuality(quality, "media_mean")
 
     def _coefficients(self, sets: FaceSets, norms: Tensor) -> tuple[Tensor, Tensor]:
         if sets.media is None:
             raise InputError(
-                "media_mean: the face sets carry no media numbers, which say what faces come from one photo "
-                "or video. Give FaceSets.media, or use norm_weighted, which needs none."
+                "media_mean: the face sets have no media indices, the photo or video of each face. Set "
+                "FaceSets.media, or use norm_weighted, which needs none."
             )
         names, medium = torch.unique(sets.media, return_inverse=True)
         pairs = sets.set_of_face * len(names) + medium
@@ -97,8 +98,9 @@ class TopK(Pooling):
 
     def __init__(self, *, coreset_size: int = 3, quality: str = "norm") -> None:
         super().__init__()
-        self.coreset_size = _checked_size("top_k", coreset_size)
-        self.quality = FaceQuality(quality, "top_k", "choose")
+        check_options("top_k", coreset_size=coreset_size)
+        self.coreset_size = coreset_size
+        self.quality = _ranking_quality(quality, "top_k")
 
     def _coefficients(self, sets: FaceSets, norms: Tensor) -> tuple[Tensor, Tensor]:
         picks = _first_by(-norms, sets, self.coreset_size)
@@ -106,11 +108,11 @@ class TopK(Pooling):
 
 
 class BestNorm(Pooling):
-    """The un-normalised feature of largest norm alone, so that the descriptor's norm is that face's."""
+    """The un-normalised feature of largest norm."""
 
     def __init__(self, *, quality: str = "norm") -> None:
         super().__init__()
-        self.quality = FaceQuality(quality, "best_norm", "choose")
+        self.quality = _ranking_quality(quality, "best_norm")
 
     def _coefficients(self, sets: FaceSets, norms: Tensor) -> tuple[Tensor, Tensor]:
         picks = _first_by(-norms, sets, 1)
@@ -118,37 +120,36 @@ class BestNorm(Pooling):
 
 
 class FpsMean(Pooling):
-    """Mean of the un-normalised features that quality-weighted farthest-point sampling picks."""
+    """Mean of the un-normalised features selected by quality-weighted farthest-point sampling."""
 
     def __init__(self, *, coreset_size: int = 3, gamma: float = 1.0, quality: str = "norm") -> None:
         super().__init__()
-        self.coreset_size = _checked_size("fps_mean", coreset_size)
-        self.quality = FaceQuality(quality, "fps_mean", "spread")
-        if not 0 <= gamma <= LARGEST_GAMMA:
-            raise InputError(f"fps_mean: gamma {gamma} must be in 0..{LARGEST_GAMMA:g}; 0 is pure diversity.")
+        check_options("fps_mean", coreset_size=coreset_size, gamma=gamma)
+        self.coreset_size = coreset_size
         self.gamma = gamma
+        self.quality = FaceQuality(quality, "fps_mean")
 
     def _coefficients(self, sets: FaceSets, norms: Tensor) -> tuple[Tensor, Tensor]:
-        picks = torch.empty((sets.num_sets, self.coreset_size), dtype=torch.int64, device=norms.device)
+        def select(features: Tensor, norms: Tensor, mask: Tensor | None) -> tuple[tuple[Tensor], None]:
+            found = select_faces(features, norms, mask, coreset_size=self.coreset_size, gamma=self.gamma)
+            return (found.picks,), None
+
         with torch.no_grad():
-            for chunk in sets.chunks():
-                faces, lengths = chunk.take(sets.features), chunk.take(norms)
-                picks[chunk.sets] = select_faces(
-                    faces, lengths, chunk.mask, coreset_size=self.coreset_size, gamma=self.gamma
-                ).picks
+            (picks,), _ = sets.map_padded(select)
         return norms * _picked_share(picks, sets, norms), picks
 
 
 class RandomK(Pooling):
-    """Mean of the un-normalised features of `coreset_size` faces drawn at random: `fps_mean` less the choice.
+    """Mean of the un-normalised features of `coreset_size` random faces.
 
-    The draw is a hash of a face's values and `seed`, so it depends neither on the order of the faces nor on
-    the rest of the batch nor on the device; equal faces are drawn one after another.
+    Faces are ordered by a hash of their values and `seed`, so that the draw depends neither on the order of
+    the faces nor on the rest of the batch nor on the device.
     """
 
     def __init__(self, *, coreset_size: int = 3, seed: int = 0) -> None:
         super().__init__()
-        self.coreset_size = _checked_size("random_k", coreset_size)
+        check_options("random_k", coreset_size=coreset_size)
+        self.coreset_size = coreset_size
         self.seed = seed
 
     def _coefficients(self, sets: FaceSets, norms: Tensor) -> tuple[Tensor, Tensor]:
@@ -165,17 +166,17 @@ def _no_picks(sets: FaceSets) -> Tensor:
 
 
 def _first_by(keys: Tensor, sets: FaceSets, count: int) -> Tensor:
-    """(B, count) places of each set's smallest keys (N,), ties to the lowest place; -1 beyond its size."""
+    """Indices (B, count) of each set's smallest keys (N,), ties to the first; -1 beyond its size."""
     order = keys.detach().argsort(stable=True)
     order = order[sets.set_of_face[order].argsort(stable=True)]
-    places = torch.arange(count, device=keys.device)
+    ranks = torch.arange(count, device=keys.device)
     start = sets.offsets[:-1, None]
-    rows = (start + places).clamp_max(sets.num_faces - 1)
-    return torch.where(places < sets.sizes[:, None], order[rows] - start, -1)
+    rows = (start + ranks).clamp_max(sets.num_faces - 1)
+    return torch.where(ranks < sets.sizes[:, None], order[rows] - start, -1)
 
 
 def _picked_share(picks: Tensor, sets: FaceSets, norms: Tensor) -> Tensor:
-    """(N,) one over the number of picks of its set at each picked face, else zero."""
+    """(N,) one over the number of picks of the set at each pick, else zero."""
     valid = picks >= 0
     rows = (picks + sets.offsets[:-1, None])[valid]
     share = (valid / valid.sum(dim=1, keepdim=True)).to(norms.dtype)[valid]
@@ -183,7 +184,7 @@ def _picked_share(picks: Tensor, sets: FaceSets, norms: Tensor) -> Tensor:
 
 
 def _hash_of_faces(features: Tensor, norms: Tensor, seed: int) -> Tensor:
-    """(N,) int64 that looks random, from the bits of each face; overflow wraps round and is meant to."""
+    """(N,) int64 pseudo-random numbers from the bits of each face; integer overflow wraps around."""
     values = torch.cat([norms.unsqueeze(1), features[:, :_HASHED_VALUES]], dim=1).detach()
     bits = values.float().contiguous().view(torch.int32).long()
     generator = torch.Generator().manual_seed(seed)
@@ -191,7 +192,7 @@ def _hash_of_faces(features: Tensor, norms: Tensor, seed: int) -> Tensor:
     return (bits * factors.to(bits.device)).sum(dim=1)
 
 
-def _checked_size(name: str, value: int) -> int:
-    if value < 1:
-        raise InputError(f"{name}: coreset_size {value} must be at least 1.")
-    return value
+def _ranking_quality(quality: str, owner: str) -> FaceQuality:
+    if quality == "none":
+        raise InputError(f"{owner}: selects faces by quality, so that 'none' has no effect. Use mean.")
+    return FaceQuality(quality, owner)

@@ -18,6 +18,7 @@ from coreset.baselines.inverse_variance import InverseVariance
 from coreset.baselines.learned_map import LearnedMap
 from coreset.baselines.proxy_fusion import ProxyFusion
 from coreset.baselines.set_transformer import SetTransformer
+from coreset.catalogue import AGGREGATOR_ENTRIES, AggregatorEntry
 from coreset.pooling import BestNorm, FpsMean, Mean, MediaMean, NormWeighted, RandomK, TopK
 from coreset.weighted_coreset import WeightedCoreset
 from runtime.errors import InputError
@@ -41,6 +42,12 @@ AGGREGATORS: dict[str, type[nn.Module]] = {
     "caface": ClusterAggregate,
     "set_transformer": SetTransformer,
 }
+
+
+def register_aggregator(name: str, kind: type[nn.Module], entry: AggregatorEntry) -> None:
+    """Add an aggregator to the registry and to the catalogue that command lines read."""
+    AGGREGATORS[name] = kind
+    AGGREGATOR_ENTRIES[name] = entry
 
 
 # Of options that are whole numbers; the largest published aggregator has 13 million parameters.

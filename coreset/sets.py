@@ -1,15 +1,15 @@
-"""What goes into an aggregator and what comes out: a ragged batch of face sets, one descriptor a set.
+"""Input and output of aggregators: a ragged batch of face sets, and one descriptor for each set.
 
-Shapes and dtypes are checked here, once, when a batch is made. Padding for the parts that need rectangles is
-planned here too (`FaceSets.chunks`), so that one set of 20,000 faces beside many of five costs what it is
-worth.
+Shapes and dtypes are checked when a batch is made. Padding is planned here, too (`FaceSets.chunks`): sets of
+similar size are padded together, so that one set of 20,000 faces does not pad many sets of five.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -17,15 +17,22 @@ from torch import Tensor
 
 from runtime.errors import InputError
 
-# Places for faces in one chunk: 2 MiB for each float32 copy at 512 values a face, so that it is still in the
-# processor's cache when the next step reads it. A larger set is a chunk alone. 6,000 sets of IJB-C's sizes,
-# two cores: 1.1 s, against 1.4 s with four times as many, and 1.5 s with half.
-MOST_CHUNK_PLACES = 1_024
-# Empty places not worth another chunk: a published training batch (20 sets of up to 30 faces) stays whole.
+# Positions (faces and padding) in one chunk: 2 MiB per float32 copy at D = 512, which stays in the
+# processor's cache from one step to the next. A larger set is a chunk of its own. 6,000 sets of IJB-C's
+# sizes on two cores: 1.1 s, against 1.4 s with four times as many positions and 1.5 s with half.
+MAX_CHUNK_POSITIONS = 1_024
+# Padding that is cheaper than another chunk: a published training batch (20 sets of up to 30 faces) stays
+# whole.
 FREE_PADDING = 320
-# On a GPU the launches of a chunk's kernels count, not its cache or its padding. A training step with 512
-# ragged templates on an H200: 12 ms as one chunk with seven places for a face, 63 ms as six with 1.4.
-MOST_GPU_CHUNK_PLACES = 65_536
+# On a GPU the number of kernel launches matters, not cache or padding. A training step with 512 ragged
+# templates on an H200: 12 ms as one chunk with seven positions per face, 63 ms as six chunks with 1.4.
+MAX_GPU_CHUNK_POSITIONS = 65_536
+
+# Maps padded features (b, T, D), norms (b, T) and a mask (b, T), None without padding, to results for each
+# set (b, ...) and for each face (b, T).
+PaddedFunction: TypeAlias = Callable[
+    [Tensor, Tensor, Tensor | None], tuple[tuple[Tensor, ...], Tensor | None]
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,14 +40,14 @@ class FaceSets:
     """A ragged batch of face sets: the faces of set b are the rows offsets[b]:offsets[b+1].
 
     Attributes:
-        features: (N, D) floating, unit rows; float32 as a rule.
-        norms: (N,) floating, length of each feature before it was normalised.
-        offsets: (B+1,) int64, rising from 0 to N; no set is empty.
-        media: (N,) int64 number of the photo or video each face comes from; only `media_mean` needs it.
-        detector_scores: (N,) floating, of the face detector, 0..1; only the quality 'detector' needs them.
+        features: (N, D) floating, unit rows.
+        norms: (N,) floating, length of each feature before normalisation.
+        offsets: (B+1,) int64, increasing from 0 to N; no set is empty.
+        media: (N,) int64, index of the photo or video of each face; required by `media_mean` only.
+        detector_scores: (N,) floating in 0..1; required by the quality 'detector' only.
 
     Raises:
-        InputError: shapes, dtypes or offsets do not fit together; all faults in one message.
+        InputError: shapes, dtypes or offsets are inconsistent; all faults in one message.
     """
 
     features: Tensor
@@ -60,8 +67,8 @@ class FaceSets:
         if features.ndim != 3 or norms.shape != features.shape[:2]:
             raise InputError(
                 f"FaceSets.dense: expected features (B, T, D) and norms (B, T), found "
-                f"{tuple(features.shape)} and {tuple(norms.shape)}. Give one norm a "
-                "face, without a last dimension of one."
+                f"{tuple(features.shape)} and {tuple(norms.shape)}. Pass one norm per face, without a last "
+                "dimension of one."
             )
         B, T, D = features.shape
         offsets = torch.arange(B + 1, device=features.device) * T
@@ -74,7 +81,7 @@ class FaceSets:
 
     @classmethod
     def from_list(cls, sets: Sequence[tuple[Tensor, Tensor]]) -> FaceSets:
-        """Joins single sets, each features (T, D) and norms (T,)."""
+        """Concatenate single sets, each features (T, D) and norms (T,)."""
         if not sets:
             raise InputError("FaceSets.from_list: expected at least one set, found an empty list.")
         for number, (features, norms) in enumerate(sets):
@@ -113,16 +120,16 @@ class FaceSets:
 
     @property
     def set_of_face(self) -> Tensor:
-        """(N,) int64 number of the set each face belongs to."""
+        """(N,) int64 index of the set that each face belongs to."""
         numbers = torch.arange(self.num_sets, device=self.offsets.device)
         return numbers.repeat_interleave(self.sizes, output_size=self.num_faces)
 
     def sum_by_set(self, values: Tensor) -> Tensor:
-        """(B, ...) sums of values (N, ...) of faces over each set."""
+        """Sum values of faces (N, ...) over each set, (B, ...)."""
         return values.new_zeros(self.num_sets, *values.shape[1:]).index_add(0, self.set_of_face, values)
 
-    def only(self, kept: Tensor) -> FaceSets:
-        """The faces where `kept` (N,) bool is True; sets of which none is left are left out."""
+    def subset(self, kept: Tensor) -> FaceSets:
+        """The faces where `kept` (N,) bool is True; sets without any are dropped."""
         sizes = self.sum_by_set(kept.to(torch.int64))
         offsets = F.pad(sizes[sizes > 0].cumsum(0), (1, 0))
         return FaceSets(
@@ -145,16 +152,15 @@ class FaceSets:
         )
 
     def chunks(self) -> list[PaddedChunk]:
-        """All sets as rectangles, sets of like size together, so that padding stays below the faces
-        themselves.
+        """Plan padded chunks of sets of similar size.
 
-        A chunk has at most `MOST_CHUNK_PLACES` places, unless it is a single larger set; of the places at
-        most a quarter (of few, `FREE_PADDING`) are empty. On a GPU chunks are as few as
-        `MOST_GPU_CHUNK_PLACES` lets. Reads the sizes on the host: one wait a batch on a GPU.
+        A chunk has at most `MAX_CHUNK_POSITIONS` positions, unless it is a single larger set, and at most a
+        quarter of them (or `FREE_PADDING`) is padding. On a GPU chunks are as few as
+        `MAX_GPU_CHUNK_POSITIONS` allows. Sizes are read on the host: one synchronisation per batch.
         """
         sizes: list[int] = self.sizes.tolist()
         on_cpu = self.features.device.type == "cpu"
-        most = MOST_CHUNK_PLACES if on_cpu else MOST_GPU_CHUNK_PLACES
+        most = MAX_CHUNK_POSITIONS if on_cpu else MAX_GPU_CHUNK_POSITIONS
         free = FREE_PADDING if on_cpu else most
         order = sorted(range(len(sizes)), key=lambda number: -sizes[number])
         chunks: list[PaddedChunk] = []
@@ -169,27 +175,46 @@ class FaceSets:
         chunks.append(self._pad(order[first:], sizes[order[first]], faces))
         return chunks
 
+    def map_padded(self, function: PaddedFunction) -> tuple[list[Tensor], Tensor | None]:
+        """Apply a function of padded sets to all chunks.
+
+        Returns:
+            The results for each set (B, ...), in the order of the sets, and those for each face (N,).
+        """
+        chunks = self.chunks()
+        outputs: list[tuple[Tensor, ...]] = []
+        of_faces: Tensor | None = None
+        for chunk in chunks:
+            results, values = function(chunk.take(self.features), chunk.take(self.norms), chunk.mask)
+            outputs.append(results)
+            if values is not None:
+                of_faces = values.new_zeros(self.num_faces) if of_faces is None else of_faces
+                valid = ... if chunk.mask is None else chunk.mask
+                of_faces[chunk.rows[valid]] = values[valid]
+        order = torch.cat([chunk.sets for chunk in chunks]).argsort()
+        return [torch.cat(parts)[order] for parts in zip(*outputs, strict=True)], of_faces
+
     def _pad(self, numbers: list[int], length: int, faces: int) -> PaddedChunk:
         sets = torch.tensor(numbers, device=self.offsets.device)
         position = torch.arange(length, device=self.offsets.device)
         rows = self.offsets[sets, None] + position
         if faces == len(numbers) * length:
-            follow = numbers == list(range(numbers[0], numbers[0] + len(numbers)))
-            return PaddedChunk(sets, rows, None, int(self.offsets[numbers[0]]) if follow else None)
+            adjacent = numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+            return PaddedChunk(sets, rows, None, int(self.offsets[numbers[0]]) if adjacent else None)
         mask = position < self.sizes[sets, None]
-        # A place without a face shows the first face of its set: a valid row, whose values the mask hides.
+        # Padding repeats the first face of the set, so that all values are finite.
         return PaddedChunk(sets, torch.where(mask, rows, self.offsets[sets, None]), mask)
 
 
 @dataclass(frozen=True, eq=False)
 class PaddedChunk:
-    """Some sets of a FaceSets as a rectangle.
+    """Some sets of a FaceSets, padded to the same size.
 
     Attributes:
-        sets: (b,) int64 numbers of the sets.
-        rows: (b, T) int64 rows of their faces; any row of the set where there is none.
-        mask: (b, T) bool, True where there is a face; None where there is one everywhere.
-        first_row: where the rows are all that follow one another from there; else None.
+        sets: (b,) int64 indices of the sets.
+        rows: (b, T) int64 rows of their faces; the set's first row where there is padding.
+        mask: (b, T) bool, True where there is a face; None without padding.
+        first_row: of a contiguous range of rows; None where they are not contiguous.
     """
 
     sets: Tensor
@@ -198,7 +223,7 @@ class PaddedChunk:
     first_row: int | None = None
 
     def take(self, values: Tensor) -> Tensor:
-        """(N, ...) values of faces -> (b, T, ...); where they lie together, without a copy."""
+        """Gather values of faces (N, ...) as (b, T, ...); a view where the rows are contiguous."""
         if self.first_row is not None:
             return values.narrow(0, self.first_row, self.rows.numel()).view(
                 *self.rows.shape, *values.shape[1:]
@@ -208,16 +233,15 @@ class PaddedChunk:
 
 @dataclass(frozen=True, eq=False)
 class SetDescriptor:
-    """One descriptor a set, as every aggregator and every pooling returns it.
+    """Descriptors of sets, as every aggregator returns them.
 
     Attributes:
-        embedding: (B, D) unit rows, of trained aggregators without auxiliary values; a row of zeros where
-        the faces of
-            a set cancel out.
-        norm: (B,) length before normalisation, the quality of the set in the aggregator's own scale.
-        picks: (B, K) int64 chosen faces, counted within their set, in the order of choice; -1 where none.
-        weights: (N,) share of each face in its set's descriptor, summing to 1 over a set; detached; None
-            where it was not computed.
+        embedding: (B, D) unit rows; without auxiliary features for trained aggregators; zero where the faces
+            of a set cancel out.
+        norm: (B,) length before normalisation: the quality of the set in the aggregator's own scale.
+        picks: (B, K) int64 selected faces, as indices within their set, in order of selection; -1 where none.
+        weights: (N,) share of each face in the descriptor, summing to 1 over each set; detached; None if not
+            computed.
     """
 
     embedding: Tensor
@@ -227,15 +251,15 @@ class SetDescriptor:
 
     @classmethod
     def from_vectors(cls, vectors: Tensor, picks: Tensor, weights: Tensor | None = None) -> SetDescriptor:
-        """Splits (B, D) vectors into direction and length, without NaN where a vector is zero."""
+        """Split vectors (B, D) into direction and length; zero vectors stay zero."""
         embedding, norm = unit_and_norm(vectors)
         return cls(embedding, norm, picks, weights)
 
     def checked(self) -> SetDescriptor:
-        """Itself: what writes, searches or enrols descriptors, or computes figures with them, asks for it.
+        """Return itself, if all values are finite.
 
         Raises:
-            InputError: NaN or infinite values, as damaged weights give.
+            InputError: NaN or infinite values, which damaged weights produce.
         """
         finite = self.embedding.isfinite().flatten(1).all(dim=1) & self.norm.isfinite()
         if not bool(finite.all()):
@@ -247,9 +271,9 @@ class SetDescriptor:
 
 
 def unit_and_norm(vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit vectors (..., D) and lengths (...); vectors of zeros stay zeros, with a gradient of zero."""
+    """Unit vectors (..., D) and lengths (...); zero vectors stay zero, with zero gradient."""
     norm = torch.linalg.vector_norm(vectors, dim=-1)
-    # Division by infinity, not by a small number: the direction of nothing has no gradient, not one of 1e12.
+    # Divided by infinity, not by a small number, so that the gradient is zero and not 1e12.
     divisor = norm.masked_fill(norm <= torch.finfo(norm.dtype).tiny ** 0.5, torch.inf)
     return vectors / divisor.unsqueeze(-1), norm
 
@@ -276,7 +300,8 @@ def _faults_of_tensors(sets: FaceSets) -> list[str]:
     others = [tensor for tensor in (norms, offsets, media, scores) if tensor is not None]
     if any(tensor.device != features.device for tensor in others):
         faults.append(
-            f"FaceSets: expected all tensors on {features.device}, as the features are; use FaceSets.to."
+            f"FaceSets: expected all tensors on {features.device}, the device of the features; use "
+            "FaceSets.to."
         )
     return faults
 
@@ -291,7 +316,7 @@ def _faults_of_offsets(offsets: Tensor, num_faces: int) -> list[str]:
     for number, (start, stop) in enumerate(pairwise(values)):
         if stop <= start:
             fault = "is empty" if stop == start else f"ends at row {stop}, before its start at {start}"
-            return [f"FaceSets.offsets: set {number} {fault}. Leave sets without faces out of the batch."]
+            return [f"FaceSets.offsets: set {number} {fault}. Remove sets without faces from the batch."]
     return []
 
 

@@ -1,4 +1,4 @@
-"""A coreset whose picks stand for the faces nearest to them: K weighted points in place of T faces."""
+"""WeightedCoreset: K weighted clusters of faces with an inlier gate, refined by a small transformer."""
 
 from __future__ import annotations
 
@@ -9,80 +9,81 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.auxiliary import split_auxiliary
+from coreset.base import AggregatorOutput, LearnedAggregator
 from coreset.layers import (
-    Described,
-    LearnedAggregator,
     LearnedExponent,
     TransformerBlock,
-    check_counts,
-    check_heads,
+    check_options,
     hidden_layers,
     log_norms,
     masked_softmax,
-    starting_at_zero,
     weighted_sum,
+    zero_last_layer,
 )
-from coreset.selection import LARGEST_GAMMA, select_faces
+from coreset.selection import select_faces
 from coreset.sets import unit_and_norm
 from runtime.errors import InputError
 
-# Share, mean and largest log norm, cosine to the whole set, coherence, mean support, mean belief.
-_STATISTICS = 7
-_QUALITY_WIDTH, _BELIEF_WIDTH = 128, 32
-# Of a face's quality within its part, against the best of the set: a part of zero norms still has a mean.
-_SMALLEST_QUALITY = 1e-20
-# How much more a face counts in the second centre that lies nearer to the first.
-_SHARPNESS = 5.0
-_CENTRES = 2
-# Far faces of which one has to be like a face for it to be believed.
-_WITNESSES = 16
-# From this cosine on a face is a copy, which is no witness of itself.
+# Relative size, mean and largest log norm, cosine to the set's mean, coherence, mean anchor similarity, mean
+# inlier log-probability.
+_CLUSTER_STATISTICS = 7
+_QUALITY_WIDTH, _GATE_WIDTH = 128, 32
+# Of a face within its cluster, relative to the best of the set: a cluster of zero norms still has a mean.
+_MIN_QUALITY = 1e-20
+# The set's centres: the mean by squared norms, and a mean with more weight near the first.
+_NUM_CENTRES, _CENTRE_SHARPNESS = 2, 5.0
+_NUM_ANCHORS = 16
+# From this cosine on a face is a near-duplicate, whose similarity does not count.
 COPY_SIMILARITY = 0.999
-# Where the curve of belief is a half at first, and how steep. Over MobileFaceNet a stranger's support is
-# below 0.23 half of the time and below 0.4 nine times in ten, that of a frame of a clip above 0.6 as often.
+# Initial gate: a probability of 1/2 at a similarity of 0.35. With MobileFaceNet impostor faces have a
+# similarity below 0.23 in half of the cases and below 0.4 in nine of ten; for frames of a clip nine of ten
+# are above 0.6.
 GATE_START, GATE_STEEPNESS = 0.35, 20.0
-# Of the metric that belief is part of: a product's last bits, which change with a row's place and the number
-# of threads, must not part copies of a face.
-_SLACK = 1e-5
-# Scales: cosines are small numbers, and so is at first what a network gives that starts at zero; log beliefs
-# are large ones, and far down they say nothing more.
-_COSINE_SCALE, _BEND_SCALE, _BELIEF_SCALE, _LEAST_BELIEF = 4.0, 4.0, 0.25, -20.0
+# The last bits of a product, which change with a row's position and the number of threads, must not separate
+# copies of a face in the selection.
+_TIE_TOLERANCE = 1e-5
+# Scales that bring inputs and outputs of small networks to order one; lower log-probabilities are clipped.
+_COSINE_SCALE, _LOGIT_SCALE, _LOG_PROBABILITY_SCALE, _MIN_LOG_PROBABILITY = 4.0, 4.0, 0.25, -20.0
 
 
 class WeightedCoreset(LearnedAggregator):
-    """K picks by farthest-point sampling; a small transformer weighs and repairs what they stand for.
+    """Weighted coreset aggregation with an inlier gate.
 
-    The prototype of METHOD 10. Each face goes to the nearest pick. A pick's token says the quality-weighted
-    mean of its faces, the pick itself, their share of the set, norms, coherence (length of that mean) and
-    cosine to the whole set; two layers over the K tokens give each a weight and a residual on its mean. A
-    pick whose faces all lie as near to an earlier one (a copy) has none left and no token. O(T K D) before,
-    O(K) in the transformer: linear in the faces, and a few faces are named as the reason.
+    1. An inlier gate scores each face by its maximum cosine similarity to 16 anchor faces of the same set
+       (near-duplicates excluded). Farthest-point sampling favours outliers; the gate suppresses faces that no
+       other face supports. A small network adapts the gate to the set's statistics, in which copies of an
+       anchor count once together.
+    2. K faces are selected by quality-weighted farthest-point sampling, and every face is assigned to the
+       nearest one. Each cluster becomes a token: quality-weighted mean, selected face, relative size, norm
+       statistics, coherence. A face's weight in its cluster is a learned power of its norm times the output
+       of a small network times its inlier probability.
+    3. A two-layer transformer over the K tokens predicts a weight and a residual per cluster. The descriptor
+       is the weighted sum.
 
-    METHOD 10 leaves open: the number of faces is told as a share of the set, so that a set of copies is that
-    face; picks are those of evaluation in training too, without a gradient through the choice; gamma is
-    fixed; the weight of a face within its part is its norm to a learned power, 2 to begin with, times what a
-    small network makes of its feature, its norm and its agreement with the set: its cosines to the
-    norm-weighted mean, and to the mean of those that lie near it.
+    The selection is that of evaluation in training, too, and is not differentiated through. Cost is O(T K D)
+    plus O(K^2) attention, linear in the set size T. Auxiliary features are inputs of tokens and qualities;
+    faces are compared and averaged by the embedding alone.
 
-    Farthest points seek outliers, and a stranger's face is one. So a face is believed by its support: its
-    largest cosine to 16 far faces of its set, copies of itself left out. But one odd face among thirty is
-    rather a good still beside a poor clip, and eight of them are rather strangers. So the logistic curve of
-    the support is bent by a small network that reads the face's support, agreement and norm, their mean over
-    the set, and its size. Belief scales the quality in the metric and the weight within the part, and the
-    transformer is told it. Nobody is alone in a clip: wrong media are believed, and are weighed there.
-    What is counted or averaged over the set to that end gives copies of a far face one voice together.
+    Selection is stable: features moved by 1e-6 change no pick in LFWS's 695 templates
+    (benchmarks/studies/pick_stability.py).
 
-    A pick changes by rounding in none of LFWS's 695 templates (features moved by 1e-6, three times), and in
-    0.3 % of the same with each face four times, where the descriptor moves by 1e-6 (1 - cosine) at most. Of
-    features moved by 1e-5 one of 2,085 descriptors moved by 0.03 (benchmarks/studies/pick_stability.py).
+    Args:
+        embedding_size: D, auxiliary features included.
+        coreset_size: K.
+        gamma: exponent of the quality in the selection metric.
+        width: of the tokens.
+        num_heads: of the attention.
+        num_layers: of the transformer.
+        dropout: on its residual branches.
+        auxiliary_size: number of auxiliary features.
+        quality: what replaces the norms, see `coreset.quality`.
+        gate_start: similarity at which the gate is 1/2 before training. This and the next two are for
+            backbones like MobileFaceNet; others are measured (`BackboneSpec.cosine_limit`).
+        gate_steepness: of the gate's logistic curve before training.
+        copy_similarity: cosine from which on two faces are near-duplicates.
 
-    Where features have auxiliary values behind the embedding (`net.Backbone`), tokens and qualities read it;
-    faces are compared, averaged and described by the embedding alone, and a descriptor's auxiliary values
-    are zero.
-
-    `gate_start`, `gate_steepness`: of the curve of belief before training; `copy_similarity`: cosine from
-    which on a face is a copy. The defaults are for backbones that are like MobileFaceNet, others are measured
-    (`BackboneSpec.cosine_limit`).
+    Raises:
+        InputError: an option out of range.
     """
 
     def __init__(
@@ -102,12 +103,14 @@ class WeightedCoreset(LearnedAggregator):
         copy_similarity: float = COPY_SIMILARITY,
     ) -> None:
         super().__init__(embedding_size, auxiliary_size, quality)
-        check_counts("weighted_coreset", coreset_size=coreset_size, num_layers=num_layers)
-        check_heads("weighted_coreset", width, num_heads)
-        if not 0 <= gamma <= LARGEST_GAMMA:
-            raise InputError(f"weighted_coreset: gamma {gamma} must be in 0..{LARGEST_GAMMA:g}.")
-        if not 0 <= dropout < 1:
-            raise InputError(f"weighted_coreset: dropout {dropout} must be at least 0 and below 1.")
+        check_options(
+            "weighted_coreset",
+            width=("width", width, num_heads),
+            gamma=gamma,
+            dropout=dropout,
+            coreset_size=coreset_size,
+            num_layers=num_layers,
+        )
         if not (-1 < gate_start < 1 and 0 < gate_steepness < math.inf and 0 < copy_similarity <= 1):
             raise InputError(
                 f"weighted_coreset: gate_start {gate_start} must be in -1..1, gate_steepness "
@@ -118,132 +121,146 @@ class WeightedCoreset(LearnedAggregator):
         self.gamma = gamma
         self.copy_similarity = copy_similarity
         self.exponent = LearnedExponent(2.0)
-        self.belief = _Belief(gate_start, gate_steepness)
-        self.quality = starting_at_zero(hidden_layers(embedding_size + 2 + _CENTRES, _QUALITY_WIDTH, 1))
-        self.token = nn.Linear(2 * embedding_size + _STATISTICS, width)
+        # Attributes are keys of stored state dicts: `belief` is the inlier gate.
+        self.belief = _InlierGate(gate_start, gate_steepness)
+        self.quality = zero_last_layer(hidden_layers(embedding_size + 2 + _NUM_CENTRES, _QUALITY_WIDTH, 1))
+        self.token = nn.Linear(2 * embedding_size + _CLUSTER_STATISTICS, width)
         self.layers = nn.ModuleList(
             TransformerBlock(width, num_heads, 2 * width, dropout) for _ in range(num_layers)
         )
         self.output_norm = nn.LayerNorm(width)
-        # Its first output is the weight's logit, the others the residual; starts as the mean of the parts.
+        # The logit of the weight, then the residual; starts as the mean of the clusters.
         self.output = nn.Linear(width, 1 + embedding_size - auxiliary_size)
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 
-    def _describe(self, features: Tensor, norms: Tensor, mask: Tensor) -> Described:
+    def aggregate(self, features: Tensor, norms: Tensor, mask: Tensor) -> AggregatorOutput:
+        """See the base class."""
         features, auxiliary = split_auxiliary(features, self.auxiliary_size)
         D = features.shape[-1]
-        support, voices = _support(features, norms, mask, self.gamma, self.copy_similarity)
+        similarity, inverse_multiplicity = _anchor_similarity(
+            features, norms, mask, self.gamma, self.copy_similarity
+        )
         logs = log_norms(norms)
-        agreement = _agreement(features, norms, mask, voices)
-        believed = self.belief(support, agreement, logs, voices)
+        agreement = _cosines_to_centres(features, norms, mask, inverse_multiplicity)
+        inlier = self.belief(similarity, agreement, logs, inverse_multiplicity)
         selection = select_faces(
             features,
-            norms * believed.detach().exp(),
+            norms * inlier.detach().exp(),
             mask,
             coreset_size=self.coreset_size,
             gamma=self.gamma,
-            hides_nothing=True,
-            slack=_SLACK,
+            padding_is_finite=True,
+            tie_tolerance=_TIE_TOLERANCE,
         )
-        members = _members(features, selection.picks, selection.present, mask)
+        members = _assign(features, selection.picks, selection.present, mask)
         faces = torch.cat([features * D**0.5, auxiliary], dim=2)
-        seen = torch.cat([faces, torch.stack([logs, *agreement, support], dim=2)], dim=2)
-        quality = self.exponent() * logs + self.quality(seen).squeeze(2) + believed
+        inputs = torch.cat([faces, torch.stack([logs, *agreement, similarity], dim=2)], dim=2)
+        quality = self.exponent() * logs + self.quality(inputs).squeeze(2) + inlier
         best = quality.masked_fill(~mask, -torch.inf).amax(dim=1, keepdim=True)
-        quality = (quality - best).masked_fill(~mask, 0).exp().clamp_min(_SMALLEST_QUALITY)
+        quality = (quality - best).masked_fill(~mask, 0).exp().clamp_min(_MIN_QUALITY)
         within = members * quality.unsqueeze(1)
-        within = within / within.sum(dim=2, keepdim=True).clamp_min(_SMALLEST_QUALITY)
+        within = within / within.sum(dim=2, keepdim=True).clamp_min(_MIN_QUALITY)
         mean, coherence = unit_and_norm(torch.bmm(within, features))
+        # A cluster is empty if all its faces are as near to an earlier pick, as copies are.
         filled = members.any(dim=2)
-        statistics = _statistics(features, logs, mask, members, within, mean)
-        picked = _picked(faces, selection.picks)
-        supported = torch.bmm(within, support.unsqueeze(2))
-        doubt = torch.bmm(within, _BELIEF_SCALE * believed.clamp_min(_LEAST_BELIEF).unsqueeze(2))
+        statistics = _cluster_statistics(features, logs, mask, members, within, mean)
+        picked = _gather(faces, selection.picks)
+        mean_similarity = torch.bmm(within, similarity.unsqueeze(2))
+        log_probability = _LOG_PROBABILITY_SCALE * inlier.clamp_min(_MIN_LOG_PROBABILITY)
+        mean_inlier = torch.bmm(within, log_probability.unsqueeze(2))
         means = [mean * D**0.5, torch.bmm(within, auxiliary)]
-        parts = [*means, picked, statistics, coherence.unsqueeze(2), supported, doubt]
+        parts = [*means, picked, statistics, coherence.unsqueeze(2), mean_similarity, mean_inlier]
         tokens = self.token(torch.cat(parts, dim=2))
         for layer in self.layers:
             tokens = layer(tokens, filled)
         logit, residual = self.output(self.output_norm(tokens)).split([1, D], dim=2)
         weights = masked_softmax(logit.squeeze(2), filled)
         shares = torch.bmm(weights.unsqueeze(1), within).squeeze(1)
-        return Described(weighted_sum(weights, mean + residual), shares, selection.picks)
+        return AggregatorOutput(weighted_sum(weights, mean + residual), shares, selection.picks)
 
 
-class _Belief(nn.Module):
-    """log of the probability that a face is of whom the set shows."""
+class _InlierGate(nn.Module):
+    """Log-probability that a face shows the subject of its set."""
 
     def __init__(self, start: float, steepness: float) -> None:
         super().__init__()
         self.initial_steepness = steepness
-        # Both as Adam can move them.
+        # Both of order one, as Adam moves parameters by its learning rate.
         self.middle = nn.Parameter(torch.tensor(float(start)))
         self.steepness = nn.Parameter(torch.tensor(1.0))
-        self.face = nn.Linear(3 + _CENTRES, _BELIEF_WIDTH)
-        self.rest = starting_at_zero(hidden_layers(2 * _BELIEF_WIDTH + 1, _BELIEF_WIDTH, 1))
+        self.face = nn.Linear(3 + _NUM_CENTRES, _GATE_WIDTH)
+        self.rest = zero_last_layer(hidden_layers(2 * _GATE_WIDTH + 1, _GATE_WIDTH, 1))
 
-    def forward(self, support: Tensor, agreement: list[Tensor], logs: Tensor, voices: Tensor) -> Tensor:
-        """(B, T), at most 0; `voices` are zero where there is no face."""
-        curve = self.initial_steepness * self.steepness * (support - self.middle)
-        cosines = [_COSINE_SCALE * each for each in (support, *agreement)]
+    def forward(
+        self, similarity: Tensor, agreement: list[Tensor], logs: Tensor, inverse_multiplicity: Tensor
+    ) -> Tensor:
+        """(B, T), at most 0; `inverse_multiplicity` is zero for padding."""
+        curve = self.initial_steepness * self.steepness * (similarity - self.middle)
+        cosines = [_COSINE_SCALE * each for each in (similarity, *agreement)]
         own = F.gelu(self.face(torch.stack([*cosines, logs, 2 * curve.sigmoid()], dim=2)))
-        count = voices.sum(dim=1, keepdim=True)
-        whole = weighted_sum(voices / count, own).unsqueeze(1).expand_as(own)
+        count = inverse_multiplicity.sum(dim=1, keepdim=True)
+        of_set = weighted_sum(inverse_multiplicity / count, own).unsqueeze(1).expand_as(own)
         size = count.log().unsqueeze(2).expand(-1, own.shape[1], -1)
-        bent = self.rest(torch.cat([own, whole, size], dim=2)).squeeze(2)
-        raised = curve + _BEND_SCALE * bent
-        # F.logsigmoid, as every exporter knows it: ONNX has log(sigmoid), which is -inf below -88.
-        log_probability: Tensor = raised.clamp_max(0) - torch.log1p((-raised.abs()).exp())
+        logit = curve + _LOGIT_SCALE * self.rest(torch.cat([own, of_set, size], dim=2)).squeeze(2)
+        # F.logsigmoid in operations that ONNX has: its log(sigmoid) is -inf below -88.
+        log_probability: Tensor = logit.clamp_max(0) - torch.log1p((-logit.abs()).exp())
         return log_probability
 
 
-def _support(
+def _anchor_similarity(
     features: Tensor, norms: Tensor, mask: Tensor, gamma: float, copy_similarity: float
 ) -> tuple[Tensor, Tensor]:
-    """(B, T) each: largest cosine of each face to the set's far faces that are no copies of it, at least 0;
-    and one over the number of its copies, faces of a cosine of `copy_similarity` or more.
+    """Maximum cosine similarity of each face to anchors that are no copies of it, and inverse multiplicity.
+
+    Anchors are the first faces of farthest-point sampling. The inverse multiplicity of an anchor's copies is
+    one over their number. Both (B, T); similarities are at least 0.
     """
-    found = select_faces(features, norms, mask, coreset_size=_WITNESSES, gamma=gamma, hides_nothing=True)
-    support = torch.zeros_like(norms)
-    voices = mask.to(norms.dtype)
-    for number, witness in enumerate(_picked(features, found.picks).unbind(1)):
-        cosine = (features * witness.unsqueeze(1)).sum(dim=2)
+    found = select_faces(
+        features, norms, mask, coreset_size=_NUM_ANCHORS, gamma=gamma, padding_is_finite=True
+    )
+    similarity = torch.zeros_like(norms)
+    inverse_multiplicity = mask.to(norms.dtype)
+    for number, anchor in enumerate(_gather(features, found.picks).unbind(1)):
+        cosine = (features * anchor.unsqueeze(1)).sum(dim=2)
         present = found.present[:, number : number + 1]
         is_copy = (cosine >= copy_similarity) & present & mask
         counts = (cosine < copy_similarity) & present
-        support = torch.where(counts, torch.maximum(support, cosine), support)
-        voices = torch.where(is_copy, 1 / is_copy.sum(dim=1, keepdim=True).clamp_min(1), voices)
-    return support, voices
+        similarity = torch.where(counts, torch.maximum(similarity, cosine), similarity)
+        share = 1 / is_copy.sum(dim=1, keepdim=True).clamp_min(1)
+        inverse_multiplicity = torch.where(is_copy, share, inverse_multiplicity)
+    return similarity, inverse_multiplicity
 
 
-def _agreement(features: Tensor, norms: Tensor, mask: Tensor, voices: Tensor) -> list[Tensor]:
-    """(B, T) each: cosines of each face to the mean by squared norms, and to that of those near this mean.
+def _cosines_to_centres(
+    features: Tensor, norms: Tensor, mask: Tensor, inverse_multiplicity: Tensor
+) -> list[Tensor]:
+    """Cosines (B, T) of each face to the mean by squared norms, and to the mean of faces near that one.
 
-    Row by row and not by a product, whose last bits could part copies of one face.
+    Summed row by row, since the last bits of a product could separate copies of a face.
     """
-    weights = norms.masked_fill(~mask, 0).square() * voices
-    found = []
-    for _ in range(_CENTRES):
+    weights = norms.masked_fill(~mask, 0).square() * inverse_multiplicity
+    cosines = []
+    for _ in range(_NUM_CENTRES):
         centre, _ = unit_and_norm(weighted_sum(weights, features))
         cosine = (features * centre.unsqueeze(1)).sum(dim=2)
-        found.append(cosine)
-        weights = weights * (_SHARPNESS * cosine).exp()
-    return found
+        cosines.append(cosine)
+        weights = weights * (_CENTRE_SHARPNESS * cosine).exp()
+    return cosines
 
 
-def _picked(features: Tensor, picks: Tensor) -> Tensor:
-    """(B, K, D): the picks' features; for a pick that is none, some face's."""
+def _gather(features: Tensor, picks: Tensor) -> Tensor:
+    """Features (B, K, D) of picks (B, K); an arbitrary face's where there is no pick."""
     return features.gather(1, picks.clamp_min(0).unsqueeze(2).expand(-1, -1, features.shape[2]))
 
 
-def _members(features: Tensor, picks: Tensor, present: Tensor, mask: Tensor) -> Tensor:
-    """(B, K, T) bool: the faces that lie nearest to each pick; ties go to the earlier pick.
+def _assign(features: Tensor, picks: Tensor, present: Tensor, mask: Tensor) -> Tensor:
+    """(B, K, T) bool: the faces nearest to each pick; ties go to the earlier pick.
 
-    By differences and not by a product, whose last bits could part copies of one face.
+    By differences, since the last bits of a product could separate copies of a face.
     """
     distances = []
-    for number, pick in enumerate(_picked(features, picks).unbind(1)):
+    for number, pick in enumerate(_gather(features, picks).unbind(1)):
         distance = (features - pick.unsqueeze(1)).square().sum(dim=2)
         distances.append(distance.masked_fill(~present[:, number : number + 1], torch.inf))
     nearest = torch.stack(distances, dim=1).argmin(dim=1, keepdim=True)
@@ -251,14 +268,13 @@ def _members(features: Tensor, picks: Tensor, present: Tensor, mask: Tensor) -> 
     return (nearest == numbers[:, None]) & mask.unsqueeze(1)
 
 
-def _statistics(
+def _cluster_statistics(
     features: Tensor, logs: Tensor, mask: Tensor, members: Tensor, within: Tensor, mean: Tensor
 ) -> Tensor:
-    """(B, K, 4): share of the faces, mean and largest log norm, cosine of the mean to that of the set."""
-    count = members.sum(dim=2)
-    share = count / mask.sum(dim=1, keepdim=True)
+    """(B, K, 4): relative size, mean and largest log norm, cosine of the mean to the set's mean."""
+    share = members.sum(dim=2) / mask.sum(dim=1, keepdim=True)
     mean_log = (within * logs.unsqueeze(1)).sum(dim=2)
-    # A part without faces has no largest; what stands there has no token.
+    # An empty cluster has no largest norm; its token is masked.
     lowest = logs.amin(dim=1)[:, None, None]
     best_log = torch.where(members, logs.unsqueeze(1), lowest).amax(dim=2)
     whole, _ = unit_and_norm(weighted_sum(mask.to(features.dtype), features))

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from coreset.selection import at_least_float32, without_autocast
+from coreset.precision import at_least_float32, without_autocast
 from coreset.sets import FaceSets, unit_and_norm
 from runtime.distributed import place
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from backbones.auxiliary import append_auxiliary
-from coreset.aggregator import SetAttention
+from coreset.set_attention import SetAttention
 from coreset.sets import unit_and_norm
 from net import Backbone
 from runtime.errors import InputError

@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from coreset.aggregator import CoresetAggregator, SetAttention, folding_pays, norm_code
+from coreset.aggregator import CoresetAggregator
+from coreset.layers import norm_code
+from coreset.set_attention import SetAttention, folding_pays
 from coreset.sets import FaceSets
 
 HEADS = 8

@@ -49,7 +49,7 @@ class Training:
         self.device, self.half = device, _HALF.get(precision)
         self.aggregator = build_aggregator(name, {"embedding_size": D}).train().to(device)
         if compiled:
-            self.aggregator.compile_maths()
+            self.aggregator.compile_padded()
         self.head = build_head("cosface", D, CLASSES).train().to(device)
         self.parameters = [*self.aggregator.parameters(), *self.head.parameters()]
         self.optimiser = torch.optim.AdamW(self.parameters, lr=1e-4, fused=True)

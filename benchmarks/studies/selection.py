@@ -23,14 +23,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.studies.baselines import Baseline, compare, flags
-from coreset import AGGREGATORS
 from coreset.aggregator import CoresetAggregator
-from coreset.selection import Sampling, Selection, select_faces
+from coreset.catalogue import AggregatorEntry
+from coreset.registry import register_aggregator
+from coreset.selection import SMALLEST_NORM, Sampling, Selection, select_faces
 from runtime.command import run_command
 from runtime.errors import InputError
 
 _CHOICES = ("farthest", "largest_norm", "random")
 _VARIANT = "coreset_variant"
+
+
+class EqualisedSampling(Sampling):
+    """Sampling whose scores have mean 0 and deviation 1 over the available faces of each template.
+
+    The temperature then means the same for the first pick, of norms, and for later ones.
+    """
+
+    def logits(self, scores: Tensor, available: Tensor) -> Tensor:
+        """See the base class."""
+        count = available.sum(dim=1, keepdim=True)
+        centred = scores - scores.masked_fill(~available, 0).sum(dim=1, keepdim=True) / count
+        variance = centred.masked_fill(~available, 0).square().sum(dim=1, keepdim=True) / count
+        # Where all scores are equal the root would have no finite gradient.
+        return super().logits(centred / (variance + SMALLEST_NORM).sqrt(), available)
 
 
 class CoresetVariant(CoresetAggregator):
@@ -86,9 +102,8 @@ class CoresetVariant(CoresetAggregator):
         if self.choice == "farthest":
             sampling = None
             if training:
-                sampling = Sampling(
-                    self.temperature, self.gumbel_noise, self.mask_picked, equal_scores=self.equal_scores
-                )
+                kind = EqualisedSampling if self.equal_scores else Sampling
+                sampling = kind(self.temperature, self.gumbel_noise, self.mask_picked)
             return select_faces(
                 features, norms, mask, coreset_size=coreset_size, gamma=self.gamma, sampling=sampling
             )
@@ -112,13 +127,13 @@ class CoresetVariant(CoresetAggregator):
         code: Tensor = self.norm_code_scale(self.smooth_code(torch.stack([logs, logs.square()], dim=-1)))
         return code
 
-    def _maths(
-        self, features: Tensor, norms: Tensor, mask: Tensor | None, coreset_size: int
+    def _padded(
+        self, features: Tensor, norms: Tensor, mask: Tensor | None, coreset_size: int | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         if self.attends:
-            return super()._maths(features, norms, mask, coreset_size)
+            return super()._padded(features, norms, mask, coreset_size)
         picks, core, present = self._select(
-            features, norms, mask, coreset_size=coreset_size, training=self.training
+            features, norms, mask, coreset_size=coreset_size or self.coreset_size, training=self.training
         )
         count = present.sum(dim=1, keepdim=True)
         shares = F.one_hot(picks.clamp_min(0), norms.shape[1]) * present.unsqueeze(2)
@@ -153,7 +168,7 @@ VARIANTS = {
 
 def main() -> int:
     """Run the command and return its exit code."""
-    AGGREGATORS[_VARIANT] = CoresetVariant
+    register_aggregator(_VARIANT, CoresetVariant, AggregatorEntry("a variant", is_trained=True))
     if sys.argv[1:2] == ["--train"]:
         # After the variant is known: the choices of --aggregator are read when the flags are made.
         from main import main as train

@@ -8,14 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from coreset.layers import (
-    Described,
-    LearnedAggregator,
-    check_counts,
-    hidden_layers,
-    masked_softmax,
-    weighted_sum,
-)
+from coreset.base import AggregatorOutput, LearnedAggregator
+from coreset.layers import check_options, hidden_layers, masked_softmax, weighted_sum
 
 
 class NeuralAggregation(LearnedAggregator):
@@ -35,11 +29,12 @@ class NeuralAggregation(LearnedAggregator):
         nn.init.zeros_(self.transfer.weight)
         nn.init.zeros_(self.transfer.bias)
 
-    def _describe(self, features: Tensor, norms: Tensor, mask: Tensor) -> Described:
+    def aggregate(self, features: Tensor, norms: Tensor, mask: Tensor) -> AggregatorOutput:
+        """See the base class."""
         first = weighted_sum(masked_softmax(features @ self.query, mask), features)
         query = torch.tanh(self.transfer(first))
         shares = masked_softmax((features @ query.unsqueeze(2)).squeeze(2), mask)
-        return Described(weighted_sum(shares, features), shares)
+        return AggregatorOutput(weighted_sum(shares, features), shares)
 
 
 class ContextAttention(LearnedAggregator):
@@ -57,15 +52,16 @@ class ContextAttention(LearnedAggregator):
 
     def __init__(self, *, embedding_size: int, hidden_size: int = 256, quality: str = "norm") -> None:
         super().__init__(embedding_size, quality=quality)
-        check_counts("context_attention", hidden_size=hidden_size)
+        check_options("context_attention", hidden_size=hidden_size)
         self.context = hidden_layers(2 * embedding_size, hidden_size, embedding_size)
 
-    def _describe(self, features: Tensor, norms: Tensor, mask: Tensor) -> Described:
+    def aggregate(self, features: Tensor, norms: Tensor, mask: Tensor) -> AggregatorOutput:
+        """See the base class."""
         D = features.shape[-1]
         mean, variance = mean_and_variance(features, mask)
         context = self.context(torch.cat([mean * D**0.5, variance * D], dim=1))
         shares = masked_softmax((features @ context.unsqueeze(2)).squeeze(2), mask)
-        return Described(weighted_sum(shares, features), shares)
+        return AggregatorOutput(weighted_sum(shares, features), shares)
 
 
 def mean_and_variance(rows: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

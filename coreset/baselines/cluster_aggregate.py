@@ -5,15 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from coreset.aggregator import norm_code
+from coreset.base import AggregatorOutput, LearnedAggregator
 from coreset.layers import (
-    Described,
-    LearnedAggregator,
     TransformerBlock,
-    check_counts,
+    check_options,
     hidden_layers,
     log_norms,
     masked_softmax,
+    norm_code,
     weighted_sum,
 )
 
@@ -42,7 +41,7 @@ class ClusterAggregate(LearnedAggregator):
 
     def __init__(self, *, embedding_size: int, num_centres: int = 4, quality: str = "norm") -> None:
         super().__init__(embedding_size, quality=quality)
-        check_counts("caface", num_centres=num_centres)
+        check_options("caface", num_centres=num_centres)
         M = num_centres
         self.style = hidden_layers(embedding_size + _STATISTICS, _WIDTH, _STYLE)
         self.centres = nn.Parameter(torch.empty(M, _WIDTH))
@@ -54,7 +53,8 @@ class ClusterAggregate(LearnedAggregator):
         self.mixers = nn.ModuleList(_MixerBlock(M, 2 * _WIDTH) for _ in range(2))
         self.confidence = hidden_layers(2 * _WIDTH, 2 * _WIDTH, embedding_size)
 
-    def _describe(self, features: Tensor, norms: Tensor, mask: Tensor) -> Described:
+    def aggregate(self, features: Tensor, norms: Tensor, mask: Tensor) -> AggregatorOutput:
+        """See the base class."""
         T = features.shape[1]
         B, M = features.shape[0], self.centres.shape[0]
         centres = self.centres.expand(B, -1, -1)
@@ -75,7 +75,7 @@ class ClusterAggregate(LearnedAggregator):
         weights = self.confidence(confidence).softmax(dim=1)
         vectors = (weights * (assigned @ features)).sum(dim=1)
         shares = torch.bmm(weights.mean(dim=2).unsqueeze(1), assigned).squeeze(1)
-        return Described(vectors, shares)
+        return AggregatorOutput(vectors, shares)
 
     def _tokens(self, features: Tensor, norms: Tensor, mask: Tensor) -> Tensor:
         """(B, T, W): style beside the code of the norm."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from coreset.layers import Described, LearnedAggregator, check_counts, log_norms
+from coreset.base import AggregatorOutput, LearnedAggregator
+from coreset.layers import check_options, log_norms
 
 
 class InverseVariance(LearnedAggregator):
@@ -22,7 +23,7 @@ class InverseVariance(LearnedAggregator):
 
     def __init__(self, *, embedding_size: int, hidden_size: int = 256, quality: str = "norm") -> None:
         super().__init__(embedding_size, quality=quality)
-        check_counts("inverse_variance", hidden_size=hidden_size)
+        check_options("inverse_variance", hidden_size=hidden_size)
         self.log_variance = nn.Sequential(
             nn.Linear(embedding_size + 1, hidden_size),
             nn.LayerNorm(hidden_size),
@@ -30,9 +31,10 @@ class InverseVariance(LearnedAggregator):
             nn.Linear(hidden_size, embedding_size),
         )
 
-    def _describe(self, features: Tensor, norms: Tensor, mask: Tensor) -> Described:
+    def aggregate(self, features: Tensor, norms: Tensor, mask: Tensor) -> AggregatorOutput:
+        """See the base class."""
         D = features.shape[-1]
         inputs = torch.cat([features * D**0.5, log_norms(norms).unsqueeze(2)], dim=2)
         logits = -self.log_variance(inputs)
         weights = logits.masked_fill(~mask.unsqueeze(2), -torch.inf).softmax(dim=1)
-        return Described((weights * features).sum(dim=1), weights.mean(dim=2))
+        return AggregatorOutput((weights * features).sum(dim=1), weights.mean(dim=2))

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from coreset.base import AggregatorOutput, LearnedAggregator
 from coreset.layers import (
-    Described,
-    LearnedAggregator,
     LearnedExponent,
-    check_counts,
+    check_options,
     hidden_layers,
     log_norms,
     masked_softmax,
-    starting_at_zero,
     weighted_sum,
+    zero_last_layer,
 )
 from coreset.sets import unit_and_norm
 
@@ -34,12 +33,13 @@ class LearnedMap(LearnedAggregator):
         quality: str = "norm",
     ) -> None:
         super().__init__(embedding_size, quality=quality)
-        check_counts("learned_map", hidden_size=hidden_size)
+        check_options("learned_map", hidden_size=hidden_size)
         self.exponent = LearnedExponent(exponent)
-        self.map = starting_at_zero(hidden_layers(embedding_size, hidden_size, embedding_size))
+        self.map = zero_last_layer(hidden_layers(embedding_size, hidden_size, embedding_size))
 
-    def _describe(self, features: Tensor, norms: Tensor, mask: Tensor) -> Described:
+    def aggregate(self, features: Tensor, norms: Tensor, mask: Tensor) -> AggregatorOutput:
+        """See the base class."""
         shares = masked_softmax(self.exponent() * log_norms(norms), mask)
         direction, length = unit_and_norm(weighted_sum(shares, features))
         mapped = direction + self.map(direction * direction.shape[-1] ** 0.5)
-        return Described(mapped * length.unsqueeze(1), shares)
+        return AggregatorOutput(mapped * length.unsqueeze(1), shares)

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from coreset.base import AggregatorOutput, LearnedAggregator
 from coreset.baselines.attention_pooling import mean_and_variance
-from coreset.layers import Described, LearnedAggregator, check_counts, masked_softmax, weighted_sum
+from coreset.layers import check_options, masked_softmax, weighted_sum
 from runtime.errors import InputError
 
 
@@ -38,11 +39,15 @@ class ProxyFusion(LearnedAggregator):
         quality: str = "norm",
     ) -> None:
         super().__init__(embedding_size, quality=quality)
-        check_counts("proxy_fusion", num_proxies=num_proxies, num_chosen=num_chosen, proxy_space=proxy_space)
+        check_options(
+            "proxy_fusion",
+            num_proxies=num_proxies,
+            num_chosen=num_chosen,
+            proxy_space=proxy_space,
+            dropout=dropout,
+        )
         if num_chosen > num_proxies:
             raise InputError(f"proxy_fusion: num_chosen {num_chosen} of num_proxies {num_proxies} proxies.")
-        if not 0 <= dropout < 1:
-            raise InputError(f"proxy_fusion: dropout {dropout} must be at least 0 and below 1.")
         D = embedding_size
         self.num_chosen = num_chosen
         self.transform = nn.Linear(D, proxy_space)
@@ -54,7 +59,8 @@ class ProxyFusion(LearnedAggregator):
         self.contexts = _PerProxy(num_proxies, 2 * D, D)
         self.dropout = nn.Dropout(dropout)
 
-    def _describe(self, features: Tensor, norms: Tensor, mask: Tensor) -> Described:
+    def aggregate(self, features: Tensor, norms: Tensor, mask: Tensor) -> AggregatorOutput:
+        """See the base class."""
         faces = features * norms.unsqueeze(2)
         relevance, chosen = self._relevance(faces, mask).topk(self.num_chosen, dim=1)
         mean, variance = mean_and_variance(faces, mask)
@@ -69,7 +75,7 @@ class ProxyFusion(LearnedAggregator):
         contexts = contexts.gather(1, chosen.unsqueeze(2).expand(-1, -1, contexts.shape[2]))
         weights = masked_softmax(contexts @ faces.transpose(1, 2), mask.unsqueeze(1))
         shares = torch.bmm(relevance.softmax(dim=1).unsqueeze(1), weights).squeeze(1)
-        return Described(weighted_sum(shares, features), shares)
+        return AggregatorOutput(weighted_sum(shares, features), shares)
 
     def _relevance(self, faces: Tensor, mask: Tensor) -> Tensor:
         """(B, P) mean cosine of the faces to each proxy, in the proxies' space."""

@@ -6,16 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from backbones.auxiliary import split_auxiliary
+from coreset.base import AggregatorOutput, LearnedAggregator
 from coreset.layers import (
     Attention,
-    Described,
-    LearnedAggregator,
-    check_heads,
+    check_options,
     hidden_layers,
     log_norms,
     masked_softmax,
-    starting_at_zero,
     weighted_sum,
+    zero_last_layer,
 )
 from runtime.errors import InputError
 
@@ -45,7 +44,7 @@ class SetTransformer(LearnedAggregator):
         quality: str = "norm",
     ) -> None:
         super().__init__(embedding_size, auxiliary_size, quality)
-        check_heads("set_transformer", width, num_heads)
+        check_options("set_transformer", width=("width", width, num_heads))
         if inducing_points < 0:
             raise InputError(
                 f"set_transformer: inducing_points {inducing_points} must be at least 0; 0 attends to all "
@@ -64,9 +63,10 @@ class SetTransformer(LearnedAggregator):
         self.keys = nn.Linear(width, width)
         self.values = nn.Linear(width, width)
         self.after_seed = nn.LayerNorm(width)
-        self.output = starting_at_zero(hidden_layers(width, width, embedding_size - auxiliary_size))
+        self.output = zero_last_layer(hidden_layers(width, width, embedding_size - auxiliary_size))
 
-    def _describe(self, features: Tensor, norms: Tensor, mask: Tensor) -> Described:
+    def aggregate(self, features: Tensor, norms: Tensor, mask: Tensor) -> AggregatorOutput:
+        """See the base class."""
         features, auxiliary = split_auxiliary(features, self.auxiliary_size)
         D = features.shape[-1]
         tokens = self.token(torch.cat([features * D**0.5, log_norms(norms).unsqueeze(2), auxiliary], dim=2))
@@ -81,7 +81,7 @@ class SetTransformer(LearnedAggregator):
         pooled = (attention.unsqueeze(2) @ values.transpose(1, 2)).squeeze(2).flatten(1)
         shares = attention.mean(dim=1)
         repaired = weighted_sum(shares, features) + self.output(self.after_seed(self.seed + pooled))
-        return Described(repaired, shares)
+        return AggregatorOutput(repaired, shares)
 
 
 class _AttentionBlock(nn.Module):

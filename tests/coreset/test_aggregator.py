@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from coreset import aggregator as aggregator_module
-from coreset.aggregator import CoresetAggregator, SetAttention, folding_pays, norm_code
+from coreset import set_attention as attention_module
+from coreset.aggregator import CoresetAggregator
+from coreset.layers import norm_code
 from coreset.selection import pick_agreement
+from coreset.set_attention import SetAttention, folding_pays
 from coreset.sets import FaceSets
 from runtime.errors import InputError
 
@@ -93,7 +95,7 @@ def test_both_ways_give_the_same_descriptor(monkeypatch: pytest.MonkeyPatch, fol
     aggregator = lively(CoresetAggregator(embedding_size=16)).eval()
     sets = random_sets([1, 4, 30, 2])
     expected = aggregator(sets)
-    monkeypatch.setattr(aggregator_module, "folding_pays", lambda *_: folded)
+    monkeypatch.setattr(attention_module, "folding_pays", lambda *_: folded)
     found = aggregator(sets)
     torch.testing.assert_close(found.embedding, expected.embedding)
     torch.testing.assert_close(found.weights, expected.weights)

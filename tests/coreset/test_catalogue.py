@@ -19,7 +19,7 @@ from coreset.catalogue import (
 
 
 def test_entries_match_the_registry() -> None:
-    assert tuple(AGGREGATORS) == AGGREGATOR_NAMES
+    assert list(AGGREGATORS) == list(AGGREGATOR_NAMES)
     for name, kind in AGGREGATORS.items():
         assert requires_training(name) == ("embedding_size" in inspect.signature(kind).parameters), name
     assert {name for name, entry in AGGREGATOR_ENTRIES.items() if not entry.is_baseline} == set(

@@ -38,6 +38,8 @@ QUALITIES = (
     *("coreset/learned", "coreset/none", "coreset/detector", "norm_weighted/none", "media_mean/detector"),
     *("fps_mean/none", "top_k/detector", "best_norm/detector", "weighted_coreset/learned"),
 )
+# All faces tie for the first pick, which goes to the first face.
+TIED_QUALITIES = {"coreset/none", "fps_mean/none"}
 
 every_name = pytest.mark.parametrize("name", [*AGGREGATORS, *QUALITIES])
 
@@ -46,7 +48,7 @@ every_name = pytest.mark.parametrize("name", [*AGGREGATORS, *QUALITIES])
 def _chunks_of_a_few_faces() -> Iterator[None]:
     """So that even the small batches here are worked through in several padded chunks."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sets_module, "MOST_CHUNK_PLACES", 40)
+        patch.setattr(sets_module, "MAX_CHUNK_POSITIONS", 40)
         patch.setattr(sets_module, "FREE_PADDING", 6)
         yield
 
@@ -128,6 +130,8 @@ def test_weights_are_shares_of_each_set(name: str) -> None:
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=6), st.integers(0, 1000))
 def test_the_order_of_faces_does_not_matter(name: str, sizes: list[int], seed: int) -> None:
+    if name in TIED_QUALITIES:
+        pytest.skip("ties go to the first face")
     aggregator = build(name)
     sets = random_sets(sizes, seed)
     order = torch.randperm(sets.num_faces, generator=torch.Generator().manual_seed(seed))
@@ -339,14 +343,14 @@ def test_options_reach_the_constructor() -> None:
     [
         name if name in ("coreset", "weighted_coreset") else pytest.param(name, marks=pytest.mark.slow)
         for name, kind in AGGREGATORS.items()
-        if hasattr(kind, "compile_maths")
+        if hasattr(kind, "compile_padded")
     ],
 )
 def test_compiled_is_the_same_aggregator(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the eager backend: what the compiler's own code generation makes of a graph takes a minute here."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     plain, compiled = build(name), build(name)
-    compiled.compile_maths()  # type: ignore[operator]
+    compiled.compile_padded()  # type: ignore[operator]
     for sizes in ([3, 7, 1, 12], [5, 5, 2]):
         sets = random_sets(sizes, seed=len(sizes))
         expected, found = plain(sets), compiled(sets)
@@ -363,7 +367,7 @@ def test_copies_of_a_compiled_aggregator_have_weights_of_their_own(
     # A function, as the compiler gives: a bound method would be bound anew by a copy.
     monkeypatch.setattr(torch, "compile", lambda function, **_: lambda *given: function(*given))
     plain, compiled = build(name), build(name)
-    compiled.compile_maths()  # type: ignore[operator]
+    compiled.compile_padded()  # type: ignore[operator]
     sets = random_sets([3, 8])
     copied = copy.deepcopy(compiled)
     for module in (copied, plain):
@@ -371,7 +375,7 @@ def test_copies_of_a_compiled_aggregator_have_weights_of_their_own(
             parameter.data.zero_()
     assert_same(copied(sets), plain(sets), 0.0)
     assert not torch.equal(copied(sets).embedding, compiled(sets).embedding)
-    copied.compile_maths()
+    copied.compile_padded()
     assert_same(copied(sets), plain(sets), 0.0)
 
 
@@ -384,7 +388,7 @@ def assert_gradients_match(plain: nn.Module, compiled: nn.Module, sets: FaceSets
 
 
 def test_poolings_have_nothing_to_compile() -> None:
-    assert {name for name, kind in AGGREGATORS.items() if hasattr(kind, "compile_maths")} == {
+    assert {name for name, kind in AGGREGATORS.items() if hasattr(kind, "compile_padded")} == {
         name
         for name in AGGREGATORS
         if any(True for _ in build_aggregator(name, OPTIONS.get(name, {})).parameters())

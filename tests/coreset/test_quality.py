@@ -51,7 +51,7 @@ def test_detector_scores_stand_in_the_place_of_norms(name: str) -> None:
     wanted = build(name, "norm")(replace(sets, norms=20 * sets.detector_scores))
     assert torch.equal(found.embedding, wanted.embedding)
     assert torch.equal(found.picks, wanted.picks)
-    with pytest.raises(InputError, match=rf"{name}: quality 'detector' needs a detector's score"):
+    with pytest.raises(InputError, match=rf"{name}: quality 'detector' needs a detector score"):
         build(name, "detector")(some_sets(scores=False))
 
 
@@ -72,7 +72,7 @@ def test_every_trained_aggregator_takes_every_quality(name: str, quality: str) -
     torch.testing.assert_close(aggregator(sets).norm, other.norm)
     plain = build_aggregator(name, {"embedding_size": D}).eval()
     plain.load_state_dict({k: v for k, v in aggregator.state_dict().items() if "head" not in k}, strict=False)
-    wanted = plain(replace(sets, norms=module.applied(sets).norms))
+    wanted = plain(replace(sets, norms=module.replace_norms(sets).norms))
     torch.testing.assert_close(other.embedding, wanted.embedding)
     if quality == "learned":
         loss = found.norm.sum() + found.embedding[:, 0].sum()
@@ -148,7 +148,7 @@ def test_kinds_that_make_no_sense_are_refused() -> None:
         with pytest.raises(InputError, match="'learned' has to be trained"):
             build(name, "learned")
     for name in ("best_norm", "top_k"):
-        with pytest.raises(InputError, match="chooses faces by quality"):
+        with pytest.raises(InputError, match="by quality"):
             build(name, "none")
     assert set(WITH_QUALITY) <= set(AGGREGATORS)
     assert QUALITIES == ("norm", "detector", "learned", "none")

@@ -46,7 +46,7 @@ def test_moving_keeps_everything() -> None:
 def test_some_faces_of_some_sets() -> None:
     sets = some_sets([2, 1, 3])
     sets = FaceSets(sets.features, sets.norms, sets.offsets, torch.arange(6), torch.arange(6) / 6)
-    found = sets.only(torch.tensor([False, True, False, True, True, False]))
+    found = sets.subset(torch.tensor([False, True, False, True, True, False]))
     assert found.offsets.tolist() == [0, 1, 3]
     assert torch.equal(found.features, sets.features[[1, 3, 4]])
     assert found.norms.tolist() == [2, 4, 5]
@@ -55,7 +55,7 @@ def test_some_faces_of_some_sets() -> None:
     assert found.detector_scores is not None
     assert torch.equal(found.detector_scores, torch.tensor([1, 3, 4]) / 6)
     with pytest.raises(InputError, match="with B at least 1"):
-        sets.only(torch.zeros(6, dtype=torch.bool))
+        sets.subset(torch.zeros(6, dtype=torch.bool))
 
 
 FEATURES, NORMS, OFFSETS = torch.ones(3, 4), torch.ones(3), torch.tensor([0, 1, 3])
@@ -103,7 +103,7 @@ def test_dense_and_list_name_what_they_found() -> None:
 def test_chunks_hold_every_face_once_and_little_padding(sizes: list[int], places: int, free: int) -> None:
     sets = some_sets(sizes)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sets_module, "MOST_CHUNK_PLACES", places)
+        patch.setattr(sets_module, "MAX_CHUNK_POSITIONS", places)
         patch.setattr(sets_module, "FREE_PADDING", free)
         chunks = sets.chunks()
     seen_sets, seen_rows = [], []

@@ -106,9 +106,9 @@ def test_media_that_come_back_or_are_missing_are_refused() -> None:
     stream = TemplateStream(build("media_mean"))
     stream.update(features, norms, torch.tensor([4, 4, 5]))
     before = stream.descriptor()
-    with pytest.raises(InputError, match="must rise"):
+    with pytest.raises(InputError, match="media_mean"):
         stream.update(features, norms, torch.tensor([5, 6, 4]))
-    with pytest.raises(InputError, match="no media numbers"):
+    with pytest.raises(InputError, match="no media"):
         stream.update(features, norms)
     assert stream.num_faces == 3
     assert_same(stream.descriptor(), before)
@@ -287,7 +287,7 @@ def test_a_descriptor_can_be_asked_for_at_any_time() -> None:
 def test_bad_faces_are_refused_and_leave_the_stream_as_it_was() -> None:
     features, norms = random_faces(5)
     stream = TemplateStream(build("coreset"))
-    with pytest.raises(InputError, match="no face has come yet"):
+    with pytest.raises(InputError, match="empty set"):
         stream.descriptor()
     stream.update(features[:0], norms[:0])
     stream.update(features, norms)

@@ -46,14 +46,14 @@ def faces_of(sets: FaceSets, number: int, person: int | None = None) -> FaceSets
     place = slice(int(sets.offsets[number]), int(sets.offsets[number + 1]))
     kept = torch.zeros(sets.num_faces, dtype=torch.bool)
     kept[place] = True if person is None else sets.features[place, person] > 0.5
-    return sets.only(kept)
+    return sets.subset(kept)
 
 
 @pytest.mark.parametrize(
     "name", ["mean", "media_mean", "norm_weighted/detector", "weighted_coreset", "coreset"]
 )
 def test_each_of_two_people_is_described_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sets_module, "MOST_CHUNK_PLACES", 40)
+    monkeypatch.setattr(sets_module, "MAX_CHUNK_POSITIONS", 40)
     torch.manual_seed(0)
     name, _, quality = name.partition("/")
     options = {"embedding_size": D} if "coreset" in name else {"quality": quality} if quality else {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.studies.selection import VARIANTS, CoresetVariant
+from benchmarks.studies.selection import VARIANTS, CoresetVariant, EqualisedSampling
 from coreset import FaceSets, build_aggregator
 from coreset.aggregator import CoresetAggregator
 from coreset.selection import Sampling, select_faces
@@ -71,7 +71,7 @@ def test_equal_scores_mean_the_same_at_every_pick() -> None:
     best = norms.argmax(dim=1)
 
     def share_of_best(equal: bool) -> float:
-        sampling = Sampling(1.0, equal_scores=equal)
+        sampling = (EqualisedSampling if equal else Sampling)(1.0)
         picks = select_faces(features, norms, coreset_size=1, gamma=1.0, sampling=sampling).picks[:, 0]
         return float((picks == best).float().mean())
 
@@ -79,7 +79,7 @@ def test_equal_scores_mean_the_same_at_every_pick() -> None:
     assert 0.2 < share_of_best(True) < 0.5
     # A template of equal faces has nothing to equalise, and stays finite.
     same = torch.ones(1, 4, requires_grad=True)
-    sampling = Sampling(1.0, equal_scores=True)
+    sampling = EqualisedSampling(1.0)
     core = select_faces(features[:1, :4], same, coreset_size=2, gamma=1.0, sampling=sampling).core
     core.sum().backward()
     assert same.grad is not None

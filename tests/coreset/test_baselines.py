@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from backbones.auxiliary import append_auxiliary
 from coreset import AGGREGATORS, FaceSets, build_aggregator
-from coreset.layers import LearnedAggregator
+from coreset.base import LearnedAggregator
 from runtime.errors import InputError
 
 D = 16
@@ -416,7 +416,7 @@ def test_options_out_of_range_are_refused(name: str, options: dict[str, object],
 
 
 def test_features_of_another_size_are_refused() -> None:
-    with pytest.raises(InputError, match="made for features of 8 values, found 16"):
+    with pytest.raises(InputError, match="features of 8 values, found 16"):
         build_aggregator("nan", {"embedding_size": 8})(random_sets([2]))
 
 
