@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: how they are written, the best, the latest, and stopping."""
+"""Checkpoint callbacks of a training run: the best, the latest, and stopping with a checkpoint."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from runtime.files import atomic_path
 from runtime.process_faults import stop_watching
 from train_val import UNUSABLE_SUBJECTS
 
-# An epoch of MS1MV2 takes an hour and more: so much work at most is lost to a kill.
+# An epoch of MS1MV2 takes over an hour; a kill loses this much at most.
 _SECONDS_BETWEEN_CHECKPOINTS = 600.0
 
 
 class StoppedBySignal(SystemExit):
-    """Training was asked to stop and has kept everything."""
+    """Training was stopped by a signal, after a checkpoint was written."""
 
     def __init__(self, signum: int, step: int) -> None:
         super().__init__(128 + signum)
@@ -44,11 +44,11 @@ class StoppedBySignal(SystemExit):
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
-    """Checkpoints are written whole or not at all, and nothing but tensors and plain values is unpickled."""
+    """Writes checkpoints atomically, and unpickles only tensors and plain values."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """See the base class."""
-        # PyTorch tells the fault of a disk only where it writes to a stream of Python's.
+        # PyTorch reports a full disk only when it writes to a Python stream.
         with atomic_path(Path(path)) as temporary, temporary.open("wb") as stream:
             torch.save(checkpoint, stream)
 
@@ -58,25 +58,25 @@ class SafeCheckpointIO(TorchCheckpointIO):
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Writes best.ckpt: the epoch with the highest monitored value, the later one of equal epochs."""
+    """Writes best.ckpt: the epoch with the highest monitored value, the later one of equals."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs | {"mode": "max"})
 
     @property
     def state_key(self) -> str:
-        """The key of this callback in checkpoints, which holds the class's former name."""
+        """Key in checkpoints, which contains the former name of this class."""
         return super().state_key.replace(type(self).__qualname__, "KeepBest", 1)
 
     def check_monitor_top_k(self, trainer: pl.Trainer, current: Tensor | None = None) -> bool:
-        """See the base class, which keeps the earlier one of equal epochs."""
+        """See the base class, which keeps the earlier one of equals."""
         if current is None:
             return False
         best = self.best_model_score
         return trainer.strategy.reduce_boolean_decision(best is None or bool(current >= best))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on with the best.ckpt of its own folder, wherever that was when the checkpoint was written."""
+        """Continue with the best.ckpt of the present folder, which may have been moved."""
         path = Path(str(self.dirpath)) / f"{self.filename}{self.FILE_EXTENSION}"
         if state_dict["best_model_score"] is None or not path.is_file():
             return
@@ -89,10 +89,8 @@ class BestCheckpoint(ModelCheckpoint):
 class PeriodicCheckpoint(Checkpoint):
     """Writes last.ckpt before and after validation, every ten minutes, and when a signal asks to stop.
 
-    Stands behind the callback that keeps the best checkpoint, whose state of the epoch belongs into the file.
-
-    SIGINT and SIGTERM stop after the step under way, with `StoppedBySignal` on every rank; a second one ends
-    the process (`process_faults.second_signal_ends`).
+    It must come after `BestCheckpoint`, whose state is part of the file. SIGINT and SIGTERM stop after the
+    current step, with `StoppedBySignal` on every rank; a second one ends the process.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -104,26 +102,26 @@ class PeriodicCheckpoint(Checkpoint):
         self._stops = False
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        """Takes the path from process 0, which alone knows the run's number."""
+        """Take the path from process 0, which created the run folder."""
         self._path = Path(trainer.strategy.broadcast(str(self._path)))
         if trainer.ckpt_path is not None:
             pl_module.last_checkpoint = str(trainer.ckpt_path)
-        # Before Lightning has set its own handlers, which it takes back after a fault alone.
+        # Before Lightning sets its own handlers, which it removes only after a fault.
         self._previous = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Takes the signals over from Lightning, which would leave in the middle of an accumulation."""
+        """Replace Lightning's handlers, which would stop between the batches of one step."""
         self._step = trainer.global_step
-        # What `on_validation_start` counted is counted by the validation itself now.
+        # Undo the counts of `on_validation_start`; the validation counts itself.
         validated: Any = trainer.fit_loop.epoch_loop.val_loop.batch_progress.total
         validated.ready = validated.started = validated.processed
         for signum in STOP_SIGNALS:
-            signal.signal(signum, self._asked)
+            signal.signal(signum, self._on_signal)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Saves if it is time; never between the batches of one optimiser step, nor where an epoch ends."""
+        """Save if it is time, but not within an optimiser step or at the end of an epoch."""
         if trainer.global_step == self._step or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             return
         self._step = trainer.global_step
@@ -133,16 +131,15 @@ class PeriodicCheckpoint(Checkpoint):
             self._stops = trainer.strategy.reduce_boolean_decision(bool(self._signum), all=False)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Stops between two batches: only now are the metrics of the step that was saved written."""
+        """Stop between two batches, when the metrics of the saved step are written."""
         if self._stops:
             self._stop(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Saves the epoch, so that a fault of validation costs no training; a resumed run validates it."""
+        """Save the epoch before its validation; a run resumed from it validates first."""
         if trainer.state.fn != TrainerFn.FITTING:
             return
-        # A resumed run skips the validation of an epoch whose batches are done, unless these counts say that
-        # a batch of it was under way.
+        # A resumed run skips the validation of a complete epoch, unless these counts say that it had begun.
         validated: Any = trainer.fit_loop.epoch_loop.val_loop.batch_progress.total
         validated.ready += 1
         validated.started += 1
@@ -151,10 +148,10 @@ class PeriodicCheckpoint(Checkpoint):
         validated.started -= 1
 
     def save_before_batch(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Saves the last optimiser step, when the next batch has been fetched and no more.
+        """Save the last optimiser step after the next batch was fetched.
 
-        Where a step is of several batches, the running statistics of batch norms have seen those of its
-        batches that came before, and will see them again.
+        With accumulated batches, BatchNorm statistics include the batches of the incomplete step, which a
+        resumed run repeats.
         """
         progress = trainer.fit_loop.epoch_loop.batch_progress
         last = progress.is_last_batch
@@ -170,7 +167,7 @@ class PeriodicCheckpoint(Checkpoint):
         progress.is_last_batch = last
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Saves, after validation."""
+        """Save after validation."""
         self._step = trainer.global_step
         self._save(trainer, pl_module)
         is_last = trainer.current_epoch + 1 >= (trainer.max_epochs or 0)
@@ -178,7 +175,7 @@ class PeriodicCheckpoint(Checkpoint):
             self._stop(trainer)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Gives the signals back."""
+        """Restore the signal handlers."""
         while self._previous:
             signal.signal(*self._previous.popitem())
 
@@ -188,33 +185,33 @@ class PeriodicCheckpoint(Checkpoint):
         self._written = time.monotonic()
 
     def _stop(self, trainer: pl.Trainer) -> NoReturn:
-        # Each process ends for itself, not as the fault of another.
+        # This is not a fault that ends the other processes.
         stop_watching()
         raise StoppedBySignal(self._signum or signal.SIGTERM, trainer.global_step)
 
-    def _asked(self, signum: int, frame: FrameType | None) -> None:
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         self._signum = signum
         if multiprocessing.parent_process() is None:
-            # os.write: a handler may interrupt a print under way.
+            # os.write, since the handler may interrupt a print.
             os.write(2, b"\nstopping after this step; press Ctrl-C again to stop at once\n")
 
 
 class StopAtUnusable(Callback):
-    """Stops all processes with the sentences of the images of a batch that cannot be used, and keeps all.
+    """Stops all processes, with a checkpoint, at a batch with images that cannot be used.
 
-    Stands before all callbacks that look at a batch. `keep_last`: None where no files are written.
+    It must come before callbacks that use the batch. `checkpoint`: None where no files are written.
     """
 
-    def __init__(self, keep_last: PeriodicCheckpoint | None) -> None:
-        self._checkpoint = keep_last
+    def __init__(self, checkpoint: PeriodicCheckpoint | None) -> None:
+        self._checkpoint = checkpoint
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """All processes learn of it before any of them waits for the others in the step."""
+        """Stop all processes before the step, in which they would wait for each other."""
         faults = batch.faults if isinstance(batch, UnusableBatch) else {}
         if trainer.strategy.reduce_boolean_decision(not faults, all=True):
             return
-        said = gathered_union({trainer.global_rank: faults})
-        found = {fault: label for rank in sorted(said) for fault, label in said[rank].items()}
+        gathered = gathered_union({trainer.global_rank: faults})
+        found = {fault: label for rank in sorted(gathered) for fault, label in gathered[rank].items()}
         lines = list(found)
         pl_module.identity[UNUSABLE_SUBJECTS] = sorted(
             {label for label in found.values() if label is not None}
@@ -222,15 +219,15 @@ class StopAtUnusable(Callback):
         if self._checkpoint is not None:
             self._checkpoint.save_before_batch(trainer, pl_module)
             lines.append(
-                f"Training stopped at step {trainer.global_step}. When the image is mended or removed, "
-                f"--resume_from_checkpoint {pl_module.last_checkpoint} goes on; --skip_bad_images leaves "
-                "out all images of this kind."
+                f"Training stopped at step {trainer.global_step}. Repair or remove the image and continue "
+                f"with --resume_from_checkpoint {pl_module.last_checkpoint}; --skip_bad_images excludes all "
+                "images of this kind."
             )
         raise InputError.from_faults(lines)
 
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """The images were usable when training began."""
+        """Stop at an image that became unusable after training began."""
         if isinstance(batch, UnusableBatch):
             raise InputError.from_faults(list(batch.faults))

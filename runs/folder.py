@@ -78,20 +78,20 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def write_run_json(folder: Path, flags: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    """Writes how the run was made, so that it can be made again; resuming adds a start to those before."""
+    """Write run.json: flags, facts, and how the run was started; a resumed run adds a start."""
     start = {"command": sys.argv, "versions": versions(), "commit": _commit()}
     run = {"flags": dict(flags), **facts, "starts": [*earlier_starts(folder), start]}
     atomic_write(folder / RUN_JSON, json_text(run))
 
 
 class _Record(TypedDict):
-    """What is read again of a run.json."""
+    """The part of run.json that a resumed run reads."""
 
     starts: list[dict[str, Any]]
 
 
 def earlier_starts(folder: Path) -> list[dict[str, Any]]:
-    """How a run was started before, as its run.json says; nothing where it has none.
+    """Earlier starts of a run according to its run.json; empty if there is none.
 
     Raises:
         InputError: run.json is damaged.
@@ -102,20 +102,22 @@ def earlier_starts(folder: Path) -> list[dict[str, Any]]:
     try:
         record, _ = read_json(path, _Record, "the record of a training run")
     except InputError as fault:
-        raise InputError(f"{fault} Without it the run goes on too, and forgets how it was started.") from None
+        raise InputError(
+            f"{fault} Without it the run can continue, but loses the record of starts."
+        ) from None
     starts: list[dict[str, Any]] = record["starts"]
     return starts
 
 
 def validation_summary(module: BackboneTrainer | FaceCoresetNet) -> dict[str, Any]:
-    """The figures of the last validation as plain values, fractions."""
+    """Figures of the last validation, fractions."""
     if isinstance(module, FaceCoresetNet):
         return {name: figures.named() for name, figures in module.figures.items()}
     return pair_summary(module.accuracies)
 
 
 def pair_summary(accuracies: Mapping[str, FoldAccuracy]) -> dict[str, Any]:
-    """Figures of pair sets as plain values, fractions."""
+    """Figures of pair sets, fractions."""
     return {
         name: {"accuracy": result.accuracy, "standard_error": result.standard_error}
         for name, result in accuracies.items()
@@ -123,7 +125,7 @@ def pair_summary(accuracies: Mapping[str, FoldAccuracy]) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of this code, with a plus where files differ from it; None outside of a checkout."""
+    """Commit of this code, with a plus if files differ; None outside a checkout."""
     here = Path(__file__).resolve().parent
     asked = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
     try:

@@ -1,4 +1,4 @@
-"""Learning curves of a run, from its metrics.csv."""
+"""Plots of the metrics of a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from runtime.files import atomic_path
 
 _COLUMNS = 3
-# Metrics of one family share a panel.
+# Metrics that share a panel.
 _FAMILIES = {
     "loss": ("train/loss",),
     "held-out TAR@FAR 1e-02": (
@@ -20,7 +20,7 @@ _FAMILIES = {
         "val/norm_weighted_tar_at_far_1e-02",
     ),
     "held-out rank 1": ("val/rank1", "val/mean_rank1", "val/norm_weighted_rank1"),
-    "agreement of training and evaluation picks": ("train/pick_agreement",),
+    "agreement of selections in training and evaluation": ("train/pick_agreement",),
     "gamma": ("train/gamma",),
     "selection temperature": ("train/temperature",),
 }
@@ -29,14 +29,14 @@ _SMOOTHED = ("train/loss", "train/pick_agreement")
 
 
 def read_metrics(folder: Path) -> pd.DataFrame:
-    """All metrics of a run, a row a logged step; empty where nothing was logged."""
+    """Metrics of a run, one row per logged step; empty if there are none."""
     path = folder / "metrics.csv"
     is_empty = not path.is_file() or not path.stat().st_size
     return pd.DataFrame({"step": []}) if is_empty else pd.read_csv(path)
 
 
 def draw_curves(folder: Path, path: Path) -> None:
-    """Writes a PNG with a panel for each family of metrics that the run has."""
+    """Write a PNG with a panel for each family of metrics that the run has."""
     metrics = read_metrics(folder)
     panels = {title: [n for n in names if n in metrics] for title, names in _FAMILIES.items()}
     others = [
@@ -72,7 +72,7 @@ def draw_curves(folder: Path, path: Path) -> None:
 
 
 def _label(name: str) -> str:
-    """The trained aggregator's figures carry no name of their own, those of poolings do."""
+    """Label of a metric; those without an aggregator's name are of the trained one."""
     short = name.removeprefix("val/").removeprefix("train/").removeprefix("lr-")
     if short in ("tar_at_far_1e-02", "rank1"):
         return "trained aggregator"

@@ -1,7 +1,4 @@
-"""The contrast of training: two templates of a subject find each other among all templates of the batch.
-
-A loss on descriptors beside the margin head of `head`; which templates make a batch is the sampler's affair.
-"""
+"""Contrastive loss between the two templates of a subject and all other templates of the batch."""
 
 from __future__ import annotations
 
@@ -12,28 +9,28 @@ from torch import Tensor
 from runtime.distributed import gathered_rows, place
 from runtime.errors import InputError
 
-# At 24 a cosine that is 0.1 above the others weighs eleven times as much.
+# A cosine that is larger by 0.1 has eleven times the weight.
 CONTRAST_SCALE = 24.0
 
 
 def pair_contrast(embedding: Tensor, labels: Tensor, scale: float = CONTRAST_SCALE) -> Tensor:
-    """Mean cross entropy of choosing each template's partner by scaled cosine, against all other subjects.
+    """InfoNCE loss: cross entropy of selecting each template's partner by scaled cosine.
 
-    In distributed training partners and opponents are those of all processes, and the mean is over this
-    process's templates; the mean of the processes' losses is the loss of the whole batch.
+    Negatives are the templates of other subjects, of all processes. The mean is over this process's
+    templates; the mean over the processes is the loss of the whole batch.
 
     Args:
         embedding: (B, D) unit rows; rows 2p and 2p + 1 are partners, of one subject. All processes have B.
         labels: (B,) int64 subjects, one numbering on all processes. Further templates of the same subject
-            are neither partner nor opponent.
-        scale: of the cosines.
+            are ignored.
+        scale: inverse temperature of the cosines.
 
     Raises:
         InputError: an odd number of templates.
     """
     B = len(labels)
     if B % 2:
-        raise InputError(f"contrast: expected pairs of templates, found {B} templates in the batch.")
+        raise InputError(f"contrastive loss: expected pairs of templates, found {B} templates in the batch.")
     with torch.autocast(embedding.device.type, enabled=False):
         embedding = embedding.to(torch.promote_types(embedding.dtype, torch.float32))
         cosine = embedding @ gathered_rows(embedding).T * scale

@@ -1,7 +1,4 @@
-"""The fixed protocol of validation during training: held-out subjects, one gallery template each, two probes.
-
-Arrays to figures. How the templates are made is said in `data.sampling.templates.held_out_templates`.
-"""
+"""Figures of validation during training: held-out subjects, one gallery and two probe templates each."""
 
 from __future__ import annotations
 
@@ -16,26 +13,26 @@ from evaluation.metrics.verification import rate_key, tar_at_far
 from evaluation.reporting.report import markdown_table
 
 FARS = (1e-3, 1e-2, 1e-1)
-# What decides which checkpoint is the best; at 1e-03 a small held-out set rests on a handful of scores.
+# FAR of the monitored value; at 1e-03 a small held-out set depends on a handful of scores.
 MONITORED_FAR = 1e-2
 
 
 @dataclass(frozen=True)
 class HeldOutFigures:
-    """Fractions. `tar`: strict TAR at each FAR, by its key; `rank1`: over all probes."""
+    """Strict TAR by key of the FAR, and rank-1 rate over all probes; fractions."""
 
     tar: dict[str, float]
     rank1: float
 
     def named(self) -> dict[str, float]:
-        """The figures as they are logged."""
+        """The figures by the names under which they are logged."""
         return {f"tar_at_far_{key}": value for key, value in self.tar.items()} | {"rank1": self.rank1}
 
 
 def held_out_figures(
     embeddings: NDArray[np.floating], subjects: NDArray[np.int64], is_gallery: NDArray[np.bool_]
 ) -> HeldOutFigures:
-    """Compares every probe with every gallery template.
+    """Compare every probe with every gallery template.
 
     Args:
         embeddings: (M, D) unit rows.
@@ -54,7 +51,7 @@ def held_out_figures(
 
 
 def held_out_table(figures: dict[str, HeldOutFigures]) -> str:
-    """One row an aggregator, per cent; Markdown, which a terminal shows as well."""
+    """Markdown table with one row per aggregator, per cent."""
     head = ["aggregator", *(f"TAR@FAR {rate_key(far)}" for far in FARS), "rank 1"]
     rows = [
         [name, *(f"{100 * f.tar[rate_key(far)]:.2f}" for far in FARS), f"{100 * f.rank1:.2f}"]

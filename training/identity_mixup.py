@@ -1,7 +1,4 @@
-"""Virtual subjects: templates given the identity of people who do not exist, so that few subjects go further.
-
-An augmentation of features within a batch; what is lost on descriptors is the affair of `head`, `contrast`.
-"""
+"""Identity mixup: template pairs with synthetic identities, an augmentation for few training subjects."""
 
 from __future__ import annotations
 
@@ -17,50 +14,48 @@ from runtime.distributed import place
 
 
 def mix_identities(
-    sets: FaceSets, labels: Tensor, means: Tensor, share: float, *, seed: int
+    sets: FaceSets, labels: Tensor, class_means: Tensor, prob: float, *, seed: int
 ) -> tuple[FaceSets, Tensor, Tensor]:
-    """Turns a share of the pairs of templates into pairs of new people.
+    """Replace the identity of random template pairs by a synthetic one.
 
-    A face f of subject a becomes the direction of f + max(0, f m_a) (v - m_a): as much of the person as it
-    shows is exchanged for v, and what a poor picture made of it stays. v is the direction of a random
-    combination of all means, so that new people are spread as real ones are. Faces of others in the set stay
-    nearly as they are, norms and the norm's meaning too. Only the first D values of a feature, its identity,
-    are changed; auxiliary values behind them describe the picture and are kept bit for bit. Ours; no source.
+    The component of each feature f along its class mean m_a is moved to a direction v:
+    f' = normalize(f + max(0, f·m_a)(v - m_a)), where v is a normalised random combination of all class means.
+    Deviations of single images are kept, and impostor faces in a set hardly change. Norms and auxiliary
+    features do not change.
 
-    In distributed training chance is drawn for the pairs of all processes, of which this one's come at its
-    rank: so what is drawn for a pair does not depend on how many processes there are, and each process has
-    the new people of all, which are classes of one numbering.
+    Random numbers are drawn for the pairs of all processes, so that they do not depend on the number of
+    processes, and all processes have the synthetic identities of all in one numbering.
 
     Args:
-        sets: B templates of features of D values and A auxiliary ones; 2p and 2p + 1 are of one subject.
+        sets: B templates with features of D values and A auxiliary ones; 2p and 2p + 1 are of one subject.
         labels: (B,) int64 in 0..S-1.
-        means: (S, D) unit rows, the subjects' clean means, without auxiliary values.
-        share: of the pairs.
-        seed: all chance follows from it; the same on all processes, another for each batch.
+        class_means: (S, D) unit rows, without auxiliary features.
+        prob: of each pair.
+        seed: the same on all processes, another for each batch.
 
     Returns:
-        The templates; labels, of which those of new people are S, S + 1, ...; directions of all processes'
-        new people (V, D + A), unit rows, whose auxiliary values are zero.
+        The templates; labels, where synthetic identities are S, S + 1, ...; unit directions (V, D + A) of the
+        synthetic identities of all processes, zero at auxiliary features.
     """
     of_pair = labels[0::2]
-    P, (S, D) = len(of_pair), means.shape
+    P, (S, D) = len(of_pair), class_means.shape
     rank, processes = place()
-    generator = torch.Generator(means.device).manual_seed(seed)
-    all_chosen = torch.rand(P * processes, device=means.device, generator=generator) < share
-    blend = torch.randn(P * processes, S, device=means.device, generator=generator)
-    with without_autocast(means):
-        all_people = F.normalize(blend @ means, dim=1)
+    generator = torch.Generator(class_means.device).manual_seed(seed)
+    all_chosen = torch.rand(P * processes, device=class_means.device, generator=generator) < prob
+    blend = torch.randn(P * processes, S, device=class_means.device, generator=generator)
+    with without_autocast(class_means):
+        all_directions = F.normalize(blend @ class_means, dim=1)
     here = slice(rank * P, (rank + 1) * P)
-    chosen, people, number = all_chosen[here], all_people[here], (all_chosen.cumsum(0) - 1)[here]
+    chosen, number = all_chosen[here], (all_chosen.cumsum(0) - 1)[here]
     pair = torch.arange(len(labels), device=labels.device).repeat_interleave(sets.sizes) // 2
-    own = means[of_pair]
+    own = class_means[of_pair]
     features = at_least_float32(sets.features)
     identity, auxiliary = features[:, :D], features[:, D:]
     direction, length = unit_and_norm(identity)
     shown = (direction * own[pair]).sum(dim=1, keepdim=True).clamp_min(0)
-    moved, _ = unit_and_norm(direction + shown * (people - own)[pair])
-    # The length stays that of the identity's values, so that a row that had unit length still has it.
+    moved, _ = unit_and_norm(direction + shown * (all_directions[here] - own)[pair])
+    # The length of the identity part is kept, so unit rows remain unit rows.
     identity = torch.where(chosen[pair].unsqueeze(1), moved * length.unsqueeze(1), identity)
     renamed = torch.where(chosen, S + number, of_pair).repeat_interleave(2)
-    directions = F.pad(all_people[all_chosen], (0, auxiliary.shape[1]))
+    directions = F.pad(all_directions[all_chosen], (0, auxiliary.shape[1]))
     return replace(sets, features=torch.cat([identity, auxiliary], dim=1)), renamed, directions

@@ -1,8 +1,4 @@
-"""LightningDataModules: the loaders of both training stages, over ranks and workers, from any position.
-
-What an item is, is decided in `data.sampling.templates`; which items make a batch, in
-`data.sampling.positions`.
-"""
+"""LightningDataModules of both training stages, over ranks and workers, from any position."""
 
 from __future__ import annotations
 
@@ -41,15 +37,19 @@ if TYPE_CHECKING:
 VALIDATION_FACES = 64
 VALIDATION_TEMPLATES = 8
 VALIDATION_FEATURES = 256
-_PICTURED = 20
+_PREVIEWED = 20
 
 
 @dataclass(frozen=True)
 class Loading:
-    """How batches are made.
+    """How batches are loaded.
 
-    `batch_size`: items of a step on all processes together; `accumulate`: batches of which one optimiser step
-    is made; `epoch_items`: items of an epoch, all rows where it is None.
+    Attributes:
+        batch_size: items of a batch, over all processes.
+        num_workers: of each process.
+        seed: of the order and of augmentation.
+        accumulate: batches per optimiser step.
+        epoch_items: items per epoch; None for all rows.
     """
 
     batch_size: int
@@ -60,23 +60,23 @@ class Loading:
 
 
 class _ResumableLoader(DataLoader[Any]):
-    """Says to Lightning that training resumes within an epoch at the batch after the last one.
+    """Tells Lightning that training can resume within an epoch.
 
-    It has no state of its own: the position follows from the optimiser's steps (`position_after`).
+    It has no state: the position follows from the number of optimiser steps (`position_after`).
     """
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing that the checkpoint does not hold already."""
+        """No state."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The sampler already starts at the position of the checkpoint."""
+        """The sampler starts at the position of the checkpoint."""
 
 
 class _TrainingData(LightningDataModule, ABC):
-    """Shards over ranks, and continues in the middle of an epoch by arithmetic on the optimiser's steps."""
+    """Shards over ranks; the position within an epoch follows from the number of optimiser steps."""
 
-    # Patterns of Lightning's warnings that say what is meant to be so.
+    # Patterns of Lightning's warnings about intended settings.
     expected_warnings: tuple[str, ...] = ()
 
     def __init__(self, loading: Loading, num_rows: int, repeats: int = 1) -> None:
@@ -98,8 +98,8 @@ class _TrainingData(LightningDataModule, ABC):
         return self._loader(dataset, collate, kind=_ResumableLoader, batch_sampler=sampler)
 
     def sampler(self) -> PositionSampler:
-        """The order of this rank's items; without a trainer that of a single process."""
-        rank, world_size = self._place()
+        """The order of this rank's items; without a trainer, of a single process."""
+        rank, world_size = self._rank_and_world_size()
         return PositionSampler(
             num_rows=self._num_rows,
             num_items=self.loading.epoch_items,
@@ -116,7 +116,7 @@ class _TrainingData(LightningDataModule, ABC):
         return self._loader(
             _Numbered(dataset),
             _collate_numbered(collate),
-            sampler=rank_share(count, *self._place()),
+            sampler=rank_share(count, *self._rank_and_world_size()),
             batch_size=batch_size,
         )
 
@@ -129,21 +129,21 @@ class _TrainingData(LightningDataModule, ABC):
         **how: Any,
     ) -> DataLoader[Any]:
         workers = self.loading.num_workers
-        # What makes a whole batch at once reads no images.
+        # Datasets that return whole batches read no images.
         if not hasattr(dataset, "__getitems__"):
             dataset, collate = FaultsAsItems(dataset), CollateWithFaults(collate)
         return kind(
             dataset,
             num_workers=workers,
             collate_fn=collate,
-            # A worker that starts anew each epoch lists nothing and opens files lazily, but costs a second.
+            # Starting workers costs a second per epoch.
             persistent_workers=workers > 0,
             worker_init_fn=_one_thread if workers else None,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
             **how,
         )
 
-    def _place(self) -> tuple[int, int]:
+    def _rank_and_world_size(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
 
@@ -180,8 +180,8 @@ class FaceData(_TrainingData):
 class _HeldOutData(_TrainingData):
     """Validation on templates of held-out subjects.
 
-    `keeps_features`: whether the module that is validated keeps their features, as with a frozen backbone:
-    they are loaded once then, and later passes give numbers alone.
+    `keeps_features`: the module keeps the features of a frozen backbone, so templates are loaded once, and
+    later passes yield their numbers only.
     """
 
     held_out: HeldOutTemplates | HeldOutFeatures
@@ -193,7 +193,7 @@ class _HeldOutData(_TrainingData):
         """The held-out templates of these numbers as one batch."""
 
     def example(self, count: int) -> Any:
-        """The first held-out probe templates, for a picture."""
+        """The first held-out probe templates, for a preview."""
         return self.held_out_batch(np.flatnonzero(~self.held_out.is_gallery)[:count].tolist())
 
     def _held_out_loader(
@@ -208,7 +208,7 @@ class _HeldOutData(_TrainingData):
 
 
 class _LoadedOnce:
-    """Batches (numbers, templates) of a loader; once it went all the way, (numbers, None)."""
+    """Yields (numbers, templates) in the first complete pass, then (numbers, None)."""
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         self._loader: DataLoader[Any] | None = loader
@@ -230,13 +230,13 @@ class _LoadedOnce:
             numbers, templates = batch
             seen.append(numbers)
             if len(seen) == count:
-                # Before the last batch: whoever counts them asks for no more. The workers end.
+                # Before the last batch, after which Lightning stops iterating. The workers end.
                 self._numbers, self._loader = seen, None
             yield numbers, templates
 
 
 class TemplateData(_HeldOutData):
-    """Coreset stage: templates to train on, templates of held-out subjects to validate on.
+    """Coreset stage from images: templates for training and of held-out subjects.
 
     `paired`: positions 2p and 2p+1 are templates of one subject.
     """
@@ -284,10 +284,10 @@ class TemplateData(_HeldOutData):
 
 
 class FeatureTemplateData(_HeldOutData):
-    """Coreset stage from cached features: as `TemplateData`, with rows of a bank in place of images.
+    """Coreset stage from features: as `TemplateData`, with rows of a bank in place of images.
 
-    `faces`: what the rows of the bank were made from, for pictures; None where it is not known. A batch is
-    drawn in a few milliseconds, so there are no workers.
+    `faces`: the images of the rows, for previews; None where they are unknown. There are no workers, since a
+    batch is drawn in a few milliseconds.
     """
 
     expected_warnings = (".*does not have many workers",)
@@ -309,7 +309,7 @@ class FeatureTemplateData(_HeldOutData):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of `FeatureBatch`."""
-        return self._train_loader(self._dataset, _as_it_is)
+        return self._train_loader(self._dataset, _identity)
 
     def val_dataloader(self) -> DataLoader[Any] | _LoadedOnce:
         """(numbers (B,), FeatureBatch) of the held-out templates."""
@@ -320,10 +320,10 @@ class FeatureTemplateData(_HeldOutData):
         return self.held_out.collate([self.held_out[number] for number in numbers])
 
     def preview_images(self, batch: FeatureBatch) -> TemplateBatch | None:
-        """The images that the first templates of a batch were made from; None where they are not known."""
+        """Images of the first templates of a batch; None where they are unknown."""
         if self._faces is None:
             return None
-        count = min(len(batch), _PICTURED)
+        count = min(len(batch), _PREVIEWED)
         faces = int(batch.offsets[count])
         images = np.stack([self._faces.image(row) for row in batch.rows[:faces].tolist()])
         return TemplateBatch(
@@ -335,18 +335,18 @@ class FeatureTemplateData(_HeldOutData):
 
 
 def position_after(global_step: int, batches: int, accumulate: int) -> tuple[int, int]:
-    """(epoch, batch) that training goes on with after so many optimiser steps, `batches` an epoch.
+    """(epoch, batch) at which training continues after `global_step` optimiser steps.
 
-    An epoch's last step may be of fewer than `accumulate` batches.
+    The last step of an epoch of `batches` may have fewer than `accumulate` of them.
     """
     epoch, step = divmod(global_step, -(-batches // accumulate))
     return epoch, step * accumulate
 
 
 def rank_share(count: int, rank: int, world_size: int) -> list[int]:
-    """Every world_size-th of `count` items; wrapped round, since ranks must see equally many batches.
+    """Every `world_size`-th of `count` items, wrapped around so that all ranks have equally many.
 
-    An item may so come twice; whoever gathers results goes by the numbers.
+    Items may occur twice; results are gathered by their numbers.
     """
     padded = -(-count // world_size) * world_size
     return [number % count for number in range(rank, padded, world_size)]
@@ -361,7 +361,7 @@ class _Numbered(Dataset[tuple[int, Any]]):
 
 
 @dataclass(frozen=True)
-class _collate_numbered:  # noqa: N801 - a function with one argument bound; a class, so that workers can be spawned
+class _collate_numbered:  # noqa: N801 - used as a function; a class can be pickled for workers
     collate: Callable[[Any], Any]
 
     def __call__(self, items: Sequence[tuple[int, Any]]) -> tuple[NDArray[np.int64], Any]:
@@ -377,7 +377,7 @@ class _PairImages(Dataset[tuple[NDArray[np.uint8], int]]):
         return self._spec.from_rgb(self._pairs.image(number)), 0
 
 
-def _as_it_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch
 
 
