@@ -20,6 +20,7 @@ from recognition.enrolment.limits import EnrolmentLimits
 from recognition.enrolment.samples import independent_samples, known_media, pool_samples
 from recognition.model import FaceModel
 from recognition.records import AggregatedSet, FaceRecord
+from runtime.text import first_lines, listed
 
 _NAMES_SHOWN = 4
 _SETS_SHOWN = 20
@@ -102,13 +103,9 @@ def feedback_text(
     shown = [(each.name, found) for each, found in zip(sets, feedback, strict=True) if found]
     if not shown:
         return "quality feedback: none, the sets are ready to be enrolled."
-    lines = ["quality feedback:"]
-    for name, found in shown[:_SETS_SHOWN]:
-        lines.append(f"  {name}")
-        lines += [f"    - {each.text}" for each in found]
-    if len(shown) > _SETS_SHOWN:
-        lines.append(f"  ... and {len(shown) - _SETS_SHOWN:,} more sets; {all_in} shows them.")
-    return "\n".join(lines)
+    parts = ["\n    - ".join([f"  {name}", *(each.text for each in found)]) for name, found in shown]
+    parts = first_lines(parts, _SETS_SHOWN, "  ... and {} more sets; " + f"{all_in} shows them.")
+    return "\n".join(["quality feedback:", *parts])
 
 
 def face_choice_feedback(aggregated: AggregatedSet) -> list[Feedback]:
@@ -120,15 +117,12 @@ def face_choice_feedback(aggregated: AggregatedSet) -> list[Feedback]:
         )
         if not len(faces):
             continue
-        shown = [
-            f"{aggregated.faces[face].name} ({choice_text(aggregated.faces[face])})"
-            for face in faces[:_NAMES_SHOWN].tolist()
-        ]
+        chosen = [f"{face.name} ({choice_text(face)})" for face in map(aggregated.faces.__getitem__, faces)]
         photos = "photo shows" if len(faces) == 1 else "photos show"
         reason = "the one that agrees with the rest of the set" if agrees else "the largest"
         text = (
             f"{len(faces):,} {photos} several faces of similar size; {reason} was used: "
-            f"{', '.join(shown)}{_more(faces, shown)}."
+            f"{listed(chosen, _NAMES_SHOWN)}."
         )
         if not agrees:
             text += " If another face is meant, crop the photo to it."
@@ -139,8 +133,7 @@ def face_choice_feedback(aggregated: AggregatedSet) -> list[Feedback]:
 def face_choice_text(sets: Sequence[AggregatedSet]) -> str:
     """`face_choice_feedback` of sets that are not checked, one line each; may be empty."""
     lines = [f"{each.name}: {choice.text}" for each in sets for choice in face_choice_feedback(each)]
-    more = [f"... and {len(lines) - _SETS_SHOWN:,} more."] if len(lines) > _SETS_SHOWN else []
-    return "".join(f"{line}\n" for line in lines[:_SETS_SHOWN] + more)
+    return "".join(f"{line}\n" for line in first_lines(lines, _SETS_SHOWN))
 
 
 def choice_text(face: FaceRecord) -> str:
@@ -320,12 +313,7 @@ def _measured(aggregated: AggregatedSet, name: str) -> Floats:
 
 
 def _names(aggregated: AggregatedSet, faces: Ints, most: int = _NAMES_SHOWN) -> str:
-    names = [aggregated.faces[face].name for face in faces[:most].tolist()]
-    return f"{', '.join(names)}{_more(faces, names)}"
-
-
-def _more(faces: Ints, shown: list[str]) -> str:
-    return f" and {len(faces) - len(shown):,} more" if len(faces) > len(shown) else ""
+    return listed([aggregated.faces[face].name for face in faces.tolist()], most)
 
 
 def _indices(faces: Ints) -> tuple[int, ...]:

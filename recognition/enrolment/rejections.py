@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from recognition.records import AggregatedSet, EmptySet, FaceRecord, Rejection
+from runtime.text import listed
 
 _SETS_SHOWN = 20
 _REASONS_SHOWN = 5
@@ -58,7 +59,7 @@ def _lines(each: AggregatedSet | EmptySet, all_in: str) -> list[str]:
     if turned := [f"{face.name} by {face.turned} degrees" for face in faces if face.turned]:
         lines.append(
             f"{each.name}: {len(turned):,} of {len(faces):,} faces were upside down or sideways and were "
-            f"rotated: {_first(turned)}"
+            f"rotated: {listed(turned, _NAMES_SHOWN)}"
         )
     names = list(
         dict.fromkeys([*(face.file for face in faces), *(one.file or one.name for one in each.rejected)])
@@ -67,7 +68,7 @@ def _lines(each: AggregatedSet | EmptySet, all_in: str) -> list[str]:
         folders = list(dict.fromkeys(str(PurePosixPath(name).parent) for name in nested))
         verb = "is in a subfolder and belongs" if len(nested) == 1 else "are in subfolders and belong"
         count = "its only file" if len(names) == 1 else f"{len(nested):,} of its {len(names):,} files"
-        lines.append(f"{each.name}: {count} {verb} to the set: {_first(folders)}")
+        lines.append(f"{each.name}: {count} {verb} to the set: {listed(folders, _NAMES_SHOWN)}")
     return lines
 
 
@@ -92,13 +93,8 @@ def _grouped(rejected: Sequence[Rejection], all_in: str = "") -> str:
     for one in rejected:
         by_reason.setdefault(one.reason.rstrip("."), []).append(one.name)
     most = sorted(by_reason.items(), key=lambda item: -len(item[1]))
-    text = "; ".join(f"{_first(names)} ({reason})" for reason, names in most[:_REASONS_SHOWN])
+    text = "; ".join(f"{listed(names, _NAMES_SHOWN)} ({reason})" for reason, names in most[:_REASONS_SHOWN])
     if more := sum(len(names) for _, names in most[_REASONS_SHOWN:]):
         text += f"; and {more:,} more"
     is_short = more or any(len(names) > _NAMES_SHOWN for names in by_reason.values())
     return f"{text}. {all_in} lists them all." if is_short and all_in else f"{text}."
-
-
-def _first(names: Sequence[str]) -> str:
-    more = len(names) - _NAMES_SHOWN
-    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more:,} more" if more > 0 else "")

@@ -22,6 +22,7 @@ from runtime.files import atomic_write
 
 SCHEMA = 2
 _DIGITS = 4
+_MEASURES = ("yaw", "pitch", "sharpness", "brightness", "contrast", "side_light")
 
 
 def write_summary(
@@ -78,7 +79,6 @@ def _set(aggregated: AggregatedSet, check: EnrolmentCheck, feedback: Sequence[Fe
 
 def _face(aggregated: AggregatedSet, check: EnrolmentCheck, face: int) -> dict[str, Any]:
     record = aggregated.faces[face]
-    measures = record.measures
     numbers = {
         "norm": aggregated.norms[face],
         "weight": None if aggregated.weights is None else aggregated.weights[face],
@@ -87,12 +87,7 @@ def _face(aggregated: AggregatedSet, check: EnrolmentCheck, face: int) -> dict[s
         "shift": check.shift[face],
         "size": record.size,
         "score": record.score,
-        "yaw": None if measures is None else measures.yaw,
-        "pitch": None if measures is None else measures.pitch,
-        "sharpness": None if measures is None else measures.sharpness,
-        "brightness": None if measures is None else measures.brightness,
-        "contrast": None if measures is None else measures.contrast,
-        "side_light": None if measures is None else measures.side_light,
+        **{name: None if record.measures is None else getattr(record.measures, name) for name in _MEASURES},
     }
     return {
         "name": record.name,

@@ -15,6 +15,7 @@ from recognition.model import FaceModel
 from recognition.records import AggregatedSet
 from runtime.escaping import csv_text
 from runtime.files import atomic_path, atomic_write
+from runtime.text import shortened
 
 _LONGEST_NAME = 28
 # More do not fit a terminal.
@@ -73,13 +74,15 @@ def matrix_text(
     shown = min(len(sets), _MOST_COLUMNS)
     digits = len(str(len(sets)))
     lines = [" " * (width + digits + 2) + "".join(f"{column + 1:>9}" for column in range(shown))]
+    is_same = (
+        np.zeros(matrix.shape, np.bool_)
+        if decisions is None
+        else decisions.is_same & ~np.eye(len(sets), dtype=bool)
+    )
     for row, name in enumerate(names):
-        cells = []
-        for column in range(shown):
-            value = matrix[row, column]
-            same = decisions is not None and row != column and decisions.is_same[row, column]
-            mark = "*" if same else " "
-            cells.append(f"{value:8.4f}{mark}")
+        cells = (
+            f"{matrix[row, column]:8.4f}{'*' if is_same[row, column] else ' '}" for column in range(shown)
+        )
         lines.append(f"{row + 1:>{digits}}  {name:<{width}}" + "".join(cells))
     if shown < len(sets):
         lines.append(f"... and {len(sets) - shown} more columns; see similarity.csv.")
@@ -90,28 +93,21 @@ def matrix_text(
 
 def check_text(sets: Sequence[AggregatedSet], checks: Sequence[EnrolmentCheck]) -> str:
     """One line per set: number of faces, and of those reported by the enrolment check."""
-    heads = ("faces", "rejected", "duplicates", "identities", "outliers", "poor", "largest effect")
-    names = [_short(each.name) for each in sets]
-    width = max(len("set"), *map(len, names))
-    lines = [f"{'set':<{width}}" + "".join(f"  {head:>{_column(head)}}" for head in heads)]
-    for name, each, check in zip(names, sets, checks, strict=True):
-        cells = (
-            str(len(each.faces)),
-            str(len(each.rejected)),
-            # All but one face of each group of near-duplicates.
-            str(int((check.group >= 0).sum()) - check.num_groups),
-            str(check.num_identities),
-            str(int(check.outlier.sum())),
-            str(int(check.poor.sum())),
-            _largest_effect(each, check),
-        )
-        row = "".join(f"  {cell:>{_column(head)}}" for cell, head in zip(cells, heads, strict=True))
-        lines.append(f"{name:<{width}}{row}")
-    return "\n".join(lines)
-
-
-def _column(head: str) -> int:
-    return 34 if head == "largest effect" else len(head)
+    rows: list[Sequence[object]] = [
+        ("set", "faces", "rejected", "duplicates", "identities", "outliers", "poor", "largest effect")
+    ]
+    for each, check in zip(sets, checks, strict=True):
+        # All but one face of each group of near-duplicates.
+        duplicates = int((check.group >= 0).sum()) - check.num_groups
+        counts = (duplicates, check.num_identities, int(check.outlier.sum()), int(check.poor.sum()))
+        faces = (len(each.faces), len(each.rejected))
+        rows.append((_short(each.name), *faces, *counts, _largest_effect(each, check)))
+    widths = [max(len(str(cell)) for cell in column) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        f"{row[0]:<{widths[0]}}"
+        + "".join(f"  {cell!s:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
+        for row in rows
+    )
 
 
 def _largest_effect(aggregated: AggregatedSet, check: EnrolmentCheck) -> str:
@@ -122,4 +118,4 @@ def _largest_effect(aggregated: AggregatedSet, check: EnrolmentCheck) -> str:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 9]}...{name[-6:]}"
+    return shortened(name, _LONGEST_NAME, 6)

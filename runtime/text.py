@@ -1,0 +1,22 @@
+"""Names and lines for messages, shortened to what is readable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def listed(names: Sequence[str], most: int) -> str:
+    """'a, b and 3 more': the first `most` names and the number of the others."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def first_lines(lines: Sequence[str], most: int, others: str = "... and {} more.") -> list[str]:
+    """The first `most` lines, and a line with the number of the others in place of {}."""
+    more = len(lines) - most
+    return [*lines[:most], *([others.format(f"{more:,}")] if more > 0 else [])]
+
+
+def shortened(name: str, length: int, tail: int) -> str:
+    """A name of at most `length` characters; longer ones keep their last `tail`, which differ most."""
+    return name if len(name) <= length else f"{name[: length - tail - 3]}...{name[-tail:]}"
