@@ -65,27 +65,11 @@ def build_aggregator(name: str, options: Mapping[str, object]) -> nn.Module:
     if name not in AGGREGATORS:
         raise InputError(f"There is no aggregator {name!r}. {_valid(name, AGGREGATORS)}")
     kind = AGGREGATORS[name]
-    parameters = inspect.signature(kind).parameters if "__init__" in vars(kind) else {}
-    types = get_type_hints(kind.__init__) if parameters else {}
-    faults = []
-    for option, value in options.items():
-        if option not in parameters:
-            valid = _valid(str(option), parameters)
-            faults.append(f"Aggregator {name!r} has no option {option!r}. {valid}")
-        elif not _fits(value, types[option]):
-            wanted = (
-                "finite " * (isinstance(value, float) and types[option] is float) + types[option].__name__
-            )
-            faults.append(f"Aggregator {name!r}, option {option!r}: expected {wanted}, found {value!r}.")
+    faults = option_faults(name, options)
     faults += [
         f"Aggregator {name!r} needs the option {option!r}."
-        for option, parameter in parameters.items()
+        for option, parameter in _parameters(kind).items()
         if parameter.default is inspect.Parameter.empty and option not in options
-    ]
-    faults += [
-        f"Aggregator {name!r}, option {option!r}: expected {most:,} or less, found {value!r}."
-        for option, value in options.items()
-        if isinstance(value, int) and value > (most := _MOST.get(option, _MOST_OF_OTHERS))
     ]
     if faults:
         raise InputError.from_faults(faults)
@@ -98,6 +82,32 @@ def build_aggregator(name: str, options: Mapping[str, object]) -> nn.Module:
             f"{_MOST_PARAMETERS:,} or less."
         )
     return kind(**options)
+
+
+def option_faults(name: str, options: Mapping[str, object]) -> list[str]:
+    """A sentence for each option that the aggregator does not have, or whose type or range is wrong."""
+    kind = AGGREGATORS[name]
+    parameters = _parameters(kind)
+    types = get_type_hints(kind.__init__) if parameters else {}
+    faults = []
+    for option, value in options.items():
+        if option not in parameters:
+            valid = _valid(str(option), parameters)
+            faults.append(f"Aggregator {name!r} has no option {option!r}. {valid}")
+        elif not _fits(value, types[option]):
+            wanted = (
+                "finite " * (isinstance(value, float) and types[option] is float) + types[option].__name__
+            )
+            faults.append(f"Aggregator {name!r}, option {option!r}: expected {wanted}, found {value!r}.")
+        elif isinstance(value, int) and value > (most := _MOST.get(option, _MOST_OF_OTHERS)):
+            faults.append(
+                f"Aggregator {name!r}, option {option!r}: expected {most:,} or less, found {value!r}."
+            )
+    return faults
+
+
+def _parameters(kind: type[nn.Module]) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(kind).parameters if "__init__" in vars(kind) else {}
 
 
 def _fits(value: object, wanted: type) -> bool:

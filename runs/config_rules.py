@@ -216,6 +216,7 @@ class _Rules:
         faults += [*self._of_aggregator(), *self._of_features()]
         if machine is not None and not of_values:
             faults += self._of_devices(machine)
+            faults += self._of_aggregator_options()
             faults += self._of_batches(machine) if trains else ()
         return [*faults, *of_values]
 
@@ -336,6 +337,16 @@ class _Rules:
                 f"{self._at('gamma_lr')} has no effect: neither gamma (--gamma -1) nor the temperature "
                 "(--learn_temperature) is learned. Remove it."
             )
+
+    def _of_aggregator_options(self) -> list[str]:
+        """Checked before images are read and features cached; imports torch."""
+        aggregator = self.config.aggregator
+        if not aggregator.aggregator_options:
+            return []
+        from coreset.registry import option_faults
+
+        faults = option_faults(aggregator.aggregator, aggregator.aggregator_options)
+        return [f"{self._at('aggregator_options')}: {fault}" for fault in faults]
 
     def _of_features(self) -> Iterator[str]:
         data, config = self.config.data, self.config

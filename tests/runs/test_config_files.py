@@ -44,6 +44,19 @@ def test_a_printed_configuration_reads_back(given: dict[str, Any], tmp_path: Pat
     assert resolve({}, file=read_config(run_json)) == config
 
 
+def test_every_configuration_of_the_project_is_complete() -> None:
+    paths = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
+    assert len(paths) >= 3
+    for path in paths:
+        text = path.read_text(encoding="utf-8")
+        command = next(line for line in text.splitlines() if "main.py" in line).split("main.py ")[1]
+        command = command.replace("configs/", f"{path.parent}/")
+        flags = vars(training_flags(None).parse_args(command.split()))
+        assert flags["config"] == str(path)
+        config = resolve(flags, file=read_config(path))
+        assert config.run.prefix != "run"
+
+
 def test_flags_override_the_file(tmp_path: Path) -> None:
     text = "train_data_path: imgs\nlr: 1e-3\nepochs: 4\nuse_16bit: true\nlr_milestones: 1,2\n"
     config = read_back(tmp_path / "run.yaml", text, lr=0.5, train_data_path="other")

@@ -115,6 +115,8 @@ def test_16_bit_is_a_precision() -> None:
         (WEIGHTS | {"compile": True}, "--compile needs a C compiler"),
         (WEIGHTS | {"contrast_weight": 1.0, "batch_size": 7}, "--batch_size 7: .*multiple of 2"),
         (PATH | {"gpus": 3}, "--gpus 3"),
+        (WEIGHTS | {"aggregator_options": {"no_such": 1}}, "--aggregator_options: .*no_such"),
+        (WEIGHTS | {"aggregator_options": {"num_heads": 0.5}}, "--aggregator_options: .*num_heads.*int"),
     ],
 )
 def test_values_without_meaning_are_refused(given: dict[str, object], message: str) -> None:
