@@ -89,8 +89,8 @@ def _lines(here: SetPairs, there: SetPairs, name: str, seed: int) -> list[tuple[
         accepted = at_or_above(there.scores, each.threshold)
         fmr = float(accepted[~there.is_mated].mean())
         fnmr = float(1 - accepted[there.is_mated].mean())
-        low, high = each.fmr95
-        fewest, most = each.fnmr95 or (0.0, 1.0)
+        low, high = each.fmr_interval95
+        fewest, most = each.fnmr_interval95 or (0.0, 1.0)
         hits = (low <= fmr <= high, fewest <= fnmr <= most)
         words = ["yes" if hit else "NO" for hit in hits]
         missed = f"{100 * fewest:.1f} to {100 * most:.1f} %"

@@ -1,9 +1,8 @@
-"""Exact intervals of rates from counts, where a bootstrap says nothing.
+"""Exact confidence intervals of rates from counts, where a bootstrap fails.
 
-A bootstrap repeats what was observed: a rate of 0 stays 0 in every draw, however few people it was observed
-on. These intervals hold for independent trials. Comparisons of one person depend on each other, so the number
-of trials is that of people, unless a function says otherwise: with fully dependent comparisons that is exact,
-with independent ones it is too wide, never too narrow.
+In a bootstrap, an observed rate of 0 stays 0 in every draw, however few subjects were observed. These
+intervals hold for independent trials. Comparisons of one subject depend on each other, so trials are subjects
+unless a function says otherwise: exact for fully dependent comparisons, too wide for independent ones.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ _OUTSIDE = 0.05
 
 
 def exact_interval95(count: float, trials: float) -> Interval:
-    """Clopper-Pearson interval of a rate; at 0 or all, the 5 % lie on the open side.
+    """Clopper-Pearson interval of a rate, one-sided for a count of 0 or of all trials.
 
-    That one-sided form is the exact one of the rule of 3 (ISO/IEC 19795-1): 3 / trials is its limit.
+    The one-sided form is the exact version of the rule of 3 (ISO/IEC 19795-1), whose limit is 3 / trials.
 
     Args:
-        count: of the trials, 0 to `trials`; a fraction where trials are weighted.
+        count: successes, 0 to `trials`; a fraction if trials are weighted.
         trials: above 0.
     """
     if count <= 0:
@@ -35,27 +34,27 @@ def exact_interval95(count: float, trials: float) -> Interval:
 
 
 def threshold_rate_interval95(accepted: float, trials: float) -> Interval:
-    """Interval of the true rate at a threshold just above the score that comes after `accepted` of `trials`.
+    """Interval of the true rate at a threshold just above the highest rejected of `trials` scores.
 
-    Not Clopper-Pearson, which is for a threshold that was fixed beforehand: the true rate above the next
-    score of independent trials has the distribution Beta(accepted + 1, trials - accepted), whatever that of
-    the scores (Wilks, 1941).
+    Clopper-Pearson holds for a threshold fixed beforehand. Here the threshold is an order statistic: the true
+    rate above it is Beta(accepted + 1, trials - accepted) distributed, whatever the distribution of the
+    scores (Wilks, 1941).
 
     Args:
-        accepted: below `trials`; a fraction where trials are weighted.
-        trials: all.
+        accepted: scores above the threshold, fewer than `trials`; a fraction if trials are weighted.
+        trials: number of scores.
     """
     low, high = betaincinv(accepted + 1, trials - accepted, [_OUTSIDE / 2, 1 - _OUTSIDE / 2])
     return (float(low) if accepted else 0.0), float(high)
 
 
 def folds_interval95(accuracies: np.ndarray, right: int, pairs: int) -> Interval:
-    """Interval of an accuracy from its folds: Student's t over them; the exact one where all are equal.
+    """Interval of an accuracy: Student's t over its folds, or the exact one if all folds are equal.
 
     Args:
         accuracies: (F,) of the folds.
-        right: pairs that were decided rightly.
-        pairs: all. They count as independent, as pair sets do not name their people.
+        right: pairs decided correctly.
+        pairs: all pairs, taken as independent, since pair sets do not name their subjects.
     """
     error = float(accuracies.std(ddof=1) / np.sqrt(len(accuracies)))
     if error == 0:

@@ -1,9 +1,8 @@
-"""Scores of labelled pairs of sets -> thresholds for a false match rate, by set sizes, with intervals.
+"""Thresholds for target false match rates, by set sizes, with confidence intervals.
 
-Knows no network and no files: descriptors' scores, subjects and set sizes in, figures out. A score is
-accepted when it is at or above the threshold. What hangs together is the subjects, so that rates are counted
-over pairs of sets but are supported by pairs of people, and intervals draw subjects
-(`evaluation.metrics.bootstrap`).
+Arrays in, figures out. A score is accepted when it is at or above the threshold. Comparisons of the same
+subjects depend on each other: rates are counted over pairs of sets, but the number of subject pairs decides
+which rates are supported, and intervals resample subjects (`evaluation.metrics.bootstrap`).
 """
 
 from __future__ import annotations
@@ -15,14 +14,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from evaluation.metrics.binomial import Interval
 from evaluation.metrics.bootstrap import draw_subjects, interval95, rate_interval95
 from evaluation.metrics.set_pairs import CELLS, SetPairs, bootstrap_thresholds, cell_name
 from evaluation.metrics.thresholds import Floats, accepted_counts, at_or_above, thresholds_of_counts
 from evaluation.metrics.verification import FEWEST_DECIDING, RULE_OF_30, check_rates, rate_key
 from runtime.errors import InputError
 
-# Of people; what fewer could say of sizes is noise.
-FEWEST_PEOPLE = 10
+# Fewer subjects say nothing about a size group.
+MIN_SUBJECTS = 10
 _CURVE_POINTS = 120
 
 
@@ -32,41 +32,42 @@ class RateFigures:
 
     Attributes:
         threshold: the lowest that keeps the rate, see `evaluation.metrics.thresholds`.
-        interval95: of the threshold, as subjects are drawn anew.
-        fmr: of these pairs at the threshold, at most the rate.
-        fmr95: where it would be found on as many other people: thresholds of one draw of subjects, rates of
-            another. Observed as 0, at least the exact interval of so many pairs of people.
-        fnmr: share of the mated pairs below the threshold; None where there are none.
-        fnmr95: where it would be found on as many other people. Observed as 0, at least the exact interval of
-            so many people with mated pairs.
+        interval95: of the threshold, over bootstrap draws of subjects.
+        fmr: of these pairs at the threshold, at most the target.
+        fmr_interval95: of the FMR on as many other subjects: thresholds of one draw, rates of another. If no
+            false match was observed, it contains the exact interval for that number of subject pairs.
+        fnmr: share of the mated pairs below the threshold; None without mated pairs.
+        fnmr_interval95: of the FNMR on as many other subjects. If no false non-match was observed, it
+        contains
+            the exact interval for that number of subjects with mated pairs.
     """
 
     threshold: float
-    interval95: tuple[float, float]
+    interval95: Interval
     fmr: float
-    fmr95: tuple[float, float]
+    fmr_interval95: Interval
     fnmr: float | None
-    fnmr95: tuple[float, float] | None
+    fnmr_interval95: Interval | None
 
 
 @dataclass(frozen=True, eq=False)
 class GroupFigures:
-    """What the pairs of some sizes, or all, say.
+    """Figures of all pairs, or of the pairs of two size groups.
 
     Attributes:
-        mated: pairs of sets of one person.
-        nonmated: of two.
-        people_pairs: different pairs of people among the latter.
-        median_mated: None where there are none.
-        median_nonmated: of the scores.
+        mated: number of pairs of sets of one subject.
+        nonmated: number of pairs of sets of two subjects.
+        subject_pairs: different pairs of subjects among the latter.
+        median_mated: median score; None without mated pairs.
+        median_nonmated: median score.
         rates: by `rate_key`.
-        refused: sentences on the rates that are not supported, by `rate_key`.
-        curve: rising false match rates from 0 on, and the lowest threshold that keeps each.
+        refused: why a rate is not supported, by `rate_key`.
+        curve: false match rates, rising from 0, and the lowest threshold that keeps each.
     """
 
     mated: int
     nonmated: int
-    people_pairs: int
+    subject_pairs: int
     median_mated: float | None
     median_nonmated: float
     rates: dict[str, RateFigures]
@@ -76,11 +77,12 @@ class GroupFigures:
 
 @dataclass(frozen=True)
 class OneThreshold:
-    """What the threshold of all sizes together does at one rate.
+    """Effect of one threshold for all sizes, at one false match rate.
 
-    `cells`: by the cell's name its false match and false non-match rate (None without mated pairs);
-    `fnmr_one` and `fnmr_by_size`: of all mated pairs with one threshold, and with that of each cell where the
-    cell has one.
+    Attributes:
+        cells: false match and false non-match rate (None without mated pairs) by the name of the cell.
+        fnmr_one: of all mated pairs, with one threshold.
+        fnmr_by_size: of all mated pairs, with the threshold of their cell where it has one.
     """
 
     cells: dict[str, tuple[float, float | None]]
@@ -91,23 +93,23 @@ class OneThreshold:
 def calibrate(
     pairs: SetPairs, rates: Sequence[float], *, replicates: int = 200, seed: int = 0
 ) -> tuple[GroupFigures, dict[str, GroupFigures]]:
-    """The figures of all pairs, and of each pair of size groups that has non-mated pairs, by its name.
+    """Find thresholds of all pairs, and of each pair of size groups with non-mated pairs, by its name.
 
     Raises:
-        InputError: no non-mated pair, fewer than `FEWEST_PEOPLE` subjects, or a rate that is none.
+        InputError: fewer than `MIN_SUBJECTS` subjects, or a rate outside its range.
     """
     check_rates(rates, "FMR")
-    people = len(np.unique(pairs.subjects))
-    if people < FEWEST_PEOPLE:
+    subjects = len(np.unique(pairs.subjects))
+    if subjects < MIN_SUBJECTS:
         raise InputError(
-            f"{people} people: their pairs say nothing of strangers in general. Give {FEWEST_PEOPLE} or "
-            f"more; a false match rate of 1e-02 needs {people_for(FEWEST_DECIDING * 100)}."
+            f"{subjects} subjects are too few to estimate a false match rate. Give {MIN_SUBJECTS} or more; a "
+            f"false match rate of 1e-02 needs {num_subjects_for(FEWEST_DECIDING * 100)}."
         )
     drawn = draw_subjects(int(pairs.subjects.max()) + 1, replicates=replicates, seed=seed)
     cells = {
         cell_name(cell): _group(pairs, cell, rates, drawn)
         for cell in range(len(CELLS))
-        if pairs.count_people_pairs(cell)
+        if pairs.count_subject_pairs(cell)
     }
     return _group(pairs, None, rates, drawn), cells
 
@@ -115,7 +117,7 @@ def calibrate(
 def one_threshold(
     pairs: SetPairs, everything: GroupFigures, cells: dict[str, GroupFigures]
 ) -> dict[str, OneThreshold]:
-    """What one threshold for all sizes costs, by `rate_key` of the rates that all pairs support."""
+    """Effect of one threshold for all sizes, by `rate_key` of the rates that all pairs support."""
     others, mated = ~pairs.is_mated, np.flatnonzero(pairs.is_mated)
     own_scores, own_cells = pairs.scores[mated], pairs.cell[mated]
     numbers = {cell_name(cell): cell for cell in range(len(CELLS)) if cell_name(cell) in cells}
@@ -125,43 +127,40 @@ def one_threshold(
             pairs.cell[others & at_or_above(pairs.scores, figures.threshold)], minlength=len(CELLS)
         )
         accepted = at_or_above(own_scores, figures.threshold)
-        own = accepted.copy()
+        by_size = accepted.copy()
         per_cell: dict[str, tuple[float, float | None]] = {}
         for name, group in cells.items():
             here = own_cells == numbers[name]
             missed = None if not group.mated else float(1 - accepted[here].mean())
             per_cell[name] = (float(false[numbers[name]] / group.nonmated), missed)
             if key in group.rates:
-                own[here] = at_or_above(own_scores[here], group.rates[key].threshold)
-        fnmr = [float(1 - each.mean()) if len(mated) else None for each in (accepted, own)]
+                by_size[here] = at_or_above(own_scores[here], group.rates[key].threshold)
+        fnmr = [float(1 - each.mean()) if len(mated) else None for each in (accepted, by_size)]
         found[key] = OneThreshold(per_cell, fnmr[0], fnmr[1])
     return found
 
 
-def people_for(people_pairs: int) -> int:
-    """The fewest people who make so many pairs."""
-    return math.ceil((1 + math.sqrt(1 + 8 * people_pairs)) / 2)
-
-
-# -------------------------------------------------------------------------------------------- a group
+def num_subjects_for(subject_pairs: int) -> int:
+    """The smallest number of subjects with that many pairs."""
+    return math.ceil((1 + math.sqrt(1 + 8 * subject_pairs)) / 2)
 
 
 def _group(
     pairs: SetPairs, cell: int | None, rates: Sequence[float], drawn: NDArray[np.unsignedinteger]
 ) -> GroupFigures:
     rising, own = pairs.nonmated(cell), pairs.mated(cell)
-    people_pairs = pairs.count_people_pairs(cell)
-    few = "" if cell is None else _too_few_people(pairs.people(cell))
-    supported = [rate for rate in rates if people_pairs * rate >= FEWEST_DECIDING and not few]
+    subject_pairs = pairs.count_subject_pairs(cell)
+    few = "" if cell is None else _too_few_subjects(pairs.count_subjects(cell))
+    supported = [rate for rate in rates if subject_pairs * rate >= FEWEST_DECIDING and not few]
     refused = {
-        rate_key(rate): f"FMR {rate_key(rate)}: {few}" if few else _refusal(rate, people_pairs, len(rising))
+        rate_key(rate): f"FMR {rate_key(rate)}: {few or _refusal(rate, subject_pairs, len(rising))}"
         for rate in rates
         if rate not in supported
     }
     return GroupFigures(
         mated=len(own[0]),
         nonmated=len(rising),
-        people_pairs=people_pairs,
+        subject_pairs=subject_pairs,
         median_mated=float(np.median(own[0].astype(np.float64))) if len(own[0]) else None,
         median_nonmated=float(rising[[(len(rising) - 1) // 2, len(rising) // 2]].mean(dtype=np.float64)),
         rates=_rates(pairs, cell, rising, own, supported, drawn) if supported else {},
@@ -185,53 +184,51 @@ def _rates(
     scores, subjects = own
     missed = np.full(false.shape, np.nan)
     for draw in np.flatnonzero(~np.isnan(false).any(axis=1)).tolist():
-        # Of another draw: what is calibrated on some people is used on others.
+        # Thresholds of the draw before: what is calibrated on some subjects is used on others.
         mine = drawn[subjects, draw].astype(np.int64)
         if mine.sum():
             before = drawn_thresholds[draw - 1].tolist()
             missed[draw] = [mine @ ~at_or_above(scores, at) / mine.sum() for at in before]
-    low, high = interval95(drawn_thresholds)
+    spans = _intervals(interval95(drawn_thresholds))
     fmr = (accepted / len(rising)).tolist()
-    fmr95 = _pairs_of(rate_interval95(false[1:], fmr, pairs.count_people_pairs(cell)))
+    fmr_spans = _intervals(rate_interval95(false[1:], fmr, pairs.count_subject_pairs(cell)))
     fnmr: list[float | None] = [None] * len(rates)
-    fnmr95: list[tuple[float, float] | None] = [None] * len(rates)
+    fnmr_spans: list[Interval | None] = [None] * len(rates)
     if len(scores):
         observed = [float((~at_or_above(scores, at)).mean()) for at in thresholds.tolist()]
         fnmr = [*observed]
         if not np.isnan(missed).all():
-            fnmr95 = [*_pairs_of(rate_interval95(missed[1:], observed, len(np.unique(subjects))))]
-    return {
-        rate_key(rate): RateFigures(float(thresholds[n]), span, fmr[n], fmr95[n], fnmr[n], fnmr95[n])
-        for n, (rate, span) in enumerate(zip(rates, _pairs_of((low, high)), strict=True))
-    }
+            fnmr_spans = [*_intervals(rate_interval95(missed[1:], observed, len(np.unique(subjects))))]
+    columns = zip(rates, thresholds.tolist(), spans, fmr, fmr_spans, fnmr, fnmr_spans, strict=True)
+    return {rate_key(rate): RateFigures(*values) for rate, *values in columns}
 
 
-def _pairs_of(bounds: tuple[NDArray[np.float64], NDArray[np.float64]]) -> list[tuple[float, float]]:
+def _intervals(bounds: tuple[NDArray[np.float64], NDArray[np.float64]]) -> list[Interval]:
     return [(float(low), float(high)) for low, high in zip(*bounds, strict=True)]
 
 
-def _too_few_people(people: dict[str, int]) -> str:
-    """What is said where few people have sets of a size, with however many others they are compared."""
-    for name, count in people.items():
-        if count < FEWEST_PEOPLE:
-            return f"only {count} people have sets of {name} faces, {FEWEST_PEOPLE} are needed."
+def _too_few_subjects(subjects: dict[str, int]) -> str:
+    """Why few subjects with sets of a size support no rate, whatever they are compared with; '' if enough."""
+    for name, count in subjects.items():
+        if count < MIN_SUBJECTS:
+            return f"only {count} subjects have sets of {name} faces, {MIN_SUBJECTS} are needed."
     return ""
 
 
-def _refusal(rate: float, people_pairs: int, comparisons: int) -> str:
+def _refusal(rate: float, subject_pairs: int, comparisons: int) -> str:
     needed = math.ceil(FEWEST_DECIDING / rate)
     return (
-        f"FMR {rate_key(rate)}: {FEWEST_DECIDING} false matches are needed to tell it (the rule of "
-        f"{RULE_OF_30} asks for {RULE_OF_30}), so {needed:,} comparisons of different pairs of people, which "
-        f"{people_for(needed):,} people give; there are "
-        f"{people_pairs:,} (in {comparisons:,} comparisons of their sets)."
+        f"{FEWEST_DECIDING} false matches are needed (the rule of {RULE_OF_30} asks for {RULE_OF_30}), so "
+        f"{needed:,} comparisons of different subject pairs, which {num_subjects_for(needed):,} subjects "
+        "give; "
+        f"there are {subject_pairs:,} (in {comparisons:,} comparisons of their sets)."
     )
 
 
 def _curve(rising: Floats, rates: Sequence[float]) -> tuple[list[float], list[float]]:
-    """Rising false match rates, 0 and then log-spaced, each with the lowest threshold that keeps it.
+    """False match rates, 0 and then log-spaced, each with the lowest threshold that keeps it.
 
-    Those of `rates` are among them, so that what is read from the curve agrees with a decision by them.
+    `rates` are among them, so that a rate read from the curve agrees with a decision at that rate.
     """
     wanted = np.unique(np.geomspace(1, len(rising), _CURVE_POINTS).round()) / len(rising)
     counts = np.unique(accepted_counts(rising, [0, *wanted.tolist(), *rates]))

@@ -1,6 +1,6 @@
-"""Scores of every two of N labelled sets, kept in a few bytes a pair, and what is counted of them.
+"""Scores of all pairs of N labelled sets, in a few bytes a pair, and counts over them.
 
-Which two sets a pair is follows from its place, so that subjects and sizes are kept once a set.
+The index of a pair determines its two sets, so that subjects and sizes are kept once a set.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from evaluation.metrics.thresholds import Floats, Integers, score_levels, thresh
 from evaluation.metrics.verification import check_finite
 from runtime.errors import InputError
 
-# Fewest and most faces of a set in each group.
+# Smallest and largest number of faces of a set in each group.
 SIZE_GROUPS = ((1, 1), (2, 4), (5, 16), (17, None))
 GROUP_NAMES = ("1", "2-4", "5-16", "17+")
 CELLS = tuple((i, j) for i in range(len(SIZE_GROUPS)) for j in range(i, len(SIZE_GROUPS)))
 _CELL_OF = np.zeros((len(SIZE_GROUPS), len(SIZE_GROUPS)), np.uint8)
 for _row, (_i, _j) in enumerate(CELLS):
     _CELL_OF[_i, _j] = _CELL_OF[_j, _i] = _row
-# Pairs that are looked at together: tens of megabytes.
+# Pairs processed at a time: tens of megabytes.
 _PAIRS_AT_ONCE = 1_048_576
 
 
 @dataclass(frozen=True, eq=False)
 class InnerProducts:
-    """An (N, N) matrix that is computed by rows: `self[rows]` is left[rows] @ right.T.
+    """A lazy (N, N) matrix of inner products: `self[rows]` is left[rows] @ right.T.
 
     Attributes:
         left: (N, E).
         right: (N, E).
-        clip: to -1..1, for cosines.
+        clip: whether to clip to [-1, 1], for cosines.
     """
 
     left: Floats
@@ -53,7 +53,7 @@ class InnerProducts:
 
 @dataclass(frozen=True, eq=False)
 class SetPairs:
-    """Every two of N sets, n = N (N - 1) / 2 pairs in the order of `np.triu_indices(N, 1)`.
+    """All n = N (N - 1) / 2 pairs of N sets, in the order of `np.triu_indices(N, 1)`.
 
     Attributes:
         scores: (n,) similarities.
@@ -70,7 +70,7 @@ class SetPairs:
     groups: Integers
 
     def sets_at(self, places: Integers) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The two sets (m,), (m,) of the pairs at places (m,)."""
+        """The two sets (m,), (m,) of the pairs with indices (m,)."""
         count = len(self.subjects)
         sets = np.arange(count)
         starts = sets * (count - 1) - sets * (sets - 1) // 2
@@ -78,7 +78,7 @@ class SetPairs:
         return first, places - starts[first] + first + 1
 
     def nonmated(self, cell: int | None = None) -> Floats:
-        """The non-mated scores, of all sizes or of one cell, rising."""
+        """The non-mated scores of all sizes or of one cell, ascending."""
         scores = self.scores[self._nonmated(cell)]
         scores.sort()
         return scores
@@ -89,7 +89,7 @@ class SetPairs:
         return self.scores[places], np.asarray(self.subjects[self.sets_at(places)[0]], np.int64)
 
     def highest_nonmated(self, lowest: float, cell: int | None = None) -> NDArray[np.int64]:
-        """Places of the non-mated pairs whose score, in the dtype of scores, is `lowest` or more."""
+        """Indices of the non-mated pairs whose score, in the dtype of scores, is `lowest` or more."""
         return np.flatnonzero(self._nonmated(cell) & (self.scores >= self.scores.dtype.type(lowest)))
 
     def _nonmated(self, cell: int | None) -> NDArray[np.bool_]:
@@ -97,26 +97,28 @@ class SetPairs:
 
     @cached_property
     def _held(self) -> NDArray[np.int64]:
-        """(groups, subjects) sets of each."""
+        """(groups, subjects) numbers of sets."""
         held = np.zeros((len(SIZE_GROUPS), int(self.subjects.max(initial=-1)) + 1), np.int64)
         np.add.at(held, (self.groups, self.subjects), 1)
         return held
 
-    def people(self, cell: int) -> dict[str, int]:
-        """How many subjects have sets of the two sizes of a cell, by the names of the sizes."""
+    def count_subjects(self, cell: int) -> dict[str, int]:
+        """Number of subjects with sets of each of the two sizes of a cell, by the name of the size."""
         return {GROUP_NAMES[group]: int((self._held[group] > 0).sum()) for group in sorted(set(CELLS[cell]))}
 
-    def count_people_pairs(self, cell: int | None = None) -> int:
-        """Different pairs of subjects among the non-mated pairs."""
+    def count_subject_pairs(self, cell: int | None = None) -> int:
+        """Number of different pairs of subjects among the non-mated pairs."""
         one, other = (held > 0 for held in self._sides(cell))
         both = int((one & other).sum())
         return int(one.sum()) * int(other.sum()) - both - both * (both - 1) // 2
 
     def nonmated_weights(self, drawn: Integers, cell: int | None = None) -> NDArray[np.int64]:
-        """Non-mated pairs where each subject counts as often as drawn (subjects, R): (R,)."""
+        """(R,) number of non-mated pairs, each weighted by how often its subjects are drawn, (subjects,
+        R).
+        """
         one, other = self._sides(cell)
         counts = drawn.astype(np.int64)
-        # Without those of a subject with itself; within one group every two sets were counted twice.
+        # Without pairs of a subject with itself; within one group every pair was counted twice.
         pairs = (one @ counts) * (other @ counts) - (one * other) @ counts**2
         return np.asarray(pairs // 2 if one is other else pairs)
 
@@ -130,23 +132,23 @@ class SetPairs:
 
 
 def groups_of(sizes: Integers) -> Integers:
-    """Rows of `SIZE_GROUPS` for sets of so many faces."""
+    """Rows of `SIZE_GROUPS` for sets by their numbers of faces."""
     return np.asarray(np.searchsorted([low for low, _ in SIZE_GROUPS[1:]], sizes, side="right"))
 
 
 def cells_of(first_sizes: Integers, second_sizes: Integers) -> NDArray[np.uint8]:
-    """Rows of `CELLS` for pairs of sets with so many faces; shapes broadcast."""
+    """Rows of `CELLS` for pairs of sets by their numbers of faces; shapes broadcast."""
     return np.asarray(_CELL_OF[groups_of(first_sizes), groups_of(second_sizes)])
 
 
 def cell_name(cell: int) -> str:
-    """A pair of size groups as files and tables write it."""
+    """Name of a pair of size groups in files and tables."""
     first, second = CELLS[cell]
     return f"{GROUP_NAMES[first]} x {GROUP_NAMES[second]}"
 
 
 def all_pairs(similarity: Floats | InnerProducts, subjects: Integers, sizes: Integers) -> SetPairs:
-    """Every two of N sets.
+    """Score all pairs of N sets.
 
     Args:
         similarity: (N, N) scores, of which those above the diagonal are used.
@@ -187,13 +189,13 @@ def _row_slices(count: int) -> Iterator[slice]:
 def bootstrap_thresholds(
     pairs: SetPairs, rising: Floats, rates: Sequence[float], drawn: Integers, cell: int | None = None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The threshold for each false match rate in each draw of subjects (`evaluation.metrics.thresholds`).
+    """Thresholds for each false match rate in each draw of subjects (`evaluation.metrics.thresholds`).
 
     Args:
-        pairs: with non-mated ones in the cell.
-        rising: the scores of these, from `SetPairs.nonmated`.
+        pairs: with non-mated pairs in the cell.
+        rising: their scores, from `SetPairs.nonmated`.
         rates: each in [0, 1].
-        drawn: (subjects, R) how often each is drawn.
+        drawn: (subjects, R) how often each subject is drawn.
         cell: None is all sizes.
 
     Returns:
@@ -203,7 +205,7 @@ def bootstrap_thresholds(
     totals = pairs.nonmated_weights(drawn, cell)
     wanted = int(1.3 * max(rates) * len(rising)) + 1024
     while True:
-        # Only the top matters; drawing subjects moves how far down a threshold can lie.
+        # Only the highest scores matter; how many depends on the draw.
         lowest = rising[max(0, len(rising) - wanted)]
         places = pairs.highest_nonmated(lowest, cell)
         found = _thresholds_of_top(pairs, places, rates, drawn, totals)
@@ -219,7 +221,7 @@ def _thresholds_of_top(
     drawn: Integers,
     totals: NDArray[np.int64],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """`bootstrap_thresholds` by some of the pairs; -inf where they do not weigh enough."""
+    """`bootstrap_thresholds` from some of the pairs; -inf where their weight does not suffice."""
     places = places[np.argsort(-pairs.scores[places], kind="stable")]
     levels, ends = score_levels(pairs.scores[places].astype(np.float64))
     first, second = (pairs.subjects[sets].astype(np.int32) for sets in pairs.sets_at(places))

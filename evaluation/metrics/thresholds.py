@@ -1,10 +1,9 @@
-"""The threshold for a false match rate. NumPy alone.
+"""The threshold for a false match rate.
 
 One rule for point estimates, intervals, verification, calibration, open-set search and subgroups: the largest
-rate that is not above the target. A score is accepted when it is at or above the threshold, so the threshold
-is just above the highest non-mated score that has to be rejected: the lowest one that keeps the target. It
-depends on non-mated scores alone. Of the rates that papers publish, those of scikit-learn's nearest ROC point
-follow another rule; they stand beside it as `evaluation.metrics.verification.TarAtFar.nearest`.
+observed rate that does not exceed the target. A score is accepted when it is at or above the threshold, so
+the threshold lies just above the highest non-mated score that has to be rejected. Published rates at
+scikit-learn's nearest ROC point follow another rule: see `evaluation.metrics.verification.TarAtFar.nearest`.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ def threshold_at(nonmated: Floats, rate: float, weights: Integers | None = None)
         weights: (n,) how often each counts, as in a bootstrap; not all 0.
 
     Returns:
-        The next number of the scores' dtype above the highest score that is to be rejected, ties included;
-        -inf where none is.
+        The next number of the scores' dtype above the highest score to be rejected, ties included; -inf if
+        none is.
     """
     order = np.argsort(-nonmated, kind="stable")
     levels, ends = score_levels(nonmated[order])
@@ -38,7 +37,7 @@ def threshold_at(nonmated: Floats, rate: float, weights: Integers | None = None)
 
 
 def score_levels(falling: Floats) -> tuple[Floats, NDArray[np.int64]]:
-    """The distinct scores (L,), falling, and how many of all (n,) are at or above each (L,)."""
+    """The distinct scores (L,) of descending scores (n,), and how many are at or above each (L,)."""
     last = np.append(falling[1:] != falling[:-1], True)[: len(falling)]
     return falling[last], np.flatnonzero(last) + 1
 
@@ -49,11 +48,11 @@ def thresholds_of_levels(
     """`threshold_at` for several rates (F,).
 
     Args:
-        levels: (L,) distinct scores, falling.
-        accepted: (L,) weight of what is at or above each.
+        levels: (L,) distinct scores, descending.
+        accepted: (L,) total weight of the scores at or above each.
         rates: each in [0, 1].
-        total: weight of all scores, above 0, where `levels` are only the highest; None is the last of
-            `accepted`. Where the highest do not weigh more than a rate, its threshold is -inf.
+        total: weight of all scores if `levels` holds only the highest; None: the last of `accepted`. If the
+            weight of the highest does not exceed a rate, its threshold is -inf.
     """
     whole = accepted[-1] if total is None else total
     # Quotients, since 7 / 100 equals the literal 0.07, and 0.07 * 100 is not 7.
@@ -63,7 +62,7 @@ def thresholds_of_levels(
 
 
 def accepted_counts(rising: Floats, rates: Sequence[float]) -> NDArray[np.int64]:
-    """How many of n rising scores (n,) the threshold for each rate accepts: (F,)."""
+    """(F,) how many of n ascending scores the threshold for each rate accepts."""
     count, wanted = len(rising), np.asarray(rates, np.float64)
     most = np.floor(wanted * count).astype(np.int64).clip(0, count)
     # By quotients, as above.
@@ -75,13 +74,13 @@ def accepted_counts(rising: Floats, rates: Sequence[float]) -> NDArray[np.int64]
 
 
 def thresholds_of_counts(rising: Floats, accepted: Integers) -> NDArray[np.float64]:
-    """The lowest thresholds (F,) that accept so many (F,) of rising scores (n,); -inf for all of them."""
+    """(F,) lowest thresholds that accept the given numbers (F,) of ascending scores (n,); -inf for all."""
     rejected = rising[np.maximum(len(rising) - 1 - accepted, 0)].astype(np.float64)
     return np.where(accepted == len(rising), -np.inf, np.nextafter(rejected, np.inf))
 
 
 def at_or_above(scores: Floats, threshold: float) -> NDArray[np.bool_]:
-    """Which scores a threshold accepts, compared as float64 whatever the dtype of the scores."""
+    """Mask of the scores that a threshold accepts, compared as float64 whatever their dtype."""
     lowest = scores.dtype.type(threshold)
     if float(lowest) < threshold:
         lowest = np.nextafter(lowest, scores.dtype.type(np.inf))

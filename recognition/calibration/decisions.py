@@ -1,6 +1,6 @@
-"""One person or two? Scores of pairs of sets held against a calibration, and how that is told.
+"""Decisions whether two sets show one person, by the thresholds of a calibration.
 
-A pair has the threshold of its sizes where the calibration supports the rate for them, else that of all
+A pair has the threshold of its set sizes if the calibration supports the rate for them, else that of all
 sizes.
 """
 
@@ -19,7 +19,7 @@ from recognition.records import AggregatedSet
 from runtime.escaping import csv_text
 from runtime.files import atomic_write
 
-# In the terminal and on the page; the file has all.
+# In the terminal and on the page; decisions.csv has all.
 PAIRS_SHOWN = 20
 _NAME_WIDTH = 44
 _COLUMNS = (
@@ -32,19 +32,21 @@ Doubles = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Decisions:
-    """Decisions on pairs; all arrays are of one shape, that of the scores.
+    """Decisions on pairs; all arrays have the shape of the scores.
 
     Attributes:
-        fmr: the false match rate asked for.
-        normalisation: by which method the scores are normalised with a cohort; None: they are cosines.
-        scores: that are compared.
-        thresholds: that they are compared with; `low` and `high` are the 95 % interval, NaN where not known.
-        is_same: at or above the threshold.
+        fmr: the chosen false match rate.
+        normalisation: method of score normalisation; None: scores are cosines.
+        scores: similarities.
+        thresholds: of each pair.
+        low: lower end of the 95 % interval of the threshold; NaN where not known.
+        high: upper end.
+        is_same: whether the score reaches the threshold.
         fmr_at_score: the false match rate of a threshold at the score: one person at this rate and above, two
             below; NaN where not known.
         is_bound: `fmr_at_score` is only an upper bound, as no non-mated score is that high.
-        cells: rows of `evaluation.metrics.calibration.CELLS`.
-        of_own_sizes: whether the threshold is that of the pair's sizes.
+        cells: rows of `evaluation.metrics.set_pairs.CELLS`.
+        of_own_sizes: whether the threshold is that of the pair's set sizes.
     """
 
     fmr: str
@@ -60,35 +62,35 @@ class Decisions:
     of_own_sizes: NDArray[np.bool_]
 
     def verdict(self, place: tuple[int, ...]) -> str:
-        """What is decided on one pair."""
+        """The decision on one pair."""
         return "one person" if self.is_same[place] else "two people"
 
     def threshold_text(self, place: tuple[int, ...]) -> str:
-        """Its threshold with the interval."""
+        """The threshold of one pair with its interval."""
         value, low, high = (each[place] for each in (self.thresholds, self.low, self.high))
         return f"{value:.4f}" + ("" if np.isnan(low) else f" ({low:.4f} to {high:.4f})")
 
     def fmr_text(self, place: tuple[int, ...]) -> str:
-        """The FMR at its score."""
+        """The false match rate at the score of one pair."""
         if np.isnan(self.fmr_at_score[place]):
             return "not known"
         rate = f"{self.fmr_at_score[place]:.1e}"
         return f"below {rate}" if self.is_bound[place] else rate
 
     def sizes_text(self, place: tuple[int, ...]) -> str:
-        """Whose threshold it is."""
+        """The set sizes of the threshold of one pair."""
         return cell_name(int(self.cells[place])) if self.of_own_sizes[place] else "all sizes"
 
 
 def decide(
     calibration: Calibration, scores: Doubles, first_sizes: NDArray[np.int64], second_sizes: NDArray[np.int64]
 ) -> Decisions:
-    """Decides on pairs.
+    """Decide on pairs.
 
     Args:
         calibration: from `read_calibration`.
-        scores: any shape, as `Calibration.compared` gives them.
-        first_sizes: faces of the first set of each pair, broadcast to the scores.
+        scores: any shape, from `Calibration.compared`.
+        first_sizes: numbers of faces of the first set of each pair, broadcast to the scores.
         second_sizes: of the second.
     """
     cells = np.broadcast_to(cells_of(first_sizes, second_sizes), scores.shape)
@@ -123,7 +125,7 @@ def decide(
 def decide_sets(
     calibration: Calibration, sets: Sequence[AggregatedSet], matrix: NDArray[np.float32]
 ) -> Decisions:
-    """Decides on every two of B sets; `matrix`: (B, B) their cosines."""
+    """Decide on all pairs of B sets; `matrix`: their (B, B) cosines."""
     embeddings = np.stack([each.embedding for each in sets])
     sizes = np.array([len(each.faces) for each in sets])
     scores = calibration.compared(matrix, embeddings, embeddings)
@@ -131,7 +133,7 @@ def decide_sets(
 
 
 def nearest_pairs(decisions: Decisions, count: int = PAIRS_SHOWN) -> list[tuple[int, int]]:
-    """Pairs of a (B, B) matrix, those first whose score is nearest to the threshold."""
+    """Pairs of a (B, B) matrix, those with the score nearest to the threshold first."""
     rows, columns = np.triu_indices(len(decisions.scores), 1)
     distance = np.abs(decisions.scores - decisions.thresholds)[rows, columns]
     order = np.argsort(distance, kind="stable")[:count]
@@ -139,7 +141,7 @@ def nearest_pairs(decisions: Decisions, count: int = PAIRS_SHOWN) -> list[tuple[
 
 
 def about_threshold(decisions: Decisions) -> str:
-    """What decides on the pairs of a (B, B) matrix, without a full stop."""
+    """Describe the threshold of the pairs of a (B, B) matrix, without a full stop."""
     rows, columns = np.triu_indices(len(decisions.scores), 1)
     values = np.unique(decisions.thresholds[rows, columns])
     kind = (
@@ -159,7 +161,7 @@ def decisions_text(sets: Sequence[AggregatedSet], decisions: Decisions) -> str:
     names = [_short(f"{sets[row].name} - {sets[column].name}") for row, column in pairs]
     width = max(map(len, names))
     lines = [
-        f"{'decisions, nearest first':<{width}}  {'score':>8}  {'says':<10}  {'threshold (95 %)':<26}  "
+        f"{'decisions, nearest first':<{width}}  {'score':>8}  {'decision':<10}  {'threshold (95 %)':<26}  "
         f"{'of sizes':<11}  FMR at this score"
     ]
     for name, place in zip(names, pairs, strict=True):
@@ -170,14 +172,14 @@ def decisions_text(sets: Sequence[AggregatedSet], decisions: Decisions) -> str:
         )
     total = len(sets) * (len(sets) - 1) // 2
     if total > len(pairs):
-        lines.append(f"... and {total - len(pairs):,} more, which decisions.csv has.")
+        lines.append(f"... and {total - len(pairs):,} more in decisions.csv.")
     return "\n".join(lines)
 
 
 def write_decisions(
     path: Path, sets: Sequence[AggregatedSet], matrix: NDArray[np.float32], decisions: Decisions
 ) -> None:
-    """All pairs as a CSV file."""
+    """Write all pairs as a CSV file."""
 
     def rows() -> Iterator[Sequence[object]]:
         yield _COLUMNS
@@ -202,9 +204,9 @@ def _fmr_at(group: Group, scores: Doubles) -> tuple[Doubles, NDArray[np.bool_]]:
     if not group.fmr:
         return np.full(scores.shape, np.nan), np.zeros(scores.shape, bool)
     thresholds, rates = np.array(group.score), np.array([*group.fmr, 1.0])
-    # The first threshold at or below the score; below all of them everything is accepted.
+    # The first threshold at or below the score; below all of them every pair is accepted.
     place = np.searchsorted(-thresholds, -scores)
-    # Of a rate of 0 is known only that it is below the next one.
+    # A rate of 0 is only known to be below the next one.
     is_bound = rates[place] == 0
     return rates[np.where(is_bound, place + 1, place)], is_bound
 

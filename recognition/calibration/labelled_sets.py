@@ -1,8 +1,8 @@
-"""A folder of people whose names are known -> described sets of several sizes, for a calibration.
+"""Labelled sets of several sizes from a folder of subjects, for a calibration.
 
-Every subfolder of the root is a subject. The subfolders of a subject are its sets. Photos that lie in a
-subject's own folder are split into sets that share no photo or video, of sizes drawn from each size group
-that the photos suffice for, so that one folder a person is enough.
+Every subfolder of the root is a subject, and the subfolders of a subject are its sets. Photos directly in the
+folder of a subject are split into sets without a common photo or video, whose sizes are drawn from the size
+groups that the photos suffice for.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from data.checks.near_duplicates import SKETCHED_FRAMES, copies_text, find_copie
 from data.sources.decoding import decode_image
 from data.sources.image_files import beside_note, people_root, subfolders, unpacked_note
 from data.sources.subject_names import check_distinct
-from evaluation.metrics.calibration import FEWEST_PEOPLE
+from evaluation.metrics.calibration import MIN_SUBJECTS
 from evaluation.metrics.enrolment_failures import EnrolmentFailures
 from evaluation.metrics.set_pairs import SIZE_GROUPS
 from recognition.aggregation import aggregate_sets
@@ -34,19 +34,17 @@ from runtime.errors import InputError, InputWarning
 from runtime.escaping import escaped
 from set_benchmark.media import evenly
 
-# Of a set that is drawn: beyond, descriptors change little.
+# Faces of a drawn set; descriptors of larger ones differ little.
 _LARGEST_SET = 32
-# People whose photos may show several.
 _MIXED_SHOWN = 20
-# Folders without photos.
 _BARE_SHOWN = 5
-# Of one person's photos, so that nobody with hundreds decides alone.
+# Sets of one subject, so that a subject with hundreds of photos does not dominate.
 _MOST_SETS = 8
 
 
 @dataclass(frozen=True)
 class LabelledSource:
-    """A folder with photos of a subject; `is_set`: all of one set, not to be split."""
+    """A folder with photos of a subject; `is_set`: whether they are one set, not to be split."""
 
     subject: str
     source: SetSource
@@ -55,22 +53,22 @@ class LabelledSource:
 
 @dataclass(frozen=True, eq=False)
 class LabelledSets:
-    """N sets of known people.
+    """N sets of labelled subjects.
 
     Attributes:
-        people: S names, of those who have a set.
-        subjects: (N,) int64 rows of `people`.
-        names: N of the sets.
-        sizes: (N,) int64 faces of each.
+        subject_names: S names, of the subjects with a set.
+        subjects: (N,) int64 rows of `subject_names`.
+        names: N names of sets.
+        sizes: (N,) int64 numbers of faces.
         descriptors: (N, D) float32, unit rows.
-        notes: sentences on what was left out after it had been described.
+        notes: sentences on sets that were left out.
         rejected: text on files and frames without a usable face (`rejection_text`), on photos of several
-            faces, and on folders that may show several people.
-        left_out: these files and frames one by one, as `<set>/<file>`, and why.
+            faces, and on folders that may show several subjects.
+        left_out: each of these files and frames as `<set>/<file>`, and why.
         failures: sets without a usable face, where a subject's loose photos are one set.
     """
 
-    people: list[str]
+    subject_names: list[str]
     subjects: NDArray[np.int64]
     names: list[str]
     sizes: NDArray[np.int64]
@@ -81,11 +79,11 @@ class LabelledSets:
     left_out: tuple[tuple[str, str], ...] = ()
 
 
-def find_labelled(root: Path, flag: str, fewest: int = FEWEST_PEOPLE) -> list[LabelledSource]:
-    """The folders with photos below `root`.
+def find_labelled(root: Path, flag: str, min_subjects: int = MIN_SUBJECTS) -> list[LabelledSource]:
+    """Find the folders with photos below `root`, which messages call `flag`.
 
     Raises:
-        InputError: no folder, fewer subjects than `fewest`, or two names for one folder.
+        InputError: no folder, fewer subjects than `min_subjects`, or two names for one folder.
     """
     notes = [unpacked_note(root), beside_note(people_root(root))] if root.is_dir() else []
     for note in filter(None, notes):
@@ -95,8 +93,8 @@ def find_labelled(root: Path, flag: str, fewest: int = FEWEST_PEOPLE) -> list[La
     check_distinct((subject.name for subject in subjects), f"{flag} {root}")
     if not subjects:
         raise InputError(
-            f"{flag} {root}: expected a folder whose subfolders are people, each with photos, or with a "
-            "subfolder for each set."
+            f"{flag} {root}: expected a folder whose subfolders are subjects, each with photos, or with "
+            "a subfolder for each set."
         )
     found = []
     real: dict[Path, Path] = {}
@@ -112,34 +110,35 @@ def find_labelled(root: Path, flag: str, fewest: int = FEWEST_PEOPLE) -> list[La
             source = SetSource(folder.relative_to(root).as_posix(), folder, with_subfolders=is_set)
             if _has_files(source):
                 found.append(LabelledSource(escaped(subject.name), source, is_set))
-    people = {each.subject for each in found}
-    if bare := [escaped(each.name) for each in subjects if escaped(each.name) not in people]:
+    there = {each.subject for each in found}
+    if bare := [escaped(each.name) for each in subjects if escaped(each.name) not in there]:
         more = f" and {len(bare) - _BARE_SHOWN:,} more" if len(bare) > _BARE_SHOWN else ""
         warnings.warn(
             f"{flag} {root}: there are no photos or videos in {', '.join(bare[:_BARE_SHOWN])}{more}.",
             InputWarning,
             stacklevel=2,
         )
-    if len(people) < fewest:
+    if len(there) < min_subjects:
         raise InputError(
-            f"{flag} {root}: {len(people)} people with photos; expected {fewest} or more, each a subfolder."
+            f"{flag} {root}: {len(there)} subjects with photos; expected {min_subjects} or more, each a "
+            "subfolder."
         )
     return found
 
 
-def describe_labelled(
+def aggregate_labelled(
     model: FaceModel, sources: Sequence[LabelledSource], options: PhotoOptions, *, seed: int = 0
 ) -> LabelledSets:
-    """Describes all sets; the same seed splits photos alike, whoever else is in the folder.
+    """Aggregate all sets. How photos are split depends on the seed and the subject, not on other subjects.
 
-    A photo that a subject has twice counts once: two sets that share a picture are no mated pair.
+    Copies of a photo count once: two sets with a common photo are no mated pair.
 
     Raises:
-        InputError: no face in any folder, or all photos of a subject are another one's too.
+        InputError: no usable face in any folder, or all photos of a subject are also those of another.
     """
     described, empty = aggregate_sets(model, [each.source for each in sources], options)
     of_name = {each.source.name: each for each in sources}
-    rejected = rejection_text(described, empty, all_in="left_out of the file that is written")
+    rejected = rejection_text(described, empty, all_in="left_out of the calibration file")
     rejected += face_choice_text(described) + mixed_text(
         model, described, [of_name[each.name].subject for each in described]
     )
@@ -147,14 +146,13 @@ def describe_labelled(
         raise InputError(
             f"nothing was written, as no file of the folders is usable: {rejection_reasons(empty)}"
         )
-    kept, said = without_copies(described, [of_name[each.name].subject for each in described])
-    notes = said
+    kept, notes = without_copies(described, [of_name[each.name].subject for each in described])
     names, sizes, descriptors, subjects = [], [], [], []
     for each, rows_kept in zip(described, kept, strict=True):
         labelled = of_name[each.name]
         media = np.array([face.medium for face in each.faces], np.int64)
         if not len(rows_kept):
-            notes.append(f"{each.name}: all of it are copies; it is left out.")
+            notes.append(f"{each.name}: all of its photos are copies.")
             continue
         parts = [rows_kept]
         if not labelled.is_set:
@@ -165,10 +163,10 @@ def describe_labelled(
             sizes.append(len(rows))
             descriptors.append(_descriptor(model, each, rows, media))
             subjects.append(labelled.subject)
-    people, numbers = np.unique(subjects, return_inverse=True)
+    subject_names, numbers = np.unique(subjects, return_inverse=True)
     everything: list[AggregatedSet | EmptySet] = [*empty, *described]
     return LabelledSets(
-        people=people.tolist(),
+        subject_names=subject_names.tolist(),
         subjects=numbers.astype(np.int64),
         names=names,
         sizes=np.array(sizes, np.int64),
@@ -183,16 +181,16 @@ def describe_labelled(
 
 
 def mixed_text(model: FaceModel, described: Sequence[AggregatedSet], subjects: Sequence[str]) -> str:
-    """Whose photos may show more than one person, a line each; '' for none, and where that is not known."""
+    """Subjects whose photos may show more than one person, a line each; '' if none, or if not known."""
     if model.spec.unmeasured_warning(
         np.stack([each.embedding for each in described]), np.arange(len(described))
     ):
         return ""
-    people: dict[str, list[AggregatedSet]] = {}
+    of_subject: dict[str, list[AggregatedSet]] = {}
     for subject, each in zip(subjects, described, strict=True):
-        people.setdefault(subject, []).append(each)
+        of_subject.setdefault(subject, []).append(each)
     lines = []
-    for subject, sets in people.items():
+    for subject, sets in of_subject.items():
         whole = sets[0] if len(sets) == 1 else _joined(subject, sets)
         if text := contamination_text(model, whole):
             lines.append(f"  {subject}: {text}\n")
@@ -200,13 +198,13 @@ def mixed_text(model: FaceModel, described: Sequence[AggregatedSet], subjects: S
         return ""
     more = f"  ... and {len(lines) - _MIXED_SHOWN:,} more.\n" if len(lines) > _MIXED_SHOWN else ""
     return (
-        f"warning: the photos of {len(lines):,} of {len(people):,} people may show someone else too, which "
-        f"makes all thresholds wrong:\n{''.join(lines[:_MIXED_SHOWN])}{more}"
+        f"warning: the photos of {len(lines):,} of {len(of_subject):,} subjects may show other persons too, "
+        f"which makes all thresholds wrong:\n{''.join(lines[:_MIXED_SHOWN])}{more}"
     )
 
 
 def _joined(subject: str, sets: Sequence[AggregatedSet]) -> AggregatedSet:
-    """All sets of a person as one, for a check: the descriptor is that of the first."""
+    """Join all sets of a subject for a check; the descriptor is that of the first."""
     faces, first = [], 0
     for each in sets:
         faces += [
@@ -224,24 +222,24 @@ def _joined(subject: str, sets: Sequence[AggregatedSet]) -> AggregatedSet:
 
 def _failures(sources: Sequence[LabelledSource], empty: set[str]) -> EnrolmentFailures:
     enrolled = {each.subject for each in sources if each.source.name not in empty}
-    people = {each.subject for each in sources}
-    return EnrolmentFailures(len(sources), len(empty), len(people), len(people - enrolled))
+    subjects = {each.subject for each in sources}
+    return EnrolmentFailures(len(sources), len(empty), len(subjects), len(subjects - enrolled))
 
 
 def without_copies(
     described: Sequence[AggregatedSet], subjects: Sequence[str]
 ) -> tuple[list[NDArray[np.int64]], list[str]]:
-    """Rows of each set's faces that are left when copies of photos and videos are not counted; and sentences.
+    """Rows of each set's faces without copies of photos and videos, and sentences on the copies.
 
     Args:
         described: sets.
-        subjects: whose each is.
+        subjects: the subject of each.
 
     Raises:
         InputError: as `find_copies`.
     """
-    people = sorted(set(subjects))
-    number = {name: place for place, name in enumerate(people)}
+    everyone = sorted(set(subjects))
+    number = {name: place for place, name in enumerate(everyone)}
     owners: list[int] = []
     rows: list[NDArray[np.int64]] = []
     sketches: list[NDArray[np.float32]] = []
@@ -256,7 +254,9 @@ def without_copies(
             owners.append(place)
             rows.append(own)
             names.append(f"{each.name}/{faces[0].name}")
-    copies = find_copies(sketches, np.array([number[subjects[owner]] for owner in owners], np.int64), people)
+    copies = find_copies(
+        sketches, np.array([number[subjects[owner]] for owner in owners], np.int64), everyone
+    )
     gone = copies.left_out
     kept: list[list[NDArray[np.int64]]] = [[] for _ in described]
     for medium, owner in enumerate(owners):
@@ -268,13 +268,13 @@ def without_copies(
 
 
 def split_photos(media: NDArray[np.int64], rng: np.random.Generator) -> list[NDArray[np.int64]]:
-    """Rows of a subject's faces as sets: disjoint by photo and video, two or more where it can be.
+    """Split the rows of a subject's faces into sets without a common photo or video, two or more if possible.
 
-    Each set is of a size group drawn from those that the photos left over suffice for. At most eight sets.
+    The size group of each set is drawn from those that the remaining photos suffice for. At most eight sets.
 
     Args:
         media: (T,) number of the photo or video of each face.
-        rng: draws.
+        rng: of the draws.
     """
     numbers, counts = np.unique(media, return_counts=True)
     order = rng.permutation(len(numbers))
@@ -282,7 +282,7 @@ def split_photos(media: NDArray[np.int64], rng: np.random.Generator) -> list[NDA
     parts: list[NDArray[np.int64]] = []
     at = 0
     while at < len(numbers) and len(parts) < _MOST_SETS:
-        # The first leaves something for a second.
+        # Leave a photo for a second set.
         end = len(numbers) - (1 if not parts and len(numbers) > 1 else 0)
         left = int(counts[at:end].sum())
         groups = [(low, high) for low, high in SIZE_GROUPS if low <= left]

@@ -1,4 +1,4 @@
-"""Thresholds for a chosen false match rate, as a calibration file holds them; made for one model alone.
+"""Reader of calibration files: thresholds for false match rates, made for one model.
 
 {"schema": 1, "fingerprint": "<FaceModel.fingerprint>", "reading": {"alignment": "as stored", ...},
  "thresholds": {"1e-03": {"threshold": 0.41, "interval95": [0.38, 0.45], ...}, ...},
@@ -7,8 +7,8 @@
  "normalisation": {"method": "local_scaling", "top": 100, "people": 300, "values": 512,
                    "descriptors": "<base64 of float32>", ...}}
 
-The keys of `thresholds` are false match rates. The first two entries and `thresholds` are needed, all others
-may be absent; what else `calibrate_command` writes is for people and other readers.
+The keys of `thresholds` are false match rates. `schema`, `fingerprint` and `thresholds` are required, the
+others optional. `recognition.calibration.measurement` writes more keys, which are not read here.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from runtime.json_files import check_type, read_json
 
 SCHEMA = 1
 _SOURCE = "a calibration file"
-# What files say that were written before there was a choice.
+# In files of earlier versions, which had one method.
 _FORMER_METHOD = ("kind", "adaptive s-norm")
 
 
@@ -49,8 +49,8 @@ class _Normalisation(TypedDict):
 
 @dataclass(frozen=True)
 class Threshold:
-    """`fmr`: as the file writes it; `value`: at or above it two sets count as one person; `interval95`: of
-    it, None where the file tells none.
+    """`fmr`: as in the file; `value`: two sets with a score at or above it count as one person; `interval95`:
+    its confidence interval, if the file has it.
     """
 
     fmr: str
@@ -60,7 +60,7 @@ class Threshold:
 
 @dataclass(frozen=True)
 class Group:
-    """Thresholds by rate, and the curve: rising false match rates, the lowest threshold that keeps each."""
+    """Thresholds by rate, and a curve of false match rates, ascending, with the lowest threshold of each."""
 
     thresholds: dict[str, Threshold]
     fmr: tuple[float, ...] = ()
@@ -69,7 +69,7 @@ class Group:
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """What a file says for one rate, `fmr`: of all sets, and by the name of a pair of size groups."""
+    """Thresholds for one rate, `fmr`, of all sets and by the name of a pair of size groups."""
 
     fmr: str
     everything: Group
@@ -78,11 +78,13 @@ class Calibration:
 
     @property
     def threshold(self) -> Threshold:
-        """That of sets of any sizes."""
+        """Of sets of any sizes."""
         return self.everything.thresholds[self.fmr]
 
     def compared(self, cosines: Floats, first: Floats, second: Floats) -> NDArray[np.float64]:
-        """Scores (N, M) that the thresholds are for: the cosines of (N, D) and (M, D), or normalised ones."""
+        """Scores (N, M) to compare with the thresholds: the cosines of (N, D) and (M, D), or normalised
+        ones.
+        """
         if self.normalisation is None:
             return np.asarray(cosines, np.float64)
         wide = first.astype(np.float64), second.astype(np.float64)
@@ -93,27 +95,28 @@ class Calibration:
 def read_calibration(
     path: Path, fingerprint: str, fmr: str | None = None, *, reading: Mapping[str, str] | None = None
 ) -> Calibration:
-    """What a file says for a false match rate.
+    """Read the thresholds for a false match rate.
 
     Args:
         path: a calibration file.
         fingerprint: of the model in use.
         fmr: as text, 1e-03 or 0.001; None is the lowest rate in the file.
-        reading: `recognition.preprocessing` of the faces in use; None does not ask.
+        reading: how the faces in use were read (`recognition.preprocessing`); None: not compared.
 
     Raises:
-        InputError: not such a file, one for another model or other photos, or without that rate.
+        InputError: no such file, one for another model or another way of reading faces, or without that rate.
     """
     content = _read(path)
     everything = _group(path, "", content)
     if not everything.thresholds:
-        raise InputError(f"{path}: holds no thresholds.")
+        raise InputError(f"{path}: contains no thresholds.")
     if content.get("fingerprint") != fingerprint:
         other = str(content.get("fingerprint"))[:12]
         raise InputError(
             f"{path}: was made for another model (fingerprint {other}..., this one is "
-            f"{fingerprint[:12]}...). Thresholds hold for the weights, the aggregator, the pixels and the "
-            "flip rule that they were measured with: use those, or calibrate again."
+            f"{fingerprint[:12]}...). Thresholds are valid for the weights, the aggregator, the "
+            "preprocessing and "
+            "the flip rule that they were measured with: use those, or calibrate again."
         )
     if reading is not None:
         check_same_preprocessing(path, preprocessing_from_json(content), reading, "calibrate again")
@@ -133,7 +136,7 @@ def read_calibration(
 
 
 def encoded(descriptors: Floats) -> str:
-    """Descriptors (C, D) as text, which `normalisation` keeps."""
+    """Descriptors (C, D) as the text in `normalisation`."""
     return base64.b64encode(np.ascontiguousarray(descriptors, "<f4").tobytes()).decode()
 
 
@@ -155,8 +158,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: expected {_SOURCE} with 'schema': {SCHEMA}.")
     if not has_checksum:
         warnings.warn(
-            f"{path}: has no checksum, as files of before; that it is undamaged cannot be told. 'calibrate' "
-            "writes one.",
+            f"{path}: has no checksum, so damage cannot be detected. 'calibrate' writes files with one.",
             InputWarning,
             stacklevel=2,
         )
@@ -174,7 +176,7 @@ def _group(path: Path, where: str, content: Mapping[str, Any]) -> Group:
                 f"{path}: {where}thresholds, {key!r}: expected a rate, and {{'threshold': number}}."
             )
         if not math.isfinite(value):
-            raise InputError(f"{path}: {where}thresholds, {key!r}: {value} is no threshold.")
+            raise InputError(f"{path}: {where}thresholds, {key!r}: {value} is not a finite number.")
         interval = _numbers(entry.get("interval95"), 2)
         found[key] = Threshold(key, float(value), None if interval is None else (interval[0], interval[1]))
     curve = content.get("curve")
@@ -191,7 +193,8 @@ def _group(path: Path, where: str, content: Mapping[str, Any]) -> Group:
         or (np.diff(scores) >= 0).any()
     ):
         raise InputError(
-            f"{path}: {where}curve: expected as many 'score', falling, as 'fmr', rising. It may be damaged."
+            f"{path}: {where}curve: expected equally many values in 'score', descending, and 'fmr', "
+            "ascending. It may be damaged."
         )
     return Group(found, rates, scores)
 
@@ -204,19 +207,21 @@ def _normalisation(path: Path, content: object) -> ScoreNormalisation | None:
         content = {**content, "method": AS_NORM}
     check_type(content, _Normalisation, f"{path}: normalisation")
     stored = cast("_Normalisation", content)
-    method, people, top = stored["method"], stored["people"], stored["top"]
+    method, subjects, top = stored["method"], stored["people"], stored["top"]
     try:
         values = np.frombuffer(base64.b64decode(stored["descriptors"], validate=True), "<f4")
-        if people < 1 or stored["values"] < 1 or len(values) != people * stored["values"]:
-            raise ValueError(f"{len(values):,} numbers, of {people:,} people with {stored['values']:,} each")
-        descriptors = values.reshape(people, -1).astype(np.float32)
-        if not 2 <= top <= people:
-            raise ValueError(f"top is {top}, of {people} people")
+        if subjects < 1 or stored["values"] < 1 or len(values) != subjects * stored["values"]:
+            raise ValueError(
+                f"{len(values):,} numbers, of {subjects:,} subjects with {stored['values']:,} each"
+            )
+        descriptors = values.reshape(subjects, -1).astype(np.float32)
+        if not 2 <= top <= subjects:
+            raise ValueError(f"top is {top}, of {subjects} subjects")
         lengths = np.linalg.norm(descriptors, axis=1)
         if not (np.isfinite(lengths) & (lengths > 0)).all():
             raise ValueError("a descriptor is zero or not finite")
     except (ValueError, binascii.Error) as fault:
-        raise InputError(f"{path}: normalisation: is damaged ({fault}). Calibrate again.") from None
+        raise InputError(f"{path}: normalisation: damaged ({fault}). Calibrate again.") from None
     if method not in METHODS:
         raise InputError(
             f"{path}: normalisation: the method is {method!r}, and this version has {', '.join(METHODS)}. "
@@ -226,7 +231,7 @@ def _normalisation(path: Path, content: object) -> ScoreNormalisation | None:
 
 
 def _numbers(value: object, count: int | None = None) -> tuple[float, ...] | None:
-    """A list of finite numbers (so many) as a tuple, else None."""
+    """A list of finite numbers, of this length if given, as a tuple; None for any other value."""
     if not isinstance(value, list) or count not in (None, len(value)):
         return None
     if any(isinstance(each, bool) or not isinstance(each, (int, float)) for each in value):

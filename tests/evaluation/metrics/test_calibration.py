@@ -4,19 +4,19 @@ import numpy as np
 import pytest
 
 from evaluation.metrics.bootstrap import draw_subjects
-from evaluation.metrics.calibration import FEWEST_PEOPLE, calibrate, one_threshold, people_for
+from evaluation.metrics.calibration import MIN_SUBJECTS, calibrate, num_subjects_for, one_threshold
 from evaluation.metrics.set_pairs import all_pairs, cell_name, cells_of
 from evaluation.metrics.thresholds import threshold_at
 from runtime.errors import InputError
 
 
-def sets_of(people: int, *, sets: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Similarity, subjects and sizes of people in a world where larger sets are less noisy."""
+def sets_of(count: int, *, sets: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Similarity, subjects and sizes of subjects in a world where larger sets are less noisy."""
     rng = np.random.default_rng(seed)
-    subjects = np.repeat(np.arange(people), sets)
+    subjects = np.repeat(np.arange(count), sets)
     sizes = rng.choice([1, 1, 2, 4, 8, 20], len(subjects))
     noise = rng.normal(size=(len(subjects), 24)) / np.sqrt(sizes)[:, None]
-    features = rng.normal(size=(people, 24))[subjects] + noise + 0.3
+    features = rng.normal(size=(count, 24))[subjects] + noise + 0.3
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     return features @ features.T, subjects, sizes
 
@@ -47,7 +47,7 @@ def test_rates_and_thresholds_of_groups_equal_a_plain_count() -> None:
                 assert figures.fnmr == pytest.approx(np.mean([score < figures.threshold for score in own]))
 
 
-def test_people_are_drawn_not_pairs() -> None:
+def test_bootstrap_draws_subjects_not_pairs() -> None:
     """The interval equals that of repeating each person as often as drawn, and counting."""
     similarity, subjects, sizes = sets_of(16, sets=2)
     pairs = all_pairs(similarity, subjects, sizes)
@@ -67,14 +67,14 @@ def test_people_are_drawn_not_pairs() -> None:
             missed.append(np.mean([score < thresholds[-2] for score in own]))
     for interval, values in (
         (found.interval95, thresholds),
-        (found.fmr95, false),
-        (found.fnmr95, missed),
+        (found.fmr_interval95, false),
+        (found.fnmr_interval95, missed),
     ):
         assert interval == pytest.approx(tuple(np.percentile(values, [2.5, 97.5])))
 
 
-def test_no_error_among_few_people_is_no_certainty() -> None:
-    """20 people, 28 mated comparisons, none missed."""
+def test_no_error_among_few_subjects_keeps_a_wide_interval() -> None:
+    """20 subjects, 28 mated comparisons, none missed."""
     subjects = np.append(np.repeat(np.arange(20), 2), [0, 1, 2, 3])
     similarity = np.random.default_rng(0).normal(0, 0.05, (44, 44))
     similarity = (similarity + similarity.T) / 2 + 0.9 * (subjects[:, None] == subjects)
@@ -82,7 +82,7 @@ def test_no_error_among_few_people_is_no_certainty() -> None:
     assert found.mated == 28
     figures = found.rates["1e-01"]
     assert figures.fnmr == 0
-    assert figures.fnmr95 == pytest.approx((0, 1 - 0.05 ** (1 / 20)))
+    assert figures.fnmr_interval95 == pytest.approx((0, 1 - 0.05 ** (1 / 20)))
 
 
 def test_intervals_are_the_same_each_time_and_move_with_the_seed() -> None:
@@ -93,24 +93,24 @@ def test_intervals_are_the_same_each_time_and_move_with_the_seed() -> None:
     assert first[0].rates["1e-01"].threshold == other[0].rates["1e-01"].threshold
 
 
-def test_a_rate_that_too_few_people_support_is_refused_with_the_number() -> None:
+def test_a_rate_that_too_few_subjects_support_is_refused_with_the_number() -> None:
     everything, _ = calibrate(all_pairs(*sets_of(50, sets=6)), [1e-1, 1e-2, 1e-3], replicates=5)
-    # 1,225 pairs of people carry 10 false matches at 1e-2; at 1e-3 it takes 10,000, though 44,100 comparisons
-    # of sets were made.
+    # 1,225 pairs of subjects carry 10 false matches at 1e-2; at 1e-3 it takes 10,000, though 44,100
+    # comparisons of sets were made.
     assert list(everything.rates) == ["1e-01", "1e-02"]
     assert everything.nonmated == 44_100
     assert "10,000 comparisons" in everything.refused["1e-03"]
-    assert "which 142 people give; there are 1,225" in everything.refused["1e-03"]
-    assert people_for(10_000) == 142
+    assert "which 142 subjects give; there are 1,225" in everything.refused["1e-03"]
+    assert num_subjects_for(10_000) == 142
     assert 142 * 141 / 2 >= 10_000 > 141 * 140 / 2
 
 
-def test_a_size_that_few_people_have_is_refused() -> None:
+def test_a_size_that_few_subjects_have_is_refused() -> None:
     similarity, subjects, sizes = sets_of(80)
     sizes = np.where(np.isin(subjects, [0, 1, 2]), 20, 1)
     _, cells = calibrate(all_pairs(similarity, subjects, sizes), [1e-1], replicates=5)
     assert not cells["1 x 17+"].rates
-    assert "only 3 people have sets of 17+ faces" in cells["1 x 17+"].refused["1e-01"]
+    assert "only 3 subjects have sets of 17+ faces" in cells["1 x 17+"].refused["1e-01"]
     assert cells["1 x 1"].rates
 
 
@@ -148,9 +148,9 @@ def test_one_threshold_for_all_sizes_is_counted_per_size() -> None:
     assert costs.fnmr_by_size == pytest.approx(missed / pairs.is_mated.sum())
 
 
-def test_what_cannot_be_calibrated_says_so() -> None:
-    similarity, subjects, sizes = sets_of(FEWEST_PEOPLE - 1)
-    with pytest.raises(InputError, match=r"9 people: .* 1e-02 needs 46"):
+def test_too_few_subjects_are_refused() -> None:
+    similarity, subjects, sizes = sets_of(MIN_SUBJECTS - 1)
+    with pytest.raises(InputError, match=r"9 subjects .*1e-02 needs 46"):
         calibrate(all_pairs(similarity, subjects, sizes), [1e-1])
     with pytest.raises(InputError, match="expected"):
         all_pairs(similarity, subjects[:-1], sizes)
@@ -159,12 +159,12 @@ def test_what_cannot_be_calibrated_says_so() -> None:
         all_pairs(similarity, subjects, sizes)
 
 
-def test_observed_rates_of_other_people_lie_in_the_interval_as_often_as_said() -> None:
+def test_observed_rates_of_other_subjects_lie_in_the_interval_as_often_as_said() -> None:
     """Coverage in a world where the truth is known; 95 % but for chance over 40 worlds."""
     inside = 0
     for seed in range(40):
         one, other = (all_pairs(*sets_of(40, sets=2, seed=2 * seed + half)) for half in (0, 1))
         figures = calibrate(one, [1e-1], replicates=60, seed=seed)[0].rates["1e-01"]
         observed = np.mean(other.scores[~other.is_mated] >= figures.threshold)
-        inside += figures.fmr95[0] <= observed <= figures.fmr95[1]
+        inside += figures.fmr_interval95[0] <= observed <= figures.fmr_interval95[1]
     assert inside >= 34

@@ -12,11 +12,11 @@ from evaluation.metrics.set_pairs import CELLS, InnerProducts, all_pairs, bootst
 from evaluation.metrics.thresholds import accepted_counts, at_or_above, threshold_at, thresholds_of_counts
 
 
-def descriptors(people: int, sets: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def descriptors(count: int, sets: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Unit rows, subjects and sizes."""
     rng = np.random.default_rng(seed)
-    subjects = rng.permutation(np.repeat(np.arange(people), sets))
-    rows = rng.normal(size=(people, 16))[subjects] + rng.normal(size=(len(subjects), 16))
+    subjects = rng.permutation(np.repeat(np.arange(count), sets))
+    rows = rng.normal(size=(count, 16))[subjects] + rng.normal(size=(len(subjects), 16))
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     return rows.astype(np.float32), subjects, rng.choice([1, 3, 8, 40], len(subjects), p=[0.5, 0.3, 0.1, 0.1])
 
@@ -38,13 +38,13 @@ def test_pairs_and_their_counts_equal_a_loop(monkeypatch: pytest.MonkeyPatch, pa
             if subjects[i] != subjects[k] and cell in (None, int(cells_of(sizes[i], sizes[k])))
         ]
         assert len(pairs.nonmated(cell)) == len(others)
-        assert pairs.count_people_pairs(cell) == len({frozenset(each) for each in others})
+        assert pairs.count_subject_pairs(cell) == len({frozenset(each) for each in others})
         weights = [sum(int(drawn[a, r]) * int(drawn[b, r]) for a, b in others) for r in range(3)]
         assert pairs.nonmated_weights(drawn, cell).tolist() == weights
 
 
 def test_thresholds_of_draws_are_those_of_all_scores_however_few_are_looked_at() -> None:
-    """One draw is of two people whose scores are the lowest of all, one of nobody."""
+    """One draw is of two subjects whose scores are the lowest of all, one of nobody."""
     rng = np.random.default_rng(0)
     subjects = rng.permutation(np.repeat(np.arange(11), 12))
     similarity = rng.normal(size=(132, 132)) - np.maximum(subjects[:, None], subjects)

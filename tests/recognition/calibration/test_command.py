@@ -11,8 +11,9 @@ import pytest
 
 import inference
 from evaluation.metrics.set_pairs import all_pairs
-from recognition.calibration.command import RATES, calibration_of, normalised_with
-from recognition.calibration.labelled_sets import describe_labelled, find_labelled
+from recognition.calibration.labelled_sets import aggregate_labelled, find_labelled
+from recognition.calibration.measurement import RATES, cohort_normalisation, measure
+from recognition.calibration.tables import measurement_text
 from recognition.calibration.thresholds import read_calibration
 from recognition.face_reading import PhotoOptions
 from recognition.model import FaceModel, load_model
@@ -65,9 +66,9 @@ def test_from_photos_to_a_decision(
     assert list(content["thresholds"]) == ["1e-01", "1e-02"]
     assert content["made_from"]["people"] == 46
     assert content["made_from"]["faces"] == 138
-    assert "refused: FMR 1e-03" in said
-    assert "which 142 people give; there are 1,035" in said
-    assert "The people most alike" in said
+    assert "not supported: FMR 1e-03" in said
+    assert "142 subjects give; there are 1,035" in said
+    assert "The most similar subjects" in said
     # No non-mated pair reaches the highest threshold of the curve, which is just above the nearest one.
     assert content["curve"]["fmr"][0] == 0
     assert np.nextafter(content["closest"][0]["score"], 2) == max(content["curve"]["score"])
@@ -84,7 +85,6 @@ def test_from_photos_to_a_decision(
     assert "FMR at this score" in said
     assert f"threshold for a false match rate of 1e-01: {float(rows[0]['threshold']):.4f}" in said
     page = (out / "report.html").read_text()
-    assert "One person or two?" in page
     low, high = group.thresholds["1e-01"].interval95 or (0, 0)
     assert f"<td>{float(rows[0]['threshold']):.4f} ({low:.4f} to {high:.4f})</td>" in page
 
@@ -114,7 +114,7 @@ def test_search_decides_on_matches(
         ((), "alignment: as stored there"),
     ],
 )
-def test_a_calibration_of_other_means_is_refused(
+def test_a_calibration_of_another_model_or_preprocessing_is_refused(
     change: tuple[str, ...],
     told: str,
     root: Path,
@@ -140,7 +140,7 @@ def test_other_weights_are_refused(
     assert "was made for another model" in capsys.readouterr().err
 
 
-def test_a_cohort_normalises_and_tells_its_gain(
+def test_a_cohort_normalises_scores_and_its_gain_is_reported(
     root: Path,
     checkpoint: Path,
     face_folder: Folder,
@@ -155,7 +155,7 @@ def test_a_cohort_normalises_and_tells_its_gain(
     path = tmp_path / "n.json"
     assert run(*calibrate(root, checkpoint, path, "--cohort", cohort)) == 0
     said = capsys.readouterr().out
-    assert "a cohort of 24 people (local_scaling, the nearest 12)" in said
+    assert "a cohort of 24 subjects (local_scaling, the nearest 12)" in said
     assert "% with cosines" in said
     content = json.loads(path.read_text())
     assert set(content["normalisation"]["gain"]["1e-01"]) == {"before", "after", "difference95"}
@@ -177,7 +177,7 @@ def test_a_cohort_normalises_and_tells_its_gain(
     assert f"normalised {float(row['score']):.4f}" in capsys.readouterr().out
 
 
-def test_all_faults_are_told_and_nothing_is_written(
+def test_all_faults_are_reported_and_nothing_is_written(
     root: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "c.txt"
@@ -190,7 +190,7 @@ def test_all_faults_are_told_and_nothing_is_written(
     ):
         assert part in said
     assert run(*calibrate(root, checkpoint, tmp_path / "c.json", "--faces", "all")) == 2
-    assert "the others in a photo are not its subject" in capsys.readouterr().err
+    assert "--faces all" in capsys.readouterr().err
     assert not out.exists()
     assert not (tmp_path / "c.json").exists()
 
@@ -202,7 +202,7 @@ def test_the_same_seed_writes_the_same_bytes(root: Path, checkpoint: Path, tmp_p
 
 
 @pytest.mark.slow
-def test_on_other_people_the_rate_is_in_its_interval(shared: Path, tmp_path: Path) -> None:
+def test_the_rate_on_other_subjects_is_in_its_interval(shared: Path, tmp_path: Path) -> None:
     """Calibrated on 185 people of LFW, checked on as many others; of 3 rates one may lie outside."""
     with tarfile.open(shared / "faces" / "lfw_dev112.tar") as archive:
         archive.extractall(tmp_path / "lfw", filter="data")
@@ -218,18 +218,19 @@ def test_on_other_people_the_rate_is_in_its_interval(shared: Path, tmp_path: Pat
         for path in subjects[185 * half : 185 * (half + 1)]:
             path.rename(root / path.name)
         halves.append(
-            describe_labelled(model, find_labelled(root, "--images_root"), PhotoOptions(aligned=True))
+            aggregate_labelled(model, find_labelled(root, "--images_root"), PhotoOptions(aligned=True))
         )
-    content, text = calibration_of(model, halves[0], None, reading={})
+    measured = measure(halves[0])
+    content, text = measured.content(model.fingerprint, {}), measurement_text(measured)
     assert list(content["thresholds"]) == ["1e-01", "1e-02", "1e-03"]
     assert "The threshold for 1e-03 rises from" in text
     other = halves[1]
     pairs = all_pairs(other.descriptors @ other.descriptors.T, other.subjects, other.sizes)
-    strangers = pairs.scores[~pairs.is_mated]
+    nonmated = pairs.scores[~pairs.is_mated]
     inside = []
     for rate, figures in zip(RATES, content["thresholds"].values(), strict=False):
-        observed = float((strangers >= figures["threshold"]).mean())
+        observed = float((nonmated >= figures["threshold"]).mean())
         assert 0.4 * rate < observed < 2 * rate
         inside.append(figures["fmr95"][0] <= observed <= figures["fmr95"][1])
     assert sum(inside) >= 2
-    assert normalised_with(other).top == 92
+    assert cohort_normalisation(other).top == 92

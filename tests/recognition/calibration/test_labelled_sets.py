@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from evaluation.metrics.enrolment_failures import EnrolmentFailures
 from evaluation.metrics.set_pairs import groups_of
-from recognition.calibration.labelled_sets import describe_labelled, find_labelled, mixed_text, split_photos
+from recognition.calibration.labelled_sets import aggregate_labelled, find_labelled, mixed_text, split_photos
 from recognition.face_reading import PhotoOptions
 from recognition.model import FaceModel
 from recognition.records import AggregatedSet
@@ -54,8 +54,10 @@ def test_subfolders_are_sets_and_loose_photos_are_split(
     (root / "s011" / "0.png").write_bytes(b"")
     for number in (1, 2):
         (root / "s011" / f"{number}.png").unlink()
-    found = describe_labelled(model, find_labelled(root, "--images_root"), PhotoOptions(aligned=True), seed=1)
-    assert found.people == [f"s{number:03}" for number in range(11)]
+    found = aggregate_labelled(
+        model, find_labelled(root, "--images_root"), PhotoOptions(aligned=True), seed=1
+    )
+    assert found.subject_names == [f"s{number:03}" for number in range(11)]
     own = [found.names[row] for row in np.flatnonzero(found.subjects == 0)]
     assert {"s000/2019", "s000/2024"} <= set(own)
     assert len(own) >= 4
@@ -65,25 +67,27 @@ def test_subfolders_are_sets_and_loose_photos_are_split(
     assert "s011" in found.rejected
     assert {name.split("/")[0] for name, _ in found.left_out} == {"s011"}
     # Twelve folders of loose photos and two of sets; of one person nothing is left.
-    assert found.failures == EnrolmentFailures(attempts=14, failed=1, people=12, people_failed=1)
+    assert found.failures == EnrolmentFailures(attempts=14, failed=1, subjects=12, subjects_failed=1)
     assert np.allclose(np.linalg.norm(found.descriptors, axis=1), 1, atol=1e-5)
     # Who else is there does not change a person's sets.
     for number in range(2, 12):
         (root / f"s{number:03}" / "0.png").unlink()
-    again = describe_labelled(model, find_labelled(root, "--images_root"), PhotoOptions(aligned=True), seed=1)
+    again = aggregate_labelled(
+        model, find_labelled(root, "--images_root"), PhotoOptions(aligned=True), seed=1
+    )
     rows = [[f.names.index(name) for name in f.names if name.startswith("s001")] for f in (found, again)]
     assert np.allclose(found.descriptors[rows[0]], again.descriptors[rows[1]], atol=1e-5)
 
 
-def test_folders_that_cannot_be_used_are_told(face_folder: Folder, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"--images_root .*gone: expected a folder whose subfolders are"):
+def test_unusable_folders_are_reported(face_folder: Folder, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--images_root .*gone"):
         find_labelled(tmp_path / "gone", "--images_root")
     root = face_folder(9, 1)
     (root / "empty").mkdir()
-    with pytest.raises(InputError, match="9 people with photos; expected 10 or more"):
+    with pytest.raises(InputError, match=r"9 subjects .* 10 or more"):
         find_labelled(root, "--cohort")
     os.symlink(root / "s000", root / "s000_again")
-    with pytest.raises(InputError, match="s000 and s000_again are one folder under two names"):
+    with pytest.raises(InputError, match=r"s000 and s000_again"):
         find_labelled(root, "--cohort")
 
 
@@ -94,7 +98,7 @@ def test_a_photo_that_is_there_twice_counts_once(
     (root / "s003" / "album").mkdir()
     (root / "s003" / "album" / "x.png").write_bytes(drawn_face(3, 77, 40))
     options = PhotoOptions(aligned=True)
-    alone = describe_labelled(model, find_labelled(root, "--images_root"), options)
+    alone = aggregate_labelled(model, find_labelled(root, "--images_root"), options)
     assert alone.notes == []
     for folder in sorted(root.iterdir()):
         for path in sorted(folder.glob("*.png")):
@@ -102,7 +106,7 @@ def test_a_photo_that_is_there_twice_counts_once(
     # In another set of the same person, and as another format.
     photo = cv2.imdecode(np.frombuffer((root / "s003" / "0.png").read_bytes(), np.uint8), 1)
     cv2.imwrite(str(root / "s003" / "album" / "again.jpg"), photo, [cv2.IMWRITE_JPEG_QUALITY, 80])
-    found = describe_labelled(model, find_labelled(root, "--images_root"), options)
+    found = aggregate_labelled(model, find_labelled(root, "--images_root"), options)
     assert "34 photos" in found.notes[0]
     assert "s000/0.png as s000/0 (1).png" in found.notes[0]
     assert found.names == alone.names
@@ -118,21 +122,21 @@ def test_a_set_of_copies_alone_is_left_out(
     (root / "s003" / "album" / "x.png").write_bytes((root / "s003" / "1.png").read_bytes())
     # One photo of s004 stands under s005 too.
     (root / "s005" / "2.png").write_bytes((root / "s004" / "1.png").read_bytes())
-    found = describe_labelled(model, find_labelled(root, "--images_root"), PhotoOptions(aligned=True))
+    found = aggregate_labelled(model, find_labelled(root, "--images_root"), PhotoOptions(aligned=True))
     said = "\n".join(found.notes)
     assert "s003/album/x.png as s003/1.png" in said
-    assert "s003/album: all of it are copies" in said
+    assert "s003/album: all of its photos are copies" in said
     assert "s004/1.png and s005/2.png" in said
     assert "s003/album" not in found.names
-    # Two photos of each of 11 people, less one of s004; the copy in s005 is no photo of anybody.
+    # Two photos of each of 11 subjects, less one of s004; the copy in s005 is no photo of anybody.
     assert found.sizes.sum() == 21
     assert found.failures.failed == 0
     (root / "s005" / "3.png").write_bytes((root / "s004" / "0.png").read_bytes())
-    with pytest.raises(InputError, match="s004 and s005: all images"):
-        describe_labelled(model, find_labelled(root, "--images_root"), PhotoOptions(aligned=True))
+    with pytest.raises(InputError, match=r"s004 and s005"):
+        aggregate_labelled(model, find_labelled(root, "--images_root"), PhotoOptions(aligned=True))
 
 
-def test_people_whose_folders_show_several_are_named(
+def test_subjects_whose_folders_show_several_persons_are_named(
     model: FaceModel, drawn_set: Callable[..., AggregatedSet]
 ) -> None:
     def of_person(number: int, name: str) -> AggregatedSet:
@@ -141,7 +145,7 @@ def test_people_whose_folders_show_several_are_named(
 
     sets = [of_person(0, "s0"), of_person(1, "s1/a"), of_person(2, "s1/b")]
     text = mixed_text(model, sets, ["s0", "s1", "s1"])
-    assert "1 of 2 people" in text
+    assert "1 of 2 subjects" in text
     assert "s0" not in text
     assert all(f"{each.name}/{file}" in text for each in sets[1:] for file in each.files)
     assert mixed_text(model, sets, ["s0", "s1", "s2"]) == ""
