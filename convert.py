@@ -435,24 +435,20 @@ def _stated(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_quality(values: Mapping[str, Any]) -> None:
-    from quality.choice import Wish, measure_and_keep
-    from weights import load_weights
+    from quality.command import QualityCheckConfig, run_quality_check
+    from weights.overrides import stated_spec
 
     source, images = values["check_quality"]
-    given = {name: Path(values[name]) if values[name] else None for name in ("out", "store", "detector")}
-    wish = Wish(
-        out=given["out"],
-        store=given["store"],
-        detector=given["detector"],
+    config = QualityCheckConfig(
+        **{name: Path(values[name]) if values[name] else None for name in ("out", "store", "detector")},
         arch=values["arch"] or None,
-        stated=_stated(values),
+        channel_order=values["channel_order"] or None,
+        stated=stated_spec(values),
         num_images=values["num_images"],
         seed=values["seed"],
         overrides=_overrides(values),
     )
-    order = values["channel_order"] or None
-    loaded = load_weights(source, wish.arch, channel_order=order, stated=wish.stated)
-    print(measure_and_keep(loaded.backbone, source, Path(images), wish))
+    print(run_quality_check(source, Path(images), config))
 
 
 def _export(values: Mapping[str, Any]) -> None:

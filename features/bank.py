@@ -1,4 +1,4 @@
-"""Features of single faces by subject, image and view, mapped from the disk; and batches gathered from them.
+"""Features of single faces by subject, image and view, mapped from the disk, and batches of them.
 
 Where the features come from: a store of views that we made, or features made elsewhere. Which rows make a
 template is decided in `features.templates`.
@@ -99,13 +99,13 @@ class FeatureBank:
         wanted = sorted(set(names) & set(self.subjects))
         number = {name: place for place, name in enumerate(wanted)}
         new = np.array([number.get(name, -1) for name in self.subjects], np.int64)[self.labels]
-        return self.taken(np.flatnonzero(new >= 0), new[new >= 0], wanted)
+        return self.subset(np.flatnonzero(new >= 0), new[new >= 0], wanted)
 
     def other_subjects(self, names: Collection[str]) -> list[str]:
         """Those whom `names` (of `data.sources.subject_names.read_names`) does not name."""
         return [subject for subject in self.subjects if normal(subject) not in names]
 
-    def taken(self, images: Ints, labels: Ints, subjects: list[str]) -> FeatureBank:
+    def subset(self, images: Ints, labels: Ints, subjects: list[str]) -> FeatureBank:
         """These images (I',) under other labels (I',) and names."""
         chosen = hashlib.sha256(self.identity.get("images", "").encode() + images.tobytes())
         parts = data_parts(subjects, labels, np.zeros(0, np.uint64))
@@ -127,7 +127,7 @@ class FeatureBank:
         sums = np.zeros((len(self.subjects), self.embedding_size - self.auxiliary_size), np.float32)
         lengths = np.ones_like(self.lengths) if self.plan else self.lengths
         for part in np.array_split(np.arange(len(self)), max(1, len(self) // 8192)):
-            rows, within = spread(self.starts[part], lengths[part])
+            rows, within = ragged_ranges(self.starts[part], lengths[part])
             identity, _ = split_auxiliary(self.values(rows).float(), self.auxiliary_size)
             np.add.at(sums, self.labels[part][within], identity.numpy() / lengths[part][within][:, None])
         sums /= np.linalg.norm(sums, axis=1, keepdims=True).clip(1e-12)
@@ -190,7 +190,7 @@ def bank_of_views(
         labels: (I,) of the images.
         plan: the views of each image.
         starts: (I,) rows of their first views.
-        made_from: identity of the store, with the views that are taken.
+        made_from: identity of the store, with the views that are subset.
     """
     # A store that somebody else wrote may have no stamps: then norms tell the images.
     stamps = np.asarray(store.columns.get(STAMP, store.norms.view(np.uint32))[starts], np.uint64)
@@ -264,13 +264,15 @@ def bank_of_rows(
 def with_centre_of(spec: BackboneSpec, bank: FeatureBank) -> FeatureBank:
     """The bank with the spec's centre; features made elsewhere may be without it already, which shows."""
     if spec.centre is not None and bank.plan is None:
-        embedding, _ = split_auxiliary(torch.from_numpy(two_of_each(bank)[0]), spec.auxiliary_size)
+        embedding, _ = split_auxiliary(torch.from_numpy(two_rows_per_subject(bank)[0]), spec.auxiliary_size)
         if measure_cosines(embedding.numpy(), None)[0] is None:
             return bank
     return bank.with_centre(spec.centre)
 
 
-def two_of_each(bank: FeatureBank) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
+def two_rows_per_subject(
+    bank: FeatureBank,
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
     """The first row of each of two images a subject: features, subjects and norms."""
     order = np.argsort(bank.labels, kind="stable")
     labels = bank.labels[order]
@@ -279,7 +281,7 @@ def two_of_each(bank: FeatureBank) -> tuple[NDArray[np.float32], NDArray[np.int6
     return bank.values(rows).float().numpy(), bank.labels[images], np.asarray(bank.norms[rows], np.float32)
 
 
-def gathered(bank: FeatureBank, rows: Ints, offsets: Ints, labels: Ints, media: Ints) -> FeatureBatch:
+def gather_batch(bank: FeatureBank, rows: Ints, offsets: Ints, labels: Ints, media: Ints) -> FeatureBatch:
     """Reads the rows of a batch. A row that comes more than once (a frame repeated) is read once."""
     once, where = np.unique(rows, return_inverse=True)
     place = torch.from_numpy(where.reshape(-1))
@@ -293,14 +295,14 @@ def gathered(bank: FeatureBank, rows: Ints, offsets: Ints, labels: Ints, media: 
     )
 
 
-def spread(starts: Ints, lengths: Ints) -> tuple[Ints, Ints]:
+def ragged_ranges(starts: Ints, lengths: Ints) -> tuple[Ints, Ints]:
     """The integers of all ranges start..start+length-1 (n,), and which range each is of."""
     which = np.repeat(np.arange(len(lengths)), lengths)
     begin = np.cumsum(lengths) - lengths
     return starts[which] + np.arange(len(which)) - begin[which], which
 
 
-def read_given(path: Path) -> FeatureBank:
+def read_feature_bank(path: Path) -> FeatureBank:
     """Opens features to train from: a store of views of ours, or an npz that was made elsewhere.
 
     An npz holds 'features' (N, D), 'norms' (N,), 'labels' (N,) and, if it is known which faces come from one

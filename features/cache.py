@@ -35,8 +35,8 @@ from features.bank import (
     FeatureBank,
     bank_of_views,
     faces_text,
-    read_given,
-    two_of_each,
+    read_feature_bank,
+    two_rows_per_subject,
     view_subjects,
     with_centre_of,
 )
@@ -118,13 +118,13 @@ def cached_views(backbone: Backbone, source: FaceSource, cache: Cache) -> Cached
     return CachedViews(bank, _FacesOfRows(wanted.faces, starts, len(plan)))
 
 
-def given_features(path: Path) -> CachedViews:
+def precomputed_features(path: Path) -> CachedViews:
     """Opens and verifies features that were made before.
 
     Raises:
-        InputError: as `features.bank.read_given`.
+        InputError: as `features.bank.read_feature_bank`.
     """
-    return CachedViews(read_given(path), None)
+    return CachedViews(read_feature_bank(path), None)
 
 
 def with_cosines(backbone: Backbone, bank: FeatureBank, *, keep_centre: bool = False) -> FeatureBank:
@@ -139,7 +139,7 @@ def with_cosines(backbone: Backbone, bank: FeatureBank, *, keep_centre: bool = F
         keep_centre: only statistics are measured.
     """
     if not backbone.spec.is_measured:
-        rows = two_of_each(bank.with_centre(backbone.spec.centre))
+        rows = two_rows_per_subject(bank.with_centre(backbone.spec.centre))
         with suppress(InputError):
             backbone.spec = backbone.spec.measured(*rows, keep_centre=keep_centre)
     return with_centre_of(backbone.spec, bank)
@@ -147,7 +147,7 @@ def with_cosines(backbone: Backbone, bank: FeatureBank, *, keep_centre: bool = F
 
 def cosine_warning(spec: BackboneSpec, bank: FeatureBank) -> str:
     """A sentence where the bank's features are unlike those that limits of cosine are for; else nothing."""
-    features, labels, _ = two_of_each(bank)
+    features, labels, _ = two_rows_per_subject(bank)
     return f"{bank.name}: {why}." if (why := spec.unmeasured_warning(features, labels)) else ""
 
 

@@ -26,7 +26,7 @@ Floats = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True, eq=False)
-class GivenFeatures:
+class PrecomputedFeatures:
     """`features` (N, D) unit rows and `norms` (N,) of all faces, in their order.
 
     `identity`: what they were made from as far as it is known, by the names of `embedding.identity_of`;
@@ -39,7 +39,7 @@ class GivenFeatures:
     about: Mapping[str, str]
 
 
-def read_features(path: Path, flip: str | None) -> GivenFeatures:
+def read_features(path: Path, flip: str | None) -> PrecomputedFeatures:
     """Opens features without embedding anything.
 
     Args:
@@ -69,7 +69,7 @@ def read_features(path: Path, flip: str | None) -> GivenFeatures:
                 f"{path}: these features were made with --flip {other}, but --flip {asked} is asked for. "
                 f"Pass --flip {other}, or leave out --features to make others."
             )
-        return GivenFeatures(store.features, store.norms, store.identity, store.about)
+        return PrecomputedFeatures(store.features, store.norms, store.identity, store.about)
     if (path / "features.npy").is_file() and (path / "norms.npy").is_file():
         return _from_arrays(path)
     raise InputError(
@@ -79,13 +79,13 @@ def read_features(path: Path, flip: str | None) -> GivenFeatures:
     )
 
 
-def _from_arrays(folder: Path) -> GivenFeatures:
+def _from_arrays(folder: Path) -> PrecomputedFeatures:
     features = map_npy(folder / "features.npy", "features (N, D)")
     norms = map_npy(folder / "norms.npy", "their norms (N,)").reshape(-1)
-    return GivenFeatures(*_checked(folder, features, norms), {}, {})
+    return PrecomputedFeatures(*_checked(folder, features, norms), {}, {})
 
 
-def _from_pickle(path: Path) -> GivenFeatures:
+def _from_pickle(path: Path) -> PrecomputedFeatures:
     """The third entry, 'faceness_scores', is that of the meta file."""
     held = read_plain_pickle(path, "a dictionary of features")
     # Texts of Python 2 are byte strings.
@@ -102,7 +102,7 @@ def _from_pickle(path: Path) -> GivenFeatures:
     # Of this machine's byte order, and writable.
     values = features.values.astype(features.values.dtype.newbyteorder("="))
     arrays = _checked(path, values, norms.values.reshape(-1))
-    return GivenFeatures(*arrays, {}, {"features": f"published pickle {path.name}"})
+    return PrecomputedFeatures(*arrays, {}, {"features": f"published pickle {path.name}"})
 
 
 def _checked(path: Path, features: Floats, norms: Floats) -> tuple[Floats, NDArray[np.float32]]:
@@ -118,7 +118,7 @@ def _checked(path: Path, features: Floats, norms: Floats) -> tuple[Floats, NDArr
     return features, norms.astype(np.float32)
 
 
-def _from_npz(path: Path, flip: str) -> GivenFeatures:
+def _from_npz(path: Path, flip: str) -> PrecomputedFeatures:
     what = "an npz of InsightFace's ijb_evals.py --save_embeddings, with 'embs' and 'embs_f'"
     stored, _ = read_npz(path, what, needed=["embs"], if_there=[] if flip == NO_FLIP else ["embs_f"])
     features, mirrored = stored["embs"], stored.get("embs_f")
@@ -129,7 +129,7 @@ def _from_npz(path: Path, flip: str) -> GivenFeatures:
             f"{path}: --flip {flip} needs the features of the mirror images, 'embs_f' {features.shape}; "
             f"found {'none' if mirrored is None else mirrored.shape}. Pass --flip none."
         )
-    return GivenFeatures(
+    return PrecomputedFeatures(
         *_joined(features, mirrored, flip), {}, {"features": f"InsightFace's npz {path.name}"}
     )
 

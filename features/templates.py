@@ -21,7 +21,7 @@ from data.sampling.positions import Item
 from data.sampling.templates import GALLERY_STILLS, PROBES
 from data.sampling.views import Kind, ViewPlan
 from data.sources.subject_index import SubjectIndex
-from features.bank import FeatureBank, FeatureBatch, FeatureTemplate, gathered, spread
+from features.bank import FeatureBank, FeatureBatch, FeatureTemplate, gather_batch, ragged_ranges
 from runtime.errors import InputError
 
 STYLES = ("clips", "media")
@@ -112,7 +112,7 @@ class TemplateDrawer:
         found, offsets, media = self._draw(
             items[0].epoch, np.array([item.position for item in items]), subjects
         )
-        return gathered(self.bank, found, offsets, subjects, media)
+        return gather_batch(self.bank, found, offsets, subjects, media)
 
     def _draw(self, epoch: int, positions: Ints, subjects: Ints) -> tuple[Ints, Ints, Ints]:
         """Rows (N,), offsets (B+1,), media (N,) numbered through the batch."""
@@ -146,7 +146,7 @@ class TemplateDrawer:
         share = chance.draw(13) * MOST_FOREIGN
         wanted = (sizes * share / (1 - share) + chance.draw(14)).astype(np.int64)
         count = np.where(spoiled, np.minimum(wanted, self.recipe.max_size - sizes), 0)
-        number, template = spread(np.zeros(len(count), np.int64), count)
+        number, template = ragged_ranges(np.zeros(len(count), np.int64), count)
         # One table of chance for each thing that is drawn of a face.
         most = max(1, int(count.max()))
         whose, lot, kind, slot, frame = (chance.draw_each(n, most)[template, number] for n in range(15, 20))
@@ -217,7 +217,7 @@ class TemplateDrawer:
         return (lot + turn) % counts
 
     def _pools(self, image: Ints, kinds: Ints, chance: NDArray[np.float64]) -> tuple[Ints, Ints]:
-        """First row and number of rows of the media that frames are taken from."""
+        """First row and number of rows of the media that frames are subset from."""
         start = self.bank.starts[image]
         if self._slots is None:
             return start, self.bank.lengths[image]
@@ -275,7 +275,7 @@ class HeldOutFeatures(Dataset[FeatureTemplate]):
             probes.append(second)
         labels = np.repeat(np.arange(len(several)), [len(part) for part in probes])
         names = [bank.subjects[subject] for subject in several]
-        half = bank.taken(np.concatenate(probes), labels, names)
+        half = bank.subset(np.concatenate(probes), labels, names)
         clean = replace(recipe, impostor_media_prob=0.0, impostor_face_prob=0.0, paired=False)
         drawer = TemplateDrawer(half, clean, seed=seed)
         subjects = np.repeat(np.arange(len(several)), PROBES)
@@ -302,7 +302,7 @@ class HeldOutFeatures(Dataset[FeatureTemplate]):
         media = np.concatenate([template.media + at for template, at in zip(templates, first, strict=True)])
         offsets = np.concatenate(([0], np.cumsum(sizes)))
         rows = np.concatenate([template.rows for template in templates])
-        return gathered(self.bank, rows, offsets, np.array([t.label for t in templates]), media)
+        return gather_batch(self.bank, rows, offsets, np.array([t.label for t in templates]), media)
 
 
 class _Chance:
@@ -362,7 +362,7 @@ def _cut(frames: Ints, most: int, *, keep_last: NDArray[np.bool_]) -> Ints:
 def _rows_of(start: Ints, length: Ints, frames: Ints, chance: NDArray[np.float64]) -> tuple[Ints, Ints, Ints]:
     """Frames in a row from a random one on, round and round where a medium has fewer rows."""
     offsets = np.concatenate(([0], np.cumsum(frames.sum(axis=1))))
-    step, medium = spread(np.zeros(frames.size, np.int64), frames.ravel())
+    step, medium = ragged_ranges(np.zeros(frames.size, np.int64), frames.ravel())
     first = (chance.ravel() * length.ravel()).astype(np.int64)
     rows = start.ravel()[medium] + (first[medium] + step) % length.ravel()[medium]
     return rows, offsets, medium

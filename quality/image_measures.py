@@ -1,7 +1,4 @@
-"""How good an aligned face is by its pixels alone: sharpness, and how sure a detector is that it is one.
-
-Measures that are compared with each other in `quality_choice`; higher is better.
-"""
+"""Quality of an aligned face from its pixels: sharpness and detection score; higher is better."""
 
 from __future__ import annotations
 
@@ -16,9 +13,9 @@ from data.sources.decoding import FACE_SIZE, Image
 from runtime.errors import InputError
 from runtime.input_files import utf8_path
 
-# An aligned face fills its image, and the detector wants some room around one.
-_ROOM = FACE_SIZE // 2
-# Low, so that poor faces have a score too; those without any have 0.
+# An aligned face fills its image, and the detector needs a margin around it.
+_MARGIN = FACE_SIZE // 2
+# Low, so that poor faces get a score too; where nothing is detected it is 0.
 _LOWEST_SCORE = 0.02
 
 
@@ -33,15 +30,15 @@ def sharpness(face: Image) -> float:
 
 
 def detector_scores(faces: Iterable[Image], model: Path) -> NDArray[np.float32]:
-    """(N,) the highest score that YuNet gives anything in each aligned face; 0 where it sees none.
+    """(N,) the highest detection score of YuNet in each aligned face; 0 where nothing is detected.
 
     Raises:
-        InputError: the file is no detector.
+        InputError: the file is not a detector.
     """
-    side = FACE_SIZE + 2 * _ROOM
+    side = FACE_SIZE + 2 * _MARGIN
     level = cv2.utils.logging.getLogLevel()
     try:
-        # As in `photos.detection`: OpenCV 5 says on stderr that its new engine has but one target.
+        # As in `photos.detection`: OpenCV 5 prints a note about its new engine on stderr.
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
         with utf8_path(model) as readable:
             yunet = cv2.FaceDetectorYN.create(str(readable), "", (side, side), _LOWEST_SCORE)
@@ -52,7 +49,7 @@ def detector_scores(faces: Iterable[Image], model: Path) -> NDArray[np.float32]:
     scores = []
     for face in faces:
         image = cv2.cvtColor(face, cv2.COLOR_RGB2BGR)
-        padded = cv2.copyMakeBorder(image, _ROOM, _ROOM, _ROOM, _ROOM, cv2.BORDER_CONSTANT)
+        padded = cv2.copyMakeBorder(image, _MARGIN, _MARGIN, _MARGIN, _MARGIN, cv2.BORDER_CONSTANT)
         found = yunet.detect(padded)[1]
         scores.append(0.0 if found is None else float(found[:, -1].max()))
     return np.array(scores, np.float32)

@@ -9,31 +9,31 @@ from matplotlib.axes import Axes
 from evaluation.metrics.verification import rate_key
 from evaluation.reporting.plots import write_plot
 from quality.error_versus_discard import (
-    MOST_REJECTED,
+    MAX_DISCARDED,
     PARTIAL,
     RANDOM,
-    RejectCurves,
-    best_possible,
-    rejected_shares,
+    DiscardCurves,
+    discard_fractions,
+    ideal_curve,
 )
 
 
-def plot_reject(path: Path, found: RejectCurves, *, title: str) -> None:
-    """Missed mated pairs over the share that is rejected as PNG, one line a measure of quality."""
+def plot_discard_curves(path: Path, found: DiscardCurves, *, title: str) -> None:
+    """Plot FNMR over the discarded fraction, one line for each measure of quality."""
 
     def draw(axes: Axes) -> None:
-        shares = 100 * rejected_shares()
+        percent = 100 * discard_fractions()
         start = float(found.curves[RANDOM].fnmr[0])
         for name, curve in found.curves.items():
             if name != RANDOM:
                 chosen = " (chosen)" if name == found.choice else ""
-                axes.plot(shares, 100 * curve.fnmr, label=f"{name}{chosen}")
-        axes.plot(shares, 100 * found.curves[RANDOM].fnmr, label=RANDOM, color="0.45", linestyle=":")
-        axes.plot(shares, 100 * best_possible(start), label="best possible", color="0.75", linestyle="-")
+                axes.plot(percent, 100 * curve.fnmr, label=f"{name}{chosen}")
+        axes.plot(percent, 100 * found.curves[RANDOM].fnmr, label=RANDOM, color="0.45", linestyle=":")
+        axes.plot(percent, 100 * ideal_curve(start), label="ideal", color="0.75", linestyle="-")
         axes.axvspan(0, 100 * PARTIAL, color="0.95", zorder=0)
-        axes.set_xlim(0, 100 * MOST_REJECTED)
+        axes.set_xlim(0, 100 * MAX_DISCARDED)
         axes.set_ylim(bottom=0)
-        axes.set_xlabel("rejected, % of the mated pairs, poorest first (grey: what the choice goes by)")
-        axes.set_ylabel(f"missed (FNMR) at FMR {rate_key(found.fmr)}, %")
+        axes.set_xlabel("discarded mated pairs, %, lowest quality first (grey: range of the ranking)")
+        axes.set_ylabel(f"FNMR at FMR {rate_key(found.fmr)}, %")
 
     write_plot(path, title, draw, "lower left")

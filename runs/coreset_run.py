@@ -13,7 +13,7 @@ from data.sources.face_source import FaceSource
 from data.sources.subsets import hold_out
 from data.sources.unusable_images import first_faults, unusable_images
 from net import Backbone
-from quality.check import measure_cosines
+from quality.check import set_cosine_statistics
 from runs.components import Run, RunRequest, make_head, make_run
 from runs.coreset_stage import (
     MAX_HELD_OUT_SUBJECTS,
@@ -54,7 +54,7 @@ def coreset_run(request: RunRequest, backbone: Backbone, source: FaceSource) -> 
     )
     if saved is None and not finetunes and not backbone.spec.is_measured:
         with suppress(InputError):
-            measure_cosines(backbone, source, seed=seed)
+            set_cosine_statistics(backbone, source, seed=seed)
     head = make_head(config, backbone, len(source.subjects))
     module = coreset_module(request, backbone, head, data, request.identity_of_images(source))
     request.lines.extend(

@@ -12,7 +12,14 @@ from data.sampling.views import ViewPlan, views_identity
 from data.sources.face_source import FaceSource
 from data.sources.subsets import held_out_subjects, kept_subjects
 from features.bank import FeatureBank, with_centre_of
-from features.cache import Cache, CachedViews, cached_views, cosine_warning, given_features, with_cosines
+from features.cache import (
+    Cache,
+    CachedViews,
+    cached_views,
+    cosine_warning,
+    precomputed_features,
+    with_cosines,
+)
 from features.options import FACES_AT_ONCE, EmbedOptions
 from features.templates import HeldOutFeatures, TemplateDrawer, TemplateRecipe
 from net import Backbone
@@ -99,14 +106,14 @@ def precomputed_feature_run(request: RunRequest) -> Run:
     """
     config = request.config
     root, data = Path(config.data.data_root), config.data
-    given = given_features(root / str(data.features))
+    given = precomputed_features(root / str(data.features))
     notes = []
     if data.exclude_subjects is not None:
         kept, excluded = kept_subjects(given.bank.name, given.bank.subjects, data.exclude_subjects)
         given = replace(given, bank=given.bank.of_subjects(kept))
         notes.append(f"         {excluded}")
     given = _with_enough_images(given, data.min_images_per_subject)
-    others = None if data.val_data_path is None else given_features(root / data.val_data_path)
+    others = None if data.val_data_path is None else precomputed_features(root / data.val_data_path)
     bank = given.bank
     start = config.model.start_from_model_statedict
     if start is None:

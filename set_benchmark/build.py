@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from data.sampling.views import Kind
-from features.bank import read_given
+from features.bank import read_feature_bank
 from features.store import MANIFEST as STORE_MANIFEST
 from runtime.errors import InputError
 from runtime.files import temporary_folder
@@ -110,7 +110,7 @@ def _pool(
     chosen = _choice(protocol, seed)
     if source.suffix != ".npz" and not (source / STORE_MANIFEST).is_file():
         return collect_media(source, protocol, work, detector=detector, without=without, chosen=chosen)
-    bank = read_given(source)
+    bank = read_feature_bank(source)
     stress = protocol.stress
     faults = []
     if detector is not None:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from coreset import FaceSets, build_aggregator
-from features.bank import FeatureBank, bank_of_rows, gathered, with_centre_of
+from features.bank import FeatureBank, bank_of_rows, gather_batch, with_centre_of
 from features.cache import with_cosines
 from net import BACKBONES, Backbone, build_backbone
 from runs.config_rules import resolve
@@ -64,7 +64,7 @@ def test_a_shared_vector_is_measured_subtracted_and_recorded(backbone: Backbone)
     assert bank.identity["centre"]
     assert bank.digest != raw.digest
     rows = np.arange(10)
-    batch = gathered(bank, rows, np.array([0, 10]), np.zeros(1, np.int64), rows)
+    batch = gather_batch(bank, rows, np.array([0, 10]), np.zeros(1, np.int64), rows)
     own = raw.features[:10] - np.array(bank.centre)
     np.testing.assert_allclose(batch.features.numpy(), unit(own), atol=1e-5)
     np.testing.assert_allclose(bank.values(rows), batch.features)

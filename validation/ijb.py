@@ -27,7 +27,7 @@ from evaluation.reporting.published import find_reference
 from features.bank import FeatureBank
 from features.flips import warn_of_doubled_norms
 from features.options import FACES_AT_ONCE
-from features.precomputed import GivenFeatures, read_features
+from features.precomputed import PrecomputedFeatures, read_features
 from net import Backbone
 from photos.alignment import ALIGNMENT, LandmarkedFaces, similarity_transforms
 from runtime.command import run_command
@@ -151,7 +151,7 @@ def validate(given: Mapping[str, Any]) -> None:
 
 
 def _cohort(
-    values: Mapping[str, Any], bank: FeatureBank, features: GivenFeatures, trained: Sequence[_Trained]
+    values: Mapping[str, Any], bank: FeatureBank, features: PrecomputedFeatures, trained: Sequence[_Trained]
 ) -> Cohort:
     known = [entry.path for entry in trained] + [values[key] for key in ("weights",) if key in values]
     bank = with_centre(bank, features.identity.get("centre"), map(trained_spec, known))
@@ -167,7 +167,7 @@ def _output(values: Mapping[str, Any]) -> Path:
 
 def _given(
     values: Mapping[str, Any], rules: Rules, trained: Sequence[_Trained], cohort: FeatureBank | None
-) -> GivenFeatures:
+) -> PrecomputedFeatures:
     """Features that were made before, if --weights and aggregators belong to them."""
     features = read_features(Path(values["features"]), rules.flip)
     made = features.identity.get("backbone_sha256")
@@ -193,7 +193,7 @@ def _embedded(
     trained: Sequence[_Trained],
     cohort: FeatureBank | None,
     out: Path,
-) -> GivenFeatures | None:
+) -> PrecomputedFeatures | None:
     # Lightning takes seconds to import, and given features do not need it.
     from features.extract import embed_faces
     from features.options import EmbedOptions
@@ -233,7 +233,7 @@ def _embedded(
     )
     if store is None:
         return None
-    return GivenFeatures(store.features, store.norms, store.identity, store.about)
+    return PrecomputedFeatures(store.features, store.norms, store.identity, store.about)
 
 
 def _points(protocol: SetProtocol, *, aligns: bool, weighs: bool) -> tuple[FacePoints | None, list[str]]:

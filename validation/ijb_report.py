@@ -27,7 +27,7 @@ from evaluation.reporting.report import (
     versions,
     write_result,
 )
-from features.precomputed import GivenFeatures
+from features.precomputed import PrecomputedFeatures
 from runtime.files import atomic_write
 from runtime.machine import peak_resident_mib
 
@@ -48,7 +48,7 @@ class Evaluated:
     paper: str
     cohort: Cohort | None
     two_identity_split: float | None
-    features: GivenFeatures
+    features: PrecomputedFeatures
     figures: IjbFigures
     hashes: Mapping[str, str]
 

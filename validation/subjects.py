@@ -16,7 +16,7 @@ from evaluation.protocols.ijb import Cohort
 from evaluation.protocols.ijb_layout import SetProtocol
 from evaluation.protocols.templates import group_faces
 from evaluation.protocols.text_tables import read_table
-from features.bank import FeatureBank, read_given, with_centre_of
+from features.bank import FeatureBank, read_feature_bank, with_centre_of
 from features.templates import TemplateDrawer, TemplateRecipe
 from runtime.errors import InputError, InputWarning
 from runtime.escaping import from_csv_cell
@@ -54,13 +54,13 @@ def cohort_bank(path: str, judged: frozenset[str] | None) -> FeatureBank:
     """The people of a store of views, or of an npz of features, who are not of the benchmark.
 
     Args:
-        path: as `features.bank.read_given` takes it.
+        path: as `features.bank.read_feature_bank` takes it.
         judged: people who are left out; None: nothing is known of them.
 
     Raises:
         InputError: nothing of the kind is there, or too few other people are in it.
     """
-    bank = read_given(Path(path))
+    bank = read_feature_bank(Path(path))
     others = sorted(bank.other_subjects(judged or ()))
     if len(others) < FEWEST_IN_COHORT:
         raise InputError(

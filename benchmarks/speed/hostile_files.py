@@ -30,7 +30,7 @@ from data.sources.face_source import ImageFolder
 from data.sources.pair_files import read_pair_set
 from data.sources.recordio import read_face_pack
 from evaluation.protocols.matlab_files import read_matlab
-from features.bank import read_given
+from features.bank import read_feature_bank
 from photos.photo_files import read_photo
 from recognition.calibration.thresholds import read_calibration
 from recognition.gallery.exchange import read_gallery
@@ -131,7 +131,7 @@ BOMBS: dict[str, Bomb] = {
     "npz, a header of 200 MB": Bomb(
         "f.npz",
         npz(features=b"\x93NUMPY\x02\x00" + struct.pack("<I", 200 * MiB) + bytes(200 * MiB)),
-        read_given,
+        read_feature_bank,
     ),
     "npz, 30,000 members": Bomb(
         "f.npz", npz(**{str(n): b"" for n in range(30_000)}), lambda path: read_npz(path, "arrays")
@@ -143,7 +143,7 @@ BOMBS: dict[str, Bomb] = {
             norms=npy((MiB,), "<f4", 4 * MiB),
             labels=npy((MiB,), "<i4", 4 * MiB),
         ),
-        read_given,
+        read_feature_bank,
     ),
     "JSON, 40 million lists": Bomb(
         "c.json", text("[" + "[]," * 40_000_000), lambda p: read_json(p, Any, "JSON")

@@ -38,7 +38,7 @@ from benchmarks.studies.evaluator import Evaluator, add_cohort_flags, cohort_met
 from benchmarks.studies.tables import Row, score_normalisation_of, write_tables
 from coreset import build_aggregator
 from data.sources.subject_names import normal, read_names
-from features.bank import read_given
+from features.bank import read_feature_bank
 from runtime.command import build_parser, run_command
 from runtime.errors import InputError
 from runtime.files import atomic_write
@@ -200,7 +200,7 @@ def _check(args: argparse.Namespace) -> None:
 def _made_with(args: argparse.Namespace) -> dict[str, Any]:
     """What all trainings of a table have in common."""
     return {
-        "features": read_given(args.features).digest,
+        "features": read_feature_bank(args.features).digest,
         "steps": args.steps,
         "epochs": args.epochs,
         "batch_size": args.batch_size,
@@ -369,7 +369,7 @@ def training_flags(args: argparse.Namespace, baseline: Baseline, seed: int, out:
 def _holds_test_subjects(args: argparse.Namespace) -> bool:
     """Whether the list names subjects of the training features; main.py refuses one that names none."""
     listed = read_names(args.evaluated_subjects)
-    return any(normal(subject) in listed for subject in read_given(args.features).subjects)
+    return any(normal(subject) in listed for subject in read_feature_bank(args.features).subjects)
 
 
 def _file_name(name: str) -> str:

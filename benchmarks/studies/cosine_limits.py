@@ -60,7 +60,7 @@ def main() -> int:
     }
     counts = [checked_sets(backbone, source, left_out, seed) for seed in range(args.seeds)]
     found |= {name: [each[name] for each in counts] for name in counts[0]}
-    found |= label_counts(backbone, source, two_of_each(source))
+    found |= label_counts(backbone, source, two_rows_per_subject(source))
     text = json.dumps(found, indent=1)
     print(text)
     if args.out is not None:
@@ -137,7 +137,7 @@ def embedded(backbone: Backbone, source: ImageFolder, rows: list[int]) -> tuple[
     return extract(np.stack([source.image(row) for row in rows]), backbone)
 
 
-def two_of_each(source: ImageFolder) -> np.ndarray:
+def two_rows_per_subject(source: ImageFolder) -> np.ndarray:
     """The first two images of each subject."""
     first = np.searchsorted(source.labels, source.labels)
     return np.flatnonzero(np.arange(len(source)) - first < 2)

@@ -30,7 +30,7 @@ from data.sampling.views import Kind
 from evaluation.metrics.bootstrap import rate_interval95
 from evaluation.metrics.thresholds import threshold_at
 from evaluation.protocols.ijb_layout import SetProtocol
-from features.bank import FeatureBank, read_given
+from features.bank import FeatureBank, read_feature_bank
 from recognition.enrolment.identities import IdentityLimits, find_identities
 from recognition.enrolment.leave_one_out import similarity_to_rest
 from recognition.enrolment.limits import NEAR_DUPLICATE, EnrolmentLimits
@@ -165,7 +165,7 @@ def drawn(bank: FeatureBank, count: int, seed: int) -> list[MixedSet]:
 
 def fit(views: Path, without: Path | None) -> OutlierModel:
     """Logistic regression of the evidence; prints the rule, and how many it accuses at which limit."""
-    bank = read_given(views)
+    bank = read_feature_bank(views)
     left_out = set(without.read_text().split()) if without is not None else set()
     bank = bank.of_subjects(set(bank.subjects) - left_out)
     sets = [each for each in drawn(bank, FIT_SETS, seed=1) if len(each.impostor) >= MIN_SAMPLES]

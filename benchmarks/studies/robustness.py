@@ -52,7 +52,7 @@ from evaluation.metrics.search import search
 from evaluation.metrics.template_pairs import verify
 from evaluation.protocols.ijb_layout import SetProtocol
 from evaluation.protocols.templates import FaceGroups, describe_templates
-from features.bank import FeatureBank, read_given, with_centre_of
+from features.bank import FeatureBank, read_feature_bank, with_centre_of
 from features.extract import extract
 from runtime.command import build_parser, run_command
 from runtime.errors import InputError
@@ -156,7 +156,7 @@ def _faces(args: argparse.Namespace, evaluation_set: EvaluationSet) -> Faces:
     )
     backbone = load_backbone(args.weights)
     odd_features, odd_norms = extract(unreadable_images(NUM_UNREADABLE, args.seed), backbone)
-    donors = with_centre_of(backbone.spec, read_given(args.donors))
+    donors = with_centre_of(backbone.spec, read_feature_bank(args.donors))
     donors = donors.of_subjects(donors.other_subjects(read_names(args.evaluated_subjects)))
     for flag, width in (("weights", odd_features.shape[1]), ("donors", donors.embedding_size)):
         if width != features.shape[1]:

@@ -242,7 +242,7 @@ def test_a_mended_label_embeds_nothing_and_is_not_forgotten(
     assert made == []
     assert_pictures_are_of_the_rows(mended, backbone)
     # Whoever trains from the new store by --features gets the new labels.
-    given = feature_cache.given_features(Path(mended.bank.name))
+    given = feature_cache.precomputed_features(Path(mended.bank.name))
     assert np.bincount(given.bank.labels).tolist() == [5, 7, 6, 6]
     assert given.bank.identity == mended.bank.identity
 
@@ -275,7 +275,7 @@ def test_stores_of_before_and_damaged_ones_are_not_used(
     cached_views(backbone, part, cache)
     assert len(made) == 6 * VIEWS
     with pytest.raises(InputError, match="format 1"):
-        feature_cache.given_features(store)
+        feature_cache.precomputed_features(store)
     with pytest.raises(InputError, match="format 1"):
         cached_views(backbone, open_source(folder), cache)
     # A list that no store holds takes from damaged ones what is sound: the second and third part.
@@ -358,7 +358,7 @@ def test_files_of_a_store_that_say_something_else_are_told(
                 path.write_bytes(whole)
                 changed_json(path, change, checksum=checksum)
                 with pytest.raises(InputError, match=str(store)):
-                    feature_cache.given_features(store)
+                    feature_cache.precomputed_features(store)
                 written_rows(store)
         if name == feature_store.MANIFEST:
             # Without stamps, and of the images that it is named by.
@@ -367,11 +367,11 @@ def test_files_of_a_store_that_say_something_else_are_told(
         for content in (b"", b"[", whole[:-40], whole.replace(b"PLAIN", b"PLAIM"), b"[" * 100_000):
             path.write_bytes(content)
             with pytest.raises(InputError, match=str(path)):
-                feature_cache.given_features(store)
+                feature_cache.precomputed_features(store)
             # A damaged store of other images stops nobody.
             cached_views(backbone, select(open_source(folder), np.arange(6)), cache)
         path.write_bytes(whole)
-    feature_cache.given_features(store)
+    feature_cache.precomputed_features(store)
 
 
 def test_a_store_of_before_is_read_with_a_warning(folder: Path, backbone: Backbone, cache: Cache) -> None:
@@ -382,4 +382,4 @@ def test_a_store_of_before_is_read_with_a_warning(folder: Path, backbone: Backbo
         assert np.array_equal(cached_views(backbone, open_source(folder), cache).bank.features, bank.features)
     changed_json(store / feature_store.MANIFEST, lambda m: m.update(format=3), checksum=False)
     with pytest.raises(InputError, match="checksum"):
-        feature_cache.given_features(store)
+        feature_cache.precomputed_features(store)

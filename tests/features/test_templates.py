@@ -13,7 +13,7 @@ import torch
 from backbones.auxiliary import append_auxiliary
 from data.sampling.positions import Item, PositionSampler
 from data.sampling.views import Kind, ViewPlan
-from features.bank import FeatureBank, bank_of_rows, gathered, read_given
+from features.bank import FeatureBank, bank_of_rows, gather_batch, read_feature_bank
 from features.templates import DrawnFeatures, HeldOutFeatures, TemplateDrawer, TemplateRecipe
 from runtime.errors import InputError
 
@@ -268,7 +268,7 @@ def test_held_out_templates_share_no_image_and_no_stranger() -> None:
 def test_repeated_rows_are_gathered_as_they_come() -> None:
     bank = view_bank()
     rows = np.array([5, 3, 5, 5, 0])
-    batch = gathered(bank, rows, np.array([0, 2, 5]), np.array([0, 1]), np.zeros(5, np.int64))
+    batch = gather_batch(bank, rows, np.array([0, 2, 5]), np.array([0, 1]), np.zeros(5, np.int64))
     assert np.array_equal(batch.features.numpy(), bank.features[rows])
 
 
@@ -300,15 +300,15 @@ def test_subjects_that_are_taken_are_numbered_anew() -> None:
 def test_arrays_that_cannot_be_used_are_refused(tmp_path: Path, arrays: Any, message: str) -> None:
     np.savez(tmp_path / "f.npz", **arrays)
     with pytest.raises(InputError, match=message):
-        read_given(tmp_path / "f.npz")
+        read_feature_bank(tmp_path / "f.npz")
 
 
 def test_what_holds_no_features_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no features to train from"):
-        read_given(tmp_path)
+        read_feature_bank(tmp_path)
     (tmp_path / "f.npz").write_bytes(b"no zip")
     with pytest.raises(InputError, match="cannot be read as an npz"):
-        read_given(tmp_path / "f.npz")
+        read_feature_bank(tmp_path / "f.npz")
 
 
 def test_recipes_out_of_range_are_refused() -> None:

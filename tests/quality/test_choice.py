@@ -18,7 +18,8 @@ from convert import convert
 from coreset.quality import FaceQuality
 from net import BACKBONES, Backbone, build_backbone
 from quality.check import NONE
-from quality.choice import TooFewPeopleError, Wish, choose_quality, curves_content
+from quality.choice import TooFewSubjectsError, curves_to_dict, recommend_quality
+from quality.command import QualityCheckConfig
 from quality.image_measures import sharpness
 from recognition.model import load_model
 from runtime.errors import InputError
@@ -61,14 +62,14 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_measures_are_compared_on_degraded_faces(people: Path) -> None:
-    found = choose_quality(Coarse(1), people, num_images=150, replicates=30)
+    found = recommend_quality(Coarse(1), people, num_images=150, replicates=30)
     assert set(found.curves.curves) == {"norm", "sharpness", "random"}
     assert found.name == (found.curves.choice or NONE)
     assert found.curves.mated == PEOPLE * 3
     assert found.curves.fmr == 1e-2
     assert "detector (no --detector FILE)" in found.text
-    assert "learned (the weights hold no" in found.text
-    other = choose_quality(Coarse(-1), people, num_images=150, replicates=30)
+    assert "learned (the weights" in found.text
+    other = recommend_quality(Coarse(-1), people, num_images=150, replicates=30)
     # The same faces, whose norms are ordered the other way.
     assert other.curves.curves["sharpness"].partial == found.curves.curves["sharpness"].partial
     assert other.curves.curves["norm"].partial != found.curves.curves["norm"].partial
@@ -80,20 +81,20 @@ def test_copies_are_no_mated_pairs(people: Path, tmp_path: Path) -> None:
     shutil.copytree(people, root, ignore=shutil.ignore_patterns(".face_index"))
     for folder in root.iterdir():
         shutil.copy(folder / "0.png", folder / "copy.png")
-    found = choose_quality(Coarse(1), root, num_images=4 * PEOPLE, replicates=20)
+    found = recommend_quality(Coarse(1), root, num_images=4 * PEOPLE, replicates=20)
     assert f"{PEOPLE} images show the same picture" in found.text
     assert found.curves.mated == PEOPLE * 3
     for path in [path for number in (1, 2) for path in root.glob(f"s*/{number}.png")]:
         path.unlink()
-    with pytest.raises(TooFewPeopleError, match="0 subjects"):
-        choose_quality(Coarse(1), root, num_images=4 * PEOPLE, replicates=20)
+    with pytest.raises(TooFewSubjectsError, match="0 subjects"):
+        recommend_quality(Coarse(1), root, num_images=4 * PEOPLE, replicates=20)
 
 
 def test_it_is_deterministic(people: Path) -> None:
-    one, again = (choose_quality(Coarse(1), people, num_images=100, replicates=20) for _ in range(2))
+    one, again = (recommend_quality(Coarse(1), people, num_images=100, replicates=20) for _ in range(2))
     assert one.text == again.text
-    assert choose_quality(Coarse(1), people, num_images=100, replicates=20, seed=1).text != one.text
-    assert len(curves_content(one, "w")["measures"]["norm"]["fnmr"]) == 96
+    assert recommend_quality(Coarse(1), people, num_images=100, replicates=20, seed=1).text != one.text
+    assert len(curves_to_dict(one, "w")["measures"]["norm"]["fnmr"]) == 96
 
 
 def test_a_learned_quality_is_measured_too(people: Path) -> None:
@@ -102,7 +103,7 @@ def test_a_learned_quality_is_measured_too(people: Path) -> None:
             super().__init__()
             self.quality = FaceQuality("learned", "coreset", "weigh", 64)
 
-    found = choose_quality(Coarse(1), people, aggregator=Aggregator(), num_images=60, replicates=20)
+    found = recommend_quality(Coarse(1), people, aggregator=Aggregator(), num_images=60, replicates=20)
     # An untrained head gives every face the same.
     assert found.curves.curves["learned"].fnmr == pytest.approx(found.curves.curves["random"].fnmr)
 
@@ -114,10 +115,10 @@ def test_sharpness_falls_with_blur() -> None:
 
 
 def test_what_cannot_be_compared_says_so(people: Path, tmp_path: Path) -> None:
-    with pytest.raises(TooFewPeopleError, match=r"10 subjects with two images .* expected 15 or more"):
-        choose_quality(Coarse(1), people, num_images=30)
+    with pytest.raises(TooFewSubjectsError, match=r"10 subjects with two images .* expected 15 or more"):
+        recommend_quality(Coarse(1), people, num_images=30)
     with pytest.raises(InputError) as told:
-        Wish(store=tmp_path / "w.pt", detector=tmp_path / "gone.onnx")
+        QualityCheckConfig(store=tmp_path / "w.pt", detector=tmp_path / "gone.onnx")
     assert "--store" in str(told.value)
     assert "--detector" in str(told.value)
 
@@ -133,7 +134,7 @@ def test_the_command_plots_and_keeps_the_choice(
     convert(given | {"out": str(tmp_path / "out"), "store": str(kept)})
     said = capsys.readouterr().out
     assert "rank correlation of norm and degradation" in said
-    assert "Error versus reject: 60 degraded faces" in said
+    assert "60 degraded faces" in said
     assert (tmp_path / "out" / "error_versus_reject.png").read_bytes()[1:4] == b"PNG"
     content = json.loads((tmp_path / "out" / "quality.json").read_text())
     with safe_open(kept, framework="pt") as stored:
@@ -179,7 +180,7 @@ def test_one_recommendation_is_given_and_it_is_stored(
     weights, kept = tmp_path / "w.safetensors", tmp_path / "q.safetensors"
     save_weights(weights, build_backbone("ir_tiny").eval())
     with monkeypatch.context() as patch:
-        patch.setattr("weights.load_weights", lambda *_, **__: Loaded(Coarse(-1), "coarse"))
+        patch.setattr("quality.command.load_weights", lambda *_, **__: Loaded(Coarse(-1), "coarse"))
         convert({"check_quality": (str(weights), str(people)), "num_images": 150, "store": str(kept)})
     said = capsys.readouterr().out
     assert said.count("Recommended: --quality") == 1
@@ -219,7 +220,7 @@ def test_the_norm_of_mobilefacenet_helps(shared: Path, tmp_path: Path) -> None:
         archive.extractall(tmp_path, members=archive.getmembers()[:1500], filter="data")
     root = next(path.parent.parent for path in tmp_path.rglob("*.jpg"))
     backbone = load_weights(shared / "faces" / "mobilefacenet.safetensors").backbone
-    found = choose_quality(
+    found = recommend_quality(
         backbone, root, detector=shared / "faces" / "face_detection_yunet_2023mar.onnx", num_images=300
     )
     norm, random = found.curves.curves["norm"], found.curves.curves["random"]

@@ -12,12 +12,12 @@ from evaluation.metrics.bootstrap import draw_subjects
 from quality.error_versus_discard import (
     PARTIAL,
     RANDOM,
-    FacePairs,
-    best_possible,
+    FaceComparisons,
     choice_text,
-    reject_curve,
-    reject_curves,
-    rejected_shares,
+    discard_curve,
+    discard_curves,
+    discard_fractions,
+    ideal_curve,
 )
 from runtime.errors import InputError
 
@@ -44,7 +44,7 @@ def slow_rate(missed: list[bool], quality: list[int], weights: list[int], share:
 )
 def test_the_curve_equals_rejecting_by_hand(rows: list[tuple[bool, int, int]]) -> None:
     missed, quality, weights = (list(column) for column in zip(*rows, strict=True))
-    found = reject_curve(np.array(missed), np.array(quality, float), np.array(weights))
+    found = discard_curve(np.array(missed), np.array(quality, float), np.array(weights))
     for place in (0, 1, 20, 50, 95):
         expected = slow_rate(missed, quality, weights, Fraction(place, 100))
         assert found[place] == pytest.approx(float(expected), abs=1e-9)
@@ -53,7 +53,7 @@ def test_the_curve_equals_rejecting_by_hand(rows: list[tuple[bool, int, int]]) -
 def test_whole_comparisons_are_counted_plainly() -> None:
     rng = np.random.default_rng(0)
     missed, quality = rng.random(100) < 0.3, rng.normal(size=100)
-    found = reject_curve(missed, quality, np.ones(100, int))
+    found = discard_curve(missed, quality, np.ones(100, int))
     order = np.argsort(quality)
     for rejected in (0, 1, 37, 95):
         assert found[rejected] == pytest.approx(missed[order[rejected:]].mean())
@@ -61,40 +61,40 @@ def test_whole_comparisons_are_counted_plainly() -> None:
 
 def test_equal_qualities_reject_nothing_in_particular() -> None:
     missed = np.arange(50) < 10
-    assert reject_curve(missed, np.ones(50), np.ones(50, int)) == pytest.approx(0.2)
+    assert discard_curve(missed, np.ones(50), np.ones(50, int)) == pytest.approx(0.2)
 
 
 def test_no_measure_is_better_than_one_that_knows_the_errors() -> None:
     rng = np.random.default_rng(1)
     missed = np.arange(200) < 40
-    best = best_possible(0.2)
-    assert reject_curve(missed, np.where(missed, 0.0, 1.0), np.ones(200, int)) == pytest.approx(best)
+    best = ideal_curve(0.2)
+    assert discard_curve(missed, np.where(missed, 0.0, 1.0), np.ones(200, int)) == pytest.approx(best)
     for _ in range(20):
-        assert (reject_curve(missed, rng.normal(size=200), np.ones(200, int)) >= best - 1e-12).all()
+        assert (discard_curve(missed, rng.normal(size=200), np.ones(200, int)) >= best - 1e-12).all()
 
 
-def faces(seed: int = 0, people: int = 60, each: int = 4) -> tuple[FacePairs, np.ndarray]:
+def faces(seed: int = 0, people: int = 60, each: int = 4) -> tuple[FaceComparisons, np.ndarray]:
     """Faces whose noise is known, which is what a perfect measure would tell."""
     rng = np.random.default_rng(seed)
     subjects = np.repeat(np.arange(people), each)
     noise = rng.choice([0.2, 0.5, 1.5], len(subjects))
     features = rng.normal(size=(people, 32))[subjects] + noise[:, None] * rng.normal(size=(len(subjects), 32))
     features /= np.linalg.norm(features, axis=1, keepdims=True)
-    return FacePairs(subjects, features @ features.T), noise
+    return FaceComparisons(subjects, features @ features.T), noise
 
 
 def test_the_measure_that_knows_the_noise_is_chosen() -> None:
     pairs, noise = faces()
     rng = np.random.default_rng(5)
     qualities = {"chance": rng.normal(size=len(noise)), "known": -noise, "wrong": noise}
-    found = reject_curves(pairs, qualities, 1e-2, replicates=60)
+    found = discard_curves(pairs, qualities, 1e-2, replicates=60)
     assert found.choice == "known"
     assert found.curves["known"].against_random[1] < 0
     assert found.curves["wrong"].against_random[0] > 0
     assert found.curves["wrong"].partial > found.curves[RANDOM].partial > found.curves["known"].partial
     assert found.differences["wrong"][0] > 0
     assert "by known" in choice_text(found)
-    other = reject_curves(pairs, qualities, 1e-2, choices=("chance", "wrong"), replicates=60)
+    other = discard_curves(pairs, qualities, 1e-2, choices=("chance", "wrong"), replicates=60)
     assert other.choice is None
     assert "known would" in choice_text(other)
     assert found.curves[RANDOM].fnmr == pytest.approx(found.curves["known"].fnmr[0])
@@ -102,7 +102,7 @@ def test_the_measure_that_knows_the_noise_is_chosen() -> None:
 
 def test_chance_is_not_chosen() -> None:
     pairs, noise = faces()
-    found = reject_curves(pairs, {"constant": np.ones(len(noise)), "wrong": noise}, 1e-2, replicates=60)
+    found = discard_curves(pairs, {"constant": np.ones(len(noise)), "wrong": noise}, 1e-2, replicates=60)
     assert found.choice is None
     assert "No measure" in choice_text(found)
 
@@ -112,15 +112,15 @@ def test_the_favourite_is_kept_unless_another_is_surely_better() -> None:
     rng = np.random.default_rng(5)
     nearly = -noise + 0.05 * rng.normal(size=len(noise))
     both = {"known": -noise, "nearly": nearly}
-    assert reject_curves(pairs, both, 1e-2, favourite="nearly", replicates=60).choice == "nearly"
+    assert discard_curves(pairs, both, 1e-2, favourite="nearly", replicates=60).choice == "nearly"
     poor = {"known": -noise, "poor": -noise + 3 * rng.normal(size=len(noise))}
-    assert reject_curves(pairs, poor, 1e-2, favourite="poor", replicates=60).choice == "known"
+    assert discard_curves(pairs, poor, 1e-2, favourite="poor", replicates=60).choice == "known"
 
 
 def test_threshold_area_and_interval_equal_a_slow_way() -> None:
     pairs, noise = faces(people=14, each=3)
     replicates = 12
-    found = reject_curves(pairs, {"known": -noise}, 0.05, replicates=replicates, seed=2)
+    found = discard_curves(pairs, {"known": -noise}, 0.05, replicates=replicates, seed=2)
     drawn = draw_subjects(14, replicates=replicates, seed=2)
 
     def partial(count: np.ndarray) -> float:
@@ -146,31 +146,33 @@ def test_threshold_area_and_interval_equal_a_slow_way() -> None:
     assert found.curves["known"].partial == pytest.approx(partial(np.ones(14, int)))
     slow = [partial(drawn[:, draw]) for draw in range(replicates)]
     assert found.curves["known"].partial95 == pytest.approx(tuple(np.percentile(slow, [2.5, 97.5])))
-    again = reject_curves(pairs, {"known": -noise}, 0.05, replicates=replicates, seed=2)
+    again = discard_curves(pairs, {"known": -noise}, 0.05, replicates=replicates, seed=2)
     assert again.curves["known"].area95 == found.curves["known"].area95
 
 
 def test_what_cannot_be_measured_says_so() -> None:
     pairs, noise = faces(people=5, each=2)
     with pytest.raises(InputError, match="norm of face 3"):
-        reject_curves(pairs, {"norm": np.where(np.arange(10) == 3, np.nan, noise)}, 0.1)
+        discard_curves(pairs, {"norm": np.where(np.arange(10) == 3, np.nan, noise)}, 0.1)
     with pytest.raises(InputError, match="a quality for each of 10 faces"):
-        reject_curves(pairs, {"norm": noise[:4]}, 0.1)
+        discard_curves(pairs, {"norm": noise[:4]}, 0.1)
     with pytest.raises(InputError, match="no mated pair"):
-        reject_curves(FacePairs(np.arange(10), pairs.similarity), {"norm": noise}, 0.1)
+        discard_curves(FaceComparisons(np.arange(10), pairs.similarity), {"norm": noise}, 0.1)
     with pytest.raises(InputError, match="no non-mated pair"):
-        reject_curves(FacePairs(np.zeros(10, int), pairs.similarity), {"norm": noise}, 0.1)
+        discard_curves(FaceComparisons(np.zeros(10, int), pairs.similarity), {"norm": noise}, 0.1)
 
 
 def test_shares_are_hundredths() -> None:
-    assert rejected_shares() == pytest.approx(np.arange(96) / 100)
+    assert discard_fractions() == pytest.approx(np.arange(96) / 100)
 
 
 def test_no_missed_pair_is_no_certainty() -> None:
     subjects = np.repeat(np.arange(12), 2)
     similarity = np.where(subjects[:, None] == subjects, 0.9, 0.1)
     quality = np.arange(24.0)
-    curve = reject_curves(FacePairs(subjects, similarity), {"q": quality}, 0.1, replicates=20).curves["q"]
+    curve = discard_curves(FaceComparisons(subjects, similarity), {"q": quality}, 0.1, replicates=20).curves[
+        "q"
+    ]
     bound = 1 - 0.05 ** (1 / 12)
     assert (curve.area, curve.area95, curve.partial95) == (0, (0, bound), (0, bound))
     assert curve.against_random == (-bound, bound)

@@ -17,7 +17,7 @@ from evaluation.metrics.search import Search
 from evaluation.metrics.set_pairs import all_pairs
 from evaluation.metrics.thresholds import threshold_at
 from evaluation.metrics.verification import tar_at_far
-from quality.error_versus_discard import FacePairs, reject_curves
+from quality.error_versus_discard import FaceComparisons, discard_curves
 from recognition.gallery.open_set import threshold_from_nonmated
 
 RATES = [0.0, 0.01, 0.07, 0.1, 0.25, 0.3, 0.5, 0.9, 1.0]
@@ -77,7 +77,7 @@ def test_all_figures_of_one_list_of_scores_share_the_threshold(seed: int, levels
     expected = slow_threshold(others.tolist(), rate)
     calibrated = calibrate(pairs, [rate], replicates=2)[0].rates["2.5e-01"]
     verified = tar_at_far(scores, mated, [rate])["2.5e-01"]
-    rejected = reject_curves(FacePairs(faces, similarity), {"q": rng.random(20)}, rate, replicates=2)
+    rejected = discard_curves(FaceComparisons(faces, similarity), {"q": rng.random(20)}, rate, replicates=2)
     found = Search(
         np.append(np.ones(mated.sum(), np.int64), np.zeros(len(others), np.int64)),
         np.append(scores[mated], np.full(len(others), -np.inf)),
