@@ -11,7 +11,7 @@ from runtime.errors import InputError
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_columns_start_at_directions_of_any_length(name: str) -> None:
+def test_class_weights_start_at_directions_of_any_length(name: str) -> None:
     head = build_head(name, 6, 4)
     directions = torch.randn(4, 6) * torch.tensor([[1.0], [5.0], [0.1], [2.0]])
     start_columns_at(head, directions)

@@ -49,7 +49,7 @@ def assert_same(first: Path, second: Path, **tolerance: float) -> None:
 
 
 @pytest.mark.plots
-def test_the_backbone_stage_leaves_a_whole_run(backbone_stage: dict[str, Any], tmp_path: Path) -> None:
+def test_backbone_stage_writes_a_complete_run(backbone_stage: dict[str, Any], tmp_path: Path) -> None:
     main.train(backbone_stage)
     run = tmp_path / "experiments" / "run_0"
     names = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
@@ -75,7 +75,7 @@ def test_training_lowers_the_loss(backbone_stage: dict[str, Any], tmp_path: Path
 
 
 @pytest.mark.plots
-def test_the_coreset_stage_trains_the_aggregator_and_leaves_the_backbone(
+def test_coreset_stage_trains_the_aggregator_and_not_the_backbone(
     coreset_stage: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main.train(coreset_stage)
@@ -101,7 +101,7 @@ def test_the_coreset_stage_trains_the_aggregator_and_leaves_the_backbone(
     assert {"train/gamma", "train/temperature", "train/pick_agreement", "val/rank1"} <= set(columns)
 
 
-def test_a_fine_tuned_backbone_moves_and_keeps_its_statistics(
+def test_fine_tuned_backbone_changes_weights_and_not_statistics(
     coreset_stage: dict[str, Any], tmp_path: Path
 ) -> None:
     main.train(coreset_stage | {"finetune_backbone": True, "backbone_lr": 1e-3, "epochs": 1})
@@ -146,7 +146,7 @@ WHOLE: dict[tuple[str, int], Path] = {}
 
 @pytest.mark.parametrize("stage", ["backbone_stage", "coreset_stage"])
 @pytest.mark.parametrize(("step", "accumulate", "workers"), [(1, 1, 0), (4, 1, 2), (2, 2, 0), (3, 1, 0)])
-def test_a_stopped_run_goes_on_exactly(
+def test_stopped_run_resumes_exactly(
     stage: str,
     step: int,
     accumulate: int,
@@ -184,9 +184,7 @@ def test_a_stopped_run_goes_on_exactly(
     assert {path.name for path in broken.glob("epoch_*")} == {path.name for path in whole.glob("epoch_*")}
 
 
-def test_more_epochs_can_be_added_in_the_folder_or_in_a_new_one(
-    coreset_stage: dict[str, Any], tmp_path: Path
-) -> None:
+def test_epochs_are_added_in_the_same_or_a_new_folder(coreset_stage: dict[str, Any], tmp_path: Path) -> None:
     main.train(coreset_stage | {"epochs": 1, "prefix": "short"})
     short, new = tmp_path / "experiments" / "short_0", tmp_path / "elsewhere" / "short_0"
     resume = {"resume_from_checkpoint": str(short / "last.ckpt"), "epochs": 2}
@@ -287,7 +285,7 @@ def test_evaluating_a_checkpoint_gives_its_figures(
 
 
 @pytest.mark.parametrize("stage", ["backbone_stage", "coreset_stage"])
-def test_a_loss_that_is_not_finite_stops_and_says_where(
+def test_non_finite_loss_stops_with_step_and_subjects(
     stage: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kind = train_val.FaceCoresetNet if stage == "coreset_stage" else train_val.BackboneTrainer
@@ -307,7 +305,7 @@ def test_a_loss_that_is_not_finite_stops_and_says_where(
     assert all(bool(value.isfinite().all()) for value in weights_of(last).values())
 
 
-def test_short_runs_go_the_whole_way(
+def test_test_run_and_fast_dev_run_complete(
     backbone_stage: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     main.train(backbone_stage | {"test_run": True, "epochs": 26})
@@ -332,7 +330,7 @@ sys.exit(main.main())
 
 
 @pytest.mark.slow
-def test_two_processes_do_what_one_does(coreset_stage: dict[str, Any], tmp_path: Path) -> None:
+def test_two_processes_equal_one(coreset_stage: dict[str, Any], tmp_path: Path) -> None:
     script = tmp_path / "noiseless.py"
     script.write_text(NOISELESS)
     flags = [part for name, value in coreset_stage.items() for part in (f"--{name}", str(value))]
@@ -402,7 +400,7 @@ def test_bad_input_is_refused_before_work_starts(
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_pair_sets_do_not_choose_the_best_checkpoint_of_the_coreset_stage(
+def test_pair_sets_are_refused_as_validation_of_the_coreset_stage(
     coreset_stage: dict[str, Any], tmp_path: Path, drawn_face: Callable[[int, int], bytes], cached: bool
 ) -> None:
     root = tmp_path / "emore"
@@ -422,7 +420,7 @@ def test_pair_sets_do_not_choose_the_best_checkpoint_of_the_coreset_stage(
         main.train(flags)
 
 
-def test_what_training_does_not_read_is_told(
+def test_ignored_files_and_subjects_are_reported(
     coreset_stage: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (Path(coreset_stage["train_data_path"]) / "s001" / "7.heic").write_bytes(b"no image")
@@ -441,7 +439,7 @@ def test_what_training_does_not_read_is_told(
         main.train(coreset_stage | {"fast_dev_run": True, "exclude_subjects": str(names)})
 
 
-def test_faults_are_told_without_a_traceback(tmp_path: Path) -> None:
+def test_faults_are_printed_without_a_traceback(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "main.py"), "--train_data_path", str(tmp_path / "none"), "--gpus", "0"],
         capture_output=True,
@@ -460,7 +458,7 @@ def test_every_default_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert "None" not in shown
 
 
-def test_the_seeds_command_is_understood() -> None:
+def test_published_command_is_parsed() -> None:
     command = (
         "--data_root D --train_data_path faces_emore/imgs --val_data_path faces_emore --train_data_subset "
         "--prefix run_ir18_ms1mv2_subset --gpus 2 --use_16bit --batch_size 512 --num_workers 16 --epochs 26 "
@@ -475,9 +473,7 @@ def test_the_seeds_command_is_understood() -> None:
     assert np.isclose(config.model.h, 0.333)
 
 
-def test_a_test_run_goes_the_whole_way_of_its_schedules(
-    coreset_stage: dict[str, Any], tmp_path: Path
-) -> None:
+def test_test_run_covers_its_schedules(coreset_stage: dict[str, Any], tmp_path: Path) -> None:
     main.train(coreset_stage | {"test_run": True, "epochs": 150, "selection_temperature_end": 0.01})
     metrics = pd.read_csv(tmp_path / "experiments" / "run_0" / "metrics.csv")
     per_epoch = metrics.dropna(subset="train/temperature").groupby("epoch")["train/temperature"]

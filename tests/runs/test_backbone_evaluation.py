@@ -59,7 +59,7 @@ def slow_accuracy(weights: Path, pair_set: Path) -> float:
     return float(np.mean(accuracies))
 
 
-def test_weights_are_evaluated_on_pair_sets_without_data_to_train_on(
+def test_weights_are_evaluated_on_pair_sets_without_training_data(
     evaluation: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main.train(evaluation)
@@ -75,7 +75,7 @@ def test_weights_are_evaluated_on_pair_sets_without_data_to_train_on(
     assert json.loads((run.with_name("run_1") / "validation.json").read_text()) == found
 
 
-def test_what_cannot_be_evaluated_is_refused_with_what_to_give(
+def test_evaluation_without_weights_or_pair_sets_is_refused(
     evaluation: dict[str, Any], tmp_path: Path
 ) -> None:
     for change, without, words in (

@@ -130,7 +130,7 @@ gpus: null
     ],
     ids=["list", "open", "alias", "key", "deep", "large", "control"],
 )
-def test_what_is_no_configuration_is_refused(text: str, fact: str, tmp_path: Path) -> None:
+def test_files_that_are_no_configuration_are_refused(text: str, fact: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"run\.yaml") as fault:
         read_config(written(tmp_path / "run.yaml", text))
     assert fact in str(fault.value)

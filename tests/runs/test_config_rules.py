@@ -60,12 +60,12 @@ def test_the_preset_good_keeps_its_own_recipe() -> None:
     assert (settings.optimiser.weight_decay, settings.model.m, settings.model.s) == (1e-4, 0.25, 32.0)
 
 
-def test_what_is_given_wins() -> None:
+def test_flags_override_defaults() -> None:
     settings = resolve(WEIGHTS | {"lr": 0.5, "m": 0.2})
     assert (settings.optimiser.lr, settings.model.m) == (0.5, 0.2)
 
 
-def test_other_heads_have_their_own_margin() -> None:
+def test_other_heads_use_their_own_margin() -> None:
     assert resolve(PATH | {"head": "arcface"}).model.m is None
     assert resolve(PATH | {"head": "arcface", "m": 0.3}).model.m == 0.3
 
@@ -132,7 +132,7 @@ def test_all_faults_come_in_one_message() -> None:
     assert len(str(fault.value).splitlines()) == 5
 
 
-def test_a_resumed_run_has_its_own_values() -> None:
+def test_resumed_run_uses_the_values_of_its_checkpoint() -> None:
     saved = resolve(WEIGHTS | {"lr": 0.5, "lr_milestones": (3, 4)}).to_flat()
     settings = resolve({"epochs": 7, "num_workers": 0}, saved)
     assert (settings.stage, settings.run.num_workers) == ("coreset", 0)
@@ -141,13 +141,13 @@ def test_a_resumed_run_has_its_own_values() -> None:
     assert resolve(WEIGHTS | {"lr": 0.5}, saved).optimiser.lr == 0.5
 
 
-def test_a_resumed_run_stays_the_same_run() -> None:
+def test_resumed_run_refuses_other_values() -> None:
     saved = resolve(WEIGHTS).to_flat()
     with pytest.raises(InputError, match=r"--lr 0.5: .* 0.0001"):
         resolve({"lr": 0.5}, saved)
 
 
-def test_options_that_are_given_stand_beside_those_of_the_preset() -> None:
+def test_aggregator_options_extend_those_of_the_preset() -> None:
     given = {"preset": "published", "aggregator_options": {"dropout": 0.0}}
     settings = resolve(WEIGHTS | given)
     assert settings.aggregator.aggregator_options == {
@@ -177,7 +177,9 @@ def test_a_test_run_shortens_every_schedule() -> None:
         ({"test_run": True}, "--test_run"),
     ],
 )
-def test_a_schedule_over_all_epochs_resumes_over_the_same(given: dict[str, object], flag: str) -> None:
+def test_schedule_over_all_epochs_refuses_another_number_of_epochs(
+    given: dict[str, object], flag: str
+) -> None:
     saved = resolve(WEIGHTS | given).to_flat()
     assert resolve({"epochs": 150}, saved).optimiser.epochs == 150
     for epochs in (149, 151):

@@ -86,7 +86,7 @@ def test_a_resumed_run_remembers_the_best(tmp_path: Path, last: float, kept: int
     assert epoch_of(tmp_path) == kept
 
 
-def test_a_run_that_goes_on_without_its_best_keeps_one_of_its_own(tmp_path: Path) -> None:
+def test_resumed_run_without_best_checkpoint_writes_one(tmp_path: Path) -> None:
     folder, before = tmp_path / "new", tmp_path / "old"
     train(before, [0.9, 0.1], epochs=1)
     train(folder, [0.9, 0.1], epochs=2, start=before / "best.ckpt")
@@ -98,7 +98,7 @@ HEADER = "a,step,b\r\n"
 RECORD = '{"flags": {}, "starts": [{"command": ["main.py"]}]}'
 
 
-def test_metrics_before_a_step_are_kept_as_they_are(tmp_path: Path) -> None:
+def test_metrics_before_a_step_are_kept_unchanged(tmp_path: Path) -> None:
     rows = ["0.10,0,\r\n", ",3,1e-05\r\n", "2,4,\r\n", "7,5,\r\n", ",3,nan\r\n"]
     path = tmp_path / "metrics.csv"
     path.write_text(HEADER + "".join(rows) + "1,3", newline="")
@@ -108,7 +108,7 @@ def test_metrics_before_a_step_are_kept_as_they_are(tmp_path: Path) -> None:
     assert metrics_before(path, 4) == ""
 
 
-def test_metrics_go_on_behind_those_that_are_there(tmp_path: Path) -> None:
+def test_metrics_are_appended_to_existing_ones(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     path.write_text("epoch,loss,step\r\n0,0.1234567890123456789,0\r\n0,2.0,1\r\n", newline="")
     logger = MetricsLogger(tmp_path)
@@ -138,7 +138,7 @@ def stopped_run(folder: Path, best_step: int) -> Path:
     return folder / "last.ckpt"
 
 
-def test_a_resumed_run_goes_on_in_its_folder_unless_another_is_asked_for(tmp_path: Path) -> None:
+def test_resumed_run_continues_in_its_folder_by_default(tmp_path: Path) -> None:
     last = stopped_run(tmp_path / "out" / "my_run_3", 2)
     elsewhere, out = tmp_path / "elsewhere", tmp_path / "out"
     assert place_of(last) == (str(out), "my_run")
@@ -149,7 +149,7 @@ def test_a_resumed_run_goes_on_in_its_folder_unless_another_is_asked_for(tmp_pat
     assert run_folder(out, "my_run", last.with_name("epoch_0.ckpt"), step=4) == out / "my_run_0"
 
 
-def test_the_folder_of_a_checkpoint_is_known_by_any_path_to_it(
+def test_run_folder_is_found_from_any_path_to_its_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     last = stopped_run(tmp_path / "out" / "plain", 2)
@@ -182,7 +182,7 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("kind", DAMAGED)
-def test_a_damaged_record_is_told_before_anything_is_changed(tmp_path: Path, kind: str) -> None:
+def test_damaged_run_json_is_reported_before_anything_is_changed(tmp_path: Path, kind: str) -> None:
     last = stopped_run(tmp_path / "out" / "run_0", 2)
     content = DAMAGED[kind]
     (last.parent / "run.json").write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -199,7 +199,7 @@ def test_a_damaged_record_is_told_before_anything_is_changed(tmp_path: Path, kin
 @pytest.mark.parametrize(
     "content", [b"a,b\r\n1,2\r\n", b"a,step\r\n1,x\r\n", b"\xff\xfe\r\n", b'"a,step\r\n']
 )
-def test_damaged_metrics_are_told_before_anything_is_changed(tmp_path: Path, content: bytes) -> None:
+def test_damaged_metrics_are_reported_before_anything_is_changed(tmp_path: Path, content: bytes) -> None:
     last = stopped_run(tmp_path / "out" / "run_0", 2)
     (last.parent / "metrics.csv").write_bytes(content)
     with pytest.raises(InputError, match=r"metrics\.csv"):
@@ -207,14 +207,14 @@ def test_damaged_metrics_are_told_before_anything_is_changed(tmp_path: Path, con
     assert not (tmp_path / "new").exists()
 
 
-def test_a_record_counts_its_starts(tmp_path: Path) -> None:
+def test_run_json_records_every_start(tmp_path: Path) -> None:
     for _ in range(2):
         write_run_json(tmp_path, {"lr": 0.1}, {"classes": 3})
     assert [set(start) for start in earlier_starts(tmp_path)] == [{"command", "versions", "commit"}] * 2
 
 
 @pytest.mark.parametrize(("best_step", "comes_along"), [(2, True), (4, True), (6, False)])
-def test_a_new_folder_takes_the_run_so_far_along(tmp_path: Path, best_step: int, comes_along: bool) -> None:
+def test_new_folder_gets_a_copy_of_the_run(tmp_path: Path, best_step: int, comes_along: bool) -> None:
     last = stopped_run(tmp_path / "out" / "run_0", best_step)
     folder = run_folder(tmp_path / "new", "run", last, step=4)
     assert (folder / "metrics.csv").read_text().splitlines() == ["a,step,b", "1,3,"]
@@ -231,7 +231,7 @@ def test_best_is_remembered_where_the_folder_was_moved(tmp_path: Path, last: flo
     assert epoch_of(tmp_path / "new") == kept
 
 
-def test_all_processes_name_the_checkpoint_of_process_0(tmp_path: Path) -> None:
+def test_all_processes_use_the_path_of_process_0(tmp_path: Path) -> None:
     written: list[Any] = []
     trainer, module = MagicMock(), MagicMock()
     trainer.strategy.broadcast = lambda mine: str(tmp_path / "run_0" / LAST)

@@ -63,7 +63,7 @@ def findings(flags: dict[str, Any]) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("kind", ["flags", "cached"])
-def test_a_dry_run_lists_what_is_wrong_and_trains_nothing(
+def test_dry_run_lists_label_errors_and_trains_nothing(
     kind: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = request.getfixturevalue(kind)
@@ -106,7 +106,7 @@ def test_a_dry_run_embeds_each_image_once_and_a_second_one_none(
     assert findings(given) == first
 
 
-def test_a_dry_run_uses_the_views_that_are_there(cached: dict[str, Any], made: list[int]) -> None:
+def test_dry_run_uses_cached_views(cached: dict[str, Any], made: list[int]) -> None:
     training_run.build_run(RunRequest(resolve(_without(cached))))
     made.clear()
     main.train(cached)
@@ -146,7 +146,7 @@ def test_a_run_without_some_subjects_uses_the_views_of_all(
     assert len(list(Path(given["cache_features"]).iterdir())) == 1
 
 
-def test_given_features_are_checked_without_images(
+def test_labels_of_precomputed_features_are_checked(
     flags: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rng = np.random.default_rng(0)
@@ -166,7 +166,7 @@ def _run_flags(flags: dict[str, Any]) -> dict[str, Any]:
     return {name: flags[name] for name in ("out", "gpus", "dry_run")}
 
 
-def test_without_weights_labels_are_not_checked_and_it_is_said(
+def test_without_weights_labels_are_not_checked(
     flags: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     fresh = {name: value for name, value in flags.items() if name != "start_from_model_statedict"}
@@ -179,9 +179,7 @@ def test_without_weights_labels_are_not_checked_and_it_is_said(
 
 
 @pytest.mark.parametrize("kind", ["flags", "cached"])
-def test_subjects_that_will_be_judged_are_left_out(
-    kind: str, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
+def test_listed_subjects_are_excluded(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     given = {name: value for name, value in request.getfixturevalue(kind).items() if name != "dry_run"}
     names = tmp_path / "judged.txt"
     names.write_text("s000\ns003\nnobody\n")
@@ -194,7 +192,7 @@ def test_subjects_that_will_be_judged_are_left_out(
 
 
 @pytest.mark.parametrize("kind", ["flags", "cached"])
-def test_subjects_of_few_images_are_left_out_if_asked(kind: str, request: pytest.FixtureRequest) -> None:
+def test_subjects_with_few_images_are_excluded(kind: str, request: pytest.FixtureRequest) -> None:
     given = {name: value for name, value in request.getfixturevalue(kind).items() if name != "dry_run"}
     run = training_run.build_run(RunRequest(resolve(given)))
     assert "s006" in run.module._subjects
@@ -206,14 +204,14 @@ def test_subjects_of_few_images_are_left_out_if_asked(kind: str, request: pytest
 
 
 @pytest.mark.parametrize("kind", ["flags", "cached"])
-def test_subjects_on_both_sides_are_refused(kind: str, request: pytest.FixtureRequest) -> None:
+def test_subjects_in_training_and_validation_are_refused(kind: str, request: pytest.FixtureRequest) -> None:
     given = _without(request.getfixturevalue(kind))
     del given["held_out"]
     with pytest.raises(InputError, match=r"7 of its subjects are trained on \(s000, s001"):
         training_run.build_run(RunRequest(resolve(given | {"val_data_path": given["train_data_path"]})))
 
 
-def test_too_few_subjects_are_told_and_contrasted(
+def test_too_few_subjects_use_the_contrastive_loss(
     cached: dict[str, Any], face_folder: Callable[..., Path]
 ) -> None:
     given = _without(cached) | {"train_data_path": str(face_folder(4, 3, "few"))}
@@ -231,7 +229,7 @@ def test_too_few_subjects_are_told_and_contrasted(
     assert any(p.grad is not None and p.grad.any() for p in module.aggregator.parameters())
 
 
-def test_the_margin_head_stays_where_there_are_classes_for_it(flags: dict[str, Any]) -> None:
+def test_margin_head_is_used_with_enough_classes(flags: dict[str, Any]) -> None:
     settings = resolve(_without(flags))
     assert with_losses_for(settings, ENOUGH_CLASSES, 1) == (settings, "")
     same, warning = with_losses_for(settings, MIN_CLASSES, 1)
@@ -248,7 +246,7 @@ def _without(flags: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in flags.items() if name != "dry_run"}
 
 
-def test_labels_are_not_checked_by_limits_that_cannot_be_trusted(
+def test_labels_are_not_checked_with_an_unmeasured_backbone(
     flags: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.manual_seed(1)

@@ -17,14 +17,14 @@ def write(path: Path, steps: list[int], loss: float) -> None:
     path.write_text("step,train/loss,val/rank1\n" + rows)
 
 
-def test_a_run_that_logged_nothing_has_no_metrics_and_no_picture(tmp_path: Path) -> None:
+def test_run_without_metrics_has_no_curves(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("")
     assert len(read_metrics(tmp_path)) == 0
     draw_curves(tmp_path, tmp_path / "curves.png")
     assert not (tmp_path / "curves.png").exists()
 
 
-def test_curves_are_a_picture(tmp_path: Path) -> None:
+def test_curves_are_written_as_an_image(tmp_path: Path) -> None:
     write(tmp_path / "metrics.csv", list(range(0, 200, 5)), 1.0)
     draw_curves(tmp_path, tmp_path / "curves.png")
     image = cv2.imread(str(tmp_path / "curves.png"))

@@ -22,7 +22,7 @@ def twin(embedding: torch.Tensor, labels: torch.Tensor, scale: float) -> torch.T
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("subjects", [[0, 1, 2], [0, 1, 0]])
-def test_it_equals_its_twin_in_value_and_gradient(dtype: torch.dtype, subjects: list[int]) -> None:
+def test_loss_and_gradient_equal_the_loop(dtype: torch.dtype, subjects: list[int]) -> None:
     embedding = F.normalize(torch.randn(6, 8, dtype=dtype), dim=1).requires_grad_()
     labels = torch.tensor(subjects).repeat_interleave(2)
     loss = pair_contrast(embedding, labels, 24.0)
@@ -33,7 +33,7 @@ def test_it_equals_its_twin_in_value_and_gradient(dtype: torch.dtype, subjects: 
     torch.testing.assert_close(gradient, wanted)
 
 
-def test_equal_partners_far_from_all_others_cost_nothing() -> None:
+def test_identical_pairs_far_from_others_have_no_loss() -> None:
     embedding = torch.eye(4).repeat_interleave(2, dim=0)
     labels = torch.arange(4).repeat_interleave(2)
     assert pair_contrast(embedding, labels) < 1e-8

@@ -28,7 +28,7 @@ def slow_figures(embeddings: np.ndarray, subjects: np.ndarray, is_gallery: np.nd
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_figures_are_those_of_the_loop(seed: int) -> None:
+def test_figures_equal_the_loop(seed: int) -> None:
     rng = np.random.default_rng(seed)
     subjects = np.repeat(np.arange(12), 3)
     centres = rng.normal(size=(12, 8))

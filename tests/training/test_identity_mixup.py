@@ -27,7 +27,7 @@ def batch(pairs: int = 40) -> tuple[FaceSets, torch.Tensor, torch.Tensor]:
     return FaceSets(features, torch.rand(len(own)) + 1, offsets), labels, means
 
 
-def test_equals_its_slow_twin_one_face_at_a_time() -> None:
+def test_features_equal_the_loop_over_faces() -> None:
     sets, labels, means = batch()
     moved, renamed, people = mix_identities(sets, labels, means, 0.5, seed=0)
     assert 10 < len(people) < 30
@@ -42,7 +42,7 @@ def test_equals_its_slow_twin_one_face_at_a_time() -> None:
             torch.testing.assert_close(moved.features[i], f)
 
 
-def test_auxiliary_values_of_a_face_are_kept_bit_for_bit() -> None:
+def test_auxiliary_features_are_unchanged() -> None:
     sets, labels, means = batch()
     joined = append_auxiliary(sets.features, torch.randn(sets.num_faces, 5) + 2)
     plain, renamed, people = mix_identities(sets, labels, means, 0.5, seed=0)
@@ -67,7 +67,7 @@ def test_autocast_changes_nothing() -> None:
     assert torch.equal(half[0].features, plain[0].features)
 
 
-def test_pairs_stay_pairs_and_each_new_one_is_somebody_else() -> None:
+def test_pairs_share_a_synthetic_identity_of_their_own() -> None:
     sets, labels, means = batch()
     moved, renamed, people = mix_identities(sets, labels, means, 0.5, seed=0)
     assert torch.equal(renamed[0::2], renamed[1::2])
@@ -78,7 +78,7 @@ def test_pairs_stay_pairs_and_each_new_one_is_somebody_else() -> None:
     assert torch.equal(moved.offsets, sets.offsets)
 
 
-def test_a_share_of_none_and_of_all() -> None:
+def test_probability_zero_and_one() -> None:
     sets, labels, means = batch()
     same, unnamed, nobody = mix_identities(sets, labels, means, 0.0, seed=0)
     assert torch.equal(same.features, sets.features)
@@ -87,7 +87,7 @@ def test_a_share_of_none_and_of_all() -> None:
     assert bool((mix_identities(sets, labels, means, 1.0, seed=0)[1] >= S).all())
 
 
-def test_a_face_that_shows_nothing_of_its_subject_stays() -> None:
+def test_face_orthogonal_to_its_class_mean_is_unchanged() -> None:
     means = torch.eye(2, 4)
     sets = FaceSets(torch.tensor([[0.0, 0, 1, 0], [-1.0, 0, 0, 0]]), torch.ones(2), torch.tensor([0, 1, 2]))
     moved, renamed, _ = mix_identities(sets, torch.tensor([0, 0]), means, 1.0, seed=0)
@@ -95,7 +95,7 @@ def test_a_face_that_shows_nothing_of_its_subject_stays() -> None:
     torch.testing.assert_close(moved.features, sets.features)
 
 
-def test_their_columns_stand_beside_those_that_are_learned() -> None:
+def test_synthetic_classes_follow_the_learned_ones() -> None:
     torch.manual_seed(0)
     head = build_head("cosface", D, S, m=0.25, s=32.0)
     people = F.normalize(torch.randn(3, D), dim=1)

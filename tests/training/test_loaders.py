@@ -22,7 +22,7 @@ NEVER = Augmentation(0.0, 0.0, 0.0)
 
 
 @given(st.integers(0, 200), st.integers(1, 30), st.integers(1, 5))
-def test_position_is_arithmetic(steps: int, batches: int, accumulate: int) -> None:
+def test_position_follows_from_the_step(steps: int, batches: int, accumulate: int) -> None:
     # Steps one by one: a step ends after `accumulate` batches, or with the epoch.
     epoch = batch = 0
     for _ in range(steps):
@@ -41,7 +41,7 @@ def test_ranks_share_everything_evenly(count: int, world_size: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_templates_come_from_the_held_out_by_number(face_folder: Callable[..., Path], workers: int) -> None:
+def test_held_out_templates_are_numbered(face_folder: Callable[..., Path], workers: int) -> None:
     source = ImageFolder(face_folder(4, 4))
     held_out = held_out_templates(source, SPEC, NEVER, seed=0, max_template_size=3)
     loading = Loading(batch_size=2, num_workers=workers, seed=0, epoch_items=6)
@@ -74,7 +74,7 @@ def test_pair_images_come_in_the_order_of_the_spec(
     assert np.array_equal(images[2].numpy(), SPEC.from_rgb(pairs.image(2)))
 
 
-def test_an_epoch_has_as_many_items_as_asked_for(face_folder: Callable[..., Path]) -> None:
+def test_epoch_has_the_requested_number_of_items(face_folder: Callable[..., Path]) -> None:
     source = ImageFolder(face_folder(3, 4))
     module = FaceData(source, SPEC, NEVER, [], Loading(batch_size=2, num_workers=0, seed=0, epoch_items=30))
     assert [len(labels) for _, labels in module.train_dataloader()] == [2] * 15

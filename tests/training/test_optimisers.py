@@ -23,7 +23,7 @@ def named(module: nn.Module, parameters: list[nn.Parameter]) -> list[str]:
 
 
 @pytest.mark.parametrize("arch", ["ir_tiny", "iresnet_tiny", "mobilefacenet"])
-def test_of_a_backbone_batch_norms_alone_do_not_decay(arch: str) -> None:
+def test_backbone_decays_all_but_batch_norms(arch: str) -> None:
     assert arch in BACKBONES
     module = nn.ModuleDict({"model": build_backbone(arch), "head": build_head("adaface", 8, 5)})
     decayed, exempt = (named(module, values) for values in split_by_decay(module))
@@ -40,7 +40,7 @@ def test_of_a_backbone_batch_norms_alone_do_not_decay(arch: str) -> None:
     assert "head.kernel" in decayed
 
 
-def test_of_the_published_aggregator_the_selection_alone_does_not_decay() -> None:
+def test_published_aggregator_decays_all_but_the_selection() -> None:
     aggregator = build_aggregator("coreset", {"embedding_size": 16, "learn_temperature": True})
     decayed, exempt = (named(aggregator, values) for values in split_by_decay(aggregator))
     assert exempt == ["gamma", "log_temperature"]
@@ -54,7 +54,7 @@ def test_of_the_published_aggregator_the_selection_alone_does_not_decay() -> Non
 
 
 @pytest.mark.parametrize("name", ["weighted_coreset", "learned_map", "set_transformer", "nan", "caface"])
-def test_of_other_aggregators_matrices_decay(name: str) -> None:
+def test_other_aggregators_decay_matrices_only(name: str) -> None:
     aggregator = build_aggregator(name, {"embedding_size": 16})
     decayed, exempt = split_by_decay(aggregator)
     assert all(value.ndim >= 2 for value in decayed)

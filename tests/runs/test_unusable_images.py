@@ -70,7 +70,7 @@ def cut_short(paths: list[Path]) -> list[bytes]:
     ("stage", "workers", "accumulate"),
     [("backbone_stage", 0, 1), ("backbone_stage", 2, 1), ("backbone_stage", 0, 4), ("templates", 1, 1)],
 )
-def test_a_broken_image_stops_the_run_which_goes_on_when_it_is_mended(
+def test_broken_image_stops_the_run_which_resumes_after_repair(
     stage: str, workers: int, accumulate: int, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     more = {"num_workers": workers, "accumulate_grad_batches": accumulate, "epochs": 2}
@@ -102,7 +102,7 @@ def test_a_broken_image_stops_the_run_which_goes_on_when_it_is_mended(
 
 
 @pytest.mark.parametrize("advice", ["remove", "skip"])
-def test_a_run_goes_on_without_the_broken_image(
+def test_run_resumes_without_the_broken_image(
     backbone_stage: dict[str, Any], tmp_path: Path, advice: str
 ) -> None:
     flags = backbone_stage | {"epochs": 2, "batch_size": 4}
@@ -165,7 +165,7 @@ def test_resuming_says_what_differs(
 
 
 @pytest.mark.parametrize("stage", ["backbone_stage", "templates", "features"])
-def test_broken_images_are_counted_and_left_out(
+def test_broken_images_are_counted_and_excluded(
     stage: str,
     request: pytest.FixtureRequest,
     tmp_path: Path,
@@ -192,7 +192,7 @@ def test_broken_images_are_counted_and_left_out(
     assert last_of(run)["global_step"] == 2 * (written["epoch_items"] // 8)
 
 
-def test_nothing_is_left_to_train_on(backbone_stage: dict[str, Any], tmp_path: Path) -> None:
+def test_run_without_usable_images_is_refused(backbone_stage: dict[str, Any], tmp_path: Path) -> None:
     cut_short(sorted((tmp_path / "imgs").glob("*/*.png")))
     with pytest.raises(InputError, match="none of its 48 images"):
         main.train(backbone_stage | {"skip_bad_images": True})

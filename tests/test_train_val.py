@@ -80,7 +80,7 @@ def test_the_coreset_stage_trains_all_but_the_backbone(
     assert about_modes(caught) == []
 
 
-def test_a_part_left_in_evaluation_mode_is_told(
+def test_module_left_in_evaluation_mode_is_reported(
     coreset_stage: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = train_val.FaceCoresetNet.train

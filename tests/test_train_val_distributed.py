@@ -164,7 +164,7 @@ def process(rank: int, processes: int, folder: str) -> None:
 
 
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_processes_train_as_one(processes: int, tmp_path: Path) -> None:
+def test_two_processes_have_the_gradients_of_one(processes: int, tmp_path: Path) -> None:
     torch.multiprocessing.spawn(process, args=(processes, str(tmp_path)), nprocs=processes)
     parts = [torch.load(tmp_path / f"{processes}_{rank}.pt", weights_only=True) for rank in range(processes)]
     for name, (loss, expected) in good_results(0, 1).items():
@@ -189,7 +189,7 @@ def test_every_parameter_has_a_gradient_where_templates_have_one_face() -> None:
         assert not missing, name
 
 
-def test_gradients_of_zero_come_of_parameters_that_are_not_finite() -> None:
+def test_zero_gradients_reach_non_finite_parameters() -> None:
     step = step_of("coreset", {"embedding_size": D} | LEARNED_SELECTION)
     batch = batch_of(torch.ones(8, dtype=torch.int64))
     step.module.aggregator.gamma.data.fill_(torch.inf)

@@ -42,7 +42,7 @@ def flags(tmp_path: Path, face_folder: Callable[..., Path]) -> dict[str, Any]:
     }
 
 
-def test_a_graph_is_a_frozen_backbone_whose_run_can_be_resumed(flags: dict[str, Any], tmp_path: Path) -> None:
+def test_onnx_graph_is_a_frozen_backbone_of_a_resumable_run(flags: dict[str, Any], tmp_path: Path) -> None:
     main.train(flags | {"quality": "learned"})
     last = tmp_path / "experiments" / "run_0" / "last.ckpt"
     backbone, start = load_backbone(last), load_backbone(tmp_path / "tiny.onnx", "ir_tiny")
@@ -56,13 +56,13 @@ def test_a_graph_is_a_frozen_backbone_whose_run_can_be_resumed(flags: dict[str, 
 
 
 @pytest.mark.parametrize("change", [{"stage": "backbone"}, {"finetune_backbone": True}])
-def test_what_has_to_be_trained_is_refused(change: dict[str, Any], flags: dict[str, Any]) -> None:
+def test_onnx_graph_cannot_be_trained(change: dict[str, Any], flags: dict[str, Any]) -> None:
     for name in ("held_out", "max_template_size") if "stage" in change else ():
         del flags[name]
     with pytest.raises(InputError, match="an ONNX graph cannot be trained"):
         main.train(flags | change)
 
 
-def test_detector_scores_are_none_of_training_data(flags: dict[str, Any]) -> None:
+def test_detector_quality_is_refused_for_training(flags: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="--quality detector"):
         main.train(flags | {"quality": "detector"})

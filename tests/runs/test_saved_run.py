@@ -47,7 +47,7 @@ def test_minus_one_learns_gamma_and_any_other_value_fixes_it(
 
 
 @pytest.mark.parametrize(("gamma_lr", "is_learned"), [(1e-4, True), (0.0, False)])
-def test_checkpoints_of_before_keep_their_gamma(tmp_path: Path, gamma_lr: float, is_learned: bool) -> None:
+def test_gamma_of_older_checkpoints_is_kept(tmp_path: Path, gamma_lr: float, is_learned: bool) -> None:
     """There `gamma` was where it started and `gamma_lr` 0 fixed it."""
     hparams = resolve(WEIGHTS).to_flat() | {"gamma": 0.5, "gamma_lr": gamma_lr}
     options = {"embedding_size": 16, "gamma": 0.5, "learn_gamma": is_learned}
@@ -73,7 +73,7 @@ def checkpoint(path: Path, **changes: Any) -> Path:
     return path
 
 
-def test_a_checkpoint_does_not_choose_where_its_run_writes(tmp_path: Path) -> None:
+def test_checkpoint_does_not_decide_where_its_run_writes(tmp_path: Path) -> None:
     evil = {"hparams.out": str(tmp_path / "anywhere"), "hparams.prefix": "../../escaped"}
     path = checkpoint(tmp_path / "runs" / "run_3" / "last.ckpt", **evil)
     saved = read_saved_run(path)
@@ -131,14 +131,16 @@ def test_a_checkpoint_does_not_choose_where_its_run_writes(tmp_path: Path) -> No
     ],
     ids=str,
 )
-def test_values_that_no_checkpoint_has_are_told(tmp_path: Path, changes: dict[str, Any], place: str) -> None:
+def test_impossible_values_in_a_checkpoint_are_refused(
+    tmp_path: Path, changes: dict[str, Any], place: str
+) -> None:
     path = checkpoint(tmp_path / "last.ckpt", **changes)
     with pytest.raises(InputError) as fault:
         resolve({}, read_saved_run(path).hparams)
     assert place in str(fault.value)
 
 
-def test_a_checkpoint_that_cannot_be_resumed_is_told_before_anything_is_written(tmp_path: Path) -> None:
+def test_checkpoint_without_trainer_states_is_refused_before_writing(tmp_path: Path) -> None:
     path = checkpoint(tmp_path / "last.ckpt", callbacks={}, optimizer_states=[])
     with pytest.raises(InputError, match=r"last\.ckpt.*optimizer_states.*lr_schedulers"):
         read_saved_run(path).check_epochs(3)

@@ -33,7 +33,7 @@ from runtime.errors import InputError
 from weights import load_aggregator, load_backbone, name_digests, save_weights, trained_subjects
 from weights.converting import convert_weights, extract_aggregator
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -83,7 +83,7 @@ def store_of(flags: dict[str, Any]) -> Path:
 
 
 @pytest.mark.plots
-def test_a_run_from_cached_features_leaves_what_one_from_images_leaves(
+def test_run_from_cached_features_writes_the_same_files(
     good: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main.train(good)
@@ -101,7 +101,7 @@ def test_a_run_from_cached_features_leaves_what_one_from_images_leaves(
     assert "6 views, float16" in capsys.readouterr().out
 
 
-def test_weights_say_whom_they_were_trained_with(good: dict[str, Any], tmp_path: Path) -> None:
+def test_checkpoint_contains_digests_of_training_subjects(good: dict[str, Any], tmp_path: Path) -> None:
     main.train(good | {"epochs": 1})
     checkpoint = tmp_path / "experiments" / "run_0" / "last.ckpt"
     run = training_run.build_run(RunRequest(resolve(good)))
@@ -114,7 +114,7 @@ def test_weights_say_whom_they_were_trained_with(good: dict[str, Any], tmp_path:
     assert trained_subjects(good["start_from_model_statedict"]) is None
 
 
-def test_features_are_made_once(good: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_are_computed_once(good: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     training_run.build_run(RunRequest(resolve(good)))
 
     def never(*_: Any, **__: Any) -> Any:
@@ -155,7 +155,7 @@ def test_features_equal_images_on_plain_views(flags: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("step", [1, 4])
 @pytest.mark.parametrize("preset", ["good", "published"])
-def test_a_stopped_run_goes_on_exactly(
+def test_stopped_run_resumes_exactly(
     flags: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, preset: str
 ) -> None:
     flags = flags | {"preset": preset, "batch_size": 8, "epochs": 2}
@@ -177,7 +177,7 @@ def test_a_stopped_run_goes_on_exactly(
     assert_same(broken / "last.ckpt", tmp_path / "experiments" / "whole_0" / "last.ckpt")
 
 
-def test_a_checkpoint_chooses_no_folder_to_write_to(flags: dict[str, Any], tmp_path: Path) -> None:
+def test_checkpoint_does_not_decide_where_features_are_written(flags: dict[str, Any], tmp_path: Path) -> None:
     main.train(flags | {"epochs": 2})
     run = tmp_path / "experiments" / "run_0"
     content = torch.load(run / "last.ckpt", weights_only=True)
@@ -197,7 +197,7 @@ def test_a_checkpoint_chooses_no_folder_to_write_to(flags: dict[str, Any], tmp_p
 
 
 @pytest.mark.slow
-def test_a_killed_store_goes_on_where_it_was(flags: dict[str, Any], tmp_path: Path) -> None:
+def test_killed_store_continues(flags: dict[str, Any], tmp_path: Path) -> None:
     slow = tmp_path / "slow.py"
     slow.write_text(
         "import sys, time\nimport main\nfrom data.sampling import views\nplain = views.make_view\n"
@@ -230,7 +230,7 @@ def test_a_killed_store_goes_on_where_it_was(flags: dict[str, Any], tmp_path: Pa
     assert np.array_equal(bank.features, again.features)
 
 
-def test_features_made_elsewhere_train_an_aggregator(flags: dict[str, Any], tmp_path: Path) -> None:
+def test_precomputed_features_train_an_aggregator(flags: dict[str, Any], tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     np.savez(
         tmp_path / "f.npz",
@@ -250,7 +250,7 @@ def test_features_made_elsewhere_train_an_aggregator(flags: dict[str, Any], tmp_
     main.train({"resume_from_checkpoint": str(last), "evaluate": True})
 
 
-def test_a_store_trains_again_by_its_folder(flags: dict[str, Any], tmp_path: Path) -> None:
+def test_store_is_reused_by_its_folder(flags: dict[str, Any], tmp_path: Path) -> None:
     main.train(flags | {"prefix": "cached"})
     made = {"features": str(store_of(flags))}
     given = {name: value for name, value in flags.items() if name not in OF_IMAGES} | made
@@ -263,7 +263,7 @@ def test_a_store_trains_again_by_its_folder(flags: dict[str, Any], tmp_path: Pat
         main.train(given | {"start_from_model_statedict": str(tmp_path / "other.safetensors")})
 
 
-def test_the_head_starts_at_the_subjects_means(good: dict[str, Any]) -> None:
+def test_head_starts_at_the_class_means(good: dict[str, Any]) -> None:
     run = training_run.build_run(RunRequest(resolve(good)))
     means = torch.from_numpy(run.data._dataset._drawer.bank.clean_means())
     torch.testing.assert_close(run.module.head.kernel.detach().T, means)
@@ -280,7 +280,7 @@ def test_options_reach_the_aggregator(good: dict[str, Any], tmp_path: Path) -> N
         resolve(good | {"aggregator": "mean"})
 
 
-def test_a_compiled_run_leaves_what_another_leaves(
+def test_compiled_run_equals_an_eager_one(
     good: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     main.train(good | {"epochs": 1, "prefix": "plain"})
@@ -300,7 +300,7 @@ def test_a_compiled_run_leaves_what_another_leaves(
         resolve(good | {"compile": True}, machine=Machine.here())
 
 
-def test_context_reaches_the_aggregators_that_read_it(good: dict[str, Any], tmp_path: Path) -> None:
+def test_auxiliary_features_reach_aggregators_that_read_them(good: dict[str, Any], tmp_path: Path) -> None:
     plain = good["start_from_model_statedict"]
     start = tmp_path / "auxiliary.safetensors"
     convert_weights(plain, start, auxiliary=6)
@@ -330,7 +330,7 @@ def test_context_reaches_the_aggregators_that_read_it(good: dict[str, Any], tmp_
         training_run.build_run(RunRequest(resolve(other)))
 
 
-def test_a_backbone_with_context_stays_frozen(flags: dict[str, Any], tmp_path: Path) -> None:
+def test_backbone_with_auxiliary_features_is_not_fine_tuned(flags: dict[str, Any], tmp_path: Path) -> None:
     start = tmp_path / "auxiliary.safetensors"
     convert_weights(flags["start_from_model_statedict"], start, auxiliary=6)
     images = {key: value for key, value in flags.items() if key not in ("cache_features", "views")}
@@ -339,7 +339,7 @@ def test_a_backbone_with_context_stays_frozen(flags: dict[str, Any], tmp_path: P
         training_run.build_run(RunRequest(resolve(tuned)))
 
 
-def test_a_contrast_needs_pairs_on_each_process(good: dict[str, Any]) -> None:
+def test_contrastive_loss_needs_pairs_on_each_process(good: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=r"--batch_size 6: .*multiple of 4"):
         resolve(good | {"batch_size": 6, "cpu_processes": 2}, machine=Machine(0, has_compiler=True))
 
@@ -390,7 +390,7 @@ def test_held_out_images_are_decoded_once_for_a_frozen_backbone(
     assert str(other.figures) == str(run.module.figures)
 
 
-def test_the_image_path_can_contrast_too(flags: dict[str, Any]) -> None:
+def test_contrastive_loss_works_on_images(flags: dict[str, Any]) -> None:
     plain = {k: v for k, v in flags.items() if k not in ("cache_features", "views")}
     main.train(plain | {"contrast_weight": 1.0, "epochs": 1, "max_template_size": 4})
     config = resolve(plain | {"contrast_weight": 1.0, "max_template_size": 4})
@@ -403,7 +403,7 @@ WEIGHTS = {"train_data_path": "imgs", "start_from_model_statedict": "w.ckpt"}
 CACHED = WEIGHTS | {"cache_features": ""}
 
 
-def test_presets_are_values_that_flags_override() -> None:
+def test_flags_override_presets() -> None:
     good = resolve(CACHED | {"preset": "good", "s": 40.0})
     model, optimiser = good.model, good.optimiser
     assert (model.head, model.m, model.s, model.head_init) == ("cosface", 0.25, 40.0, "centroids")
@@ -436,12 +436,12 @@ def test_presets_are_values_that_flags_override() -> None:
         (CACHED | {"impostor_media_prob": 1.5}, "expected 0 to 1"),
     ],
 )
-def test_what_has_no_effect_is_refused(given: dict[str, Any], message: str) -> None:
+def test_flags_without_effect_are_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         resolve(given)
 
 
-def test_checkpoints_of_before_resume_with_the_defaults() -> None:
+def test_older_checkpoints_resume_with_defaults() -> None:
     saved = resolve(WEIGHTS).to_flat()
     for name in ("preset", "contrast_weight", "lr_schedule", "aggregator"):
         del saved[name]
