@@ -1,6 +1,6 @@
-"""The margin heads of backbone and aggregator training: unit embeddings and labels in, scaled logits out.
+"""Margin heads AdaFace, ArcFace and CosFace: unit embeddings and labels to scaled logits.
 
-Cross entropy, optimisers and logging belong to `train_val`. Heads compute in float32, whatever autocast is.
+Always computed in float32 or wider, whatever autocast says.
 """
 
 from __future__ import annotations
@@ -19,16 +19,25 @@ from runtime.distributed import summed
 from runtime.errors import InputError
 from runtime.matmul_precision import EXACT, matmul_precision
 
-_SHORTEST_COLUMN = 1e-12
+_MIN_LENGTH = 1e-12
 
 
 class _MarginHead(nn.Module, ABC):
-    """Cosines to one learned column a class, with a margin taken from the true class's.
+    """Cosines to the class weights, with a margin on the target class.
 
-    State: `kernel` (D, C); its columns are normalised at each use. `_eps` keeps cosines and angles off the
-    ends of their range, where the gradient of the arc cosine is infinite.
+    State: `kernel` (D, C), whose columns are normalised at each use.
+
+    Args:
+        embedding_size: D.
+        num_classes: C.
+        m: margin.
+        s: scale of the logits.
+
+    Raises:
+        InputError: a value out of range.
     """
 
+    # Keeps cosines and angles inside their range, where the gradient of the arc cosine is finite.
     _eps = 1e-4
 
     def __init__(self, embedding_size: int, num_classes: int, *, m: float, s: float) -> None:
@@ -49,20 +58,20 @@ class _MarginHead(nn.Module, ABC):
         self.kernel = nn.Parameter(F.normalize(kernel, dim=0))
 
     def forward(
-        self, embedding: Tensor, norm: Tensor, label: Tensor, more_columns: Tensor | None = None
+        self, embedding: Tensor, norm: Tensor, label: Tensor, extra_weights: Tensor | None = None
     ) -> Tensor:
         """Logits for cross entropy.
 
         Args:
-            embedding: (B, D), unit rows.
-            norm: (B, 1), length of each feature before it was normalised; no gradient flows into it.
-            label: (B,) int64, columns of the true classes.
-            more_columns: (V, D) unit directions of classes C..C+V-1 that are not learned.
+            embedding: (B, D) unit rows.
+            norm: (B, 1) of each feature before normalisation; detached.
+            label: (B,) int64 target classes.
+            extra_weights: (V, D) unit weights of classes C..C+V-1, which are not learned.
 
         Returns:
-            (B, C + V) float32 (float64 where embedding or kernel are), scaled by s.
+            (B, C + V) scaled by s, float32, or float64 if embedding or kernel are.
         """
-        kernel = self.kernel if more_columns is None else torch.cat([self.kernel, more_columns.T], dim=1)
+        kernel = self.kernel if extra_weights is None else torch.cat([self.kernel, extra_weights.T], dim=1)
         with torch.autocast(embedding.device.type, enabled=False):
             dtype = torch.promote_types(embedding.dtype, self.kernel.dtype)
             dtype = torch.promote_types(dtype, torch.float32)
@@ -74,24 +83,24 @@ class _MarginHead(nn.Module, ABC):
 
     @abstractmethod
     def _with_margin(self, cosine: Tensor, norm: Tensor) -> Tensor:
-        """Cosine of the true class, less its margin; all (B, 1)."""
+        """Target cosine with the margin; all (B, 1)."""
 
-    def _cosine_of_wider_angle(self, cosine: Tensor, margin: Tensor | float) -> Tensor:
+    def _add_angle(self, cosine: Tensor, margin: Tensor | float) -> Tensor:
         return (cosine.acos() + margin).clamp(self._eps, math.pi - self._eps).cos()
 
 
 class ArcFace(_MarginHead):
-    """Additive angular margin: cos(theta + m) (Deng et al., CVPR 2019)."""
+    """Additive angular margin, cos(theta + m) (arXiv 1801.07698)."""
 
     def __init__(self, embedding_size: int, num_classes: int, *, m: float = 0.5, s: float = 64.0) -> None:
         super().__init__(embedding_size, num_classes, m=m, s=s)
 
     def _with_margin(self, cosine: Tensor, norm: Tensor) -> Tensor:
-        return self._cosine_of_wider_angle(cosine, self.m)
+        return self._add_angle(cosine, self.m)
 
 
 class CosFace(_MarginHead):
-    """Additive cosine margin: cos(theta) - m (Wang et al., CVPR 2018)."""
+    """Additive cosine margin, cos(theta) - m (arXiv 1801.09414)."""
 
     def __init__(self, embedding_size: int, num_classes: int, *, m: float = 0.4, s: float = 64.0) -> None:
         super().__init__(embedding_size, num_classes, m=m, s=s)
@@ -101,11 +110,18 @@ class CosFace(_MarginHead):
 
 
 class AdaFace(_MarginHead):
-    """Margin that adapts to the feature norm (Kim et al., CVPR 2022, Eq. 12-15; METHOD 3).
+    """Margin adapted to the feature norm (arXiv 2204.00964, Eq. 12-15).
 
-    `h` is the concentration of the normalised norm, `t_alpha` the weight of the current batch in the running
-    mean and standard deviation of the norms. State beside the kernel, each of shape (1,): `batch_mean`,
-    `batch_std`, and `t`, which is never read and stands here so that published heads load strictly.
+    State besides the kernel, each of shape (1,): `batch_mean`, `batch_std`, and `t`, which is unused and
+    exists so that published heads load strictly.
+
+    Args:
+        embedding_size: D.
+        num_classes: C.
+        m: margin.
+        h: concentration of the normalised norm.
+        s: scale of the logits.
+        t_alpha: weight of the current batch in the running mean and standard deviation of the norms.
     """
 
     _eps = 1e-3
@@ -141,36 +157,36 @@ class AdaFace(_MarginHead):
         if self.training:
             self._update_statistics(clipped, norm.isfinite())
         quality = (self.h * (clipped - self.batch_mean) / (self.batch_std + self._eps)).clamp(-1, 1)
-        return self._cosine_of_wider_angle(cosine, -self.m * quality) - (self.m + self.m * quality)
+        return self._add_angle(cosine, -self.m * quality) - (self.m + self.m * quality)
 
     @torch.no_grad()
     def _update_statistics(self, norms: Tensor, finite: Tensor) -> None:
-        """Moves the running statistics towards those of the finite norms of the global batch; both (B, 1)."""
+        """Update the running statistics with the finite norms (B, 1) of the global batch, over all ranks."""
         count = summed(finite.sum(0).to(norms.dtype))
         mean = summed(norms.where(finite, 0).sum(0)) / count.clamp_min(1)
-        # A second pass: E[x^2] - E[x]^2 would lose the deviation of nearly equal norms to rounding.
+        # Two passes, since E[x^2] - E[x]^2 loses the deviation of nearly equal norms to rounding.
         deviations = summed((norms - mean).square().where(finite, 0).sum(0))
         std = (deviations / (count - 1).clamp_min(1)).sqrt()
-        # One face says where the norms lie but nothing of their spread: its unbiased deviation is 0/0, which
-        # in the published code stays in the average for ever. So one face moves the mean alone, none nothing.
-        self._move(self.batch_mean, mean, count >= 1)
-        self._move(self.batch_std, std, count >= 2)
-
-    def _move(self, average: Tensor, current: Tensor, known: Tensor) -> None:
-        moved = self.t_alpha * current + (1 - self.t_alpha) * average
-        average.copy_(torch.where(known, moved.to(average.dtype), average))
+        # The unbiased deviation of one face is 0/0, which in the published code makes the average NaN for
+        # good. Here one face updates only the mean, and none nothing.
+        for average, current, known in (
+            (self.batch_mean, mean, count >= 1),
+            (self.batch_std, std, count >= 2),
+        ):
+            moved = self.t_alpha * current + (1 - self.t_alpha) * average
+            average.copy_(torch.where(known, moved.to(average.dtype), average))
 
 
 class _Cosines(torch.autograd.Function):
-    """(B, D) unit rows times the columns of (D, C), each divided by its length -> (B, C).
+    """Product (B, C) of unit rows (B, D) and normalised columns of (D, C).
 
-    Dividing the few products, not the many columns, and a gradient in closed form spare a dozen passes over
-    the kernel: at B 20, D 512, C 10,000 it is by far the largest thing of a step from cached features.
+    Dividing the products instead of the columns, with a gradient in closed form, saves a dozen passes over
+    the kernel, which at B 20, D 512, C 10,000 dominates a training step from cached features.
     """
 
     @staticmethod
     def forward(ctx: Any, embedding: Tensor, kernel: Tensor) -> Tensor:
-        length = _column_lengths(kernel).clamp_min_(_SHORTEST_COLUMN)
+        length = _column_lengths(kernel).clamp_min_(_MIN_LENGTH)
         with matmul_precision(EXACT):
             cosine: Tensor = embedding @ kernel / length
         ctx.save_for_backward(embedding, kernel, length, cosine)
@@ -185,7 +201,7 @@ class _Cosines(torch.autograd.Function):
             for_embedding = scaled @ kernel.T if ctx.needs_input_grad[0] else None
             if not ctx.needs_input_grad[1]:
                 return for_embedding, None
-            # What would only lengthen a column is taken out.
+            # Without the component along the column, which only changes its length.
             along = (scaled * cosine).sum(dim=0) / length
             return for_embedding, (embedding.T @ scaled).addcmul_(kernel, along, value=-1)
 
@@ -194,7 +210,7 @@ def _column_lengths(kernel: Tensor) -> Tensor:
     if kernel.device.type != "cpu":
         lengths: Tensor = torch.linalg.vector_norm(kernel, dim=0)
         return lengths
-    # By rows that fit the caches: 2 ms in place of 7 for 512 x 10,000 on one core.
+    # Blocks of rows fit the cache: 2 ms instead of 7 for 512 x 10,000 on one core.
     squares = torch.zeros_like(kernel[0])
     for rows in torch.split(kernel, 32):
         squares.add_(rows.square().sum(dim=0))
@@ -219,15 +235,24 @@ def build_head(
     s: float = 64.0,
     t_alpha: float = 0.01,
 ) -> nn.Module:
-    """A head by its name in `HEADS`; `m` None is its own margin; only adaface has `h` and `t_alpha`.
+    """Build a head.
+
+    Args:
+        name: a key of `HEADS`.
+        embedding_size: D.
+        num_classes: C.
+        m: margin; None for the head's default.
+        h: of AdaFace, ignored by others.
+        s: scale of the logits.
+        t_alpha: of AdaFace, ignored by others.
 
     Raises:
-        InputError: an unknown name, or values out of range.
+        InputError: an unknown name, or a value out of range.
     """
     if name not in HEADS:
         near = difflib.get_close_matches(name, HEADS, n=1, cutoff=0.5)
         hint = f" Did you mean {near[0]}?" if near else ""
-        raise InputError(f"{name!r} is no head.{hint} There are: {', '.join(HEADS)}.")
+        raise InputError(f"{name!r} is not a head.{hint} Valid are: {', '.join(HEADS)}.")
     own = {} if m is None else {"m": m}
     if name == "adaface":
         return AdaFace(embedding_size, num_classes, h=h, s=s, t_alpha=t_alpha, **own)
@@ -235,10 +260,10 @@ def build_head(
 
 
 @torch.no_grad()
-def start_columns_at(head: nn.Module, directions: Tensor) -> None:
-    """Sets the columns of a head of `HEADS` to `directions` (C, D), of any length above zero.
+def init_class_weights(head: nn.Module, directions: Tensor) -> None:
+    """Set the class weights of a head to `directions` (C, D), of any positive length.
 
-    With the mean clean feature of each class training starts near its end: METHOD 10 has the gain.
+    With the mean clean feature of each class, training of an aggregator starts close to its optimum.
 
     Raises:
         InputError: another shape than the head's, or directions that are not finite.
@@ -246,7 +271,7 @@ def start_columns_at(head: nn.Module, directions: Tensor) -> None:
     kernel = head.get_parameter("kernel")
     if directions.T.shape != kernel.shape or not bool(directions.isfinite().all()):
         raise InputError(
-            f"head: expected finite directions {tuple(kernel.T.shape)}, one row a class, found "
+            f"head: expected finite directions {tuple(kernel.T.shape)}, one row per class, found "
             f"{tuple(directions.shape)}."
         )
     kernel.copy_(F.normalize(directions.T.to(kernel.dtype), dim=0))

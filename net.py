@@ -1,7 +1,7 @@
-"""The registry of backbones, and how one is built by its name.
+"""Registry of backbones.
 
-Names, shapes and order of each state dict are the published ones, so that published weights load as they are.
-Reading weight files is the task of `weights`.
+Names, shapes and order of state dicts are the published ones, so that published weights load unchanged.
+Weight files are read by `weights`.
 """
 
 from __future__ import annotations
@@ -23,15 +23,18 @@ __all__ = ["BACKBONES", "ArcfaceMobileFaceNet", "Backbone", "IResNet", "MobileFa
 
 
 def build_backbone(name: str) -> Backbone:
-    """A backbone with fresh weights, by its name in `BACKBONES`.
+    """Build a backbone with random weights.
+
+    Args:
+        name: a key of `BACKBONES`.
 
     Raises:
-        InputError: there is no such name; the message lists the names.
+        InputError: an unknown name.
     """
     if name not in BACKBONES:
         near = difflib.get_close_matches(name, BACKBONES, n=1, cutoff=0.5)
         hint = f" Did you mean {near[0]}?" if near else ""
-        raise InputError(f"{name!r} is no backbone.{hint} There are: {', '.join(BACKBONES)}.")
+        raise InputError(f"{name!r} is not a backbone.{hint} Valid are: {', '.join(BACKBONES)}.")
     return _BUILDERS[name](BACKBONES[name])
 
 
@@ -43,12 +46,12 @@ _LAYOUTS = {
     "ir_152": IResNetLayout((3, 8, 36, 3), (256, 512, 1024, 2048), bottleneck=True),
     "ir_200": IResNetLayout((3, 24, 36, 3), (256, 512, 1024, 2048), bottleneck=True),
     "ir_se_50": IResNetLayout((3, 4, 14, 3), squeeze_excitation=True),
-    # For tests and the demo. The full-size stem costs more than all else on a CPU, hence its stride.
+    # For tests and the demo. Its stem has a stride, since a full-size stem dominates the time on a CPU.
     "ir_tiny": IResNetLayout(
         (1, 1, 1, 1), (8, 16, 32, 64), strides=(2, 2, 2, 1), stem_width=8, stem_stride=2
     ),
 }
-# arcface_torch's, under its own names.
+# Of arcface_torch, with its names.
 _INSIGHTFACE = {
     "iresnet18": _LAYOUTS["ir_18"],
     "iresnet34": _LAYOUTS["ir_34"],

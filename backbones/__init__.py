@@ -1,1 +1,1 @@
-"""Backbones: aligned faces to embeddings and norms. Pure PyTorch."""
+"""Backbones: aligned faces to embeddings and norms. Pure torch."""

@@ -1,4 +1,4 @@
-"""The MobileFaceNet of arcface_torch (mbf, 512-d), under its own parameter names."""
+"""The 512-d MobileFaceNet of arcface_torch (mbf), with its parameter names."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ from backbones.spec import BackboneSpec
 
 
 class ArcfaceMobileFaceNet(Backbone):
-    """arcface_torch's MobileFaceNet ('mbf', 512-d), under its names; another network than `MobileFaceNet`.
-
-    Source: its backbones/mobilefacenet.py.
+    """arcface_torch's backbones/mobilefacenet.py; a different network than `MobileFaceNet`.
 
     Args:
         spec: of the network.
-        blocks: residual blocks of each stage; a single first one is a grouped convolution.
+        blocks: residual blocks of each stage; a single block in the first is a grouped convolution.
         scale: factor of all widths but the last.
     """
 
@@ -40,7 +38,7 @@ class ArcfaceMobileFaceNet(Backbone):
             _mbf_residuals(wide, 256, blocks[3]),
         )
         self.conv_sep = _mbf_unit(wide, 512, 1)
-        # Theirs is called 'features', as our method is.
+        # Called 'features' there, the name of a method here.
         self.output = nn.Sequential(
             _Layers(nn.Conv2d(512, 512, 7, groups=512, bias=False), nn.BatchNorm2d(512)),
             nn.Flatten(),
@@ -48,10 +46,6 @@ class ArcfaceMobileFaceNet(Backbone):
             nn.BatchNorm1d(spec.embedding_size),
         )
         initialise_weights(self)
-
-    def features(self, images: Tensor) -> Tensor:
-        """See the base class."""
-        return self.features_and_hidden(images)[0]
 
     def features_and_hidden(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """See the base class."""
@@ -65,7 +59,7 @@ class ArcfaceMobileFaceNet(Backbone):
 
 
 class _Layers(nn.Module):
-    """Layers one after another, named `layers` as arcface_torch's are."""
+    """Sequential layers, named `layers` as in arcface_torch."""
 
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__()
@@ -77,7 +71,7 @@ class _Layers(nn.Module):
 
 
 class _Residuals(_Layers):
-    """As `_Layers`, with a shortcut around each."""
+    """As `_Layers`, with a shortcut around each layer."""
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:

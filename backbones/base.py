@@ -1,8 +1,7 @@
-"""The base class of all backbones: aligned face in, unit embedding and feature norm out."""
+"""Base class of backbones: aligned faces to unit embeddings and feature norms."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -14,19 +13,23 @@ from backbones.auxiliary import append_auxiliary, subtract_centre
 from backbones.spec import BackboneSpec
 from runtime.errors import InputError
 
-# A shorter feature is taken to be this long: a zero one gives a zero embedding and a bounded gradient.
-_SHORTEST_FEATURE = 1e-6
-_SMALLEST_SCALE = 1e-4
+# Shorter features are divided by this, so that a zero feature has a zero embedding and a bounded gradient.
+_MIN_LENGTH = 1e-6
+# Channels of the last BatchNorm with a smaller scale count as switched off.
+_MIN_SCALE = 1e-4
 
 
-class Backbone(nn.Module, ABC):
-    """Aligned faces in, unit embeddings and feature norms out.
+class Backbone(nn.Module):
+    """Map aligned faces to unit embeddings and feature norms.
 
-    Where `spec.auxiliary_size` asks for it, auxiliary values stand behind the embedding: what the last
-    linear layer drops of what it reads, along so many directions drawn by chance. That layer keeps what
-    tells people apart in good pictures, and drops what says how a picture is poor; an aggregator can use
-    both. The directions follow from the weights and need no data. Ours; CAFace (NeurIPS 2022) too gives its
-    aggregator what inner layers know.
+    With `spec.auxiliary_size` > 0 auxiliary features are appended to the embedding: the input of the last
+    linear layer along random directions that this layer discards. The layer keeps what separates identities
+    in good images; what it discards describes the image's defects, which an aggregator can use (CAFace,
+    NeurIPS 2022, uses features of inner layers likewise). The directions follow from the weights and need no
+    data.
+
+    Subclasses implement `features_and_hidden` and `last_layers`, or `features` alone; then they have no
+    auxiliary features.
     """
 
     def __init__(self, spec: BackboneSpec) -> None:
@@ -34,27 +37,31 @@ class Backbone(nn.Module, ABC):
         self.spec = spec
         self._auxiliary: tuple[Tensor, Tensor] | None = None
 
-    @abstractmethod
     def features(self, images: Tensor) -> Tensor:
-        """Un-normalised features (N, D), in the precision that the network computes in; without auxiliary
-        values.
-        """
+        """Un-normalised features (N, D) in the network's precision, without auxiliary features."""
+        return self.features_and_hidden(images)[0]
 
     def features_and_hidden(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """`features`, and what the last linear layer reads (N, n). InputError: the network does not say."""
-        raise self._unknown()
+        """`features`, and the input (N, n) of the last linear layer.
+
+        Raises:
+            InputError: a network that does not provide it, such as an ONNX graph.
+        """
+        raise self._no_auxiliary()
 
     def last_layers(self) -> tuple[nn.BatchNorm2d, nn.Linear]:
-        """The last linear layer and the BatchNorm before it. InputError: the network does not say."""
-        raise self._unknown()
+        """The last BatchNorm before the last linear layer, and that layer.
 
-    def _unknown(self) -> InputError:
-        return InputError(
-            f"{self.spec.name}: its last layer is not known, so that it gives no auxiliary values."
-        )
+        Raises:
+            InputError: as `features_and_hidden`.
+        """
+        raise self._no_auxiliary()
+
+    def _no_auxiliary(self) -> InputError:
+        return InputError(f"{self.spec.name}: its last layer is not known, so it has no auxiliary features.")
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that weight decay leaves alone: those of BatchNorms, as published."""
+        """Names of the parameters without weight decay: those of BatchNorms, as published."""
         return {
             f"{name}.{own}"
             for name, module in self.named_modules()
@@ -63,17 +70,21 @@ class Backbone(nn.Module, ABC):
         }
 
     def set_auxiliary(self, size: int) -> None:
-        """From now on `size` auxiliary values stand behind the embedding. InputError: a negative size."""
+        """Append `size` auxiliary features to embeddings from now on.
+
+        Raises:
+            InputError: a negative size.
+        """
         self.spec = self.spec.with_auxiliary(size)
 
     def auxiliary_layer(self) -> tuple[Tensor, Tensor]:
-        """Weight (C, n) and bias (C,) that make the auxiliary values of what the last linear layer reads.
+        """Weight (A, n) and bias (A,) that map the input of the last linear layer to auxiliary features.
 
-        It is standardised by the statistics of the BatchNorm before, and goes along orthonormal directions,
-        orthogonal to those that the linear layer reads. Made once, until other weights are loaded.
+        The input is standardised by the BatchNorm before and projected onto orthonormal random directions,
+        which are orthogonal to the rows of the linear layer. Cached until weights are loaded.
 
         Raises:
-            InputError: the layer does not drop so much, or is not known.
+            InputError: the layer discards fewer directions, or is not known.
         """
         size = self.spec.auxiliary_size
         if self._auxiliary is not None and len(self._auxiliary[1]) == size:
@@ -82,37 +93,34 @@ class Backbone(nn.Module, ABC):
         weight, scale, shift = (v.detach().cpu().double() for v in (last.weight, norm.weight, norm.bias))
         D, n = weight.shape
         if size > n - D:
-            raise InputError(f"{self.spec.name}: gives {n - D} auxiliary values at most, asked for {size}.")
+            raise InputError(f"{self.spec.name}: has at most {n - D} auxiliary features, asked for {size}.")
         scale, shift = (values.repeat_interleave(n // len(values)) for values in (scale, shift))
         drawn = torch.from_numpy(np.random.default_rng(0).standard_normal((n, size)))
         basis, triangle = torch.linalg.qr(torch.cat([(weight * scale).T, drawn], dim=1))
-        # Signs, too, are the same on every machine.
+        # Signs are the same on every machine.
         directions = (basis * triangle.diagonal().sign())[:, D:].T
-        # A channel that is switched off says nothing.
-        unscaled = directions / scale.masked_fill(scale.abs() < _SMALLEST_SCALE, torch.inf)
+        unscaled = directions / scale.masked_fill(scale.abs() < _MIN_SCALE, torch.inf)
         self._auxiliary = unscaled.float(), -(unscaled @ shift).float()
         return self._auxiliary
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeds faces.
+        """Compute embeddings and norms.
 
         Args:
-            images: (N, 3, H, W) float, normalised and ordered as `spec` says; cast to the weights' dtype.
+            images: (N, 3, H, W) float, by `BackboneSpec.normalise`; cast to the dtype of the weights.
 
         Returns:
-            embedding (N, D), unit rows (a zero feature stays zero), without the spec's centre where it has
-            one (`backbone_spec.centred`) and with the auxiliary values at its end
-            (`backbone_spec.with_auxiliary`); and norm (N, 1) of the feature before it was normalised or
-            centred, without auxiliary values. Float32 whatever autocast and the weights are, float64 where
-            the weights are that.
+            Embedding (N, D): unit rows (zero for a zero feature), after `subtract_centre` and
+            `append_auxiliary`. Norm (N, 1) of the feature before both. Float32 whatever autocast says;
+            float64 for float64 weights.
         """
         images = images.to(next(self.parameters()).dtype)
         size = self.spec.auxiliary_size
         features, hidden = self.features_and_hidden(images) if size else (self.features(images), None)
-        # In float16 the squares overflow from a norm of 256 on, and AdaFace reads quality from the norm.
+        # In float16 squares overflow from a norm of 256 on.
         features = features.to(torch.promote_types(features.dtype, torch.float32))
         norm = torch.linalg.vector_norm(features, dim=1, keepdim=True)
-        embedding = features / norm.clamp_min(_SHORTEST_FEATURE)
+        embedding = features / norm.clamp_min(_MIN_LENGTH)
         if hidden is not None:
             weight, bias = self.auxiliary_layer()
             if weight.device != hidden.device:
@@ -122,15 +130,15 @@ class Backbone(nn.Module, ABC):
         return subtract_centre(embedding, self.spec.centre, self.spec.auxiliary_size), norm
 
     def _load_from_state_dict(self, *given: Any) -> None:
-        # It is of the weights before.
+        # Computed from the former weights.
         self._auxiliary = None
         super()._load_from_state_dict(*given)
 
 
 def initialise_weights(backbone: nn.Module) -> None:
-    """Kaiming normal by fan-out for convolutions and linear layers, biases 0 (METHOD 2)."""
+    """Kaiming normal with fan-out for convolutions and linear layers, zero biases, as published."""
     for module in backbone.modules():
-        # On the meta device normal_ has nothing to fill, and imports torch's compiler, which takes a second.
+        # On the meta device normal_ has no effect, but imports torch's compiler, which takes a second.
         if isinstance(module, nn.Conv2d | nn.Linear) and not module.weight.is_meta:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:

@@ -1,8 +1,8 @@
-"""How alike two faces are for a backbone: statistics of its cosines, and limits of cosine expressed in them.
+"""Statistics of a backbone's cosine similarities, by which cosine thresholds are translated between
+backbones.
 
-A limit that was chosen with one backbone means something else for another: for some, photos of two people
-have a cosine of 0.8. Limits are therefore written down for the reference, and each backbone's statistics say
-where they lie for it.
+A threshold chosen with one backbone does not suit another: with some, two subjects have a cosine of 0.8.
+Thresholds are therefore stated for `REFERENCE` and translated by each backbone's statistics.
 """
 
 from __future__ import annotations
@@ -16,34 +16,34 @@ from numpy.typing import NDArray
 
 from runtime.errors import InputError
 
-# Median cosine of two people from which on the vector that all features share is subtracted. MobileFaceNet's
-# is 0.00, so that its features and the aggregators over it stay as they are; dlib's ResNet's is 0.84.
-_LARGEST_COMMON = 0.1
-# Of fewer people the shared vector cannot be told from theirs: the median of other people's cosines would be
-# off by one over their number.
-FEWEST_PEOPLE = 30
-FEWEST_OWNERS = 5
-# Median absolute deviation -> standard deviation of a normal distribution.
+# Median non-mated cosine above which the vector that all features share is subtracted. MobileFaceNet's is
+# 0.00, so that its features and aggregators are unchanged; that of dlib's ResNet is 0.84.
+_MAX_NONMATED = 0.1
+# With fewer subjects the shared vector is confounded with theirs: the median non-mated cosine would be off by
+# one over their number.
+_MIN_SUBJECTS = 30
+_MIN_OWNERS = 5
+# Median absolute deviation to standard deviation, for a normal distribution.
 _MAD_TO_STD = 1.4826
-_SMALLEST_STD = 1e-3
-_MOST_COMPARED = 1000
+_MIN_STD = 1e-3
+_MAX_SAMPLES = 1000
 
 
 @dataclass(frozen=True)
 class CosineStatistics:
-    """Cosines of single photos, of two people (non-mated) and of one (mated), for one backbone.
+    """Robust statistics of cosines between single images, for one backbone.
 
     Attributes:
-        nonmated_mean: of pairs of different subjects; of all pairs where subjects are not known.
+        nonmated_mean: of pairs of different subjects; of all pairs where subjects are unknown.
         nonmated_std: above 0.
-        mated_mean: of two photos of one subject; None where nobody knows which photos are of one.
+        mated_mean: of pairs of one subject; None where subjects are unknown.
         mated_std: above 0; None together with the mean.
-        num_faces: how many photos were measured.
-        num_subjects: of how many people; None where subjects are not known.
-        log_norm_std: of the logarithm of the photos' norms, above 0; None where they were not measured.
+        num_faces: number of images measured.
+        num_subjects: None where subjects are unknown.
+        log_norm_std: of the logarithm of the feature norms, above 0; None where they were not measured.
 
     Raises:
-        InputError: a value that none of these can be.
+        InputError: a value out of range.
     """
 
     nonmated_mean: float
@@ -75,10 +75,10 @@ class CosineStatistics:
 
     @property
     def mated(self) -> tuple[float, float]:
-        """Mean and standard deviation of mated pairs; where unknown, as far from 1 as the reference's are.
+        """Mean and standard deviation of mated pairs.
 
-        That is, in the same proportion between the non-mated mean and 1. With MobileFaceNet and with dlib's
-        ResNet, with its mean subtracted or not, the mean is off by 0.02 at most.
+        Where unknown, the reference's, scaled to the same position between the non-mated mean and 1. For
+        MobileFaceNet and dlib's ResNet the mean is off by at most 0.02.
         """
         if self.mated_mean is not None and self.mated_std is not None:
             return self.mated_mean, self.mated_std
@@ -87,36 +87,36 @@ class CosineStatistics:
         return 1 - (1 - mean) * scale, std * scale
 
     def limit(self, reference: float) -> float:
-        """The cosine that means for this backbone what `reference` means for the reference; monotone.
+        """Translate a cosine threshold from the reference backbone; monotone.
 
-        Between the two means: the point at which the distances to both, in their standard deviations, have
-        the same ratio. Below: as many standard deviations under the non-mated mean. Above: in the same
-        proportion between the mated mean and 1, which is where copies are.
+        Between the two means, distances to both in standard deviations keep their ratio. Below the non-mated
+        mean the distance to it in standard deviations is kept, above the mated mean the relative position
+        between it and 1.
         """
         return float(_translated(np.array(reference), REFERENCE, self))
 
     def in_reference(self, cosines: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The inverse of `limit`, of an array: cosines as the reference would have them."""
+        """Invert `limit` for an array."""
         return _translated(cosines, self, REFERENCE)
 
     def difference(self, reference: float) -> float:
-        """A difference of two cosines, in proportion to the distance of the two means."""
+        """Translate a difference of two cosines, in proportion to the distance between the means."""
         scale = self.mated[0] - self.nonmated_mean
         return reference * scale / (REFERENCE.mated[0] - REFERENCE.nonmated_mean)
 
     def norm_share(self, reference: float) -> float:
-        """A share of a good face's norm, as many standard deviations of the logarithm below it."""
+        """Translate a fraction of a good face's norm, in standard deviations of the logarithm."""
         if self.log_norm_std is None or REFERENCE.log_norm_std is None:
             return reference
         return float(reference ** (self.log_norm_std / REFERENCE.log_norm_std))
 
     def text(self) -> str:
-        """The figures for a person."""
-        who = "unlabelled" if self.num_subjects is None else f"{self.num_subjects:,} people"
+        """The statistics in one line."""
+        subjects = "unlabelled" if self.num_subjects is None else f"{self.num_subjects:,} subjects"
         mated = "unknown" if self.mated_mean is None else f"{self.mated_mean:.3f} ± {self.mated_std:.3f}"
         return (
-            f"cosine of two people {self.nonmated_mean:.3f} ± {self.nonmated_std:.3f}, of one {mated} "
-            f"({self.num_faces:,} faces, {who})"
+            f"non-mated cosine {self.nonmated_mean:.3f} ± {self.nonmated_std:.3f}, mated {mated} "
+            f"({self.num_faces:,} faces, {subjects})"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -125,7 +125,11 @@ class CosineStatistics:
 
     @classmethod
     def from_dict(cls, values: object) -> CosineStatistics:
-        """The inverse of `to_dict`; InputError on a missing, unknown or wrong field."""
+        """Invert `to_dict`.
+
+        Raises:
+            InputError: a missing, unknown or wrong field.
+        """
         known = {field.name for field in fields(cls)}
         if not isinstance(values, dict) or set(values) | {"log_norm_std"} != known:
             raise InputError(
@@ -142,62 +146,60 @@ def measure_cosines(
     *,
     keep_common: bool = False,
 ) -> tuple[tuple[float, ...] | None, CosineStatistics]:
-    """The vector that all features share, where there is one to be subtracted, and statistics without it.
+    """Measure the vector that all features share, and statistics of the features without it.
 
-    Mean and deviation are the median and the scaled median absolute deviation, which a few mislabelled or
-    repeated photos do not move. Where nobody knows the subjects, all pairs count as of different people: so
-    there should be many.
+    Mean and deviation are the median and the scaled median absolute deviation, robust to mislabelled and
+    repeated images. Where subjects are unknown, all pairs count as non-mated.
 
     Args:
-        features: (N, D) unit rows, without auxiliary values; of more than 1,000, so many
-            are drawn.
-        labels: (N,) subjects; None where they are not known.
-        norms: (N,) of the features before they were made unit rows; None where they are not known.
-        keep_common: measure the features as they are.
+        features: (N, D) unit rows, without auxiliary features; at most 1,000 are sampled.
+        labels: (N,) subjects; None where unknown.
+        norms: (N,) of the features before normalisation; None where unknown.
+        keep_common: do not subtract a shared vector.
 
     Returns:
-        the vector (D,), None where nothing is to be subtracted, and the statistics.
+        The shared vector (D,), None where it is not subtracted, and the statistics.
 
     Raises:
-        InputError: too few people (photos, where people are not known), or features that do not tell people
-            apart.
+        InputError: too few subjects (images, where subjects are unknown), or features that do not separate
+            subjects.
     """
-    rows = _some(np.arange(len(features)) if labels is None else labels)
+    rows = _sample(np.arange(len(features)) if labels is None else labels)
     unit, subjects = features[rows].astype(np.float64), np.arange(len(rows))
     if labels is not None:
         subjects = np.unique(labels[rows], return_inverse=True)[1].reshape(-1)
-    people = int(subjects.max(initial=-1)) + 1
-    if people < FEWEST_PEOPLE:
-        who = "photos of as many people" if labels is None else "people"
+    num_subjects = int(subjects.max(initial=-1)) + 1
+    if num_subjects < _MIN_SUBJECTS:
+        counted = "images of different subjects" if labels is None else "subjects"
         raise InputError(
-            f"{people} {who} are too few to measure how alike two people are; expected {FEWEST_PEOPLE} or "
+            f"{num_subjects} {counted} are too few to measure non-mated cosines; expected {_MIN_SUBJECTS} or "
             "more."
         )
     statistics = _statistics(unit, subjects, is_labelled=labels is not None)
-    spread = _log_std(norms)
-    if keep_common or statistics.nonmated_mean <= _LARGEST_COMMON:
-        return None, replace(statistics, log_norm_std=spread)
-    sums = np.zeros((people, unit.shape[1]))
+    log_norm_std = _log_std(norms)
+    if keep_common or statistics.nonmated_mean <= _MAX_NONMATED:
+        return None, replace(statistics, log_norm_std=log_norm_std)
+    sums = np.zeros((num_subjects, unit.shape[1]))
     np.add.at(sums, subjects, unit)
-    # Seven digits, as float32 has them: the same in every file.
+    # Seven digits, as float32 has, so that all files agree.
     common = (sums / np.bincount(subjects)[:, None]).mean(axis=0).round(7)
     rest = unit - common
     rest /= np.linalg.norm(rest, axis=1, keepdims=True).clip(1e-12)
     statistics = _statistics(rest, subjects, is_labelled=labels is not None)
-    return tuple(common.tolist()), replace(statistics, log_norm_std=spread)
+    return tuple(common.tolist()), replace(statistics, log_norm_std=log_norm_std)
 
 
-def _some(labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Rows of all, or up to `_MOST_COMPARED` drawn by chance: some of each subject, or two of some."""
+def _sample(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Up to `_MAX_SAMPLES` random rows: some of each subject, or two of some subjects."""
     rng = np.random.default_rng(0)
     order = rng.permutation(len(labels))
     subjects = np.unique(labels, return_inverse=True)[1].reshape(-1)[order]
     grouped = np.argsort(rng.permutation(len(labels))[subjects], kind="stable")
     ranked = subjects[grouped]
     starts = np.flatnonzero(np.diff(ranked, prepend=-1))
-    place = np.arange(len(ranked)) - np.repeat(starts, np.diff(starts, append=len(ranked)))
-    each = max(2, _MOST_COMPARED // max(1, len(starts)))
-    return np.sort(order[grouped[place < each]][:_MOST_COMPARED])
+    within = np.arange(len(ranked)) - np.repeat(starts, np.diff(starts, append=len(ranked)))
+    each = max(2, _MAX_SAMPLES // max(1, len(starts)))
+    return np.sort(order[grouped[within < each]][:_MAX_SAMPLES])
 
 
 def _statistics(
@@ -206,31 +208,31 @@ def _statistics(
     pairs = np.triu_indices(len(features), 1)
     cosines = (features @ features.T)[pairs]
     is_mated = (subjects[:, None] == subjects)[pairs]
-    mean, std = _spread(cosines[~is_mated])
+    mean, std = _median_and_std(cosines[~is_mated])
     mated_mean, mated_std = None, None
-    if int(is_mated.sum()) >= FEWEST_PEOPLE:
-        mated_mean, mated_std = _spread(cosines[is_mated])
-    people = int(subjects.max()) + 1 if is_labelled else None
-    return CosineStatistics(mean, std, mated_mean, mated_std, len(features), people)
+    if int(is_mated.sum()) >= _MIN_SUBJECTS:
+        mated_mean, mated_std = _median_and_std(cosines[is_mated])
+    num_subjects = int(subjects.max()) + 1 if is_labelled else None
+    return CosineStatistics(mean, std, mated_mean, mated_std, len(features), num_subjects)
 
 
-def _spread(cosines: NDArray[np.float64]) -> tuple[float, float]:
-    median = float(np.median(cosines))
-    deviation = _MAD_TO_STD * float(np.median(np.abs(cosines - median)))
-    return round(min(median, 1 - _SMALLEST_STD), 4), round(max(deviation, _SMALLEST_STD), 4)
+def _median_and_std(values: NDArray[np.float64]) -> tuple[float, float]:
+    median = float(np.median(values))
+    deviation = _MAD_TO_STD * float(np.median(np.abs(values - median)))
+    return round(min(median, 1 - _MIN_STD), 4), round(max(deviation, _MIN_STD), 4)
 
 
 def median_nonmated_cosine(features: NDArray[np.float32], owners: NDArray[np.int64]) -> float | None:
-    """Median cosine of features of different owners; None of fewer than `FEWEST_OWNERS`.
+    """Median cosine between features of different owners; None for fewer than five owners.
 
-    Fewer may all show one person, who was photographed several times.
+    A few sets may all be of one subject.
 
     Args:
-        features: (N, D) unit rows; of more than 1,000, so many are drawn.
-        owners: (N,) the subject or set of each.
+        features: (N, D) unit rows; at most 1,000 are sampled.
+        owners: (N,) subject or set of each feature.
     """
-    rows = _some(owners)
-    if len(np.unique(owners[rows])) < FEWEST_OWNERS:
+    rows = _sample(owners)
+    if len(np.unique(owners[rows])) < _MIN_OWNERS:
         return None
     pairs = owners[rows][:, None] != owners[rows]
     return float(np.median((features[rows] @ features[rows].T)[pairs]))
@@ -239,14 +241,13 @@ def median_nonmated_cosine(features: NDArray[np.float32], owners: NDArray[np.int
 def _log_std(norms: NDArray[np.float32] | None) -> float | None:
     if norms is None or not (norms > 0).all():
         return None
-    logs = np.log(norms.astype(np.float64))
-    return round(max(_MAD_TO_STD * float(np.median(np.abs(logs - np.median(logs)))), _SMALLEST_STD), 4)
+    return _median_and_std(np.log(norms.astype(np.float64)))[1]
 
 
 def _translated(
     cosines: NDArray[np.float64], source: CosineStatistics, target: CosineStatistics
 ) -> NDArray[np.float64]:
-    """Cosines that mean for one backbone what these mean for another; see `CosineStatistics.limit`."""
+    """Translate cosines from one backbone to another; see `CosineStatistics.limit`."""
     (high, high_std), (other_high, other_high_std) = source.mated, target.mated
     from_low = (cosines - source.nonmated_mean) / source.nonmated_std
     to_high = (high - cosines) / high_std
@@ -261,6 +262,6 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-# MobileFaceNet by `measure` on two photos of each of 1,251 subjects of LFW, with which the limits were
-# chosen; weights that nobody measured count as it.
+# MobileFaceNet by `measure_cosines` on two images of each of 1,251 subjects of LFW, with which thresholds
+# were chosen. Also assumed for weights that were not measured.
 REFERENCE = CosineStatistics(0.003, 0.095, 0.691, 0.115, 2502, 1251, log_norm_std=0.098)

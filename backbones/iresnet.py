@@ -1,4 +1,4 @@
-"""IResNet: the residual networks of ArcFace and AdaFace (IR, IR-SE) and of InsightFace (iresnet)."""
+"""IResNet: residual networks of ArcFace and AdaFace (IR, IR-SE) and of InsightFace (iresnet)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from backbones.spec import BackboneSpec
 
 @dataclass(frozen=True)
 class IResNetLayout:
-    """Shape of an IResNet: residual units, width and stride of each stage."""
+    """Residual units, width and stride of each stage, and variants of the units."""
 
     units: tuple[int, ...]
     widths: tuple[int, ...] = (64, 128, 256, 512)
@@ -28,11 +28,11 @@ class IResNetLayout:
 
 
 class IResNet(Backbone):
-    """The residual network of ArcFace and AdaFace ('IR', METHOD 2); `ir_se` adds squeeze-excitation.
+    """Improved residual network of ArcFace (arXiv 1801.07698, 'IR'); `ir_se` adds squeeze-excitation.
 
-    `iresnet*` are those of InsightFace's arcface_torch: each stage begins with a convolution in its shortcut,
-    where 'IR' has a stride alone if the width stays, and the last BatchNorm has a scale (fixed to 1) and a
-    bias. Source: its backbones/iresnet.py.
+    `iresnet*` are those of InsightFace's arcface_torch (backbones/iresnet.py): each stage begins with a
+    convolution in its shortcut, where 'IR' has only a stride if the width is unchanged, and the last
+    BatchNorm has a scale (fixed to 1) and a bias.
     """
 
     def __init__(self, spec: BackboneSpec, layout: IResNetLayout) -> None:
@@ -42,7 +42,7 @@ class IResNet(Backbone):
         self.input_layer = nn.Sequential(
             nn.Conv2d(3, stem, 3, layout.stem_stride, 1, bias=False), nn.BatchNorm2d(stem), nn.PReLU(stem)
         )
-        # Registered before the body, although it runs after it: the published state dict has this order.
+        # Registered before the body as in the published state dict, although it runs after it.
         self.output_layer = nn.Sequential(
             nn.BatchNorm2d(last),
             nn.Dropout(0.4),
@@ -60,10 +60,6 @@ class IResNet(Backbone):
                 inputs = width
         initialise_weights(self)
 
-    def features(self, images: Tensor) -> Tensor:
-        """See the base class."""
-        return self.features_and_hidden(images)[0]
-
     def features_and_hidden(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """See the base class."""
         maps = self.body(self.input_layer(images))
@@ -77,7 +73,7 @@ class IResNet(Backbone):
 
 
 class _ResidualUnit(nn.Module):
-    """BN-conv-BN-PReLU-conv-BN (or the bottleneck of the deep ones) beside a shortcut."""
+    """BN-conv-BN-PReLU-conv-BN, or the bottleneck of the deep networks, with a shortcut."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, layout: IResNetLayout) -> None:
         super().__init__()
@@ -108,9 +104,9 @@ class _ResidualUnit(nn.Module):
             self.res_layer.add_module("se_block", _SqueezeExcitation(outputs, reduction=16))
 
     def forward(self, x: Tensor) -> Tensor:
-        # Taking every stride-th pixel is the published 1x1 max-pool, and serves as the stride of the 1x1
-        # convolution too: in channels_last with fewer than 16 input channels, the backward pass of a strided
-        # one ends in a segmentation fault of oneDNN (torch 2.13, AVX-512).
+        # Slicing is the published 1x1 max-pool, and replaces the stride of the 1x1 convolution, too: in
+        # channels_last with fewer than 16 input channels, the backward pass of a strided one ends in a
+        # segmentation fault of oneDNN (torch 2.13, AVX-512).
         shortcut = x[:, :, :: self.stride, :: self.stride] if self.stride > 1 else x
         result: Tensor = self.res_layer(x) + self.shortcut_layer(shortcut)
         return result
@@ -125,7 +121,7 @@ def _preactivated(inputs: int, outputs: int, size: int) -> list[nn.Module]:
 
 
 class _SqueezeExcitation(nn.Module):
-    """Scales each channel by a gate computed from all channels' means."""
+    """Squeeze-and-excitation (arXiv 1709.01507)."""
 
     def __init__(self, channels: int, reduction: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""InsightFace's 128-d MobileFaceNet, under the parameter names of its MXNet model."""
+"""InsightFace's 128-d MobileFaceNet (arXiv 1804.07573), with the parameter names of its MXNet model."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from backbones.spec import BackboneSpec
 
 
 class MobileFaceNet(Backbone):
-    """InsightFace's 128-d MobileFaceNet (1.0 M parameters); module names follow MXNet's parameter names.
+    """InsightFace's 128-d MobileFaceNet with 1.0 M parameters.
 
-    The last BatchNorm has a scale fixed to 1: MXNet's `fix_gamma`.
+    The scale of the last BatchNorm is fixed to 1 (MXNet's `fix_gamma`).
     """
 
     def __init__(self, spec: BackboneSpec) -> None:
@@ -34,10 +34,6 @@ class MobileFaceNet(Backbone):
         self.fc1.weight.requires_grad_(False)
         initialise_weights(self)
 
-    def features(self, images: Tensor) -> Tensor:
-        """See the base class."""
-        return self.features_and_hidden(images)[0]
-
     def features_and_hidden(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """See the base class."""
         *body, last, norm = self.children()
@@ -53,7 +49,7 @@ class MobileFaceNet(Backbone):
 
 
 class _ConvUnit(nn.Module):
-    """Convolution without bias, BatchNorm and, unless switched off, PReLU."""
+    """Convolution without bias, BatchNorm and, optionally, PReLU."""
 
     def __init__(
         self,
@@ -78,7 +74,7 @@ class _ConvUnit(nn.Module):
 
 
 class _DepthwiseBlock(nn.Module):
-    """1x1 to `inner` channels, 3x3 depthwise, 1x1 to `outputs`; with a shortcut where the shape stays."""
+    """1x1 to `inner` channels, 3x3 depthwise, 1x1 to `outputs`; a shortcut if the shape is unchanged."""
 
     def __init__(self, inputs: int, inner: int, outputs: int, stride: int = 1) -> None:
         super().__init__()

@@ -114,6 +114,13 @@ def weighted_sum(weights: Tensor, rows: Tensor) -> Tensor:
     return torch.bmm(weights.unsqueeze(1), rows).squeeze(1)
 
 
+def mean_and_variance(rows: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance (B, D) of rows (B, T, D) where the mask (B, T) is True."""
+    share = mask.to(rows.dtype) / mask.sum(dim=1, keepdim=True)
+    mean = weighted_sum(share, rows)
+    return mean, weighted_sum(share, (rows - mean.unsqueeze(1)).square())
+
+
 def check_options(
     owner: str,
     *,

@@ -1,4 +1,4 @@
-"""The registry of aggregators, and how one is built by its name."""
+"""Registry of aggregators."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 from coreset.aggregator import CoresetAggregator
-from coreset.baselines.attention_pooling import ContextAttention, NeuralAggregation
 from coreset.baselines.cluster_aggregate import ClusterAggregate
+from coreset.baselines.context_attention import ContextAttention
 from coreset.baselines.inverse_variance import InverseVariance
 from coreset.baselines.learned_map import LearnedMap
+from coreset.baselines.neural_aggregation import NeuralAggregation
 from coreset.baselines.proxy_fusion import ProxyFusion
 from coreset.baselines.set_transformer import SetTransformer
 from coreset.catalogue import AGGREGATOR_ENTRIES, AggregatorEntry
@@ -23,7 +24,7 @@ from coreset.pooling import BestNorm, FpsMean, Mean, MediaMean, NormWeighted, Ra
 from coreset.weighted_coreset import WeightedCoreset
 from runtime.errors import InputError
 
-# Each is called with FaceSets and returns a SetDescriptor; its options are the keywords of its constructor.
+# Modules that map FaceSets to a SetDescriptor; options are the keywords of the constructor.
 AGGREGATORS: dict[str, type[nn.Module]] = {
     "coreset": CoresetAggregator,
     "mean": Mean,
@@ -50,17 +51,21 @@ def register_aggregator(name: str, kind: type[nn.Module], entry: AggregatorEntry
     AGGREGATOR_ENTRIES[name] = entry
 
 
-# Of options that are whole numbers; the largest published aggregator has 13 million parameters.
-_MOST = {"num_layers": 100, "num_heads": 1024, "seed": 2**63 - 1}
-_MOST_OF_OTHERS = 65_536
-_MOST_PARAMETERS = 128 << 20
+# Limits of integer options; the largest published aggregator has 13 million parameters.
+_MAX_VALUES = {"num_layers": 100, "num_heads": 1024, "seed": 2**63 - 1}
+_MAX_VALUE = 65_536
+_MAX_PARAMETERS = 128 << 20
 
 
 def build_aggregator(name: str, options: Mapping[str, object]) -> nn.Module:
-    """Builds the aggregator of that name; `options` are bound to its constructor before anything is made.
+    """Build an aggregator.
+
+    Args:
+        name: a key of `AGGREGATORS`.
+        options: keywords of its constructor; they may come from a file and are checked first.
 
     Raises:
-        InputError: the name or an option is unknown, one is missing, or a value has the wrong type or range.
+        InputError: an unknown name, or an option that is unknown, missing, or of a wrong type or range.
     """
     if name not in AGGREGATORS:
         raise InputError(f"There is no aggregator {name!r}. {_valid(name, AGGREGATORS)}")
@@ -73,13 +78,13 @@ def build_aggregator(name: str, options: Mapping[str, object]) -> nn.Module:
     ]
     if faults:
         raise InputError.from_faults(faults)
-    # Options may come from a file: what they ask for is counted before there is memory for it.
+    # Counted before memory is allocated.
     with torch.device("meta"):
         size = sum(value.numel() for value in kind(**options).state_dict().values())
-    if size > _MOST_PARAMETERS:
+    if size > _MAX_PARAMETERS:
         raise InputError(
-            f"Aggregator {name!r}: {dict(options)} ask for {size:,} parameters; expected "
-            f"{_MOST_PARAMETERS:,} or less."
+            f"Aggregator {name!r}: {dict(options)} give {size:,} parameters; expected "
+            f"{_MAX_PARAMETERS:,} or fewer."
         )
     return kind(**options)
 
@@ -99,7 +104,7 @@ def option_faults(name: str, options: Mapping[str, object]) -> list[str]:
                 "finite " * (isinstance(value, float) and types[option] is float) + types[option].__name__
             )
             faults.append(f"Aggregator {name!r}, option {option!r}: expected {wanted}, found {value!r}.")
-        elif isinstance(value, int) and value > (most := _MOST.get(option, _MOST_OF_OTHERS)):
+        elif isinstance(value, int) and value > (most := _MAX_VALUES.get(option, _MAX_VALUE)):
             faults.append(
                 f"Aggregator {name!r}, option {option!r}: expected {most:,} or less, found {value!r}."
             )
@@ -119,6 +124,6 @@ def _fits(value: object, wanted: type) -> bool:
 def _valid(given: str, names: Iterable[str]) -> str:
     names = list(names)
     if not names:
-        return "It takes none."
+        return "It has no options."
     nearest = difflib.get_close_matches(given, names, n=1, cutoff=0.4)
     return f"Valid are {', '.join(names)}." + (f" Did you mean {nearest[0]!r}?" if nearest else "")

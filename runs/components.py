@@ -17,7 +17,7 @@ from data.sources.face_source import FaceSource
 from data.sources.fingerprint import data_parts, reading_parts
 from evaluation.reporting.report import versions
 from features.extract import extract
-from head import build_head, start_columns_at
+from head import build_head, init_class_weights
 from net import Backbone
 from runs.config import TrainingConfig
 from runs.saved_run import EPOCH_ITEMS, IMAGES_BY_SUBJECT, SavedRun, check_same_data, images_by_subject
@@ -212,5 +212,5 @@ def make_head(
     if columns is None and auxiliary_size:
         columns = head.get_parameter("kernel").T[:, : size - auxiliary_size]
     if columns is not None:
-        start_columns_at(head, F.pad(columns, (0, auxiliary_size)))
+        init_class_weights(head, F.pad(columns, (0, auxiliary_size)))
     return head

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from head import HEADS, _cosines, build_head, start_columns_at
+from head import HEADS, _cosines, build_head, init_class_weights
 from runtime.errors import InputError
 
 
@@ -14,7 +14,7 @@ from runtime.errors import InputError
 def test_class_weights_start_at_directions_of_any_length(name: str) -> None:
     head = build_head(name, 6, 4)
     directions = torch.randn(4, 6) * torch.tensor([[1.0], [5.0], [0.1], [2.0]])
-    start_columns_at(head, directions)
+    init_class_weights(head, directions)
     torch.testing.assert_close(head.kernel.detach().T, F.normalize(directions, dim=1))
     assert head.kernel.requires_grad
 
@@ -22,7 +22,7 @@ def test_class_weights_start_at_directions_of_any_length(name: str) -> None:
 @pytest.mark.parametrize("directions", [torch.ones(6, 4), torch.full((4, 6), torch.nan)])
 def test_directions_that_do_not_fit_are_refused(directions: torch.Tensor) -> None:
     with pytest.raises(InputError, match=r"expected finite directions \(4, 6\)"):
-        start_columns_at(build_head("cosface", 6, 4), directions)
+        init_class_weights(build_head("cosface", 6, 4), directions)
 
 
 @pytest.mark.parametrize("rows", [8, 70])

@@ -289,7 +289,7 @@ def test_ir_tiny_is_tiny() -> None:
 
 def test_an_unknown_name_is_an_error_that_lists_the_names() -> None:
     with pytest.raises(
-        InputError, match=r"'ir_se50' is no backbone\. Did you mean ir_se_50\? There are: ir_18, "
+        InputError, match=r"'ir_se50' is not a backbone\. Did you mean ir_se_50\? Valid are: ir_18, "
     ):
         build_backbone("ir_se50")
 
@@ -483,7 +483,7 @@ def test_context_follows_the_weights_and_survives_copies() -> None:
 def test_context_that_there_is_not() -> None:
     backbone = build_backbone("mobilefacenet")
     backbone.spec = backbone.spec.with_auxiliary(385)
-    with pytest.raises(InputError, match="gives 384 auxiliary values at most, asked for 385"):
+    with pytest.raises(InputError, match="384 auxiliary features, asked for 385"):
         backbone.auxiliary_layer()
     with pytest.raises(InputError, match="auxiliary_size must be at least 0"):
         backbone.spec.with_auxiliary(-1)

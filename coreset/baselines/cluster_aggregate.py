@@ -1,4 +1,4 @@
-"""CAFace: faces are assigned to a few learned centres, and what the centres gathered is weighed."""
+"""CAFace: soft assignment of faces to learned centres, then weights per value."""
 
 from __future__ import annotations
 
@@ -19,24 +19,22 @@ from coreset.layers import (
 _STYLE, _NORM_CODE = 64, 64
 _WIDTH = _STYLE + _NORM_CODE
 _HEADS = 8
-# Mean cosine to the faces of the set, the same weighted by norms, log norm against the set's mean.
+# Cosine to the set's mean and to its norm-weighted mean, log norm relative to the set's mean.
 _STATISTICS = 3
 
 
 class ClusterAggregate(LearnedAggregator):
-    """After Kim, Liu and Jain, Cluster and Aggregate (CAFace; NeurIPS 2022).
+    """Cluster and Aggregate (CAFace, NeurIPS 2022, arXiv 2210.10864).
 
-    Cluster network: two transformer blocks over the faces' style tokens and M centres; each face is assigned
-    softly to the centres as they were before (softmax over centres), and a centre's feature and style are the
-    assigned means. Aggregation network: MLP-Mixer blocks over [centre, style] give every value of the M
-    features a weight. As in the paper the blocks attend from all faces to all: O(T^2) in time; and copies of
-    a face gain on the centres there, so that many copies are not quite that face.
+    Cluster network: two transformer blocks over style tokens of the faces and M centres, then soft assignment
+    of each face to the input centres; a centre's feature and style are the assigned means. Aggregation
+    network: MLP-Mixer blocks over [centre, style] predict a weight for each value of the M features. Self-
+    attention over all faces is O(T^2), and copies of a face change the descriptor.
 
-    Left open, or not to be had from features, and what was chosen: the paper's style comes from feature maps;
-    here from the unit feature with statistics of norm and similarity, beside the code of the (log) norm. The
-    set is seen at once, without the paper's update batch by batch; assigned means are divided by their whole
-    weight, where the published code divides by one at least. Sizes are those of its best model: M 4, two
-    blocks of 8 heads, a weight for each value. Its losses on cluster and centre are not used.
+    Differences: style is computed from the unit feature with statistics of norm and similarity, not from
+    feature maps, beside the code of the log norm; the set is processed at once, not batch by batch; assigned
+    means are divided by their total weight, not by at least one; the losses on clusters are not used. Sizes
+    are those of the paper's best model.
     """
 
     def __init__(self, *, embedding_size: int, num_centres: int = 4, quality: str = "norm") -> None:
@@ -62,11 +60,11 @@ class ClusterAggregate(LearnedAggregator):
         seen = torch.cat([mask, mask.new_ones(B, M)], dim=1)
         for block in self.blocks:
             tokens = block(tokens, seen)
-        # The centres as they were: what they mean must not change with the set.
+        # The input centres, whose meaning does not change with the set.
         faces = self.face_norm(tokens[:, :T])
         queries = self.queries(self.centre_norm(centres)) * _WIDTH**-0.5
         assigned = (queries @ self.keys(faces).transpose(1, 2)).softmax(dim=1) * mask.unsqueeze(1)
-        # Only where rounding makes all of it zero: a centre that nobody goes to has no feature.
+        # Rounding can make all assignments to a centre zero.
         total = assigned.sum(dim=2, keepdim=True).clamp_min(torch.finfo(assigned.dtype).tiny)
         assigned = assigned / total
         confidence = torch.cat([centres, assigned @ faces], dim=2)
@@ -78,7 +76,7 @@ class ClusterAggregate(LearnedAggregator):
         return AggregatorOutput(vectors, shares)
 
     def _tokens(self, features: Tensor, norms: Tensor, mask: Tensor) -> Tensor:
-        """(B, T, W): style beside the code of the norm."""
+        """Tokens (B, T, W): style and the code of the norm."""
         D = features.shape[-1]
         logs = log_norms(norms)
         equal = mask.to(features.dtype) / mask.sum(dim=1, keepdim=True)
@@ -92,7 +90,7 @@ class ClusterAggregate(LearnedAggregator):
 
 
 class _MixerBlock(nn.Module):
-    """MLP-Mixer: a hidden layer over the M tokens, then one over the channels."""
+    """MLP-Mixer block (arXiv 2105.01601)."""
 
     def __init__(self, num_tokens: int, width: int) -> None:
         super().__init__()

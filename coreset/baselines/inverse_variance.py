@@ -1,4 +1,4 @@
-"""PFE-style fusion: each value of a feature counts as much as it is sure. Linear in the faces."""
+"""Fusion by predicted inverse variances, as in PFE; linear in the set size."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from coreset.layers import check_options, log_norms
 
 
 class InverseVariance(LearnedAggregator):
-    """After Shi and Jain, Probabilistic Face Embeddings (ICCV 2019).
+    """After Probabilistic Face Embeddings (ICCV 2019, arXiv 1904.09658).
 
-    A network says the variance of every value of a face; a set's mean is that of its Gaussians' product:
-    weights are one over the variance, value by value.
+    A network predicts the variance of each value of a feature; values are weighted by the inverse variance,
+    the mean of the product of Gaussians.
 
-    The paper's network reads the last feature map and is trained by a mutual likelihood score on single
-    faces; from features alone neither is to be had. Chosen: two layers over feature and log norm, with
-    LayerNorm in place of batch statistics, which padding would enter; trained by the recipe's loss on
-    descriptors. Descriptors are compared by cosine, as all others, so that the fused variance goes unused.
+    Differences: the network has two layers over feature and log norm instead of reading feature maps, with
+    LayerNorm instead of batch statistics; it is trained by the loss of the recipe instead of the mutual
+    likelihood score; descriptors are compared by cosine, so that the fused variance is unused.
     """
 
     def __init__(self, *, embedding_size: int, hidden_size: int = 256, quality: str = "norm") -> None:

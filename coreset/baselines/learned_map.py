@@ -1,4 +1,4 @@
-"""A learned map without any choice of faces: what an aggregator has to beat to take credit for its choice."""
+"""Baseline without selection of faces: norm-weighted mean and one hidden layer."""
 
 from __future__ import annotations
 
@@ -18,10 +18,15 @@ from coreset.sets import unit_and_norm
 
 
 class LearnedMap(LearnedAggregator):
-    """Mean of the unit features weighted by norm ** a, then one hidden layer added to it (METHOD 10).
+    """Mean of unit features weighted by norm ** a, plus a residual of one hidden layer.
 
-    `exponent` is where a starts. The hidden layer starts at zero, hence the whole as a plain pooling. Linear
-    in the faces.
+    It shows how much of an aggregator's gain comes from a small layer alone. The residual starts at zero.
+
+    Args:
+        embedding_size: D.
+        hidden_size: of the residual.
+        exponent: initial a.
+        quality: what replaces the norms, see `coreset.quality`.
     """
 
     def __init__(

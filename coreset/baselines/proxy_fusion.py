@@ -1,4 +1,4 @@
-"""ProxyFusion: experts that learned proxies choose for a set weigh its faces. Linear in the faces."""
+"""ProxyFusion: experts chosen by learned proxies weight the faces; linear in the set size."""
 
 from __future__ import annotations
 
@@ -7,25 +7,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from coreset.base import AggregatorOutput, LearnedAggregator
-from coreset.baselines.attention_pooling import mean_and_variance
-from coreset.layers import check_options, masked_softmax, weighted_sum
+from coreset.layers import check_options, masked_softmax, mean_and_variance, weighted_sum
 from runtime.errors import InputError
 
 
 class ProxyFusion(LearnedAggregator):
-    """After Jawade et al., ProxyFusion: Face Feature Aggregation Through Sparse Experts (NeurIPS 2024).
+    """After ProxyFusion: Face Feature Aggregation Through Sparse Experts (NeurIPS 2024).
 
-    In a space of `proxy_space` values the `num_chosen` proxies of largest mean cosine to the faces are
-    chosen. The expert of each, a network of its own, makes a context vector of proxy and of the faces' mean
-    and variance; softmax over the faces of context . x_i weighs the unit features. Sizes are the published
-    code's.
+    The `num_chosen` proxies of largest mean cosine to the faces, in a space of `proxy_space` values, are
+    chosen. The expert network of each computes a context vector c from the proxy and the faces' mean and
+    variance; unit features are weighted by softmax(c · x_i). Sizes are those of the published code.
 
-    Left open, or of no use here, and what was chosen: the paper has separate proxies for probes and gallery
-    and matches four descriptors a set; a descriptor here does not know its side, and the four are joined to
-    one, weighted by the softmax of their proxies' cosines, which also teaches the choice (the paper does so
-    by a loss on proxies). Experts start as linear layers do, not near zero, from where a thousand steps would
-    not move them, and their dropout is 0.1 where the published code has 0.7 for runs of another length. All
-    experts are computed and the chosen ones taken: at these sizes that is cheaper than gathering weights.
+    Differences: one set of proxies for probes and gallery; the descriptors of the chosen experts are averaged
+    to one, weighted by the softmax of their cosines, which replaces the paper's loss on proxies; experts are
+    initialised as linear layers are, with dropout 0.1 instead of 0.7. All experts are computed, since
+    gathering the weights of the chosen ones is slower at these sizes.
     """
 
     def __init__(
@@ -85,7 +81,7 @@ class ProxyFusion(LearnedAggregator):
 
 
 class _PerProxy(nn.Module):
-    """A linear layer for each of P experts: (B, P, inputs) -> (B, P, outputs)."""
+    """One linear layer for each of P experts: (B, P, inputs) to (B, P, outputs)."""
 
     def __init__(self, count: int, inputs: int, outputs: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A Set Transformer over the faces, pooled by attention."""
+"""Set Transformer over the faces, pooled by attention."""
 
 from __future__ import annotations
 
@@ -20,17 +20,22 @@ from runtime.errors import InputError
 
 
 class SetTransformer(LearnedAggregator):
-    """PMA over two blocks: Lee et al., Set Transformer (ICML 2019).
+    """Set Transformer (ICML 2019, arXiv 1810.00825): PMA over two blocks.
 
-    With `inducing_points` m the blocks are ISAB (Eq. 9-10), O(T m) in the faces; with 0 they are SAB (Eq. 8),
-    O(T^2): every face attends to every other one. PMA with one seed (Eq. 11) is O(T). Blocks are MAB (Eq.
-    6-7) with LayerNorm, as the paper's code has them.
+    With m inducing points the blocks are ISAB (Eq. 9-10), O(T m); with 0 they are SAB (Eq. 8), O(T^2). PMA
+    has one seed (Eq. 11). Blocks are MAB (Eq. 6-7) with LayerNorm, as in the paper's code.
 
-    The paper knows no faces. Chosen: unit feature and log norm make a token; of the seed's attention come
-    both the weights of the faces, mean over heads, and the pooled token, whose output is added to their
-    weighted sum, at zero to begin with. A descriptor from the output alone would have to learn the embedding
-    anew. Where features have auxiliary values behind the embedding (`net.Backbone`), tokens read it, and a
-    descriptor's is zero.
+    Adapted to faces: unit feature, log norm and auxiliary features make a token. The seed's attention gives
+    both the weights of the faces, averaged over heads, and the pooled token, whose output is a residual on
+    the weighted sum that starts at zero.
+
+    Args:
+        embedding_size: D, auxiliary features included.
+        inducing_points: m.
+        width: of the tokens.
+        num_heads: of the attention.
+        auxiliary_size: number of auxiliary features.
+        quality: what replaces the norms, see `coreset.quality`.
     """
 
     def __init__(
@@ -47,8 +52,9 @@ class SetTransformer(LearnedAggregator):
         check_options("set_transformer", width=("width", width, num_heads))
         if inducing_points < 0:
             raise InputError(
-                f"set_transformer: inducing_points {inducing_points} must be at least 0; 0 attends to all "
-                "faces from all, at a cost quadratic in them."
+                f"set_transformer: inducing_points {inducing_points} must be at least 0; 0 is attention "
+                "between "
+                "all faces, quadratic in their number."
             )
         self.token = nn.Linear(embedding_size + 1, width)
         self.blocks = nn.ModuleList(
@@ -72,7 +78,7 @@ class SetTransformer(LearnedAggregator):
         tokens = self.token(torch.cat([features * D**0.5, log_norms(norms).unsqueeze(2), auxiliary], dim=2))
         for block in self.blocks:
             tokens = block(tokens, mask)
-        # PMA by hand, as its weights are wanted: one query has T of them.
+        # PMA written out, since its attention weights are needed.
         B, T, W = tokens.shape
         heads = (self.num_heads, W // self.num_heads)
         keys, values = (project(tokens).view(B, T, *heads) for project in (self.keys, self.values))
@@ -80,12 +86,12 @@ class SetTransformer(LearnedAggregator):
         attention = masked_softmax(logits.transpose(1, 2), mask.unsqueeze(1))
         pooled = (attention.unsqueeze(2) @ values.transpose(1, 2)).squeeze(2).flatten(1)
         shares = attention.mean(dim=1)
-        repaired = weighted_sum(shares, features) + self.output(self.after_seed(self.seed + pooled))
-        return AggregatorOutput(repaired, shares)
+        residual = self.output(self.after_seed(self.seed + pooled))
+        return AggregatorOutput(weighted_sum(shares, features) + residual, shares)
 
 
 class _AttentionBlock(nn.Module):
-    """MAB(X, Y): H = LN(X + attention of X over Y), then LN(H + hidden layer of H)."""
+    """MAB(X, Y): H = LN(X + Attention(X, Y)), then LN(H + MLP(H))."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()

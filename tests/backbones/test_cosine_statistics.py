@@ -113,5 +113,5 @@ def test_unlabelled_faces_give_nearly_the_same() -> None:
 
 
 def test_too_few_people_are_not_measured() -> None:
-    with pytest.raises(InputError, match="29 people"):
+    with pytest.raises(InputError, match="29 subjects"):
         measure_cosines(*people_with_a_shared_vector(29, 4))
