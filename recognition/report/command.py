@@ -16,7 +16,8 @@ from recognition.face_reading import PhotoOptions
 from recognition.flags import enrolment_limits, open_model, photo_options, set_sources
 from recognition.model import FaceModel
 from recognition.preprocessing import preprocessing_of
-from recognition.report.page import Report, write_page
+from recognition.report.page import write_page
+from recognition.report.report import Report
 from recognition.report.summary import write_summary
 from recognition.report.tables import (
     check_text,
@@ -75,8 +76,9 @@ def report_sets(args: argparse.Namespace, demo_weights: Path) -> None:
         write_decisions(args.out / "decisions.csv", sets, matrix, decisions)
     write_similarity(args.out / "similarity.csv", sets, matrix)
     write_descriptors(args.out / "descriptors.npz", sets, model)
-    write_summary(args.out / "descriptors.json", model, sets, empty, checks, feedback)
-    write_page(args.out / "report.html", Report(model, sets, empty, matrix, checks, feedback, decisions))
+    report = Report(model, sets, empty, matrix, checks, feedback, decisions)
+    write_summary(args.out / "descriptors.json", report)
+    write_page(args.out / "report.html", report)
     written = _WRITTEN[: None if decisions is not None else -1]
     print(f"\nwrote {', '.join(written)} to {args.out}")
 

@@ -8,20 +8,18 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from numpy.typing import NDArray
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from recognition.calibration.decisions import Decisions, about_threshold, nearest_pairs
 from recognition.enrolment.checks import EnrolmentCheck
 from recognition.enrolment.quality_feedback import Feedback, choice_text
-from recognition.model import FaceModel
 from recognition.records import AggregatedSet, EmptySet, FaceRecord
+from recognition.report.report import Report
 from runtime.escaping import escaped
 from runtime.files import atomic_write
 
@@ -38,31 +36,6 @@ _LONGEST_NAME = 15
 _HOT = 60
 
 
-@dataclass(frozen=True, eq=False)
-class Report:
-    """Content of a page.
-
-    Attributes:
-        model: that aggregated the sets.
-        sets: B sets.
-        empty: sets without a usable face.
-        matrix: (B, B) cosines.
-        checks: one per set.
-        feedback: one list per set.
-        decisions: on pairs, (B, B).
-        title: of the page.
-    """
-
-    model: FaceModel
-    sets: Sequence[AggregatedSet]
-    empty: Sequence[EmptySet]
-    matrix: NDArray[np.float32]
-    checks: Sequence[EnrolmentCheck]
-    feedback: Sequence[Sequence[Feedback]]
-    decisions: Decisions | None = None
-    title: str = "From faces to one descriptor"
-
-
 def write_page(path: Path, report: Report) -> None:
     """Write the page atomically."""
     atomic_write(path, page(report))
@@ -72,7 +45,8 @@ def page(report: Report) -> str:
     """The page as HTML."""
     model, decisions = report.model, report.decisions if len(report.sets) > 1 else None
     offsets = np.cumsum([0, *(len(each.faces) for each in report.sets)]).tolist()
-    num_rejected = sum(len(each.rejected) for each in (*report.sets, *report.empty))
+    every: list[AggregatedSet | EmptySet] = [*report.sets, *report.empty]
+    num_rejected = sum(len(each.rejected) for each in every)
     values = zip(report.sets, report.checks, report.feedback, offsets[:-1], strict=True)
     return _template().render(
         title=report.title,
@@ -95,7 +69,7 @@ def page(report: Report) -> str:
 
 
 @cache
-def _template() -> Any:
+def _template() -> Template:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

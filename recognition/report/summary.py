@@ -16,8 +16,8 @@ import numpy as np
 
 from recognition.enrolment.checks import EnrolmentCheck
 from recognition.enrolment.quality_feedback import Feedback, num_samples
-from recognition.model import FaceModel
 from recognition.records import AggregatedSet, EmptySet
+from recognition.report.report import Report
 from runtime.files import atomic_write
 
 SCHEMA = 2
@@ -25,14 +25,7 @@ _DIGITS = 4
 _MEASURES = ("yaw", "pitch", "sharpness", "brightness", "contrast", "side_light")
 
 
-def write_summary(
-    path: Path,
-    model: FaceModel,
-    sets: Sequence[AggregatedSet],
-    empty: Sequence[EmptySet],
-    checks: Sequence[EnrolmentCheck],
-    feedback: Sequence[Sequence[Feedback]],
-) -> None:
+def write_summary(path: Path, report: Report) -> None:
     """Write descriptors.json.
 
     {"schema": 2, "fingerprint": ..., "about": ..., "empty": [...], "sets": [{"name", "faces": T, "units",
@@ -40,21 +33,13 @@ def write_summary(
     "details": [{"name", "norm", "weight", "identity", "doubt", "choice", "size", "yaw", ...}, ...],
     "rejected": [{"name", "reason"}]}, ...]}. Faces and identities are numbered from 0; "identities" lists the
     faces of each identity that the set may show; unknown numbers are null.
-
-    Args:
-        path: of the file.
-        model: that aggregated the sets.
-        sets: B sets.
-        empty: sets without a usable face.
-        checks: one per set.
-        feedback: one list per set.
     """
     content = {
         "schema": SCHEMA,
-        "fingerprint": model.fingerprint,
-        "about": model.about,
-        "sets": [_set(*each) for each in zip(sets, checks, feedback, strict=True)],
-        "empty": [{"name": each.name, "rejected": _rejected(each)} for each in empty],
+        "fingerprint": report.model.fingerprint,
+        "about": report.model.about,
+        "sets": [_set(*each) for each in zip(report.sets, report.checks, report.feedback, strict=True)],
+        "empty": [{"name": each.name, "rejected": _rejected(each)} for each in report.empty],
     }
     atomic_write(path, json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
