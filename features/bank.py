@@ -1,7 +1,7 @@
 """Features of single faces by subject, image and view, mapped from the disk, and batches of them.
 
-Where the features come from: a store of views that we made, or features made elsewhere. Which rows make a
-template is decided in `features.templates`.
+A bank is a store of views of this project, or precomputed features of others. `features.templates` decides
+which rows form a template.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from runtime.array_files import read_npz
 from runtime.errors import InputError
 from runtime.json_files import json_text, read_json
 
-# Beside the arrays of a store of views: names of the subjects, and what the views are.
+# File beside the arrays of a store of views: names of the subjects, and the kinds of the views.
 FACES = "faces.json"
 LABEL = "label"
 
@@ -39,13 +39,19 @@ Ints = NDArray[np.int64]
 class FeatureBank:
     """Features of single faces by subject, image and view.
 
-    `features` (N, D) unit rows as stored, mapped or not; `norms` (N,) float32; `subjects`: S names; `labels`
-    (I,) subject of each image; `starts`, `lengths` (I,): the rows of image i are `starts[i]` and the
-    `lengths[i] - 1` after it; `plan`: what the rows of each image are, or None where they are frames of one
-    medium; `identity`: all that they follow from, part by part;
-    `backbone_sha256`: `weights.weights_digest` of what made the features, where it is known;
-    `auxiliary_size`: how many of the D values are auxiliary values behind the embedding; `centre`: of the
-    backbone, which `values` subtracts from the features as stored.
+    Attributes:
+        name: for messages.
+        features: (N, D) unit rows as stored, possibly mapped.
+        norms: (N,).
+        subjects: S names.
+        labels: (I,) subject of each image.
+        starts: (I,) first row of each image.
+        lengths: (I,) rows of each image, which are consecutive.
+        plan: the views of each image; None where its rows are frames of one medium.
+        identity: all that the features depend on, by part.
+        backbone_sha256: `weights.weights_digest` of their backbone, where it is known.
+        auxiliary_size: number of auxiliary values at the end of the D.
+        centre: of the backbone; `values` subtracts it.
     """
 
     name: str
@@ -76,11 +82,11 @@ class FeatureBank:
 
     @property
     def num_rows(self) -> int:
-        """Rows of all images here; the arrays may hold more."""
+        """Number of rows of all images; the arrays may hold more."""
         return int(self.lengths.sum())
 
     def values(self, rows: Ints) -> Tensor:
-        """Features (n, D) of rows, as an aggregator gets them: without the centre."""
+        """Features (n, D) of rows with the centre subtracted, as aggregators expect them."""
         stored = torch.from_numpy(np.asarray(self.features[rows]))
         return (
             stored
@@ -89,24 +95,24 @@ class FeatureBank:
         )
 
     def with_centre(self, centre: tuple[float, ...] | None) -> FeatureBank:
-        """The same, whose features as stored are without any, with this centre."""
+        """The bank with a centre; it must have none yet."""
         if centre is None:
             return self
         return replace(self, centre=centre, identity={**self.identity, "centre": centre_digest(centre)})
 
     def of_subjects(self, names: Collection[str]) -> FeatureBank:
-        """These subjects alone, numbered anew in the order of their names."""
+        """The bank of these subjects, relabelled in the order of their names."""
         wanted = sorted(set(names) & set(self.subjects))
         number = {name: place for place, name in enumerate(wanted)}
         new = np.array([number.get(name, -1) for name in self.subjects], np.int64)[self.labels]
         return self.subset(np.flatnonzero(new >= 0), new[new >= 0], wanted)
 
     def other_subjects(self, names: Collection[str]) -> list[str]:
-        """Those whom `names` (of `data.sources.subject_names.read_names`) does not name."""
+        """Subjects that are not in `names` (normalised, `data.sources.subject_names.read_names`)."""
         return [subject for subject in self.subjects if normal(subject) not in names]
 
     def subset(self, images: Ints, labels: Ints, subjects: list[str]) -> FeatureBank:
-        """These images (I',) under other labels (I',) and names."""
+        """The bank of images (I',) with labels (I',) and names."""
         chosen = hashlib.sha256(self.identity.get("images", "").encode() + images.tobytes())
         parts = data_parts(subjects, labels, np.zeros(0, np.uint64))
         parts["images"] = f"{len(images):,}, {chosen.hexdigest()[:16]}"
@@ -120,9 +126,9 @@ class FeatureBank:
         )
 
     def clean_means(self) -> NDArray[np.float32]:
-        """(S, D) unit mean of each subject's plain views; of all its rows where there is no plan.
+        """(S, D) unit mean of each subject's plain views, or of all its rows without a plan.
 
-        Of the identity's values alone, so D is without the `auxiliary_size` auxiliary ones behind them.
+        D excludes the auxiliary values.
         """
         sums = np.zeros((len(self.subjects), self.embedding_size - self.auxiliary_size), np.float32)
         lengths = np.ones_like(self.lengths) if self.plan else self.lengths
@@ -136,7 +142,7 @@ class FeatureBank:
 
 @dataclass(frozen=True)
 class FeatureTemplate:
-    """`rows` (T,) of the bank, `media` (T,) equal in a medium."""
+    """`rows` (T,) of the bank; `media` (T,), equal for faces of one medium."""
 
     rows: Ints
     media: Ints
@@ -162,11 +168,11 @@ class FeatureBatch:
         return len(self.labels)
 
     def pin_memory(self) -> FeatureBatch:
-        """The same batch in pinned memory; DataLoader calls it."""
+        """The batch in pinned memory; called by DataLoader."""
         return replace(self, **{field.name: getattr(self, field.name).pin_memory() for field in fields(self)})
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> FeatureBatch:
-        """The same batch on `device`; Lightning calls it."""
+        """The batch on `device`; called by Lightning."""
         moved = {
             field.name: getattr(self, field.name).to(device, non_blocking=non_blocking)
             for field in fields(self)
@@ -182,7 +188,7 @@ def bank_of_views(
     starts: Ints,
     made_from: Mapping[str, str],
 ) -> FeatureBank:
-    """The bank of images in a store of views, which may hold more images and more views.
+    """Build the bank of some images of a store of views, which may hold more images and views.
 
     Args:
         store: complete.
@@ -190,9 +196,9 @@ def bank_of_views(
         labels: (I,) of the images.
         plan: the views of each image.
         starts: (I,) rows of their first views.
-        made_from: identity of the store, with the views that are subset.
+        made_from: identity of the store, with the views that are used.
     """
-    # A store that somebody else wrote may have no stamps: then norms tell the images.
+    # A store of another writer may have no stamps; norms identify its images instead.
     stamps = np.asarray(store.columns.get(STAMP, store.norms.view(np.uint32))[starts], np.uint64)
     identity = {key: value for key, value in made_from.items() if key != "faces"}
     auxiliary_size = store.identity.get("auxiliary_size", "0")
@@ -219,17 +225,17 @@ def bank_of_views(
 def bank_of_rows(
     name: str, features: NDArray[Any], norms: NDArray[Any], labels: NDArray[Any], media: NDArray[Any] | None
 ) -> FeatureBank:
-    """The bank of features made elsewhere, which may come in any order.
+    """Build the bank of precomputed features, which may be in any order.
 
     Args:
-        name: of it, for messages.
+        name: for messages.
         features: (N, D) floating, unit rows, or of length `norms`.
         norms: (N,).
         labels: (N,) numbers or names of subjects.
-        media: (N,) numbers or names of the photo or video of each face; None: each is a photo of its own.
+        media: (N,) numbers or names of the photo or video of each face; None: each face is a medium.
 
     Raises:
-        InputError: shapes or values that cannot be used; all faults in one message.
+        InputError: unusable shapes or values; all faults in one message.
     """
     _check_rows(name, features, norms, labels, media)
     texts, subject = np.unique(labels.astype(str), return_inverse=True)
@@ -262,7 +268,7 @@ def bank_of_rows(
 
 
 def with_centre_of(spec: BackboneSpec, bank: FeatureBank) -> FeatureBank:
-    """The bank with the spec's centre; features made elsewhere may be without it already, which shows."""
+    """The bank with the spec's centre, unless precomputed features are centred already."""
     if spec.centre is not None and bank.plan is None:
         embedding, _ = split_auxiliary(torch.from_numpy(two_rows_per_subject(bank)[0]), spec.auxiliary_size)
         if measure_cosines(embedding.numpy(), None)[0] is None:
@@ -273,7 +279,7 @@ def with_centre_of(spec: BackboneSpec, bank: FeatureBank) -> FeatureBank:
 def two_rows_per_subject(
     bank: FeatureBank,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
-    """The first row of each of two images a subject: features, subjects and norms."""
+    """First rows of up to two images of each subject: features (n, D), labels (n,), norms (n,)."""
     order = np.argsort(bank.labels, kind="stable")
     labels = bank.labels[order]
     images = order[np.arange(len(order)) - np.searchsorted(labels, labels) < 2]
@@ -282,7 +288,7 @@ def two_rows_per_subject(
 
 
 def gather_batch(bank: FeatureBank, rows: Ints, offsets: Ints, labels: Ints, media: Ints) -> FeatureBatch:
-    """Reads the rows of a batch. A row that comes more than once (a frame repeated) is read once."""
+    """Read the rows of a batch. Repeated rows (frames of a cyclic clip) are read once."""
     once, where = np.unique(rows, return_inverse=True)
     place = torch.from_numpy(where.reshape(-1))
     return FeatureBatch(
@@ -296,20 +302,20 @@ def gather_batch(bank: FeatureBank, rows: Ints, offsets: Ints, labels: Ints, med
 
 
 def ragged_ranges(starts: Ints, lengths: Ints) -> tuple[Ints, Ints]:
-    """The integers of all ranges start..start+length-1 (n,), and which range each is of."""
+    """Concatenate the ranges start..start+length-1: integers (n,), and the range of each (n,)."""
     which = np.repeat(np.arange(len(lengths)), lengths)
     begin = np.cumsum(lengths) - lengths
     return starts[which] + np.arange(len(which)) - begin[which], which
 
 
 def read_feature_bank(path: Path) -> FeatureBank:
-    """Opens features to train from: a store of views of ours, or an npz that was made elsewhere.
+    """Open features to train on: a store of views, or an npz of others.
 
-    An npz holds 'features' (N, D), 'norms' (N,), 'labels' (N,) and, if it is known which faces come from one
-    photo or video, 'media' (N,).
+    An npz has 'features' (N, D), 'norms' (N,), 'labels' (N,) and optionally 'media' (N,), equal for faces of
+    one photo or video.
 
     Raises:
-        InputError: nothing of the kind is there, or it cannot be used.
+        InputError: neither of them, or it cannot be used.
     """
     if path.is_dir() and (path / MANIFEST).is_file():
         return read_view_store(path)
@@ -319,23 +325,23 @@ def read_feature_bank(path: Path) -> FeatureBank:
         features, norms, labels = (stored[name] for name in needed)
         return bank_of_rows(str(path), features, norms, labels, stored.get("media"))
     raise InputError(
-        f"{path}: holds no features to train from. Expected a folder that main.py --cache_features wrote, or "
+        f"{path}: holds no features to train on. Expected a folder written by main.py --cache_features, or "
         "an npz with 'features', 'norms', 'labels' and, if known, 'media'."
     )
 
 
 def read_view_store(folder: Path) -> FeatureBank:
-    """Opens and verifies a store of views, with the subjects that stand beside it.
+    """Open and verify a store of views with its subjects.
 
     Raises:
-        InputError: it is incomplete or damaged, or no store of views.
+        InputError: it is incomplete or damaged, or not a store of views.
     """
     store = open_store(folder, None)
     try:
         subjects, plan = view_subjects(store)
     except InputError as fault:
         raise InputError(
-            f"{fault} Its features are not views to train from; make them with main.py --cache_features."
+            f"{fault} Its features are not views to train on; make them with main.py --cache_features."
         ) from None
     labels = np.asarray(store.columns[LABEL][:: len(plan)], np.int64)
     starts = np.arange(len(labels), dtype=np.int64) * len(plan)
@@ -349,16 +355,16 @@ class _Faces(TypedDict):
 
 
 def faces_text(subjects: Sequence[str], plan: ViewPlan) -> str:
-    """What stands beside a store of views, in `FACES`: who the images are of, and what the views are."""
+    """The content of `FACES` beside a store of views: subjects, and the kinds and groups of the views."""
     kinds = [kind.name for kind in plan.kinds]
     return json_text({"kinds": kinds, "groups": list(plan.groups), "subjects": list(subjects)})
 
 
 def view_subjects(store: FeatureStore) -> tuple[list[str], ViewPlan]:
-    """Names of the subjects of a store of views, and the views of each image.
+    """Read the names of the subjects of a store of views, and the views of each image.
 
     Raises:
-        InputError: `FACES` is missing, damaged or that of other images than the store's.
+        InputError: `FACES` is missing, damaged, or belongs to other images than the store's.
     """
     path = store.folder / FACES
     faces, _ = read_json(path, _Faces, "the subjects and views of a store of features")
@@ -366,18 +372,18 @@ def view_subjects(store: FeatureStore) -> tuple[list[str], ViewPlan]:
     plan = ViewPlan(tuple(Kind[name] for name in faces["kinds"]), tuple(groups))
     labels = store.columns.get(LABEL)
     if not len(plan) or len(groups) != len(plan) or labels is None or len(labels) % len(plan):
-        raise InputError(f"{path}: its views are not those of the store beside it.")
+        raise InputError(f"{path}: its views do not match the store beside it.")
     of_images = np.asarray(labels, np.int64).reshape(-1, len(plan))
     if of_images.min() < 0 or of_images.max() >= len(subjects) or (of_images != of_images[:, :1]).any():
         raise InputError(
-            f"{path}: has {len(subjects):,} subjects, and the store beside it has subjects 0 to "
+            f"{path}: has {len(subjects):,} subjects, but the store beside it has labels up to "
             f"{of_images.max()}: they do not belong together."
         )
     wanted, stamps = store.identity.get("faces"), store.columns.get(STAMP)
     if wanted is None or stamps is None:
         return subjects, plan
     if fingerprint(data_parts(subjects, of_images[:, 0], np.asarray(stamps[:: len(plan)]))) != wanted:
-        raise InputError(f"{path}: is damaged: its subjects are not those that the store was made from.")
+        raise InputError(f"{path}: is damaged: its subjects do not match the identity of the store.")
     return subjects, plan
 
 
@@ -390,16 +396,16 @@ def _check_rows(
     for what, array in (("norms", norms), ("labels", labels), ("media", media)):
         if array is not None and array.shape != features.shape[:1]:
             faults.append(
-                f"{name}: {what} {array.shape}; expected one for each of {len(features):,} features."
+                f"{name}: {what} {array.shape}; expected one for each of the {len(features):,} features."
             )
     if not faults:
         if norms.dtype.kind not in "fiu" or not np.isfinite(norms).all() or (norms < 0).any():
-            faults.append(f"{name}: norms have to be finite numbers of 0 or more.")
+            faults.append(f"{name}: norms must be finite and not negative.")
         finite = np.isfinite(features).all(axis=1)
         if not finite.all():
             faults.append(f"{name}: the feature of row {int(np.argmin(finite))} is not finite.")
         if len(np.unique(labels)) < 2:
-            faults.append(f"{name}: expected two subjects or more in labels.")
+            faults.append(f"{name}: labels need two subjects or more.")
     if faults:
         raise InputError.from_faults(faults)
 

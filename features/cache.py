@@ -1,10 +1,7 @@
-"""Where the features that are trained from come from: made here once from images, or given.
+"""Features to train on: embedded once from views of images, or precomputed.
 
-The views are those of `data.sampling.views`, the store that of `embedding`; what is drawn from it is decided
-in `features.templates`.
-
-Stores are found by what they hold, not by the list of images that they were made for: a run on some of the
-images of a store uses that store, and a new store takes over the features of images that an earlier one has.
+Stores are found by their content, not by the list of images that they were made for: a run on a subset of a
+store's images uses that store, and a new store copies the features of images that an earlier one has.
 """
 
 from __future__ import annotations
@@ -58,15 +55,20 @@ from runtime.distributed import is_distributed
 from runtime.errors import InputError
 from runtime.files import atomic_write
 
-# What a store is asked for beside these has to be the same.
+# Parts of an identity in which a usable store may differ.
 _IMAGES, _VIEWS = "faces", "views"
 
 
 @dataclass(frozen=True)
 class Cache:
-    """Where stores of views are kept, how many views an image has, and how they are embedded.
+    """Where stores of views are kept, and how they are made.
 
-    `named_by`: the file that alone names the folder, which is read then and not written to.
+    Attributes:
+        folder: of the stores.
+        views: per image.
+        seed: of the views.
+        options: of embedding.
+        named_by: the file that names the folder, if no flag does; the folder is then read-only.
     """
 
     folder: Path
@@ -78,22 +80,22 @@ class Cache:
 
 @dataclass(frozen=True)
 class CachedViews:
-    """A bank, and what the rows of its arrays were made from, where that is known."""
+    """A bank, and the images of the rows of its arrays, where they are known."""
 
     bank: FeatureBank
     faces: Faces | None
 
 
 def cached_views(backbone: Backbone, source: FaceSource, cache: Cache) -> CachedViews:
-    """Opens a store that holds all views of all images, or embeds what no store has.
+    """Open a store with all views of all images, or embed what no store has.
 
-    After a kill it goes on where it was. A store is named by all that it depends on: weights, preprocessing,
-    decoder, views, content and subjects of the images. Its features are without the backbone's centre, which
-    may be measured from them (`with_cosines`).
+    Resumes after a kill. A store is named by all that it depends on: weights, preprocessing, decoder, views,
+    content and subjects of the images. Its features are stored without the backbone's centre, which may be
+    measured on them (`with_cosines`).
 
     Raises:
-        InputError: as `embedding.embed_faces`, a damaged store, or features to be made in a folder that is
-            not to be written to.
+        InputError: as `features.extract.embed_faces`, a damaged store, or missing features in a read-only
+            folder.
     """
     spec, backbone = backbone.spec, copy.copy(backbone)
     backbone.spec = replace(spec, centre=None)
@@ -102,9 +104,8 @@ def cached_views(backbone: Backbone, source: FaceSource, cache: Cache) -> Cached
     found = next(wanted.stores_with_all(), None)
     if found is None and cache.named_by is not None:
         raise InputError(
-            f"{cache.named_by}: names {cache.folder} as the folder of its cached features, which lies "
-            "elsewhere than the run and does not hold all of them. To make them there, give "
-            f"--cache_features {cache.folder}; or give another folder."
+            f"{cache.named_by}: its cached features are in {cache.folder}, outside the run, and not all of "
+            f"them are there. Pass --cache_features {cache.folder} to make them there, or another folder."
         )
     if found is None:
         store = _embedded(backbone, source, wanted, cache)
@@ -119,7 +120,7 @@ def cached_views(backbone: Backbone, source: FaceSource, cache: Cache) -> Cached
 
 
 def precomputed_features(path: Path) -> CachedViews:
-    """Opens and verifies features that were made before.
+    """Open and verify precomputed features.
 
     Raises:
         InputError: as `features.bank.read_feature_bank`.
@@ -128,15 +129,15 @@ def precomputed_features(path: Path) -> CachedViews:
 
 
 def with_cosines(backbone: Backbone, bank: FeatureBank, *, keep_centre: bool = False) -> FeatureBank:
-    """The bank with the backbone's centre; measures a backbone that nobody has (`BackboneSpec.measured`).
+    """The bank with the backbone's centre, which is measured first if it was not (`BackboneSpec.measured`).
 
-    From the first row of each of two images a subject: where there are views, that is the plain one. Where it
-    cannot be measured, it stays as it is.
+    It is measured on the first rows, the plain views, of up to two images of each subject. Where that is not
+    possible, the spec stays as it is.
 
     Args:
-        backbone: whose spec is changed in place.
+        backbone: its spec is changed in place.
         bank: of its features without a centre.
-        keep_centre: only statistics are measured.
+        keep_centre: measure cosine statistics only.
     """
     if not backbone.spec.is_measured:
         rows = two_rows_per_subject(bank.with_centre(backbone.spec.centre))
@@ -146,15 +147,17 @@ def with_cosines(backbone: Backbone, bank: FeatureBank, *, keep_centre: bool = F
 
 
 def cosine_warning(spec: BackboneSpec, bank: FeatureBank) -> str:
-    """A sentence where the bank's features are unlike those that limits of cosine are for; else nothing."""
+    """A sentence where cosine limits do not apply to the bank's features; else an empty string."""
     features, labels, _ = two_rows_per_subject(bank)
     return f"{bank.name}: {why}." if (why := spec.unmeasured_warning(features, labels)) else ""
 
 
 @dataclass(frozen=True, eq=False)
 class _Wanted:
-    """What a store has to hold: `plan` of each image; `stamps` (I,) of the images, `keys` (I,) of image and
-    subject; `identity`: all that the features follow from.
+    """What a store has to contain.
+
+    `stamps` (I,): content of the images; `keys` (I,): content and subject; `identity`: all that the features
+    depend on.
     """
 
     plan: ViewPlan
@@ -187,11 +190,11 @@ class _Wanted:
 
     @property
     def name(self) -> str:
-        """Of the store that is made for these images."""
+        """Folder name of the store that is made for these images."""
         return fingerprint_of(self.identity)[:16]
 
     def alike(self) -> Iterator[tuple[Path, int]]:
-        """Stores of such features, complete or not, and their numbers of views; that of the name first."""
+        """Stores of such features, complete or not, with their numbers of views; the own name first."""
         folders = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
         for folder in sorted(folders, key=lambda path: path.name != self.name):
             made = stored_identity(folder)
@@ -201,7 +204,7 @@ class _Wanted:
                 yield folder, number_of_views(made[_VIEWS])
 
     def stores_with_all(self) -> Iterator[tuple[Path, NDArray[np.int64]]]:
-        """Complete stores that hold every image under its subject, and the rows of the first views (I,)."""
+        """Complete stores with every image under its subject, and the rows of the first views (I,)."""
         for folder, views in self.alike():
             if not (folder / FACES).is_file() or not is_complete(folder):
                 continue
@@ -215,7 +218,7 @@ class _Wanted:
             except InputError:
                 if folder.name == self.name:
                     raise
-                continue  # A damaged store of other images is no reason to stop.
+                continue  # A damaged store of other images does not matter.
             stored = _keys(subjects, store.columns[LABEL][::views], store.columns[STAMP][::views])
             places = _places(stored, self.keys)
             if (places >= 0).all():
@@ -243,7 +246,7 @@ def _embedded(backbone: Backbone, source: FaceSource, wanted: _Wanted, cache: Ca
         if not path.is_file() or path.read_bytes() != text.encode():
             atomic_write(path, text)
     if is_distributed():
-        # The first process may still be verifying what all wrote.
+        # Rank 0 may still be verifying what all ranks wrote.
         distributed.barrier()
     if store is None:
         store = open_store(folder, wanted.identity, verify=False)
@@ -251,7 +254,7 @@ def _embedded(backbone: Backbone, source: FaceSource, wanted: _Wanted, cache: Ca
 
 
 class _KnownViews:
-    """Features of images that other stores hold, by their content; also of stores that are not complete."""
+    """Features of images in other stores, complete or not, found by content."""
 
     def __init__(self, wanted: _Wanted) -> None:
         self._wanted = wanted
@@ -271,10 +274,10 @@ class _KnownViews:
             features[here], norms[here] = there.store.features[place[here]], there.store.norms[place[here]]
         return {"features": features, "norms": norms}
 
-    # Only the process that asks has to read the stores.
+    # Lazy: only one process reads the stores.
     @cached_property
     def _found(self) -> tuple[list[WrittenRows], NDArray[np.int64], NDArray[np.int64]]:
-        """Stores, which of them has an image (I,), -1 for none, and the row of its first view there (I,)."""
+        """Stores; index of the store of each image (I,), -1 for none; row of its first view there (I,)."""
         wanted = self._wanted
         stores: list[WrittenRows] = []
         of = np.full(len(wanted.stamps), -1)
@@ -296,7 +299,7 @@ class _KnownViews:
 
 
 class _FacesOfRows:
-    """The faces of the rows of a store, which may hold other images too and in another order."""
+    """The images of the rows of a store, which may have further images and another order."""
 
     def __init__(self, faces: ViewedFaces, starts: NDArray[np.int64], views: int) -> None:
         self._faces, self._views = faces, views
@@ -317,15 +320,15 @@ def _rest(identity: Mapping[str, str]) -> dict[str, str]:
 
 
 def _keys(subjects: list[str], labels: NDArray[Any], stamps: NDArray[Any]) -> NDArray[np.uint64]:
-    """(I,) of each image's subject and content; 0 for an image that could not be read."""
+    """(I,) hash of each image's subject and content; `UNREADABLE` for an unreadable image."""
     names = np.array([content_stamp(os.fsencode(name)) for name in subjects], np.uint64)
-    # An odd factor, so that subject and image cannot be exchanged.
+    # An odd factor, so that subject and image are not interchangeable.
     mixed = names[labels] * np.uint64(0x9E3779B97F4A7C15) ^ stamps.astype(np.uint64)
     return np.where(stamps == UNREADABLE, UNREADABLE, mixed).astype(np.uint64)
 
 
 def _places(stored: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Where each of `wanted` (n,) stands in `stored`; -1 where it does not, or is `UNREADABLE`."""
+    """Index of each of `wanted` (n,) in `stored`; -1 where it is missing or `UNREADABLE`."""
     order = np.argsort(stored, kind="stable")
     at = np.minimum(np.searchsorted(stored[order], wanted), len(stored) - 1)
     found = order[at]

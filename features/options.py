@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from features.flips import NO_FLIP
 
 PRECISIONS = ("32", "16-mixed", "bf16-mixed")
-# Images that go through the backbone at once where no gradient is kept. On a CPU what fits its caches is
-# fast: MobileFaceNet on one core embeds 80 images/s by 16, 52 by 64 and 34 by 192.
+# Default batch sizes without gradient. On a CPU small batches stay in the caches: MobileFaceNet on one core
+# embeds 80 images/s in batches of 16, 52 in batches of 64 and 34 in batches of 192.
 FACES_AT_ONCE = {"cpu": 16, "cuda": 512}
 
 
@@ -16,8 +16,15 @@ FACES_AT_ONCE = {"cpu": 16, "cuda": 512}
 class EmbedOptions:
     """How faces are embedded.
 
-    `flip`: of `FLIP_RULES`, or `NO_FLIP`; `devices`: GPUs of a node, or processes on a CPU where `gpu` is
-    False; `precision`: as Lightning names it; `feature_type`: how features are kept, float32 or float16.
+    Attributes:
+        flip: `NO_FLIP` or one of `FLIP_RULES`.
+        precision: one of `PRECISIONS`.
+        batch_size: images per batch and process.
+        num_workers: loader processes per process.
+        gpu: use GPUs.
+        devices: GPUs per node, or processes per node without GPUs.
+        num_nodes: machines.
+        feature_type: dtype of stored features, float32 or float16.
     """
 
     flip: str = NO_FLIP

@@ -1,4 +1,4 @@
-"""Features that were made before: our store, InsightFace's npz, a published pickle, or plain arrays."""
+"""Read precomputed features: a store, InsightFace's npz, a published pickle, or plain arrays."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from runtime.array_files import map_npy, read_npz
 from runtime.errors import InputError
 from runtime.pickle_files import StoredArray, read_plain_pickle
 
-_ROWS_AT_ONCE = 16_384
+_BLOCK_ROWS = 16_384
 _SHOWN = 5
 _PICKLES = (".pickle", ".pkl")
 
@@ -27,10 +27,10 @@ Floats = NDArray[np.floating[Any]]
 
 @dataclass(frozen=True, eq=False)
 class PrecomputedFeatures:
-    """`features` (N, D) unit rows and `norms` (N,) of all faces, in their order.
+    """`features` (N, D) unit rows and `norms` (N,) of all faces, in the order of the protocol.
 
-    `identity`: what they were made from as far as it is known, by the names of `embedding.identity_of`;
-    `about`: what is only good to know.
+    `identity`: what they depend on, as far as it is known (`features.extract.identity_of`); `about`: further
+    facts.
     """
 
     features: Floats
@@ -40,21 +40,19 @@ class PrecomputedFeatures:
 
 
 def read_features(path: Path, flip: str | None) -> PrecomputedFeatures:
-    """Opens features without embedding anything.
+    """Read features in any of the supported formats.
 
     Args:
         path: the folder of a store; a folder with features.npy (N, D) and norms.npy (N,); or an npz with
-            'embs' and 'embs_f', un-normalised features of the images and of their mirror images, as
+            'embs' and 'embs_f', un-normalised features of the images and of their flips, as
             InsightFace's ijb_evals.py saves them; or the pickle that AdaFace's and FaceCoresetNet's
             evaluations keep (`IJBB-AdaFace-Backbone-Features.pickle`): a dictionary with 'img_feats' (N, D),
             unit rows, and 'norms'.
-        flip: the rule that is asked for: one of `evaluation.protocols.ijb.RULE_VALUES`. An npz is joined by
-        it; the
-            others have to be made with it, as far as is known. None: a store however it was made, an npz
-            without mirror images.
+        flip: `features.flips.NO_FLIP` or a flip rule. The features of an npz are fused by it; a store must
+            have been made with it. None: a store of any rule, an npz without flipped images.
 
     Raises:
-        InputError: nothing of the kind is there, it is damaged, or was made with another flip rule.
+        InputError: no such features, damaged ones, or ones that were made with another flip rule.
     """
     if path.suffix == ".npz" and path.is_file():
         return _from_npz(path, flip or NO_FLIP)
@@ -66,8 +64,8 @@ def read_features(path: Path, flip: str | None) -> PrecomputedFeatures:
         if flip is not None and made is not None and made != flip:
             asked, other = flip_choice(flip), flip_choice(made)
             raise InputError(
-                f"{path}: these features were made with --flip {other}, but --flip {asked} is asked for. "
-                f"Pass --flip {other}, or leave out --features to make others."
+                f"{path}: these features were made with --flip {other}, not --flip {asked}. Pass --flip "
+                f"{other}, or remove --features to make others."
             )
         return PrecomputedFeatures(store.features, store.norms, store.identity, store.about)
     if (path / "features.npy").is_file() and (path / "norms.npy").is_file():
@@ -86,9 +84,9 @@ def _from_arrays(folder: Path) -> PrecomputedFeatures:
 
 
 def _from_pickle(path: Path) -> PrecomputedFeatures:
-    """The third entry, 'faceness_scores', is that of the meta file."""
+    """Its third entry, 'faceness_scores', is also in the meta file."""
     held = read_plain_pickle(path, "a dictionary of features")
-    # Texts of Python 2 are byte strings.
+    # Python 2 wrote keys as byte strings.
     entries = {
         key.decode(errors="replace") if isinstance(key, bytes) else key: value
         for key, value in (held.items() if isinstance(held, dict) else ())
@@ -99,14 +97,14 @@ def _from_pickle(path: Path) -> PrecomputedFeatures:
         raise InputError(
             f"{path}: expected a dictionary with the arrays 'img_feats' and 'norms', found {found}."
         )
-    # Of this machine's byte order, and writable.
+    # Native byte order, and writable.
     values = features.values.astype(features.values.dtype.newbyteorder("="))
     arrays = _checked(path, values, norms.values.reshape(-1))
     return PrecomputedFeatures(*arrays, {}, {"features": f"published pickle {path.name}"})
 
 
 def _checked(path: Path, features: Floats, norms: Floats) -> tuple[Floats, NDArray[np.float32]]:
-    """The same, norms in float32, if they are unit rows and a norm each."""
+    """The same with float32 norms, if rows are unit features with one norm each."""
     if features.ndim != 2 or features.dtype.kind != "f" or norms.shape != features.shape[:1]:
         raise InputError(
             f"{path}: features {features.shape} {features.dtype} and norms {norms.shape}; expected (N, D) "
@@ -121,32 +119,32 @@ def _checked(path: Path, features: Floats, norms: Floats) -> tuple[Floats, NDArr
 def _from_npz(path: Path, flip: str) -> PrecomputedFeatures:
     what = "an npz of InsightFace's ijb_evals.py --save_embeddings, with 'embs' and 'embs_f'"
     stored, _ = read_npz(path, what, needed=["embs"], if_there=[] if flip == NO_FLIP else ["embs_f"])
-    features, mirrored = stored["embs"], stored.get("embs_f")
+    features, flipped = stored["embs"], stored.get("embs_f")
     if features.ndim != 2 or features.dtype.kind != "f":
         raise InputError(f"{path}: embs {features.shape} {features.dtype}; expected (N, D) floating.")
-    if flip != NO_FLIP and (mirrored is None or mirrored.shape != features.shape):
+    if flip != NO_FLIP and (flipped is None or flipped.shape != features.shape):
         raise InputError(
-            f"{path}: --flip {flip} needs the features of the mirror images, 'embs_f' {features.shape}; "
-            f"found {'none' if mirrored is None else mirrored.shape}. Pass --flip none."
+            f"{path}: --flip {flip} needs the features of the flipped images, 'embs_f' {features.shape}; "
+            f"found {'none' if flipped is None else flipped.shape}. Pass --flip none."
         )
     return PrecomputedFeatures(
-        *_joined(features, mirrored, flip), {}, {"features": f"InsightFace's npz {path.name}"}
+        *_fused(features, flipped, flip), {}, {"features": f"InsightFace's npz {path.name}"}
     )
 
 
-def _joined(
-    features: Floats, mirrored: Floats | None, flip: str
+def _fused(
+    features: Floats, flipped: Floats | None, flip: str
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Unit features and norms, by parts and in place where that is possible: at IJB-C's size 1 GB each."""
+    """Unit features and norms, in parts and in place where possible: 1 GB each at the size of IJB-C."""
     width = features.shape[1] * (2 if flip == "concat" else 1)
     in_place = features.dtype == np.float32 and width == features.shape[1]
     found = features if in_place else np.empty((len(features), width), np.float32)
     norms = np.empty(len(features), np.float32)
-    for start in range(0, len(features), _ROWS_AT_ONCE):
-        part = slice(start, start + _ROWS_AT_ONCE)
+    for start in range(0, len(features), _BLOCK_ROWS):
+        part = slice(start, start + _BLOCK_ROWS)
         unit, length = unit_and_norm(torch.from_numpy(features[part].astype(np.float32)))
-        if mirrored is not None:
-            other, other_length = unit_and_norm(torch.from_numpy(mirrored[part].astype(np.float32)))
+        if flipped is not None:
+            other, other_length = unit_and_norm(torch.from_numpy(flipped[part].astype(np.float32)))
             unit, length = fuse_flips(unit, other, length, other_length, flip)
         found[part], norms[part] = unit.numpy(), length.numpy()
     if not np.isfinite(norms).all():

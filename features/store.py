@@ -1,8 +1,8 @@
-"""Features of single faces kept on the disk: written in parts, continued after a kill, read as mapped arrays.
+"""Store features of single faces on disk: written in parts, resumed after a kill, read as mapped arrays.
 
-A store is a folder of `.npy` files with N rows each (features, norms, columns of the caller's own) and
-`store.json`, which says what they were made from. Rows are written in place by several processes; a part
-counts when its digest has been written beside it. What a face is, is the caller's affair.
+A store is a folder of `.npy` files with N rows each (features, norms, columns of the caller) and
+`store.json`, which states what they were made from. Several processes write rows in place; a part is valid
+once its digest is written beside it.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from runtime.machine import usable_cores
 from runtime.output_checks import require_free_space
 
 MANIFEST = "store.json"
-# Column of what each row was made from: another stamp is another image.
+# Column that identifies the image of each row.
 STAMP = "stamp"
-# 3: has a checksum. 2: the identity says the decoder and the colours, and stamps of training images their
-# content.
+# Format 3 has a checksum. From format 2 on the identity has decoder and colour order, and stamps of training
+# images are of their content.
 _FORMAT, _WITHOUT_CHECKSUM = 3, 2
 _COLUMN_TYPES = [f"{kind}{bits}" for kind in ("int", "uint", "float") for bits in (8, 16, 32, 64)] + ["bool"]
 _PARTS = "parts"
-# A part of 512 values is 4 MiB: what a kill costs, about three minutes of an IR-50 on two cores.
+# 4 MiB at 512 values. A kill loses at most one part, about three minutes of an IR-50 on two cores.
 _PART_ROWS = 2048
 
 Array = NDArray[Any]
@@ -46,7 +46,7 @@ Array = NDArray[Any]
 class StoreLayout:
     """Rows and columns of a store.
 
-    `columns`: name -> type of further columns (N,), such as {"label": "int64"}; `feature_type`: float32 or
+    `columns`: name -> dtype of further columns (N,), such as {"label": "int64"}; `feature_type`: float32 or
     float16.
     """
 
@@ -59,14 +59,14 @@ class StoreLayout:
     def __post_init__(self) -> None:
         faults = []
         if min(self.num_rows, self.embedding_size, self.part_rows) < 1:
-            faults.append("feature store: expected one or more rows, values a feature and rows a part.")
+            faults.append("feature store: num_rows, embedding_size and part_rows must be 1 or more.")
         if self.feature_type not in ("float32", "float16"):
             faults.append(f"feature store: features are float32 or float16, not {self.feature_type}.")
         if taken := {"features", "norms"} & set(self.columns):
-            faults.append(f"feature store: {', '.join(sorted(taken))} are its own columns.")
-        # They name files.
+            faults.append(f"feature store: the columns {', '.join(sorted(taken))} are reserved.")
+        # Column names are file names.
         faults += [
-            f"feature store: {name!r} of type {kind!r} is no column of numbers."
+            f"feature store: {name!r} of dtype {kind!r} is not a column of numbers."
             for name, kind in self.columns.items()
             if not name.isidentifier() or kind not in _COLUMN_TYPES
         ]
@@ -75,7 +75,7 @@ class StoreLayout:
 
     @property
     def num_parts(self) -> int:
-        """Parts of `part_rows` rows; the last one may be shorter."""
+        """Number of parts of `part_rows` rows; the last one may be shorter."""
         return -(-self.num_rows // self.part_rows)
 
     def rows(self, part: int) -> range:
@@ -83,7 +83,7 @@ class StoreLayout:
         return range(part * self.part_rows, min((part + 1) * self.part_rows, self.num_rows))
 
     def arrays(self) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
-        """Type and shape of every array by its name."""
+        """Dtype and shape of every array by name."""
         N = self.num_rows
         own = {
             "features": (np.dtype(self.feature_type), (N, self.embedding_size)),
@@ -98,10 +98,15 @@ class StoreLayout:
 
 @dataclass(frozen=True, eq=False)
 class FeatureStore:
-    """A complete store. Arrays are mapped, so that reading some rows costs what these are worth.
+    """A complete store with mapped arrays.
 
-    `features` (N, D) unit rows; `norms` (N,) float32; `columns`: further (N,) arrays; `identity`: what it was
-    made from, all that a feature depends on; `about`: what is only good to know.
+    Attributes:
+        folder: of the store.
+        features: (N, D) unit rows.
+        norms: (N,).
+        columns: further arrays (N,) by name.
+        identity: all that a feature depends on.
+        about: further facts.
     """
 
     folder: Path
@@ -116,15 +121,15 @@ class FeatureStore:
 
 
 class FeatureWriter:
-    """A store in the making, new or continued; several processes may hold one and write different parts."""
+    """Writes a store, new or resumed; several processes may write different parts."""
 
     def __init__(
         self, folder: Path, layout: StoreLayout, identity: Mapping[str, str], about: Mapping[str, str]
     ) -> None:
-        """Creates the files, or takes up those of an interrupted run. See `FeatureStore` for `identity`.
+        """Create the files, or open those of an interrupted run. See `FeatureStore` for `identity`.
 
         Raises:
-            InputError: the folder holds a store of another identity or layout, or the disk lacks room.
+            InputError: the folder holds a store of another identity or layout, or the disk is full.
         """
         self.folder, self.layout = folder, layout
         manifest = _read_manifest(folder)
@@ -139,10 +144,10 @@ class FeatureWriter:
                 )
 
     def pending(self, expected: Mapping[str, Array] | None = None) -> list[int]:
-        """Parts that are still to be written, or were written for other values of a column.
+        """Parts that are not written yet, or were written for other values of a column.
 
-        `expected`: columns (N,) that tell what each row was made from, such as stamps of the images. Of a
-        complete store with such parts the others stay, and it is no longer complete.
+        `expected`: columns (N,) that identify what rows were made from, such as stamps of the images. A
+        complete store with such parts becomes incomplete and keeps the others.
         """
         layout = self.layout
         manifest = _read_manifest(self.folder)
@@ -172,7 +177,7 @@ class FeatureWriter:
         return self.folder / _PARTS / f"{part}.json"
 
     def write_part(self, part: int, arrays: Mapping[str, Array]) -> None:
-        """Writes all rows of a part, then its digest; killed in between, the part is still pending.
+        """Write all rows of a part, then its digest; after a kill in between it is still pending.
 
         Args:
             part: 0..num_parts-1.
@@ -193,23 +198,24 @@ class FeatureWriter:
             if kind.kind == "f" and not np.isfinite(array).all():
                 row = rows[int(np.argwhere(~np.isfinite(array))[0][0])]
                 raise InputError(
-                    f"{self.folder}: {name} of row {row} are not finite. In half precision a large feature "
-                    "overflows: use precision 32."
+                    f"{self.folder}: {name} of row {row} are not finite. Large features overflow in half "
+                    "precision: use precision 32."
                 )
             digest.update(array.tobytes())
             try:
                 _write_rows(self.folder / f"{name}.npy", rows.start, array)
             except OSError as fault:
                 raise InputError(
-                    f"{self.folder}: cannot be written ({fault.strerror}). The parts there are kept; "
-                    "make room and run the command again."
+                    f"{self.folder}: cannot be written ({fault.strerror}). The parts written so far are "
+                    "kept; "
+                    "free some disk space and run the command again."
                 ) from None
         atomic_write(self._digest_file(part), digest.hexdigest())
 
     def copy_parts(
         self, known: Callable[[range], Mapping[str, Array] | None], columns: Mapping[str, Array]
     ) -> None:
-        """Writes the pending parts of whose rows `known` gives features and norms; `columns` (N,) of all."""
+        """Write the pending parts for which `known` gives features and norms; `columns` (N,) of all rows."""
         for part in self.pending({STAMP: columns[STAMP]}):
             rows = self.layout.rows(part)
             if (arrays := known(rows)) is not None:
@@ -217,14 +223,14 @@ class FeatureWriter:
                 self.write_part(part, {**arrays, **beside})
 
     def finish(self) -> FeatureStore:
-        """Verifies what all processes wrote, marks the store complete and opens it.
+        """Verify what all processes wrote, mark the store complete and open it.
 
         Raises:
-            InputError: parts are missing, or differ from what was written (these are pending again).
+            InputError: parts are missing, or differ from their digests; the latter are pending again.
         """
         manifest = _read_manifest(self.folder)
         if manifest is None:
-            raise InputError(f"{self.folder}: the store is gone; somebody removed it meanwhile.")
+            raise InputError(f"{self.folder}: the store was removed while it was being written.")
         if "digests" not in manifest:
             if pending := self.pending():
                 raise InputError(f"{self.folder}: {len(pending)} parts are missing. Run the command again.")
@@ -234,8 +240,9 @@ class FeatureWriter:
                 for part in broken:
                     self._digest_file(part).unlink()
                 raise InputError(
-                    f"{self.folder}: {len(broken)} of {len(digests)} parts are not as written. Is the disk "
-                    "sound, and shared by all nodes? Run the command again: these parts are made anew."
+                    f"{self.folder}: {len(broken)} of {len(digests)} parts differ from what was written. "
+                    "Check "
+                    "that the disk is sound and shared by all nodes, then run the command again."
                 )
             _write_manifest(self.folder, manifest | {"digests": digests})
             shutil.rmtree(self.folder / _PARTS)
@@ -245,26 +252,26 @@ class FeatureWriter:
         arrays = self.layout.arrays()
         require_free_space(self.folder, sum(kind.itemsize * int(np.prod(s)) for kind, s in arrays.values()))
         private_folder(self.folder / _PARTS)
-        # Nothing here is a store yet: digests of an earlier one without its manifest would be believed.
+        # Without a manifest this is not a store; stale digests would mark parts as written.
         for leftover in (self.folder / _PARTS).iterdir():
             leftover.unlink()
         for name, (kind, shape) in arrays.items():
             np.lib.format.open_memmap(self.folder / f"{name}.npy", "w+", kind, shape).flush()
         manifest = {"identity": dict(identity), "about": dict(about), "layout": self.layout.to_dict()}
-        # The last file: a folder without it is made anew.
+        # Written last: a folder without it is created again.
         _write_manifest(self.folder, manifest)
 
 
 def open_store(folder: Path, identity: Mapping[str, str] | None, *, verify: bool = True) -> FeatureStore:
-    """Opens a complete store for reading.
+    """Open a complete store for reading.
 
     Args:
         folder: of the store.
-        identity: what its features have to be made from; None takes any.
-        verify: compare all bytes with their digests (0.3 s a GiB on two cores), not only the files' sizes.
+        identity: expected identity; None accepts any.
+        verify: compare all bytes with the digests (0.3 s per GiB on two cores), not only file sizes.
 
     Raises:
-        InputError: no store, an incomplete or damaged one, or one that was made from something else.
+        InputError: no store, an incomplete or damaged one, or one of another identity.
     """
     manifest = _read_manifest(folder)
     if manifest is None:
@@ -273,13 +280,14 @@ def open_store(folder: Path, identity: Mapping[str, str] | None, *, verify: bool
         _check_identity(folder, manifest, identity)
     if "digests" not in manifest:
         raise InputError(
-            f"{folder}: its features are not complete. Run the command that makes them again; it goes on "
-            "where it stopped."
+            f"{folder}: its features are incomplete. Run the command that makes them again; it resumes where "
+            "it stopped."
         )
     if verify and manifest["format"] == _WITHOUT_CHECKSUM:
         warnings.warn(
-            f"{folder}: was written before stores had a checksum; that what it says of its features is "
-            "undamaged cannot be told.",
+            f"{folder}: was written by an earlier version without a checksum of its manifest, which cannot "
+            "be "
+            "verified.",
             InputWarning,
             stacklevel=2,
         )
@@ -289,7 +297,7 @@ def open_store(folder: Path, identity: Mapping[str, str] | None, *, verify: bool
         first = layout.rows(broken[0])
         raise InputError(
             f"{folder}: {len(broken)} of {layout.num_parts} parts are damaged (the first: rows {first.start} "
-            f"to {first.stop - 1}). Remove the folder; they are made anew."
+            f"to {first.stop - 1}). Remove the folder to make them again."
         )
     return store
 
@@ -302,14 +310,14 @@ def _mapped_store(folder: Path, layout: StoreLayout, manifest: Mapping[str, Any]
 
 @dataclass(frozen=True, eq=False)
 class WrittenRows:
-    """What is there of a store, complete or not: `valid` (N,) are its rows that are as they were written."""
+    """The rows of a store, complete or not; `valid` (N,): they match their digest."""
 
     store: FeatureStore
     valid: NDArray[np.bool_]
 
 
 def written_rows(folder: Path) -> WrittenRows | None:
-    """The rows of a store that can be used; None where there is no store, or one that cannot be read."""
+    """The usable rows of a store; None where there is none, or one that cannot be read."""
     try:
         manifest = _read_manifest(folder)
         if manifest is None:
@@ -330,7 +338,7 @@ def _written_rows(folder: Path, manifest: Mapping[str, Any]) -> WrittenRows:
 
 
 def stored_identity(folder: Path) -> dict[str, str] | None:
-    """What the features of a store, complete or not, are made from; None as for `written_rows`."""
+    """The identity of a store, complete or not; None as for `written_rows`."""
     try:
         manifest = _read_manifest(folder)
     except InputError:
@@ -339,13 +347,13 @@ def stored_identity(folder: Path) -> dict[str, str] | None:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a complete store is there."""
+    """Whether the folder holds a complete store."""
     manifest = _read_manifest(folder)
     return manifest is not None and "digests" in manifest
 
 
 def fingerprint(identity: Mapping[str, str]) -> str:
-    """SHA-256 of an identity, to name a folder by."""
+    """SHA-256 of an identity, in hexadecimal digits."""
     return hashlib.sha256(json.dumps(dict(identity), sort_keys=True).encode()).hexdigest()
 
 
@@ -357,8 +365,8 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
         manifest, has_checksum = read_json(path, dict[str, Any], "the manifest of a store of features")
         if manifest.get("format") not in (_FORMAT, _WITHOUT_CHECKSUM):
             raise InputError(
-                f"{path}: is of format {manifest.get('format')!r}, not of the form that this version writes "
-                f"(format {_FORMAT}, which says all that features depend on)."
+                f"{path}: has format {manifest.get('format')!r}; this version reads formats "
+                f"{_WITHOUT_CHECKSUM} and {_FORMAT}."
             )
         check_type(manifest, _Manifest, str(path))
         check_type(manifest.get("digests", []), list[str], f"{path}: digests")
@@ -368,7 +376,7 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
         if len(manifest.get("digests", ())) not in (0, parts):
             raise InputError(f"{path}: is damaged: {len(manifest['digests']):,} digests of {parts:,} parts.")
     except InputError as fault:
-        raise InputError(f"{fault} Make the features again, and remove the folder.") from None
+        raise InputError(f"{fault} Remove the folder and make the features again.") from None
     found: dict[str, Any] = manifest
     return found
 
@@ -382,7 +390,7 @@ class _Layout(TypedDict):
 
 
 class _Manifest(TypedDict):
-    """What `store.json` holds; of a complete store also `digests`, a list of texts."""
+    """Content of `store.json`; a complete store also has `digests`, a list of texts."""
 
     format: int
     identity: dict[str, str]
@@ -403,9 +411,9 @@ def _layout(folder: Path, manifest: Mapping[str, Any]) -> StoreLayout:
 
 
 def _part_digests(folder: Path) -> dict[int, str]:
-    """The digests of parts of a store that is not complete, as they were written."""
+    """The digests of the written parts of an incomplete store."""
     paths = [path for path in (folder / _PARTS).glob("[0-9]*.json") if path.stem.isdecimal()]
-    # Versions before wrote them as JSON texts.
+    # Earlier versions wrote them as JSON texts.
     return {int(path.stem): path.read_bytes()[:100].decode("ascii", "replace").strip('"') for path in paths}
 
 
@@ -417,7 +425,7 @@ def _check_identity(folder: Path, manifest: Mapping[str, Any], identity: Mapping
             f"  {key}: {stored.get(key, 'nothing')} there, {identity.get(key, 'nothing')} now"
             for key in differ
         ]
-        raise InputError.from_faults([f"{folder}: its features were made from something else:", *lines])
+        raise InputError.from_faults([f"{folder}: holds features of another identity:", *lines])
 
 
 def _write_rows(path: Path, first: int, array: Array) -> None:
@@ -427,7 +435,7 @@ def _write_rows(path: Path, first: int, array: Array) -> None:
         stream.seek(stream.tell() + first * array[:1].nbytes)
         stream.write(array.tobytes())
         stream.flush()
-        # Before the digest counts: after a power cut it must not stand beside rows of zeros.
+        # Before the digest: after a power cut it must not be beside rows of zeros.
         os.fsync(stream.fileno())
 
 
@@ -435,7 +443,7 @@ def _mapped(path: Path, kind: np.dtype[Any], shape: tuple[int, ...]) -> Array:
     try:
         array = map_npy(path, f"{shape} {kind}")
     except InputError as fault:
-        raise InputError(f"{fault} Remove the folder; it is made anew.") from None
+        raise InputError(f"{fault} Remove the folder to make it again.") from None
     if array.dtype != kind or array.shape != shape:
         raise InputError(
             f"{path}: holds {array.dtype} {array.shape}, expected {kind} {shape}. Remove the folder."
@@ -444,7 +452,7 @@ def _mapped(path: Path, kind: np.dtype[Any], shape: tuple[int, ...]) -> Array:
 
 
 def _differing(folder: Path, layout: StoreLayout, digests: Mapping[int, str]) -> list[int]:
-    """Those of the parts whose bytes are not as their digest says."""
+    """The parts whose bytes do not match their digest."""
     arrays = [_mapped(folder / f"{name}.npy", *form) for name, form in layout.arrays().items()]
 
     def differs(part: int) -> bool:
@@ -453,6 +461,6 @@ def _differing(folder: Path, layout: StoreLayout, digests: Mapping[int, str]) ->
             digest.update(array[rows.start : rows.stop].tobytes())
         return digest.hexdigest() != digests[part]
 
-    # Hashing lets go of the interpreter.
+    # Hashing releases the interpreter lock.
     with ThreadPoolExecutor(usable_cores()) as pool:
         return [part for part, wrong in zip(digests, pool.map(differs, digests), strict=True) if wrong]

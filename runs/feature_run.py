@@ -21,7 +21,7 @@ from features.cache import (
     with_cosines,
 )
 from features.options import FACES_AT_ONCE, EmbedOptions
-from features.templates import HeldOutFeatures, TemplateDrawer, TemplateRecipe
+from features.templates import HeldOutFeatureTemplates, TemplateRecipe, TemplateSampler
 from net import Backbone
 from runs.components import Run, RunRequest, make_head, make_run
 from runs.config import DataConfig
@@ -176,9 +176,9 @@ def _feature_run(
         impostor_face_prob=data_config.impostor_face_prob,
         paired=config.optimiser.contrast_weight > 0,
     )
-    held_out = HeldOutFeatures(held_out_bank, recipe, seed=seed, max_subjects=MAX_HELD_OUT_SUBJECTS)
+    held_out = HeldOutFeatureTemplates(held_out_bank, recipe, seed=seed, max_subjects=MAX_HELD_OUT_SUBJECTS)
     data = FeatureTemplateData(
-        TemplateDrawer(bank, recipe, seed=seed, sample_by=data_config.sample_by),
+        TemplateSampler(bank, recipe, seed=seed, sample_by=data_config.sample_by),
         held_out,
         request.loading(max(config.optimiser.batch_size, len(bank) // 10)),
         backbone.spec,

@@ -29,7 +29,7 @@ from data.sources.face_source import FaceSource
 from data.sources.pair_files import PairSet
 from data.sources.unusable_images import CollateWithFaults, FaultsAsItems, UnusableBatch
 from features.bank import FeatureBatch
-from features.templates import DrawnFeatures, HeldOutFeatures, TemplateDrawer
+from features.templates import FeatureTemplateDataset, HeldOutFeatureTemplates, TemplateSampler
 
 if TYPE_CHECKING:
     from backbones.spec import BackboneSpec
@@ -184,7 +184,7 @@ class _HeldOutData(_TrainingData):
     later passes yield their numbers only.
     """
 
-    held_out: HeldOutTemplates | HeldOutFeatures
+    held_out: HeldOutTemplates | HeldOutFeatureTemplates
     keeps_features = False
     _once: _LoadedOnce | None = None
 
@@ -295,17 +295,21 @@ class FeatureTemplateData(_HeldOutData):
 
     def __init__(
         self,
-        drawer: TemplateDrawer,
-        held_out: HeldOutFeatures,
+        template_sampler: TemplateSampler,
+        held_out: HeldOutFeatureTemplates,
         loading: Loading,
         spec: BackboneSpec,
         faces: Faces | None,
     ) -> None:
-        super().__init__(replace(loading, num_workers=0), drawer.num_rows, 2 if drawer.recipe.paired else 1)
-        self._dataset = DrawnFeatures(drawer)
+        super().__init__(
+            replace(loading, num_workers=0),
+            template_sampler.num_rows,
+            2 if template_sampler.recipe.paired else 1,
+        )
+        self._dataset = FeatureTemplateDataset(template_sampler)
         self._spec = spec
         self._faces = faces
-        self.held_out: HeldOutFeatures = held_out
+        self.held_out: HeldOutFeatureTemplates = held_out
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of `FeatureBatch`."""

@@ -17,7 +17,7 @@ from evaluation.protocols.ijb_layout import SetProtocol
 from evaluation.protocols.templates import group_faces
 from evaluation.protocols.text_tables import read_table
 from features.bank import FeatureBank, read_feature_bank, with_centre_of
-from features.templates import TemplateDrawer, TemplateRecipe
+from features.templates import TemplateRecipe, TemplateSampler
 from runtime.errors import InputError, InputWarning
 from runtime.escaping import from_csv_cell
 
@@ -114,9 +114,9 @@ def with_centre(bank: FeatureBank, wanted: str | None, specs: Iterable[BackboneS
 
 def cohort_of(bank: FeatureBank, method: str = DEFAULT_METHOD) -> Cohort:
     """Templates of each person, drawn as those of training are, nothing wrong in them."""
-    drawer = TemplateDrawer(bank, TemplateRecipe(), seed=0)
+    template_sampler = TemplateSampler(bank, TemplateRecipe(), seed=0)
     people = np.repeat(np.arange(len(bank.subjects)), TEMPLATES_OF_EACH)
-    batch = drawer.batch([Item(0, place, person) for place, person in enumerate(people.tolist())])
+    batch = template_sampler.batch([Item(0, place, person) for place, person in enumerate(people.tolist())])
     template = np.repeat(np.arange(len(batch)), np.diff(batch.offsets.numpy()))
     groups = group_faces(template, batch.media.numpy(), len(batch))
     name = f"{len(batch):,} templates of {len(bank.subjects):,} people of {bank.name}"

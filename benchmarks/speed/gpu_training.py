@@ -30,7 +30,7 @@ from benchmarks.speed.training import drawn_bank
 from coreset import FaceSets, build_aggregator
 from data.sampling.positions import Item
 from features.bank import FeatureBatch
-from features.templates import TemplateDrawer, TemplateRecipe
+from features.templates import TemplateRecipe, TemplateSampler
 from head import build_head
 from training.contrastive_loss import pair_contrast
 
@@ -92,12 +92,12 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def compare(args: argparse.Namespace, drawer: TemplateDrawer) -> None:
+def compare(args: argparse.Namespace, template_sampler: TemplateSampler) -> None:
     """A line for each aggregator, precision and way."""
     device, B = torch.device(args.device), args.templates
 
     def drawn(number: int) -> FeatureBatch:
-        return drawer.batch([Item(0, B * number + place, place // 2) for place in range(B)])
+        return template_sampler.batch([Item(0, B * number + place, place // 2) for place in range(B)])
 
     batches = [on_device(drawn(number), device) for number in range(_BATCHES)]
     faces = statistics.mean(sets.num_faces for sets, _ in batches)
@@ -139,7 +139,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, {name}")
     with tempfile.TemporaryDirectory() as folder:
         bank = drawn_bank(Path(folder), subjects=1000, images=5)
-        compare(args, TemplateDrawer(bank, TemplateRecipe(impostor_media_prob=0.1, paired=True), seed=0))
+        compare(args, TemplateSampler(bank, TemplateRecipe(impostor_media_prob=0.1, paired=True), seed=0))
 
 
 if __name__ == "__main__":

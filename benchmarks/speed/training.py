@@ -36,7 +36,7 @@ from data.sampling.positions import Item
 from data.sampling.templates import Augmentation, TemplateDataset, collate_templates
 from data.sampling.views import ViewPlan
 from features.bank import FeatureBank
-from features.templates import TemplateDrawer, TemplateRecipe
+from features.templates import TemplateRecipe, TemplateSampler
 from head import build_head
 from net import build_backbone
 from training.contrastive_loss import pair_contrast
@@ -128,10 +128,10 @@ def compare_paths(args: argparse.Namespace) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         bank = drawn_bank(Path(folder), subjects=1000, images=5)
-        drawer = TemplateDrawer(bank, TemplateRecipe(style="clips", max_size=30), seed=0)
+        template_sampler = TemplateSampler(bank, TemplateRecipe(style="clips", max_size=30), seed=0)
 
         def from_features(step: int) -> int:
-            batch = drawer.batch([Item(step, place, 7 * place) for place in range(20)])
+            batch = template_sampler.batch([Item(step, place, 7 * place) for place in range(20)])
             sets = FaceSets(batch.features.float(), batch.norms, batch.offsets, batch.media)
             ours.step(sets, batch.labels)
             return len(batch.rows)
@@ -157,12 +157,14 @@ def ragged_batches(args: argparse.Namespace) -> None:
     """512 templates a step as the preset good draws them, 1,000 classes."""
     with tempfile.TemporaryDirectory() as folder:
         bank = drawn_bank(Path(folder), subjects=1000, images=5)
-        drawer = TemplateDrawer(bank, TemplateRecipe(impostor_media_prob=0.2, paired=True), seed=0)
+        template_sampler = TemplateSampler(bank, TemplateRecipe(impostor_media_prob=0.2, paired=True), seed=0)
         ours = Ours(1000, contrast=True, head="cosface")
         places, faces = [], []
 
         def step(number: int) -> None:
-            batch = drawer.batch([Item(0, 512 * number + place, place // 2) for place in range(512)])
+            batch = template_sampler.batch(
+                [Item(0, 512 * number + place, place // 2) for place in range(512)]
+            )
             sets = FaceSets(batch.features.float(), batch.norms, batch.offsets, batch.media)
             places.append(sum(chunk.rows.numel() for chunk in sets.chunks()))
             faces.append(sets.num_faces)

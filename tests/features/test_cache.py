@@ -14,7 +14,7 @@ import torch
 
 from backbones.spec import BackboneSpec
 from data.sampling import views
-from data.sources import face_source as sources
+from data.sources import fingerprint as fingerprints
 from data.sources.face_source import FaceSource, open_source, select
 from data.sources.fingerprint import fingerprint
 from data.sources.recordio import write_face_pack
@@ -150,7 +150,7 @@ def test_all_that_changes_a_feature_is_another_store_and_another_run(
     elif change == "swap_color_channel":
         swap = True
     elif change == "decoder":
-        monkeypatch.setitem(sources.PIXEL_LIBRARIES, "decoder", "Pillow of tomorrow")
+        monkeypatch.setitem(fingerprints.PIXEL_LIBRARIES, "decoder", "Pillow of tomorrow")
     elif change == "seed":
         cache = replace(cache, seed=1)
     elif change == "more views":

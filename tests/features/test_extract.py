@@ -291,7 +291,7 @@ def test_a_store_that_nodes_do_not_share_is_told(
     backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(devices, "MANIFEST", "elsewhere.json")
-    with pytest.raises(InputError, match="on a disk that they share"):
+    with pytest.raises(InputError, match="nodes"):
         embed_faces(backbone, DrawnFaces(40), IMAGES, tmp_path, CPU)
 
 

@@ -14,7 +14,12 @@ from backbones.auxiliary import append_auxiliary
 from data.sampling.positions import Item, PositionSampler
 from data.sampling.views import Kind, ViewPlan
 from features.bank import FeatureBank, bank_of_rows, gather_batch, read_feature_bank
-from features.templates import DrawnFeatures, HeldOutFeatures, TemplateDrawer, TemplateRecipe
+from features.templates import (
+    FeatureTemplateDataset,
+    HeldOutFeatureTemplates,
+    TemplateRecipe,
+    TemplateSampler,
+)
 from runtime.errors import InputError
 
 SUBJECTS = 12
@@ -46,9 +51,9 @@ def items(count: int, epoch: int = 0) -> list[Item]:
 
 def drawn(recipe: TemplateRecipe, count: int = 3000, bank: FeatureBank | None = None) -> Any:
     bank = bank or view_bank()
-    drawer = TemplateDrawer(bank, recipe, seed=7)
+    template_sampler = TemplateSampler(bank, recipe, seed=7)
     positions = np.arange(count)
-    return bank, drawer.draw(0, positions, positions % SUBJECTS)
+    return bank, template_sampler.draw(0, positions, positions % SUBJECTS)
 
 
 def image_of(bank: FeatureBank, rows: np.ndarray) -> np.ndarray:
@@ -57,15 +62,15 @@ def image_of(bank: FeatureBank, rows: np.ndarray) -> np.ndarray:
 
 def test_the_same_seed_draws_the_same_rows_in_any_batch() -> None:
     bank = view_bank()
-    drawer = TemplateDrawer(bank, TemplateRecipe(impostor_media_prob=0.3), seed=7)
-    whole = drawer.batch(items(64))
-    again = TemplateDrawer(bank, TemplateRecipe(impostor_media_prob=0.3), seed=7).batch(items(64))
+    template_sampler = TemplateSampler(bank, TemplateRecipe(impostor_media_prob=0.3), seed=7)
+    whole = template_sampler.batch(items(64))
+    again = TemplateSampler(bank, TemplateRecipe(impostor_media_prob=0.3), seed=7).batch(items(64))
     assert torch.equal(whole.rows, again.rows)
-    parts = [drawer.batch(items(64)[first : first + 8]) for first in range(0, 64, 8)]
+    parts = [template_sampler.batch(items(64)[first : first + 8]) for first in range(0, 64, 8)]
     assert torch.equal(whole.rows, torch.cat([part.rows for part in parts]))
     for other in (
-        TemplateDrawer(bank, TemplateRecipe(impostor_media_prob=0.3), seed=8).batch(items(64)),
-        drawer.batch(items(64, epoch=1)),
+        TemplateSampler(bank, TemplateRecipe(impostor_media_prob=0.3), seed=8).batch(items(64)),
+        template_sampler.batch(items(64, epoch=1)),
     ):
         assert not np.array_equal(whole.rows[:50], other.rows[:50])
 
@@ -74,8 +79,8 @@ def test_the_same_seed_draws_the_same_rows_in_any_batch() -> None:
 @pytest.mark.parametrize("views", [1, 2, 3, 4, 6, 16])
 def test_rows_are_of_the_subject_whatever_the_views(style: str, views: int) -> None:
     bank = view_bank(views)
-    drawer = TemplateDrawer(bank, TemplateRecipe(style=style, max_size=30), seed=1)
-    batch = drawer.batch(items(200))
+    template_sampler = TemplateSampler(bank, TemplateRecipe(style=style, max_size=30), seed=1)
+    batch = template_sampler.batch(items(200))
     template = torch.arange(200).repeat_interleave(batch.offsets.diff())
     assert np.array_equal(bank.labels[image_of(bank, batch.rows.numpy())], batch.labels[template])
     assert torch.equal(batch.features, torch.from_numpy(bank.features[batch.rows]))
@@ -183,10 +188,12 @@ def test_the_published_style_is_the_published_one() -> None:
 
 def test_a_pair_shares_a_subject_and_no_image() -> None:
     bank = view_bank()
-    drawer = TemplateDrawer(bank, TemplateRecipe(paired=True), seed=0)
-    sampler = PositionSampler(num_rows=drawer.num_rows, batch_size=8, seed=0, num_items=64, repeats=2)
+    template_sampler = TemplateSampler(bank, TemplateRecipe(paired=True), seed=0)
+    sampler = PositionSampler(
+        num_rows=template_sampler.num_rows, batch_size=8, seed=0, num_items=64, repeats=2
+    )
     seen = set()
-    for batch in map(DrawnFeatures(drawer).__getitems__, sampler):
+    for batch in map(FeatureTemplateDataset(template_sampler).__getitems__, sampler):
         assert torch.equal(batch.labels[0::2], batch.labels[1::2])
         for pair in range(0, 8, 2):
             a, b, c = batch.offsets[pair : pair + 3].tolist()
@@ -200,7 +207,7 @@ def test_a_pair_shares_a_subject_and_no_image() -> None:
 
 def test_a_subject_with_one_image_makes_both_templates_of_it() -> None:
     bank = view_bank(images=1)
-    templates = TemplateDrawer(bank, TemplateRecipe(paired=True), seed=0).draw(
+    templates = TemplateSampler(bank, TemplateRecipe(paired=True), seed=0).draw(
         0, np.arange(8), np.zeros(8, np.int64)
     )
     assert {int(image) for t in templates for image in image_of(bank, t.rows)} == {
@@ -217,7 +224,7 @@ def test_media_from_elsewhere_are_taken_as_they_are() -> None:
     bank = bank_of_rows("x", features[order], np.full(120, 9.0), labels[order], media[order])
     assert bank.lengths.tolist() == [5] * 24
     assert np.allclose(np.linalg.norm(bank.features, axis=1), 1)
-    templates = TemplateDrawer(bank, TemplateRecipe(), seed=0).draw(0, np.arange(200), np.arange(200) % 4)
+    templates = TemplateSampler(bank, TemplateRecipe(), seed=0).draw(0, np.arange(200), np.arange(200) % 4)
     for template in templates:
         assert set(template.rows // 30) == {template.label}
         for medium in np.unique(template.media):
@@ -248,8 +255,8 @@ def test_clean_means_leave_auxiliary_values_out() -> None:
 def test_held_out_templates_share_no_image_and_no_stranger() -> None:
     bank = view_bank()
     recipe = TemplateRecipe(impostor_media_prob=1.0, paired=True)
-    held_out = HeldOutFeatures(bank, recipe, seed=0, max_subjects=8)
-    again = HeldOutFeatures(bank, recipe, seed=0, max_subjects=8)
+    held_out = HeldOutFeatureTemplates(bank, recipe, seed=0, max_subjects=8)
+    again = HeldOutFeatureTemplates(bank, recipe, seed=0, max_subjects=8)
     assert len(held_out) == 24
     assert held_out.is_gallery.sum() == 8
     for number in range(0, 24, 3):
@@ -304,7 +311,7 @@ def test_arrays_that_cannot_be_used_are_refused(tmp_path: Path, arrays: Any, mes
 
 
 def test_what_holds_no_features_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no features to train from"):
+    with pytest.raises(InputError, match="holds no features"):
         read_feature_bank(tmp_path)
     (tmp_path / "f.npz").write_bytes(b"no zip")
     with pytest.raises(InputError, match="cannot be read as an npz"):

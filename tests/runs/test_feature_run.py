@@ -105,7 +105,7 @@ def test_checkpoint_contains_digests_of_training_subjects(good: dict[str, Any], 
     main.train(good | {"epochs": 1})
     checkpoint = tmp_path / "experiments" / "run_0" / "last.ckpt"
     run = training_run.build_run(RunRequest(resolve(good)))
-    trained = name_digests(run.data._dataset._drawer.bank.subjects)
+    trained = name_digests(run.data._dataset._template_sampler.bank.subjects)
     assert len(trained) == 5  # Of eight, three are held out.
     convert_weights(str(checkpoint), tmp_path / "whole.safetensors")
     extract_aggregator(str(checkpoint), tmp_path / "alone.safetensors")
@@ -221,12 +221,12 @@ def test_killed_store_continues(flags: dict[str, Any], tmp_path: Path) -> None:
             made.append(number),
             original(self, number),
         )[1]
-        bank = training_run.build_run(RunRequest(resolve(flags))).data._dataset._drawer.bank
+        bank = training_run.build_run(RunRequest(resolve(flags))).data._dataset._template_sampler.bank
     finally:
         feature_cache.ViewedFaces.image = original  # type: ignore[method-assign]
     assert len(set(made)) == 8 * 5 * 6 - kept * 32
     fresh = flags | {"cache_features": str(tmp_path / "fresh")}
-    again = training_run.build_run(RunRequest(resolve(fresh))).data._dataset._drawer.bank
+    again = training_run.build_run(RunRequest(resolve(fresh))).data._dataset._template_sampler.bank
     assert np.array_equal(bank.features, again.features)
 
 
@@ -265,7 +265,7 @@ def test_store_is_reused_by_its_folder(flags: dict[str, Any], tmp_path: Path) ->
 
 def test_head_starts_at_the_class_means(good: dict[str, Any]) -> None:
     run = training_run.build_run(RunRequest(resolve(good)))
-    means = torch.from_numpy(run.data._dataset._drawer.bank.clean_means())
+    means = torch.from_numpy(run.data._dataset._template_sampler.bank.clean_means())
     torch.testing.assert_close(run.module.head.kernel.detach().T, means)
 
 
