@@ -8,7 +8,6 @@ unless a function says otherwise: exact for fully dependent comparisons, too wid
 from __future__ import annotations
 
 import numpy as np
-from scipy.special import betaincinv, stdtrit
 
 Interval = tuple[float, float]
 
@@ -28,6 +27,8 @@ def exact_interval95(count: float, trials: float) -> Interval:
         return 0.0, float(1 - _OUTSIDE ** (1 / trials))
     if count >= trials:
         return float(_OUTSIDE ** (1 / trials)), 1.0
+    from scipy.special import betaincinv
+
     low = betaincinv(count, trials - count + 1, _OUTSIDE / 2)
     high = betaincinv(count + 1, trials - count, 1 - _OUTSIDE / 2)
     return float(low), float(high)
@@ -44,6 +45,8 @@ def threshold_rate_interval95(accepted: float, trials: float) -> Interval:
         accepted: scores above the threshold, fewer than `trials`; a fraction if trials are weighted.
         trials: number of scores.
     """
+    from scipy.special import betaincinv
+
     low, high = betaincinv(accepted + 1, trials - accepted, [_OUTSIDE / 2, 1 - _OUTSIDE / 2])
     return (float(low) if accepted else 0.0), float(high)
 
@@ -59,5 +62,7 @@ def folds_interval95(accuracies: np.ndarray, right: int, pairs: int) -> Interval
     error = float(accuracies.std(ddof=1) / np.sqrt(len(accuracies)))
     if error == 0:
         return exact_interval95(right, pairs)
+    from scipy.special import stdtrit
+
     mean, half = float(accuracies.mean()), float(stdtrit(len(accuracies) - 1, 1 - _OUTSIDE / 2)) * error
     return max(0.0, mean - half), min(1.0, mean + half)

@@ -15,9 +15,7 @@ from evaluation.metrics.score_normalisation import (
     NEEDS_COHORT,
 )
 from evaluation.metrics.verification import rate_key
-from recognition.calibration.labelled_sets import aggregate_labelled, find_labelled
 from recognition.calibration.measurement import RATES, cohort_normalisation, measure
-from recognition.calibration.tables import measurement_text
 from recognition.flags import add_model_flags, add_photo_flags, open_model, photo_options
 from recognition.gallery.commands import Command
 from recognition.preprocessing import preprocessing_of
@@ -36,6 +34,9 @@ def run_calibrate(args: argparse.Namespace) -> None:
     Raises:
         InputError: flags, weights or photos that cannot be used, all in one message; nothing is written then.
     """
+    from recognition.calibration.labelled_sets import aggregate_labelled, find_labelled
+    from recognition.calibration.tables import measurement_text
+
     faults = Faults()
     if args.out.suffix != ".json":
         faults.sentences.append(f"--out {args.out}: expected a name that ends in .json.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,8 +24,10 @@ from evaluation.metrics.score_normalisation import (
     gains,
 )
 from evaluation.metrics.set_pairs import InnerProducts, SetPairs, all_pairs
-from recognition.calibration.labelled_sets import LabelledSets
 from recognition.calibration.thresholds import SCHEMA, encoded
+
+if TYPE_CHECKING:
+    from recognition.calibration.labelled_sets import LabelledSets
 
 RATES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 _CLOSEST_SHOWN = 3
