@@ -102,15 +102,15 @@ def resolve(
     if evaluates_weights:
         file = ConfigFile({**file.values, "stage": "backbone"}, file.places)
         flags["stage"] = "backbone"
-    values = {**file.values, **flags}
-    if values.pop("use_16bit", False) and values.setdefault("precision", "16-mixed") != "16-mixed":
-        faults.append(f"--use_16bit means --precision 16-mixed, but --precision is {values['precision']}.")
+    in_file = dict(file.values)
+    faults += [*_faults_of_16bit(in_file), *_faults_of_16bit(flags)]
+    values = {**in_file, **flags}
     if saved is None:
         defaults, merged = new_run_values(values)
     else:
         defaults, merged, more = _resumed(values, saved, {**file.places, **dict.fromkeys(flags)})
         faults += more
-    names = {name for name, value in file.values.items() if not same_value(value, defaults.get(name))}
+    names = {name for name, value in in_file.items() if not same_value(value, defaults.get(name))}
     places = dict(file.places)
     if checkpoint is not None:
         places |= {name: f"{checkpoint}, hparams: {name}" for name in merged.keys() - values.keys()}
@@ -125,6 +125,12 @@ def resolve(
     if faults:
         raise InputError.from_faults(faults)
     return rules.config
+
+
+def _faults_of_16bit(values: dict[str, Any]) -> Iterator[str]:
+    """Replace `use_16bit` by the precision that it means."""
+    if values.pop("use_16bit", False) and values.setdefault("precision", "16-mixed") != "16-mixed":
+        yield f"--use_16bit means --precision 16-mixed, but --precision is {values['precision']}."
 
 
 def _resumed(

@@ -73,8 +73,8 @@ def _default(each: ConfigField) -> str:
         return ""
     if each.option.stage_defaults is None:
         return "" if each.base is bool else f" (default: {each.default})"
-    backbone, coreset = each.option.stage_defaults
-    return f" (default: {shown(backbone)}, coreset stage {shown(coreset)})"
+    backbone, coreset = map(shown, each.option.stage_defaults)
+    return f" (default: {backbone}" + (f", coreset stage {coreset})" if coreset != backbone else ")")
 
 
 def _milestones(text: str) -> tuple[int, ...]:

@@ -63,6 +63,8 @@ def test_flags_override_the_file(tmp_path: Path) -> None:
     assert (config.optimiser.lr, config.optimiser.epochs) == (0.5, 4)
     assert config.optimiser.lr_milestones == (1, 2)
     assert (config.data.train_data_path, config.run.precision) == ("other", "16-mixed")
+    config = read_back(tmp_path / "run.yaml", "train_data_path: imgs\nprecision: 32\n", use_16bit=True)
+    assert config.run.precision == "16-mixed"
 
 
 def test_names_of_earlier_versions_are_read(tmp_path: Path) -> None:
