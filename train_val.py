@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 
-from backbones.spec import BackboneSpec
 from coreset import build_aggregator
 from coreset.aggregator import CoresetAggregator
 from coreset.selection import pick_agreement
@@ -33,6 +32,7 @@ from training.held_out import MONITORED_FAR, HeldOutFigures, held_out_figures
 from training.identity_mixup import mix_identities
 from training.loaders import FaceData, FeatureTemplateData, TemplateData
 from training.optimisers import backbone_groups, coreset_groups, make_scheduler, selection_temperature
+from training.unknown_backbone import UnknownBackbone
 from weights import TRAINED_SUBJECTS, name_digests
 
 # Poolings that held-out validation compares with the trained aggregator.
@@ -43,24 +43,7 @@ CORESET_MONITOR = f"val/tar_at_far_{rate_key(MONITORED_FAR)}"
 UNUSABLE_SUBJECTS = "unusable_subjects"
 
 
-class UnknownBackbone(Backbone):
-    """Placeholder where features were computed elsewhere and only their sizes are known."""
-
-    def __init__(self, embedding_size: int, auxiliary_size: int = 0) -> None:
-        spec = BackboneSpec(
-            "unknown", embedding_size, "RGB", 127.5, 127.5, True, auxiliary_size=auxiliary_size
-        )
-        super().__init__(spec)
-
-    def features(self, images: Tensor) -> Tensor:
-        """Raise InputError: there is nothing to embed with."""
-        raise InputError(
-            "This run has features and no backbone to embed images with. Give the backbone that computed "
-            "them with --start_from_model_statedict."
-        )
-
-
-class _Trained(pl.LightningModule, ABC):
+class TrainingModule(pl.LightningModule, ABC):
     """Shared by both stages: the checks of a step, the schedule, and the contents of a checkpoint.
 
     Args:
@@ -165,7 +148,7 @@ class _Trained(pl.LightningModule, ABC):
         checkpoint[TRAINED_SUBJECTS] = " ".join(sorted(name_digests(self._subjects)))
 
 
-class BackboneTrainer(_Trained):
+class BackboneTrainer(TrainingModule):
     """Backbone stage: single faces through a margin head (AdaFace, arXiv 2204.00964).
 
     Validated on pair sets. In distributed training, BatchNorm uses the faces of its own process, as
@@ -222,7 +205,7 @@ class BackboneTrainer(_Trained):
         return self.trainer.datamodule  # type: ignore[attr-defined, no-any-return]
 
 
-class FaceCoresetNet(_Trained):
+class FaceCoresetNet(TrainingModule):
     """Coreset stage: templates through aggregator and head; the backbone is frozen or fine-tuned.
 
     Templates are images, or features that the frozen backbone computed before. The backbone stays in

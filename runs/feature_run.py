@@ -37,8 +37,8 @@ from runs.coreset_stage import (
 )
 from runs.label_audit import faces_of_bank
 from runtime.errors import InputError
-from train_val import UnknownBackbone
 from training.loaders import FeatureTemplateData
+from training.unknown_backbone import UnknownBackbone
 from weights import load_weights, weights_digest
 
 

@@ -19,7 +19,7 @@ from runs.config_rules import resolve
 from runs.coreset_stage import aggregator_options
 from runs.saved_run import SavedRun
 from runtime.errors import InputError
-from train_val import UnknownBackbone
+from training.unknown_backbone import UnknownBackbone
 from validation.subjects import with_centre
 
 PEOPLE, EACH, SIZE = 60, 4, 64

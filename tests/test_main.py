@@ -128,7 +128,7 @@ def test_the_temperature_follows_its_schedule(coreset_stage: dict[str, Any], tmp
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Sends SIGTERM while step `step` is under way, once."""
-    original = train_val._Trained.training_step
+    original = train_val.TrainingModule.training_step
     sent: list[int] = []
 
     def training_step(self: Any, batch: Any, batch_idx: int) -> torch.Tensor:
@@ -137,7 +137,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
             signal.raise_signal(signal.SIGTERM)
         return original(self, batch, batch_idx)
 
-    monkeypatch.setattr(train_val._Trained, "training_step", training_step)
+    monkeypatch.setattr(train_val.TrainingModule, "training_step", training_step)
 
 
 # Runs that were not stopped, by stage and accumulated batches; loaders change nothing.

@@ -20,7 +20,7 @@ _WITH_MODES = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 def modes(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
     """Filled at every training step: the mode of each BatchNorm and Dropout by name, and of the parts."""
     found: dict[str, bool] = {}
-    original = train_val._Trained.training_step
+    original = train_val.TrainingModule.training_step
 
     def step(self: Any, batch: Any, batch_idx: int) -> Any:
         if not found:
@@ -28,7 +28,7 @@ def modes(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
             found.update({n: m.training for n, m in self.named_modules() if isinstance(m, _WITH_MODES)})
         return original(self, batch, batch_idx)
 
-    monkeypatch.setattr(train_val._Trained, "training_step", step)
+    monkeypatch.setattr(train_val.TrainingModule, "training_step", step)
     return found
 
 

@@ -20,8 +20,9 @@ from features.bank import FeatureBatch
 from head import build_head
 from runtime.distributed import NumberedRows, gathered_union
 from runtime.errors import InputError
-from train_val import FaceCoresetNet, UnknownBackbone
+from train_val import FaceCoresetNet
 from training.config import AggregatorConfig, OptimiserConfig
+from training.unknown_backbone import UnknownBackbone
 
 D, A, S, B = 16, 4, 12, 16
 # A hang is an error after so long.

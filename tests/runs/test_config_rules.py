@@ -6,6 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from coreset import AGGREGATORS
+from data.sampling.templates import SAMPLE_BY
+from features.options import PRECISIONS
+from features.templates import STYLES
+from head import HEADS
+from net import BACKBONES
 from runs.config import config_fields
 from runs.config_rules import Machine, resolve
 from runtime.errors import InputError
@@ -30,6 +36,16 @@ ADAFACE = {
 def test_the_backbone_stage_is_adafaces_recipe() -> None:
     values = resolve(PATH).to_flat()
     assert {name: values[name] for name in ADAFACE} == ADAFACE
+
+
+def test_choices_are_those_of_the_packages_that_read_them() -> None:
+    fields = config_fields()
+    assert fields["sample_by"].choices == SAMPLE_BY
+    assert fields["template_style"].choices == STYLES
+    assert fields["precision"].choices == PRECISIONS
+    assert set(fields["head"].choices) == set(HEADS)
+    assert set(fields["arch"].choices) == set(BACKBONES)
+    assert set(fields["aggregator"].choices) == set(AGGREGATORS)
 
 
 def test_field_names_are_unique_across_groups_and_survive_flattening() -> None:

@@ -160,7 +160,7 @@ def test_stopped_run_resumes_exactly(
 ) -> None:
     flags = flags | {"preset": preset, "batch_size": 8, "epochs": 2}
     main.train(flags | {"prefix": "whole"})
-    original = train_val._Trained.training_step
+    original = train_val.TrainingModule.training_step
     sent: list[int] = []
 
     def training_step(self: Any, batch: Any, batch_idx: int) -> torch.Tensor:
@@ -169,7 +169,7 @@ def test_stopped_run_resumes_exactly(
             signal.raise_signal(signal.SIGTERM)
         return original(self, batch, batch_idx)
 
-    monkeypatch.setattr(train_val._Trained, "training_step", training_step)
+    monkeypatch.setattr(train_val.TrainingModule, "training_step", training_step)
     with pytest.raises(StoppedBySignal):
         main.train(flags | {"prefix": "broken"})
     broken = tmp_path / "experiments" / "broken_0"
