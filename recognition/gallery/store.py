@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from dataclasses import replace as dataclass_replace
 from itertools import chain
+from operator import lt
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -313,7 +314,7 @@ class _Tables:
             raise _DamagedError(str(fault)) from None
         if not (isinstance(count, int) and isinstance(dimension, int) and isinstance(total, int)):
             raise _DamagedError("its settings are not numbers")
-        if not 0 <= 4 * dimension * count <= self._size or dimension < 0 or count < 0:
+        if count < 0 or dimension < 0 or max(4 * dimension, 8) * count > self._size:
             raise _DamagedError(f"it cannot hold {count:,} descriptors of {dimension:,} values")
         self._stored_total = total
         return GalleryInfo(escaped(fingerprint), record, dimension, count)
@@ -321,7 +322,7 @@ class _Tables:
     def set_info(self, info: GalleryInfo) -> None:
         """Write the settings and the sum of checksums after a change."""
         total = (self._stored_total + self._total) % _MOST_TOTAL
-        reading = json.dumps(dict(info.reading), sort_keys=True)
+        reading = json.dumps(dict(info.reading))
         values = info.fingerprint, reading, info.dimension, info.count, total
         self._execute(
             "REPLACE INTO gallery VALUES (1, ?, ?, ?, ?, ?, ?)", (*values, _settings_checksum(*values))
@@ -337,7 +338,7 @@ class _Tables:
         cursor = self._execute("SELECT * FROM subjects ORDER BY id")
         numbers: list[int] = []
         found: list[Subject] = []
-        length = 0
+        length, last = 0, -1
         while rows := cursor.fetchmany(_ROWS_AT_ONCE):
             # By columns, which takes half the time of a loop over rows.
             ids, names, keys, norms, sources, checksums = zip(*rows, strict=True)
@@ -345,13 +346,14 @@ class _Tables:
                 [set(map(type, column)) for column in (names, norms, sources)] != [{str}, {float}, {str}]
                 or tuple(map(_subject_checksum, ids, names, norms, sources)) != checksums
                 or tuple(map(normal, names)) != keys
+                # A damaged tree may lead to the same page again and again.
+                or not all(map(lt, (last, *ids), ids))
             ):
                 raise _DamagedError(f"rows {ids[0]} to {ids[-1]} of the subjects differ from their checksums")
-            all_names = "".join(names)
+            last, all_names = ids[-1], "".join(names)
             length += len(all_names) + sum(map(len, sources))
-            # A tree of pages may lead to the same page again and again.
-            if length > self._size or len(numbers) + len(ids) > self._info.count:
-                raise _DamagedError("it holds more subjects than it says")
+            if length > self._size:
+                raise _DamagedError("its names are longer than the file")
             shown = names if escaped(all_names) == all_names else map(escaped, names)
             numbers += ids
             self._total += sum(checksums)

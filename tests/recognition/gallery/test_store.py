@@ -464,6 +464,7 @@ HOSTILE = {
     "no settings": "DELETE FROM gallery",
     "a count beyond the file": _settings(count=10**9, dimension=10**9),
     "a negative count": _settings(count=-1),
+    "a count without values": _settings(count=10**15, dimension=0),
     "a count that is a text": _settings(count="x"),
     "a count of infinity": _settings(count=float("1e300")),
     "a reading that is no object": _settings(reading="[]"),
@@ -488,6 +489,25 @@ def test_hostile_files_are_one_sentence(tmp_path: Path, statements: str) -> None
     connection = sqlite3.connect(path)
     connection.executescript(statements)
     connection.close()
+    with pytest.raises(InputError, match=r"g\.db"):
+        open_gallery(path)
+
+
+@pytest.mark.parametrize("table", ["subjects", "descriptors"])
+def test_a_tree_that_leads_to_the_same_page_again_is_reported(tmp_path: Path, table: str) -> None:
+    path = tmp_path / "g.db"
+    enroll(path, subjects(*(f"p{number}" for number in range(3000)), size=64))
+    connection = sqlite3.connect(path)
+    (root,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (table,)).fetchone()
+    connection.close()
+    content = bytearray(path.read_bytes())
+    page = memoryview(content)[(root - 1) * store._PAGE_BYTES : root * store._PAGE_BYTES]
+    # An interior page of a table: cells begin with the number of a child.
+    assert page[0] == 5
+    cells = [int.from_bytes(page[12 + 2 * cell :][:2], "big") for cell in range(page[4])]
+    for place in (*cells, 8):
+        page[place : place + 4] = page[cells[0] : cells[0] + 4]
+    path.write_bytes(content)
     with pytest.raises(InputError, match=r"g\.db"):
         open_gallery(path)
 
