@@ -34,7 +34,8 @@ from net import build_backbone
 from photos.photo_files import read_photo
 from photos.videos import frames
 from recognition.calibration.thresholds import read_calibration
-from recognition.gallery.store import Gallery, enroll, open_gallery
+from recognition.gallery.contents import Gallery
+from recognition.gallery.store import enroll, open_gallery
 from runtime.errors import InputError
 from runtime.json_files import json_text
 from tests.damage import damaged

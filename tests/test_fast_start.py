@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recognition.gallery.store import SUFFIX, Gallery, enroll
+from recognition.gallery.contents import Gallery
+from recognition.gallery.database import SUFFIX
+from recognition.gallery.store import enroll
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {

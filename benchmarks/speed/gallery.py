@@ -21,17 +21,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from recognition.gallery.contents import Gallery
 from recognition.gallery.exchange import NPZ, export_gallery, members_of, read_gallery
 from recognition.gallery.search import search
-from recognition.gallery.store import (
-    Gallery,
-    enroll,
-    gallery_info,
-    list_subjects,
-    open_gallery,
-    remove,
-    rename,
-)
+from recognition.gallery.store import enroll, gallery_info, list_subjects, open_gallery, remove, rename
 from runtime.array_files import write_npz
 
 AT_ONCE = 50_000

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from recognition.gallery.contents import GalleryInfo
+from recognition.gallery.database import SUFFIX
 from recognition.gallery.exchange import check_suffix, database_of, export_gallery, import_gallery
 from recognition.gallery.store import (
-    SUFFIX,
-    GalleryInfo,
     enrolled_names,
     gallery_info,
     list_subjects,

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from recognition.enrolment.checks import EnrolmentCheck, check_sets
 from recognition.enrolment.limits import EnrolmentLimits
 from recognition.enrolment.quality_feedback import CONTAMINATION, Feedback, quality_feedback
-from recognition.gallery.store import Gallery, enroll, open_gallery
+from recognition.gallery.contents import Gallery
+from recognition.gallery.store import enroll, open_gallery
 from recognition.model import FaceModel
 from recognition.records import AggregatedSet
 from runtime.errors import InputError

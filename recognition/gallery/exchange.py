@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recognition.gallery.store import SUFFIX, Gallery, enroll, open_gallery
+from recognition.gallery.contents import Gallery
+from recognition.gallery.database import SUFFIX
+from recognition.gallery.store import enroll, open_gallery
 from recognition.preprocessing import without_auxiliary
 from runtime.array_files import read_npz, write_npz
 from runtime.errors import InputError, InputWarning

@@ -10,10 +10,10 @@ import numpy as np
 
 from recognition.calibration.decisions import Decisions, decide
 from recognition.calibration.thresholds import Calibration
+from recognition.gallery.contents import Gallery
 from recognition.gallery.enrol import descriptors_of
 from recognition.gallery.open_set import OpenSetThreshold, threshold_text
 from recognition.gallery.search import Matches, search
-from recognition.gallery.store import Gallery
 from recognition.model import FaceModel
 from recognition.records import AggregatedSet
 from runtime.errors import InputWarning

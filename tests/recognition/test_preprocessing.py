@@ -17,8 +17,9 @@ from features.extract import identity_of
 from features.options import EmbedOptions
 from recognition.calibration.thresholds import read_calibration
 from recognition.face_reading import PhotoOptions
+from recognition.gallery.contents import Gallery
 from recognition.gallery.exchange import members_of, read_gallery
-from recognition.gallery.store import Gallery, enroll, gallery_info, open_gallery
+from recognition.gallery.store import enroll, gallery_info, open_gallery
 from recognition.model import FaceModel, load_model
 from recognition.preprocessing import check_same_preprocessing, preprocessing_of
 from recognition.sources import SetSource

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from recognition.gallery.contents import Gallery
 from recognition.gallery.exchange import database_of, export_gallery, import_gallery, members_of, read_gallery
-from recognition.gallery.store import Gallery, enroll, open_gallery
+from recognition.gallery.store import enroll, open_gallery
 from runtime.array_files import write_npz
 from runtime.errors import InputError, InputWarning
 from tests.recognition.gallery.test_store import D, assert_same, subjects

@@ -21,10 +21,9 @@ from zlib import crc32
 import numpy as np
 import pytest
 
-from recognition.gallery import store
+from recognition.gallery import database
+from recognition.gallery.contents import Gallery, Subject
 from recognition.gallery.store import (
-    Gallery,
-    Subject,
     enroll,
     enrolled_names,
     gallery_info,
@@ -186,14 +185,14 @@ def test_a_change_writes_few_pages_whatever_the_size(tmp_path: Path) -> None:
     path = tmp_path / "g.db"
     enroll(path, subjects(*(f"old{number}" for number in range(9000)), size=64))
     pages = path.read_bytes()
-    assert len(pages) > 60 * store._PAGE_BYTES
+    assert len(pages) > 60 * database._PAGE_BYTES
     enroll(path, subjects("new", size=64))
     rename(path, "new", "newer")
     remove(path, ["newer"])
     after = path.read_bytes()
-    places = range(0, max(len(pages), len(after)), store._PAGE_BYTES)
+    places = range(0, max(len(pages), len(after)), database._PAGE_BYTES)
     written = [
-        at for at in places if pages[at : at + store._PAGE_BYTES] != after[at : at + store._PAGE_BYTES]
+        at for at in places if pages[at : at + database._PAGE_BYTES] != after[at : at + database._PAGE_BYTES]
     ]
     assert len(written) < 10
 
@@ -248,7 +247,7 @@ def test_concurrent_writers_lose_nobody_and_readers_see_whole_galleries(tmp_path
 def test_a_lock_that_is_never_released_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "g.db"
     enroll(path, subjects("Ann"))
-    monkeypatch.setattr(store, "_BUSY_SECONDS", 0.1)
+    monkeypatch.setattr(database, "_BUSY_SECONDS", 0.1)
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(InputError, match=r"g\.db: another process"):
@@ -315,7 +314,7 @@ def test_a_kill_during_creation_leaves_no_gallery_or_a_whole_one(tmp_path: Path)
 def test_a_full_disk_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "g.db"
     enroll(path, subjects("Ann", "Bob"))
-    begun = store._begun
+    begun = database._begun
 
     def on_full_disk(*args: object, **options: object) -> sqlite3.Connection:
         connection = begun(*args, **options)  # type: ignore[arg-type]
@@ -323,7 +322,7 @@ def test_a_full_disk_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return connection
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "_begun", on_full_disk)
+        patch.setattr(database, "_begun", on_full_disk)
         with pytest.raises(OSError, match="No space") as fault:
             enroll(path, subjects(*(f"p{number}" for number in range(9000))))
     assert fault.value.filename == str(path)
@@ -501,7 +500,7 @@ def test_a_tree_that_leads_to_the_same_page_again_is_reported(tmp_path: Path, ta
     (root,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (table,)).fetchone()
     connection.close()
     content = bytearray(path.read_bytes())
-    page = memoryview(content)[(root - 1) * store._PAGE_BYTES : root * store._PAGE_BYTES]
+    page = memoryview(content)[(root - 1) * database._PAGE_BYTES : root * database._PAGE_BYTES]
     # An interior page of a table: cells begin with the number of a child.
     assert page[0] == 5
     cells = [int.from_bytes(page[12 + 2 * cell :][:2], "big") for cell in range(page[4])]
@@ -517,7 +516,7 @@ def test_sources_with_the_right_checksum_are_checked_too(tmp_path: Path, sources
     path = tmp_path / "g.db"
     enroll(path, subjects("Ann"))
     connection = sqlite3.connect(path)
-    connection.create_function("checksum", 4, store._subject_checksum)
+    connection.create_function("checksum", 4, database._subject_checksum)
     connection.execute("UPDATE subjects SET sources = ?", (sources,))
     connection.execute("UPDATE subjects SET checksum = checksum(id, name, norm, sources)")
     connection.commit()
@@ -531,7 +530,7 @@ def test_control_characters_in_names_are_escaped(tmp_path: Path) -> None:
     enroll(path, subjects("Ann\x1b[2J", "Bob"))
     assert open_gallery(path).names == ("Ann\\x1b[2J", "Bob")
     connection = sqlite3.connect(path)
-    connection.create_function("checksum", 4, store._subject_checksum)
+    connection.create_function("checksum", 4, database._subject_checksum)
     connection.execute("UPDATE subjects SET name = 'B\x1b', name_key = 'B\x1b' WHERE id = 2")
     connection.execute("UPDATE subjects SET checksum = checksum(id, name, norm, sources)")
     connection.commit()

@@ -1,0 +1,124 @@
+"""Contents of a gallery in memory: descriptors, names and sources of enrolled subjects."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.sources.subject_names import normal
+from recognition.preprocessing import check_same_preprocessing
+from runtime.errors import InputError
+from runtime.text import listed
+
+_NAMES_SHOWN = 5
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class GalleryInfo:
+    """What holds for all subjects of a gallery.
+
+    Attributes:
+        fingerprint: of the model that made the descriptors; others cannot be compared with them.
+        reading: how faces were read (`recognition.preprocessing`); empty where it is not known.
+        dimension: values of a descriptor.
+        count: number of subjects.
+    """
+
+    fingerprint: str
+    reading: Mapping[str, str]
+    dimension: int
+    count: int
+
+    def check_model(self, fingerprint: str, whose: str = "this model") -> None:
+        """Raises InputError unless that is the model which made the gallery."""
+        if fingerprint != self.fingerprint:
+            raise InputError(
+                f"gallery: made with the model {self.fingerprint[:12]}, but {whose} is {fingerprint[:12]}: "
+                "other "
+                "weights, another aggregator or other options, whose descriptors cannot be compared. Use the "
+                "model that the gallery was made with, or enroll anew into another file."
+            )
+
+    def check_reading(self, reading: Mapping[str, str]) -> None:
+        """Raises InputError where faces were read in another way; where that is not known, warns."""
+        if reading and self.count:
+            check_same_preprocessing("gallery", self.reading, reading, "enroll anew into another file")
+
+
+class Subject(NamedTuple):
+    """An enrolled subject without its descriptor; `norm` and `files` as in `Gallery`."""
+
+    name: str
+    norm: float
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Gallery:
+    """Descriptors of N subjects in memory, one each, in the order of enrolment.
+
+    Attributes:
+        names: N different names.
+        descriptors: (N, D) float32, unit rows.
+        norms: (N,) float32 lengths before normalisation, the quality of each set in the aggregator's scale.
+        files: of each, the names of its photos.
+        fingerprint: as in `GalleryInfo`.
+        reading: as in `GalleryInfo`.
+    """
+
+    names: tuple[str, ...]
+    descriptors: Floats
+    norms: Floats
+    files: tuple[tuple[str, ...], ...]
+    fingerprint: str
+    reading: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if faults := _faults_of(self):
+            raise InputError.from_faults(faults)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def info(self) -> GalleryInfo:
+        """What holds for all subjects."""
+        return GalleryInfo(self.fingerprint, self.reading, self.descriptors.shape[1], len(self))
+
+
+def _faults_of(gallery: Gallery) -> list[str]:
+    N, descriptors = len(gallery.names), gallery.descriptors
+    if descriptors.ndim != 2 or descriptors.dtype != np.float32 or len(descriptors) != N:
+        form = f"{descriptors.shape} {descriptors.dtype}"
+        return [f"gallery: expected descriptors ({N}, D) float32, one for each name; found {form}."]
+    faults = []
+    norms = gallery.norms
+    if norms.shape != (N,) or norms.dtype != np.float32 or len(gallery.files) != N:
+        faults.append(f"gallery: expected {N} float32 norms and as many lists of files, one for each name.")
+    elif not np.isfinite(norms).all():
+        faults.append("gallery: a norm is not finite.")
+    squares = np.einsum("nd,nd->n", descriptors, descriptors)
+    # A NaN is not within either.
+    bad = np.flatnonzero(~(np.abs(np.sqrt(squares) - 1) < 1e-3))
+    if len(bad):
+        faults.append(
+            f"gallery: the descriptor of {gallery.names[bad[0]]!r} is not of length one ({len(bad)} such)."
+        )
+    if len(set(map(normal, gallery.names))) < N:
+        twice = [name for name, count in Counter(map(normal, gallery.names)).items() if count > 1]
+        faults.append(f"gallery: {are_names(twice)} named more than once. Give each set a name of its own.")
+    if any(not name or name != name.strip("\0") for name in gallery.names):
+        faults.append("gallery: a name is empty or ends in a zero character. Give each set a name.")
+    return faults
+
+
+def are_names(names: Sequence[str]) -> str:
+    """The first names with the verb, as "'Ann' and 3 more are", for messages."""
+    return f"{listed([*map(repr, names)], _NAMES_SHOWN)} {'is' if len(names) == 1 else 'are'}"
