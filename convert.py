@@ -364,10 +364,10 @@ def _pack(values: Mapping[str, Any]) -> None:
 
 def _draw(values: Mapping[str, Any]) -> None:
     from data.sources.recordio import REC_NAME
-    from synthetic.datasets import draw_pack
+    from synthetic.datasets import write_synthetic_pack
 
     out = Path(values["draw_faces"])
-    subjects, images, pairs = draw_pack(out, num_subjects=values["subjects"], seed=values["seed"])
+    subjects, images, pairs = write_synthetic_pack(out, num_subjects=values["subjects"], seed=values["seed"])
     print(
         f"{out / REC_NAME}: {images:,} synthetic images of {subjects:,} subjects; {out / 'synthetic.bin'}: "
         f"{pairs:,} pairs of further subjects"
@@ -481,7 +481,7 @@ def _build_set_benchmark(values: Mapping[str, Any]) -> None:
         protocol=read_benchmark_protocol(values["protocol"]),
         seed=values["seed"],
         detector=Path(values["detector"]) if values["detector"] else None,
-        without=read_names(without) if without else frozenset(),
+        exclude=read_names(without) if without else frozenset(),
     )
     print(built.text)
 

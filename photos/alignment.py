@@ -1,7 +1,4 @@
-"""Faces brought into the place that backbones expect: a similarity transform of five points, 112 x 112.
-
-Photographs in, aligned RGB faces out; which points, is said by a detector or by a protocol's files.
-"""
+"""Align faces to 112 x 112 by a similarity transform of five landmarks."""
 
 from __future__ import annotations
 
@@ -19,33 +16,32 @@ from data.sources.decoding import FACE_SIZE, Image, decode_image, read_encoded
 from runtime.errors import InputError
 
 TEMPLATE = np.array(ARCFACE_POINTS)
-# Of faces that are aligned already.
+# For faces that are already aligned.
 AS_STORED = "as stored"
-# What makes aligned pixels differ, for fingerprints and for the lines above every table. The revision rises
-# with every change of this file that changes a pixel.
+# Parameters of the alignment, for fingerprints and reports. The revision is to be increased with every
+# change of this file that alters a pixel.
 ALIGNMENT = {
     "alignment": "112 x 112, five points of ArcFace, similarity, least squares (Umeyama)",
     "interpolation": "bilinear, black border",
     "alignment_revision": "1",
 }
 
-# Of `align_photo`: below it a step of one pixel of the face skips pixels of the photo.
+# Below this scale, bilinear interpolation skips pixels of the photo.
 _LEAST_SCALE = 0.5
 
 Floats = NDArray[np.floating[Any]]
 
 
 def similarity_transforms(landmarks: Floats) -> NDArray[np.float64]:
-    """The transforms that bring five points nearest to `TEMPLATE` by rotation, one scale and a shift.
+    """Least-squares similarity transforms (rotation, scale, translation) from five landmarks to `TEMPLATE`.
 
-    In the plane the least-squares similarity has a closed form, which is Umeyama's solution (1991, Eq. 34 to
-    43) without reflection.
+    The closed form in two dimensions, equal to Umeyama's solution (1991, Eq. 34 to 43) without reflection.
 
     Args:
-        landmarks: (N, 5, 2) x, y; not all five in one place.
+        landmarks: (N, 5, 2) x, y; the five points of a face must not coincide.
 
     Returns:
-        (N, 2, 3) float64, from image to template: what `cv2.warpAffine` takes.
+        (N, 2, 3) float64, from image to template, for `cv2.warpAffine`.
     """
     points = landmarks.astype(np.float64)
     centre = points.mean(axis=1, keepdims=True)
@@ -60,7 +56,7 @@ def similarity_transforms(landmarks: Floats) -> NDArray[np.float64]:
 
 
 def align(image: Image, transform: NDArray[np.float64]) -> Image:
-    """(H, W, 3) image and (2, 3) transform -> (112, 112, 3); black where the image does not reach."""
+    """Warp an image (H, W, 3) by a transform (2, 3) to (112, 112, 3), with a black border."""
     aligned = cv2.warpAffine(
         image,
         transform,
@@ -73,16 +69,16 @@ def align(image: Image, transform: NDArray[np.float64]) -> Image:
 
 
 def align_photo(photo: Image, landmarks: Floats) -> Image:
-    """(H, W, 3) photo and (5, 2) landmarks -> (112, 112, 3).
+    """Align a face of a photo (H, W, 3) by landmarks (5, 2) to (112, 112, 3).
 
-    A face much larger than 112 pixels is shrunk by areas first: bilinear interpolation alone would take four
-    pixels of each patch and throw the others away, which shows as noise.
+    A face much larger than 112 pixels is first reduced by area interpolation, because bilinear interpolation
+    alone would alias.
     """
     transform = similarity_transforms(landmarks[None])[0]
     scale = float(np.hypot(transform[0, 0], transform[1, 0]))
     if scale > _LEAST_SCALE:
         return align(photo, transform)
-    # Only what the face needs: a photo of 100 million pixels is not copied.
+    # Only the required crop is resized, not a photo of 100 million pixels.
     corners = np.array([[0, 0], [FACE_SIZE, 0], [0, FACE_SIZE], [FACE_SIZE, FACE_SIZE]], np.float64)
     reached = (corners - transform[:, 2]) @ np.linalg.inv(transform[:, :2]).T
     height, width = photo.shape[:2]
@@ -99,9 +95,9 @@ def align_photo(photo: Image, landmarks: Floats) -> Image:
 
 @dataclass(frozen=True, eq=False)
 class LandmarkedFaces:
-    """Faces in photographs with known points, aligned when asked for.
+    """Faces in photos with known landmarks, aligned on access.
 
-    `names`: N files below `folder`; `transforms`: (N, 2, 3) of their `similarity_transforms`.
+    `names`: N files below `folder`; `transforms`: (N, 2, 3), their `similarity_transforms`.
     """
 
     folder: Path
@@ -112,18 +108,18 @@ class LandmarkedFaces:
         return len(self.names)
 
     def image(self, number: int) -> Image:
-        """(112, 112, 3) RGB. Raises InputError that names a file that cannot be read or decoded."""
+        """(112, 112, 3) RGB. Raises InputError that names an unreadable file."""
         path = self.folder / self.names[number]
         try:
             encoded = read_encoded(path)
         except InputError as fault:
             raise InputError(f"{path}: {fault}") from None
-        # Landmarks are of the pixels as stored, whatever an orientation tag says.
+        # Landmarks refer to the pixels as stored, before any orientation tag.
         try:
             photo = decode_image(encoded, upright=False)
         except InputError as fault:
             raise InputError(
-                f"{path}: {len(encoded):,} bytes that cannot be decoded as an image "
+                f"{path}: {len(encoded):,} bytes cannot be decoded as an image "
                 f"({str(fault).rstrip('.')}). Unpack it again."
             ) from None
         return align(photo, self.transforms[number])

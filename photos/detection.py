@@ -1,7 +1,6 @@
-"""Faces in photos: found by OpenCV's YuNet, landmarked again at the size it is best at, aligned.
+"""Detect faces by OpenCV's YuNet, with a second pass for the landmarks.
 
-The detector's model file is fetched once from its official home and known by its hash. Photos are read in
-`photos.photo_files`; which transform the landmarks give is said in `photos.alignment`.
+The model file is downloaded once and verified by its hash.
 """
 
 from __future__ import annotations
@@ -23,34 +22,32 @@ from runtime.files import atomic_write, cache_folder
 from runtime.input_files import sha256_of, utf8_path
 from runtime.onnx_files import external_files, graph_outputs
 
-# Of several faces in a photo; the first is the default.
-# Share of the largest face's area from which on another one is of about the same size: that the largest is
-# the one meant is then a guess. Half the area is 0.7 of the height.
+# Faces with at least this fraction of the largest area make the choice of the largest ambiguous.
 SIMILAR_AREA = 0.5
 
 DETECTOR_NAME = "face_detection_yunet_2023mar.onnx"
 DETECTOR_SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
 DETECTOR_URL = "https://github.com/opencv/opencv_zoo/raw/main/models/face_detection_yunet/face_detection_yunet_2023mar.onnx"
-# Rises with every change of this file that moves a landmark.
+# To be increased with every change of this file that moves a landmark.
 DETECTION_REVISION = 2
 _DOWNLOAD_SECONDS = 60
 _YUNET_OUTPUTS = 12
 _ERRORS_ALONE = cv2.utils.logging.LOG_LEVEL_ERROR
 
-# YuNet finds faces of about 10 to 300 pixels, so a photo is searched at one size after the other until some
-# are found: the longer side in pixels.
+# YuNet finds faces of about 10 to 300 pixels, so a photo is searched at several sizes (longer side in pixels)
+# until faces are found.
 _SEARCH_SIDES = (640, 1280, 320)
-# For all faces of a photo the small ones count from the start.
+# For all faces, including small ones, the largest size comes first.
 _SEARCH_SIDES_ALL = (1280, 640, 320)
 _FIND_SCORE, _LANDMARK_SCORE = 0.6, 0.3
 _SAME_FACE = 0.3
-# Landmarks are best when the face is about 200 pixels high, and still jump with the size: the mean of three
-# sizes is nearer to the points of a larger model (2.3 pixels at the median, faces 120 high) than one (2.8).
+# Landmarks are best for faces about 200 pixels high but vary with the size: the mean of three sizes is
+# nearer to the points of a larger model (2.3 pixels at the median, faces 120 high) than one size (2.8).
 _LANDMARK_HEIGHTS = (200.0, 240.0, 280.0)
 _LANDMARK_MARGIN = 0.75
-# YuNet finds upside-down faces too, with landmarks as if they were upright. Of 60 press photos the mean score
-# of both passes is 0.913 or more as they are, and 0.897 or less turned by 90, 180 or 270 degrees. Blurred,
-# dark or covered faces score lower, but lose as much when turned: upright is where the score is best.
+# YuNet also finds upside-down faces, with landmarks as if upright. On 60 press photos the mean score of both
+# passes is at least 0.913 upright, and at most 0.897 rotated by 90, 180 or 270 degrees. Blurred, dark or
+# occluded faces score lower, but again highest when upright.
 _UPRIGHT_SCORE = 0.905
 _TURN_GAIN, _LEAST_TURNED_SCORE = 0.01, 0.7
 _TURNS = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
@@ -58,12 +55,11 @@ _TURNS = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_C
 
 @dataclass(frozen=True, eq=False)
 class DetectedFace:
-    """A face in a photo.
+    """A detected face, in pixels of the photo.
 
-    `box`: x, y, width, height in pixels; `landmarks`: (5, 2) x, y, of the upright face from the left (left
-    eye first); `score`: the detector's, 0 to 1; `landmark_score`: its mean over the landmark passes, 0 where
-    they do not see the face; `turned`: degrees clockwise by which the photo has to be turned to be upright.
-    Box and landmarks are in the photo as it is.
+    `box`: x, y, width, height; `landmarks`: (5, 2) x, y, from the left of the upright face (left eye first);
+    `score`: of the detector, 0 to 1; `landmark_score`: mean score of the landmark passes, 0 if these miss the
+    face; `turned`: clockwise rotation in degrees that makes the photo upright.
     """
 
     box: tuple[float, float, float, float]
@@ -74,41 +70,41 @@ class DetectedFace:
 
     @property
     def height(self) -> float:
-        """From top to bottom of the upright face, in pixels."""
+        """Height of the upright face in pixels."""
         return self.box[3] if self.turned in (0, 180) else self.box[2]
 
     def aligned(self, photo: Image) -> Image:
-        """(112, 112, 3) of the photo it was found in."""
+        """The aligned face (112, 112, 3) from the photo."""
         return align_photo(photo, self.landmarks)
 
 
 class FaceDetector:
-    """YuNet in two passes. One instance serves one thread.
+    """YuNet in two passes. Not thread-safe: use one instance per thread.
 
     Raises:
-        InputError: the file is no detector.
+        InputError: the file is not a detector.
     """
 
     def __init__(self, model: Path) -> None:
         content = model.read_bytes()
         if external_files(model, content):
             raise InputError(
-                f"{model}: takes weights from other files; {DETECTOR_NAME} is expected, one file."
+                f"{model}: refers to weights in other files; expected the single file {DETECTOR_NAME}."
             )
         level = cv2.utils.logging.getLogLevel()
         try:
-            # OpenCV 5 says on stderr that its new engine has but one target.
+            # OpenCV 5 warns on stderr about targets of its new engine.
             cv2.utils.logging.setLogLevel(_ERRORS_ALONE)
             with utf8_path(model) as readable:
                 self._yunet = cv2.FaceDetectorYN.create(str(readable), "", (320, 320), _FIND_SCORE)
-            # OpenCV looks at the outputs only when it is run.
+            # OpenCV checks the outputs only at the first call.
             self._yunet.detect(np.zeros((320, 320, 3), np.uint8))
         except cv2.error as fault:
             count = len(graph_outputs(content))
-            other = "; those that recognise faces are --weights" if count in (1, 2) else ""
+            other = "; use recognition models with --weights" if count in (1, 2) else ""
             raise InputError(
                 f"{model}: is not YuNet ({count} outputs, not {_YUNET_OUTPUTS}{other}). Expected "
-                f"{DETECTOR_NAME} of {DETECTOR_URL}; without --detector it is fetched."
+                f"{DETECTOR_NAME} of {DETECTOR_URL}; without --detector it is downloaded."
             ) from fault
         finally:
             cv2.utils.logging.setLogLevel(level)
@@ -116,18 +112,16 @@ class FaceDetector:
     def detect(
         self, photo: Image, faces: str = FACES[0], *, with_similar: bool = False, is_upright: bool = False
     ) -> list[DetectedFace]:
-        """Finds faces.
-
-        A photo without a face that is surely upright is searched in all four rotations.
+        """Detect faces; without a clearly upright face, in all four rotations of the photo.
 
         Args:
             photo: (H, W, 3) uint8 RGB.
             faces: of `FACES`: the largest, the most central, or all, the largest first.
-            with_similar: beside the largest also the faces of about its size (`SIMILAR_AREA`), largest first.
-            is_upright: the photo is known to be, and searched as it is.
+            with_similar: with the largest, also return faces of similar size (`SIMILAR_AREA`), largest first.
+            is_upright: do not try rotations.
 
         Returns:
-            None or one face; with 'all' or `with_similar` any number.
+            At most one face; any number for 'all' or `with_similar`.
         """
         sides = _SEARCH_SIDES_ALL if faces == "all" else _SEARCH_SIDES
 
@@ -150,7 +144,7 @@ class FaceDetector:
     def _find(self, image: Image, sides: tuple[int, ...], turn: int = 0) -> list[DetectedFace]:
         longer, tried = max(image.shape[:2]), set()
         for side in sides:
-            # A small photo is not blown up for the search, but shrunk if it is all face.
+            # Small photos are not enlarged, but reduced, in case the face fills the photo.
             scale = min(1.0, side / longer)
             if scale not in tried and (found := self._run(image, scale, _FIND_SCORE, turn)):
                 return found
@@ -158,7 +152,7 @@ class FaceDetector:
         return []
 
     def _landmarked(self, image: Image, face: DetectedFace) -> DetectedFace:
-        """The same face, landmarked at the best size; as it was where the second pass does not see it."""
+        """The face with landmarks of the second pass; unchanged if that does not find it."""
         left, top, width, height = face.box
         margin = _LANDMARK_MARGIN * max(width, height)
         x, y = max(0, int(left - margin)), max(0, int(top - margin))
@@ -184,7 +178,7 @@ class FaceDetector:
         )
 
     def _run(self, image: Image, scale: float, score: float, turn: int) -> list[DetectedFace]:
-        """Faces of an RGB image that is searched at `scale` and turned, in its own pixels."""
+        """Detect faces in an RGB image, scaled and rotated for the search; results in its pixels."""
         height, width = (max(1, round(side * scale)) for side in image.shape[:2])
         kind = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
         resized = (
@@ -192,7 +186,7 @@ class FaceDetector:
             if (height, width) == image.shape[:2]
             else cv2.resize(image, (width, height), None, 0, 0, kind)
         )
-        # What is small by now is copied, not the photo.
+        # Converted after resizing, so that a large photo is not copied.
         searched = cv2.cvtColor(resized, cv2.COLOR_RGB2BGR)
         if turn:
             searched = cv2.rotate(searched, _TURNS[turn])
@@ -204,7 +198,7 @@ class FaceDetector:
 
 
 def chosen_faces(found: list[DetectedFace], shape: tuple[int, ...], faces: str) -> list[DetectedFace]:
-    """Those of `found` that `faces` (of `FACES`) means, in a photo of `shape` (height, width)."""
+    """Select faces by `faces` (of `FACES`), in a photo of `shape` (height, width)."""
     if not found:
         return []
     largest_first = sorted(found, key=_area, reverse=True)
@@ -218,31 +212,29 @@ def chosen_faces(found: list[DetectedFace], shape: tuple[int, ...], faces: str) 
 
 
 def similar_faces(found: list[DetectedFace]) -> list[DetectedFace]:
-    """The largest of `found` and those of about its size, the largest first."""
+    """The largest face and those of similar size, largest first."""
     largest = max(map(_area, found), default=0.0)
     return sorted((face for face in found if _area(face) >= SIMILAR_AREA * largest), key=_area, reverse=True)
 
 
 def find_detector(given: Path | None = None, *, cache: Path | None = None) -> Path:
-    """The detector's model file: the one given, or the cache folder's, which is filled by one download.
+    """The detector's model file: `given`, or the cached one, downloaded if necessary.
 
     Args:
-        given: used as it is.
-        cache: folder; None is `cache_folder()`.
+        given: path of the file.
+        cache: folder; None means `cache_folder()`.
 
     Raises:
-        InputError: it is not there and cannot be fetched, or what was fetched is another file.
+        InputError: the file does not exist, cannot be downloaded, or has another hash.
     """
     if given is not None:
         if not given.is_file():
-            raise InputError(f"--detector {given}: there is no such file. {_how_to_get(given)}")
+            raise InputError(f"--detector {given}: no such file. {_how_to_get(given)}")
         return given
     path = (cache or cache_folder()) / DETECTOR_NAME
     if path.is_file():
         if sha256_of(path) != DETECTOR_SHA256:
-            raise InputError(
-                f"{path}: is damaged (its SHA-256 is another one). Remove it. {_how_to_get(path)}"
-            )
+            raise InputError(f"{path}: is damaged (its SHA-256 differs). Remove it. {_how_to_get(path)}")
         return path
     try:
         with urllib.request.urlopen(DETECTOR_URL, timeout=_DOWNLOAD_SECONDS) as answer:
@@ -250,7 +242,8 @@ def find_detector(given: Path | None = None, *, cache: Path | None = None) -> Pa
     except (OSError, ValueError) as fault:
         reason = getattr(fault, "reason", None) or fault
         raise InputError(
-            f"the face detector is not in {path.parent} and cannot be fetched ({reason}). {_how_to_get(path)}"
+            f"the face detector is not in {path.parent} and cannot be downloaded ({reason}). "
+            f"{_how_to_get(path)}"
         ) from None
     _check_hash(content, path)
     atomic_write(path, content)
@@ -259,8 +252,8 @@ def find_detector(given: Path | None = None, *, cache: Path | None = None) -> Pa
 
 def _how_to_get(path: Path) -> str:
     return (
-        f"Fetch {DETECTOR_URL} (SHA-256 {DETECTOR_SHA256}, 232,589 bytes), and put it at {path}, or "
-        "name it by --detector FILE. Aligned faces need none: inference.py --aligned."
+        f"Download {DETECTOR_URL} (SHA-256 {DETECTOR_SHA256}, 232,589 bytes) to {path}, or pass it by "
+        "--detector FILE. Aligned faces need no detector: inference.py --aligned."
     )
 
 
@@ -268,17 +261,17 @@ def _check_hash(content: bytes, path: Path) -> None:
     digest = hashlib.sha256(content).hexdigest()
     if digest != DETECTOR_SHA256:
         raise InputError(
-            f"what {DETECTOR_URL} sent is another file ({len(content):,} bytes, SHA-256 {digest}); it is not "
-            f"kept. {_how_to_get(path)}"
+            f"{DETECTOR_URL} returned another file ({len(content):,} bytes, SHA-256 {digest}). "
+            f"{_how_to_get(path)}"
         )
 
 
 def _face(
     row: NDArray[np.float32], turn: int, size: tuple[int, int], ratio: NDArray[np.float32]
 ) -> DetectedFace:
-    """YuNet's row: box, the points from the left of the image on, score; in the image before it was turned.
+    """A face from YuNet's row (box, landmarks, score), in the image before rotation.
 
-    `size`: its width and height; `ratio`: pixels of the photo for one of it, across and down.
+    `size`: width and height of the searched image; `ratio`: (x, y) scale from it to the photo.
     """
     corners = _turned_back(np.stack([row[:2], row[:2] + row[2:4]]), turn, size) * ratio
     left, top = corners.min(axis=0).tolist()
@@ -288,7 +281,7 @@ def _face(
 
 
 def _turned_back(points: NDArray[np.float32], turn: int, size: tuple[int, int]) -> NDArray[np.float32]:
-    """(n, 2) points x, y of an image of `size` that was turned clockwise by `turn` degrees, before that."""
+    """Map points (n, 2) back from an image of `size` after a clockwise rotation by `turn` degrees."""
     x, y = points.T
     right, bottom = size[0] - 1, size[1] - 1
     before = {0: (x, y), 90: (y, bottom - x), 180: (right - x, bottom - y), 270: (right - y, x)}
@@ -306,7 +299,7 @@ def _is_surely_upright(face: DetectedFace) -> bool:
 
 
 def _same_face(face: DetectedFace, found: list[DetectedFace], x: float, y: float) -> list[DetectedFace]:
-    """The one among those of a crop at x, y that is `face`; none where nothing overlaps it enough."""
+    """The face, among those of a crop at x, y, that overlaps `face` enough; else none."""
     moved = [_moved(each, x, y) for each in found]
     best = max(moved, key=lambda each: _overlap(each.box, face.box), default=None)
     return [] if best is None or _overlap(best.box, face.box) < _SAME_FACE else [best]

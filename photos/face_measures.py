@@ -1,8 +1,4 @@
-"""What can be told of one face without a network: where it looks, how sharp and how well lit it is.
-
-Landmarks and aligned pixels in, numbers out; which numbers are worth a word is decided in
-`recognition.enrolment.quality_feedback`.
-"""
+"""Measures of a face without a network: head pose, sharpness, brightness, contrast, side light."""
 
 from __future__ import annotations
 
@@ -16,31 +12,31 @@ from numpy.typing import NDArray
 from data.sources.decoding import Image
 from photos.alignment import TEMPLATE
 
-# How far the five points stand out of the plane of the eyes, in distances between the eyes: anatomy's round
-# numbers. In the plane they are those of the alignment's template, which is a mean of frontal faces.
+# Approximate depth of the five landmarks before the plane of the eyes, in inter-eye distances. In the plane
+# the points are those of the alignment template, a mean of frontal faces.
 _DEPTH = (0.0, 0.0, 0.45, 0.05, 0.05)
-# YuNet puts the tip of the nose so many pixels lower than the template does: with it the pitch of 60 press
-# photos has the median 0, without it -11 degrees.
+# YuNet's nose tip is this many pixels below the template's. The median pitch of 60 press photos is 0 with,
+# and -11 degrees without this offset.
 _NOSE_LOWER = 3.0
-# Of the aligned face, without hair and background: rows and columns.
+# Rows and columns of the aligned face without hair and background.
 _FACE = (slice(34, 106), slice(24, 88))
 _BLUR = 1.5
-# Below this spread of levels there is nothing whose sharpness could be told.
+# Minimum standard deviation of the levels to measure sharpness.
 _LEAST_SPREAD = 1.0
 
 
 @dataclass(frozen=True)
 class FaceMeasures:
-    """Of one face.
+    """Measures of one face.
 
     Attributes:
-        yaw: degrees to the side; below 0 the face looks to the left of the picture. NaN without landmarks.
-        pitch: degrees; below 0 it looks down. NaN without landmarks.
-        sharpness: share of the aligned face's contrast that a blur of 1.5 pixels takes away, 0 to 1; unlike
-            the Laplacian's variance it has one limit for pale and for contrasty photos.
+        yaw: degrees; negative towards the left of the image. NaN without landmarks.
+        pitch: degrees; negative downwards. NaN without landmarks.
+        sharpness: fraction of the contrast removed by a Gaussian blur of 1.5 pixels, 0 to 1. Unlike the
+            variance of the Laplacian it does not depend on the contrast.
         brightness: mean level, 0 to 255.
         contrast: standard deviation of the levels.
-        side_light: difference of the mean levels of the two halves, as share of their sum; 0 is even.
+        side_light: difference of the mean levels of the right and left half, relative to their sum.
     """
 
     yaw: float
@@ -52,11 +48,11 @@ class FaceMeasures:
 
 
 def measure_face(face: Image, landmarks: NDArray[np.floating[Any]] | None) -> FaceMeasures:
-    """Measures one face.
+    """Measure one face.
 
     Args:
         face: (112, 112, 3) uint8 RGB, aligned.
-        landmarks: (5, 2) x, y in the photo; None where they are not known.
+        landmarks: (5, 2) x, y in the photo; None if unknown.
     """
     yaw, pitch = (float("nan"), float("nan")) if landmarks is None else head_pose(landmarks)
     grey = cv2.cvtColor(face, cv2.COLOR_RGB2GRAY).astype(np.float32)
@@ -76,11 +72,11 @@ def measure_face(face: Image, landmarks: NDArray[np.floating[Any]] | None) -> Fa
 
 
 def head_pose(landmarks: NDArray[np.floating[Any]]) -> tuple[float, float]:
-    """Yaw and pitch in degrees from five points (5, 2), seen from far away (scaled orthographic).
+    """Yaw and pitch in degrees from five landmarks (5, 2), under scaled orthographic projection.
 
-    A linear map from the mean face's points to the picture, then the rotation nearest to it: the first step
-    of POSIT (DeMenthon & Davis 1995). What leans to the left or right of the picture (roll) does not count.
-    A landmark that is off by 2 pixels of a face 100 high moves the angles by about 5 degrees.
+    Fits a linear map from the mean face to the image and takes the nearest rotation, the first step of POSIT
+    (DeMenthon & Davis 1995); roll is removed. A landmark error of 2 pixels in a face 100 pixels high changes
+    the angles by about 5 degrees.
     """
     if not np.ptp(landmarks, axis=0).any():
         return float("nan"), float("nan")
@@ -88,7 +84,7 @@ def head_pose(landmarks: NDArray[np.floating[Any]]) -> tuple[float, float]:
     mapped = np.linalg.lstsq(_mean_face(), centred, rcond=None)[0].T
     left, _, right = np.linalg.svd(mapped, full_matrices=False)
     along, down = left @ right
-    # Where the nose points in the picture, with the lean of the head taken out.
+    # Direction of the nose in the image, without roll.
     depth = np.array([along[2], down[2]])
     upright = np.array([along[0] + down[1], down[0] - along[1]])
     cosine, sine = upright / max(float(np.linalg.norm(upright)), 1e-12)
@@ -97,7 +93,7 @@ def head_pose(landmarks: NDArray[np.floating[Any]]) -> tuple[float, float]:
 
 
 def _mean_face() -> NDArray[np.float64]:
-    """(5, 3) centred points of a frontal face: x to the right, y down, z to the camera."""
+    """(5, 3) centred landmarks of a frontal face: x right, y down, z towards the camera."""
     eyes = float(np.linalg.norm(TEMPLATE[1] - TEMPLATE[0]))
     points = np.column_stack([TEMPLATE, np.array(_DEPTH) * eyes])
     points[2, 1] += _NOSE_LOWER

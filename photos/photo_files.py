@@ -1,7 +1,4 @@
-"""Photos as people have them -> upright RGB pixels; whatever cannot be used says why, and nothing crashes.
-
-Pixels are decoded in `data.sources.decoding`, faces are found in `photos.detection`.
-"""
+"""Read photos as upright RGB, and aligned faces as stored."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ _THUMBNAIL_SIDE, _THUMBNAIL_QUALITY = 96, 72
 
 
 def read_photo(path: Path) -> Image:
-    """(H, W, 3) RGB, upright. Raises InputError that names the file and what is wrong with it."""
+    """(H, W, 3) RGB, upright. Raises InputError that names the file and the fault."""
     try:
         return decode_photo(read_encoded(path))
     except InputError as fault:
@@ -24,10 +21,10 @@ def read_photo(path: Path) -> Image:
 
 
 def read_aligned(path: Path) -> Image:
-    """(112, 112, 3) RGB of a file with an aligned face, as stored: what an orientation tag says is ignored.
+    """(112, 112, 3) RGB of an aligned face; orientation tags are ignored.
 
     Raises:
-        InputError: names the file; it cannot be read, or has another size.
+        InputError: the file cannot be read or has another size.
     """
     try:
         return decode_image(read_encoded(path), upright=False, side=FACE_SIZE)
@@ -38,12 +35,12 @@ def read_aligned(path: Path) -> Image:
 
 
 def decode_photo(encoded: bytes) -> Image:
-    """(H, W, 3) RGB, upright; otherwise as `decode_image`."""
+    """(H, W, 3) RGB, upright; see `decode_image`."""
     return decode_image(encoded, upright=True)
 
 
 def check_aligned(image: Image) -> Image:
-    """The image, if it has the size of an aligned face; else InputError."""
+    """Return the image; raises InputError unless it has the size of an aligned face."""
     if image.shape[:2] != (FACE_SIZE, FACE_SIZE):
         raise InputError(_not_aligned(image.shape[1], image.shape[0]))
     return image
@@ -51,8 +48,8 @@ def check_aligned(image: Image) -> Image:
 
 def _not_aligned(width: int, height: int) -> str:
     return (
-        f"is {width} x {height} pixels, but aligned faces are {FACE_SIZE} x {FACE_SIZE}. Photos "
-        "go to inference.py without --aligned, which finds the face."
+        f"is {width} x {height} pixels, but aligned faces are {FACE_SIZE} x {FACE_SIZE}. Use inference.py "
+        "without --aligned to detect the face."
     )
 
 

@@ -1,7 +1,7 @@
-"""Frames of videos as data sets keep them (YouTube Faces): folders of images, faces in their middle.
+"""Faces from video frames stored as images (YouTube Faces).
 
-Aligned faces of 112 x 112 are taken as they are. In others the face is found and aligned; where none is
-found, the middle half of the frame is the face, as in YouTube Faces, whose frames are about twice as large.
+Frames of 112 x 112 are used as they are. In others the central face is detected and aligned; if none is
+found, the central half of the frame is used: in YouTube Faces, frames are about twice as large as faces.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from photos.detection import FaceDetector
 from photos.photo_files import decode_photo
 from runtime.errors import InputError
 
-# What makes these faces differ from those of another rule, for fingerprints and reports.
+# For fingerprints and reports.
 FRAME_ALIGNMENT = "YuNet, the most central face; where none is found, the middle half of the frame"
 
 
@@ -25,7 +25,7 @@ def aligned_frame(encoded: bytes, where: str, detector: Path | None) -> Image:
     """(112, 112, 3) RGB of an encoded frame; `where` names it in messages.
 
     Raises:
-        InputError: no image; or one of another size, and no detector.
+        InputError: undecodable, or of another size without a detector.
     """
     try:
         return decode_image(encoded, upright=False, side=FACE_SIZE)
@@ -39,22 +39,22 @@ def aligned_frame(encoded: bytes, where: str, detector: Path | None) -> Image:
         raise InputError(f"{where}: {fault}") from None
     if detector is None:
         raise InputError(
-            f"{where}: is {frame.shape[1]} x {frame.shape[0]} pixels, while the first frames of all videos "
-            f"are {FACE_SIZE} x {FACE_SIZE}. Align this one too, or remove it."
+            f"{where}: is {frame.shape[1]} x {frame.shape[0]} pixels, but the first frames of all videos are "
+            f"{FACE_SIZE} x {FACE_SIZE}. Align this one too, or remove it."
         )
     found = _opened(detector).detect(frame, "central", is_upright=True)
     return found[0].aligned(frame) if found else _middle(frame)
 
 
 def is_aligned(encoded: bytes) -> bool:
-    """Whether the bytes are an image of 112 x 112; False for what is no image."""
+    """Whether the bytes are an image of 112 x 112."""
     try:
         return decode_image(encoded, upright=False, side=FACE_SIZE) is not None
     except InputError:
         return False
 
 
-# Each process of a loader opens its own.
+# One per process of a loader.
 @lru_cache(maxsize=1)
 def _opened(detector: Path) -> FaceDetector:
     return FaceDetector(detector)

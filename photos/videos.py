@@ -1,4 +1,4 @@
-"""Frames of a video, a few a second, decoded one after another: memory does not grow with its length."""
+"""Decode frames of a video at a given rate, one at a time, with the rotation and flip of its container."""
 
 from __future__ import annotations
 
@@ -17,33 +17,38 @@ from data.sources.decoding import Image
 from runtime.errors import InputError
 from runtime.input_files import utf8_path
 
-# Containers without a rate of their own say 0 or something absurd; so do damaged ones.
+# Containers without a frame rate, and damaged ones, report 0 or absurd values.
 _ASSUMED_RATE, _LOWEST_RATE, _HIGHEST_RATE = 25.0, 1e-3, 1000.0
 # FFmpeg's level that prints nothing.
 _SILENT = "-8"
-# Of a frame; 8,192 x 4,320 is the largest common size. FFmpeg holds some twenty frames of 1.5 bytes a pixel.
+# Limit for a frame; 8,192 x 4,320 is the largest common size. FFmpeg buffers about twenty frames.
 _MOST_PIXELS = 36_000_000
-# A header's count is an estimate; only a clear gap says that the file is cut short.
+# The frame count of a header is an estimate; a fraction below this means a truncated file.
 _WHOLE = 0.9
+# a, b, c, d of x' = a x + c y, y' = b x + d y.
+Matrix = tuple[float, float, float, float]
+_MOST_BOXES = 10_000
+# Behind the box's header: version and flags, two times, track, reserved and duration, then 16 bytes.
+_MATRIX_AT = {0: 40, 1: 52}
 
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """`seconds` from the start; `image`: (H, W, 3) uint8 RGB, turned and mirrored as the container says."""
+    """`seconds` from the start; `image`: (H, W, 3) uint8 RGB, upright."""
 
     seconds: float
     image: Image
 
 
 def frames(path: Path, fps: float) -> Iterator[Frame]:
-    """The first frame, and then the next one after every 1/fps seconds; all frames where it has fewer.
+    """Yield a frame every 1/fps seconds, or all frames of a video with a lower rate.
 
-    Frames between are not converted. Times are the container's own (the rate may vary), or counted by the
-    frame rate where it has none.
+    Times are those of the container (the rate may vary), or derived from the frame rate.
 
     Raises:
-        InputError: no video that can be decoded, or its frames are too large; or, after the last good frame,
-            that the file ends early.
+        InputError: the video cannot be decoded or its frames are too large; or, after the last good frame,
+        the
+            file is truncated.
     """
     video = _opened(path)
     try:
@@ -53,7 +58,7 @@ def frames(path: Path, fps: float) -> Iterator[Frame]:
         if width * height > _MOST_PIXELS:
             raise InputError(
                 f"{path}: its frames are {width:,.0f} x {height:,.0f} pixels; more than "
-                f"{_MOST_PIXELS / 1e6:.0f} million are not decoded. Make it smaller."
+                f"{_MOST_PIXELS / 1e6:.0f} million are not decoded. Reduce its size."
             )
         matrix = mirroring_matrix(path)
         if matrix is not None:
@@ -61,10 +66,10 @@ def frames(path: Path, fps: float) -> Iterator[Frame]:
         rate, count = _rate(video), video.get(cv2.CAP_PROP_FRAME_COUNT)
         wanted, number, last = 0, 0, -1.0
         while video.grab():
-            told = video.get(cv2.CAP_PROP_POS_MSEC) / 1000
-            seconds = told if last < told < math.inf else max(number / rate, last)
+            time = video.get(cv2.CAP_PROP_POS_MSEC) / 1000
+            seconds = time if last < time < math.inf else max(number / rate, last)
             number, last = number + 1, seconds
-            # Half a frame of tolerance, so that 5 of 25 frames a second are evenly 5 apart.
+            # With a tolerance of half a frame, so that 5 of 25 frames per second are evenly spaced.
             if seconds + 0.5 / rate < wanted / fps:
                 continue
             whole, image = video.retrieve()
@@ -73,18 +78,19 @@ def frames(path: Path, fps: float) -> Iterator[Frame]:
                 rgb = np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
                 yield Frame(seconds, rgb if matrix is None else _mirrored(rgb, matrix))
         if number == 0:
-            raise InputError(f"{path}: no frame of it can be decoded. It may be cut short or damaged.")
+            raise InputError(f"{path}: no frame can be decoded. The file may be truncated or damaged.")
         if count > 0 and number < _WHOLE * count:
             raise InputError(
-                f"{path}: ends after {number:,} of {count:,.0f} frames. It may be cut short; what could be "
-                "read of it is used."
+                f"{path}: ends after {number:,} of {count:,.0f} frames and may be truncated; the frames "
+                "before "
+                "are used."
             )
     finally:
         video.release()
 
 
 def expected_frames(path: Path, fps: float) -> int:
-    """About how many frames `frames` gives, for a progress bar; 1 where the container does not tell."""
+    """Approximate number of frames of `frames`, for a progress bar; 1 if unknown."""
     video = _opened(path)
     try:
         count = video.get(cv2.CAP_PROP_FRAME_COUNT) if video.isOpened() else 0.0
@@ -94,7 +100,7 @@ def expected_frames(path: Path, fps: float) -> int:
 
 
 def _opened(path: Path) -> cv2.VideoCapture:
-    # OpenCV reads it before it opens the first video. What is wrong with a file is in our sentences alone.
+    # OpenCV reads the variable before it opens the first video. FFmpeg's own messages are suppressed.
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", _SILENT)
     level = cv2.utils.logging.getLogLevel()
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
@@ -106,18 +112,18 @@ def _opened(path: Path) -> cv2.VideoCapture:
 
 def _captured(path: Path) -> cv2.VideoCapture:
     with utf8_path(path) as readable:
-        # Absolute, as FFmpeg takes 'concat:a' for a protocol.
+        # Absolute, because FFmpeg takes 'concat:a' for a protocol.
         return cv2.VideoCapture(os.path.abspath(readable), _backend())
 
 
 def _backend() -> int:
-    """FFmpeg, which OpenCV's wheels have: others would be tried on a damaged file, that for images too."""
+    """FFmpeg if available: otherwise OpenCV would try other backends on a damaged file, even for images."""
     has_ffmpeg = cv2.CAP_FFMPEG in cv2.videoio_registry.getStreamBackends()
     return cv2.CAP_FFMPEG if has_ffmpeg else cv2.CAP_ANY
 
 
 def _mirrored(image: Image, matrix: Matrix) -> Image:
-    """A stored frame as a display matrix that mirrors shows it."""
+    """Apply a display matrix that mirrors to a stored frame."""
     a, b, c, d = matrix
     across, down = a, d
     if abs(b) > abs(a):
@@ -137,21 +143,17 @@ def _why_closed(path: Path) -> str:
             pass
     except OSError as fault:
         return f"cannot be read ({fault.strerror})."
-    return "the file is empty." if size == 0 else "is not a video, or of a kind that OpenCV does not read."
+    return "the file is empty." if size == 0 else "is not a video, or of an unsupported format."
 
 
 # ------------------------------------------------------------------ display matrix of MP4 and MOV (box tkhd)
 
-# a, b, c, d of x' = a x + c y, y' = b x + d y.
-Matrix = tuple[float, float, float, float]
-
-_MOST_BOXES = 10_000
-# Behind the box's header: version and flags, two times, track, reserved and duration, then 16 bytes.
-_MATRIX_AT = {0: 40, 1: 52}
-
 
 def mirroring_matrix(path: Path) -> Matrix | None:
-    """The matrix where it mirrors the frames; None where it does not, or is not found."""
+    """The display matrix of the first video track if it mirrors the frames, else None.
+
+    OpenCV applies the matrix, but takes mirroring for a rotation by 180 degrees (ISO/IEC 14496-12).
+    """
     try:
         with path.open("rb") as stream:
             end = stream.seek(0, 2)
@@ -182,7 +184,7 @@ def _matrices(stream: BinaryIO, end: int) -> Iterator[Matrix]:
 
 
 def _boxes(stream: BinaryIO, start: int, end: int, kind: bytes) -> Iterator[tuple[int, int]]:
-    """Where the contents of the boxes of a kind between two places start and end."""
+    """Start and end of the contents of the boxes of a kind."""
     for _ in range(_MOST_BOXES):
         if start + 8 > end:
             return

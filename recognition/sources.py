@@ -9,7 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.sources.image_files import beside_note, files_below, people_root, subfolders, unpacked_note, visible
+from data.sources.image_files import (
+    beside_note,
+    files_below,
+    subfolders,
+    subjects_root,
+    unpacked_note,
+    visible,
+)
 from runtime.errors import InputError, InputWarning
 from runtime.escaping import escaped
 from runtime.input_files import kind_of_special
@@ -51,8 +58,8 @@ def find_sets(paths: Sequence[Path], images_root: Path | None = None) -> list[Se
     faults = [fault for path in paths if (fault := _fault_of(path))]
     found = list(paths)
     if images_root is not None:
-        folders = subfolders(people_root(images_root)) if images_root.is_dir() else []
-        notes = [unpacked_note(images_root), beside_note(people_root(images_root))] if folders else []
+        folders = subfolders(subjects_root(images_root)) if images_root.is_dir() else []
+        notes = [unpacked_note(images_root), beside_note(subjects_root(images_root))] if folders else []
         for note in filter(None, notes):
             warnings.warn(f"--images_root {images_root}: {note}.", InputWarning, stacklevel=2)
         if not folders:

@@ -1,1 +1,1 @@
-"""What every package may import: errors, atomic files, processes, the frame of a command line."""
+"""Errors, atomic files, checked readers, distributed processes and the frame of a command line."""

@@ -1,8 +1,7 @@
-"""Arrays from .npz and .npy files that anybody may have made: read within limits, with a checksum.
+"""Read untrusted .npz and .npy files within limits; write .npz files with a checksum.
 
-What a file declares (members, types, shapes, sizes) is checked before anything is unpacked. The checksum of
-an .npz is its member 'sha256': SHA-256 over names, sizes and CRC-32 of the other members; the CRC-32 of each
-is compared by reading it whole.
+Declared members, types, shapes and sizes are checked before anything is decompressed. The checksum is the
+member 'sha256': SHA-256 over names, sizes and CRC-32 of the other members.
 """
 
 from __future__ import annotations
@@ -24,14 +23,13 @@ from runtime.errors import InputError
 from runtime.input_files import check_regular
 
 CHECKSUM = "sha256"
-# Unpacked, a file may be so large whatever its size, or so many times its size. Features and names shrink by
-# less than that.
+# Limits of the decompressed size: absolute, or relative to the file. Features and names compress less.
 _ALWAYS_ALLOWED, _LARGEST_RATIO = 64 << 20, 20
 _MOST_MEMBERS = 64
 _MOST_OF_NONE = 1 << 20
 _HEADER_BYTES = 10_000
 _END = 22
-# Booleans, numbers and texts; no objects, structures or times.
+# Booleans, numbers and strings; no objects, structures or times.
 _KINDS = "biufUS"
 _REFUSED = (
     *(zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError, RuntimeError, NotImplementedError),
@@ -49,17 +47,17 @@ def read_npz(
     optional: Collection[str] | None = None,
     if_there: Collection[str] = (),
 ) -> tuple[Arrays, bool]:
-    """The arrays of a file by name, without the checksum, and whether it had one.
+    """Read the arrays of a file, and whether it has a checksum (which is verified).
 
     Args:
-        path: of the file.
-        what: what the file is expected to be, for messages.
-        needed: names that it must hold.
-        optional: all others that it may hold; None: any.
-        if_there: of any others, those that are read where they are there.
+        path: the file.
+        what: description of the expected file, for messages.
+        needed: required member names.
+        optional: further allowed names; None allows any.
+        if_there: with `optional=None`, the further members to read.
 
     Raises:
-        InputError: no such file, one that is damaged or beyond limits, or other members.
+        InputError: the file is missing, damaged, beyond limits, or has other members.
     """
     try:
         check_regular(path, what)
@@ -81,16 +79,16 @@ def read_npz(
                 raise ValueError("its members differ from its checksum")
             return {name: _array(stored, member) for name, member in wanted.items()}, has_checksum
     except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file. Expected {what}.") from None
+        raise InputError(f"{path}: no such file. Expected {what}.") from None
     except _REFUSED as fault:
         reason = str(fault).rstrip(".") or type(fault).__name__
         raise InputError(
-            f"{path}: cannot be read as {what} ({reason}). Restore it from a copy, or make it again."
+            f"{path}: cannot be read as {what} ({reason}). Restore it from a backup or create it again."
         ) from None
 
 
 def write_npz(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Writes arrays uncompressed, with their checksum; `read_npz` and `numpy.load` read them."""
+    """Write arrays uncompressed, with a checksum; `numpy.load` reads the file too."""
     with zipfile.ZipFile(path, "w", allowZip64=True) as stored:
         for name, array in arrays.items():
             _write_member(stored, name, array)
@@ -99,15 +97,15 @@ def write_npz(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
 
 
 def map_npy(path: Path, what: str) -> NDArray[Any]:
-    """The array of an .npy file, mapped copy-on-write, since torch warns of read-only arrays.
+    """Memory-map an .npy file copy-on-write (torch warns about read-only arrays).
 
     Raises:
-        InputError: the file cannot be read, is damaged, or holds objects.
+        InputError: the file cannot be read, is damaged, or contains objects.
     """
     try:
         array = np.load(path, mmap_mode="c", allow_pickle=False)
         if not isinstance(array, np.ndarray) or array.dtype.kind not in _KINDS:
-            raise ValueError("it holds no array of numbers")
+            raise ValueError("it does not contain an array of numbers")
     except _REFUSED as fault:
         reason = getattr(fault, "strerror", None) or fault
         raise InputError(f"{path}: cannot be read ({reason}). Expected {what}.") from None
@@ -115,13 +113,13 @@ def map_npy(path: Path, what: str) -> NDArray[Any]:
 
 
 def _check_directory(path: Path) -> None:
-    """Python reads the list of members as a whole, however long it is."""
+    """Limit the central directory, which zipfile reads as a whole."""
     with path.open("rb") as stream:
         stream.seek(0, io.SEEK_END)
         stream.seek(max(0, stream.tell() - _END))
         end = stream.read(_END)
     if end[:4] != b"PK\5\6":
-        raise zipfile.BadZipFile("it does not end as a zip file does; it may be cut short")
+        raise zipfile.BadZipFile("it does not end like a zip file and may be truncated")
     if int.from_bytes(end[12:16], "little") > 1 << 20:
         raise ValueError(f"it lists more than {_MOST_MEMBERS} members")
 
@@ -135,7 +133,7 @@ def _members(stored: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
         name = info.filename.removesuffix(".npy")
         if name == info.filename or name in found:
             raise ValueError(
-                f"its member {info.filename!r} is {'there twice' if name in found else 'no array'}"
+                f"its member {info.filename!r} is {'duplicated' if name in found else 'not an array'}"
             )
         if info.flag_bits & 1:
             raise ValueError(f"its member '{name}' is encrypted")
@@ -153,29 +151,29 @@ def _check_names(there: Collection[str], needed: Collection[str], optional: Coll
 
 
 def _check_declared(stored: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
-    """Compares what the head of an array declares with the size of the member."""
+    """Compare the header of an array with the size of the member."""
     with stored.open(member) as stream:
         head = io.BytesIO(stream.read(_HEADER_BYTES))
     version = np.lib.format.read_magic(head)
     if version not in ((1, 0), (2, 0)):
-        raise ValueError(f"'{member.filename}' is of an unknown version {version}")
+        raise ValueError(f"'{member.filename}' has an unknown version {version}")
     reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, kind = reader(head, max_header_size=_HEADER_BYTES)
     if kind.hasobject or kind.kind not in _KINDS or kind.itemsize == 0:
-        raise ValueError(f"'{member.filename}' holds {kind}; expected numbers or texts")
+        raise ValueError(f"'{member.filename}' contains {kind}, expected numbers or strings")
     size = math.prod(shape) * kind.itemsize
     if min(shape, default=0) < 0 or size + head.tell() != member.file_size:
         raise ValueError(f"'{member.filename}' declares {shape} {kind}, but has {member.file_size:,} bytes")
     if not size and max(shape) > _MOST_OF_NONE:
-        raise ValueError(f"'{member.filename}' declares {shape}, and is empty")
+        raise ValueError(f"'{member.filename}' declares {shape} but is empty")
 
 
 def _array(stored: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
     with stored.open(member) as stream:
         array: NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)
-        # Compares the CRC-32, which is done at the end.
+        # Reading to the end makes zipfile compare the CRC-32.
         if stream.read(1):
-            raise ValueError(f"'{member.filename}' goes on behind its array")
+            raise ValueError(f"'{member.filename}' has data after its array")
     return array
 
 

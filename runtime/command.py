@@ -1,7 +1,4 @@
-"""What commands share: flags that several of them have, exit codes, and how a fault is told.
-
-Only commands import this; what they do lives elsewhere.
-"""
+"""The frame of a command: argument parser, --device, exit codes, error output."""
 
 from __future__ import annotations
 
@@ -27,15 +24,15 @@ if TYPE_CHECKING:
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
-# As of a process that SIGPIPE ends.
+# As for a process ended by SIGPIPE.
 EXIT_NO_READER = 141
 EXIT_BUG = 1
-# Progress bars move the cursor up and down by these alone.
+# Progress bars move the cursor by these only.
 _CURSOR_MOVES = re.compile(r"(\n|\x1b\[A)*")
 
 
 def build_parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser that shows every default and takes no shortened flags; `description`: a module's docstring."""
+    """A parser that shows defaults and does not accept abbreviated flags."""
     return _Parser(
         description=description,
         formatter_class=_Formatter,
@@ -44,15 +41,15 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def add_device(group: argparse._ActionsContainer) -> None:
-    """Adds --device."""
+    """Add --device."""
     group.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda or cuda:N")
 
 
 def chosen_device(text: str) -> torch.device:
-    """The device that --device names.
+    """Resolve --device.
 
     Raises:
-        InputError: no such device here.
+        InputError: the device does not exist.
     """
     # Imported late, so that --help and commands without a network start fast.
     import torch
@@ -74,11 +71,10 @@ def chosen_device(text: str) -> torch.device:
 
 
 def run_command(work: Callable[[], None]) -> int:
-    """Runs a command and gives its exit code; what a user can mend is printed without a traceback.
+    """Run a command and return its exit code.
 
-    That is an InputError, and a fault of the machine or of a path (a full disk, no permission). All files
-    that the command writes are private. Under several processes a fault ends all of them, and is printed by
-    the one that it is of.
+    User errors (InputError, a full disk, missing permission) are printed without a traceback. All files that
+    the command writes are private. With several processes an error ends all of them and is printed once.
     """
     with escaped_output():
         return _run(work)
@@ -95,7 +91,7 @@ def _run(work: Callable[[], None]) -> int:
     except BrokenPipeError:
         if is_watching():
             return leave(traceback.format_exc(), EXIT_BUG, may_follow=True)
-        # The reader of the output, such as `head`, has gone.
+        # The reader of the output, such as `head`, has exited.
         return EXIT_NO_READER
     except KeyboardInterrupt:
         return leave("interrupted", EXIT_INTERRUPTED, may_follow=False)
@@ -116,7 +112,7 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """A warning of ours as a sentence, any other one as Python shows it."""
+    """Print an InputWarning as a sentence, any other warning as Python does."""
     text = f"warning: {message}\n"
     if issubclass(category, InputWarning):
         if not is_first():
@@ -128,11 +124,7 @@ def _show_warning(
 
 @contextmanager
 def escaped_output() -> Iterator[None]:
-    """In this block no text that is printed ends the program or commands the terminal.
-
-    Characters that the console's code page lacks and control characters, as in names of files, are written
-    as escapes.
-    """
+    """Escape control characters and characters that the console cannot encode in all printed text."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (
         _Escaping(stream) if isinstance(stream, io.TextIOWrapper) else stream for stream in before
@@ -144,14 +136,14 @@ def escaped_output() -> Iterator[None]:
             try:
                 stream.flush()
             except OSError:  # noqa: PERF203 - two streams
-                # A full disk, or a reader such as `head` has gone: Python would try again when it ends.
+                # A full disk or a closed pipe: Python would try to flush again at exit.
                 with suppress(OSError), open(os.devnull, "wb") as nothing:
                     os.dup2(nothing.fileno(), stream.fileno())
         sys.stdout, sys.stderr = before
 
 
 class _Escaping(io.TextIOWrapper):
-    """Writes to the same buffer as another stream, which it does not close."""
+    """A stream that writes to the buffer of another one without closing it."""
 
     def __init__(self, stream: io.TextIOWrapper) -> None:
         stream.flush()
@@ -164,7 +156,7 @@ class _Escaping(io.TextIOWrapper):
         )
 
     def write(self, text: str) -> int:
-        """See the base class. Progress bars begin with a carriage return."""
+        """Write escaped text. The leading carriage return of progress bars is kept."""
         if not _CURSOR_MOVES.fullmatch(text):
             bar = text.startswith("\r")
             super().write("\r" * bar + escaped_text(text[bar:]))
@@ -173,16 +165,16 @@ class _Escaping(io.TextIOWrapper):
         return len(text)
 
     def close(self) -> None:
-        """Leaves the buffer to the other stream."""
+        """Flush only; the buffer belongs to the other stream."""
         with suppress(ValueError, OSError):
             self.flush()
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """See the base class; file names of the command line may hold anything."""
+        """Escape the message, which may contain any file name."""
         super().error(escaped_text(message))
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults beside each flag, and descriptions with their own line breaks."""
+    """Show defaults and keep the line breaks of descriptions."""

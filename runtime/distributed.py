@@ -1,6 +1,6 @@
-"""Sums and gathers over the processes of distributed training; with one process values stay as they are.
+"""Reduce and gather over the processes of distributed training; the identity with one process.
 
-Sums and gathers are collectives: all processes call them, in the same order.
+These are collectives: all processes call them, in the same order.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ Value = TypeVar("Value")
 
 
 def is_distributed() -> bool:
-    """Whether there is a process group of several processes."""
+    """Whether a process group of several processes is initialized."""
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 def place() -> tuple[int, int]:
-    """Rank of this process, and number of processes."""
+    """Rank of this process and world size."""
     return (distributed.get_rank(), distributed.get_world_size()) if is_distributed() else (0, 1)
 
 
 def summed(values: Tensor) -> Tensor:
-    """Sum of the processes' values, which have one shape; in place, without gradient."""
+    """Sum over processes of values of one shape, in place, without gradient."""
     if is_distributed():
         distributed.all_reduce(values)
     return values
 
 
 def gathered_rows(rows: Tensor) -> Tensor:
-    """Rows (n, ...) of all processes (W n, ...), in the order of ranks, with a gradient to each.
+    """Gather rows (n, ...) of all W processes to (W n, ...), in the order of ranks, with gradients.
 
-    The gradient of a process's rows is the sum of what all processes' losses give, so that where these are
-    means over a process's part of a batch, averaging gradients over processes (as
-    DistributedDataParallel does) makes the gradient of the mean over the whole batch.
+    The gradient of a process's rows is summed over all processes' losses. If these are means over local
+    batches, averaging gradients over processes (DistributedDataParallel) gives the gradient of the global
+    mean.
     """
     if not is_distributed():
         return rows
@@ -46,7 +46,7 @@ def gathered_rows(rows: Tensor) -> Tensor:
 
 
 class _GatheredRows(torch.autograd.Function):
-    # torch.distributed.nn.functional.all_gather is deprecated, in favour of a private module.
+    # torch.distributed.nn.functional.all_gather is deprecated in favour of a private module.
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
         parts = [torch.empty_like(rows) for _ in range(distributed.get_world_size())]
@@ -61,7 +61,7 @@ class _GatheredRows(torch.autograd.Function):
 
 
 def gathered_union(part: Mapping[int, Value]) -> dict[int, Value]:
-    """The union of the processes' mappings, of any values that can be pickled; later ranks win."""
+    """Union of the processes' mappings of picklable values; higher ranks take precedence."""
     if not is_distributed():
         return dict(part)
     parts: list[Mapping[int, Value]] = [{} for _ in range(distributed.get_world_size())]
@@ -70,12 +70,11 @@ def gathered_union(part: Mapping[int, Value]) -> dict[int, Value]:
 
 
 def with_gradient_for(parameters: Iterable[Tensor], rows: Tensor) -> Tensor:
-    """The same rows; where they get a gradient, each parameter that is trained gets one too, zero at least.
+    """Return `rows` unchanged, and give every trainable parameter a gradient, zero at least.
 
-    For parameters that a batch may leave out, such as those of a choice where there is nothing to choose:
-    DistributedDataParallel waits for all of them on all processes. The zero takes the way of the rows'
-    gradient, so that on every process all parameters come behind what stands between rows and loss
-    (collectives keep one order), and does not read the parameters (infinity times 0 would be NaN).
+    For parameters that a batch may not use: DistributedDataParallel waits for all gradients on all processes.
+    The zero gradient follows the gradient of `rows`, so collectives keep the same order on all processes, and
+    does not read the parameters (infinity times 0 would be NaN).
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     passed: Tensor = _WithGradientFor.apply(rows, *trained)  # type: ignore[no-untyped-call]
@@ -91,7 +90,7 @@ class _WithGradientFor(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
-        # Of one stored value each: no memory, and nothing to add to where there is another gradient.
+        # Expanded scalars take no memory.
         zeros = (
             torch.zeros((), dtype=dtype, device=device).expand(shape) for shape, dtype, device in ctx.forms
         )
@@ -99,22 +98,22 @@ class _WithGradientFor(torch.autograd.Function):
 
 
 class NumberedRows:
-    """Rows of a table that each process makes some of, by their numbers."""
+    """Rows of a table that is computed by several processes."""
 
     def __init__(self) -> None:
         self._numbers: list[Tensor] = []
         self._rows: list[Tensor] = []
 
     def add(self, numbers: Tensor, rows: Tensor) -> None:
-        """Keeps rows (n, D) of these numbers (n,)."""
+        """Add rows (n, D) with row numbers (n,)."""
         self._numbers.append(numbers.to(rows.device))
         self._rows.append(rows.detach())
 
     def table(self, count: int) -> Tensor | None:
-        """Rows 0..count-1 of all processes (count, D), on the CPU; None where some are missing.
+        """Rows 0..count-1 of all processes (count, D), on the CPU; None if some are missing.
 
-        Gathered as two tensors: pickled one by one, 14,000 rows of 512 values took seconds. A process may
-        have other numbers than the others, but as many; each has at least one.
+        Every process has the same number of rows, at least one. Gathered as two tensors: pickling 14,000 rows
+        of 512 values one by one took seconds.
         """
         numbers = gathered_rows(torch.cat(self._numbers))
         rows = gathered_rows(torch.cat(self._rows))

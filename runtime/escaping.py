@@ -1,4 +1,4 @@
-"""Escapes of what in names of files and people would command a terminal or a spreadsheet."""
+"""Escaping of names that contain control characters or spreadsheet formulas."""
 
 from __future__ import annotations
 
@@ -7,32 +7,33 @@ import io
 import re
 from collections.abc import Iterable
 
-# Control characters (C0, DEL, C1), line and paragraph separators, controls of the writing direction and other
-# invisible ones, and the bytes of file names that are not UTF-8 (surrogates). Joiners are part of words.
+# Control characters (C0, DEL, C1), line and paragraph separators, bidirectional controls, other invisible
+# characters, and surrogates (bytes of file names that are not UTF-8). Joiners are kept: they are part of
+# words.
 _ESCAPED = (
     "\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e007f"
 )
 _IN_NAMES = re.compile(f"[{_ESCAPED}]")
 _IN_TEXT = re.compile(f"(?![\n\t])[{_ESCAPED}]")
-# As OWASP's page on CSV injection has it; tabs and line breaks are escaped before.
+# As in OWASP's page on CSV injection; tabs and line breaks are escaped before.
 _FORMULA = re.compile("'*[=+@\uff1d\uff0b\uff0d\uff20-]")
 
 
 def escaped(name: str) -> str:
-    """A name on one line: what is not printable as Python writes it, a line break as a backslash and an n."""
+    """A name on one line, unprintable characters and line breaks as Python escapes."""
     return _IN_NAMES.sub(_escape, name)
 
 
 def escaped_text(text: str) -> str:
-    """Text whose line breaks and tabs are our own: all else that `escaped` replaces."""
+    """As `escaped`, but line breaks and tabs are kept."""
     return _IN_TEXT.sub(_escape, text)
 
 
 def csv_text(rows: Iterable[Iterable[object]]) -> str:
-    """Rows as CSV. Text that a spreadsheet would take for a formula gets a single quote in front.
+    """Rows as CSV. Text that a spreadsheet would read as a formula is prefixed by a single quote.
 
-    Numbers stay numbers, also as text. `from_csv_cell` takes the quote away.
+    Numbers are unchanged, also as text. `from_csv_cell` removes the quote.
     """
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(
@@ -42,7 +43,7 @@ def csv_text(rows: Iterable[Iterable[object]]) -> str:
 
 
 def csv_cell(text: str) -> str:
-    """Text of a cell, not yet quoted: see `csv_text`."""
+    """The escaped text of a cell, before CSV quoting; see `csv_text`."""
     shown = escaped(text)
     return f"'{shown}" if _FORMULA.match(shown) and not _is_number(shown) else shown
 

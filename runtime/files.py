@@ -1,7 +1,6 @@
-"""Files on disk: probed before the work, written whole or not at all, private. Standard library only.
+"""Atomic, private files and folders. Standard library only.
 
-What this program writes shows faces or follows from them, so that it is for its owner alone: files are made
-with mode 0600 and folders with 0700, less what the user's umask takes away.
+Outputs are biometric data, so files are created with mode 0600 and folders with 0700 (less the umask).
 """
 
 from __future__ import annotations
@@ -23,15 +22,15 @@ if sys.platform != "win32":
     import fcntl
 
 _PRIVATE_FOLDER = 0o700
-# What mkstemp and mkdtemp put in place of a free name.
+# The random part of names by mkstemp and mkdtemp.
 _RANDOM = "[a-z0-9_]{8}"
-# Of the name that a temporary file or folder takes over: file systems have limits of 255 bytes.
+# Bytes of the target's name kept in the temporary one; file systems limit names to 255 bytes.
 _TEMPORARY_NAME = 40
 
 
 @contextmanager
 def private_files() -> Iterator[None]:
-    """In this block all files and folders that this process makes are private, whoever writes them."""
+    """Make all files and folders that this process creates in the block private."""
     before = os.umask(0o077)
     os.umask(before | 0o077)
     try:
@@ -41,7 +40,7 @@ def private_files() -> Iterator[None]:
 
 
 def private_folder(path: Path) -> Path:
-    """Makes a folder and its parents, where they are not there, for their owner alone; gives the folder."""
+    """Create a folder and its missing parents with mode 0700; returns the folder."""
     for folder in (*reversed(path.parents), path):
         if not folder.is_dir():
             folder.mkdir(mode=_PRIVATE_FOLDER, exist_ok=True)
@@ -50,11 +49,11 @@ def private_folder(path: Path) -> Path:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; what was written there replaces `path` when the block ends well.
+    """Yield a temporary path beside `path` that replaces `path` when the block succeeds.
 
     The temporary file has the suffix of `path` (writers choose a format by it) and is removed when the block
-    raises, so that a reader sees the old file or the new one, never a part. The file is private; it keeps
-    the mode of the one that it replaces where that is narrower.
+    raises, so a reader sees either the old or the new file. The file is private; a narrower mode of the
+    replaced file is kept.
 
     Raises:
         OSError: the file cannot be written; its `filename` is `path`.
@@ -64,7 +63,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         with suppress(FileNotFoundError):
             mode &= stat.S_IMODE(path.stat().st_mode)
-        # For writing, which Windows asks for.
+        # Opened for writing: Windows requires it for fsync.
         with temporary.open("r+b") as written:
             os.fsync(written.fileno())
         temporary.chmod(mode)
@@ -73,20 +72,19 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def temporary_folder(path: Path) -> Iterator[Path]:
-    """Yields a new private folder beside `path`, for what is moved to `path` when it is whole.
+    """Yield a new private folder beside `path`, whose complete content the caller moves to `path`.
 
     Raises:
-        OSError: it cannot be made, or a file in it cannot be written.
+        OSError: the folder cannot be created, or a file in it cannot be written.
     """
     with _temporary(path, "", is_folder=True) as temporary:
         yield temporary
 
 
 def atomic_write(path: Path, content: bytes | str) -> None:
-    """Writes `content` to `path`, whole or not at all; text as UTF-8.
+    """Write `content` to `path` atomically; text as UTF-8.
 
-    Bytes of file names that are not UTF-8 (surrogates in text) become escapes, which a reader of JSON
-    takes back into what they were.
+    Surrogates in text (bytes of file names that are not UTF-8) become escapes, which a JSON reader reverses.
     """
     with atomic_path(path) as temporary:
         temporary.write_bytes(
@@ -95,14 +93,14 @@ def atomic_write(path: Path, content: bytes | str) -> None:
 
 
 def cache_folder() -> Path:
-    """Where this program keeps what it can make or fetch again: below XDG_CACHE_HOME, or ~/.cache."""
+    """Folder for files that can be recomputed or downloaded again: below XDG_CACHE_HOME or ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "facecoresetnet"
 
 
 def _of_target(fault: Exception, temporary: Path | None, path: Path) -> OSError | None:
-    """The fault of writing a temporary file or folder, told of its target; None where it is another fault.
+    """The error of writing a temporary file, attributed to its target; None if it is another error.
 
-    PyTorch raises a RuntimeError whose context is the fault of the disk, and NumPy an OSError without number.
+    PyTorch raises a RuntimeError whose context is the OSError, and NumPy an OSError without a number.
     """
     cause = fault if isinstance(fault, OSError) else fault.__context__
     if not isinstance(cause, OSError):
@@ -123,17 +121,17 @@ def _of_target(fault: Exception, temporary: Path | None, path: Path) -> OSError 
 
 @contextmanager
 def _temporary(path: Path, suffix: str, *, is_folder: bool) -> Iterator[Path]:
-    """A new file or folder beside `path` that is removed unless it is moved away; faults are told of `path`.
+    """Yield a new file or folder beside `path`, removed afterwards unless moved; errors name `path`.
 
-    It is locked while it is used, and a lock ends with its process: what killed processes left of the same
-    path is found by that and removed.
+    It is locked while in use. A lock ends with its process, so leftovers of killed processes are recognised
+    by being unlocked, and removed.
     """
     prefix = f".{path.name.removesuffix(suffix)[:_TEMPORARY_NAME]}."
     temporary, lock = None, None
     try:
         private_folder(path.parent)
         _remove_leftovers(path.parent, re.compile(re.escape(prefix) + _RANDOM + re.escape(suffix)))
-        # Before it was locked, another process may have taken it for a leftover.
+        # Before it was locked, another process may have removed it as a leftover.
         while temporary is None or not temporary.exists():
             if lock is not None:
                 os.close(lock)
@@ -142,8 +140,8 @@ def _temporary(path: Path, suffix: str, *, is_folder: bool) -> Iterator[Path]:
         yield temporary
         _sync_folder(path.parent)
     except Exception as fault:
-        if (told := _of_target(fault, temporary, path)) is not None:
-            raise told from fault
+        if (of_target := _of_target(fault, temporary, path)) is not None:
+            raise of_target from fault
         raise
     finally:
         if temporary is not None:
@@ -175,12 +173,12 @@ def _remove(path: Path) -> None:
 
 
 def _locked(path: Path, *, wait: bool) -> int | None:
-    """A descriptor that holds the lock of a file or folder; None where it is taken or there are no locks."""
+    """A descriptor that holds the lock of a file or folder; None if it is taken or locks are unsupported."""
     if sys.platform == "win32":
         return None
     handle = None
     try:
-        # Over NFS a lock needs a descriptor that can be written to.
+        # NFS needs a writable descriptor for an exclusive lock.
         handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError:
@@ -191,7 +189,7 @@ def _locked(path: Path, *, wait: bool) -> int | None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Has the disk keep a rename; not all systems can."""
+    """Flush a rename to disk, where the system supports it."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

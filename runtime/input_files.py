@@ -1,4 +1,4 @@
-"""Checks of files and names that others made: special files, names outside of their folder, digests."""
+"""Checks of untrusted files and paths: special files, paths that leave their folder, digests."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from runtime.errors import InputError
 
 @contextmanager
 def utf8_path(path: Path) -> Iterator[Path]:
-    """The path, or for a name that is not UTF-8 a link to it, for readers that do not take such names.
+    """Yield the path, or a symbolic link to it if its name is not UTF-8.
 
-    OpenCV 5 ends the process by a segmentation fault; safetensors and PyTorch's mapping raise. What is open
-    when the block ends stays open.
+    On such names OpenCV 5 crashes, and safetensors and PyTorch's memory mapping raise.
     """
     try:
         str(path).encode()
@@ -34,31 +33,29 @@ def utf8_path(path: Path) -> Iterator[Path]:
 
 
 def check_inside(names: Iterable[str], where: str) -> None:
-    """Raises InputError, which begins with `where`, unless names that a file holds stay in their folder.
+    """Raise InputError, beginning with `where`, if a relative path is absolute or contains '..'.
 
-    Names are relative to the folder and have no '..'. Links in the folder are followed: they were made by
-    whoever put the folder together, as a list that came with data was not.
+    Symbolic links in the folder are followed: its owner made them, unlike the list of names.
     """
     outside = [name for name in names if _leads_out(name)]
     if outside:
         raise InputError(
-            f"{where}: {len(outside):,} names lead out of the folder that they are relative to, the first "
-            f"is {outside[0]!r}. Expected names below that folder, such as NAME/1.jpg, neither absolute nor "
-            "with '..'."
+            f"{where}: {len(outside):,} paths leave the folder that they are relative to, the first is "
+            f"{outside[0]!r}. Expected paths such as NAME/1.jpg, neither absolute nor with '..'."
         )
 
 
 def check_regular(path: Path, what: str) -> None:
-    """Raises InputError for a FIFO or a device, which may have no end; `what`: what the file should be.
+    """Raise InputError for a FIFO, socket or device; `what` describes the expected file.
 
-    Folders and what is not there are left to who opens them.
+    Folders and missing files are left to the caller.
     """
     if path.exists() and (kind := kind_of_special(path.stat().st_mode)):
-        raise InputError(f"{path}: is no regular file but {kind}, which is not opened. Expected {what}.")
+        raise InputError(f"{path}: is {kind}, which is not opened. Expected {what}.")
 
 
 def kind_of_special(mode: int) -> str:
-    """What a file of this `st_mode` is beside a regular file or a folder, as 'a FIFO'; '' for these two."""
+    """Describe a special file by its `st_mode`, such as 'a FIFO'; '' for regular files and folders."""
     if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
         return ""
     if stat.S_ISFIFO(mode):
@@ -72,7 +69,7 @@ def _leads_out(name: str) -> bool:
 
 
 def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file, read in blocks."""
+    """Hexadecimal SHA-256 of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):

@@ -1,4 +1,4 @@
-"""JSON from files that anybody may have made: read within limits, checked against types, with a checksum.
+"""Read untrusted JSON within limits, checked against types; write JSON with a checksum.
 
 The checksum is the key 'sha256' of an object: SHA-256 over its other keys, sorted and without white space.
 """
@@ -17,8 +17,7 @@ from runtime.errors import InputError
 from runtime.input_files import check_regular
 
 CHECKSUM = "sha256"
-# Of our own files the list of two million subjects is the largest (20 MiB). Parsed at the limits below, a
-# file takes less than 1 GB.
+# Our largest file is a list of two million subjects (20 MiB). At these limits parsing takes less than 1 GB.
 _LARGEST = 128 << 20
 _MOST_CONTAINERS, _MOST_VALUES = 1_000_000, 4_000_000
 _DEEPEST = 32
@@ -27,15 +26,15 @@ _SHOWN = 40
 
 
 def read_json(path: Path, kind: Any, what: str) -> tuple[Any, bool]:
-    """The content of a file without its checksum, and whether it had one.
+    """Read the content of a file without its checksum, and whether it has one (which is verified).
 
     Args:
-        path: of the file.
-        kind: the type of its content: builtin types, their unions, list, tuple, dict, TypedDict, Literal.
-        what: what the file is expected to be, for messages.
+        path: the file.
+        kind: type of the content: builtin types, their unions, list, tuple, dict, TypedDict, Literal.
+        what: description of the expected file, for messages.
 
     Raises:
-        InputError: the file cannot be read, is no JSON, too large, nested too deep, of another type, or
+        InputError: the file cannot be read, is not JSON, too large, nested too deep, of another type, or
             differs from its checksum. The message names the file and the key.
     """
     try:
@@ -43,7 +42,7 @@ def read_json(path: Path, kind: Any, what: str) -> tuple[Any, bool]:
         with path.open("rb") as stream:
             encoded = stream.read(_LARGEST + 1)
     except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file. Expected {what}.") from None
+        raise InputError(f"{path}: no such file. Expected {what}.") from None
     except OSError as fault:
         raise InputError(f"{path}: cannot be read ({fault.strerror}). Expected {what}.") from None
     content = parse_json(encoded, f"{path}: expected {what}")
@@ -51,17 +50,17 @@ def read_json(path: Path, kind: Any, what: str) -> tuple[Any, bool]:
     if checksum is not None and checksum != _checksum(content):
         raise InputError(
             f"{path}: is damaged or was edited: its content differs from its checksum ('{CHECKSUM}'). "
-            f"Expected {what}, as it was written. Restore it from a copy, or make it again."
+            f"Expected an unchanged {what}. Restore it from a backup or create it again."
         )
     check_type(content, kind, str(path))
     return content, checksum is not None
 
 
 def parse_json(text: str | bytes, where: str, *, num_lists: int = 0) -> Any:
-    """The value of a JSON text; InputError that begins with `where` for one that is none, or beyond limits.
+    """Parse a JSON text; raises InputError beginning with `where` if it is invalid or beyond limits.
 
-    Numbers that are not finite, or whole and longer than 19 digits, are refused. `num_lists`: that are
-    expected, where there may be many and the text came from a file whose size was checked.
+    Non-finite numbers and integers of more than 19 digits are rejected. `num_lists`: the expected number of
+    lists, for texts from a file whose size was checked.
     """
     try:
         _check_size(text, num_lists)
@@ -76,16 +75,16 @@ def parse_json(text: str | bytes, where: str, *, num_lists: int = 0) -> Any:
 
 
 def json_text(content: Mapping[str, Any]) -> str:
-    """An object as text for a file, with its checksum; `read_json` reads it."""
-    # As it will be read: keys become texts, tuples lists.
+    """An object as JSON text with its checksum, for `read_json`."""
+    # As it will be read: keys become strings, tuples lists.
     plain = json.loads(json.dumps(dict(content), allow_nan=False))
     return json.dumps(plain | {CHECKSUM: _checksum(plain)}, indent=1) + "\n"
 
 
 def check_type(value: object, kind: Any, where: str) -> None:
-    """Raises InputError, which begins with `where` and the key, unless a value is of a type; see `read_json`.
+    """Raise InputError, beginning with `where` and the key, unless a value has a type as in `read_json`.
 
-    A whole number counts as a float, a list as a tuple.
+    An integer is accepted as a float, a list as a tuple.
     """
     if (fault := _type_fault(value, kind, "")) is not None:
         key, expected, found = fault
@@ -99,7 +98,7 @@ _Fault = tuple[str, str, object]
 
 
 def _type_fault(value: object, kind: Any, key: str) -> _Fault | None:
-    """Key, what was expected and what was found; None where the value is of the type."""
+    """Key, expected type and found value; None if the value has the type."""
     origin, args = get_origin(kind), get_args(kind)
     wrong: _Fault = (key, _name(kind), value)
     if kind in (Any, object):
@@ -149,9 +148,9 @@ def _name(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return " or ".join(map(repr, get_args(kind)))
     names = {
-        int: "a whole number",
+        int: "an integer",
         float: "a number",
-        str: "a text",
+        str: "a string",
         bool: "true or false",
         type(None): "null",
     }
@@ -171,7 +170,7 @@ def _openings(text: str | bytes) -> int:
 
 
 def _check_size(text: str | bytes, num_lists: int) -> None:
-    # Brackets and commas may stand in names too.
+    # Upper bounds: brackets and commas may occur in strings.
     if _openings(text) > max(_MOST_CONTAINERS, 2 * num_lists):
         raise ValueError(f"it has more than {_MOST_CONTAINERS:,} lists and objects")
     if num_lists:
@@ -208,4 +207,4 @@ def _short(text: str) -> int:
 
 
 def _no_number(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no number")
+    raise ValueError(f"{text} is not a number")

@@ -1,4 +1,4 @@
-"""What differs between operating systems and installations: cores, peak memory, versions of packages."""
+"""Properties of the machine and the installation: cores, peak memory, package versions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
-# Distributions that install the module cv2; any of them will do.
+# Distributions that install the module cv2.
 _OPENCV = (
     "opencv-python-headless",
     "opencv-python",
@@ -17,14 +17,14 @@ _OPENCV = (
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on; all of the machine where the system does not tell."""
+    """Number of cores that this process may use; all cores where the system does not report it."""
     # Linux only.
     affinity = getattr(os, "sched_getaffinity", None)
     return max(1, len(affinity(0)) if affinity is not None else os.cpu_count() or 1)
 
 
 def peak_resident_mib() -> int | None:
-    """The most memory that this process has had in MiB; None where the system does not tell, as Windows."""
+    """Peak resident memory of this process in MiB; None where it is not reported (Windows)."""
     try:
         import resource
     except ImportError:
@@ -35,7 +35,7 @@ def peak_resident_mib() -> int | None:
 
 
 def versions_of(*packages: str) -> dict[str, str]:
-    """Versions of installed distributions, by name; "opencv" stands for the one that installs cv2."""
+    """Versions of installed distributions by name; "opencv" means the one that installs cv2."""
     found = {}
     for package in packages:
         names = _OPENCV if package == "opencv" else (package,)
@@ -52,6 +52,6 @@ def _version(distribution: str) -> str | None:
 
 
 def _version_of_module(package: str) -> str:
-    """Of what was built from source, or by a package manager other than pip."""
+    """Version of a module built from source or installed by another package manager."""
     module = import_module("cv2" if package == "opencv" else package.replace("-", "_"))
     return str(getattr(module, "__version__", "unknown"))

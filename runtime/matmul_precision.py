@@ -1,7 +1,7 @@
-"""How a GPU multiplies float32 matrices: in full, or in TF32, which has 10 bits of a factor and is faster.
+"""Precision of float32 matrix products on a GPU: full, or TF32 (10-bit mantissa, faster).
 
-TF32 is good enough for a network, whose convolutions PyTorch computes in it anyway. It is not for what is
-compared or selected: margins, contrasts and distances scale its error of 1e-3 up.
+TF32 suffices for a network, whose convolutions PyTorch computes in it by default. It does not for margins,
+contrastive losses and distances, which amplify its error of 1e-3.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class GpuMode:
 
     @classmethod
     def of_training(cls, stage: str, *, gpu: bool) -> GpuMode:
-        """TF32, and cuDNN's fastest algorithm, for the backbone stage on a GPU alone.
+        """TF32 and cuDNN benchmarking for the backbone stage on a GPU only.
 
-        There the network is nearly all of a step, batches have one shape, and the margin head multiplies in
-        full by itself. In the coreset stage aggregators and contrast are trained, in full float32, and each
-        batch has another number of faces, for which cuDNN would try its algorithms anew.
+        There the network dominates, batches have one shape, and the margin head uses full precision itself.
+        In the coreset stage aggregators and contrastive losses need full float32, and batches differ in their
+        number of faces, which would restart cuDNN's benchmark.
         """
         fast = gpu and stage == "backbone"
         return cls(FAST if fast else EXACT, fast)
@@ -36,7 +36,7 @@ class GpuMode:
 
 @contextmanager
 def matmul_precision(precision: str) -> Iterator[None]:
-    """Within, float32 matrices are multiplied so, whatever is set outside; not in a backward pass outside."""
+    """Set the float32 matmul precision in the block (not for a backward pass that runs outside of it)."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:

@@ -1,7 +1,7 @@
-"""Tensors of an ONNX file, read from its bytes: which other files it takes values from, and NaN among them.
+"""Checks of the tensors in an ONNX file: external data files and NaN values.
 
-The programs that run graphs open such files by themselves, by a path that the graph names. Nothing is run
-here, and no package is needed.
+ONNX runtimes open external files by paths that the graph names, so these are checked first. The file is
+parsed as Protocol Buffers directly: nothing is executed and no package is needed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from runtime.errors import InputError
 
-# Where messages of onnx.proto keep messages: field number -> kind.
+# Nested messages of onnx.proto: field number -> kind.
 _PARTS: dict[str, dict[int, str]] = {
     "model": {7: "graph", 20: "training", 25: "function"},
     "training": {1: "graph", 2: "graph"},
@@ -29,9 +29,9 @@ _NAME, _KIND, _FLOATS, _DOUBLES, _RAW, _EXTERNAL, _PLACE = 8, 2, 4, 10, 9, 13, 1
 _GRAPH, _OUTPUT = 7, 12
 _FLOAT, _HALF, _DOUBLE, _BFLOAT16 = 1, 10, 11, 16
 _RAW_KINDS: dict[int, DTypeLike] = {_FLOAT: "<f4", _HALF: "<f2", _DOUBLE: "<f8"}
-# Of a message of Protocol Buffers, and of a number that is compared with it.
+# Limits of a Protocol Buffers message and of the digits of a length.
 _LARGEST, _MOST_DIGITS = (1 << 31) - 1, 19
-# Graphs within graphs, as loops have them; real ones have a few.
+# Nested graphs, as in loops; real models have a few levels.
 _DEEPEST = 64
 
 
@@ -39,9 +39,8 @@ _DEEPEST = 64
 class OnnxTensor:
     """A tensor of a graph.
 
-    `files`: the paths that it names for its values, as written; empty where the graph itself holds them;
-    `length`: bytes of them in such a file, None from a place to its end; `values`: of floating point, where
-    the graph holds them.
+    `files`: paths of external data as written, empty if the values are in the graph; `length`: their size in
+    bytes, None to the end of the file; `values`: floating-point values in the graph.
     """
 
     name: str = ""
@@ -51,16 +50,16 @@ class OnnxTensor:
 
 
 def onnx_tensors(content: bytes) -> Iterator[OnnxTensor]:
-    """All tensors of a graph: initialisers, constants, those of functions and inner graphs.
+    """All tensors of a model: initialisers, constants, those of functions and nested graphs.
 
     Raises:
-        ValueError: the bytes are no message of Protocol Buffers.
+        ValueError: the bytes are not a Protocol Buffers message.
     """
     yield from _tensors(memoryview(content), "model", 0)
 
 
 def graph_outputs(content: bytes) -> list[str]:
-    """Names of a graph's outputs; empty where the bytes are none."""
+    """Names of a graph's outputs; empty for invalid bytes."""
     try:
         parts = [part for number, part in _fields(memoryview(content)) if number == _GRAPH]
         outputs = [each for part in parts for number, each in _messages(part) if number == _OUTPUT]
@@ -70,17 +69,17 @@ def graph_outputs(content: bytes) -> list[str]:
 
 
 def external_files(path: Path, content: bytes) -> list[Path]:
-    """The files beside a graph that it takes values from.
+    """The external data files of a model.
 
     Raises:
-        InputError: one that is named by more than a file name, that leads out of the folder by a link, or
-            that is no file; or the values are more than one file in ONNX's form can hold.
+        InputError: a path is not a plain file name, leaves the folder by a link, or does not exist; or the
+            data exceed the 2 GiB of a single ONNX file.
     """
     try:
         tensors = [tensor for tensor in onnx_tensors(content) if tensor.files]
     except ValueError as error:
         raise InputError(
-            f"{path}: no ONNX graph can be read from its {len(content)} bytes: {error}."
+            f"{path}: its {len(content)} bytes are not a readable ONNX graph: {error}."
         ) from error
     names = list(dict.fromkeys(name for tensor in tensors for name in tensor.files))
     for name in names:
@@ -88,33 +87,37 @@ def external_files(path: Path, content: bytes) -> list[Path]:
         target = path.parent / name if plain and name != ".." else None
         if target is None or target.resolve().parent != path.parent.resolve():
             raise InputError(
-                f"{path}: takes weights from {name!r}, which is not in the folder of the graph. Weights are "
-                "read from files beside the graph alone; export it as one file."
+                f"{path}: refers to weights in {name!r}, which is not in the folder of the graph. Weights "
+                "are "
+                "read only from files beside the graph; export it as one file."
             )
         if not target.is_file():
             raise InputError(
-                f"{path}: takes weights from {name!r}, and there is no such file beside it. Copy it "
-                "there, or export the graph as one file."
+                f"{path}: refers to weights in {name!r}, which does not exist beside it. Copy it there, or "
+                "export the graph as one file."
             )
     sizes = {name: (path.parent / name).stat().st_size for name in names}
-    # Tensors may share bytes, so that the sizes of the files bound nothing.
+    # Tensors may share bytes, so the file sizes are no bound.
     taken = sum(min(tensor.length or sizes[name], sizes[name]) for tensor in tensors for name in tensor.files)
     if taken > _LARGEST:
         raise InputError(
-            f"{path}: takes {taken / 1e9:,.1f} GB of weights from other files; expected less than 2 GiB, "
-            "which is the most that ONNX holds in one file. The file may be damaged."
+            f"{path}: refers to {taken / 1e9:,.1f} GB of weights in other files; expected less than 2 GiB, "
+            "the "
+            "limit of a single ONNX file. The file may be damaged."
         )
     return [path.parent / name for name in names]
 
 
 def check_onnx_values(path: Path, content: bytes) -> None:
-    """Raises InputError for NaN in a tensor of a graph, and for infinity but in a scalar, such as a bound."""
+    """Raise InputError for NaN in a tensor, and for infinity except in a scalar (such as a clipping
+    bound).
+    """
     for tensor in onnx_tensors(content):
         is_scalar = sum(each.size for each in tensor.values) == 1
         if any(np.isnan(each).any() or (np.isinf(each).any() and not is_scalar) for each in tensor.values):
             raise InputError(
                 f"{path}: NaN or infinite values in {tensor.name!r}. The file is damaged, or the training "
-                "that made it had failed; take another one."
+                "diverged; use another one."
             )
 
 
@@ -168,7 +171,7 @@ def _text(value: memoryview) -> str:
 
 
 def _messages(message: int | memoryview) -> Iterator[tuple[int, memoryview]]:
-    """The fields of a message that are no numbers: texts, arrays and messages."""
+    """The length-delimited fields of a message: strings, arrays and messages."""
     if isinstance(message, int):
         raise ValueError("a number where a message is expected")
     for number, value in _fields(message):
@@ -177,7 +180,7 @@ def _messages(message: int | memoryview) -> Iterator[tuple[int, memoryview]]:
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Numbers and values of a message's fields; those of a fixed width as their bytes."""
+    """Field numbers and values of a message; fixed-width values as bytes."""
     place = 0
     while place < len(message):
         tag, place = _varint(message, place)
@@ -191,9 +194,9 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
         elif wire in (1, 5):
             length = 8 if wire == 1 else 4
         else:
-            raise ValueError(f"a field of an unknown kind ({wire})")
+            raise ValueError(f"a field of an unknown wire type ({wire})")
         if length > len(message) - place:
-            raise ValueError("it is cut short")
+            raise ValueError("it is truncated")
         yield number, message[place : place + length]
         place += length
 
@@ -202,7 +205,7 @@ def _varint(message: memoryview, place: int) -> tuple[int, int]:
     value = 0
     for shift in range(0, 70, 7):
         if place >= len(message):
-            raise ValueError("it is cut short")
+            raise ValueError("it is truncated")
         byte = message[place]
         place += 1
         value |= (byte & 0x7F) << shift

@@ -17,7 +17,9 @@ _PROBE = b"\0" * 4096
 
 
 def require_free_space(folder: Path, needed_bytes: int) -> None:
-    """Raises InputError when the file system of `folder` (which may not exist yet) lacks `needed_bytes`."""
+    """Raise InputError if the file system of `folder` (which may not exist yet) has less than
+    `needed_bytes`.
+    """
     free = shutil.disk_usage(_existing(folder)).free
     if free < needed_bytes:
         raise InputError(
@@ -26,15 +28,15 @@ def require_free_space(folder: Path, needed_bytes: int) -> None:
 
 
 def require_output_file(path: Path, flag: str, *, inputs: Sequence[Path] = ()) -> None:
-    """Checks before the work that a file can be written; it is left as it is.
+    """Check that a file can be written, without changing it.
 
     Args:
-        path: of the file; its folder may be missing.
-        flag: that names it, for messages.
-        inputs: files that are read, which it must not replace.
+        path: the file; its folder may be missing.
+        flag: command-line flag that names it, for messages.
+        inputs: input files, which it must not replace.
 
     Raises:
-        InputError: `path` is no regular file, is an input, or its folder cannot be made or written in.
+        InputError: `path` is not a regular file or is an input, or its folder is not writable.
     """
     where = f"{flag} {path}"
     try:
@@ -42,37 +44,33 @@ def require_output_file(path: Path, flag: str, *, inputs: Sequence[Path] = ()) -
     except OSError:
         found = None
     if found is not None and stat.S_ISDIR(found.st_mode):
-        raise InputError(f"{where}: is a folder, and a file is expected. Choose another name.")
+        raise InputError(f"{where}: is a folder, expected a file. Choose another name.")
     if found is not None and not stat.S_ISREG(found.st_mode):
-        raise InputError(f"{where}: is no regular file. Choose the name of a file.")
+        raise InputError(f"{where}: is not a regular file. Choose the name of a file.")
     if found is not None and any(each.exists() and each.samefile(path) for each in inputs):
-        raise InputError(f"{where}: is the file that is read, and would be replaced. Choose another name.")
+        raise InputError(f"{where}: is also an input and would be replaced. Choose another name.")
     _probe(path.parent, where, (path.name,))
 
 
 def require_output_folder(folder: Path, flag: str, *, files: Sequence[str] = ()) -> None:
-    """Checks before the work that `files` can be written into a folder, which may be missing.
+    """Check that `files` can be written into a folder, which may be missing.
 
     Raises:
-        InputError: a file is in the way, or the folder cannot be made or written in.
+        InputError: a path is occupied by a file or folder, or the folder is not writable.
     """
     where = f"{flag} {folder}"
     for name in files:
         if (folder / name).is_dir():
-            raise InputError(
-                f"{where}: {name} in it is a folder, and a file is expected. Choose another folder."
-            )
+            raise InputError(f"{where}: {name} in it is a folder, expected a file. Choose another folder.")
     _probe(folder, where, files)
 
 
 def _probe(folder: Path, where: str, names: Sequence[str]) -> None:
-    """Raises InputError unless a file can be written into the folder, or into the one that it is made in."""
+    """Raise InputError unless the folder, or its nearest existing parent, is writable."""
     try:
         there = _existing(folder)
         if not there.is_dir():
-            raise InputError(
-                f"{where}: {there} is a file, and a folder is expected there. Choose another path."
-            )
+            raise InputError(f"{where}: {there} is a file, expected a folder. Choose another path.")
         parts = folder.absolute().relative_to(there.absolute()).parts
         longest = os.pathconf(there, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
         if any(len(os.fsencode(part)) > longest for part in (*parts, *names)):
@@ -89,7 +87,7 @@ def _probe(folder: Path, where: str, names: Sequence[str]) -> None:
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that exists (which may be a file)."""
+    """The folder or its nearest existing parent (which may be a file)."""
     existing = folder.absolute()
     while not os.path.lexists(existing):
         existing = existing.parent

@@ -1,8 +1,7 @@
-"""Pickles of plain values and NumPy arrays, read without running any code that they name.
+"""Read untrusted pickles of plain values and NumPy arrays without executing code.
 
-The usual reader of pickles calls whatever a file asks for. This one knows numbers, texts, byte strings,
-lists, tuples, dictionaries and arrays of numbers, takes no more memory than the file has bytes, and refuses
-all else by name.
+Accepted are numbers, strings, bytes, lists, tuples, dictionaries and arrays of numbers; memory is bounded by
+the size of the file.
 """
 
 from __future__ import annotations
@@ -36,24 +35,24 @@ _KINDS = "biuf"
 
 
 class StoredArray:
-    """An array of numbers among what `read_plain_pickle` gives; it takes numpy.ndarray's place there."""
+    """An array of numbers in the result of `read_plain_pickle`, in place of numpy.ndarray."""
 
     def __init__(self) -> None:
         self.values: NDArray[Any] = np.zeros(0)
 
     def __setstate__(self, state: object) -> None:
         if not (isinstance(state, tuple) and len(state) == 5):
-            raise ValueError("an array whose state is no array's")
+            raise ValueError("an array with an invalid state")
         _version, shape, data_type, fortran, content = state
         self.values = _array(content, data_type, shape, "F" if fortran else "C")
 
 
 def read_plain_pickle(path: Path, what: str) -> object:
-    """What a pickle holds; byte strings of Python 2 are bytes, arrays are `StoredArray`.
+    """Read a pickle of plain data; strings of Python 2 become bytes, arrays `StoredArray`.
 
     Raises:
-        InputError: the file cannot be read, is cut short or no pickle, or asks for anything but plain data.
-            `what` names what was expected.
+        InputError: the file cannot be read, is truncated or not a pickle, or contains anything but plain
+            data. `what` describes the expected file.
     """
     check_regular(path, what)
     try:
@@ -67,36 +66,36 @@ def read_plain_pickle(path: Path, what: str) -> object:
         raise InputError(f"{path}: cannot be read ({fault.strerror}). Expected {what}.") from None
     except _REFUSED as fault:
         raise InputError(
-            f"{path}: cannot be read as {what} ({fault}). The file may be cut short or of another kind; "
+            f"{path}: cannot be read as {what} ({fault}). The file may be truncated or of another type; "
             "compare its size with the original."
         ) from None
 
 
 def _check_memo(content: mmap.mmap) -> None:
-    """A number that is far off would make the reader take room for all numbers below; so would a length."""
+    """Reject memo indices beyond the position: the unpickler allocates memory up to the index."""
     for opcode, argument, place in pickletools.genops(cast("IO[bytes]", content)):
         if "PUT" in opcode.name and isinstance(argument, int) and argument > (place or 0):
             raise ValueError(f"{opcode.name} {argument} at byte {place}")
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Gives stand-ins for the few globals that real files name, so that not even NumPy's own code is run."""
+    """Replaces the few globals that real files name, so that not even NumPy's own code is run."""
 
     def find_class(self, module: str, name: str) -> Any:
         stand_in = _STAND_INS.get((module.replace("numpy._core", "numpy.core"), name))
         if stand_in is None:
             raise InputError(
-                f"this pickle asks for {module}.{name}. Only plain data is read; a file that names code may "
-                "harm your machine, and was not read further."
+                f"this pickle refers to {module}.{name}. Only plain data is read, because a pickle that "
+                "refers to code can run it."
             )
         return stand_in
 
 
 class _StandIn:
-    """A class, since a pickle may set attributes of what it names; on these that is an error."""
+    """Base class of replacements: setting a state has no effect."""
 
     def __setstate__(self, _state: object) -> None:
-        """Most have nothing to set."""
+        """Ignore the state."""
 
 
 class _DataType(_StandIn):
@@ -110,7 +109,7 @@ class _DataType(_StandIn):
 
     def __setstate__(self, state: object) -> None:
         if not (isinstance(state, tuple) and len(state) >= 2):
-            raise ValueError("a type whose state is no type's")
+            raise ValueError("a data type with an invalid state")
         order: Any = state[1].decode() if isinstance(state[1], bytes) else state[1]
         if order not in ("<", ">", "|", "="):
             raise ValueError(f"an array of byte order {order!r}")
@@ -118,7 +117,7 @@ class _DataType(_StandIn):
 
 
 class _Reconstruct(_StandIn):
-    """numpy.core.multiarray._reconstruct: the array's state follows."""
+    """numpy.core.multiarray._reconstruct; the array's state follows."""
 
     def __new__(cls, *_arguments: object) -> Any:
         return StoredArray()
@@ -148,11 +147,11 @@ class _Encode(_StandIn):
 
 
 def _array(content: object, data_type: object, shape: object, order: Any) -> NDArray[Any]:
-    """The array, if the content is as long as type and shape say."""
+    """The array, if the content has the size of type and shape."""
     if not (isinstance(data_type, _DataType) and isinstance(content, (bytes, bytearray))):
-        raise ValueError("an array of something else than numbers")
+        raise ValueError("an array of other values than numbers")
     if not (isinstance(shape, tuple) and all(isinstance(side, int) and side >= 0 for side in shape)):
-        raise ValueError("an array of no shape")
+        raise ValueError("an array without a valid shape")
     if math.prod(shape) * data_type.dtype.itemsize != len(content):
         raise ValueError(f"an array {shape} {data_type.dtype} of {len(content):,} bytes")
     return np.frombuffer(content, data_type.dtype).reshape(shape, order=order)

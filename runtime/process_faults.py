@@ -1,8 +1,8 @@
-"""A fault in one process of a run is printed once and ends all of its processes; none is left to wait.
+"""An error in one process of a distributed run is printed once and ends all processes.
 
-The processes meet at the store that PyTorch's process group is made with (MASTER_ADDR, MASTER_PORT). The one
-that fails prints why and leaves its exit code there. A thread of each other one looks for that, since its own
-work may hang in a collective. So does a thread for signals: the second SIGINT or SIGTERM ends the process.
+The processes share the store of PyTorch's process group (MASTER_ADDR, MASTER_PORT). The process that fails
+prints its error and writes its exit code there. A thread of every other process polls for it, since the main
+thread may hang in a collective. Another thread ends the process at the second SIGINT or SIGTERM.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from subprocess import Popen
 from typing import Any
 
 _SECONDS_BETWEEN_LOOKS = 0.2
-# A broken connection, which is the fault of another process, is told by that process in this time.
+# Time for another process to report the error that broke a connection.
 _SECONDS_OF_GRACE = 3.0
-# For all others to have seen a fault: the store ends with process 0.
+# Time for the others to see an error before process 0 ends, and the store with it.
 _SECONDS_TO_BE_SEEN = 5.0
 _SECONDS_TO_CONNECT = 20.0
-# Of process 0, in which the store is, or beside it: where there is none, none will come.
+# For process 0, which hosts the store: if there is none by then, there will be none.
 _SECONDS_TO_FIND_OWN = 1.0
-# After process 0 has ended: others that end with it need no more.
+# Grace period after process 0 has ended.
 _SECONDS_WITHOUT_STORE = 30.0
 
 
 class _Watch(threading.Thread):
-    """Looks for the fault of another process, and for a child process that ended with one."""
+    """Polls for errors of other processes and for failed child processes."""
 
     def __init__(self, rank: int, world_size: int) -> None:
         super().__init__(name="process-faults", daemon=True)
@@ -43,28 +43,28 @@ class _Watch(threading.Thread):
         self.store: Any = None
         self._ended = threading.Event()
         self._lost: float | None = None
-        # The store of torchrun outlives the processes that it starts anew.
+        # The store of torchrun outlives restarted processes.
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         names = ("first", "fault", "seen")
         self._first, self._fault, self._seen = (f"face_coreset/{name}/{attempt}" for name in names)
 
     def run(self) -> None:
-        """Looks until the process ends."""
+        """Poll until the process ends."""
         while not self._ended.wait(_SECONDS_BETWEEN_LOOKS):
             self._look_at_children()
             self._look_at_store()
 
     def stop(self) -> None:
-        """Ends the thread; returns after its last call to the store, which takes no longer than a connection.
+        """Stop the thread and wait for its last call to the store.
 
-        Python would abort the process if that call came back while the interpreter ends.
+        A call that returned during interpreter shutdown would abort the process.
         """
         self._ended.set()
         if threading.current_thread() is not self:
             self.join(timeout=_SECONDS_TO_CONNECT)
 
     def is_first_fault(self) -> bool:
-        """Whether no other process has asked this before, so that this one's fault is to be printed."""
+        """Whether this process is the first to report an error, and should print it."""
         self._connect(_SECONDS_TO_CONNECT if self.rank else _SECONDS_TO_FIND_OWN)
         if self.store is None:
             return True
@@ -74,7 +74,7 @@ class _Watch(threading.Thread):
             return True
 
     def end_others(self, code: int) -> None:
-        """Has the other processes end with this exit code; returns when they have seen it, or are late."""
+        """Make the other processes exit with this code; waits until they have seen it or a timeout."""
         if self.store is not None:
             try:
                 self.store.set(self._fault, f"{self.rank} {code}")
@@ -83,7 +83,7 @@ class _Watch(threading.Thread):
         self.wait_until_seen()
 
     def wait_until_seen(self) -> None:
-        """Returns when all others have seen the fault, or are late."""
+        """Wait until all other processes have seen the error, or a timeout."""
         deadline = time.monotonic() + _SECONDS_TO_BE_SEEN
         while self.store is not None and time.monotonic() < deadline:
             try:
@@ -123,11 +123,11 @@ class _Watch(threading.Thread):
         except RuntimeError:
             self._lost = self._lost or time.monotonic()
             if time.monotonic() - self._lost > _SECONDS_WITHOUT_STORE:
-                _say(f"process {self.rank}: process 0 has ended without a word.")
+                _say(f"process {self.rank}: process 0 has ended without a message.")
                 self.exit(1)
             return
         if self.rank == 0:
-            # It ends last, since the store of the others ends with it.
+            # Process 0 ends last, because it hosts the store.
             self.wait_until_seen()
         self.exit(code)
 
@@ -135,7 +135,7 @@ class _Watch(threading.Thread):
         for place, child in enumerate(self.children, 1):
             code = child.poll()
             if code:
-                # What it left in the store says more.
+                # Its message in the store, if any, is more specific.
                 self._look_at_store()
                 if code < 0:
                     name = signal.Signals(-code).name
@@ -143,7 +143,7 @@ class _Watch(threading.Thread):
                 self.exit(code if code > 0 else 128 - code)
 
     def exit(self, code: int) -> None:
-        """Ends the process now, whatever its main thread waits for, and those that it started."""
+        """End this process and its children immediately."""
         for child in self.children:
             child.kill()
         sys.stdout.flush()
@@ -154,10 +154,10 @@ _watch: _Watch | None = None
 
 
 def watch(rank: int, world_size: int, children: Sequence[Popen[bytes]] = ()) -> None:
-    """From now on a fault of another process ends this one, and `leave` ends the others.
+    """Start watching: an error in another process ends this one, and `leave` ends the others.
 
-    `children`: processes of the run that this one has started, ranks `rank + 1` and on; the list may still
-    grow. A second call adds them.
+    `children`: processes that this one started, ranks `rank + 1` and up; the list may still grow. A second
+    call sets them.
     """
     global _watch
     if world_size < 2:
@@ -165,20 +165,20 @@ def watch(rank: int, world_size: int, children: Sequence[Popen[bytes]] = ()) -> 
     if _watch is None:
         _watch = _Watch(rank, world_size)
         _watch.start()
-        # A daemon thread that is in foreign code while Python ends would abort the process.
+        # A daemon thread inside native code during interpreter shutdown would abort the process.
         atexit.register(stop_watching)
     if children:
         _watch.children = children
 
 
 def stop_watching() -> None:
-    """All processes end now, each for itself."""
+    """Stop watching: from now on each process ends on its own."""
     if _watch is not None:
         _watch.stop()
 
 
 def is_first() -> bool:
-    """Whether this is process 0, which speaks for all."""
+    """Whether this is process 0, which prints for all."""
     return _watch is None or _watch.rank == 0
 
 
@@ -188,10 +188,10 @@ def is_watching() -> bool:
 
 
 def leave(text: str, code: int, *, may_follow: bool) -> int:
-    """Prints why this process ends and gives its exit code; under several processes, ends all of them.
+    """Print why this process ends and return its exit code; with several processes, end all of them.
 
-    `may_follow`: the fault may be what follows from another process's, as a broken connection is; that one
-    is then given time to be printed in its place.
+    `may_follow`: the error may be a consequence of another process's error, such as a broken connection; the
+    other process then gets time to report first.
     """
     if _watch is None:
         _say(text)
@@ -199,11 +199,11 @@ def leave(text: str, code: int, *, may_follow: bool) -> int:
     if may_follow:
         time.sleep(_SECONDS_OF_GRACE)
     if _watch.is_first_fault():
-        # Before the others end, of which one may end this process too.
+        # Printed before the others end, because one of them may end this process.
         _say(text)
         _watch.end_others(code)
         _watch.exit(code)
-    # Another one was first; the thread ends this process.
+    # Another process reported first; the thread ends this process.
     _watch.join(timeout=_SECONDS_TO_BE_SEEN)
     _watch.exit(code)
     return code
@@ -211,10 +211,10 @@ def leave(text: str, code: int, *, may_follow: bool) -> int:
 
 @contextmanager
 def second_signal_ends() -> Iterator[None]:
-    """In this block the second SIGINT or SIGTERM ends the process at once, though it may hang.
+    """End the process immediately at the second SIGINT or SIGTERM, even if it hangs.
 
-    Handlers of Python wait for the main thread to come back from foreign code. The bytes of the wakeup file
-    descriptor do not. A signal without a handler ends the process as ever.
+    Python's signal handlers wait for the main thread to return from native code; the wakeup file descriptor
+    does not.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -233,8 +233,8 @@ def second_signal_ends() -> Iterator[None]:
 
 @cache
 def _count_no_signals_of_forks() -> None:
-    """Loaders are forked with the same descriptor, and get the same Ctrl-C."""
-    # Windows forks nothing.
+    """Reset the descriptor in forked loader workers, which receive the same Ctrl-C."""
+    # Not on Windows, which does not fork.
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=partial(signal.set_wakeup_fd, -1))
 
@@ -247,14 +247,14 @@ def _count_signals(reader: socket.socket) -> None:
             count += signum in (signal.SIGINT, signal.SIGTERM)
             if count < 2:
                 continue
-            os.write(2, b"\nstopped at once\n")
+            os.write(2, b"\nstopped\n")
             for child in _watch.children if _watch is not None else ():
                 child.kill()
             os._exit(128 + signum)
 
 
 def _say(text: str) -> None:
-    # A progress bar may be under way on this line, or that of another process.
+    # A progress bar, possibly of another process, may be on this line.
     begins = "\n" if sys.stderr.isatty() or _watch is not None else ""
     sys.stderr.write(f"{begins}{text}\n")
     sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""Progress of long work: tqdm's bar on a terminal, a line a minute in a log."""
+"""Progress bars: tqdm on a terminal, one line per minute in a log."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ SECONDS_BETWEEN_LINES = 60.0
 
 
 class _Lines(tqdm):  # type: ignore[type-arg]
-    """A line a minute, and the last state where tqdm would leave it on the screen."""
+    """Prints a line per minute, and the final state if `leave` is set."""
 
     _next: float | None = None
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        """Writes the state where the last line is a minute old, or the beginning where there is none."""
+        """Write the state if the last line is a minute old."""
         now = time.monotonic()
         if self._next is None:
             self._next = now + SECONDS_BETWEEN_LINES
@@ -28,7 +28,7 @@ class _Lines(tqdm):  # type: ignore[type-arg]
             self.fp.flush()
 
     def close(self) -> None:
-        """Writes the last state."""
+        """Write the final state."""
         if self.disable:
             return
         self.disable = True
@@ -39,6 +39,6 @@ class _Lines(tqdm):  # type: ignore[type-arg]
 
 
 def progress_bar(iterable: Iterable[Any] | None = None, **options: Any) -> tqdm[Any]:
-    """A `tqdm.tqdm` with these options, on stderr; in a log one that writes lines."""
+    """A `tqdm.tqdm` on stderr with these options; if stderr is not a terminal, one that writes lines."""
     kind = tqdm if sys.stderr is not None and sys.stderr.isatty() else _Lines
     return kind(iterable, **options)

@@ -1,7 +1,7 @@
-"""A set benchmark from any folder of subjects, pack or features: `convert.py --build_set_benchmark`.
+"""Build a set benchmark from a folder of subjects, a pack or features.
 
-The way: media are collected and checked (`benchmark_media`), made into templates (`benchmark_plan`) and
-written (`benchmark_writer`) by a protocol (`benchmark_protocol`).
+Media are collected and checked (`media`), assigned to templates (`plan`) and written (`writer`) according to
+a protocol (`protocol`).
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from set_benchmark.protocol import BenchmarkProtocol
 from set_benchmark.writer import FEATURES, write_benchmark
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
-# Names whose published sizes the evaluation checks.
+# Published data sets, whose sizes the evaluation checks.
 _TAKEN = ("IJBB", "IJBC")
 _SHOWN = 5
 _BYTES_OF_FACE = 30_000
-# More subjects than asked for are read, since some of them fall short by duplicates.
+# More subjects than required are read, because duplicates leave some with too few media.
 _SPARE = 1.2
 
 
 @dataclass(frozen=True)
 class BuiltBenchmark:
-    """`folder` holds the benchmark; `manifest`: as in its manifest.json; `text`: all of it for a person."""
+    """`folder`: of the benchmark; `manifest`: content of manifest.json; `text`: a summary."""
 
     folder: Path
     manifest: dict[str, Any]
@@ -51,27 +51,27 @@ def build_set_benchmark(
     protocol: BenchmarkProtocol,
     seed: int,
     detector: Path | None = None,
-    without: frozenset[str] = frozenset(),
+    exclude: frozenset[str] = frozenset(),
 ) -> BuiltBenchmark:
-    """Builds `<out>/<name>`, whole or not at all.
+    """Build `<out>/<name>` atomically.
 
     Args:
         source: a folder of subjects, one with train.rec, a store of views, or an npz of features.
-        out: the data root that evaluations are given.
+        out: data root for evaluations.
         name: of the data set.
         protocol: from `read_benchmark_protocol`.
         seed: the same seed gives the same bytes.
-        detector: YuNet's file, for images that are not aligned; None is the one in the cache.
-        without: subjects to leave out, such as those that were trained on.
+        detector: YuNet's file, for images that are not aligned; None means the cached one.
+        exclude: subjects to exclude, such as those used for training.
 
     Raises:
-        InputError: flags or data that no benchmark can be made from.
+        InputError: invalid flags, or data that do not suffice for the protocol.
     """
     _check_target(source, out, name)
-    # Faces are small: OpenCV's threads would wait for each other, most of the time on a busy machine.
+    # Faces are small, so OpenCV's threads would mostly wait for each other.
     cv2.setNumThreads(0)
     with temporary_folder(out / name) as partial:
-        pool = _pool(source, protocol, partial / ".faces", detector, without, seed)
+        pool = _pool(source, protocol, partial / ".faces", detector, exclude, seed)
         plan = plan_benchmark(pool, protocol, seed)
         faces = sum(each.frames * each.times for each in plan.media)
         require_free_space(out, faces * _BYTES_OF_FACE)
@@ -86,15 +86,15 @@ def build_set_benchmark(
 def _check_target(source: Path, out: Path, name: str) -> None:
     faults = []
     if not _NAME.fullmatch(name):
-        faults.append(f"--name {name}: expected letters, digits, '_' and '-', as it names files.")
+        faults.append(f"--name {name}: expected letters, digits, '_' and '-', because it names files.")
     if name.upper() in _TAKEN:
-        faults.append(f"--name {name}: is a published data set, whose sizes are checked. Choose another one.")
+        faults.append(f"--name {name}: is the name of a published data set. Choose another one.")
     if (out / name).exists():
-        faults.append(f"{out / name}: is there already. Choose another --name or --out, or remove it.")
+        faults.append(f"{out / name}: already exists. Choose another --name or --out, or remove it.")
     if not source.exists():
-        faults.append(f"{source}: there is no such folder. Expected <folder>/<subject>/<image>.")
+        faults.append(f"{source}: no such folder. Expected <folder>/<subject>/<image>.")
     elif (out / name).resolve().is_relative_to(source.resolve()) and source.is_dir():
-        faults.append(f"--out {out}: lies within {source}, so that the benchmark would be its own subject.")
+        faults.append(f"--out {out}: is inside {source}, so the benchmark would become a subject of itself.")
     if faults:
         raise InputError.from_faults(faults)
 
@@ -104,43 +104,43 @@ def _pool(
     protocol: BenchmarkProtocol,
     work: Path,
     detector: Path | None,
-    without: frozenset[str],
+    exclude: frozenset[str],
     seed: int,
 ) -> MediaPool:
     chosen = _choice(protocol, seed)
     if source.suffix != ".npz" and not (source / STORE_MANIFEST).is_file():
-        return collect_media(source, protocol, work, detector=detector, without=without, chosen=chosen)
+        return collect_media(source, protocol, work, detector=detector, exclude=exclude, chosen=chosen)
     bank = read_feature_bank(source)
     stress = protocol.stress
     faults = []
     if detector is not None:
-        faults.append("--detector has no effect with features. Leave it out.")
+        faults.append("--detector has no effect with features. Remove it.")
     if stress.template_sizes or (stress.needs_pixels and bank.plan is None):
         faults.append(
-            f"{source}: features cannot follow stress {', '.join(stress.needs_pixels)}, which changes "
-            "pixels. Build the benchmark from the images."
+            f"{source}: stress {', '.join(stress.needs_pixels)} changes pixels and cannot be applied to "
+            "features. Build the benchmark from the images."
         )
     elif bank.plan is not None and stress.simulated_clips and Kind.CLIP not in bank.plan.kinds:
-        faults.append(f"{source}: holds no views of clips, which stress simulated_clips needs.")
+        faults.append(f"{source}: has no views of clips, which stress simulated_clips needs.")
     if faults:
         raise InputError.from_faults(faults)
-    return media_of_bank(bank, without, chosen)
+    return media_of_bank(bank, exclude, chosen)
 
 
 def _choice(protocol: BenchmarkProtocol, seed: int) -> Choice:
-    """All subjects; or where the protocol wants so many, these, some to spare, and strangers."""
+    """A choice of all subjects; if the protocol limits them, of these, a reserve, and impostors."""
 
     def chosen(counts: dict[str, int]) -> list[str]:
         if not counts:
-            raise InputError("no subject is left: all are left out by name.")
+            raise InputError("all subjects are excluded by name.")
         if not protocol.subjects:
             return sorted(counts)
         order = np.random.default_rng([seed, 0]).permutation(sorted(counts)).tolist()
-        able = [name for name in order if counts[name] >= protocol.fewest_media]
-        others = [name for name in order if counts[name] < protocol.fewest_media]
+        able = [name for name in order if counts[name] >= protocol.min_media]
+        others = [name for name in order if counts[name] < protocol.min_media]
         wanted = int(_SPARE * protocol.subjects) + 2
-        strangers = (others + able[wanted:])[:wanted] if protocol.stress.foreign else []
-        return sorted([*able[:wanted], *strangers])
+        impostors = (others + able[wanted:])[:wanted] if protocol.stress.foreign else []
+        return sorted([*able[:wanted], *impostors])
 
     return chosen
 
@@ -153,22 +153,20 @@ def _text(folder: Path, pool: MediaPool, manifest: dict[str, Any]) -> str:
         lines.append(f"  stress: of {stress['probe_media']:,} probe media {', '.join(done)}")
     left = manifest["left_out"]
     if few := left["subjects_with_too_few_media"]:
-        lines.append(
-            f"  {few:,} subjects have too few media for the protocol and stand in no template of theirs"
-        )
-    lines += _told(
-        "show the same picture as another of their subject and are left out", pool.duplicates, "as"
+        lines.append(f"  {few:,} subjects have too few media for the protocol and get no templates")
+    lines += _examples(
+        "are near-duplicates of another of their subject and are left out", pool.duplicates, "of"
     )
-    lines += _told("stand under two names and are left out, both", pool.two_names, "and")
-    lines += _told("cannot be used", pool.rejected, ":")
+    lines += _examples("are near-duplicates across subjects and are both left out", pool.two_names, "and")
+    lines += _examples("cannot be used", pool.rejected, ":")
     if pool.bank is not None:
         lines.append(f"  evaluate with validate_ijb.py --features {folder / FEATURES}")
     lines.append(f"  protocol {manifest['protocol']['name']}, seed {manifest['seed']}")
-    lines.append(f"  sha256 {manifest['sha256']}: the same for all who hold the same benchmark")
+    lines.append(f"  sha256 {manifest['sha256']}: identifies the benchmark")
     return "\n".join(lines)
 
 
-def _told(what: str, pairs: list[tuple[str, str]], word: str) -> list[str]:
+def _examples(what: str, pairs: list[tuple[str, str]], word: str) -> list[str]:
     if not pairs:
         return []
     joint = f"{word} " if word == ":" else f" {word} "

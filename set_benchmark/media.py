@@ -1,7 +1,7 @@
-"""The media that a set benchmark is made of: stills and clips of subjects, from a folder, a pack or features.
+"""Collect the media of a set benchmark: stills and clips of subjects from a folder, a pack or features.
 
-A folder holds `<subject>/<image>`, `<subject>/<clip>/<frame>` and `<subject>/<video>`; what is not 112 x 112
-is found and aligned by the detector. Which media make which template is said in `set_benchmark.plan`.
+A folder contains `<subject>/<image>`, `<subject>/<clip>/<frame>` and `<subject>/<video>`; faces in images
+that are not 112 x 112 are detected and aligned.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from data.sources.image_files import (
     is_image_file,
     is_video,
     pair_set_folders,
-    people_root,
     subfolders,
+    subjects_root,
     visible,
 )
 from data.sources.recordio import REC_NAME
@@ -48,16 +48,16 @@ from runtime.progress import progress_bar
 from set_benchmark.protocol import BenchmarkProtocol
 
 _Thing = TypeVar("_Thing")
-# Names of subjects and how many media each has -> those that are looked at.
+# Subjects and their numbers of media -> subjects to read.
 Choice = Callable[[dict[str, int]], list[str]]
 
-# Images that are written as they are; others as PNG.
+# Formats that are copied; others are written as PNG.
 _KEPT_SUFFIXES = (".jpg", ".png")
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A face: `row` of a pack or of features, or a file; `score` the detector's, 1 for aligned images."""
+    """A face: `row` of a pack or of features, or a file; `score` of the detector, 1 for aligned images."""
 
     row: int = -1
     path: Path | None = None
@@ -66,7 +66,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Medium:
-    """A still or a clip of one subject (its number); `name`: where it comes from."""
+    """A still or a clip of a subject (its index); `name`: its origin."""
 
     subject: int
     name: str
@@ -76,11 +76,11 @@ class Medium:
 
 @dataclass
 class MediaPool:
-    """All media that can be used, in order, and what was left out.
+    """All usable media in order, and what was excluded.
 
-    `rejected`: files and why; `duplicates`: media and what they show again; `two_names`: media that stand
-    under two subjects, both left out; `named_out`: who is left out by name. `source`: of the pixels, None
-    where they are files; `bank`: features in place of pixels.
+    `source`: a pack, None for files; `bank`: features instead of pixels; `rejected`: (file, reason);
+    `duplicates`: (medium, earlier near-duplicate of its subject); `two_names`: pairs of near-duplicates of
+    two subjects, both excluded; `named_out`: a sentence on subjects excluded by name.
     """
 
     subjects: list[str]
@@ -93,11 +93,11 @@ class MediaPool:
     named_out: str = ""
 
     def encoded(self, frame: Frame) -> bytes:
-        """The bytes of an image as they are stored."""
+        """The encoded image as stored."""
         if self.source is not None:
             return self.source.read_bytes(frame.row)
         if frame.path is None:
-            raise InputError("features have no images.")
+            raise InputError("there are features only, no images.")
         try:
             return read_encoded(frame.path)
         except InputError as fault:
@@ -109,7 +109,7 @@ class MediaPool:
 
 
 def kept_suffix(encoded: bytes) -> str | None:
-    """The suffix of an image whose bytes can be written as they are; None for other formats."""
+    """The suffix of an image that can be copied; None for other formats."""
     suffix = suffix_of(encoded)
     return suffix if suffix in _KEPT_SUFFIXES else None
 
@@ -120,35 +120,33 @@ def collect_media(
     work: Path,
     *,
     detector: Path | None,
-    without: frozenset[str],
+    exclude: frozenset[str],
     chosen: Choice,
 ) -> MediaPool:
-    """Finds, reads and checks all media.
+    """Find, read and check all media.
 
     Args:
         source: a folder of subjects, or one with train.rec.
-        protocol: says how many frames of a clip are used.
-        work: a folder for faces that have to be cut out of photos and videos.
-        detector: YuNet's file; None is the one in the cache.
-        without: subjects to leave out.
-        chosen: says which subjects are looked at.
+        protocol: for the number of frames of a clip.
+        work: folder for faces cropped from photos and videos.
+        detector: YuNet's file; None means the cached one.
+        exclude: subjects to exclude.
+        chosen: selects the subjects to read.
 
     Raises:
-        InputError: no subjects, two names for one folder or for the same images, or no face that can be used.
+        InputError: no subjects, two subjects with the same folder or images, or no usable face.
     """
     if (source / REC_NAME).is_file():
-        pool = _media_of_pack(open_source(source, use_mxrecord=True), without, chosen)
+        pool = _media_of_pack(open_source(source, use_mxrecord=True), exclude, chosen)
         reader = None
     else:
-        folders = _subject_folders(people_root(source))
-        away, named_out = _named(without, folders, source)
+        folders = _subject_folders(subjects_root(source))
+        away, named_out = _named(exclude, folders, source)
         folders = {name: path for name, path in folders.items() if name not in away}
         names = chosen({name: _count(folder) for name, folder in folders.items()})
         pool = MediaPool(names, [], named_out=named_out)
-        pool.rejected += [
-            (folder.name, "is an unpacked pair set, and no person") for folder in pair_set_folders(source)
-        ]
-        if note := beside_note(people_root(source)):
+        pool.rejected += [(folder.name, "is an unpacked pair set") for folder in pair_set_folders(source)]
+        if note := beside_note(subjects_root(source)):
             pool.rejected.append((source.name, note))
         reader = _FolderReader(protocol, work, detector, pool)
         for number, name in enumerate(names):
@@ -159,9 +157,9 @@ def collect_media(
     return pool
 
 
-def media_of_bank(bank: FeatureBank, without: frozenset[str], chosen: Choice) -> MediaPool:
-    """The media of features: an image and its views are a still, frames of one medium are a clip."""
-    away, named_out = _named(without, bank.subjects, bank.name)
+def media_of_bank(bank: FeatureBank, exclude: frozenset[str], chosen: Choice) -> MediaPool:
+    """The media of features: an image with its views is a still, frames of one medium are a clip."""
+    away, named_out = _named(exclude, bank.subjects, bank.name)
     bank = bank.of_subjects(chosen(_counts(bank.subjects, bank.labels, away)))
     media = []
     for label, start, length in zip(bank.labels, bank.starts, bank.lengths, strict=True):
@@ -171,8 +169,8 @@ def media_of_bank(bank: FeatureBank, without: frozenset[str], chosen: Choice) ->
     return MediaPool(list(bank.subjects), media, bank=bank, named_out=named_out)
 
 
-def _media_of_pack(source: FaceSource, without: frozenset[str], chosen: Choice) -> MediaPool:
-    away, named_out = _named(without, source.subjects, source.name)
+def _media_of_pack(source: FaceSource, exclude: frozenset[str], chosen: Choice) -> MediaPool:
+    away, named_out = _named(exclude, source.subjects, source.name)
     names = chosen(_counts(source.subjects, source.labels, away))
     number = {name: place for place, name in enumerate(names)}
     media = [
@@ -183,21 +181,21 @@ def _media_of_pack(source: FaceSource, without: frozenset[str], chosen: Choice) 
     return MediaPool(names, media, source=source, named_out=named_out)
 
 
-def _named(without: frozenset[str], subjects: Iterable[str], data: object) -> tuple[frozenset[str], str]:
-    """The subjects that are left out by name, and a sentence; InputError where a list names none of them."""
-    if not without:
+def _named(exclude: frozenset[str], subjects: Iterable[str], data: object) -> tuple[frozenset[str], str]:
+    """The subjects excluded by name, and a sentence; raises InputError if no name matches."""
+    if not exclude:
         return frozenset(), ""
     there = list(subjects)
-    matches = match_names(without, there, "--exclude_subjects", str(data))
+    matches = match_names(exclude, there, "--exclude_subjects", str(data))
     return matches.subjects, (
-        f"{len(matches.subjects):,} of {len(without):,} names to leave out are subjects of the source"
+        f"{len(matches.subjects):,} of {len(exclude):,} names to exclude are subjects of the source"
         + unknown_names(matches, there)
     )
 
 
-def _counts(subjects: list[str], labels: NDArray[np.int64], without: frozenset[str]) -> dict[str, int]:
+def _counts(subjects: list[str], labels: NDArray[np.int64], exclude: frozenset[str]) -> dict[str, int]:
     counts = np.bincount(labels, minlength=len(subjects)).tolist()
-    return {name: count for name, count in zip(subjects, counts, strict=True) if name not in without}
+    return {name: count for name, count in zip(subjects, counts, strict=True) if name not in exclude}
 
 
 # -------------------------------------------------------------------------------------------- folders
@@ -210,20 +208,20 @@ def _count(folder: Path) -> int:
 def _subject_folders(source: Path) -> dict[str, Path]:
     if not source.is_dir():
         raise InputError(
-            f"{source}: there is no such folder. Expected <folder>/<subject>/<image>, a folder with "
+            f"{source}: no such folder. Expected <folder>/<subject>/<image>, a folder with "
             f"{REC_NAME}, or features."
         )
     found = {path.name: path for path in subfolders(source)}
     check_distinct(found, str(source))
     if not found:
-        raise InputError(f"{source}: holds no subject folders. Expected {source}/<subject>/<image>.")
+        raise InputError(f"{source}: no subject folders found. Expected {source}/<subject>/<image>.")
     real: dict[Path, list[str]] = {}
     for name, path in found.items():
         real.setdefault(path.resolve(), []).append(name)
     if twice := [names for names in real.values() if len(names) > 1]:
         raise InputError.from_faults(
             [
-                f"{source}: {' and '.join(names)} are two names for one folder. Keep one of them."
+                f"{source}: {' and '.join(names)} are names of the same folder. Keep one of them."
                 for names in twice
             ]
         )
@@ -231,7 +229,7 @@ def _subject_folders(source: Path) -> dict[str, Path]:
 
 
 class _FolderReader:
-    """Adds the media of subject folders to a pool; faces that have to be cut out are kept in `work`."""
+    """Adds the media of subject folders to a pool; cropped faces are written to `work`."""
 
     def __init__(
         self, protocol: BenchmarkProtocol, work: Path, detector: Path | None, pool: MediaPool
@@ -245,7 +243,7 @@ class _FolderReader:
         return FaceDetector(find_detector(self._given))
 
     def add(self, subject: int, name: str, folder: Path) -> None:
-        """All media of a subject, in the order of their names."""
+        """Add all media of a subject, sorted by name."""
         before = len(self._pool.media)
         for path in visible(folder):
             where = f"{name}/{path.name}"
@@ -258,7 +256,7 @@ class _FolderReader:
             else:
                 self._pool.rejected.append((where, "is neither an image nor a video"))
         if len(self._pool.media) == before:
-            self._pool.rejected.append((name, "holds no image that can be used"))
+            self._pool.rejected.append((name, "has no usable image"))
 
     def _add(self, subject: int, name: str, found: list[Frame], *, is_clip: bool) -> None:
         if found:
@@ -268,15 +266,15 @@ class _FolderReader:
         inside = visible(folder)
         paths = sorted((path for path in inside if path.is_file() and is_image_file(str(path))), key=_natural)
         self._pool.rejected += [
-            (f"{name}/{path.name}", "is no image") for path in inside if path not in paths
+            (f"{name}/{path.name}", "is not an image") for path in inside if path not in paths
         ]
         if not paths:
-            self._pool.rejected.append((name, "holds no images"))
+            self._pool.rejected.append((name, "has no images"))
         for path in evenly(paths, self._most):
             yield from self._still(path, f"{name}/{path.name}")
 
     def _frames_of_video(self, path: Path, name: str) -> Iterator[Frame]:
-        """Reads the video twice, to count its frames and to take some: one frame is held at a time."""
+        """Read the video twice, to count its frames and to choose some, with one frame in memory."""
         count = 0
         try:
             for _ in frames(path, self._fps):
@@ -291,10 +289,10 @@ class _FolderReader:
                     found = True
                     yield face
         if count and not found:
-            self._pool.rejected.append((name, "no face is found in its frames"))
+            self._pool.rejected.append((name, "no face detected in its frames"))
 
     def _still(self, path: Path, name: str) -> Iterator[Frame]:
-        """The file itself, if it is an aligned face; else what is cut out of it."""
+        """The file itself if it is an aligned face, else the detected face."""
         try:
             encoded = read_encoded(path)
             try:
@@ -307,7 +305,7 @@ class _FolderReader:
             self._pool.rejected.append((name, str(fault).rstrip(".")))
             return
         if not found:
-            self._pool.rejected.append((name, "no face is found in it"))
+            self._pool.rejected.append((name, "no face detected"))
         yield from found
 
     def _cut(self, photo: Image) -> Iterator[Frame]:
@@ -326,12 +324,12 @@ class _FolderReader:
 
 
 def encode_png(face: Image) -> bytes:
-    """The bytes of a PNG of (H, W, 3) RGB."""
+    """Encode (H, W, 3) RGB as PNG."""
     return bytes(cv2.imencode(".png", cv2.cvtColor(face, cv2.COLOR_RGB2BGR))[1])
 
 
 def evenly(things: Sequence[_Thing], most: int) -> list[_Thing]:
-    """At most so many of a sequence, evenly spaced over it, the first and the last among them."""
+    """At most `most` elements of a sequence, evenly spaced, including the first and the last."""
     if len(things) <= most:
         return list(things)
     places = (
@@ -343,7 +341,7 @@ def evenly(things: Sequence[_Thing], most: int) -> list[_Thing]:
 
 
 def _natural(path: Path) -> tuple[tuple[int, int, str], ...]:
-    """Frame 10 comes after frame 9, whatever the zeros before it."""
+    """Sort key of natural order: frame 10 after frame 9, with or without leading zeros."""
     parts: list[tuple[int, int, str]] = []
     text = ""
     for character in path.name + " ":
@@ -362,7 +360,7 @@ def _without_path(fault: InputError, path: Path) -> str:
 
 
 def _check_pictures(pool: MediaPool) -> None:
-    """Reads all faces once; leaves out what cannot be read, and what shows the same picture again."""
+    """Read all faces once; remove unreadable media and near-duplicates."""
     sketches: list[Floats] = []
     readable: list[Medium] = []
     for medium in progress_bar(pool.media, desc="reading", unit=" media", mininterval=0.5):
@@ -385,5 +383,5 @@ def _check_pictures(pool: MediaPool) -> None:
 def _why_nothing(pool: MediaPool) -> str:
     if pool.rejected:
         name, why = pool.rejected[0]
-        return f"there is no image that can be used: {name}: {why} ({len(pool.rejected):,} in all)."
-    return "there is no image that can be used."
+        return f"no usable image: {name}: {why} ({len(pool.rejected):,} in all)."
+    return "no usable image."

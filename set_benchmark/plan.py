@@ -1,7 +1,6 @@
-"""Which media make which template of a set benchmark, and what stress does to them: numbers alone, no pixels.
+"""Plan a set benchmark: assign media to templates, choose stressed media and pairs. No pixels.
 
-Everything follows from the seed, the protocol and the pool. Shares are met exactly, by rounding the number of
-probe media; who is who is said in the plan, so that results can be told apart by it.
+The plan depends on seed, protocol and media only. Fractions are exact up to rounding of the number of media.
 """
 
 from __future__ import annotations
@@ -22,27 +21,27 @@ Generator = np.random.Generator
 
 @dataclass(frozen=True)
 class PlannedMedium:
-    """A medium of a template: `shown` of the pool, whose frames it gives, `frames` of them.
+    """A medium of a template: `frames` frames of medium `shown` of the pool.
 
-    `frames` beyond those that it has are small variations of them. `is_foreign`: it shows somebody else;
-    `is_degraded`; `times`: each frame stands there so many times.
+    More frames than the medium has are variations of them. `is_impostor`: it shows another subject; `times`:
+    repetitions of each frame.
     """
 
     template: int
     shown: int
     frames: int = 1
-    is_foreign: bool = False
+    is_impostor: bool = False
     is_degraded: bool = False
     times: int = 1
 
 
 @dataclass(frozen=True)
 class BenchmarkPlan:
-    """Templates 0..M-1 by subject, the gallery's one first.
+    """Templates 0..M-1 by subject, the gallery template first.
 
-    `subjects`: names, sorted; `subject_of` (M,); `is_gallery` (M,); `gallery_of` (S,) 0 or 1, the gallery of
-    each subject; `media`: of all templates in their order; `pairs` (n, 2) templates, first < second;
-    `too_few`: subjects of the source that have too few media.
+    `subjects`: sorted names; `subject_of` (M,); `is_gallery` (M,); `gallery_of` (S,) gallery 0 or 1 of each
+    subject; `media`: in the order of templates; `pairs` (n, 2) templates, first < second; `too_few`: number
+    of subjects with too few media.
     """
 
     subjects: list[str]
@@ -55,10 +54,10 @@ class BenchmarkPlan:
 
 
 def plan_benchmark(pool: MediaPool, protocol: BenchmarkProtocol, seed: int) -> BenchmarkPlan:
-    """Makes the plan.
+    """Make the plan.
 
     Raises:
-        InputError: too few subjects with enough media, or a share that cannot be met, with what could be.
+        InputError: too few subjects with enough media, or a fraction of impostor media that is not possible.
     """
     media_of: dict[int, list[int]] = {}
     for number, medium in enumerate(pool.media):
@@ -68,7 +67,7 @@ def plan_benchmark(pool: MediaPool, protocol: BenchmarkProtocol, seed: int) -> B
     order = rng.permutation(able).tolist() if able else []
     if protocol.subjects:
         order = order[: protocol.subjects]
-    order = _with_strangers(pool, media_of, protocol, order, seed)
+    order = _without_impostor_subjects(pool, media_of, protocol, order, seed)
     taken = sorted(order)
     if len(taken) < 2:
         raise InputError(_too_few(pool, media_of, protocol, len(able)))
@@ -95,7 +94,7 @@ def plan_benchmark(pool: MediaPool, protocol: BenchmarkProtocol, seed: int) -> B
 
 
 def _number_of(name: str) -> int:
-    """A subject's templates follow from its name, whatever other subjects there are."""
+    """A seed from the subject's name, so that its templates do not depend on other subjects."""
     return int.from_bytes(hashlib.sha256(name.encode(errors="surrogateescape")).digest()[:8], "little")
 
 
@@ -105,17 +104,17 @@ def _number_of(name: str) -> int:
 def _suffices(pool: MediaPool, media: list[int], protocol: BenchmarkProtocol) -> bool:
     stills = sum(not pool.media[number].is_clip for number in media)
     enough_stills = protocol.gallery_kind == "any" or stills >= protocol.gallery_media[0]
-    return len(media) >= protocol.fewest_media and enough_stills
+    return len(media) >= protocol.min_media and enough_stills
 
 
 def _templates_of(
     pool: MediaPool, media: list[int], protocol: BenchmarkProtocol, rng: Generator
 ) -> list[list[int]]:
-    """Media of the gallery's template, and of each probe; none stands in two of them."""
+    """Disjoint media of the gallery template and of each probe template."""
     left = rng.permutation(media).tolist()
     wanted = int(rng.integers(protocol.templates[0], protocol.templates[1] + 1))
-    # What the fewest templates need is kept back from those before.
-    spare = len(media) - protocol.fewest_media
+    # Media that the minimum number of templates does not need.
+    spare = len(media) - protocol.min_media
     least, most = protocol.gallery_media
     size = min(int(rng.integers(least, most + 1)), least + spare)
     fitting = [m for m in left if protocol.gallery_kind == "any" or not pool.media[m].is_clip][:size]
@@ -138,38 +137,38 @@ def _templates_of(
 def _too_few(pool: MediaPool, media_of: dict[int, list[int]], protocol: BenchmarkProtocol, able: int) -> str:
     counts = Counter(len(media) for media in media_of.values())
     most = ", ".join(f"{number} of {count}" for count, number in sorted(counts.items(), reverse=True)[:5])
-    stills = ", stills among them," if protocol.gallery_kind == "stills" else ""
-    foreign = ", and others that foreign media can show" if protocol.stress.foreign else ""
+    stills = ", including stills," if protocol.gallery_kind == "stills" else ""
+    impostors = ", and further subjects for impostor media" if protocol.stress.foreign else ""
     return (
-        f"{able} of {len(pool.subjects):,} subjects have the {protocol.fewest_media} media{stills} that "
-        f"protocol {protocol.name} needs; expected 2 or more{foreign}. Media of a subject: {most or 'none'}. "
-        "Lower 'templates' or 'probe_media' in the protocol, or add images."
+        f"{able} of {len(pool.subjects):,} subjects have the {protocol.min_media} media{stills} that "
+        f"protocol {protocol.name} needs; expected 2 or more{impostors}. Media per subject: "
+        f"{most or 'none'}. Lower 'templates' or 'probe_media' in the protocol, or add images."
     )
 
 
 # --------------------------------------------------------------------------------------------- stress
 
 
-def _with_strangers(
+def _without_impostor_subjects(
     pool: MediaPool,
     media_of: dict[int, list[int]],
     protocol: BenchmarkProtocol,
     order: list[int],
     seed: int,
 ) -> list[int]:
-    """The subjects without those that foreign media show: a foreign face has no template of its own.
+    """Remove subjects until the others provide enough impostor media.
 
-    Else the same picture could stand on both sides of a pair.
+    Subjects of impostor media have no templates, or the same image could be on both sides of a pair.
     """
     if not protocol.stress.foreign:
         return order
     order = list(order)
     in_use = set(order)
-    strangers = sum(len(media) for subject, media in media_of.items() if subject not in in_use)
+    impostors = sum(len(media) for subject, media in media_of.items() if subject not in in_use)
     needed = sum(_probe_media(pool, media_of[s], protocol, seed, pool.subjects[s]) for s in order)
-    while len(order) > 2 and strangers < round(protocol.stress.foreign * needed):
+    while len(order) > 2 and impostors < round(protocol.stress.foreign * needed):
         subject = order.pop()
-        strangers += len(media_of[subject])
+        impostors += len(media_of[subject])
         needed -= _probe_media(pool, media_of[subject], protocol, seed, pool.subjects[subject])
     return order
 
@@ -187,16 +186,16 @@ def _stressed(
     free: list[int],
     seed: int,
 ) -> list[PlannedMedium]:
-    """The media with everything that the protocol does to probes."""
+    """Apply the stress of the protocol to probe media."""
     stress = protocol.stress
     probes = [place for place, each in enumerate(planned) if not is_gallery[each.template]]
     planned = list(planned)
     if stress.template_sizes:
         planned, probes = _cut_to_sizes(planned, probes, stress.template_sizes, seed)
     in_probes = {planned[place].shown for place in probes}
-    strangers = [n for n in free if pool.media[n].subject not in {pool.media[m].subject for m in in_probes}]
-    for place, shown in _foreign(planned, probes, strangers, stress.foreign, seed):
-        planned[place] = replace(planned[place], shown=shown, is_foreign=True)
+    impostors = [n for n in free if pool.media[n].subject not in {pool.media[m].subject for m in in_probes}]
+    for place, shown in _impostor_media(planned, probes, impostors, stress.foreign, seed):
+        planned[place] = replace(planned[place], shown=shown, is_impostor=True)
     for place in _share(probes, stress.degraded, seed, 5):
         planned[place] = replace(planned[place], is_degraded=True)
     rng = np.random.default_rng([seed, 6])
@@ -217,39 +216,39 @@ def _stressed(
 
 
 def _share(places: list[int], share: float, seed: int, what: int) -> list[int]:
-    """A seeded choice of the share of places, rounded, in their order."""
+    """A random fraction of `places`, sorted."""
     chosen = np.random.default_rng([seed, what]).permutation(places)[: round(share * len(places))]
     return sorted(chosen.tolist())
 
 
-def _foreign(
-    planned: list[PlannedMedium], probes: list[int], strangers: list[int], share: float, seed: int
+def _impostor_media(
+    planned: list[PlannedMedium], probes: list[int], impostors: list[int], share: float, seed: int
 ) -> list[tuple[int, int]]:
-    """Places of media that will show a stranger, and which of the pool; fewer than half of any template."""
+    """Indices of media to replace, and the impostor media of the pool; less than half of any template."""
     wanted = round(share * len(probes))
     if not wanted:
         return []
     rng = np.random.default_rng([seed, 4])
     sizes = Counter(planned[place].template for place in probes)
-    room = {template: (size - 1) // 2 for template, size in sizes.items()}
-    possible = sum(room.values())
-    if wanted > min(possible, len(strangers)):
+    remaining = {template: (size - 1) // 2 for template, size in sizes.items()}
+    possible = sum(remaining.values())
+    if wanted > min(possible, len(impostors)):
         raise InputError(
-            f"stress: foreign {share:g} of {len(probes):,} probe media are {wanted:,}; {possible:,} can be, "
-            f"as the subject's own media stay the majority of a template, and {len(strangers):,} media of "
-            "other people are there for it. Lower 'foreign', raise 'probe_media', or add subjects."
+            f"stress: foreign {share:g} of {len(probes):,} probe media requires {wanted:,} impostor media; "
+            f"{possible:,} are possible with less than half of each template, and {len(impostors):,} are "
+            "available. Lower 'foreign', raise 'probe_media', or add subjects."
         )
     chosen: list[int] = []
     for place in rng.permutation(probes).tolist():
-        if len(chosen) < wanted and room[planned[place].template]:
-            room[planned[place].template] -= 1
+        if len(chosen) < wanted and remaining[planned[place].template]:
+            remaining[planned[place].template] -= 1
             chosen.append(place)
-    shown = rng.permutation(strangers)[:wanted].tolist()
+    shown = rng.permutation(impostors)[:wanted].tolist()
     return list(zip(sorted(chosen), shown, strict=True))
 
 
 def _sizes_of(templates: list[int], sizes: tuple[int, ...], seed: int) -> dict[int, int]:
-    """The sizes by turns over the templates, in a seeded order."""
+    """Assign the sizes in turn to the templates in random order."""
     order = np.random.default_rng([seed, 9]).permutation(sorted(set(templates))).tolist()
     return {template: sizes[place % len(sizes)] for place, template in enumerate(order)}
 
@@ -257,7 +256,7 @@ def _sizes_of(templates: list[int], sizes: tuple[int, ...], seed: int) -> dict[i
 def _cut_to_sizes(
     planned: list[PlannedMedium], probes: list[int], sizes: tuple[int, ...], seed: int
 ) -> tuple[list[PlannedMedium], list[int]]:
-    """Leaves out media that a template of fewer faces has no room for."""
+    """Drop media beyond the size of their template."""
     size_of = _sizes_of([planned[place].template for place in probes], sizes, seed)
     seen: Counter[int] = Counter()
     kept, probe_places, is_probe = list[PlannedMedium](), list[int](), set(probes)
@@ -274,7 +273,7 @@ def _cut_to_sizes(
 def _fill_to_sizes(
     planned: list[PlannedMedium], probes: list[int], sizes: tuple[int, ...], seed: int
 ) -> None:
-    """Gives the media of each template so many frames that it has its size."""
+    """Set the frames of media so that each template has its size."""
     size_of = _sizes_of([planned[place].template for place in probes], sizes, seed)
     places_of: dict[int, list[int]] = {}
     for place in probes:
@@ -293,7 +292,7 @@ def _fill_to_sizes(
 def _pairs(
     subject_of: NDArray[np.int64], is_gallery: NDArray[np.bool_], protocol: BenchmarkProtocol, rng: Generator
 ) -> NDArray[np.int64]:
-    """(n, 2) templates; all mated ones, and all or a sample of the others, in the order of the templates."""
+    """(n, 2) templates: all mated pairs and all or a sample of the non-mated pairs, in order."""
     M = len(subject_of)
     if protocol.pairs == "gallery_probe":
         gallery, probes = np.flatnonzero(is_gallery), np.flatnonzero(~is_gallery)

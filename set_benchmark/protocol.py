@@ -1,7 +1,7 @@
-"""What a set benchmark is made by: templates per subject, media per template, pairs, stress. Presets, files.
+"""Protocols of set benchmarks: templates, media, pairs and stress, from presets or files.
 
-A protocol is a small JSON or TOML file with the fields of `BenchmarkProtocol`; what is left out has the
-preset `stills`' value. Media are chosen by it in `set_benchmark.plan`.
+A protocol file is JSON or TOML with fields of `BenchmarkProtocol`; missing fields have the values of the
+preset `stills`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Range = tuple[int, int]
 
 GALLERY_KINDS = ("stills", "any")
 PAIR_KINDS = ("gallery_probe", "all")
-# Fields of a `Degradation` by what a person calls their cause; `alignment` is a face out of its place.
+# Fields of `Degradation` by cause.
 CAUSES = {
     "alignment": ("mirrored", "turn", "scale", "shift", "border"),
     "occlusion": ("cut", "box", "box_colour"),
@@ -39,13 +39,13 @@ _LARGEST = 1 << 20
 
 @dataclass(frozen=True)
 class Stress:
-    """What is done to probes, nothing by default; galleries stay as they are.
+    """Modifications of probe media; none by default. Galleries are not modified.
 
-    `degraded`: share of media that are degraded, `strength` of it (least, most; 0..1) and its `causes`;
-    `simulated_clips`: share of stills that become clips of `clip_frames`, each frame a little off; `foreign`:
-    share of media that show somebody else, fewer than half of any template; `repeated`: share of media each
-    of whose frames stands there `repeats` (least, most) times; `template_sizes`: numbers of faces that
-    templates have, by turns; none: what their media give.
+    `degraded`: fraction of degraded media, with `strength` (min, max) in [0, 1] and `causes`;
+    `simulated_clips`: fraction of stills that become clips of `clip_frames` varied frames; `foreign`:
+    fraction of impostor media, less than half of any template; `repeated`: fraction of media whose frames
+    occur `repeats` (min, max) times; `template_sizes`: numbers of faces, assigned to templates in turn; empty
+    means the number that their media give.
     """
 
     degraded: float = 0.0
@@ -58,26 +58,20 @@ class Stress:
     template_sizes: tuple[int, ...] = ()
 
     @property
-    def is_off(self) -> bool:
-        """Whether nothing is done."""
-        shares = (self.degraded, self.simulated_clips, self.foreign, self.repeated)
-        return not any(shares) and not self.template_sizes
-
-    @property
     def needs_pixels(self) -> list[str]:
-        """Options in use that features without views cannot follow."""
+        """Options in use that change pixels."""
         used = {name: getattr(self, name) for name in ("degraded", "simulated_clips", "template_sizes")}
         return [name for name, value in used.items() if value]
 
 
 @dataclass(frozen=True)
 class BenchmarkProtocol:
-    """A protocol; ranges are (least, most).
+    """A protocol; ranges are (min, max).
 
-    `subjects`: at most so many, 0 for all; `templates`: of a subject, the gallery's one included;
-    `gallery_media`, `probe_media`: media of a template; `gallery_kind`: of `GALLERY_KINDS`; `clip_frames`:
-    frames taken of a clip, evenly spaced; `fps`: frames a second of a video; `pairs`: of `PAIR_KINDS`;
-    `nonmated_pairs`: a sample of so many, 0 for all (mated pairs are all kept).
+    `subjects`: maximum number, 0 for all; `templates`: per subject, including the gallery template;
+    `gallery_media`, `probe_media`: media per template; `gallery_kind`: of `GALLERY_KINDS`; `clip_frames`:
+    frames per clip, evenly spaced; `fps`: frames per second of a video; `pairs`: of `PAIR_KINDS`;
+    `nonmated_pairs`: sample size, 0 for all (all mated pairs are kept).
     """
 
     name: str = "stills"
@@ -93,12 +87,12 @@ class BenchmarkProtocol:
     stress: Stress = field(default_factory=Stress)
 
     @property
-    def fewest_media(self) -> int:
-        """Media that a subject needs."""
+    def min_media(self) -> int:
+        """Minimum number of media of a subject."""
         return self.gallery_media[0] + (self.templates[0] - 1) * self.probe_media[0]
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON has them; of the stress only what is not the default."""
+        """The fields in JSON types; of the stress only non-default values."""
         values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         default = json.loads(json.dumps(asdict(Stress())))
         values["stress"] = {k: v for k, v in values["stress"].items() if v != default[k]}
@@ -125,14 +119,14 @@ def read_benchmark_protocol(text: str) -> BenchmarkProtocol:
     """The preset of this name, or the protocol of a .json or .toml file.
 
     Raises:
-        InputError: neither, or a file with values that no benchmark can have; all faults at once.
+        InputError: neither a preset nor a file, or invalid values (all faults are listed).
     """
     if text in PRESETS:
         return PRESETS[text]
     path = Path(text)
-    known = f"Expected {', '.join(PRESETS)}, or a .json or .toml file of a protocol."
+    known = f"Expected {', '.join(PRESETS)}, or a .json or .toml protocol file."
     if not path.is_file():
-        raise InputError(f"--protocol {text}: there is no such preset and no such file. {known}")
+        raise InputError(f"--protocol {text}: no such preset or file. {known}")
     if path.suffix not in (".json", ".toml"):
         raise InputError(f"--protocol {text}: {known}")
     values = _read(path)
@@ -157,7 +151,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _toml(text: str) -> Any:
     if sys.version_info < (3, 11):
         raise InputError("protocols in TOML need Python 3.11; write it as JSON.")
-    # By name, since mypy looks at the house with the library of Python 3.10.
+    # Imported by name, because mypy checks against Python 3.10.
     return import_module("tomllib").loads(text)
 
 
@@ -183,7 +177,10 @@ def _range(least: float, most: float, kind: type[int] | type[float] = int) -> tu
             raise ValueError
         return kind(low), kind(high)
 
-    return rule, f"two {'whole ' if kind is int else ''}numbers from {least:g} to {most:g}, the smaller first"
+    return (
+        rule,
+        f"two {'integers' if kind is int else 'numbers'} from {least:g} to {most:g}, ascending",
+    )
 
 
 def _number(least: float, most: float, kind: type[int] | type[float]) -> tuple[_Rule, str]:
@@ -192,7 +189,7 @@ def _number(least: float, most: float, kind: type[int] | type[float]) -> tuple[_
             raise ValueError
         return kind(value)
 
-    return rule, f"a {'whole ' if kind is int else ''}number from {least:g} to {most:g}"
+    return rule, f"{'an integer' if kind is int else 'a number'} from {least:g} to {most:g}"
 
 
 def _one_of(names: tuple[str, ...]) -> tuple[_Rule, str]:
@@ -224,7 +221,7 @@ def _name(value: Any) -> str:
 
 _SHARE = _number(0, 1, float)
 _OWN_RULES: dict[str, tuple[_Rule, str]] = {
-    "name": (_name, "a text"),
+    "name": (_name, "a string"),
     "subjects": _number(0, _MOST * 100, int),
     "templates": _range(2, _MOST),
     "gallery_media": _range(1, _MOST),
@@ -258,7 +255,7 @@ def _checked(
     known = [each.name for each in fields(kind) if each.name in rules]
     for name, value in values.items():
         if name not in rules:
-            faults.append(f"{where}: '{name}' is no field of a protocol; there are {', '.join(known)}.")
+            faults.append(f"{where}: '{name}' is not a field of a protocol; expected {', '.join(known)}.")
             continue
         rule, expected = rules[name]
         try:
@@ -269,7 +266,7 @@ def _checked(
 
 
 def with_causes(draw: Degradation, causes: tuple[str, ...]) -> Degradation:
-    """The draw without all that other causes did."""
+    """The degradation restricted to some causes."""
     plain = Degradation()
     others = {name: getattr(plain, name) for cause in CAUSES if cause not in causes for name in CAUSES[cause]}
     return replace(draw, **others)

@@ -1,7 +1,6 @@
-"""Writes a planned set benchmark in the layout of IJB-B: images or features, meta files, a manifest.
+"""Write a planned set benchmark in the layout of IJB-B: images or features, meta files, manifest.
 
-The same pool, plan and seed give the same bytes. How the files are read is said in
-`evaluation.protocols.ijb_layout`.
+The same pool, plan and seed give the same bytes. `evaluation.protocols.ijb_layout` reads the files.
 """
 
 from __future__ import annotations
@@ -33,13 +32,13 @@ MANIFEST = "manifest.json"
 FEATURES = "features"
 NOTES = "face_notes.csv"
 _FORMAT = 1
-# Draws until one of the chosen causes comes; each comes in about a third of them.
+# Draws until one of the selected causes occurs; each occurs in about a third of them.
 _DRAWS = 200
 
 
 @dataclass(frozen=True)
 class _Face:
-    """A line of the meta files; `medium`: place in the plan."""
+    """A line of the meta files; `medium`: index in the plan."""
 
     file: str
     medium: int
@@ -49,10 +48,10 @@ class _Face:
 def write_benchmark(
     folder: Path, name: str, pool: MediaPool, plan: BenchmarkPlan, protocol: BenchmarkProtocol, seed: int
 ) -> dict[str, Any]:
-    """Writes everything into `folder` and gives what manifest.json says.
+    """Write all files into `folder`; returns the content of manifest.json.
 
     Raises:
-        InputError: features that cannot follow the protocol, or an image that cannot be read any more.
+        InputError: features without the views that the protocol needs, or an unreadable image.
     """
     private_folder(folder / "meta")
     if pool.bank is not None:
@@ -106,14 +105,14 @@ def _stress_counts(plan: BenchmarkPlan) -> dict[str, int]:
     probes = [each for each in plan.media if not plan.is_gallery[each.template]]
     return {
         "probe_media": len(probes),
-        "foreign": sum(each.is_foreign for each in probes),
+        "foreign": sum(each.is_impostor for each in probes),
         "degraded": sum(each.is_degraded for each in probes),
         "repeated": sum(each.times > 1 for each in probes),
     }
 
 
 def _digest(folder: Path, name: str, protocol: BenchmarkProtocol, seed: int) -> str:
-    """SHA-256 over name, seed, protocol and every file: equal where two people hold the same benchmark."""
+    """SHA-256 over name, seed, protocol and every file."""
     digest = hashlib.sha256(json.dumps([name, seed, protocol.to_dict()], sort_keys=True).encode())
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         digest.update(f"{path.relative_to(folder).as_posix()} {sha256_of(path)}\n".encode())
@@ -139,7 +138,7 @@ def _write_images(
 def _rendered(
     pool: MediaPool, each: PlannedMedium, protocol: BenchmarkProtocol, key: tuple[int, ...]
 ) -> Iterator[tuple[bytes, str, float]]:
-    """Bytes, suffix and detector score of the frames of a medium; untouched ones as they are stored."""
+    """Bytes, suffix and detector score of the frames of a medium; unmodified ones as stored."""
     draw = None
     if each.is_degraded:
         draw = _drawn(protocol, np.random.default_rng([*key, 0]))
@@ -161,21 +160,21 @@ def _rendered(
 
 
 def _frames(frames: tuple[Frame, ...], wanted: int) -> list[tuple[Frame, int]]:
-    """`wanted` frames, each with the number of its variation: 0 for the frame itself."""
+    """`wanted` frames with the number of their variation, 0 for the original."""
     if wanted <= len(frames):
         return [(frame, 0) for frame in evenly(frames, wanted)]
     return [(frames[number % len(frames)], number // len(frames)) for number in range(wanted)]
 
 
 def _drawn(protocol: BenchmarkProtocol, rng: np.random.Generator) -> Degradation:
-    """A draw in which one of the chosen causes comes."""
+    """Draw a degradation with at least one of the selected causes."""
     stress = protocol.stress
     for _ in range(_DRAWS):
         draw = with_causes(draw_degradation(rng, rng.uniform(*stress.strength)), stress.causes)
         if draw != Degradation():
             return draw
     raise InputError(
-        f"stress: strength {stress.strength} of {', '.join(stress.causes)} changes nothing. Raise it."
+        f"stress: strength {stress.strength} of {', '.join(stress.causes)} has no effect. Increase it."
     )
 
 
@@ -183,7 +182,7 @@ def _drawn(protocol: BenchmarkProtocol, rng: np.random.Generator) -> Degradation
 
 
 def _write_features(folder: Path, pool: MediaPool, plan: BenchmarkPlan, seed: int) -> list[_Face]:
-    """Features in place of images; in the order of the meta files' lines."""
+    """Write features in the order of the meta files; returns their lines."""
     bank = pool.bank
     if bank is None:
         raise InputError("expected features.")
@@ -211,8 +210,9 @@ def _rows_of(pool: MediaPool, each: PlannedMedium, rng: np.random.Generator) -> 
         groups = plan.media(*kinds)
         if not len(groups):
             raise InputError(
-                f"the views of these features hold none of {', '.join(kind.name for kind in kinds)}, which "
-                "the protocol's stress needs. Cache more views."
+                f"the views of these features include none of {', '.join(kind.name for kind in kinds)}, "
+                "which "
+                "the stress of the protocol needs. Cache more views."
             )
         first, count = groups[int(rng.integers(len(groups)))].tolist()
         return rows[first : first + min(count, each.frames)]
@@ -227,7 +227,7 @@ def _write_meta(folder: Path, name: str, pool: MediaPool, plan: BenchmarkPlan, f
         (folder / f"{name}_{part}").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     points = " ".join(f"{value:.4f}" for value in TEMPLATE.ravel())
-    # Ids count from 1, as in IJB.
+    # Ids start at 1, as in IJB.
     template_of = [1 + plan.media[face.medium].template for face in faces]
     write("name_5pts_score.txt", [f"{face.file} {points} {face.score:.6f}" for face in faces])
     write(
@@ -258,11 +258,11 @@ def _lists(plan: BenchmarkPlan) -> Mapping[str, NDArray[np.bool_]]:
 
 
 def _notes(pool: MediaPool, plan: BenchmarkPlan, faces: list[_Face]) -> Iterator[str]:
-    """What is known of each face, in the order of the other files."""
+    """Ground truth of each face, in the order of the other files."""
     for face in faces:
         each = plan.media[face.medium]
         source = _csv(pool.media[each.shown].name)
-        yield f"{1 + each.template},{1 + face.medium},{each.is_foreign:d},{each.is_degraded:d},{source}"
+        yield f"{1 + each.template},{1 + face.medium},{each.is_impostor:d},{each.is_degraded:d},{source}"
 
 
 def _csv(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Drawn faces in the form in which real data sets come: a RecordIO pack, and a pair set of other subjects."""
+"""Write synthetic faces as a data set: a RecordIO pack, and a pair set of other subjects."""
 
 from __future__ import annotations
 
@@ -22,35 +22,37 @@ from synthetic.faces import SyntheticFace, draw_faces
 PAIRS = 600
 PAIR_SET = "synthetic.bin"
 # Subjects of the pair set, which are not in the pack.
-FEWEST_OTHERS = 20
+MIN_OTHERS = 20
 _JPEG_QUALITY = 95
 
 
-def draw_pack(folder: Path, *, num_subjects: int, seed: int) -> tuple[int, int, int]:
-    """Draws subjects 0 to `num_subjects` - 1 into a pack and more of them into a pair set.
+def write_synthetic_pack(folder: Path, *, num_subjects: int, seed: int) -> tuple[int, int, int]:
+    """Write a pack of subjects 0 to `num_subjects` - 1 and a pair set of further subjects.
 
-    The same seed gives the same bytes. Half of the pairs are mated; their images are of different media.
-    Gives the counts of subjects, images and pairs.
+    The same seed gives the same bytes. Half of the pairs are mated, of different media.
+
+    Returns:
+        Number of subjects, images and pairs.
 
     Raises:
-        InputError: the folder holds a pack that was not drawn.
+        InputError: the folder contains a pack that is not synthetic.
     """
-    # The pair set is written first, so that a drawn pack is never without it.
+    # The pair set is written first, so that a synthetic pack always has one.
     if (folder / REC_NAME).exists() and not (folder / PAIR_SET).exists():
-        raise InputError(f"{folder / REC_NAME}: is there and was not drawn. Choose another folder.")
-    num_others = max(FEWEST_OTHERS, num_subjects // 5)
+        raise InputError(f"{folder / REC_NAME}: exists and is not synthetic. Choose another folder.")
+    num_others = max(MIN_OTHERS, num_subjects // 5)
     with progress_bar(total=num_subjects + num_others, desc="drawing", unit="subject") as bar:
         others = draw_faces(num_subjects=num_others, seed=seed, first_subject=num_subjects)
-        encoded = [(face.subject, face.medium, _jpeg(face.image)) for face in _told(others, bar)]
+        encoded = [(face.subject, face.medium, _jpeg(face.image)) for face in _counted(others, bar)]
         content, is_mated = _pairs(encoded, np.random.default_rng(seed))
         write_pair_set(folder / PAIR_SET, content, is_mated)
-        faces = _told(draw_faces(num_subjects=num_subjects, seed=seed), bar)
+        faces = _counted(draw_faces(num_subjects=num_subjects, seed=seed), bar)
         images = write_face_pack(folder, ((face.subject, _jpeg(face.image)) for face in faces))
     return num_subjects, images, PAIRS
 
 
-def _told(faces: Iterator[SyntheticFace], bar: tqdm[Any]) -> Iterator[SyntheticFace]:
-    """Passes faces on and counts subjects."""
+def _counted(faces: Iterator[SyntheticFace], bar: tqdm[Any]) -> Iterator[SyntheticFace]:
+    """Yield the faces and update the bar after each subject."""
     for _, of_subject in groupby(faces, key=lambda face: face.subject):
         yield from of_subject
         bar.update(1)
@@ -59,10 +61,7 @@ def _told(faces: Iterator[SyntheticFace], bar: tqdm[Any]) -> Iterator[SyntheticF
 def _pairs(
     encoded: Sequence[tuple[int, int, bytes]], rng: np.random.Generator
 ) -> tuple[list[bytes], NDArray[np.bool_]]:
-    """Chooses pairs among (subject, medium, image), all different.
-
-    They are in turn mated and not, so that every fold has as many of both.
-    """
+    """Choose distinct pairs among (subject, medium, image), alternately mated and non-mated."""
     is_mated = np.arange(PAIRS) % 2 == 0
     content: list[bytes] = []
     chosen: set[tuple[int, int]] = set()

@@ -9,7 +9,7 @@ import cv2
 from data.sources.decoding import Image
 from runtime.errors import InputError
 from runtime.files import atomic_write
-from synthetic.faces import draw_faces, draw_portrait
+from synthetic.faces import draw_faces, draw_frontal_face
 
 # Subjects that the demo's network was not trained on: it is trained on those of seed 0.
 _SEED, _FIRST_SUBJECT, _FACES_PER_SET = 1, 2, 9
@@ -29,7 +29,7 @@ def write_example_sets(folder: Path) -> list[Path]:
         "alex_album": first[:_FACES_PER_SET],
         # The last faces of a subject are video frames.
         "alex_camera": first[-_FACES_PER_SET:],
-        "robin_album": [*second[:_FACES_PER_SET], _png(draw_portrait(_FIRST_SUBJECT, seed=_SEED))],
+        "robin_album": [*second[:_FACES_PER_SET], _png(draw_frontal_face(_FIRST_SUBJECT, seed=_SEED))],
     }
     files = {
         folder / name / f"{number:02}.png": encoded

@@ -1,7 +1,4 @@
-"""Who is drawn: the numbers that say how a face looks, and how it looks just now.
-
-Numbers alone: how they become lines and areas is decided in `synthetic.drawing`.
-"""
+"""Parameters of synthetic faces: identity and expression."""
 
 from __future__ import annotations
 
@@ -14,22 +11,22 @@ from numpy.typing import NDArray
 
 Colour = tuple[float, float, float]
 
-# From light to dark, or along the hues; what lies between two is mixed.
+# Colour ramps, interpolated linearly.
 _SKINS = ((255, 222, 196), (244, 200, 164), (226, 172, 128), (190, 132, 92), (146, 94, 64), (104, 66, 46))
 _BROWNS, _REDS = ((34, 28, 30), (66, 44, 34), (110, 72, 46)), ((140, 66, 38), (200, 108, 50))
 _HAIRS = (*_BROWNS, *_REDS, (228, 190, 126), (186, 182, 180))
 
 
 def spread(low: float, high: float) -> Any:
-    """A field of a data class that is drawn from these two numbers."""
+    """A dataclass field with the range from which it is drawn."""
     return field(metadata={"spread": (low, high)})
 
 
 @dataclass(frozen=True)
-class Person:
-    """Identity: every value is independent and uniform in its range.
+class FaceParameters:
+    """Parameters of an identity, independent and uniform in their ranges.
 
-    Lengths are in pixels of the aligned face or relative to the usual; values without a unit run from 0 to 1.
+    Lengths are in pixels of the aligned face or relative to the average.
     """
 
     width: float = spread(35.5, 43.5)
@@ -90,23 +87,23 @@ class Person:
     mole_y: float = spread(-2, 38)
 
     @classmethod
-    def draw(cls, rng: np.random.Generator) -> Person:
-        """Draws every value by itself."""
+    def draw(cls, rng: np.random.Generator) -> FaceParameters:
+        """Draw all parameters."""
         return cls(*(float(rng.uniform(*entry.metadata["spread"])) for entry in fields(cls)))
 
     @property
     def wears_glasses(self) -> bool:
-        """Whether glasses belong to the face; not every photo has to show them."""
+        """Whether the subject has glasses, which some images do not show."""
         return self.glasses > 0.72
 
     @property
     def has_hair(self) -> bool:
-        """Whether the head is not bald."""
+        """Whether the subject is not bald."""
         return self.bald < 0.9
 
     @cached_property
     def skin(self) -> Colour:
-        """In neutral light; redder than blue for every tone."""
+        """In neutral light; for every tone red exceeds blue."""
         red, green, blue = colour_along(_SKINS, self.tone)
         return red + 5 * self.ruddy, green - 4 * self.ruddy, blue - 5 * self.ruddy
 
@@ -127,9 +124,9 @@ class Person:
 
 @dataclass(frozen=True)
 class Expression:
-    """0 is at rest. Each field's numbers: its reach to both sides, and the share of it that is always there.
+    """Expression; 0 is neutral. The numbers of a field are its range and the fraction used at severity 0.
 
-    `mouth_open` (pixels) and `eyes_shut` (1: closed) act where they are positive.
+    `mouth_open` (pixels) and `eyes_shut` (1: closed) have an effect if positive.
     """
 
     smile: float = spread(1.3, 0.7)
@@ -141,12 +138,12 @@ class Expression:
 
 
 def mix(colour: Colour, other: Colour, share: float) -> Colour:
-    """`share` of 1 gives `other`."""
+    """Blend two colours; a `share` of 1 gives `other`."""
     (a, b, c), (d, e, f) = colour, other
     return a + share * (d - a), b + share * (e - b), c + share * (f - c)
 
 
 def colour_along(colours: tuple[Colour, ...], place: float) -> Colour:
-    """The colour at `place` from 0 to 1 of a row of colours."""
+    """The colour at `place` in [0, 1] of a colour ramp."""
     step = min(int(place * (len(colours) - 1)), len(colours) - 2)
     return mix(colours[step], colours[step + 1], place * (len(colours) - 1) - step)

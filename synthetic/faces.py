@@ -1,7 +1,7 @@
-"""Synthetic faces for the demo and the tests: portraits drawn from numbers, no image of a real person.
+"""Render synthetic faces for the demo and the tests, without images of real people.
 
-A subject is a set of shape and colour parameters, an image of it a draw of pose, light, expression, occlusion
-and picture quality. Nothing is read or written here; a face follows from the seed and its subject alone.
+A subject has random shape and colour parameters; each image has a random pose, illumination, expression,
+occlusion and image quality. A face depends on the seed and its subject only.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ from synthetic.drawing import (
     shade_strokes,
     skin_strokes,
 )
-from synthetic.face_parameters import Colour, Expression, Person, spread
+from synthetic.face_parameters import Colour, Expression, FaceParameters, spread
 
 Image = NDArray[np.uint8]
 
 FACE_SIZE = 112
-# As in a photo collection: each subject has stills of every quality, and a few clips, many of them poor.
+# As in a photo collection: stills of every quality, and a few clips, mostly of poor quality.
 STILLS = (10, 12)
 CLIPS = (2, 4)
 CLIP_FRAMES = 4
-# Shares of good, moderate and poor media, and how strong their nuisances are (0 none, 1 the worst).
+# Fractions of good, moderate and poor media, and the range of their severity (0 to 1).
 STILL_SHARES, CLIP_SHARES = (0.4, 0.25, 0.35), (0.25, 0.2, 0.55)
 SEVERITIES = ((0.0, 0.2), (0.3, 0.55), (0.75, 1.0))
 FRAME_CHANGE = 0.03
 
-# Drawn at twice the size, from points with 4 more bits; the camera's distance is in pixels of the face.
+# Rendering scale, fractional bits of coordinates, and camera distance in pixels of the face.
 _OVERSAMPLING, _SHIFT, _CAMERA = 2, 4, 420.0
 
-# Eyes, nose tip and corners of the mouth of an aligned face (METHOD 2), in pixels.
+# Eyes, nose tip and mouth corners of an aligned face (ArcFace's template), in pixels.
 TEMPLATE = np.array(
     ((38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041))
 )
@@ -55,11 +55,7 @@ TEMPLATE = np.array(
 
 @dataclass(frozen=True)
 class SyntheticFace:
-    """One drawn face.
-
-    `medium`: the photo or clip it comes from, counted within the subject; frames of one clip share it.
-    `image`: (112, 112, 3) uint8 RGB.
-    """
+    """A synthetic face; `medium`: index of its photo or clip; `image`: (112, 112, 3) uint8 RGB."""
 
     subject: int
     medium: int
@@ -67,40 +63,39 @@ class SyntheticFace:
 
 
 def draw_faces(*, num_subjects: int, seed: int, first_subject: int = 0) -> Iterator[SyntheticFace]:
-    """Faces of `num_subjects` subjects from `first_subject` on, in order; about 24 of each.
+    """Render about 24 faces each of `num_subjects` subjects from `first_subject`, in order.
 
-    A subject's faces depend on `seed` and its number alone, not on the range it is drawn in.
+    A subject's faces depend on `seed` and its index only.
     """
     for subject in range(first_subject, first_subject + num_subjects):
-        person = Person.draw(np.random.default_rng([seed, subject, 1]))
+        params = FaceParameters.draw(np.random.default_rng([seed, subject, 1]))
         rng = np.random.default_rng([seed, subject, 2])
         stills, clips = (int(rng.integers(low, high + 1)) for low, high in (STILLS, CLIPS))
         media = [(1, STILL_SHARES)] * stills + [(CLIP_FRAMES, CLIP_SHARES)] * clips
         for medium, (frames, shares) in enumerate(media):
             severity = float(rng.uniform(*SEVERITIES[rng.choice(3, p=shares)]))
-            scene = _Scene.draw(person, severity, rng)
+            scene = _Scene.draw(params, severity, rng)
             draws = rng.uniform(-1, 1, len(fields(_Shot)))
             for _ in range(frames):
                 moved = np.clip(draws + rng.normal(0, FRAME_CHANGE, len(draws)), -1, 1)
                 shot = _Shot.of_severity(severity, draws if frames == 1 else moved)
-                yield SyntheticFace(subject, medium, _take(_render(person, shot, scene), shot, rng))
+                yield SyntheticFace(subject, medium, _take(_render(params, shot, scene), shot, rng))
 
 
-def draw_portrait(subject: int, *, seed: int) -> Image:
-    """(112, 112, 3) uint8 RGB: the subject from the front, at rest, in even light and full quality."""
-    person = Person.draw(np.random.default_rng([seed, subject, 1]))
+def draw_frontal_face(subject: int, *, seed: int) -> Image:
+    """(112, 112, 3) uint8 RGB of a subject: frontal, neutral, evenly illuminated, in full quality."""
+    params = FaceParameters.draw(np.random.default_rng([seed, subject, 1]))
     shot = _Shot.of_severity(0.0, np.zeros(len(fields(_Shot))))
-    scene = _Scene(np.full((6, 6, 3), (196, 206, 214), np.uint8), (92, 104, 128), person.wears_glasses)
-    return _take(_render(person, shot, scene), shot, np.random.default_rng(0))
+    scene = _Scene(np.full((6, 6, 3), (196, 206, 214), np.uint8), (92, 104, 128), params.wears_glasses)
+    return _take(_render(params, shot, scene), shot, np.random.default_rng(0))
 
 
 @dataclass(frozen=True)
 class _Shot(Expression):
-    """Nuisances that may differ a little between frames; 0 is neutral, the first number the reach.
+    """Image conditions, which vary slightly between frames; ranges as in `Expression`.
 
-    The second is the share of that reach that the best pictures have too. Angles are in radians, shifts and
-    blurs in pixels, `gain` and `gamma` logarithms. `motion` and what follows it, but for its angle, make a
-    picture worse where they are positive, and do nothing elsewhere.
+    Angles are in radians, shifts and blurs in pixels, `gain` and `gamma` logarithmic. `motion` and the fields
+    after it, except its angle, have an effect if positive.
     """
 
     yaw: float = spread(0.75, 0.2)
@@ -124,7 +119,7 @@ class _Shot(Expression):
 
     @classmethod
     def of_severity(cls, severity: float, draws: NDArray[np.float64]) -> _Shot:
-        """`draws`: one value from -1 to 1 for each field; `severity` from 0 to 1."""
+        """Scale `draws`, one value in [-1, 1] per field, by `severity` in [0, 1]."""
         ranges = np.array([entry.metadata["spread"] for entry in fields(cls)])
         strength = ranges[:, 0] * (ranges[:, 1] + (1 - ranges[:, 1]) * severity)
         return cls(*(draws * strength).tolist())
@@ -132,9 +127,9 @@ class _Shot(Expression):
 
 @dataclass(frozen=True)
 class _Scene:
-    """What all frames of a medium share.
+    """Conditions that all frames of a medium share.
 
-    `backdrop`: (6, 6, 3) uint8 RGB; `cover`: one of COVERS, or "" for none.
+    `backdrop`: (6, 6, 3) uint8 RGB; `cover`: an occlusion of COVERS, '' for none.
     """
 
     backdrop: Image
@@ -145,14 +140,14 @@ class _Scene:
     cover_place: float = 0.0
 
     @classmethod
-    def draw(cls, person: Person, severity: float, rng: np.random.Generator) -> _Scene:
+    def draw(cls, params: FaceParameters, severity: float, rng: np.random.Generator) -> _Scene:
         greys, tints = rng.uniform(60, 215, (3, 1)), rng.normal(0, ((26,), (40,), (40,)), (3, 3))
         backdrop, clothes, cover = np.clip(greys + tints, 10, 245)
         patches = rng.normal(0, 16, (6, 6, 1)) + rng.normal(0, 5, (6, 6, 3))
         return cls(
             np.clip(backdrop + patches, 0, 255).astype(np.uint8),
             tuple(clothes.tolist()),
-            person.wears_glasses and rng.random() < 0.85,
+            params.wears_glasses and rng.random() < 0.85,
             str(rng.choice(COVERS)) if rng.random() < 0.6 * severity else "",
             tuple(cover.tolist()),
             float(rng.uniform(-1, 1)),
@@ -160,22 +155,22 @@ class _Scene:
 
 
 @lru_cache(maxsize=4)
-def _lasting_strokes(person: Person) -> tuple[list[Stroke], ...]:
-    """What is the same in all images of a person: back, soft shades, what lies on the skin, hair."""
-    return back_strokes(person), shade_strokes(person), skin_strokes(person), hair_strokes(person)
+def _lasting_strokes(params: FaceParameters) -> tuple[list[Stroke], ...]:
+    """Strokes that are equal in all images of a subject: back, shades, skin, hair."""
+    return back_strokes(params), shade_strokes(params), skin_strokes(params), hair_strokes(params)
 
 
 @lru_cache(maxsize=1)
 def _grain() -> NDArray[np.float32]:
-    """Noise of deviation 1, larger than a face: a window of it costs less than fresh noise."""
+    """Unit normal noise larger than a face, from which windows are taken: faster than new noise."""
     return np.random.default_rng(0).standard_normal((2 * FACE_SIZE, 2 * FACE_SIZE, 3), np.float32)
 
 
-def _render(person: Person, shot: _Shot, scene: _Scene) -> Image:
-    """(112, 112, 3) uint8 RGB without the light and the camera's faults; drawn at twice the size."""
-    view = _View(person, shot)
+def _render(params: FaceParameters, shot: _Shot, scene: _Scene) -> Image:
+    """Render (112, 112, 3) uint8 RGB without illumination and camera effects, at twice the size."""
+    view = _View(params, shot)
     side = _OVERSAMPLING * FACE_SIZE
-    back, shades, skin, hair = _lasting_strokes(person)
+    back, shades, skin, hair = _lasting_strokes(params)
     smooth = cv2.resize(scene.backdrop, (side // 4, side // 4), interpolation=cv2.INTER_CUBIC)
     canvas: Any = cv2.resize(smooth, (side, side))
     view.paint(canvas, [*clothes_strokes(scene.clothes), *back])
@@ -183,19 +178,19 @@ def _render(person: Person, shot: _Shot, scene: _Scene) -> Image:
     view.paint(shade, shades)
     shade = cv2.resize(cv2.GaussianBlur(shade, (15, 15), 2.6), (side, side))
     canvas = cv2.multiply(canvas, shade, scale=1 / 128)
-    front = [*skin, *moving_strokes(person, shot), *hair]
+    front = [*skin, *moving_strokes(params, shot), *hair]
     if scene.wears_glasses:
-        front += glasses_strokes(person)
+        front += glasses_strokes(params)
     if scene.cover:
-        front += cover_strokes(person, scene.cover, scene.cover_colour, scene.cover_place)
+        front += cover_strokes(params, scene.cover, scene.cover_colour, scene.cover_place)
     view.paint(canvas, front)
     return np.asarray(cv2.resize(canvas, (FACE_SIZE, FACE_SIZE), interpolation=cv2.INTER_AREA), np.uint8)
 
 
 class _View:
-    """Where points of the head lie in the image: turned, in perspective, then aligned by the landmarks."""
+    """Projection of head coordinates to the image: rotation, perspective, alignment by landmarks."""
 
-    def __init__(self, person: Person, shot: _Shot) -> None:
+    def __init__(self, params: FaceParameters, shot: _Shot) -> None:
         yaw, pitch = shot.yaw, shot.pitch
         turn_y = np.array(((math.cos(yaw), 0, math.sin(yaw)), (0, 1, 0), (-math.sin(yaw), 0, math.cos(yaw))))
         tilt = np.array(
@@ -204,8 +199,8 @@ class _View:
         self._rotation = tilt @ turn_y
         self._fit, self._offset = 1.0 + 0j, 0j
         lift = np.array((0, 0, NOSE_LIFT, 0, 0))
-        seen = self._project(person.landmarks, lift, np.ones(5))
-        # The least-squares similarity, in complex numbers, as alignment by five points does it.
+        seen = self._project(params.landmarks, lift, np.ones(5))
+        # The least-squares similarity of five-point alignment, in complex numbers.
         wanted = TEMPLATE @ (1, 1j)
         centred = seen - seen.mean()
         fit = np.vdot(centred, wanted - wanted.mean()) / np.vdot(centred, centred).real
@@ -213,7 +208,7 @@ class _View:
         self._offset = wanted.mean() + complex(shot.shift_x, shot.shift_y) - self._fit * seen.mean()
 
     def paint(self, canvas: Image, strokes: list[Stroke]) -> None:
-        """Draws the strokes in order; `canvas` is square and shows the whole aligned face."""
+        """Draw strokes in order on a square canvas of the aligned face."""
         ratio = len(canvas) / FACE_SIZE
         ends = np.cumsum([len(stroke.points) for stroke in strokes]).tolist()
         parts = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
@@ -242,7 +237,7 @@ class _View:
 
 
 def _take(image: Image, shot: _Shot, rng: np.random.Generator) -> Image:
-    """Light, then what a camera and a file do to a picture."""
+    """Apply illumination, camera and compression."""
     warm = np.array((1 + shot.warmth, 1.0, 1 - shot.warmth))
     shade = _ROUND + shot.light_x * _LIGHT_X + shot.light_y * _LIGHT_Y
     lit = image * (shade[..., None] * (math.exp(shot.gain) * warm)).astype(np.float32)
@@ -277,6 +272,6 @@ def _take(image: Image, shot: _Shot, rng: np.random.Generator) -> Image:
 
 _Y, _X = np.mgrid[:FACE_SIZE, :FACE_SIZE].astype(np.float32)
 _SIDE, _HEIGHT = (_X - 56) / 56, (_Y - 60) / 62
-# Light from the front on a round head; then what a light from the right or from below adds.
+# Frontal illumination of a round head, and the contributions of light from the right and from below.
 _ROUND = 1.04 - 0.12 * (_SIDE**2 + _HEIGHT**2)
 _LIGHT_X, _LIGHT_Y = np.sin(1.4 * _SIDE), np.sin(1.4 * _HEIGHT)

@@ -378,7 +378,7 @@ def test_ctrl_c_leaves_a_usable_checkpoint(backbone_stage: dict[str, Any], tmp_p
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"train_data_path": "nowhere"}, "nowhere: there is no such folder"),
+        ({"train_data_path": "nowhere"}, "nowhere: no such folder"),
         ({"val_data_path": "nowhere"}, "nowhere"),
         ({"batch_size": 0}, "--batch_size 0"),
         ({"gpus": 99}, "--gpus 0 trains on the CPU"),
@@ -387,7 +387,7 @@ def test_ctrl_c_leaves_a_usable_checkpoint(backbone_stage: dict[str, Any], tmp_p
         ({"batch_size": 1}, "--batch_size 1.* 2 or more"),
         ({"batch_size": 2, "cpu_processes": 2}, "--batch_size 2.* 4 or more"),
         ({"batch_size": 1000}, "fewer than one batch"),
-        ({"start_from_model_statedict": "no.ckpt", "stage": "backbone"}, "no.ckpt: there is no such file"),
+        ({"start_from_model_statedict": "no.ckpt", "stage": "backbone"}, "no.ckpt: no such file"),
         ({"resume_from_checkpoint": "no.ckpt"}, "no.ckpt: there is no such checkpoint"),
     ],
 )
@@ -430,7 +430,7 @@ def test_ignored_files_and_subjects_are_reported(
     said = capsys.readouterr().out
     for fact in (
         "1 .heic files are not read: s001/7.heic",
-        "1 subjects are left out, of 2 names",
+        "1 subjects are excluded, of 2 names",
         "S002 and s002",
     ):
         assert fact in said

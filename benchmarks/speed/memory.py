@@ -109,7 +109,7 @@ def read_video(seconds: int, detector: Path | None = None) -> None:
                     protocol,
                     Path(folder, "cut"),
                     detector=detector,
-                    without=frozenset(),
+                    exclude=frozenset(),
                     chosen=list,
                 )
             except InputError as fault:

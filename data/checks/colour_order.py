@@ -1,8 +1,7 @@
-"""Are the colours of a source true, or are red and blue swapped? Looked at, not inferred from a path.
+"""Check whether red and blue of a source are swapped, by skin colour or by a trained backbone.
 
-The old published unpacking wrote swapped colours and a backbone fed with them loses points silently, so
-training looks at some images before it starts: at the colour of skin, and with a trained backbone at mated
-pairs.
+The published convert.py wrote swapped colours, which silently reduce accuracy. Training checks some images
+before it starts.
 """
 
 from __future__ import annotations
@@ -21,25 +20,25 @@ from data.sources.subject_index import SubjectIndex
 if TYPE_CHECKING:
     from backbones.spec import BackboneSpec
 
-# The middle of an aligned face is skin. Of 1,500 aligned LFW faces 99.6 % are redder than blue there by more
-# than 8 levels, half of them by more than 65; the rest are grey photographs.
+# The centre of an aligned face is skin. Of 1,500 aligned LFW faces, red exceeds blue there by more than 8
+# levels in 99.6 % and by more than 65 in half of them; the rest are grey photographs.
 _SKIN = np.s_[FACE_SIZE // 4 : -FACE_SIZE // 4, FACE_SIZE // 4 : -FACE_SIZE // 4]
 _GREY_LEVELS = 4.0
 _FEWEST_COLOURED = 10
-# Fewer mated pairs say nothing sure.
+# Fewer mated pairs are inconclusive.
 FEWEST_PAIRS = 10
 _ADVICE = (
-    "If the folder was unpacked by the old published convert.py, it is read by main.py --swap_color_channel; "
-    "if it was not, by main.py without it."
+    "Use main.py --swap_color_channel if the folder was unpacked by the old published convert.py, and do not "
+    "use it otherwise."
 )
 
 
 class LabelledFaces(Protocol):
-    """What a look at mated pairs needs."""
+    """Faces with subject labels."""
 
     @property
     def name(self) -> str:
-        """What messages call them."""
+        """Name for messages."""
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -51,7 +50,7 @@ class LabelledFaces(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class GivenFaces:
-    """`LabelledFaces` of parts: `labels` (N,) int64 subjects 0..S-1, `image` gives each face."""
+    """`LabelledFaces` from labels (N,) int64 and a function that returns each face."""
 
     name: str
     labels: NDArray[np.int64]
@@ -60,11 +59,10 @@ class GivenFaces:
 
 @dataclass(frozen=True)
 class SkinColourReport:
-    """What the colours of some images say.
+    """Result of `check_skin_colour`.
 
-    `num_images`: looked at; `num_coloured`: of these, not grey; `red_share`: share of the coloured images
-    whose centre is redder than blue (1 where none is coloured); `warning`: a sentence, or empty where all is
-    well.
+    `num_images`: checked; `num_coloured`: not grey; `red_share`: fraction of the coloured images with more
+    red than blue at the centre (1 if none is coloured); `warning`: a sentence, or ''.
     """
 
     num_images: int
@@ -75,10 +73,10 @@ class SkinColourReport:
 
 @dataclass(frozen=True)
 class ColourOrderReport:
-    """Mean cosine of mated pairs in the source's colours and with red and blue swapped.
+    """Mean cosine similarity of mated pairs in the source's colours and with red and blue swapped.
 
-    `standard_error`: of the mean of their difference; `verdict`: "true", "swapped" or "undecided";
-    `sentence`: the same for a person.
+    `standard_error`: of the mean difference; `verdict`: "true", "swapped" or "undecided"; `sentence`: the
+    result in words.
     """
 
     num_pairs: int
@@ -90,7 +88,7 @@ class ColourOrderReport:
 
 
 def check_skin_colour(source: FaceSource, *, num_images: int = 200, seed: int = 0) -> SkinColourReport:
-    """Looks at some images of `source` without a network: in true colours skin is redder than blue."""
+    """Check some images without a network: in true colours, skin has more red than blue."""
     rng = np.random.default_rng([seed, 1])
     rows = np.sort(rng.choice(len(source), min(num_images, len(source)), replace=False))
     red_minus_blue = np.array([_red_minus_blue(source.image(int(row))) for row in rows])
@@ -114,16 +112,22 @@ def check_colour_order(
     seed: int = 0,
     advice: str = _ADVICE,
 ) -> ColourOrderReport:
-    """Compares mated pairs in both colour orders: they are more alike in the order the backbone was trained
-    with.
+    """Compare mated pairs in both colour orders: they are more similar in the order of training.
 
-    `embed` takes (n, 112, 112, 3) uint8 RGB and gives (n, D) unit rows; it converts to the order of `spec`.
-    `advice`: what a person may do about swapped colours.
-    The verdict needs three standard errors: a wrong order costs some backbones only 0.03 in cosine.
+    The verdict requires a difference of three standard errors, because a wrong order reduces the cosine by
+    only 0.03 with some backbones.
+
+    Args:
+        source: faces with labels.
+        embed: maps (n, 112, 112, 3) uint8 RGB to (n, D) unit rows, converting to the order of `spec`.
+        spec: of the backbone.
+        num_pairs: pairs to compare.
+        seed: of the choice of pairs.
+        advice: appended to the sentence if the colours are swapped.
     """
     first, second = _mated_pairs(source, num_pairs, seed)
     if not len(first):
-        sentence = f"{source.name}: no subject has two images, so the colour order could not be looked at."
+        sentence = f"{source.name}: no subject has two images, so the colour order could not be checked."
         return ColourOrderReport(0, 0.0, 0.0, 0.0, "undecided", sentence)
     images = np.stack([source.image(int(row)) for row in np.concatenate((first, second))])
     as_given, others = _pair_cosines(embed(images))
@@ -133,7 +137,7 @@ def check_colour_order(
     verdict = "undecided"
     if abs(difference.mean()) > 3 * error:
         verdict = "true" if difference.mean() > 0 else "swapped"
-    # A poor backbone may find all faces alike in colours that it never saw.
+    # A poor backbone may map all faces in unseen colours to similar features.
     if verdict == "swapped" and difference.mean() >= (others - swapped_others).mean():
         verdict = "undecided"
     means = float(as_given.mean()), float(swapped.mean())
@@ -144,10 +148,10 @@ def check_colour_order(
 
 
 def wrong_order_advice(spec: BackboneSpec) -> str:
-    """What to do about weights that seem to want another order, where the images are known to be true."""
+    """Advice for weights that seem to expect the other channel order."""
     other = "RGB" if spec.channel_order == "BGR" else "BGR"
     return (
-        f"If the images are in true colours, the weights want {other}: python convert.py --weights IN "
+        f"If the images are in true colours, the weights expect {other}: run python convert.py --weights IN "
         f"OUT.safetensors --channel_order {other}, and use OUT."
     )
 
@@ -184,6 +188,6 @@ def _mated_pairs(
 
 
 def _pair_cosines(embeddings: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Cosines of the mated pairs, and of each first face with the next subject's second one."""
+    """Cosines of mated pairs, and of each first face with the next subject's second one."""
     first, second = np.split(np.asarray(embeddings, np.float64), 2)
     return (first * second).sum(axis=1), (first * np.roll(second, -1, axis=0)).sum(axis=1)

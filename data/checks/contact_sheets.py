@@ -1,4 +1,4 @@
-"""A picture of what the network is fed: the last chance to see a wrong colour order or a wrong crop."""
+"""Contact sheets of training batches and of label-check findings, as PNG files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _CHOSEN = (20, 140, 60)
 
 
 def face_sheet(images: Tensor, spec: BackboneSpec, path: Path, *, rows: int = 8, columns: int = 16) -> None:
-    """Writes a PNG grid of a batch's faces in true colours; `images`: (B, 3, H, W) uint8, spec's order."""
+    """Write a grid of faces in true colours; `images`: (B, 3, H, W) uint8 in the spec's channel order."""
     faces = _true_colours(images[: rows * columns], spec)
     _write(path, [[*faces[first : first + columns]] for first in range(0, len(faces), columns)], None)
 
@@ -39,10 +39,9 @@ def template_sheet(
     rows: int = 8,
     columns: int = 24,
 ) -> None:
-    """Writes a PNG with a row for each template of a batch, in true colours; a white line parts two media.
+    """Write a row of faces per template in true colours, with white lines between media.
 
-    `picks`: (B, K) chosen faces, -1 where none, as an aggregator returns them: they are framed and numbered
-    by their order.
+    `picks`: (B, K) selected faces of an aggregator, -1 where none; they are framed and numbered in order.
     """
     offsets = batch.offsets.tolist()
     ranges = [slice(a, min(b, a + columns)) for a, b in pairwise(offsets[: rows + 1])]
@@ -57,10 +56,7 @@ def template_sheet(
 
 
 def contact_sheet(rows: list[list[list[Image]]], path: Path) -> None:
-    """Writes a PNG of numbered rows of groups of (H, W, 3) RGB images of one size; a white line parts groups.
-
-    The rows are numbered from 1.
-    """
+    """Write rows, numbered from 1, of groups of (H, W, 3) RGB images, with white lines between groups."""
     side = rows[0][0][0].shape
     grid, media = [], []
     for number, groups in enumerate(rows, start=1):

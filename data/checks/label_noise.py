@@ -1,7 +1,6 @@
-"""What may be wrong with the names of training images: faces in the wrong folder, two names for one person.
+"""Find label noise from features: mislabelled images, split identities, duplicate images.
 
-And the same photo twice. Features in, findings out; nothing is decided here, a person looks at the lists and
-at the sheets that `data.checks.label_noise_report` makes of them.
+The findings are candidates for inspection (`data.checks.label_noise_report`); nothing is removed.
 """
 
 from __future__ import annotations
@@ -19,28 +18,28 @@ from runtime.errors import InputError
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
-# Rows of a block of similarities: 64 MB at so many columns.
+# Similarities per block: 64 MB.
 _CELLS_AT_ONCE = 16_000_000
-# Copies among all images are sought up to here: time grows with the square (100,000: about a minute).
+# Largest number of images for the quadratic search for duplicates across subjects (about a minute).
 MOST_COMPARED = 100_000
 
 
 @dataclass(frozen=True)
 class LabelLimits:
-    """When a finding is one.
+    """Thresholds of the label check.
 
-    The defaults were measured with MobileFaceNet on 4,144 images of 1,101 subjects of LFW. Of 124 images put
-    under another name all are found, beside 26 others, the first of which is a mistake of LFW. 60 subjects of
-    six images or more under two names are all found; of 605,550 pairs of other subjects one is at 0.6 or
-    more, and it is one person; halves of a subject of few images are below in 14 of 100.
+    The defaults were measured with MobileFaceNet on 4,144 images of 1,101 subjects of LFW. All of 124
+    relabelled images are found, with 26 others, the first of which is an error of LFW. All of 60 subjects
+    with six or more images split under two names are found; of 605,550 pairs of different subjects one
+    exceeds 0.6, a true split identity. For subjects of few images, 14 of 100 splits are missed.
 
     Attributes:
-        duplicate: cosine of two images from which on they are the same photo, or nearly.
-        same_person: cosine of two subjects' mean features from which on they may be one person.
-        lead: by so much the other subject has to be nearer than the own one.
+        duplicate: minimum cosine of two images that are considered duplicates.
+        same_person: minimum cosine of two subjects' mean features for a possible split identity.
+        lead: minimum margin by which another subject is nearer than the labelled one.
 
     Raises:
-        InputError: a value outside -1..1.
+        InputError: a value outside [-1, 1].
     """
 
     duplicate: float = 0.95
@@ -88,15 +87,14 @@ class SamePair:
 
 @dataclass(frozen=True)
 class LabelFindings:
-    """All findings, the most striking first.
+    """All findings, the most significant first.
 
     Attributes:
-        mislabelled: images that are probably of somebody else; of subjects with two images or more.
-        same_person: pairs of subjects.
+        mislabelled: images that probably show another subject; of subjects with two or more images.
+        same_person: pairs of subjects, possibly a split identity.
         duplicates: pairs of images of one subject.
-        duplicates_across: pairs of images of two subjects; None where there are more images than
-            `MOST_COMPARED`, and nobody looked.
-        single: subjects with one image, of which nothing can be said but whom they are like.
+        duplicates_across: pairs of images of two subjects; None with more than `MOST_COMPARED` images.
+        single: subjects with one image, which cannot be checked for mislabelling.
     """
 
     mislabelled: list[Mislabelled]
@@ -107,16 +105,16 @@ class LabelFindings:
 
 
 def check_labels(features: Floats, labels: Ints, limits: LabelLimits | None = None) -> LabelFindings:
-    """Compares every image with its own subject's other images and with all other subjects.
+    """Compare every image with the other images of its subject and with all other subjects.
 
-    A subject is the mean of its images' unit features; an image is compared with the mean of the others of
-    its subject, copies of it left out, so that it does not vouch for itself. Where two subjects are one
-    person, their images are not mislabelled: they are told as a pair of subjects.
+    A subject is the mean of its images' unit features; an image is compared with the mean of the other images
+    of its subject without its duplicates. Images of a split identity are reported as a pair of subjects, not
+    as mislabelled.
 
     Args:
-        features: (N, D) unit rows, one an image.
+        features: (N, D) unit rows, one per image.
         labels: (N,) 0..S-1, each at least once.
-        limits: when a finding is one.
+        limits: thresholds.
 
     Raises:
         InputError: shapes that do not fit, or fewer than two subjects.
@@ -128,7 +126,7 @@ def check_labels(features: Floats, labels: Ints, limits: LabelLimits | None = No
         )
     counts = np.bincount(labels)
     if len(counts) < 2 or not counts.all():
-        raise InputError("label check: expected two subjects or more, numbered from 0 without a gap.")
+        raise InputError("label check: expected two or more subjects, numbered consecutively from 0.")
     sums = np.zeros((len(counts), features.shape[1]), np.float32)
     np.add.at(sums, labels, features)
     same = _same_person(_unit(sums), limits)
@@ -205,7 +203,7 @@ def _within(features: Floats, labels: Ints, limits: LabelLimits) -> list[SamePai
 
 
 def _pairs(rows: Floats, limit: float, labels: Ints | None) -> list[SamePair]:
-    """Pairs of cosine `limit` or more; where labels are given, of different labels alone."""
+    """Pairs with a cosine of `limit` or more; if labels are given, only pairs of different labels."""
     found = []
     for part in _blocks(len(rows), len(rows)):
         near = rows[part] @ rows.T

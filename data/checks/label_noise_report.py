@@ -1,8 +1,4 @@
-"""The findings of `data.checks.label_noise` for a person: label_check.csv, and sheets of the faces in
-question.
-
-A row of a sheet has the number of its line in the list: what a name cannot tell, a look often does.
-"""
+"""Report label noise: label_check.csv, and contact sheets whose rows have the numbers of the list."""
 
 from __future__ import annotations
 
@@ -27,10 +23,10 @@ _HEAD = ("kind", "number", "first", "second", "similarity", "similarity_to_own")
 
 @dataclass(frozen=True, eq=False)
 class CheckedFaces:
-    """What is checked.
+    """The checked faces.
 
-    `features` (N, D) float32 unit rows; `labels` (N,); `subjects`: S names; `name`: of an image, for lists;
-    `image`: (112, 112, 3) RGB of one, None where there are features alone.
+    `features` (N, D) float32 unit rows; `labels` (N,); `subjects`: S names; `name`: returns the name of an
+    image; `image`: returns (112, 112, 3) RGB, None if there are only features.
     """
 
     features: NDArray[np.float32]
@@ -41,7 +37,7 @@ class CheckedFaces:
 
 
 def write_report(folder: Path, faces: CheckedFaces, findings: LabelFindings) -> list[str]:
-    """Writes the list and, where there are images, the sheets; gives the names of the files."""
+    """Write the list and, if there are images, the contact sheets; returns the names of the files."""
     private_folder(folder)
     atomic_write(folder / CSV, _csv(faces, findings))
     written = [CSV]
@@ -51,25 +47,25 @@ def write_report(folder: Path, faces: CheckedFaces, findings: LabelFindings) -> 
             _write_sheet(path, rows, faces.image)
             written.append(path.name)
         else:
-            # One of an earlier check would belong to other findings.
+            # Remove the sheet of an earlier check.
             path.unlink(missing_ok=True)
     return written
 
 
 def findings_text(findings: LabelFindings, subjects: int, images: int) -> str:
-    """The findings in numbers."""
+    """Counts of the findings as text."""
     across = findings.duplicates_across
     lines = [
         f"labels   {images:,} images of {subjects:,} subjects were compared:",
         f"  {len(findings.mislabelled):>6,} images are nearer to another subject than to their own",
-        f"  {len(findings.same_person):>6,} pairs of subjects look like one person under two names",
-        f"  {len(findings.duplicates):>6,} pairs of images of one subject are duplicates or nearly so",
-        "         duplicates under two names were not sought, there are too many images"
+        f"  {len(findings.same_person):>6,} pairs of subjects may be split identities",
+        f"  {len(findings.duplicates):>6,} pairs of images of one subject are near-duplicates",
+        "         near-duplicates across subjects were not searched: too many images"
         if across is None
-        else f"  {len(across):>6,} pairs of images under two names are duplicates or nearly so",
+        else f"  {len(across):>6,} pairs of images of different subjects are near-duplicates",
     ]
     if findings.single:
-        lines.append(f"  {len(findings.single):>6,} subjects have one image: nothing can be said of those")
+        lines.append(f"  {len(findings.single):>6,} subjects have one image and cannot be checked")
     return "\n".join(lines)
 
 
@@ -92,8 +88,7 @@ def _csv(faces: CheckedFaces, findings: LabelFindings) -> str:
 
 
 def _sheets(faces: CheckedFaces, findings: LabelFindings) -> list[tuple[str, list[list[list[int]]]]]:
-    """Names of the sheets, and of each row the groups of images that a white line parts."""
-    # A plain list for each subject: a search of all labels for every row would be slow.
+    """Names of the sheets, and the groups of images of each row."""
     order = np.argsort(faces.labels, kind="stable")
     bounds = np.searchsorted(faces.labels[order], np.arange(len(faces.subjects) + 1))
 

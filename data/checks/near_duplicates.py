@@ -1,10 +1,9 @@
-"""The same picture twice: saved again, resized, shifted by a pixel, or mirrored. Small grey versions tell it.
+"""Find near-duplicate images (recompressed, resized, shifted, flipped) by correlating small grey versions.
 
-Faces are alike at coarse scale, so what is broader than a few of the 16 x 16 pixels is taken away. Measured
-on LFW, aligned: of 2,100 pairs of different photos of a person 99.9 % correlate below 0.88, and the pairs
-above 0.93 are copies or nearly so; a photo and its copy at half the size, JPEG quality 20 to 60, 0.995 or
-more; one that is also cut anew (shift 0.7 pixels, scale 1 %), 0.94 or more in 19 of 20. Between persons more
-is asked for, since leaving out an image there is said of two names.
+Low spatial frequencies are removed, because all aligned faces are similar there. Measured on aligned LFW: of
+2,100 pairs of different photos of a subject 99.9 % correlate below 0.88; a photo and its copy at half the
+size and JPEG quality 20 to 60 by 0.995 or more, if also re-aligned (shift 0.7 pixels, scale 1 %) by 0.94 or
+more in 19 of 20 cases. The threshold across subjects is higher, because a match excludes both images.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from data.sources.decoding import Image
 from data.sources.subject_index import SubjectIndex
 from runtime.errors import InputError
 
-# So many frames of a clip are compared, evenly spaced.
+# Frames of a clip that are compared, evenly spaced.
 SKETCHED_FRAMES = 3
 SAME_PICTURE = 0.93
 SAME_UNDER_TWO_NAMES = 0.98
@@ -34,9 +33,9 @@ Floats = NDArray[np.float32]
 
 
 def sketch(image: Image) -> Floats:
-    """(2, 256) float32 of an (H, W, 3) image and its mirror image: grey 16 x 16, details alone, length one.
+    """(2, 256) float32 unit rows of an (H, W, 3) image and its flip: 16 x 16 grey levels, high-pass filtered.
 
-    An image of one colour has length zero, and is like no other.
+    Zero for a uniform image, which matches no other.
     """
     grey = cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
     levels = grey.astype(np.float32)
@@ -49,10 +48,10 @@ def sketch(image: Image) -> Floats:
 
 @dataclass(frozen=True)
 class Copies:
-    """Media that show a picture again.
+    """Near-duplicate media.
 
-    `within`: place of a medium -> an earlier one of its subject, which stays. `between`: pairs of places of
-    different subjects, in order; neither stays, since nobody knows whose picture it is.
+    `within`: index of a medium -> an earlier one of its subject, which is kept. `between`: sorted pairs of
+    indices of different subjects; both are excluded, because the label is ambiguous.
     """
 
     within: dict[int, int]
@@ -60,20 +59,20 @@ class Copies:
 
     @property
     def left_out(self) -> set[int]:
-        """Places of the media that statistics are made without."""
+        """Indices of the excluded media."""
         return self.within.keys() | {place for pair in self.between for place in pair}
 
 
 def find_copies(sketches: Sequence[Floats], subjects: NDArray[np.int64], names: Sequence[str]) -> Copies:
-    """Looks for copies among the media of all subjects: before pairs of images are counted as mated.
+    """Find near-duplicates among the media of all subjects.
 
     Args:
-        sketches: of each of N media (n, 2, 256), those of its frames.
+        sketches: of each of N media (n, 2, 256), one per frame.
         subjects: (N,) 0..S-1.
-        names: S, for messages.
+        names: S subject names, for messages.
 
     Raises:
-        InputError: all pictures of a subject are another one's too.
+        InputError: all images of a subject are also another subject's.
     """
     within: dict[int, int] = {}
     for places in SubjectIndex(subjects).groups() if len(subjects) else ():
@@ -90,26 +89,26 @@ def find_copies(sketches: Sequence[Floats], subjects: NDArray[np.int64], names: 
 
 
 def copies_text(what: str, copies: Copies, names: Sequence[str]) -> list[str]:
-    """Sentences on the media that are left out; `what`: 'photos'; `names` (N,): of the media."""
-    said = []
+    """Sentences on the excluded media; `what`: such as 'photos'; `names`: of the N media."""
+    sentences = []
     kinds = (
-        (copies.within.items(), "show the same picture as another of their subject", "as"),
-        (copies.between, "stand under two names, both of each pair", "and"),
+        (copies.within.items(), "are near-duplicates of another of their subject", "of"),
+        (copies.between, "are near-duplicates across subjects (both are excluded)", "and"),
     )
     for pairs, why, word in kinds:
         if not pairs:
             continue
         shown = ", ".join(f"{names[one]} {word} {names[other]}" for one, other in list(pairs)[:_SHOWN])
         more = ", ..." if len(pairs) > _SHOWN else ""
-        said.append(f"{len(pairs):,} {what} {why}; they are left out: {shown}{more}")
-    return said
+        sentences.append(f"{len(pairs):,} {what} {why} and are left out: {shown}{more}")
+    return sentences
 
 
 def duplicates_within(sketches: list[Floats]) -> dict[int, int]:
-    """Which of the media of one subject show a picture of an earlier one: its place -> the earlier's.
+    """Near-duplicates among the media of one subject: index -> index of an earlier one.
 
     Args:
-        sketches: of each medium (n, 2, 256), those of its frames.
+        sketches: of each medium (n, 2, 256), one per frame.
     """
     found: dict[int, int] = {}
     every = np.concatenate(sketches)
@@ -124,7 +123,7 @@ def duplicates_within(sketches: list[Floats]) -> dict[int, int]:
 
 
 def duplicates_between(sketches: Floats, subjects: NDArray[np.int64]) -> list[tuple[int, int]]:
-    """Pairs of media of different subjects that are one picture: places i < j, in order.
+    """Sorted pairs i < j of near-duplicate media of different subjects.
 
     Args:
         sketches: (N, 2, 256), of one frame of each medium.
@@ -147,25 +146,22 @@ def duplicates_between(sketches: Floats, subjects: NDArray[np.int64]) -> list[tu
 def _two_names(
     pairs: list[tuple[int, int]], subjects: NDArray[np.int64], totals: NDArray[np.int64], names: Sequence[str]
 ) -> list[str]:
-    """Sentences on subjects all of whose media stand under one other name too.
-
-    `totals` (S,): media of each.
-    """
+    """Sentences on subjects whose media all belong to one other subject too; `totals` (S,): media of each."""
     shared: dict[tuple[int, int], set[int]] = {}
     for first, second in pairs:
         for own, other in ((first, second), (second, first)):
             shared.setdefault((int(subjects[own]), int(subjects[other])), set()).add(own)
     faults = [
-        f"{names[own]} and {names[other]}: all images of the one are images of the other too. Are they two "
-        "names of one person? Keep one of the two folders."
+        f"{names[own]} and {names[other]}: all images of the first are also images of the second. If this is "
+        "one identity, keep only one of the folders."
         for (own, other), places in sorted(shared.items())
         if len(places) >= totals[own]
-        # A single image of a subject that stands under another name too is left out, and told.
+        # A single shared image is only excluded.
         and (len(places) > 1 or len(shared[other, own]) >= totals[other])
         and (own < other or len(shared[other, own]) < totals[other])
     ]
     if len(faults) > _FAULTS_SHOWN:
         faults[_FAULTS_SHOWN:] = [
-            f"... and {len(faults) - _FAULTS_SHOWN:,} more pairs. Do many subjects have the same image?"
+            f"... and {len(faults) - _FAULTS_SHOWN:,} more pairs. Many subjects may have the same image."
         ]
     return faults

@@ -1,8 +1,8 @@
-"""Random changes of aligned faces for training: the three AdaFace augmentations, clip frames, the mirror.
+"""Augmentation of aligned faces: the AdaFace augmentations, RandAugment for clip frames, horizontal flip.
 
-Arrays in, arrays out (numpy and OpenCV): no files, no tensors, no channel order but RGB. Every function draws
-from the generator it is given and from nothing else, and leaves its input as it was; where the draw changes
-nothing, the result may be the input itself.
+NumPy and OpenCV on RGB arrays, with the random numbers of the given generator. Inputs are not modified, but
+the result may be the input. torchvision's transforms would take per-worker torch random numbers, and with PIL
+AdaFace's published pipeline reaches 2,800 images/s per core; this one 7,800 (benchmarks/speed/training.py).
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ CLIP_LAST_BIN = 30
 def augment_face(
     image: Image, rng: np.random.Generator, *, crop_prob: float, low_res_prob: float, photometric_prob: float
 ) -> Image:
-    """Crop, low resolution and photometric change, each with its own probability, in this order.
+    """Crop, low-resolution and photometric augmentation in this order, each with its own probability.
 
-    `image` and the result: (H, W, 3) uint8 RGB. Source: AdaFace (CVPR 2022) and its published code.
+    `image` and the result: (H, W, 3) uint8 RGB. Source: AdaFace (arXiv 2204.00964) and its published code.
     """
     if rng.random() < crop_prob:
         image = random_crop(image, rng)
@@ -52,10 +52,10 @@ def augment_face(
 
 
 def clip_transform(image: Image, rng: np.random.Generator) -> Image:
-    """Makes the next frame of a clip: RandAugment with two operations at magnitude 9 of 31 bins.
+    """A variation of a face as in a clip: RandAugment with two operations at magnitude 9 of 31 bins.
 
-    `image` and the result: (H, W, 3) uint8 RGB. Source: RandAugment (arXiv 1909.13719) with torchvision's
-    operations and ranges; nearest interpolation, black where nothing was.
+    `image` and the result: (H, W, 3) uint8 RGB. Source: RandAugment (arXiv 1909.13719) with the operations
+    and ranges of torchvision; nearest interpolation, black border.
     """
     names = tuple(_CLIP_OPERATIONS)
     for _ in range(CLIP_OPERATIONS):
@@ -65,12 +65,12 @@ def clip_transform(image: Image, rng: np.random.Generator) -> Image:
 
 
 def mirror(image: Image, rng: np.random.Generator) -> Image:
-    """Swaps left and right with probability 0.5."""
+    """Flip horizontally with probability 0.5."""
     return np.asarray(cv2.flip(image, 1), np.uint8) if rng.random() < 0.5 else image
 
 
 def random_crop(image: Image, rng: np.random.Generator) -> Image:
-    """Keeps a random rectangle at its own place and blackens the rest."""
+    """Keep a random rectangle in place and set the rest to black."""
     top, left, height, width = crop_window(image.shape[0], image.shape[1], rng)
     result = np.zeros_like(image)
     window = np.s_[top : top + height, left : left + width]
@@ -79,10 +79,10 @@ def random_crop(image: Image, rng: np.random.Generator) -> Image:
 
 
 def crop_window(height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """Draws (top, left, height, width) in pixels as torchvision's RandomResizedCrop does.
+    """Draw (top, left, height, width) in pixels like torchvision's RandomResizedCrop.
 
-    Area uniform in 0.2..1 of the image, aspect ratio log-uniform in 3/4..4/3; after ten draws that do
-    not fit, the largest centred rectangle whose ratio is allowed.
+    Area uniform in 0.2..1 of the image, aspect ratio log-uniform in 3/4..4/3; after ten draws that do not
+    fit, the largest centred rectangle with an allowed ratio.
     """
     for _ in range(10):
         area = height * width * rng.uniform(*CROP_AREA)
@@ -96,12 +96,12 @@ def crop_window(height: int, width: int, rng: np.random.Generator) -> tuple[int,
 
 
 def low_resolution(image: Image, rng: np.random.Generator) -> Image:
-    """Shrinks to 0.2..1 of the side and enlarges again, each with an interpolation of its own."""
+    """Downscale to 0.2..1 of the side and upscale again, with random interpolations."""
     return shrink_and_enlarge(image, rng.uniform(*LOW_RES_SIDE), rng)
 
 
 def shrink_and_enlarge(image: Image, side: float, rng: np.random.Generator) -> Image:
-    """Shrinks to `side` of the side (above 0, at most 1) and enlarges again, with drawn interpolations."""
+    """Downscale by `side` in (0, 1] and upscale again, with random interpolations."""
     height, width = image.shape[:2]
     small = (max(1, int(side * width)), max(1, int(side * height)))
     down, up = (LOW_RES_INTERPOLATIONS[i] for i in rng.integers(len(LOW_RES_INTERPOLATIONS), size=2))
@@ -110,7 +110,7 @@ def shrink_and_enlarge(image: Image, side: float, rng: np.random.Generator) -> I
 
 
 def photometric(image: Image, rng: np.random.Generator) -> Image:
-    """Brightness, contrast and saturation, each times 0.5..1.5, in random order."""
+    """Brightness, contrast and saturation by factors in 0.5..1.5, in random order."""
     changes = (adjust_brightness, adjust_contrast, adjust_saturation)
     factors = rng.uniform(*PHOTOMETRIC_FACTOR, size=len(changes))
     for which in rng.permutation(len(changes)):
@@ -119,24 +119,24 @@ def photometric(image: Image, rng: np.random.Generator) -> Image:
 
 
 def adjust_brightness(image: Image, factor: float) -> Image:
-    """Blends with black: factor 0 is black, 1 the image."""
+    """Blend with black: factor 0 is black, 1 the image."""
     return _look_up(image, _blend(np.float32(0), _LEVELS, factor))
 
 
 def adjust_contrast(image: Image, factor: float) -> Image:
-    """Blends with the image's mean grey, rounded to an integer: factor 0 is that grey, 1 the image."""
+    """Blend with the mean grey level, rounded to an integer: factor 0 is grey, 1 the image."""
     mean = math.floor(float(_grey(image.astype(np.float32)).mean(dtype=np.float64)) + 0.5)
     return _look_up(image, _blend(np.float32(mean), _LEVELS, factor))
 
 
 def adjust_saturation(image: Image, factor: float) -> Image:
-    """Blends with the grey image: factor 0 is grey, 1 the image."""
+    """Blend with the greyscale image: factor 0 is grey, 1 the image."""
     colours = image.astype(np.float32)
     return _blend(_grey(colours, channels=3), colours, factor)
 
 
 def adjust_sharpness(image: Image, factor: float) -> Image:
-    """Blends with a smoothed image (3 x 3, centre 5, others 1; edge pixels as they are)."""
+    """Blend with a smoothed image (3 x 3 kernel, centre 5, others 1; border pixels unchanged)."""
     colours = image.astype(np.float32)
     smooth = np.asarray(cv2.boxFilter(colours, -1, (3, 3), normalize=False), np.float32)
     smooth += 4 * colours
@@ -149,7 +149,7 @@ def adjust_sharpness(image: Image, factor: float) -> Image:
 
 
 def autocontrast(image: Image) -> Image:
-    """Stretches each channel so that its darkest level becomes 0 and its brightest 255."""
+    """Stretch each channel to the range 0..255."""
     tables = np.empty((256, 3), np.uint8)
     for channel in range(3):
         low, high = int(image[..., channel].min()), int(image[..., channel].max())
@@ -162,7 +162,7 @@ def autocontrast(image: Image) -> Image:
 
 
 def equalize(image: Image) -> Image:
-    """Flattens the histogram of each channel, with the integer steps that PIL takes."""
+    """Equalize the histogram of each channel with PIL's integer steps."""
     tables = np.empty((256, 3), np.uint8)
     for channel in range(3):
         counts = cv2.calcHist([image], [channel], None, [256], [0, 256]).ravel().astype(np.int64)
@@ -177,7 +177,7 @@ def equalize(image: Image) -> Image:
 
 
 def apply_clip_operation(name: str, image: Image, sign: float) -> Image:
-    """Applies one operation of the clip transformation at its fixed magnitude; `sign` is 1 or -1."""
+    """Apply one operation at its fixed magnitude; `sign` is 1 or -1."""
     return _CLIP_OPERATIONS[name](image, sign)
 
 
@@ -186,7 +186,7 @@ def _at_bin(last: float) -> float:
 
 
 def _blend(first: Any, second: NDArray[np.float32], factor: float) -> Image:
-    # PIL blends in float32 and cuts the fraction off; rounding would brighten the images by half a level.
+    # PIL blends in float32 and truncates; rounding would brighten images by half a level.
     mixed = np.subtract(second, first)
     mixed *= np.float32(factor)
     mixed += first
@@ -195,8 +195,8 @@ def _blend(first: Any, second: NDArray[np.float32], factor: float) -> Image:
 
 
 def _grey(colours: NDArray[np.float32], channels: int = 1) -> NDArray[np.float32]:
-    # ITU-R 601 with PIL's integer weights; float32 holds the sums (below 2**24) without error, and truncation
-    # after the division by 2**16 gives PIL's level exactly, which cv2.cvtColor misses by one here and there.
+    # ITU-R 601 with PIL's integer weights. The sums (below 2**24) are exact in float32, and truncation after
+    # the division by 2**16 gives PIL's levels exactly, from which cv2.cvtColor sometimes differs by one.
     sums = np.asarray(cv2.transform(colours, np.repeat(_GREY_WEIGHTS, channels, axis=0)), np.float32)
     sums *= np.float32(2**-16)
     return np.floor(sums, out=sums)
@@ -210,16 +210,15 @@ def _warp(image: Image, sign: float, *, kind: str) -> Image:
     height, width = image.shape[:2]
     source: Any = _source_pixels(height, width, kind, sign)
     no_second_map: Any = None
-    # The border is black and constant unless told otherwise.
+    # The default border is constant black.
     return np.asarray(cv2.remap(image, source, no_second_map, cv2.INTER_NEAREST), np.uint8)
 
 
 @lru_cache(maxsize=64)
 def _source_pixels(height: int, width: int, kind: str, sign: float) -> NDArray[np.int16]:
-    """(H, W, 2) int16: the pixel (x, y) that each pixel is taken from, by the affine maps of PIL.
+    """(H, W, 2) int16: source pixel (x, y) of each pixel, by PIL's affine maps.
 
-    An integer map costs less than cv2.warpAffine, and does not take over its rounding to 1/1024 pixel, which
-    differs from one OpenCV to the next.
+    An integer map is faster than cv2.warpAffine, whose rounding to 1/1024 pixel differs between versions.
     """
     shear, shift = sign * _at_bin(0.3), int(_at_bin(150 / 331 * (width if kind == "TranslateX" else height)))
     angle = math.radians(-sign * _at_bin(30.0))

@@ -14,17 +14,24 @@ Image = NDArray[np.uint8]
 
 
 _FEWEST_PIXELS = 14
+_INTERPOLATIONS = (
+    cv2.INTER_NEAREST,
+    cv2.INTER_LINEAR,
+    cv2.INTER_AREA,
+    cv2.INTER_CUBIC,
+    cv2.INTER_LANCZOS4,
+)
 
 
 @dataclass(frozen=True)
 class Degradation:
-    """One draw of all causes; the defaults change nothing.
+    """Parameters of all degradations; the defaults are the identity.
 
-    Lengths in pixels of a face of 112, angles in degrees. `cut`: shares of the side that are missing at the
-    top, bottom, left and right. `box`: centre x, y, width and height that are hidden, `box_colour` RGB or
-    None for noise. `side`: pixels that are left of the side; `through`: interpolations down and up.
-    `small_jpeg`: compressed at that size, else after it was enlarged. `realigned`: afterwards aligned anew by
-    landmarks that are a little off, as a poor face's are, so that most of turn and shift is taken back.
+    Lengths in pixels of a face of 112, angles in degrees. `cut`: fractions removed at the top, bottom, left
+    and right. `box`: centre x, y, width and height of an occlusion, with `box_colour` RGB or None for noise.
+    `side`: resolution in pixels; `through`: interpolations down and up. `small_jpeg`: compress at the low
+    resolution, else after upscaling. `realigned`: align again by noisy landmarks, which reverses most of
+    rotation and shift.
     """
 
     mirrored: bool = False
@@ -53,14 +60,13 @@ class Degradation:
 
 
 def draw_degradation(rng: np.random.Generator, strength: float, often: float | None = None) -> Degradation:
-    """Draws causes and their amounts; with `strength` (0..1) stronger ones come, and more of them.
-
-    `often`: how many, 0..1, whatever the strength is.
+    """Draw degradations; `strength` in [0, 1] scales their amount, and their number unless `often` is
+    given.
     """
     s, often = strength, 0.2 + 0.5 * strength if often is None else often
 
-    def comes(share: float = 1.0) -> bool:
-        return bool(rng.random() < often * share)
+    def occurs(weight: float = 1.0) -> bool:
+        return bool(rng.random() < often * weight)
 
     values: dict[str, object] = {
         "mirrored": bool(rng.random() < 0.5),
@@ -69,47 +75,47 @@ def draw_degradation(rng: np.random.Generator, strength: float, often: float | N
         "shift": (float(rng.normal(0, 0.7 + 3 * s)), float(rng.normal(0, 0.7 + 3 * s))),
         "border": int(rng.choice([cv2.BORDER_CONSTANT, cv2.BORDER_REPLICATE, cv2.BORDER_REFLECT_101])),
     }
-    if comes(0.4):
+    if occurs(0.4):
         values["cut"] = tuple(rng.uniform(0, 0.05 + 0.25 * s, 4) * (rng.random(4) < 0.4))
-    if comes(0.5):
+    if occurs(0.5):
         width, height = rng.uniform(0.1, 0.2 + 0.35 * s, 2) * 112
         values["box"] = (*rng.uniform(8, 104, 2), float(width), float(height))
         values["box_colour"] = None if rng.random() < 0.3 else tuple(rng.integers(0, 256, 3).tolist())
-    if comes(1.3):
+    if occurs(1.3):
         values["gamma"] = math.exp(rng.normal(0, 0.15 + 0.45 * s))
         values["contrast"] = float(rng.uniform(1 - 0.15 - 0.5 * s, 1 + 0.15 + 0.3 * s))
         values["brightness"] = float(rng.normal(0, 5 + 25 * s))
-    if comes(0.5):
+    if occurs(0.5):
         values["saturation"] = float(rng.uniform(max(0.0, 0.9 - s), 1.3))
         values["tint"] = tuple(np.exp(rng.normal(0, 0.03 + 0.08 * s, 3)).tolist())
-    if comes(0.7):
+    if occurs(0.7):
         values["defocus"] = float(rng.uniform(0.4, 0.8 + 2.7 * s))
-    if comes(0.7):
+    if occurs(0.7):
         values["motion"] = float(rng.uniform(2, 4 + 13 * s))
         values["motion_angle"] = float(rng.uniform(0, 180))
-    if comes(1.4):
+    if occurs(1.4):
         values["side"] = max(_FEWEST_PIXELS, 112 * math.exp(-s * rng.uniform(0.8, 2.4)))
         values["through"] = (
             _one_of(rng, [cv2.INTER_AREA], 0.7),
             _one_of(rng, [cv2.INTER_LINEAR, cv2.INTER_LINEAR, cv2.INTER_CUBIC], 0.8),
         )
-    if comes():
+    if occurs():
         values["noise"] = float(rng.uniform(1, 4 + 20 * s))
-    if comes(0.4):
+    if occurs(0.4):
         values["shot"] = float(rng.uniform(0.2, 0.5 + 1.5 * s))
-    if comes(1.3):
+    if occurs(1.3):
         values["quality"] = int(rng.uniform(95 - 85 * s, 95))
         values["small_jpeg"] = bool(rng.random() < 0.5)
     return Degradation(**values)  # type: ignore[arg-type]
 
 
 def _one_of(rng: np.random.Generator, usual: Sequence[int], share: float) -> int:
-    """An interpolation: a sensor sums up over its pixels, and players enlarge smoothly; few do otherwise."""
+    """A usual interpolation with probability `share`, else any."""
     return int(rng.choice(usual if rng.random() < share else _INTERPOLATIONS))
 
 
 def neighbour(draw: Degradation, rng: np.random.Generator) -> Degradation:
-    """The next frame of a clip: the same causes, each a little off; noise and blocks fall anew."""
+    """The next frame of a clip: the same degradations, slightly varied."""
     box = draw.box
     if box is not None:
         box = (box[0] + rng.normal(0, 2), box[1] + rng.normal(0, 2), box[2], box[3])
@@ -130,9 +136,9 @@ def neighbour(draw: Degradation, rng: np.random.Generator) -> Degradation:
 
 
 def degrade(image: Image, draw: Degradation, rng: np.random.Generator) -> Image:
-    """Applies a draw in the order of a camera: scene, lens, sensor, file, alignment.
+    """Apply a degradation in the order of image formation: scene, lens, sensor, file, alignment.
 
-    `rng` is for noise and for where the landmarks are found alone.
+    `rng` provides noise and landmark errors.
     """
     height, width = image.shape[:2]
     image = _lit(_hidden(_moved(image, draw), draw, rng), draw)
@@ -152,15 +158,6 @@ def degrade(image: Image, draw: Degradation, rng: np.random.Generator) -> Image:
     if not draw.small_jpeg:
         image = _compressed(image, draw.quality)
     return _realigned(image, draw, rng) if draw.realigned else image
-
-
-_INTERPOLATIONS = (
-    cv2.INTER_NEAREST,
-    cv2.INTER_LINEAR,
-    cv2.INTER_AREA,
-    cv2.INTER_CUBIC,
-    cv2.INTER_LANCZOS4,
-)
 
 
 def _moved(image: Image, draw: Degradation) -> Image:
@@ -237,7 +234,7 @@ def _noisy(image: Image, draw: Degradation, rng: np.random.Generator) -> Image:
 def _compressed(image: Image, quality: int) -> Image:
     if quality >= 100:
         return image
-    # Blocks of colour are half as fine as of brightness; which channel is red matters to JPEG.
+    # JPEG subsamples chroma, so the channel order matters.
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     done, encoded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, max(1, quality)])
     decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR) if done else bgr

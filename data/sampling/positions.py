@@ -1,8 +1,4 @@
-"""Which row stands at which position of which epoch: arithmetic on integers, for any number of processes.
-
-The one source of order in training. It knows no images; `data.sampling.templates` makes something of each
-item.
-"""
+"""The order of training: which row is at which position of an epoch, for any number of processes."""
 
 from __future__ import annotations
 
@@ -17,7 +13,7 @@ from runtime.errors import InputError
 
 
 class Item(NamedTuple):
-    """One draw: all that is random about it follows from the seed, `epoch` and `position`."""
+    """One draw; everything random about it depends on the seed, `epoch` and `position` only."""
 
     epoch: int
     position: int
@@ -27,19 +23,24 @@ class Item(NamedTuple):
 class PositionSampler(Sampler[list[Item]]):
     """Yields batches of items: `DataLoader(dataset, batch_sampler=PositionSampler(...))`.
 
-    Position p of an epoch holds row `permutation[p]`, where the permutation follows from seed and epoch.
-    Global batch g holds the positions from g * batch_size * world_size on, of which each rank takes
-    `batch_size` in a row: two ranks with half the batch see together what one rank sees. An incomplete last
-    batch is left out.
+    Position p of an epoch has row `permutation[p]`, with a permutation that depends on seed and epoch. Global
+    batch g has the positions from g * batch_size * world_size, split into consecutive parts by rank: two
+    ranks with half the batch size see the same global batches as one. An incomplete last batch is dropped.
 
-    `num_rows`: rows to draw from. `num_items`: positions of an epoch, `num_rows` where it is None; where it
-    is more, one permutation follows another. `repeats`: so many positions in a row hold the same row, such as
-    two templates of one subject. `batch_size`: items of one rank. `start`: batch number that the
-    next pass begins at; it holds for that pass alone and is 0 again after it, so that the epoch after a
-    resumed one is whole.
+    Args:
+        num_rows: rows to draw from.
+        batch_size: items per rank.
+        seed: of the permutations.
+        num_items: positions of an epoch; None means `num_rows`, more means several permutations.
+        epoch: number of the next pass.
+        start: first batch of the next pass; reset to 0 afterwards, so that the following epoch is complete.
+        rank: of this process.
+        world_size: number of processes.
+        shuffle: False keeps the rows in order.
+        repeats: consecutive positions with the same row, such as two templates of one subject.
 
     Raises:
-        InputError: not one whole batch in an epoch.
+        InputError: an epoch has less than one batch.
     """
 
     def __init__(
@@ -74,19 +75,19 @@ class PositionSampler(Sampler[list[Item]]):
 
     @property
     def sampler(self) -> PositionSampler:
-        """Itself: Lightning looks for `batch_sampler.sampler.set_epoch` before each epoch."""
+        """Itself: Lightning calls `batch_sampler.sampler.set_epoch` before each epoch."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Sets the epoch of the next pass; a pass under way is not changed."""
+        """Set the epoch of the next pass."""
         self.epoch = epoch
 
     def __len__(self) -> int:
         return self.num_items // (self.batch_size * self.world_size)
 
     def __iter__(self) -> Iterator[list[Item]]:
-        # A generator, so that start and epoch count at the first batch: DataLoader with workers asks for a
-        # pass twice and throws the first away; a start used up by that would repeat what was seen.
+        # A generator, so that `start` is consumed at the first batch: a DataLoader with workers creates two
+        # iterators and discards the first.
         epoch, start = self.epoch, self.start
         self.start = 0
         rows = self._rows(epoch)

@@ -1,8 +1,7 @@
-"""What a step is fed with: single faces (backbone stage) or templates (coreset stage), drawn and augmented.
+"""Training datasets: single faces (backbone stage) and templates (coreset stage), with augmentation.
 
-A template is a set of faces of one subject, as recognition meets it: stills, and clips of near-duplicates.
-All that is random follows from the seed and an item's epoch and position, so nothing depends on workers or
-processes. Which items make a batch is decided in `data.sampling.positions`.
+A template is a set of faces of one subject: stills, and clips of near-duplicates. Randomness depends on the
+seed and an item's epoch and position only, not on workers or processes.
 """
 
 from __future__ import annotations
@@ -65,7 +64,7 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Template:
-    """`images`: (T, 3, 112, 112) uint8 in the order of the spec; `media`: (T,) int64, equal in a clip."""
+    """`images`: (T, 3, 112, 112) uint8 in the spec's channel order; `media`: (T,) int64, equal in a clip."""
 
     images: NDArray[np.uint8]
     label: int
@@ -74,11 +73,11 @@ class Template:
 
 @dataclass(frozen=True)
 class TemplateBatch:
-    """Templates as one ragged batch.
+    """Templates as a ragged batch.
 
-    `images`: (N, 3, 112, 112) uint8 in the order of the spec; `offsets`: (B+1,) int64, template b has rows
-    `offsets[b]:offsets[b+1]`; `labels`: (B,) int64; `media`: (N,) int64, equal for the frames of one clip and
-    for nothing else in the batch.
+    `images`: (N, 3, 112, 112) uint8 in the spec's channel order; `offsets`: (B+1,) int64, template b has rows
+    `offsets[b]:offsets[b+1]`; `labels`: (B,) int64; `media`: (N,) int64, unique per clip or still in the
+    batch.
     """
 
     images: Tensor
@@ -90,11 +89,11 @@ class TemplateBatch:
         return len(self.labels)
 
     def pin_memory(self) -> TemplateBatch:
-        """The same batch in pinned memory; DataLoader calls it."""
+        """Copy to pinned memory; called by DataLoader."""
         return replace(self, **{field.name: getattr(self, field.name).pin_memory() for field in fields(self)})
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> TemplateBatch:
-        """The same batch on `device`; Lightning calls it."""
+        """Copy to `device`; called by Lightning."""
         moved = {
             field.name: getattr(self, field.name).to(device, non_blocking=non_blocking)
             for field in fields(self)
@@ -103,7 +102,7 @@ class TemplateBatch:
 
 
 def collate_templates(templates: Sequence[Template]) -> TemplateBatch:
-    """Joins templates to one ragged batch; media are numbered through."""
+    """Join templates to a ragged batch, with media numbered consecutively."""
     sizes = np.array([len(template.images) for template in templates])
     first_media = np.cumsum([0, *(int(template.media.max()) + 1 for template in templates[:-1])])
     media = [template.media + first for template, first in zip(templates, first_media, strict=True)]
@@ -116,15 +115,15 @@ def collate_templates(templates: Sequence[Template]) -> TemplateBatch:
 
 
 def collate_faces(faces: Sequence[tuple[NDArray[np.uint8], int]]) -> tuple[Tensor, Tensor]:
-    """Joins single faces: images (B, 3, 112, 112) uint8 in the order of the spec, labels (B,) int64."""
+    """Join single faces: images (B, 3, 112, 112) uint8 in the spec's channel order, labels (B,) int64."""
     images = np.stack([image for image, _ in faces])
     return torch.from_numpy(images), torch.tensor([label for _, label in faces])
 
 
 class FaceDataset(Dataset[tuple[NDArray[np.uint8], int]]):
-    """Backbone stage: item -> (image (3, 112, 112) uint8 in the order of the spec, label).
+    """Backbone stage: item -> (image (3, 112, 112) uint8 in the spec's channel order, label).
 
-    Each face gets the AdaFace augmentations and is mirrored with probability 0.5.
+    Each face gets the AdaFace augmentations and a random horizontal flip.
     """
 
     def __init__(
@@ -151,9 +150,8 @@ class FaceDataset(Dataset[tuple[NDArray[np.uint8], int]]):
 class TemplateDataset(Dataset[Template]):
     """Coreset stage: item -> template of 1 to `max_template_size` faces.
 
-    `sample_by` says what an item's row counts: "image" (published: the template is of that image's subject,
-    so subjects come in proportion to their images) or "subject". `len` is the number of rows to sample from.
-    `longest_clip`: frames of a clip at most; 1 gives stills alone.
+    `sample_by`: an item's row is an "image" (published: the template is of its subject, so subjects are drawn
+    in proportion to their images) or a "subject". `longest_clip`: maximum frames of a clip; 1 gives stills.
     """
 
     def __init__(
@@ -197,10 +195,10 @@ class TemplateDataset(Dataset[Template]):
 def draw_clips(
     rng: np.random.Generator, num_images: int, max_template_size: int, longest_clip: int = LONGEST_CLIP
 ) -> list[tuple[int, int]]:
-    """Draws a template: (image 0..num_images-1, frames) per medium, until its T ~ U{1..max} faces are there.
+    """Draw a template of T ~ U{1..max} faces as (image 0..num_images-1, frames) per medium.
 
-    An image is chosen with replacement; the frames of its clip are min(longest_clip, U{1..missing}). Source:
-    the published sampling, with T drawn for each template where it is drawn once a batch there.
+    Images are drawn with replacement, with min(longest_clip, U{1..remaining}) frames. Source: the published
+    sampling of FaceCoresetNet (arXiv 2308.14075), which draws T once per batch instead of per template.
     """
     missing = int(rng.integers(1, max_template_size + 1))
     clips = []
@@ -213,10 +211,9 @@ def draw_clips(
 
 
 class HeldOutTemplates(Dataset[Template]):
-    """Templates of subjects that are not trained on; see `held_out_templates`.
+    """Templates of held-out subjects; see `held_out_templates`.
 
-    `labels`: (M,) int64 subject of each template; `is_gallery`: (M,) bool, one of each subject's three
-    templates.
+    `labels`: (M,) int64 subject of each template; `is_gallery`: (M,) bool, one of three per subject.
     """
 
     def __init__(
@@ -242,7 +239,7 @@ class HeldOutTemplates(Dataset[Template]):
         return len(self.labels)
 
     def rows(self) -> NDArray[np.int64]:
-        """Rows of the source that templates are made of."""
+        """Rows of the source that the templates use."""
         subjects = np.unique(self.labels)
         return np.concatenate([self._index.images_of(int(subject)) for subject in subjects]).astype(np.int64)
 
@@ -271,11 +268,11 @@ def held_out_templates(
     max_template_size: int,
     max_subjects: int | None = None,
 ) -> HeldOutTemplates:
-    """The fixed protocol of validation on held-out subjects; the same for a seed whatever else is chosen.
+    """The validation protocol on held-out subjects; depends on the seed only.
 
-    The images of each subject with two or more are split into two disjoint halves. The gallery template is
-    one to three unchanged stills of the first half (fewer where it has fewer); two probe templates are drawn
-    from the second half as in training. At most `max_subjects` subjects, chosen by seed and name.
+    The images of each subject with two or more are split into disjoint halves. The gallery template has one
+    to three unmodified stills of the first half; two probe templates are drawn from the second half as in
+    training. At most `max_subjects` subjects are used, chosen by seed and name.
 
     Raises:
         InputError: fewer than two subjects have two images.
@@ -284,8 +281,8 @@ def held_out_templates(
     several = np.flatnonzero(SubjectIndex(source.labels).counts() >= 2)
     if len(several) < 2:
         raise InputError(
-            f"{source.name}: {len(several)} held-out subjects have two images or more, and validation "
-            "compares at least two. Hold out more subjects."
+            f"{source.name}: {len(several)} held-out subjects have two or more images, but validation needs "
+            "at least two such subjects. Hold out more subjects."
         )
     if max_subjects is not None and max_subjects < len(several):
         hashes = [_name_hash(f"{seed}:{source.subjects[subject]}") for subject in several]
@@ -304,7 +301,7 @@ def _make_template(
     clips: Sequence[tuple[int, int]],
     label: int,
 ) -> Template:
-    # An image drawn twice is read and augmented once, as published; only its frames differ.
+    # As published, an image drawn twice is augmented once; only its clip frames differ.
     used: dict[int, Image] = {}
     frames: list[Image] = []
     for image, length in clips:
@@ -316,7 +313,7 @@ def _make_template(
 
 
 def _item_rng(seed: int, item: Item) -> np.random.Generator:
-    # The last number keeps the draws of position 0 apart from the epoch's permutation: NumPy pads with zeros.
+    # The last number separates position 0 from the epoch's permutation: NumPy pads seeds with zeros.
     return np.random.default_rng([seed, item.epoch, item.position, 1])
 
 
@@ -327,6 +324,6 @@ def _name_hash(name: str) -> int:
 def _check_sizes(max_template_size: int, longest_clip: int) -> None:
     if max_template_size < 1 or longest_clip < 1:
         raise InputError(
-            f"templates of at most {max_template_size} faces in clips of at most {longest_clip}: expected "
-            "one or more."
+            f"a maximum template size of {max_template_size} with clips of up to {longest_clip} frames: "
+            "expected at least one of each."
         )

@@ -1,9 +1,4 @@
-"""Views of a face that are embedded once and trained from ever after: plain, mirrored, degraded, clips.
-
-What real sets hold is covered by kinds of causes, not by one benchmark's recipe: landmarks that are off,
-parts cut away or hidden, light, motion, defocus, few pixels, noise, compression. Arrays in, arrays out; which
-views make a template is decided in `features.templates`.
-"""
+"""Views of a face for training from cached features: original, flipped, degraded stills and clips."""
 
 from __future__ import annotations
 
@@ -27,14 +22,12 @@ if TYPE_CHECKING:
 Image = NDArray[np.uint8]
 
 DEFAULT_VIEWS = 16
-# Rises with every change here that changes a pixel of a view.
+# To be increased with every change that alters a pixel of a view.
 _REVISION = "4"
 _CLIP_VIEWS = 4
-# How strong a still is degraded, between not at all and hardly a face any more.
+# Ranges of degradation strength in [0, 1].
 _MODERATE, _POOR = (0.05, 0.35), (0.45, 0.85)
-# Most causes at once, each of them milder: poor video is dark and small and compressed and blurred, all at
-# once. A prototype of such views trained better than a few strong causes; this form was not told from the
-# levelled light that came with it.
+# Probability scale of each cause: many mild causes at once, as in poor video, rather than few strong ones.
 _OFTEN = 0.75
 
 
@@ -60,14 +53,14 @@ class ViewPlan:
 
     @classmethod
     def of(cls, views: int) -> ViewPlan:
-        """The first `views` of: plain, mirrored, then again and again a moderate still, a poor still, a clip
-        of four frames and a moderate still. 16 give four moderate and two poor stills and two clips.
+        """The first `views` of: original, flipped, then repeatedly a moderate still, a poor still, a clip of
+        four frames and a moderate still.
 
         Raises:
-            InputError: fewer than one.
+            InputError: fewer than one view.
         """
         if views < 1:
-            raise InputError(f"--views {views}: expected 1 or more; {DEFAULT_VIEWS} cover all kinds twice.")
+            raise InputError(f"--views {views}: expected 1 or more ({DEFAULT_VIEWS} by default).")
         cycles = -(-views // len(_CYCLE))
         kinds = (Kind.PLAIN, Kind.FLIP, *_CYCLE * cycles)[:views]
         groups: list[int] = []
@@ -80,7 +73,7 @@ class ViewPlan:
         return len(self.kinds)
 
     def media(self, *kinds: Kind) -> NDArray[np.int64]:
-        """(n, 2) first view and number of views of each group of these kinds."""
+        """(n, 2) first view and number of views of each group of the given kinds."""
         groups = np.array(self.groups)
         first = [self.groups.index(group) for group in np.unique(groups)]
         found = [
@@ -92,11 +85,10 @@ class ViewPlan:
 
 
 class ViewedFaces:
-    """Every view of every image as one list of faces: face number `row * V + view`.
+    """All views of all images: face number `row * V + view`.
 
-    A view follows from seed, image content (`stamps` (N,)) and group alone: in another selection of the
-    images, or under another name, an image has the same views. Where the plan is longer, the views before
-    stay the same.
+    A view depends on seed, image content (`stamps` (N,)) and group only, not on the selection of images or
+    their names. Extending the plan keeps the existing views.
     """
 
     def __init__(self, source: FaceSource, plan: ViewPlan, seed: int, stamps: NDArray[np.uint64]) -> None:
@@ -110,23 +102,23 @@ class ViewedFaces:
         return len(self._source) * len(self._plan)
 
     def image(self, number: int) -> Image:
-        """(112, 112, 3) RGB. Raises InputError that names an image that cannot be used."""
+        """(112, 112, 3) RGB. Raises InputError that names an unusable image."""
         row, view = divmod(number, len(self._plan))
-        # The views of an image come one after another; it is decoded once.
+        # Views of an image are consecutive, so it is decoded once.
         if self._read is None or self._read[0] != row:
             self._read = (row, self._source.image(row))
         return make_view(self._read[1], self._plan, view, (self._seed, int(self._stamps[row])))
 
 
 def views_identity(plan: ViewPlan, seed: int) -> str:
-    """What the views follow from beside the images, for the fingerprint of a store."""
-    # Neither chance nor the recipe has a part in a plain or mirrored image.
+    """Parameters of the views as JSON, for the fingerprint of a store."""
+    # Original and flipped views do not depend on seed and revision.
     drawn = {"revision": _REVISION, "seed": seed} if set(plan.kinds) - {Kind.PLAIN, Kind.FLIP} else {}
     return json.dumps({**drawn, "kinds": [kind.name for kind in plan.kinds]})
 
 
 def includes_views(stored: str, plan: ViewPlan, seed: int) -> bool:
-    """Whether the first views of a store with that `views_identity` are those of `plan`."""
+    """Whether the first views of a store with this `views_identity` are those of `plan`."""
     found, wanted = _parsed(stored), json.loads(views_identity(plan, seed))
     first = found["kinds"][: len(plan)]
     return all(found.get(key) == value for key, value in wanted.items() if key != "kinds") and (
@@ -135,7 +127,7 @@ def includes_views(stored: str, plan: ViewPlan, seed: int) -> bool:
 
 
 def number_of_views(stored: str) -> int:
-    """Views of each image in a store with that `views_identity`; 0 for a text that is none."""
+    """Views per image in a store with this `views_identity`; 0 for an invalid text."""
     return len(_parsed(stored)["kinds"])
 
 
@@ -154,7 +146,7 @@ class _Views(TypedDict):
 
 
 def make_view(image: Image, plan: ViewPlan, view: int, key: Sequence[int]) -> Image:
-    """View number `view` of an image, (H, W, 3) uint8 RGB -> the same shape; chance follows from `key`."""
+    """View number `view` of an image, (H, W, 3) uint8 RGB, with random numbers seeded by `key`."""
     kind, group = plan.kinds[view], plan.groups[view]
     if kind == Kind.PLAIN:
         return image

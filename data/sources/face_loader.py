@@ -1,4 +1,4 @@
-"""Aligned faces by number -> batches that a backbone takes, read and decoded by workers."""
+"""Load aligned faces as batches for a backbone, decoded by workers."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 
 
 class Faces(Protocol):
-    """Aligned faces by number; picklable, and cheap enough to be sent to every worker."""
+    """Aligned faces by number; cheap to pickle, because every worker gets a copy."""
 
     def __len__(self) -> int: ...
 
     def image(self, number: int) -> Image:
-        """(112, 112, 3) RGB. Raises InputError that names an image that cannot be used."""
+        """(112, 112, 3) RGB. Raises InputError that names an unusable image."""
 
 
 @dataclass(frozen=True)
 class FaceBatch:
-    """`numbers` (n,) int64 of the faces; `images` (n, 3, 112, 112) uint8 in the order of the spec.
+    """`numbers` (n,) int64 of the faces; `images` (n, 3, 112, 112) uint8 in the spec's channel order.
 
-    `faults`: number -> what is wrong with an image that cannot be used; black stands in its place.
+    `faults`: number -> fault of an unusable image, which is black in `images`.
     """
 
     numbers: NDArray[np.int64]
@@ -41,11 +41,11 @@ class FaceBatch:
     faults: dict[int, str]
 
     def pin_memory(self) -> FaceBatch:
-        """The same batch in pinned memory; DataLoader calls it."""
+        """Copy to pinned memory; called by DataLoader."""
         return replace(self, images=self.images.pin_memory())
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> FaceBatch:
-        """The same batch on `device`; Lightning calls it."""
+        """Copy to `device`; called by Lightning."""
         return replace(self, images=self.images.to(device, non_blocking=non_blocking))
 
 
@@ -58,7 +58,7 @@ def face_loader(
     num_workers: int,
     pin_memory: bool,
 ) -> DataLoader[Any]:
-    """`FaceBatch` after `FaceBatch` of the faces with these numbers, in their order."""
+    """A loader of `FaceBatch` of the faces with these numbers, in this order."""
     return DataLoader(
         _Decoded(faces, spec),
         sampler=numbers,
@@ -76,7 +76,7 @@ class _Decoded(Dataset["_Item"]):
         self._spec = spec
 
     def __getitem__(self, number: int) -> _Item:
-        # An exception would end hours of work and lose its sentence in the worker's traceback.
+        # An exception would stop the whole run, its message lost in the worker's traceback.
         try:
             return number, self._spec.from_rgb(self._faces.image(number)), ""
         except InputError as fault:

@@ -1,8 +1,6 @@
-"""Where aligned faces come from: an image folder, an MXNet RecordIO pack, or a selection of either.
+"""Sources of aligned faces: image folder, MXNet RecordIO pack, or a selection of rows of either.
 
-Every source gives RGB pixels in true colours, subjects by name and one row number an image. What is drawn
-from a source, and how it is changed, is decided elsewhere (`data.sources.subsets`,
-`data.sampling.templates`).
+Every source provides RGB images in true colours, named subjects, and one row per image.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from numpy.typing import NDArray
 
 from data.sources.decoding import Image, decode_face, read_encoded
 from data.sources.folder_index import list_faces
-from data.sources.image_files import IMAGE_SUFFIXES, people_root, unpacked_note
+from data.sources.image_files import IMAGE_SUFFIXES, subjects_root, unpacked_note
 from data.sources.image_stamps import FileState, content_stamp, stamps_of, state_of_files
 from data.sources.recordio import IDX_NAME, REC_NAME, read_face_pack
 from runtime.errors import InputError
@@ -26,20 +24,19 @@ _COLOURS = ("as stored", "red and blue swapped")
 
 
 class FaceSource(Protocol):
-    """Aligned faces of named subjects; picklable, and cheap enough to be sent to every worker.
+    """Aligned faces of named subjects; cheap to pickle, because every worker gets a copy.
 
-    The rows of a folder and of the pack that it was unpacked from are the same: subjects in the order of
-    their names as text ('10' before '2'), and images in the order of their names. Published index files count
-    so.
+    Rows are ordered by subject name as text ('10' before '2'), then by image name. Published index files
+    count in this order, and a folder has the same rows as the pack that it was unpacked from.
     """
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Name for messages."""
 
     @property
     def location(self) -> Path:
-        """Folder that the data lies in."""
+        """Folder of the data."""
 
     @property
     def subjects(self) -> list[str]:
@@ -55,31 +52,31 @@ class FaceSource(Protocol):
         """The encoded image."""
 
     def describe(self, row: int) -> str:
-        """File, or pack and key, of one image: for messages."""
+        """File, or pack and key, of an image, for messages."""
 
     def image(self, row: int) -> Image:
-        """(112, 112, 3) RGB. Raises InputError that names an image of another size, or that is none."""
+        """(112, 112, 3) RGB. Raises InputError that names an undecodable image or one of another size."""
 
     @property
     def colours(self) -> str:
-        """How the stored colours are read, in words."""
+        """How the stored colours are read."""
 
     def stamps(self, rows: NDArray[np.int64] | None = None) -> NDArray[np.uint64]:
-        """(N,) or (n,) of `rows`: `data.sources.image_stamps` of the encoded images."""
+        """(N,), or (n,) of `rows`: stamps of the encoded images (`data.sources.image_stamps`)."""
 
 
 class ImageFolder:
-    """`<root>/<subject>/<image>`; `swap_color_channel` is for what the old published convert.py wrote.
+    """`<root>/<subject>/<image>`; `swap_color_channel` is for folders of the old published convert.py.
 
-    Where `root` is a data set that convert.py unpacked, its people are in `<root>/imgs`. `notes`: sentences
-    on that, and on all that is not read.
+    For a data set unpacked by convert.py, subjects are in `<root>/imgs`. `notes`: sentences on this and on
+    files that are not read.
     """
 
     location: Path
     labels: NDArray[np.int64]
 
     def __init__(self, root: Path, swap_color_channel: bool = False) -> None:
-        self.location = people_root(root)
+        self.location = subjects_root(root)
         self.name = str(self.location)
         self.notes: list[str] = []
         self._swap = swap_color_channel
@@ -92,7 +89,7 @@ class ImageFolder:
 
     @property
     def subjects(self) -> list[str]:
-        """Names of the subject folders that hold an image, sorted."""
+        """Sorted names of the subject folders with images."""
         return self._listing.subjects
 
     def __len__(self) -> int:
@@ -108,7 +105,7 @@ class ImageFolder:
         try:
             return read_encoded(path)
         except InputError as fault:
-            raise InputError(f"{path}: {fault} It was there when the folder was listed.") from None
+            raise InputError(f"{path}: {fault} It existed when the folder was listed.") from None
 
     def describe(self, row: int) -> str:
         """The file's path."""
@@ -150,7 +147,7 @@ class ImageFolder:
 
 
 class RecordIOSource:
-    """`train.rec` and `train.idx` of a folder, read in place; a subject's name is its number in the pack."""
+    """`train.rec` and `train.idx` of a folder; a subject's name is its label in the pack."""
 
     def __init__(self, folder: Path, swap_color_channel: bool = False) -> None:
         self.location = folder
@@ -160,7 +157,7 @@ class RecordIOSource:
         pack = read_face_pack(folder)
         self.notes = list(pack.notes)
         if not len(pack.keys):
-            raise InputError(f"{self.name}: holds no images. Compare its size with the original.")
+            raise InputError(f"{self.name}: contains no images. Compare its size with the original.")
         self._reader = pack.reader
         numbers, subject_of_row = np.unique(pack.labels, return_inverse=True)
         texts = [str(number) for number in numbers]
@@ -190,7 +187,7 @@ class RecordIOSource:
         return decode_face(self.read_bytes(row), self.describe(row), swap_color_channel=self._swap)
 
     def stamps(self, rows: NDArray[np.int64] | None = None) -> NDArray[np.uint64]:
-        """(N,) or (n,) of `rows`, those of the files that the pack is unpacked to."""
+        """(N,), or (n,) of `rows`; equal to those of the unpacked files."""
         files = state_of_files([os.fsencode(self.location / name) for name in (REC_NAME, IDX_NAME)])
         of_pack = b"%d %d" % tuple(files.signatures.tolist()) if files.signatures[0] else None
 
@@ -212,7 +209,7 @@ class RecordIOSource:
 
 
 class Selection:
-    """Some rows of a source, with its subjects that are left numbered anew in the same order."""
+    """Some rows of a source; remaining subjects are renumbered in the same order."""
 
     def __init__(self, source: FaceSource, rows: NDArray[np.int64]) -> None:
         self.name = source.name
@@ -231,7 +228,7 @@ class Selection:
         return self._source.read_bytes(int(self._rows[row]))
 
     def describe(self, row: int) -> str:
-        """File or key in the source that was selected from."""
+        """File or key in the original source."""
         return self._source.describe(int(self._rows[row]))
 
     def image(self, row: int) -> Image:
@@ -240,20 +237,20 @@ class Selection:
 
     @property
     def colours(self) -> str:
-        """As the source's."""
+        """As in the source."""
         return self._source.colours
 
     def stamps(self, rows: NDArray[np.int64] | None = None) -> NDArray[np.uint64]:
-        """(N,) or (n,) of `rows`; images that are not selected are not looked at."""
+        """(N,), or (n,) of `rows`; only selected images are read."""
         return self._source.stamps(self._rows if rows is None else self._rows[rows])
 
     def of_source(self, rows: NDArray[np.int64]) -> Selection:
-        """Selects from the selection without stacking a second one on it."""
+        """Select rows of the selection without nesting."""
         return Selection(self._source, self._rows[rows])
 
 
 class LooseImages:
-    """`<root>/<image>`: aligned faces of which nobody knows whose they are; each is a subject of its own.
+    """`<root>/<image>`: aligned faces without known identity; each is its own subject.
 
     Raises:
         InputError: no image in the folder.
@@ -264,7 +261,7 @@ class LooseImages:
         self.notes: list[str] = []
         self.subjects = sorted(path.name for path in root.iterdir() if is_loose_image(path))
         if not self.subjects:
-            raise InputError(f"{root}: holds no image. Expected aligned faces, or {root}/<subject>/<image>.")
+            raise InputError(f"{root}: no images found. Expected aligned faces, or {root}/<subject>/<image>.")
         self.labels = np.arange(len(self.subjects))
 
     def __len__(self) -> int:
@@ -285,23 +282,23 @@ class LooseImages:
 
 
 def is_loose_image(path: Path) -> bool:
-    """Whether it is the file of an image, by its name."""
+    """Whether a path is an image file, by its suffix."""
     return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
 
 
 def open_source(
     path: Path, use_mxrecord: bool = False, swap_color_channel: bool = False
 ) -> ImageFolder | RecordIOSource:
-    """Opens an image folder, or the folder of a RecordIO pack."""
+    """Open an image folder, or the folder of a RecordIO pack."""
     source = RecordIOSource if use_mxrecord else ImageFolder
     return source(path, swap_color_channel)
 
 
 def select(source: FaceSource, rows: Sequence[int] | NDArray[np.integer]) -> FaceSource:
-    """Keeps `rows` ((n,) integers) in the order given; subjects without a row are dropped.
+    """Select `rows` ((n,) integers) in the given order; subjects without rows are dropped.
 
     Raises:
-        InputError: no row, or a row outside of the source.
+        InputError: no rows, or rows out of range.
     """
     wanted = np.asarray(rows).astype(np.int64).reshape(-1)
     if not len(wanted):
@@ -309,14 +306,15 @@ def select(source: FaceSource, rows: Sequence[int] | NDArray[np.integer]) -> Fac
     outside = (wanted < 0) | (wanted >= len(source))
     if outside.any():
         raise InputError(
-            f"{source.name}: {int(outside.sum()):,} of {len(wanted):,} selected positions are outside of its "
-            f"{len(source):,} images (the first is {wanted[outside][0]:,}). Is it the right data set?"
+            f"{source.name}: {int(outside.sum()):,} of {len(wanted):,} selected positions are out of range "
+            "for "
+            f"its {len(source):,} images (the first is {wanted[outside][0]:,}). Is it the right data set?"
         )
     return source.of_source(wanted) if isinstance(source, Selection) else Selection(source, wanted)
 
 
 def _text_order(keys: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Sort keys for np.lexsort (last counts first) that order whole numbers >= 0 as their decimal texts."""
+    """Sort keys for np.lexsort that order integers >= 0 as decimal strings."""
     digits = np.ones(len(keys), np.int64)
     for power in range(1, 19):
         digits += keys >= 10**power

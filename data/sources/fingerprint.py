@@ -14,15 +14,14 @@ from data.sources.decoding import DECODER
 from data.sources.face_source import FaceSource
 from data.sources.subject_names import normal
 
-# Each release of them may give other pixels for the same bytes and the same views.
+# Another release may decode or degrade the same bytes to other pixels.
 PIXEL_LIBRARIES = {"decoder": DECODER, "opencv": cv2.__version__}
 
 
 def fingerprint(source: FaceSource) -> dict[str, str]:
-    """What a run or a store is made from, part by part: who, how many images, their content, their colours.
+    """Subjects, labels, image contents and colours of a source, each as count and digest.
 
-    Equal for a pack and the folder unpacked from it, and for copies. Names of files count by their order
-    alone.
+    Equal for copies, and for a pack and the folder unpacked from it: only the order of file names matters.
     """
     return data_parts(source.subjects, source.labels, source.stamps()) | reading_parts(source)
 
@@ -30,7 +29,7 @@ def fingerprint(source: FaceSource) -> dict[str, str]:
 def data_parts(
     subjects: Sequence[str], labels: NDArray[np.int64], stamps: NDArray[np.uint64]
 ) -> dict[str, str]:
-    """The parts of a fingerprint that S names, labels (N,) and stamps (N,) of images give."""
+    """The entries for S subject names, labels (N,) and image stamps (N,)."""
     names = b"".join(os.fsencode(normal(subject)) + b"\0" for subject in subjects)
     labels, stamps = labels.astype("<i8"), stamps.astype("<u8")
     return {
@@ -41,7 +40,7 @@ def data_parts(
 
 
 def reading_parts(source: FaceSource) -> dict[str, str]:
-    """The parts that say how encoded images become pixels."""
+    """The entries that determine how encoded images become pixels."""
     return {"colours": source.colours, **PIXEL_LIBRARIES}
 
 

@@ -1,7 +1,7 @@
-"""The list of all images below `<root>/<subject>/<image>`, made once and kept beside the images.
+"""The listing of `<root>/<subject>/<image>`, cached beside the images.
 
-Listing millions of files takes minutes on a network disk; the kept list is used as long as no subject folder
-has changed. Knows names only: pixels are read in `data.sources.face_source`.
+Listing millions of files takes minutes on a network disk; the cached listing is valid as long as no subject
+folder has changed.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ INDEX_FOLDER = ".face_index"
 _INDEX_FILE = "listing.npz"
 _SHOWN = 3
 _EXAMPLES = 3
-# 3: has a checksum. 2: which files are images is said by `data.sources.image_files`.
+# 3: with checksum. 2: image files as defined in `data.sources.image_files`.
 _FORMAT = 3
-# A folder changed within this time of its listing may change again without a new time stamp (file systems
-# count in steps of up to two seconds), so such a list is not trusted the next time.
+# File systems have time steps of up to two seconds, so a folder changed this recently may change again
+# without a new time stamp. Such a listing is not cached.
 TIME_STEP_NS = 2_000_000_000
 
 
 @dataclass(frozen=True)
 class FolderListing:
-    """Names of subjects and images in sorted order; compact, since there may be millions.
+    """Sorted names of subjects and images in compact form.
 
     `subjects`: S names. `subject_offsets`: (S+1,) int64, the images of subject s are rows
-    `subject_offsets[s]:subject_offsets[s+1]`. `names`: (bytes,) uint8, the file names, each ended by a zero
-    byte. `name_offsets`: (N+1,) int64, where each name starts in `names`. `skipped`: what is not read.
+    `subject_offsets[s]:subject_offsets[s+1]`. `names`: (bytes,) uint8, zero-terminated file names.
+    `name_offsets`: (N+1,) int64, where each name starts in `names`. `skipped`: files that are not read.
     """
 
     subjects: list[str]
@@ -72,10 +72,7 @@ class FolderListing:
 
 @dataclass(frozen=True)
 class _Folders:
-    """The subject folders as found now: sorted names, and when each last changed, in nanoseconds.
-
-    `skipped`: what lies beside them.
-    """
+    """Subject folders: sorted names, modification times in nanoseconds, and other files beside them."""
 
     names: list[str]
     stamps: NDArray[np.int64]
@@ -83,13 +80,13 @@ class _Folders:
 
 
 def list_faces(root: Path) -> FolderListing:
-    """Lists `root`, from the kept list where no subject folder was added, removed or changed since.
+    """List `root`, from the cache if no subject folder was added, removed or changed since.
 
-    The list is kept in `<root>/.face_index/`, or in the user's cache folder where `root` cannot be written
-    to. Order: class folders and files sorted by name, which is the order that published index files count in.
+    The cache is `<root>/.face_index/`, or the user's cache folder if `root` is read-only. Folders and files
+    are sorted by name, the order in which published index files count.
 
     Raises:
-        InputError: `root` is no folder, cannot be read, or holds no subject folders with images.
+        InputError: `root` is not a folder, cannot be read, or has no subject folders with images.
     """
     folders = _subject_folders(root)
     for folder in index_folders(root):
@@ -107,7 +104,7 @@ def _subject_folders(root: Path) -> _Folders:
             for e in entries:
                 if is_leftover(e.name):
                     continue
-                # Links are followed: large sets are often put together from links to other disks.
+                # Links are followed: large data sets are often assembled from links to other disks.
                 if e.is_dir():
                     found.append((e.name, e.stat().st_mtime_ns))
                 elif e.is_symlink() and not e.is_file():
@@ -115,7 +112,7 @@ def _subject_folders(root: Path) -> _Folders:
                 elif e.name.lower().endswith(IMAGE_SUFFIXES):
                     skipped.add("images beside the subject folders", e.name)
     except FileNotFoundError:
-        raise InputError(f"{root}: there is no such folder. Expected <folder>/<subject>/<image>.") from None
+        raise InputError(f"{root}: no such folder. Expected <folder>/<subject>/<image>.") from None
     except NotADirectoryError:
         raise InputError(f"{root}: is a file. Expected a folder of <subject>/<image>.") from None
     except OSError as fault:
@@ -128,23 +125,23 @@ def _subject_folders(root: Path) -> _Folders:
 
 
 def _no_subjects(root: Path) -> str:
-    sentence = f"{root}: holds no subject folders. Expected {root}/<subject>/<image>."
+    sentence = f"{root}: no subject folders found. Expected {root}/<subject>/<image>."
     if (root / "train.rec").is_file():
         return sentence + _pack_advice(root)
     if any(path.suffix.lower() in IMAGE_SUFFIXES for path in root.iterdir()):
-        return sentence + " It holds images itself: did you mean its parent folder?"
+        return sentence + " It contains images itself: did you mean its parent folder?"
     return sentence
 
 
 def _pack_advice(root: Path) -> str:
     return (
-        " It holds train.rec: read that with main.py --use_mxrecord, or unpack it "
+        " It contains train.rec: use it with main.py --use_mxrecord, or unpack it "
         f"(convert.py --rec_path {root})."
     )
 
 
 def _no_images(root: Path, folders: _Folders, skipped: Skipped) -> str:
-    sentence = f"{root}: none of its {len(folders.names):,} folders holds an image of a person."
+    sentence = f"{root}: none of its {len(folders.names):,} folders contains an image."
     sentence += "".join(f" {each}." for each in skipped.sentences()[:_SHOWN])
     for name in (IMAGES, *folders.names[:100]):
         inner = root / name
@@ -174,7 +171,7 @@ def _scan(root: Path, folders: _Folders) -> FolderListing:
 
 
 def _image_names(folder: Path, skipped: Skipped) -> list[str]:
-    """Names of the images of a subject; adds to `skipped` what else is there."""
+    """Names of the images of a subject; other files are added to `skipped`."""
     if is_pair_set(folder):
         skipped.add(f"folders of unpacked pair sets ({PAIRS})", folder.name)
         return []
@@ -213,13 +210,13 @@ def _listing(
 
 
 def index_folders(root: Path) -> list[Path]:
-    """Where what is known of the images below `root` may be kept: beside them, else in the user's cache."""
+    """Cache folders for `root`: beside the images, and in the user's cache."""
     key = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:24]
     return [root / INDEX_FOLDER, cache_folder() / key]
 
 
 def writable_index_folder(root: Path) -> tuple[Path | None, int]:
-    """Which of them can be written to, and the time there: the file system's clock may not be ours."""
+    """The first writable one of `index_folders`, and its file system's time in nanoseconds."""
     for folder in index_folders(root):
         try:
             private_folder(folder)
@@ -249,14 +246,14 @@ def _keep(
         with atomic_path(path) as temporary:
             write_npz(temporary, arrays)
     except OSError:
-        # The list only saves time: a full disk is no reason to stop here.
+        # The cache only saves time, so a full disk is not an error.
         path.unlink(missing_ok=True)
 
 
 def _load(path: Path, folders: _Folders) -> FolderListing | None:
-    """None where there is no list, one of other folders, or one that may not be as it was written here.
+    """The cached listing; None if it is missing, outdated or invalid.
 
-    A list may have come with the data, and name files elsewhere.
+    It may have come with the data, so it is not trusted.
     """
     needed = ("format", "folders", "stamps", "counts", "names", "skipped")
     try:
@@ -275,7 +272,7 @@ def _load(path: Path, folders: _Folders) -> FolderListing | None:
 
 
 def _is_listing(folders: _Folders, counts: NDArray[Any], names: NDArray[Any]) -> bool:
-    """Whether there are so many names in each folder, and each is that of a file right in it."""
+    """Whether counts and names agree, and no name leaves its folder."""
     if counts.dtype != np.int64 or counts.shape != folders.stamps.shape or (counts < 0).any():
         return False
     if names.dtype != np.uint8 or names.ndim != 1 or int((names == 0).sum()) != sum(counts.tolist()):
@@ -292,30 +289,30 @@ def _joined(names: list[str]) -> bytes:
 
 @dataclass
 class Skipped:
-    """Files and folders that are not read: how many of each kind, and the first names."""
+    """Files and folders that are not read: counts and first names by kind."""
 
     counts: Counter[str]
     examples: dict[str, list[str]]
 
     @classmethod
     def nothing(cls) -> Skipped:
-        """Nothing is skipped so far."""
+        """An empty record."""
         return cls(Counter(), {})
 
     def add(self, kind: str, name: str) -> None:
-        """Counts one; `kind`: in the plural, such as 'files *.txt'."""
+        """Count one; `kind` is in the plural, such as '.txt files'."""
         self.counts[kind] += 1
         names = self.examples.setdefault(kind, [])
         if len(names) < _EXAMPLES:
             names.append(name)
 
     def add_file(self, name: str) -> None:
-        """Counts a file that is no image, by its suffix."""
+        """Count a file that is not an image, by its suffix."""
         suffix = os.path.splitext(name)[1].lower()
         self.add(f"{suffix} files" if suffix else "files without suffix", name)
 
     def with_more(self, other: Skipped) -> Skipped:
-        """Both together."""
+        """The sum of two records."""
         examples = {
             kind: (self.examples.get(kind, []) + other.examples.get(kind, []))[:_EXAMPLES]
             for kind in self.counts | other.counts
@@ -323,12 +320,12 @@ class Skipped:
         return Skipped(self.counts + other.counts, examples)
 
     def to_json(self) -> str:
-        """As text; `from_json` reads it."""
+        """JSON text for `from_json`."""
         return json.dumps([self.counts, self.examples])
 
     @classmethod
     def from_json(cls, text: str) -> Skipped:
-        """What `to_json` wrote; InputError for anything else."""
+        """Parse the text of `to_json`; raises InputError for anything else."""
         stored = parse_json(text, "what is skipped")
         check_type(stored, tuple[dict[str, int], dict[str, list[str]]], "what is skipped")
         counts, examples = stored
@@ -337,7 +334,7 @@ class Skipped:
         return cls(Counter(counts), examples)
 
     def sentences(self) -> list[str]:
-        """One for each kind, the most frequent first."""
+        """One sentence per kind, most frequent first."""
         return [
             f"{count:,} {kind} are not read: {', '.join(self.examples[kind])}"
             + (", ..." if count > len(self.examples[kind]) else "")

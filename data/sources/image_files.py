@@ -1,8 +1,4 @@
-"""Which files are images, which are leftovers of operating systems, and which folders are people.
-
-One rule for training, packing, inference and the benchmark builder. Pixels are read in
-`data.sources.decoding`.
-"""
+"""Recognise image files, videos, system files and subject folders."""
 
 from __future__ import annotations
 
@@ -11,18 +7,17 @@ from pathlib import Path
 
 from data.sources.decoding import HEIF_BRANDS, is_image
 
-# Read as images without a look inside.
+# Read as images without inspecting the content.
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".avif", ".jp2", ".j2k", ".gif"),
     *(".ppm", ".pgm", ".pnm", ".tif", ".tiff"),
 )
-# Not opened to see whether they are images; which files are videos is said by their content.
+# Never images. Whether a file is a video is decided by its content.
 VIDEO_SUFFIXES = (
     *(".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".asf", ".3gp", ".3g2"),
     *(".ts", ".mts", ".m2ts", ".flv", ".ogv", ".vob", ".mxf", ".rm"),
 )
-# Where the containers that FFmpeg reads begin with what. Text is none of them: FFmpeg would follow the
-# addresses in a playlist that is named as a video.
+# (offset, bytes) of video containers. Text formats are excluded: FFmpeg would follow URLs in a playlist.
 _VIDEO_STARTS = (
     *((0, start) for start in (b"\x1aE\xdf\xa3", b"FLV\x01", b"0&\xb2u\x8ef\xcf\x11", b"OggS", b".RMF")),
     *(
@@ -32,17 +27,17 @@ _VIDEO_STARTS = (
     *((4, box) for box in (b"moov", b"mdat", b"wide", b"free", b"skip")),
 )
 _STILL_BRANDS = (b"avif", b"avis", *HEIF_BRANDS)
-# MPEG transport streams: a byte at the start of each packet.
+# Sync byte at the start of each packet of an MPEG transport stream.
 _TS_SYNC, _TS_PACKETS = 0x47, ((0, 188), (4, 192))
 _HEAD_BYTES = 1024
-# Photos of phones that cannot be read here; each says so.
+# Photos of phones, reported as unsupported.
 HEIF_SUFFIXES = (".heic", ".heif", ".hif")
-# Annotations beside images, of which there may be millions: not opened to see whether they are images.
+# Annotations beside images, possibly millions: never opened.
 _ANNOTATION_SUFFIXES = (
     *(".txt", ".csv", ".tsv", ".json", ".xml", ".yaml", ".yml", ".md", ".pts", ".mat"),
     *(".npy", ".npz", ".pkl", ".pt", ".zip", ".html"),
 )
-# What macOS, Windows, Synology and QNAP leave in every folder; lower case. All hidden files count too.
+# Files of macOS, Windows, Synology and QNAP, in lower case. All hidden files are ignored too.
 _LEFTOVERS = frozenset(
     (
         *("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "lost+found"),
@@ -59,13 +54,13 @@ _EXAMPLES = 3
 
 
 def is_leftover(name: str) -> bool:
-    """Whether a file or folder of that name is hidden, or made by a system and not by a person."""
+    """Whether a file or folder of this name is hidden or created by an operating system."""
     lower = name.lower()
     return lower.startswith(".") or lower in _LEFTOVERS or lower.endswith(_LEFTOVER_ENDS)
 
 
 def is_image_file(path: str) -> bool:
-    """Whether a file is read as an image: by its suffix, else by its first bytes. Opens no special file."""
+    """Whether a file is an image, by its suffix or else its first bytes. Special files are not opened."""
     suffix = os.path.splitext(path)[1].lower()
     if suffix in IMAGE_SUFFIXES:
         return True
@@ -74,7 +69,7 @@ def is_image_file(path: str) -> bool:
 
 
 def is_video(path: Path) -> bool:
-    """Whether a file is read as a video, by its first bytes. Opens no special file."""
+    """Whether a file is a video, by its first bytes. Special files are not opened."""
     try:
         if not path.is_file():
             return False
@@ -93,17 +88,14 @@ def is_video(path: Path) -> bool:
 
 
 def visible(folder: Path) -> list[Path]:
-    """Files and folders in `folder`, sorted by name, without leftovers.
-
-    A pair set that `convert.py` unpacked is no folder of a person, and left out too.
-    """
+    """Files and folders in `folder`, sorted by name, without system files and unpacked pair sets."""
     return sorted(each for each in folder.iterdir() if not is_leftover(each.name) and not is_pair_set(each))
 
 
 def files_below(folder: Path) -> list[Path]:
-    """The files in `folder` and its subfolders: its own first, then folder by folder, by name.
+    """Files in `folder` and its subfolders, depth first, sorted by name.
 
-    Special files are among them, leftovers are not. Links are followed, each folder is read once.
+    Includes special files, but no system files. Links are followed; each folder is visited once.
     """
     found: list[Path] = []
     seen: set[tuple[int, int]] = set()
@@ -113,7 +105,7 @@ def files_below(folder: Path) -> list[Path]:
         try:
             about, inside = place.stat(), visible(place)
         except OSError:
-            # Whoever reads it says why.
+            # The caller reports the error when reading it.
             found.append(place)
             continue
         if (about.st_dev, about.st_ino) in seen:
@@ -125,25 +117,25 @@ def files_below(folder: Path) -> list[Path]:
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """Those of `visible` that are folders."""
+    """The folders among `visible`."""
     return [each for each in visible(folder) if each.is_dir()]
 
 
 def pair_set_folders(root: Path) -> list[Path]:
-    """The folders in `root` that hold an unpacked pair set."""
+    """The unpacked pair sets in `root`."""
     return sorted(each for each in root.iterdir() if is_pair_set(each)) if root.is_dir() else []
 
 
 def is_pair_set(folder: Path) -> bool:
-    """Whether it is a folder that a pair set was unpacked to."""
+    """Whether a folder is an unpacked pair set."""
     return (folder / PAIRS).is_file()
 
 
-def people_root(root: Path) -> Path:
-    """`root`, or `root/imgs` where an unpacked data set keeps its people there.
+def subjects_root(root: Path) -> Path:
+    """The folder of subjects: `root/imgs` of an unpacked data set, else `root`.
 
-    That is so where imgs holds folders, and nothing beside it holds images of people. AdaFace's loader always
-    appends imgs.
+    `imgs` is used if it contains folders and no folder beside it contains images. (AdaFace's loader always
+    appends imgs.)
     """
     inner = root / IMAGES
     try:
@@ -155,26 +147,26 @@ def people_root(root: Path) -> Path:
 
 
 def unpacked_note(root: Path) -> str:
-    """What is said of the pair sets in `root`, and where its people are; '' where there is nothing to say."""
+    """A sentence on pair sets in `root` and the folder of its subjects; '' if there is nothing to report."""
     beside = ", ".join(folder.name for folder in pair_set_folders(root))
-    parts = [f"pair sets are for tests and not read: {beside}"] if beside else []
-    if (people := people_root(root)) != root:
-        parts.insert(0, f"the people of {root} are in {people}")
+    parts = [f"pair sets are for evaluation and not read: {beside}"] if beside else []
+    if (people := subjects_root(root)) != root:
+        parts.insert(0, f"the subjects of {root} are in {people}")
     return "; ".join(parts)
 
 
 def beside_note(root: Path) -> str:
-    """What is said of images and videos that lie beside the people's folders in `root`; '' for none."""
+    """A sentence on images and videos beside the subject folders in `root`; '' for none."""
     loose = [each.name for each in visible(root) if not each.is_dir() and _is_medium(each)]
     if not loose:
         return ""
     more = f" and {len(loose) - _EXAMPLES:,} more" if len(loose) > _EXAMPLES else ""
     which = (
-        "1 photo or video beside its folders is"
+        "1 photo or video beside the subject folders is"
         if len(loose) == 1
-        else (f"{len(loose):,} photos or videos beside its folders are")
+        else f"{len(loose):,} photos or videos beside the subject folders are"
     )
-    return f"{which} left out: {', '.join(loose[:_EXAMPLES])}{more}. Put each into the folder of its person"
+    return f"{which} skipped: {', '.join(loose[:_EXAMPLES])}{more}. Move each into the folder of its subject"
 
 
 def _is_medium(path: Path) -> bool:

@@ -1,8 +1,7 @@
-"""Stamps of images: 64-bit digests of their bytes, remembered so that an unchanged file is read once.
+"""Stamps of images: 64-bit digests of their content, cached so that unchanged files are read once.
 
-A stamp follows from the content alone, not from name, folder or time: a copied data set has the stamps of the
-original, and an image that was replaced in place has another one. What is remembered is found by inode,
-size, time of modification and time of the last change of the inode, which no program can set back.
+A stamp depends on the content only: a copied data set has the same stamps, a replaced image has another one.
+The cache key is inode, size, modification time and inode change time, which programs cannot set.
 """
 
 from __future__ import annotations
@@ -27,33 +26,30 @@ Stamps = NDArray[np.uint64]
 
 UNREADABLE = 0
 _FILE = "stamps.npz"
-# 2: has a checksum.
+# 2: with checksum.
 _FORMAT = 2
-# Reading fewer again takes a fraction of a second.
+# Smaller data sets are not cached: reading them again takes a fraction of a second.
 _FEWEST_REMEMBERED = 4096
 _PART = 1024
-# A network disk answers many questions at once.
+# Threads hide the latency of network disks.
 _THREADS = 8
 
 
 @dataclass(frozen=True)
 class FileState:
-    """What tells, without reading it, that a file is as it was: `signatures` (n,), 0 where it is not known.
-
-    `changed_ns` (n,): when each last changed.
-    """
+    """States of files without reading them: `signatures` (n,), 0 if unknown, and `changed_ns` (n,)."""
 
     signatures: Stamps
     changed_ns: NDArray[np.int64]
 
 
 def content_stamp(content: bytes) -> int:
-    """The stamp of one image."""
+    """The stamp of an encoded image."""
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
 
 def state_of_files(paths: Sequence[bytes]) -> FileState:
-    """The state of each file; unknown where there is none."""
+    """The state of each file; unknown for missing files."""
     signatures, changed = np.zeros(len(paths), np.uint64), np.zeros(len(paths), np.int64)
     for number, path in enumerate(paths):
         try:
@@ -72,13 +68,13 @@ def stamps_of(
     read: Callable[[int], bytes | None],
     root: Path,
 ) -> Stamps:
-    """(n,) stamps of the images `rows` (n,) of a data set; `UNREADABLE` for those that cannot be read.
+    """(n,) stamps of the images `rows` (n,) of a data set; `UNREADABLE` for unreadable ones.
 
     Args:
-        rows: of the data set.
-        state: state of some rows, cheap.
-        read: the bytes of a row, None where it cannot be read.
-        root: folder of the data set, which the stamps are kept beside.
+        rows: row numbers.
+        state: returns the state of some rows.
+        read: returns the bytes of a row, None if it cannot be read.
+        root: folder of the data set, beside which stamps are cached.
     """
     known = _Known.of(root)
 
@@ -132,7 +128,7 @@ class _Known:
         return cls(np.zeros(0, np.uint64), np.zeros(0, np.uint64))
 
     def is_valid(self) -> bool:
-        """Whether these are two columns of stamps as `keep` writes them."""
+        """Whether both columns have the form written by `keep`."""
         signatures, values = self.signatures, self.values
         if signatures.ndim != 1 or signatures.shape != values.shape:
             return False
@@ -140,7 +136,7 @@ class _Known:
         return kinds == {np.dtype(np.uint64)} and bool((signatures[1:] >= signatures[:-1]).all())
 
     def stamps(self, signatures: Stamps) -> Stamps:
-        """(n,) of files in these states; `UNREADABLE` where it is not known."""
+        """(n,) stamps of files by signature; `UNREADABLE` if unknown."""
         if not len(self.signatures):
             return np.zeros(len(signatures), np.uint64)
         places = np.minimum(np.searchsorted(self.signatures, signatures), len(self.signatures) - 1)
@@ -148,16 +144,16 @@ class _Known:
         return found.astype(np.uint64)
 
     def keep(self, root: Path, signatures: Stamps, stamps: Stamps, changed_ns: NDArray[np.int64]) -> None:
-        """Writes what is new; that a folder cannot be written to is no reason to stop."""
+        """Cache new stamps; a read-only folder is not an error."""
         new = (signatures != 0) & (stamps != UNREADABLE) & (self.stamps(signatures) == UNREADABLE)
         if int(new.sum()) < _FEWEST_REMEMBERED:
             return
         folder, now = writable_index_folder(root)
-        # What changed just now may change again within one step of the file system's clock.
+        # A file changed just now may change again within one time step of the file system.
         new &= changed_ns < now - TIME_STEP_NS
         if folder is None or not new.any():
             return
-        # Of files that are gone or changed some stay, so that a run on a part of the data forgets nothing.
+        # Stale entries are dropped only when they dominate, so that a run on a subset keeps the others.
         grown = len(self.signatures) > 2 * len(signatures)
         old = np.isin(self.signatures, signatures) if grown else np.ones(len(self.signatures), bool)
         joined, first = np.unique(np.concatenate([self.signatures[old], signatures[new]]), return_index=True)

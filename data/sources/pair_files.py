@@ -1,7 +1,4 @@
-"""Pair sets (`lfw.bin`, `agedb_30.bin`, ...): encoded images two a pair, and whether a pair is mated.
-
-These files are pickles, and are read as plain data (`runtime.pickle_files`).
-"""
+"""Read and write pair sets (`lfw.bin`, `agedb_30.bin`, ...): pickled pairs of encoded images with labels."""
 
 from __future__ import annotations
 
@@ -25,7 +22,7 @@ NUM_FOLDS = 10
 
 @dataclass(frozen=True)
 class PairSet:
-    """`images`: 2 n encoded images, those of pair i at 2 i and 2 i + 1; `is_mated`: (n,) bool."""
+    """`images`: 2n encoded images, pair i at 2i and 2i + 1; `is_mated`: (n,) bool."""
 
     name: str
     images: list[bytes]
@@ -35,26 +32,26 @@ class PairSet:
         return len(self.is_mated)
 
     def image(self, number: int) -> Image:
-        """Decodes image `number` of 2 n to (112, 112, 3) RGB."""
+        """Decode image `number` of 2n to (112, 112, 3) RGB."""
         return decode_face(self.images[number], f"{self.name}, image {number} (pair {number // 2})")
 
     def folds(self, number: int = NUM_FOLDS) -> NDArray[np.int64]:
-        """(n,) fold of each pair: blocks in the order of the file, the first ones longer by one pair."""
+        """(n,) fold of each pair: consecutive blocks, the first ones longer by one pair."""
         return np.repeat(np.arange(number), [len(part) for part in np.array_split(self.is_mated, number)])
 
 
 def check_pairs(name: str, is_mated: NDArray[np.bool_], num_folds: int = NUM_FOLDS) -> None:
-    """Raises InputError unless accuracy over so many folds can be had of pairs that are mated or not (n,)."""
+    """Raise InputError unless k-fold accuracy can be computed from `is_mated` (n,)."""
     mated, count = int(is_mated.sum()), len(is_mated)
     if count < num_folds or mated in (0, count):
         raise InputError(
-            f"{name}: {mated:,} mated and {count - mated:,} non-mated pairs; its accuracy over {num_folds} "
-            f"folds needs pairs of both kinds, and {num_folds} or more."
+            f"{name}: {mated:,} mated and {count - mated:,} non-mated pairs; {num_folds}-fold accuracy needs "
+            f"pairs of both kinds, at least {num_folds} in total."
         )
 
 
 def check_pair_images(pairs: PairSet) -> None:
-    """Decodes all images; raises InputError that names the first ten that cannot be used."""
+    """Decode all images; raises InputError that names the first ten unusable ones."""
     numbers = list({image: number for number, image in reversed(list(enumerate(pairs.images)))}.values())
     faults = unusable_images(sorted(numbers), pairs.image, pairs.name)
     if faults:
@@ -64,23 +61,21 @@ def check_pair_images(pairs: PairSet) -> None:
 
 
 def find_pair_sets(folder: Path) -> list[Path]:
-    """The `.bin` files of a folder, sorted by name; none is no error.
+    """The `.bin` files of a folder, sorted by name; may be empty.
 
     Raises:
-        InputError: there is no such folder.
+        InputError: the folder does not exist.
     """
     if not folder.is_dir():
-        raise InputError(
-            f"{folder}: there is no such folder. Expected one that holds pair sets (lfw.bin, ...)."
-        )
+        raise InputError(f"{folder}: no such folder. Expected a folder of pair sets (lfw.bin, ...).")
     return sorted(path for path in folder.glob("*.bin") if path.is_file() and path.name[0] != ".")
 
 
 def read_pair_set(path: Path) -> PairSet:
-    """Reads a `.bin` pair set as Python 2 or Python 3 wrote it; images are decoded when they are asked for.
+    """Read a `.bin` pair set written by Python 2 or 3; images stay encoded.
 
     Raises:
-        InputError: cut short, no pair set, or a pickle that asks for anything but plain data.
+        InputError: truncated, not a pair set, or a pickle of anything but plain data.
     """
     loaded = read_plain_pickle(path, "a pair set (.bin)")
     plain = [_without_arrays(part) for part in loaded] if isinstance(loaded, (tuple, list)) else loaded
@@ -94,15 +89,14 @@ def read_pair_set(path: Path) -> PairSet:
 
 
 def write_pair_set(path: Path, images: Sequence[bytes], is_mated: Sequence[bool] | NDArray[np.bool_]) -> None:
-    """Writes a pair set in the published form (Python 2's protocol 2), which every reader of such files
-    takes.
+    """Write a pair set in the published form (pickle protocol 2 of Python 2).
 
     Raises:
-        InputError: not two images a pair.
+        InputError: the number of images is not twice the number of pairs.
     """
     if len(images) != 2 * len(is_mated):
-        raise InputError(f"{path}: {len(images)} images for {len(is_mated)} pairs, expected two a pair.")
-    # Written by hand, since Python 3 has no opcode of its own for the byte strings of Python 2.
+        raise InputError(f"{path}: {len(images)} images for {len(is_mated)} pairs, expected two per pair.")
+    # Written by opcode, because Python 3's pickle cannot write the byte strings of Python 2.
     parts = [pickle.PROTO, b"\x02", pickle.EMPTY_LIST, pickle.MARK]
     for image in images:
         parts += (pickle.BINSTRING, len(image).to_bytes(4, "little"), image)
@@ -112,9 +106,9 @@ def write_pair_set(path: Path, images: Sequence[bytes], is_mated: Sequence[bool]
 
 
 def _without_arrays(part: object) -> object:
-    """Replaces an array of bytes or flags, or those in a list, by its content (bytes: numbers 0 to 255)."""
+    """Replace arrays of bytes or flags, also within a list, by their content."""
     if isinstance(part, (list, tuple)):
-        # A pickle names one array many times at no cost; it is copied once.
+        # A pickle may refer to one array many times; it is copied once.
         contents = {id(entry): entry for entry in part if isinstance(entry, (StoredArray, bytearray))}
         copied = {number: _content(entry) for number, entry in contents.items()}
         return [copied.get(id(entry), entry) for entry in part]
@@ -128,7 +122,7 @@ def _content(entry: object) -> object:
 
 
 def _flags(part: object) -> object:
-    """Flags as plain numbers, whatever type of number an array of them, or one of them, is."""
+    """Flags as plain numbers, from arrays or NumPy scalars of any type."""
     if isinstance(part, StoredArray) and part.values.ndim == 1:
         return part.values.tolist()
     if isinstance(part, list):
@@ -138,7 +132,7 @@ def _flags(part: object) -> object:
 
 def _faults_of(loaded: object) -> list[str]:
     if not (isinstance(loaded, list) and len(loaded) == 2):
-        return [f"holds a {type(loaded).__name__}, expected a pair (list of encoded images, list of bool)."]
+        return [f"contains a {type(loaded).__name__}, expected (list of encoded images, list of bool)."]
     images, is_mated = loaded
     faults = [
         f"its {name} are a {type(part).__name__}, expected a list."
@@ -149,7 +143,8 @@ def _faults_of(loaded: object) -> list[str]:
         return faults
     if len(images) != 2 * len(is_mated) or not len(is_mated):
         faults.append(
-            f"{len(images):,} images for {len(is_mated):,} pairs, expected two a pair and a pair at least."
+            f"{len(images):,} images for {len(is_mated):,} pairs, expected two per pair and at least one "
+            "pair."
         )
     strange = [i for i, image in enumerate(images) if not isinstance(image, bytes)]
     if strange:

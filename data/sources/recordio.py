@@ -1,7 +1,7 @@
-"""The MXNet RecordIO format that face data sets come in (`train.rec`, `train.idx`), read and written.
+"""Read and write MXNet RecordIO files (`train.rec`, `train.idx`) of face data sets.
 
-Bytes only: what a payload is, is decided in `data.sources.face_source`. Format: dmlc-core's recordio.h and
-MXNet's recordio.py; packs written by MXNet itself are the test.
+Payloads are not decoded here. Format: dmlc-core's recordio.h and MXNet's recordio.py; tested with packs
+written by MXNet.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ IDX_NAME = "train.idx"
 
 _MAGIC = 0xCED7230A
 _MAGIC_BYTES = struct.pack("<I", _MAGIC)
-# The word after the magic: three bits say which part of a record follows, the others how long it is.
+# The word after the magic number: three bits for the kind of part, the others for its length.
 _LENGTH_BITS = 29
 _LONGEST = (1 << _LENGTH_BITS) - 1
 _WHOLE, _FIRST, _MIDDLE, _LAST = range(4)
 _PART = struct.Struct("<II")
-# flag (number of labels behind the header, 0: the one in it), label, id, id2
+# flag (number of labels after the header; 0: one label in the header), label, id, id2
 _HEADER = struct.Struct("<IfQQ")
 _PART_AND_HEADER = struct.Struct("<IIIfQQ")
-# Whole numbers below here are exact as the 32-bit floats that labels are; this one may have been the next.
+# Labels are 32-bit floats, which represent integers below this exactly.
 _FIRST_INEXACT = 1 << 24
-_RECORDS_AT_ONCE = 1 << 16  # whose heads are gathered
-# So many records are looked at before an index is trusted; each costs a page of a cold disk.
+_RECORDS_AT_ONCE = 1 << 16
+# Records that are checked before an index is trusted; each costs a page read from a cold disk.
 _RECORDS_CHECKED = 512
 _MOST_RECORDS = 1 << 40
-# Packs number their records from first to last; of those that do not, most are elsewhere.
+# Record ids are consecutive. A pack with few deviations is damaged; with many it is numbered otherwise.
 _LARGEST_SHARE_WRONG = 0.1
 _Index = tuple[NDArray[np.int64], NDArray[np.int64]]  # keys and offsets of records
 
 
 class RecordHeader(NamedTuple):
-    """What stands before a payload; `labels`: one value, or as many as the record has."""
+    """The header of a record with one or several labels."""
 
     labels: tuple[float, ...]
     id: int
@@ -56,12 +56,12 @@ class RecordHeader(NamedTuple):
 class RecordReader:
     """Random access to the records of a file by key; cheap to pickle, safe in forked and spawned workers.
 
-    `keys`: (N,) int64, rising. An index that is missing, cut short or of another file is
-    made anew by scanning the records, with the records' own numbers as keys. `leaves_out`: the file holds
-    records that the index does not name.
+    `keys`: (N,) int64, ascending. An index that is missing, truncated or of another file is rebuilt by
+    scanning the records, with their ids as keys. `leaves_out`: the file has records that are not in the
+    index.
 
     Raises:
-        InputError: no such file, or a file whose records cannot be followed to its end.
+        InputError: the file does not exist, or its records cannot be followed to its end.
     """
 
     def __init__(self, rec: Path, idx: Path | None = None) -> None:
@@ -82,23 +82,23 @@ class RecordReader:
         following = rising[np.searchsorted(rising, offsets) + 1]
         order = np.argsort(keys, kind="stable")
         self.keys = keys[order]
-        # (N, 2): where the record of each key begins, and where the next one in the file does.
+        # (N, 2): start of the record of each key, and start of the next record in the file.
         self._places = np.stack([offsets, following], axis=1)[order]
-        # Keys without gaps, as packs have them, need no search.
+        # Consecutive keys, the usual case, need no search.
         self._first = int(self.keys[0]) if self.keys[-1] - self.keys[0] == len(keys) - 1 else None
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def __getstate__(self) -> dict[str, object]:
-        # The index goes along: reading it anew costs a worker more, and scanning for it minutes.
+        # The index is pickled: a worker would take longer to read it, and minutes to scan for it.
         return self.__dict__ | {"_map": None}
 
     def read(self, key: int) -> tuple[RecordHeader, bytes]:
-        """Header and payload of a record.
+        """Read header and payload of a record.
 
         Raises:
-            InputError: there is no such key, or the record is damaged; names file, key and byte offset.
+            InputError: unknown key or damaged record; names file, key and byte offset.
         """
         offset, following = self._place(key)
         data = self._map or self._open()
@@ -113,7 +113,7 @@ class RecordReader:
             record, after = self._joined(offset, key)
             start, end = 0, len(record)
             flag, label, id_, id2 = _HEADER.unpack_from(record)
-        # An index may leave records out: then another one begins where this one ends.
+        # Another record may follow that is not in the index.
         if after != following and (after > following or data[after : after + 4] != _MAGIC_BYTES):
             raise self._damaged(
                 offset, f"its length is {end - start:,} bytes, which is not where it ends", key
@@ -125,13 +125,13 @@ class RecordReader:
         return RecordHeader(labels, id_, id2), record[body:end]
 
     def header(self, key: int) -> RecordHeader:
-        """The header of a record alone."""
+        """The header of a record."""
         return self.read(key)[0]
 
     def first_labels(self, keys: NDArray[np.int64]) -> NDArray[np.float32]:
         """(N,) first label of each record of `keys` (N,).
 
-        Touches a page a record, and finds every record that `read` would call damaged.
+        Reads one page per record, and finds every record that `read` would report as damaged.
         """
         labels = np.empty(len(keys), np.float32)
         for first in range(0, len(keys), _RECORDS_AT_ONCE):
@@ -144,7 +144,7 @@ class RecordReader:
             plain &= length >= _HEADER.size + 4 * flag
             plain &= offsets + _PART.size + length + -length % 4 == following
             labels[first : first + len(part)] = np.where(flag, words[:, 8], words[:, 3]).view(np.float32)
-            # Records in several parts, and damaged ones, are looked at one by one.
+            # Records in several parts and damaged ones are read individually.
             for row in np.flatnonzero(~plain).tolist():
                 labels[first + row] = self.header(int(part[row])).labels[0]
         return labels
@@ -164,23 +164,25 @@ class RecordReader:
         return self._map
 
     def _heads(self, offsets: NDArray[np.int64]) -> NDArray[np.uint32]:
-        """(N, 9) the first words of records: magic, length, flag, label, id (2), id2 (2), first of labels."""
+        """(N, 9) first words of records: magic, length, flag, label, id (2), id2 (2), first label after
+        it.
+        """
         words = np.frombuffer(self._map or self._open(), np.uint32, self._size // 4)
         heads: NDArray[np.uint32] = words[np.minimum(offsets[:, None] // 4 + np.arange(9), len(words) - 1)]
         return heads
 
     def _joined(self, offset: int, key: int | None) -> tuple[bytes, int]:
-        """A record with its parts joined, and where the next record begins."""
+        """A record with its parts joined, and the start of the next record."""
         parts, after = self._parts(offset, key)
         data = self._map or self._open()
-        # The magic was cut out between two parts, where the data itself held it.
+        # The writer splits a record at the magic number and removes it there.
         record = _MAGIC_BYTES.join(data[start:end] for start, end in parts)
         if len(record) < _HEADER.size:
             raise self._damaged(offset, "it is too short for its header", key)
         return record, after
 
     def _parts(self, offset: int, key: int | None) -> tuple[list[tuple[int, int]], int]:
-        """Where the parts of a record lie, and where the next record begins."""
+        """Start and end of the parts of a record, and the start of the next record."""
         data = self._map or self._open()
         parts: list[tuple[int, int]] = []
         while True:
@@ -203,22 +205,22 @@ class RecordReader:
     def _damaged(self, offset: int, what: str, key: int | None) -> InputError:
         record = "a record" if key is None else f"record {key}"
         return InputError(
-            f"{self._path}, {record} at byte {offset:,}: {what}. The file is damaged or cut short ("
-            f"{self._size:,} bytes): compare its size and checksum with the original and copy it again."
+            f"{self._path}, {record} at byte {offset:,}: {what}. The file is damaged or truncated "
+            f"({self._size:,} bytes): compare its size and checksum with the original and copy it again."
         )
 
     def _fits(self, keys: NDArray[np.int64], offsets: NDArray[np.int64]) -> bool:
-        """Whether an index is that of this file: its offsets are records, and the last one ends the file."""
+        """Whether an index belongs to this file: offsets are records, and the last one ends the file."""
         if offsets.min() < 0 or offsets.max() >= self._size or (offsets % 4).any():
             return False
-        # Not np.unique: its hash table takes 14 s for the six million keys of MS1MV2.
+        # np.unique takes 14 s for the six million keys of MS1MV2.
         if any((np.diff(np.sort(column, kind="stable")) == 0).any() for column in (keys, offsets)):
             return False
         some = np.unique(np.linspace(0, len(offsets) - 1, _RECORDS_CHECKED).astype(np.int64))
         words = self._heads(offsets[some])
         if (words[:, 0] != _MAGIC).any():
             return False
-        # An index with the keys of other records. Not so where a writer gave all records one number.
+        # The index has the keys of other records. (Some writers give all records the same id.)
         ids = words[:, 4:6].copy().view(np.uint64)[:, 0].astype(np.int64)
         others = ids[ids != keys[some]]
         if len(others) > 1 and len(np.unique(ids)) == len(ids) and np.isin(others, keys).all():
@@ -226,29 +228,29 @@ class RecordReader:
         try:
             return self._parts(int(offsets.max()), None)[1] >= self._size
         except InputError:
-            # The file is damaged at its end, not the index: the records before can be read, and say so.
+            # The end of the file is damaged, not the index; the other records can be read.
             return True
 
     def _leaves_out(self, keys: NDArray[np.int64], offsets: NDArray[np.int64]) -> bool:
-        """Whether records lie between those of an index; looked for where its keys have gaps."""
+        """Whether there are records between those of an index; checked where its keys have gaps."""
         order = np.argsort(offsets, kind="stable")
         offsets = offsets[order]
         if offsets[0] > 0:
             return True
         gaps = np.flatnonzero(np.diff(keys[order]) != 1)
-        # Keys in no order are all gaps.
+        # Sampled, because unordered keys have gaps everywhere.
         some = gaps[np.unique(np.linspace(0, len(gaps) - 1, min(len(gaps), _RECORDS_CHECKED)).astype(int))]
         for row in some.tolist():
             try:
                 after = self._parts(int(offsets[row]), None)[1]
             except InputError:
-                continue  # A damaged record says so when it is read.
+                continue  # A damaged record is reported when it is read.
             if after < offsets[row + 1] and (self._map or self._open())[after : after + 4] == _MAGIC_BYTES:
                 return True
         return False
 
     def _scan(self, index: _Index | None) -> _Index:
-        """Keys and offsets of all records, in the order of the file."""
+        """Keys and offsets of all records, in file order."""
         known = {} if index is None else dict(zip(index[1].tolist(), index[0].tolist(), strict=True))
         ids: dict[int, int] = {}
         offset = 0
@@ -261,15 +263,15 @@ class RecordReader:
             raise self._damaged(min(lost), "the index has it, but the file ends before", known[min(lost)])
         keys = list(ids.values())
         self._check_numbers(keys, list(ids))
-        # Some writers give all records one number; then their order counts.
+        # Some writers give all records the same id; then they are numbered in file order.
         if len(set(keys)) < len(keys):
             keys = list(range(len(keys)))
         return np.array(keys, np.uint64).astype(np.int64), np.array(list(ids), np.int64)
 
     def _check_numbers(self, ids: list[int], offsets: list[int]) -> None:
-        """Raises InputError for a record whose number is another one than its place among rising ones says.
+        """Raise InputError if a few records have unexpected ids.
 
-        Images would be exchanged between subjects, whose ranges count by these numbers.
+        Identity ranges refer to these ids, so images would be assigned to other subjects.
         """
         numbers = np.array(ids, np.float64)
         places = np.arange(len(numbers))
@@ -277,12 +279,12 @@ class RecordReader:
         wrong = np.flatnonzero(numbers - places != shift)
         if 0 < len(wrong) <= len(numbers) * _LARGEST_SHARE_WRONG:
             row = int(wrong[0])
-            what = f"its number is {ids[row]}, where {row + int(shift)} is expected ({len(wrong):,} such)"
+            what = f"its id is {ids[row]}, expected {row + int(shift)} ({len(wrong):,} such records)"
             raise self._damaged(offsets[row], what, None)
 
 
 class RecordWriter:
-    """Writes records in a row; made by `record_writer`, which puts the files in place when all is well."""
+    """Writes records sequentially; created by `record_writer`."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
@@ -290,33 +292,33 @@ class RecordWriter:
         self._offset = 0
 
     def write(self, key: int, payload: bytes, labels: tuple[float, ...] = (0.0,)) -> None:
-        """Appends a record; one label stands in the header itself, several behind it."""
+        """Append a record; a single label is stored in the header, several after it."""
         flag = 0 if len(labels) == 1 else len(labels)
         head = _HEADER.pack(flag, labels[0] if flag == 0 else 0.0, key, 0)
         record = head + (struct.pack(f"<{flag}f", *labels) if flag else b"") + payload
         if len(record) > _LONGEST:
-            raise InputError(f"record {key}: {len(record):,} bytes, the format takes {_LONGEST:,}.")
+            raise InputError(f"record {key}: {len(record):,} bytes; the limit is {_LONGEST:,}.")
         self._index.append(f"{key}\t{self._offset}\n")
         for part in _encoded(record):
             self._stream.write(part)
             self._offset += len(part)
 
     def set_first_labels(self, labels: tuple[float, ...]) -> None:
-        """Replaces the labels of the first record, which has as many: what it says is known last."""
+        """Replace the labels of the first record, which are known only at the end."""
         self._stream.seek(_PART_AND_HEADER.size)
         self._stream.write(struct.pack(f"<{len(labels)}f", *labels))
         self._stream.seek(self._offset)
 
     def index(self) -> str:
-        """Text of the index of what was written."""
+        """Text of the index file."""
         return "".join(self._index)
 
 
 @dataclass(frozen=True)
 class FacePack:
-    """The images of a pack: `keys` (N,) int64 in its order, `labels` (N,) int64 subjects, and a reader.
+    """The images of a pack: `keys` (N,) int64, `labels` (N,) int64, and a reader.
 
-    `notes`: sentences on labels that are not those of the file.
+    `notes`: sentences on renumbered labels and unused records.
     """
 
     keys: NDArray[np.int64]
@@ -327,23 +329,23 @@ class FacePack:
 
 @contextmanager
 def record_writer(rec: Path, idx: Path) -> Iterator[RecordWriter]:
-    """Yields a writer; both files appear, whole, when the block ends well, and neither when it raises."""
+    """Yield a writer; both files are created atomically when the block succeeds."""
     with atomic_path(rec) as temporary:
         with temporary.open("wb") as stream:
             writer = RecordWriter(stream)
             yield writer
-        # A reader that meets the new index beside the old file would scan; the other way round as well.
+        # Between the two renames a reader would find an index that does not fit, and scan the records.
         atomic_write(idx, writer.index())
 
 
 def write_face_pack(folder: Path, images: Iterable[tuple[int, bytes]], size: int = 112) -> int:
-    """Writes train.rec, train.idx and `property` as InsightFace's data sets have them; gives the image count.
+    """Write train.rec, train.idx and `property` in InsightFace's layout; returns the number of images.
 
-    `images`: (subject, encoded image), all of a subject in a row and subjects rising. Record 0 says where the
-    identity ranges begin and end, keys from 1 on are images, and each range is [first key, last key + 1).
+    `images`: (subject, encoded image), grouped by ascending subject. Record 0 holds the range of the identity
+    records, images have keys from 1, and each identity record holds [first key, last key + 1).
 
     Raises:
-        InputError: no image, subjects out of order, or more subjects or records than labels can count.
+        InputError: no image, subjects out of order, or more subjects or records than labels can represent.
     """
     ranges: dict[int, list[int]] = {}
     with record_writer(folder / REC_NAME, folder / IDX_NAME) as writer:
@@ -351,11 +353,11 @@ def write_face_pack(folder: Path, images: Iterable[tuple[int, bytes]], size: int
         key = 1
         for subject, content in images:
             if ranges and subject < (last := next(reversed(ranges))):
-                raise InputError(f"{folder}: subject {subject} comes after {last}, expected rising ones.")
+                raise InputError(f"{folder}: subject {subject} follows {last}, expected ascending subjects.")
             if subject >= _FIRST_INEXACT:
                 raise InputError(
                     f"{folder}: subject {subject}: labels are exact below {_FIRST_INEXACT:,}. Number the "
-                    "subjects from 0 on."
+                    "subjects from 0."
                 )
             ranges.setdefault(subject, [key, key])[1] = key + 1
             writer.write(key, content, (float(subject), 1.0))
@@ -363,7 +365,7 @@ def write_face_pack(folder: Path, images: Iterable[tuple[int, bytes]], size: int
             if key + len(ranges) > _FIRST_INEXACT:
                 raise InputError(f"{folder}: more than {_FIRST_INEXACT:,} records; write several packs.")
         if not ranges:
-            raise InputError(f"{folder}: there is no image to pack.")
+            raise InputError(f"{folder}: no images to pack.")
         for number, (first, end) in enumerate(ranges.values()):
             writer.write(key + number, b"", (float(first), float(end)))
         writer.set_first_labels((float(key), float(key + len(ranges))))
@@ -372,18 +374,17 @@ def write_face_pack(folder: Path, images: Iterable[tuple[int, bytes]], size: int
 
 
 def read_face_pack(folder: Path) -> FacePack:
-    """Opens `train.rec` of a folder; the labels come from the identity ranges, else from every header.
+    """Open `train.rec` of a folder, with labels from the identity ranges or else from every header.
 
-    Labels are 32-bit floats: from 2^24 on they no longer tell one subject from the next. Where identity
-    ranges do, subjects are numbered by these, which a note says.
+    Labels are 32-bit floats, inexact from 2^24. If identity ranges distinguish the subjects, these are
+    renumbered, with a note.
 
     Raises:
-        InputError: as `RecordReader`, or labels that are no subjects (with the record's key), or too large to
-            be exact.
+        InputError: as `RecordReader`, or labels that are invalid or too large to be exact.
     """
     rec = folder / REC_NAME
     if not rec.is_file():
-        raise InputError(f"{rec}: there is no such file. Expected the folder of an MXNet RecordIO pack.")
+        raise InputError(f"{rec}: no such file. Expected the folder of an MXNet RecordIO pack.")
     reader = RecordReader(rec, folder / IDX_NAME)
     there = reader.keys
     first = reader.header(int(there[0]))
@@ -403,8 +404,8 @@ def read_face_pack(folder: Path) -> FacePack:
         keys, ranges = there, None
     if reader.leaves_out:
         notes = (
-            f"{folder / IDX_NAME} names {len(there):,} records, and {rec} holds more: those are left out. If "
-            "that is not on purpose, remove the index, which is then made anew",
+            f"{folder / IDX_NAME} lists {len(there):,} records, but {rec} contains more, which are not used. "
+            "If this is not intended, remove the index; it is then rebuilt",
         )
     if ranges is None:
         return FacePack(keys, _checked_labels(rec, keys, reader.first_labels(keys)), reader, notes)
@@ -413,8 +414,8 @@ def read_face_pack(folder: Path) -> FacePack:
     inexact = (values >= _FIRST_INEXACT) & np.isfinite(values)
     if inexact.any():
         notes += (
-            f"labels of {rec} from {_FIRST_INEXACT:,} on are not exact: its {len(starts):,} subjects are "
-            "numbered from 0 on, by its identity ranges",
+            f"labels of {rec} from {_FIRST_INEXACT:,} are not exact: its {len(starts):,} subjects are "
+            "renumbered from 0 by its identity ranges",
         )
         values = np.where(inexact, 0, values)
     subjects = _checked_labels(rec, starts, values)
@@ -422,35 +423,35 @@ def read_face_pack(folder: Path) -> FacePack:
         subjects = np.arange(len(starts))
     elif len(twice := np.flatnonzero(np.diff(np.sort(subjects)) == 0)):
         raise InputError(
-            f"{rec}: two ranges of images have the label {np.sort(subjects)[twice[0]]}, and each range is a "
-            "subject. The file is damaged; compare its checksum with the original."
+            f"{rec}: two identity ranges have the label {np.sort(subjects)[twice[0]]}. The file is damaged; "
+            "compare its checksum with the original."
         )
     return FacePack(keys, np.repeat(subjects, counts)[order], reader, notes)
 
 
 def _checked_labels(rec: Path, keys: NDArray[np.int64], values: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Labels (N,) of records as whole numbers; InputError names the first that is none, or not exact."""
+    """Labels (N,) as integers; raises InputError that names the first invalid or inexact one."""
     with np.errstate(invalid="ignore"):
         wrong = np.flatnonzero(~((values >= 0) & (values < np.inf) & (values == np.floor(values))))
     if len(wrong):
         raise InputError(
-            f"{rec}, record {keys[wrong[0]]}: its label is {values[wrong[0]]:g}, expected the number of a "
-            f"subject, 0 or more ({len(wrong):,} of {len(keys):,} records have no such label)."
+            f"{rec}, record {keys[wrong[0]]}: its label is {values[wrong[0]]:g}, expected an integer >= 0 "
+            f"({len(wrong):,} of {len(keys):,} records have invalid labels)."
         )
     large = np.flatnonzero(values >= _FIRST_INEXACT)
     if len(large):
         raise InputError(
             f"{rec}, record {keys[large[0]]}: its label is {values[large[0]]:.0f}. Labels are 32-bit floats, "
-            f"of which neighbours become one number from {_FIRST_INEXACT:,} on: the {len(large):,} records "
-            "with such labels cannot be told apart by subject. Number the subjects from 0 on and pack again."
+            f"which are inexact from {_FIRST_INEXACT:,}: the subjects of {len(large):,} records cannot be "
+            "distinguished. Number the subjects from 0 and pack again."
         )
     return values.astype(np.int64)
 
 
 def _first_range(reader: RecordReader, announced: int) -> int:
-    """Key of the first identity record, which record 0 announces; beyond 2^24 the number may be rounded.
+    """Key of the first identity record, as given by record 0; from 2^24 the number may be rounded.
 
-    Images have a payload, identity records have none.
+    Identity records have no payload.
     """
     if announced < _FIRST_INEXACT:
         return announced
@@ -462,10 +463,10 @@ def _first_range(reader: RecordReader, announced: int) -> int:
 def _ranges(
     reader: RecordReader, keys: NDArray[np.int64], range_keys: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]] | None:
-    """(S,) first key and number of images of each subject, and (N,) the order that brings them to `keys`.
+    """(S,) first key and number of images of each subject, and (N,) their order in `keys`.
 
-    None where the ranges do not cover the images, or are too large to be exact. A header an image would be a
-    page of the disk each: 23 GB for MS1MV2.
+    None if the ranges do not cover the images or are too large to be exact. Reading the header of every image
+    instead would read one page each: 23 GB for MS1MV2.
     """
     ranges = [reader.header(key).labels for key in range_keys.tolist()]
     if not ranges or any(len(labels) != 2 for labels in ranges):
@@ -484,7 +485,7 @@ def _ranges(
 
 
 def _encoded(record: bytes) -> Iterator[bytes]:
-    """A record as it is stored: cut wherever the magic number stands at a multiple of four."""
+    """A record as stored: split wherever the magic number occurs at a multiple of four bytes."""
     start, place = 0, record.find(_MAGIC_BYTES)
     while place != -1:
         if place % 4 == 0:
@@ -498,10 +499,10 @@ def _encoded(record: bytes) -> Iterator[bytes]:
 
 
 def _read_index(path: Path) -> _Index | None:
-    """Keys and offsets; None where there is no index, or none that can be read."""
+    """Keys and offsets; None if the index is missing or unreadable."""
     try:
         with warnings.catch_warnings():
-            # NumPy warns where the text is no number, and gives what came before.
+            # NumPy warns at text that is not a number and returns the values before it.
             warnings.simplefilter("error")
             pairs = np.fromstring(path.read_text("ascii"), np.int64, sep=" ").reshape(-1, 2)
     except (OSError, ValueError, DeprecationWarning):

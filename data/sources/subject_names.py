@@ -1,7 +1,6 @@
-"""Names of people: when two are the same, and lists of them, one a line.
+"""Compare subject names and read lists of them.
 
-Names are the same when they are equal letter by letter, in upper and lower case, after Unicode's normal form
-NFC: macOS writes an accent as a letter of its own (NFD), Linux and Windows keep what they are given.
+Names are equal if their Unicode normal forms NFC are; case matters. (macOS stores accents decomposed, NFD.)
 """
 
 from __future__ import annotations
@@ -17,49 +16,47 @@ _SHOWN = 3
 
 
 def normal(name: str) -> str:
-    """The form in which names are compared."""
+    """The NFC form in which names are compared."""
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def read_names(path: Path) -> frozenset[str]:
-    """Names of subjects, one a line, in the form in which they are compared.
+    """Read subject names, one per line, in NFC.
 
     Raises:
-        InputError: the file cannot be read, or names nobody.
+        InputError: the file cannot be read or is empty.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as fault:
         raise InputError(
-            f"{path}: cannot be read ({fault}). Expected names of subjects, one a line."
+            f"{path}: cannot be read ({fault}). Expected names of subjects, one per line."
         ) from None
     names = frozenset(normal(line.strip()) for line in lines) - {""}
     if not names:
-        raise InputError(f"{path}: is empty. Expected names of subjects, one a line.")
+        raise InputError(f"{path}: is empty. Expected names of subjects, one per line.")
     return names
 
 
 @dataclass(frozen=True)
 class Matches:
-    """`subjects`: those that a list names, as the data spell them; `unknown`: names of the list that are no
-    subject's, sorted.
-    """
+    """`subjects`: listed subjects, as spelt in the data; `unknown`: sorted names that match no subject."""
 
     subjects: frozenset[str]
     unknown: tuple[str, ...]
 
 
 def match_names(listed: Collection[str], subjects: Iterable[str], where: str, data: str) -> Matches:
-    """Finds the people of a list in the data.
+    """Find listed subjects in the data.
 
     Args:
         listed: from `read_names`.
         subjects: names in the data.
-        where: what messages call the list, such as '--exclude_subjects FILE'.
-        data: what messages call the data.
+        where: the list in messages, such as '--exclude_subjects FILE'.
+        data: the data in messages.
 
     Raises:
-        InputError: the list names none of the subjects.
+        InputError: no listed name matches.
     """
     there = list(subjects)
     found = frozenset(subject for subject in there if normal(subject) in listed)
@@ -67,51 +64,51 @@ def match_names(listed: Collection[str], subjects: Iterable[str], where: str, da
     if not found:
         raise InputError(
             f"{where}: none of its {len(listed):,} names ({_first(unknown)}) is among the {len(there):,} "
-            f"subjects of {data} ({_first(there)}).{_other_case(unknown, there)} Names have to be equal, in "
-            "upper and lower case."
+            f"subjects of {data} ({_first(there)}).{_other_case(unknown, there)} Names are case-sensitive."
         )
     return Matches(found, unknown)
 
 
 def unknown_names(matches: Matches, subjects: Iterable[str]) -> str:
-    """What is said of names that are no subject's: '', or text to add to a sentence."""
+    """Text on names that match no subject, to append to a sentence; '' if there are none."""
     if not matches.unknown:
         return ""
-    text = f"; {len(matches.unknown):,} names are no subjects ({_first(matches.unknown)})"
+    text = f"; {len(matches.unknown):,} names match no subject ({_first(matches.unknown)})"
     return (text + "." + _other_case(matches.unknown, subjects)).rstrip(".")
 
 
 def same_names(one: Iterable[str], other: Iterable[str]) -> list[str]:
-    """The names of `one` that are in `other` too, sorted."""
+    """Sorted names of `one` that are also in `other`."""
     there = {normal(name) for name in other}
     return sorted(name for name in one if normal(name) in there)
 
 
 def check_distinct(names: Iterable[str], where: str) -> None:
-    """Raises InputError where two names of `where` are the same though their bytes differ."""
+    """Raise InputError if two names differ only in their Unicode normal form."""
     seen: dict[str, str] = {}
     for name in names:
         if not name.isascii() and seen.setdefault(normal(name), name) != name:
             raise InputError(
-                f"{where}: {normal(name)!r} stands there twice, with its accents written as NFC and as NFD. "
-                "It is one person: join the two folders."
+                f"{where}: {normal(name)!r} occurs twice, with accents in the normal forms NFC and NFD. "
+                "Merge "
+                "the two folders."
             )
 
 
 def check_one_line(names: Iterable[str], where: str) -> None:
-    """Raises InputError for names of `where` that a list of names, one a line, cannot hold."""
+    """Raise InputError for names with line breaks, which a list of names cannot contain."""
     broken = [name for name in names if name.splitlines() != [name]]
     if broken:
         raise InputError(
-            f"{where}: the name {broken[0]!r} holds a line break ({len(broken):,} such), and lists of names "
-            "have one a line. Rename the folder."
+            f"{where}: the name {broken[0]!r} contains a line break ({len(broken):,} such names), but lists "
+            "have one name per line. Rename the folder."
         )
 
 
 def _other_case(unknown: Iterable[str], subjects: Iterable[str]) -> str:
     folded = {normal(subject).casefold(): subject for subject in subjects}
     alike = [f"{name} and {folded[name.casefold()]}" for name in unknown if name.casefold() in folded]
-    return f" In other case {len(alike):,} would be: {_first(alike)}." if alike else ""
+    return f" {len(alike):,} differ only in case: {_first(alike)}." if alike else ""
 
 
 def _first(names: Sequence[str]) -> str:

@@ -1,7 +1,6 @@
-"""Which part of a source is trained on: the published subset, a share of the subjects, held-out subjects.
+"""Training subsets of a source: published subset, fraction of the subjects, held-out and excluded subjects.
 
-Subjects are drawn by a hash of seed and name, so that the same ones are drawn from a folder, from the pack it
-was unpacked from, and from any part of them.
+Subjects are drawn by a hash of seed and name, so a folder, its pack and any subset of it give the same ones.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ FEWEST_IMAGES = 5
 
 
 def train_subset(source: FaceSource, spec: str | None, seed: int) -> tuple[FaceSource, str]:
-    """Takes the part of `source` that `--train_data_subset` asks for, and a sentence that says which.
+    """Apply `--train_data_subset`; returns the subset and a sentence that describes it.
 
-    `spec`: None where the flag is absent (everything); an empty string where it stands without a value (the
-    published index file beside the data, else a tenth of the subjects); the path of an index file; or a
-    fraction in (0, 1] of the subjects. An index file holds image positions in sorted folder order, separated
-    by commas; as published, subjects that it leaves with fewer than five images are dropped.
+    `spec`: None without the flag (all data); '' for the flag without a value (the published index file beside
+    the data, else a tenth of the subjects); the path of an index file; or a fraction in (0, 1] of the
+    subjects. An index file contains comma-separated image positions in sorted folder order; as published,
+    subjects with fewer than five of these images are dropped.
 
     Raises:
         InputError: neither a file nor a fraction, or positions that do not fit the data.
@@ -53,52 +52,50 @@ def train_subset(source: FaceSource, spec: str | None, seed: int) -> tuple[FaceS
         fraction = float("nan")
     if not 0 < fraction <= 1:
         raise InputError(
-            f"--train_data_subset {spec}: neither an index file that exists nor a fraction above 0 and up to "
-            "1. Without a value it takes the published index file beside the data."
+            f"--train_data_subset {spec}: neither an existing index file nor a fraction in (0, 1]. Without a "
+            "value the published index file beside the data is used."
         )
     return _share(source, fraction, seed)
 
 
 def kept_subjects(name: str, subjects: list[str], path: str) -> tuple[list[str], str]:
-    """The subjects that the file of `--exclude_subjects` does not name, and a sentence that says so.
+    """Apply `--exclude_subjects`; returns the remaining subjects and a sentence.
+
+    Args:
+        name: the data in messages.
+        subjects: all subjects.
+        path: list of subjects to exclude.
 
     Raises:
-        InputError: as `read_names`, the file names nobody in the data, or fewer than two subjects are left;
-            `name` is that of the data.
+        InputError: as `match_names`, or fewer than two subjects remain.
     """
     listed = read_names(Path(path))
     matches = match_names(listed, subjects, f"--exclude_subjects {path}", name)
     kept = [subject for subject in subjects if subject not in matches.subjects]
     if len(kept) < 2:
         raise InputError(
-            f"{name}: --exclude_subjects {path} leaves {len(kept)} of {len(subjects):,} subjects, and "
-            "training takes two or more. Name fewer."
+            f"{name}: --exclude_subjects {path} leaves {len(kept)} of {len(subjects):,} subjects, but "
+            "training needs two or more. Exclude fewer."
         )
     left_out = len(subjects) - len(kept)
     return kept, (
-        f"{left_out:,} subjects are left out, of {len(listed):,} names in {path}"
+        f"{left_out:,} subjects are excluded, of {len(listed):,} names in {path}"
         + unknown_names(matches, subjects)
     )
 
 
 def exclude_subjects(source: FaceSource, path: str) -> tuple[FaceSource, str]:
-    """`source` without the subjects that `kept_subjects` leaves out, and its sentence.
-
-    Raises:
-        InputError: as `kept_subjects`.
-    """
+    """`source` reduced to `kept_subjects`, and the sentence."""
     names, sentence = kept_subjects(source.name, source.subjects, path)
     kept = np.isin(source.subjects, names)
     return select(source, np.flatnonzero(kept[source.labels])), sentence
 
 
 def with_enough_images(source: FaceSource, fewest: int) -> tuple[FaceSource, str]:
-    """Leaves out subjects with fewer than `fewest` images, and says so; a sentence, or nothing to say.
-
-    With 1 all stay: a subject of one image is never held out, and a class that others are told from.
+    """Drop subjects with fewer than `fewest` images; returns the rest and a sentence ('' if none is needed).
 
     Raises:
-        InputError: fewer than two subjects are left.
+        InputError: fewer than two subjects remain.
     """
     counts = SubjectIndex(source.labels).counts()
     few, single = int((counts < fewest).sum()), int((counts == 1).sum())
@@ -107,26 +104,26 @@ def with_enough_images(source: FaceSource, fewest: int) -> tuple[FaceSource, str
         if len(counts) - few < 2:
             raise InputError(
                 f"{source.name}: {few:,} of {len(counts):,} subjects have fewer than {fewest} images "
-                "(--min_images_per_subject), and training takes two subjects or more. Ask for fewer images."
+                "(--min_images_per_subject), but training needs two subjects or more. Lower it."
             )
-        return select(source, kept), f"{few:,} subjects of fewer than {fewest} images are left out"
+        return select(source, kept), f"{few:,} subjects with fewer than {fewest} images are excluded"
     if single:
         return source, (
-            f"{single:,} subjects have one image: others are told from them, they are never held out; "
-            "--min_images_per_subject 2 leaves them out"
+            f"{single:,} subjects have one image: they are negatives only and never held out; "
+            "--min_images_per_subject 2 excludes them"
         )
     return source, ""
 
 
 def hold_out(source: FaceSource, fraction_or_count: float, seed: int) -> tuple[FaceSource, FaceSource]:
-    """Splits off subjects that are never trained on: (the rest, the held out).
+    """Split off held-out subjects; returns (training part, held-out part).
 
-    `fraction_or_count`: below 1 a share of the subjects, from 1 on their number. Only subjects with two
-    images or more are held out, and at least two of them. A share draws each subject by its own name, so that
-    a subset of the data holds out the same ones.
+    `fraction_or_count`: below 1 a fraction of the subjects, otherwise their number. At least two subjects,
+    each with two or more images, are held out. With a fraction each subject is drawn by its name, so a subset
+    of the data holds out the same ones.
 
     Raises:
-        InputError: too few subjects for that.
+        InputError: too few subjects.
     """
     counts = SubjectIndex(source.labels).counts()
     chosen = held_out_subjects(source.name, source.subjects, counts, fraction_or_count, seed)
@@ -137,15 +134,15 @@ def hold_out(source: FaceSource, fraction_or_count: float, seed: int) -> tuple[F
 def held_out_subjects(
     name: str, subjects: list[str], counts: NDArray[np.int64], fraction_or_count: float, seed: int
 ) -> list[int]:
-    """The subjects that `hold_out` holds out of data of that name; `counts` (S,): images of each.
+    """The subjects that `hold_out` chooses; `counts` (S,): images of each.
 
     Raises:
-        InputError: too few subjects for that.
+        InputError: too few subjects.
     """
     if not fraction_or_count > 0 or (fraction_or_count > 1 and fraction_or_count != int(fraction_or_count)):
         raise InputError(
-            f"cannot hold out {fraction_or_count:g} of the subjects: expected a share above 0 and below 1, "
-            "or a whole number of subjects."
+            f"cannot hold out {fraction_or_count:g} of the subjects: expected a fraction between 0 and 1, or "
+            "an integer."
         )
     order = _drawn_order(subjects, seed, "hold out")
     eligible = [subject for subject in order if counts[subject] >= 2]
@@ -156,9 +153,9 @@ def held_out_subjects(
     wanted = max(2, wanted)
     if wanted > len(eligible) or len(order) - wanted < 2:
         raise InputError(
-            f"{name}: cannot hold out {wanted:,} of {len(order):,} subjects ({len(eligible):,} have "
-            "two images or more); two or more must be held out and two be left to train on. Hold out fewer, "
-            "or use more data."
+            f"{name}: cannot hold out {wanted:,} of {len(order):,} subjects ({len(eligible):,} have two or "
+            "more images); at least two must be held out and two remain for training. Hold out fewer, or use "
+            "more data."
         )
     return eligible[:wanted]
 
@@ -172,12 +169,12 @@ def _indexed(source: FaceSource, path: Path) -> tuple[FaceSource, str]:
     counts = SubjectIndex(chosen.labels).counts()
     enough = counts[chosen.labels] >= FEWEST_IMAGES
     if not enough.any():
-        raise InputError(f"{path}: leaves no subject of {source.name} with {FEWEST_IMAGES} images or more.")
+        raise InputError(f"{path}: no subject of {source.name} has {FEWEST_IMAGES} or more of its images.")
     subset = chosen if enough.all() else select(chosen, np.flatnonzero(enough))
     dropped = int((counts < FEWEST_IMAGES).sum())
     return subset, (
-        f"{_size(subset)}: the {len(rows):,} images of {path}, less {dropped:,} subjects that it leaves with "
-        f"fewer than {FEWEST_IMAGES}"
+        f"{_size(subset)}: the {len(rows):,} images of {path}, without {dropped:,} subjects with fewer than "
+        f"{FEWEST_IMAGES} of them"
     )
 
 
@@ -189,7 +186,7 @@ def _read_positions(path: Path) -> NDArray[np.int64]:
         number, text = next((i, t) for i, t in enumerate(texts, 1) if not _is_position(t.strip()))
         raise InputError(
             f"{path}, entry {number:,}: expected an image position, found "
-            f"{text[:40].decode(errors='replace')!r}. An index file holds whole numbers separated by commas."
+            f"{text[:40].decode(errors='replace')!r}. An index file contains integers separated by commas."
         ) from None
 
 
@@ -204,7 +201,7 @@ def _share(source: FaceSource, fraction: float, seed: int) -> tuple[FaceSource, 
     subset = source if number == total else select(source, np.flatnonzero(np.isin(source.labels, taken)))
     return (
         subset,
-        f"{_size(subset)}: a share of {fraction:g} of the {total:,} subjects, drawn with seed {seed}",
+        f"{_size(subset)}: a fraction of {fraction:g} of the {total:,} subjects, drawn with seed {seed}",
     )
 
 

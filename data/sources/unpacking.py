@@ -1,7 +1,7 @@
-"""Packs and pair sets to folders of images, and a folder to a pack: the work of convert.py.
+"""Unpack RecordIO packs and pair sets to folders of images, and pack a folder.
 
-Images keep their original bytes unless told otherwise. A kill at any moment leaves whole files only, and the
-same call goes on from there.
+Images keep their original bytes by default. A killed call leaves complete files only, and the same call
+continues it.
 """
 
 from __future__ import annotations
@@ -39,20 +39,21 @@ FORMATS = ("original", "jpg", "png")
 _MARKER = ".unpacked.json"
 _PART = ".part"
 _CHUNK = 512
-# How whole images end; a decoder may be content with less.
+# End markers of complete images, which decoders do not always require.
 _ENDS = {".jpg": b"\xff\xd9", ".png": b"IEND\xaeB`\x82"}
 _END_IS_WITHIN = 1024
-# Each file fills its last block.
+# Disk usage is rounded up to blocks.
 _BLOCK = 4096
-# Of a JPEG of quality 90 to 95.
+# Size of a PNG relative to a JPEG of quality 90 to 95.
 _PNG_GROWTH = 4
 
 
 @dataclass
 class Unpacked:
-    """What became of the records: `skipped` are (key, why); `of_other_size` counts among those written.
+    """Counts of unpacked records.
 
-    `notes`: sentences on the subjects' numbers.
+    `there`: images of an earlier call; `of_other_size`: written images that are not 112 x 112; `skipped`:
+    (key, reason); `notes`: sentences on the subjects' labels.
     """
 
     subjects: int = 0
@@ -63,7 +64,7 @@ class Unpacked:
     notes: list[str] = field(default_factory=list)
 
     def add(self, other: Unpacked) -> None:
-        """Sums up a part; subjects are counted once for all."""
+        """Add the counts of a chunk."""
         self.written += other.written
         self.there += other.there
         self.of_other_size += other.of_other_size
@@ -81,14 +82,14 @@ class _Job:
 def unpack_pack(
     folder: Path, out: Path, *, num_workers: int = 0, image_format: str = "original", quality: int = 95
 ) -> Unpacked:
-    """Writes the images of `train.rec` to `<out>/imgs/<subject>/<key>.jpg`.
+    """Write the images of `train.rec` to `<out>/imgs/<subject>/<key>.jpg`.
 
-    Every image is decoded once, so that a broken one is found now and not in training; it is left out and
-    told. `quality` is that of JPEG where `image_format` is 'jpg'.
+    Every image is decoded once, so broken ones are found now and not in training; they are skipped and
+    reported. `quality` applies to `image_format` 'jpg'. A repeated call continues an interrupted one.
 
     Raises:
-        InputError: a pack with a damaged record (before anything is written) or without a single image, a
-            folder that holds another pack's images, too little room on the disk, or a disk that fills up.
+        InputError: a damaged record (before anything is written), no usable image, a folder with another
+            pack's images, or too little disk space.
     """
     pack = read_face_pack(folder)
     _check_records(pack)
@@ -112,20 +113,20 @@ def unpack_pack(
     if not total.written + total.there:
         key, why = min(total.skipped)
         raise InputError(
-            f"{folder / REC_NAME}: none of its {len(pack.keys):,} records is an image that can be read; "
+            f"{folder / REC_NAME}: none of its {len(pack.keys):,} records is a readable image; "
             f"record {key}: {why}. Compare the file's size and checksum with the original."
         )
     return total
 
 
 def unpack_pairs(pairs: PairSet, out: Path) -> int:
-    """Writes the images of a pair set to `<out>/<pair>_<a|b>.<suffix>` and `pairs.csv`; gives the pair count.
+    """Write the images of a pair set to `<out>/<pair>_<a|b>.<suffix>`; returns the number of pairs.
 
-    `pairs.csv` has the columns first, second, mated (0 or 1), in the order of the pair set. A pair with an
-    image that cannot be decoded is left out of both.
+    `pairs.csv` lists them in the order of the pair set, with the columns first, second, mated (0 or 1). Pairs
+    with an undecodable image are skipped.
 
     Raises:
-        InputError: no pair can be decoded, or too little room on the disk.
+        InputError: no pair can be decoded, or too little disk space.
     """
     private_folder(out)
     require_free_space(out, sum(len(content) + _BLOCK for content in pairs.images))
@@ -142,25 +143,26 @@ def unpack_pairs(pairs: PairSet, out: Path) -> int:
         rows.append([*names, mated])
         count += 1
     if not count:
-        raise InputError(f"{pairs.name}: none of its {len(pairs):,} pairs has two images that can be read.")
-    # Last: where it lies, all images do.
+        raise InputError(f"{pairs.name}: none of its {len(pairs):,} pairs has two readable images.")
+    # Written last, so that it implies that all images are complete.
     atomic_write(out / PAIRS, csv_text(rows))
     return count
 
 
 def pack_folder(folder: Path, out: Path) -> tuple[int, int, list[str]]:
-    """Packs `<folder>/<subject>/<image>` with the original bytes.
+    """Pack `<folder>/<subject>/<image>` with the original bytes.
 
-    Gives the counts of subjects and images, and sentences on what of the folder is not read.
+    Subjects are numbered in the order of their names, which are written to `subjects.txt`.
 
-    Subjects are numbered in the order of their names, which `subjects.txt` keeps, a line each.
+    Returns:
+        Number of subjects, number of images, and sentences on files that are not read.
 
     Raises:
-        InputError: no images in the folder, an image that cannot be decoded, or `out` holds a pack already.
+        InputError: no images, an undecodable image, or `out` already contains a pack.
     """
     for name in (REC_NAME, IDX_NAME, "property", "subjects.txt"):
         if (out / name).exists():
-            raise InputError(f"{out / name}: is there already. Choose another --out, or remove it.")
+            raise InputError(f"{out / name}: already exists. Choose another --out, or remove it.")
     source = ImageFolder(folder)
     check_one_line(source.subjects, str(source.location))
     require_free_space(out, sum(source.path(row).stat().st_size + 40 for row in range(len(source))))
@@ -168,7 +170,7 @@ def pack_folder(folder: Path, out: Path) -> tuple[int, int, list[str]]:
     def images() -> Iterator[tuple[int, bytes]]:
         for row in progress_bar(range(len(source)), desc="packing", unit="image", smoothing=0):
             content = source.read_bytes(row)
-            # To find what is no face of 112 x 112 now.
+            # Rejects undecodable images and images of another size.
             decode_face(content, source.describe(row))
             yield int(source.labels[row]), content
 
@@ -178,22 +180,22 @@ def pack_folder(folder: Path, out: Path) -> tuple[int, int, list[str]]:
 
 
 def _claim(images: Path, pack: dict[str, object]) -> None:
-    """Marks the folder as this pack's; InputError where another pack's images are in it."""
+    """Mark the folder as this pack's; raises InputError if it has another pack's images."""
     marker = images / _MARKER
-    what = "what the images were unpacked from"
+    what = "the origin of unpacked images"
     before = read_json(marker, dict[str, Any], what)[0] if marker.is_file() else None
     if before not in (None, pack):
         raise InputError(
-            f"{images}: holds the images of another pack, or of this one in another format: "
+            f"{images}: contains images of another pack, or of this one in another format: "
             f"{json.dumps(before)}, now {json.dumps(pack)}. Choose another --out, or remove the folder."
         )
     if before is None and images.is_dir() and any(images.iterdir()):
-        raise InputError(f"{images}: is not empty and was not made by convert.py. Choose another --out.")
+        raise InputError(f"{images}: is not empty and was not written by convert.py. Choose another --out.")
     atomic_write(marker, json_text(pack))
 
 
 def _check_records(pack: FacePack) -> None:
-    """Looks at the frame of every record before work starts: InputError names the first damaged one."""
+    """Check the frame of every record; raises InputError that names the first damaged one."""
     with progress_bar(total=len(pack.keys), desc="checking", unit="record", delay=2, leave=False) as bar:
         for first in range(0, len(pack.keys), _CHUNK * 64):
             part = pack.keys[first : first + _CHUNK * 64]
@@ -202,7 +204,7 @@ def _check_records(pack: FacePack) -> None:
 
 
 def _whole_images(images: Path) -> int:
-    """Counts the images that are there, and removes what a killed call was writing."""
+    """Count existing images, and remove partial files of a killed call."""
     count = 0
     for folder in (entry.path for entry in os.scandir(images) if entry.is_dir()):
         for entry in os.scandir(folder):
@@ -214,14 +216,14 @@ def _whole_images(images: Path) -> int:
 
 
 def _require_free_files(folder: Path, needed: int) -> None:
-    """A disk may have room for bytes and none for millions of files."""
-    # Windows has no such call, and no such limit.
+    """Check the number of free inodes."""
+    # Windows has neither statvfs nor inodes.
     if not hasattr(os, "statvfs"):
         return
     disk = os.statvfs(folder)
     if disk.f_files and disk.f_favail < needed:
         raise InputError(
-            f"{folder}: needs {needed:,} files, but its file system takes {disk.f_favail:,} more (inodes). "
+            f"{folder}: needs {needed:,} files, but its file system has only {disk.f_favail:,} free inodes. "
             "Choose an --out on another disk, or train from the pack itself (main.py --use_mxrecord)."
         )
 
@@ -231,9 +233,9 @@ def _parts(job: _Job, num_workers: int) -> Iterator[tuple[Unpacked, int]]:
     if num_workers < 2:
         yield from (_unpack(job, start) for start in starts)
         return
-    # Neither Pool nor ProcessPoolExecutor: the one waits for ever when a worker is killed, the other one's
-    # workers do when the parent is; and a pipe for each worker has no lock that a killed one could hold.
-    # Spawned: a fork of a process with threads (OpenCV's) may hang.
+    # Pool waits forever when a worker is killed, and the workers of ProcessPoolExecutor when the parent is.
+    # One pipe per worker has no lock that a killed worker could hold. Spawned, because forking a process with
+    # OpenCV's threads may hang.
     spawned = multiprocessing.get_context("spawn")
     workers: dict[Connection, SpawnProcess] = {}
     try:
@@ -261,7 +263,7 @@ def _parts(job: _Job, num_workers: int) -> Iterator[tuple[Unpacked, int]]:
 
 
 def _talk(connection: Connection, workers: dict[Connection, SpawnProcess], message: object = None) -> Any:
-    """Sends a worker `message`, or without one receives what it sends."""
+    """Send `message` to a worker, or without one receive from it."""
     try:
         return connection.recv() if message is None else connection.send(message)
     except (EOFError, OSError):
@@ -270,16 +272,16 @@ def _talk(connection: Connection, workers: dict[Connection, SpawnProcess], messa
         if process.exitcode is not None and process.exitcode >= 0:
             raise RuntimeError("a worker process failed; its own error is printed above") from None
         raise InputError(
-            "A worker process was ended from outside, perhaps for want of memory. Nothing is lost: run the "
-            "same command again, with fewer --num_workers."
+            "A worker process was killed, possibly for lack of memory. Run the same command again with fewer "
+            "--num_workers; it continues from here."
         ) from None
 
 
 def _work(connection: Connection) -> None:
-    """A worker: takes a job, and sends what became of each chunk; None at last."""
-    # Ctrl-C is for the parent, which ends the workers.
+    """A worker: receives a job and sends the result of each chunk, finally None."""
+    # Ctrl-C is handled by the parent, which ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Where the parent was killed, nobody is at the other end.
+    # The parent may have been killed.
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         job, starts = connection.recv()
         try:
@@ -291,7 +293,7 @@ def _work(connection: Connection) -> None:
 
 
 def _unpack(job: _Job, start: int) -> tuple[Unpacked, int]:
-    """Unpacks the images `start` to `start` + _CHUNK - 1 of the pack."""
+    """Unpack the images `start` to `start` + _CHUNK - 1 of the pack."""
     rows = slice(start, start + _CHUNK)
     keys, labels = job.pack.keys[rows].tolist(), job.pack.labels[rows].tolist()
     part = Unpacked()
@@ -314,9 +316,9 @@ def _unpack(job: _Job, start: int) -> tuple[Unpacked, int]:
 
 
 def _is_there(path: Path, size: int | None) -> bool:
-    """Whether a whole image lies there: by its size where that is known, else by how its format ends.
+    """Whether a complete image exists: by its size if known, else by the end marker of its format.
 
-    No part of a file has its name (see `_write`), but for what a power cut may have left.
+    Only a power failure can leave an incomplete file under this name (see `_write`).
     """
     try:
         found = os.stat(path).st_size
@@ -330,13 +332,13 @@ def _is_there(path: Path, size: int | None) -> bool:
 
 
 def _decoded(content: bytes) -> Image | str:
-    """The image (H, W, 3) in RGB, or why there is none."""
+    """The image (H, W, 3) in RGB, or the reason why it cannot be decoded."""
     try:
         image = decode_image(content, upright=False)
     except InputError:
         return f"{len(content):,} bytes that cannot be decoded as an image"
     if _ENDS.get(_suffix(content), b"") not in content[-_END_IS_WITHIN:]:
-        return f"{len(content):,} bytes that are the beginning of an image"
+        return f"{len(content):,} bytes of a truncated image"
     return image
 
 
@@ -350,12 +352,12 @@ def _suffix(content: bytes) -> str:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Puts a whole file in place; without fsync, which would cost more than all else.
+    """Write a file atomically, without fsync, which would dominate the cost.
 
-    A kill leaves a file under another name. What a power cut may leave is shorter than it should be, and is
-    written again by the next call.
+    A killed process leaves a file under another name. After a power failure a file may be too short; the next
+    call writes it again.
     """
-    # The process in the name: one whose parent was killed may still be writing when the next call begins.
+    # With the process id, because a worker of a killed call may still be writing when the next call begins.
     temporary = path.with_name(f".{path.name}.{os.getpid()}{_PART}")
     try:
         temporary.write_bytes(content)
@@ -363,6 +365,6 @@ def _write(path: Path, content: bytes) -> None:
     except OSError as fault:
         temporary.unlink(missing_ok=True)
         raise InputError(
-            f"{path}: cannot be written ({fault.strerror}). Nothing is lost: mend that and run the same "
-            "command again, it goes on from here."
+            f"{path}: cannot be written ({fault.strerror}). Correct this and run the same command again; it "
+            "continues from here."
         ) from None

@@ -1,4 +1,7 @@
-"""Which of some images cannot be used: each is decoded, before work starts that needs them all."""
+"""Images that cannot be decoded: found before the work, or carried through a loader as `UnusableBatch`.
+
+An exception in a worker would print a traceback, on one rank while the others wait for it.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +24,9 @@ _SHOWN = 10
 
 
 def unusable_images(numbers: Sequence[int], image: Callable[[int], Image], name: str) -> dict[int, str]:
-    """Decodes the images with these numbers and gives what is wrong with those that `image` refuses.
+    """Decode the images with these numbers; returns the fault of each one that `image` rejects.
 
-    OpenCV decodes outside of Python's lock, so threads serve: about 2,000 images of 112 x 112 a second and
-    core. `name`: what the progress bar calls them.
+    Decoding releases the GIL, so threads are used: about 2,000 images of 112 x 112 per second and core.
     """
 
     def fault_of(number: int) -> str:
@@ -49,10 +51,10 @@ def unusable_images(numbers: Sequence[int], image: Callable[[int], Image], name:
 
 
 def usable_part(source: FaceSource, skipped: list[str]) -> FaceSource:
-    """The images of a source that can be decoded; the sentences of all others are added to `skipped`.
+    """Select the images of a source that can be decoded; the faults of the others are added to `skipped`.
 
     Raises:
-        InputError: none can be.
+        InputError: no image can be decoded.
     """
     faults = unusable_images(range(len(source)), source.image, "images")
     if not faults:
@@ -66,16 +68,14 @@ def usable_part(source: FaceSource, skipped: list[str]) -> FaceSource:
 
 
 def first_faults(faults: Mapping[int, str]) -> list[str]:
-    """The first ten faults by number, and how many there are more."""
+    """The first ten faults by number, and the number of further ones."""
     shown = [faults[number] for number in sorted(faults)[:_SHOWN]]
     more = len(faults) - len(shown)
     return shown + ([f"... and {more:,} more"] if more else [])
 
 
 class UnusableBatch:
-    """A batch that cannot be trained on.
-
-    `faults`: what is wrong with an image that cannot be used -> its subject, where the dataset says it by
+    """A batch with unusable images; `faults`: fault -> subject of the image, if the dataset has
     `label_of`.
     """
 
@@ -84,7 +84,7 @@ class UnusableBatch:
 
 
 class FaultsAsItems(Dataset[Any]):
-    """A dataset whose InputErrors are items."""
+    """Wraps a dataset to return InputErrors as items."""
 
     def __init__(self, dataset: Dataset[Any]) -> None:
         self._dataset = dataset
@@ -99,12 +99,12 @@ class FaultsAsItems(Dataset[Any]):
 
 @dataclass(frozen=True)
 class CollateWithFaults:
-    """Collates items of `FaultsAsItems`; a class, so that workers can be spawned."""
+    """Collates items of `FaultsAsItems`. A class, because spawned workers pickle it."""
 
     collate: Callable[[Any], Any]
 
     def __call__(self, items: Any) -> Any:
-        """A batch, or an `UnusableBatch` with the faults of all its items."""
+        """The batch, or an `UnusableBatch` with the faults of all items."""
         if isinstance(items, UnusableBatch):
             return items
         faults: dict[str, int | None] = {}

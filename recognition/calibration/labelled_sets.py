@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from data.checks.near_duplicates import SKETCHED_FRAMES, copies_text, find_copies, sketch
 from data.sources.decoding import decode_image
-from data.sources.image_files import beside_note, people_root, subfolders, unpacked_note
+from data.sources.image_files import beside_note, subfolders, subjects_root, unpacked_note
 from data.sources.subject_names import check_distinct
 from evaluation.metrics.calibration import MIN_SUBJECTS
 from evaluation.metrics.enrolment_failures import EnrolmentFailures
@@ -85,10 +85,10 @@ def find_labelled(root: Path, flag: str, min_subjects: int = MIN_SUBJECTS) -> li
     Raises:
         InputError: no folder, fewer subjects than `min_subjects`, or two names for one folder.
     """
-    notes = [unpacked_note(root), beside_note(people_root(root))] if root.is_dir() else []
+    notes = [unpacked_note(root), beside_note(subjects_root(root))] if root.is_dir() else []
     for note in filter(None, notes):
         warnings.warn(f"{flag} {root}: {note}.", InputWarning, stacklevel=2)
-    root = people_root(root)
+    root = subjects_root(root)
     subjects = subfolders(root) if root.is_dir() else []
     check_distinct((subject.name for subject in subjects), f"{flag} {root}")
     if not subjects:

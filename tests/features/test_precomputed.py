@@ -86,7 +86,7 @@ LONG_BYTES = b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x0f."
         (FAR_MEMO, "2147483647"),
         (LONG_BYTES, "cannot be read"),
         (b"", "cannot be read"),
-        (pickle.dumps(content())[:500], "cut short"),
+        (pickle.dumps(content())[:500], "truncated"),
         ([1, 2], "list"),
         ({"embs": 1}, "'embs'"),
         ({"img_feats": [1.0], "norms": [1.0]}, "'img_feats'"),

@@ -18,7 +18,7 @@ from recognition.face_reading import PhotoOptions
 from recognition.model import FaceModel, embed_set
 from recognition.records import FaceChoice
 from recognition.sources import find_sets
-from synthetic.faces import draw_portrait
+from synthetic.faces import draw_frontal_face
 
 ALIGNED = PhotoOptions(aligned=True)
 
@@ -78,7 +78,7 @@ def test_unusable_files_are_rejected_with_reasons(model: FaceModel, face_folder:
     assert reasons.keys() == {"empty.jpg", "notes.txt", "half.png", "large.png", "broken.mp4"}
     assert "empty" in reasons["empty.jpg"]
     assert "not an image" in reasons["notes.txt"]
-    assert "cut short" in reasons["half.png"]
+    assert "truncated" in reasons["half.png"]
     assert "300 x 200" in reasons["large.png"]
     assert str(folder) not in "".join(reasons.values())
 
@@ -152,7 +152,7 @@ def test_of_two_faces_of_similar_size_the_one_that_agrees_is_chosen(
     model: FaceModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The larger face of the pair, on the left, is of somebody else than the other photo of the folder."""
-    anna, other = draw_portrait(0, seed=1), draw_portrait(7, seed=1)
+    anna, other = draw_frontal_face(0, seed=1), draw_frontal_face(7, seed=1)
 
     class TwoFaces:
         def __init__(self, _: Path) -> None:

@@ -26,7 +26,7 @@ def test_all_paths_that_are_not_sets_are_reported_together(tmp_path: Path) -> No
     with pytest.raises(InputError) as fault:
         find_sets([tmp_path / name for name in ("gone", "void", "deep", "people")], tmp_path / "void")
     text = str(fault.value)
-    assert "gone: there is no such folder" in text
+    assert "gone: no such folder" in text
     assert "void: there are no photos" in text
     assert f"did you mean --images_root {tmp_path / 'people'}?" in text
     assert text.count("did you mean") == 1

@@ -71,7 +71,7 @@ def test_dry_run_lists_label_errors_and_trains_nothing(
     text = capsys.readouterr().out
     assert "classes" in text
     assert "1 subjects have one image" in text
-    assert "pairs of images under two names are duplicates" in text
+    assert "pairs of images of different subjects" in text
     rows = [row for row in findings(given) if row["kind"] == "duplicate_under_two_names"]
     assert ["s002/1.png", "s005/9.png"] in [
         ["/".join(Path(row[side]).parts[-2:]) for side in ("first", "second")] for row in rows
@@ -185,7 +185,7 @@ def test_listed_subjects_are_excluded(kind: str, request: pytest.FixtureRequest,
     names.write_text("s000\ns003\nnobody\n")
     run = training_run.build_run(RunRequest(resolve(given | {"exclude_subjects": str(names)})))
     assert not {"s000", "s003"} & set(run.module._subjects)
-    assert any("2 subjects are left out, of 3 names" in line for line in run.lines)
+    assert any("2 subjects are excluded, of 3 names" in line for line in run.lines)
     names.write_text("".join(f"s{number:03}\n" for number in range(100)))
     with pytest.raises(InputError, match=r"--exclude_subjects .* leaves 0 of"):
         training_run.build_run(RunRequest(resolve(given | {"exclude_subjects": str(names)})))
@@ -198,7 +198,7 @@ def test_subjects_with_few_images_are_excluded(kind: str, request: pytest.Fixtur
     assert "s006" in run.module._subjects
     run = training_run.build_run(RunRequest(resolve(given | {"min_images_per_subject": 2})))
     assert "s006" not in run.module._subjects
-    assert any("1 subjects of fewer than 2 images are left out" in line for line in run.lines)
+    assert any("1 subjects with fewer than 2 images are excluded" in line for line in run.lines)
     with pytest.raises(InputError, match="--min_images_per_subject"):
         training_run.build_run(RunRequest(resolve(given | {"min_images_per_subject": 5})))
 

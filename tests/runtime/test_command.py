@@ -46,7 +46,7 @@ def test_standard_output_that_is_full_is_told(
     with Path("/dev/full").open("w") as full:
         monkeypatch.setattr(sys, "stdout", full)
         assert run_command(lambda: print("done")) == 2
-    assert "no room" in capsys.readouterr().err
+    assert "no space" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
@@ -93,7 +93,7 @@ def test_the_streams_of_the_caller_are_given_back(capsys: pytest.CaptureFixture[
     before = sys.stdout, sys.stderr
     run_command(lambda: print("inside"))
     assert (sys.stdout, sys.stderr) == before
-    print("outside")
+    print("out of range")
     assert capsys.readouterr().out == "inside\noutside\n"
 
 

@@ -222,7 +222,7 @@ def test_even_frames_of_a_video_are_taken_and_the_others_not_kept(tmp_path: Path
     protocol = BenchmarkProtocol(clip_frames=(2, 5), fps=25.0)
     tracemalloc.start()
     pool = collect_media(
-        tmp_path / "faces", protocol, tmp_path / "cut", detector=None, without=frozenset(), chosen=list
+        tmp_path / "faces", protocol, tmp_path / "cut", detector=None, exclude=frozenset(), chosen=list
     )
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -282,7 +282,7 @@ def test_features_take_the_place_of_images(tmp_path: Path) -> None:
         }
     )
     assert read_result(tmp_path / "eval")["verification"]["tar_at_far"]["1e-02"]["strict"] > 0.5
-    with pytest.raises(InputError, match="features cannot follow stress degraded"):
+    with pytest.raises(InputError, match="stress degraded"):
         build(tmp_path / "rows.npz", tmp_path / "b", BenchmarkProtocol(stress=Stress(degraded=0.5)))
 
 
@@ -451,11 +451,11 @@ def test_nonmated_pairs_can_be_sampled(tmp_path: Path) -> None:
 def test_subjects_are_limited_and_left_out_by_name(tmp_path: Path) -> None:
     source = subjects(tmp_path / "faces")
     protocol = BenchmarkProtocol(subjects=5)
-    built = build(source, tmp_path / "out", protocol, without=frozenset({"s03", "s04", "nobody"}))
+    built = build(source, tmp_path / "out", protocol, exclude=frozenset({"s03", "s04", "nobody"}))
     shown = {note["SOURCE"].split("/")[0] for note in notes(built)}
     assert len(shown) == 5
     assert not shown & {"s03", "s04"}
-    assert "2 of 3 names to leave out are subjects of the source" in built.text
+    assert "2 of 3 names to exclude are subjects of the source" in built.text
 
 
 def test_the_same_picture_again_is_left_out_and_told(tmp_path: Path) -> None:
@@ -475,7 +475,7 @@ def test_the_same_picture_again_is_left_out_and_told(tmp_path: Path) -> None:
     assert left["under_two_names"] == [["s01/x.png", "s02/0.png"]]
     shown = {note["SOURCE"] for note in notes(built)}
     assert not shown & {"s00/saved_again.jpg", "s00/small.jpg", "s00/turned.png", "s01/x.png", "s02/0.png"}
-    assert "s00/small.jpg as s00/0.png" in built.text
+    assert "s00/small.jpg of s00/0.png" in built.text
     assert "s01/x.png and s02/0.png" in built.text
 
 
@@ -485,7 +485,7 @@ def test_the_same_picture_again_is_left_out_and_told(tmp_path: Path) -> None:
 def test_two_names_for_one_folder_are_refused(tmp_path: Path) -> None:
     source = subjects(tmp_path / "faces", count=4)
     (source / "other").symlink_to(source / "s01")
-    with pytest.raises(InputError, match="other and s01 are two names for one folder"):
+    with pytest.raises(InputError, match="other and s01"):
         build(source, tmp_path / "out")
     (source / "other").unlink()
     shutil.copytree(source / "s01", source / "other")
@@ -524,30 +524,30 @@ def test_what_no_benchmark_can_be_made_of_is_refused(tmp_path: Path) -> None:
         build(source, tmp_path / "out")
     for path in source.rglob("*.png"):
         path.write_bytes(b"broken")
-    with pytest.raises(InputError, match=r"no image that can be used: s00/0.png: is not an image"):
+    with pytest.raises(InputError, match=r"s00/0.png: is not an image"):
         build(source, tmp_path / "out")
-    with pytest.raises(InputError, match="there is no such folder"):
+    with pytest.raises(InputError, match="no such folder"):
         build(tmp_path / "absent", tmp_path / "out")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="holds no subject folders"):
+    with pytest.raises(InputError, match="no subject folders"):
         build(tmp_path / "empty", tmp_path / "out")
 
 
 def test_a_share_that_cannot_be_met_says_what_can_be(tmp_path: Path) -> None:
     source = subjects(tmp_path / "faces")
     protocol = BenchmarkProtocol(probe_media=(1, 2), stress=Stress(foreign=0.3))
-    with pytest.raises(InputError, match=r"stress: foreign 0.3 of \d+ probe media are \d+; 0 can be"):
+    with pytest.raises(InputError, match=r"foreign 0.3 of .*; 0 are possible"):
         build(source, tmp_path / "out", protocol)
 
 
 def test_targets_that_cannot_be_are_refused_at_once(tmp_path: Path) -> None:
     source = subjects(tmp_path / "faces", count=2)
     (tmp_path / "out" / "MINE").mkdir(parents=True)
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="already exists"):
         build(source, tmp_path / "out")
     with pytest.raises(InputError, match="expected letters, digits"):
         build(source, tmp_path / "out", name="a/b")
-    with pytest.raises(InputError, match="is a published data set"):
+    with pytest.raises(InputError, match="published data set"):
         build(source, tmp_path / "out", name="ijbc")
     with pytest.raises(InputError, match="would be its own subject"):
         build(source, source)
@@ -581,7 +581,7 @@ def test_all_faults_of_a_protocol_are_told_at_once(tmp_path: Path) -> None:
     for part in (
         "templates is [4, 2]",
         "pairs is 'some'",
-        "'colour' is no field",
+        "'colour' is not a field",
         "foreign is 2",
         "causes is ['rain']",
     ):
@@ -589,7 +589,7 @@ def test_all_faults_of_a_protocol_are_told_at_once(tmp_path: Path) -> None:
     path.write_text("{")
     with pytest.raises(InputError, match=r"mine\.json.*JSON"):
         read_benchmark_protocol(str(path))
-    with pytest.raises(InputError, match="there is no such preset"):
+    with pytest.raises(InputError, match="no such preset"):
         read_benchmark_protocol("easy")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data.checks.colour_order import check_skin_colour
-from synthetic.faces import CLIP_FRAMES, CLIPS, STILLS, TEMPLATE, SyntheticFace, draw_faces, draw_portrait
+from synthetic.faces import CLIP_FRAMES, CLIPS, STILLS, TEMPLATE, SyntheticFace, draw_faces, draw_frontal_face
 
 SUBJECTS = 12
 
@@ -75,7 +75,7 @@ def test_the_same_seed_draws_the_same_faces_whatever_the_range(faces: list[Synth
 
 
 def test_another_seed_draws_other_people() -> None:
-    assert difference(draw_portrait(0, seed=3), draw_portrait(0, seed=4)) > 5
+    assert difference(draw_frontal_face(0, seed=3), draw_frontal_face(0, seed=4)) > 5
     first, other = (next(draw_faces(num_subjects=1, seed=seed)) for seed in (3, 4))
     assert difference(first.image, other.image) > 5
 
@@ -89,7 +89,7 @@ def test_colours_are_true_and_a_swap_is_found(faces: list[SyntheticFace]) -> Non
 
 def test_skin_is_redder_than_blue_in_every_tone() -> None:
     for subject in range(60):
-        red, _, blue = draw_portrait(subject, seed=0)[62:68, 36:76].reshape(-1, 3).mean(axis=0)
+        red, _, blue = draw_frontal_face(subject, seed=0)[62:68, 36:76].reshape(-1, 3).mean(axis=0)
         assert red > blue + 15
 
 
@@ -112,7 +112,7 @@ def test_stills_differ_in_quality(faces: list[SyntheticFace]) -> None:
 
 
 def test_eyes_and_mouth_lie_where_the_template_says() -> None:
-    portraits = [draw_portrait(subject, seed=0) for subject in range(40)]
+    portraits = [draw_frontal_face(subject, seed=0) for subject in range(40)]
     darkness = 255 - np.stack(portraits).astype(float).mean(axis=(0, 3))
     rows, columns = np.mgrid[:112, :112]
     for x, y in TEMPLATE[:2]:
@@ -128,7 +128,7 @@ def test_eyes_and_mouth_lie_where_the_template_says() -> None:
 
 
 def test_good_pictures_of_one_subject_are_closer_than_those_of_two() -> None:
-    portraits = np.stack([draw_portrait(subject, seed=3) for subject in range(SUBJECTS)])
+    portraits = np.stack([draw_frontal_face(subject, seed=3) for subject in range(SUBJECTS)])
     drawn = draw_faces(num_subjects=SUBJECTS, seed=3)
     nearest = np.zeros(SUBJECTS)
     for subject, group in itertools.groupby(drawn, lambda face: face.subject):

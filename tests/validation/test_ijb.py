@@ -554,8 +554,8 @@ def test_all_flag_faults_come_in_one_message(
     done = capsys.readouterr()
     for part in (
         "--data_root is missing",
-        "--weights nowhere.ckpt: there is no such file",
-        "--aggregator_weights gone.ckpt: there is no such file",
+        "--weights nowhere.ckpt: no such file",
+        "--aggregator_weights gone.ckpt: no such file",
         "--batch_size 0: expected 1 or more",
         "--num_nodes 0: expected 1 or more",
         "--replicates -1: expected 0 or more",
@@ -580,7 +580,7 @@ def test_the_script_says_what_it_needs() -> None:
     assert "--weights is missing" in done.stderr
     done = command("bash", "eval_ijb.sh", "--data_root", "/nowhere", "--features", "/")
     assert done.returncode == 2
-    assert "/nowhere/IJBC: there is no such folder" in done.stderr
+    assert "/nowhere/IJBC: no such folder" in done.stderr
 
 
 @pytest.mark.slow

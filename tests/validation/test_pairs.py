@@ -202,8 +202,8 @@ def test_all_faults_are_told_in_one_message(tmp_path: Path, capsys: pytest.Captu
         capsys, "--weights", tmp_path / "gone.ckpt", "--data_root", tmp_path / "nowhere", "--batch_size", "0"
     )
     assert (code, said) == (2, "")
-    assert "gone.ckpt: there is no such file" in told
-    assert "nowhere: there is no such folder" in told
+    assert "gone.ckpt: no such file" in told
+    assert "nowhere: no such folder" in told
     assert "InsightFace's data zoo" in told
     assert "--batch_size 0: expected 1 or more" in told
     assert "Traceback" not in told

@@ -106,7 +106,7 @@ def test_all_faults_are_told_in_one_message(
     code, _, told = run(capsys, "--weights", tiny)
     assert (code, told.startswith("error: --data_root is missing")) == (2, True)
     code, _, told = run(capsys, "--weights", tiny, "--data_root", root, "--images", tmp_path / "aligned")
-    assert (code, f"{tmp_path / 'aligned/Gallery_Match'}: there is no such folder" in told) == (2, True)
+    assert (code, f"{tmp_path / 'aligned/Gallery_Match'}: no such folder" in told) == (2, True)
 
 
 def test_faces_that_are_not_aligned_are_named(

@@ -167,7 +167,7 @@ def test_other_frames_are_found_or_cut_from_the_middle(
     # A video whose frames are larger needs a detector, which is asked for before anything is embedded.
     for path in (root / "aligned_images_DB" / "Name_0" / "0").iterdir():
         path.write_bytes(encoded)
-    with pytest.raises(InputError, match=r"--detector .*absent\.onnx: there is no such file"):
+    with pytest.raises(InputError, match=r"--detector .*absent\.onnx: no such file"):
         validate_ytf.find_videos(root, None, 0, tmp_path / "absent.onnx")
 
 
@@ -176,8 +176,8 @@ def test_faults_are_told_before_work(
 ) -> None:
     code, _, said = run(capsys, "--weights", tiny, "--data_root", tmp_path / "no", "--out", tmp_path / "o")
     assert code == 2
-    assert "splits.txt: there is no such file" in said
-    assert "there is no such folder" in said
+    assert "splits.txt: no such file" in said
+    assert "no such folder" in said
     text = (root / "splits.txt").read_text()
     (root / "splits.txt").write_text(text.replace("Name_0/0", "Name_9/0"))
     with pytest.raises(InputError, match=r"1 of 1\d videos of splits.txt have no frames there: Name_9/0"):

@@ -443,8 +443,8 @@ def test_a_damaged_file_loads_or_is_an_input_error(form: str, tiny: Backbone, tm
 def test_missing_files_and_other_suffixes_are_errors(tiny: Backbone, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"written as \.safetensors"):
         save_weights(tmp_path / "tiny.pt", tiny)
-    assert "there is no such file" in message_of(tmp_path / "none.pt")
-    assert "there is no such file" in message_of(tmp_path)
+    assert "no such file" in message_of(tmp_path / "none.pt")
+    assert "no such file" in message_of(tmp_path)
     (tmp_path / "a.bin").write_bytes(b"{}")
     assert "end in .safetensors, .ckpt, .pt, .pth" in message_of(tmp_path / "a.bin")
 

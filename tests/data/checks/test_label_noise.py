@@ -133,7 +133,7 @@ def test_too_many_images_are_not_compared_across_and_it_is_said(monkeypatch: pyt
     features, labels = people([3, 3])
     found = check_labels(features, labels)
     assert found.duplicates_across is None
-    assert "not sought" in findings_text(found, 2, 6)
+    assert "not searched" in findings_text(found, 2, 6)
 
 
 def test_a_subject_of_one_image_is_told_and_not_accused() -> None:

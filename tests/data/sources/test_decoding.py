@@ -81,7 +81,7 @@ def test_colour_of_few_bits_in_sixteen_is_as_bright(bits: int, kind: str) -> Non
 )
 @pytest.mark.filterwarnings("error")
 def test_a_range_that_does_not_tell_white_is_refused(pixels: np.ndarray, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="values"):
+    with pytest.raises(InputError, match="8 bits"):
         decode_image(encoded(pixels.astype(pixels.dtype.newbyteorder("="))), upright=True)
 
 
@@ -230,7 +230,7 @@ def test_threads_share_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     "start", [b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"\x00\x00\x00\x20ftypavif", b"RIFF\x00\x00\x00\x00WEBP"]
 )
 def test_what_begins_as_an_image_is_told_to_be_damaged(start: bytes) -> None:
-    with pytest.raises(InputError, match="cut short"):
+    with pytest.raises(InputError, match="truncated"):
         decode_image(start + bytes(40), upright=True)
     with pytest.raises(InputError, match="not an image"):
         decode_image(b"x" + start + bytes(40), upright=True)

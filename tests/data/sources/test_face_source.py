@@ -259,7 +259,7 @@ def test_a_pack_has_the_rows_of_its_unpacked_folder(tmp_path: Path, monkeypatch:
 
 def test_a_pack_without_images_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data.sources.face_source, "read_face_pack", lambda folder: FakePack({}))
-    with pytest.raises(InputError, match="holds no images"):
+    with pytest.raises(InputError, match="no images"):
         RecordIOSource(tmp_path)
 
 
@@ -372,7 +372,7 @@ def test_a_selection_numbers_its_subjects_anew(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "message"), [([0, 6, 9], "2 of 3 .* 6 images"), ([-1], "outside"), ([], "empty")]
+    ("rows", "message"), [([0, 6, 9], "2 of 3 .* 6 images"), ([-1], "out of range"), ([], "empty")]
 )
 def test_a_selection_outside_of_the_source_is_refused(root: Path, rows: list[int], message: str) -> None:
     with pytest.raises(InputError, match=message):

@@ -16,7 +16,7 @@ from data.sources.decoding import decode_face
 from data.sources.face_source import ImageFolder
 from data.sources.fingerprint import fingerprint
 from data.sources.folder_index import Skipped
-from data.sources.image_files import IMAGE_SUFFIXES, is_image_file, is_leftover, people_root
+from data.sources.image_files import IMAGE_SUFFIXES, is_image_file, is_leftover, subjects_root
 from data.sources.unpacking import pack_folder
 from photos.photo_files import decode_photo
 from recognition.calibration.labelled_sets import find_labelled
@@ -221,7 +221,7 @@ def test_a_pair_set_beside_people_is_no_person(tmp_path: Path) -> None:
     root = unpacked(tmp_path / "faces_emore")
     (root / "anna").mkdir()
     (root / "anna" / "1.jpg").write_bytes(encoded(5, "JPEG"))
-    assert people_root(root) == root
+    assert subjects_root(root) == root
     source = ImageFolder(root)
     assert source.subjects == ["anna"]
     assert "2 folders of unpacked pair sets" in "\n".join(source.notes)

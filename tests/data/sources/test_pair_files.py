@@ -86,7 +86,7 @@ class Harmful:
 def test_a_pickle_that_names_code_is_refused_and_not_run(tmp_path: Path, protocol: int) -> None:
     trace = tmp_path / "trace"
     harmful = pickle.dumps((IMAGES, [Harmful(os.mkdir, str(trace))]), protocol)
-    with pytest.raises(InputError, match=r"set\.bin: this pickle asks for posix\.mkdir"):
+    with pytest.raises(InputError, match=r"set\.bin: .*refers to posix\.mkdir"):
         read(tmp_path, harmful)
     assert not trace.exists()
 
@@ -95,7 +95,7 @@ def test_a_pickle_that_names_code_is_refused_and_not_run(tmp_path: Path, protoco
     "named", [eval, getattr, __import__, np.load, np.fromfile, np.lib.format.open_memmap, pickle.loads]
 )
 def test_no_other_global_is_given(tmp_path: Path, named: Any) -> None:
-    with pytest.raises(InputError, match="asks for"):
+    with pytest.raises(InputError, match="refers to"):
         read(tmp_path, pickle.dumps(([Harmful(named, "x")], [True]), 2))
 
 
@@ -139,9 +139,9 @@ def test_a_broken_file_is_an_input_error(
         (([], []), "0 images for 0 pairs"),
         ((IMAGES, [1, 0, 2, 1]), "neither true nor false"),
         (([*IMAGES[:7], 5], MATED), "image 7 is a int"),
-        ({"images": IMAGES}, "holds a dict"),
+        ({"images": IMAGES}, "a dict"),
         ((5, MATED), "its images are a int"),
-        ((IMAGES, MATED, 1), "holds a list"),
+        ((IMAGES, MATED, 1), "a list"),
     ],
 )
 def test_what_is_no_pair_set_is_refused(tmp_path: Path, held: object, message: str) -> None:

@@ -65,7 +65,7 @@ def test_every_record_of_the_conformance_data_is_mxnets(shared: Path, name: str)
 
 @pytest.mark.parametrize("name", PACKS)
 @pytest.mark.parametrize(
-    "fault", ["missing", "off by four", "cut short", "empty", "no numbers", "of another file"]
+    "fault", ["missing", "off by four", "truncated", "empty", "no numbers", "of another file"]
 )
 def test_an_index_that_is_wrong_is_made_anew(packs: Path, tmp_path: Path, name: str, fault: str) -> None:
     folder = copied(packs / name, tmp_path)
@@ -74,7 +74,7 @@ def test_an_index_that_is_wrong_is_made_anew(packs: Path, tmp_path: Path, name: 
     numbers = [tuple(map(int, line.split())) for line in lines]
     text = {
         "off by four": "".join(f"{key}\t{offset + 4}\n" for key, offset in numbers),
-        "cut short": "\n".join(lines[:-2]) + "\n",
+        "truncated": "\n".join(lines[:-2]) + "\n",
         "empty": "",
         "no numbers": "<html>\n",
         "of another file": "".join(f"{key}\t{offset + 10_000_000}\n" for key, offset in numbers),
@@ -204,9 +204,9 @@ def test_a_face_pack_is_laid_out_as_insightfaces(packs: Path, tmp_path: Path) ->
 
 
 def test_a_pack_that_cannot_be_finished_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="subject 1 comes after 2"):
+    with pytest.raises(InputError, match="subject 1 follows 2"):
         write_face_pack(tmp_path, [(2, b"a"), (1, b"b")])
-    with pytest.raises(InputError, match="no image to pack"):
+    with pytest.raises(InputError, match="no images to pack"):
         write_face_pack(tmp_path, [])
     assert list(tmp_path.iterdir()) == []
 
@@ -478,7 +478,7 @@ def test_a_flipped_bit_in_a_number_is_told_where_numbers_count(
     pack = read_face_pack(folder)
     assert (pack.keys.tolist(), pack.labels.tolist()) == (expected.keys.tolist(), expected.labels.tolist())
     (folder / "train.idx").unlink()
-    with pytest.raises(InputError, match=rf"at byte {offset:,}: its number is"):
+    with pytest.raises(InputError, match=rf"at byte {offset:,}: its id is"):
         read_face_pack(folder)
 
 

@@ -37,7 +37,7 @@ def test_unicode_forms_are_the_same_name(of_list: str, of_data: str, tmp_path: P
     assert same_names(subjects, written(of_list)) == sorted(written(of_data))
     kept, sentence = kept_subjects("data", [*subjects, "Eve"], str(path))
     assert kept == ["Bob", "Eve"]
-    assert sentence.startswith("4 subjects are left out, of 4 names")
+    assert sentence.startswith("4 subjects are excluded, of 4 names")
 
 
 def test_digests_of_checkpoints_are_of_the_composed_form() -> None:
@@ -59,7 +59,7 @@ def test_names_that_are_no_subjects_are_told() -> None:
     matches = match_names({"Ann", "zoë", "Nobody"}, PEOPLE, "--flag", "data")
     assert matches.subjects == {"Ann"}
     said = unknown_names(matches, PEOPLE)
-    for fact in ("2 names are no subjects", "Nobody", "zoë and Zoë"):
+    for fact in ("2 names match no subject", "Nobody", "zoë and Zoë"):
         assert fact in said
 
 

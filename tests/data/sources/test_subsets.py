@@ -84,7 +84,7 @@ def test_the_bare_flag_falls_back_to_a_share_and_says_where_it_looked(
 ) -> None:
     subset, sentence = train_subset(faces, "", 0)
     assert len(subset.subjects) == 4
-    assert "a share of 0.1 of the 40 subjects" in sentence
+    assert "a fraction of 0.1 of the 40 subjects" in sentence
     assert str(tmp_path) in sentence
 
 
@@ -105,7 +105,7 @@ def test_another_seed_takes_other_subjects(faces: NamedFaces) -> None:
 
 @pytest.mark.parametrize("spec", ["0", "1.5", "-0.1", "nan", "missing.txt"])
 def test_neither_a_file_nor_a_fraction_is_refused(faces: NamedFaces, spec: str) -> None:
-    with pytest.raises(InputError, match="neither an index file"):
+    with pytest.raises(InputError, match="--train_data_subset"):
         train_subset(faces, spec, 0)
 
 
@@ -113,11 +113,11 @@ def test_neither_a_file_nor_a_fraction_is_refused(faces: NamedFaces, spec: str) 
     ("text", "message"),
     [
         ("0,1,200,7,5000", r"mine\.txt: named: 2 of 5 .* 200 images \(the first is 200\)"),
-        ("0,1,-2", "outside"),
+        ("0,1,-2", "out of range"),
         ("0,1,two,3", r"mine\.txt, entry 3: .* found 'two'"),
         ("0,99999999999999999999,3", r"entry 2"),
         ("", r"entry 1"),
-        ("0,1,8", "leaves no subject"),
+        ("0,1,8", "no subject of"),
     ],
 )
 def test_a_wrong_index_file_is_refused(faces: NamedFaces, tmp_path: Path, text: str, message: str) -> None:
@@ -167,5 +167,5 @@ def test_too_few_subjects_to_hold_out_are_refused(faces: NamedFaces, count: int)
 
 @pytest.mark.parametrize("fraction", [0, -1, 2.5, float("nan")])
 def test_a_senseless_share_is_refused(faces: NamedFaces, fraction: float) -> None:
-    with pytest.raises(InputError, match="expected a share"):
+    with pytest.raises(InputError, match="cannot hold out"):
         hold_out(faces, fraction, 0)

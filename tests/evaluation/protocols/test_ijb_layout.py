@@ -206,7 +206,7 @@ def test_a_missing_or_empty_file_is_named(data: Dataset, part: str) -> None:
     with pytest.raises(InputError, match=part):
         read(data)
     data.meta(part).unlink()
-    with pytest.raises(InputError, match=rf"{part}: (there is no such file|is missing)"):
+    with pytest.raises(InputError, match=rf"{part}: (no such file|is missing)"):
         read(data)
 
 

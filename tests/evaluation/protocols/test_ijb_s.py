@@ -226,9 +226,7 @@ def test_missing_files_are_told_together(root: Path) -> None:
         read_ijb_s(root / "gone", root / "protocols")
     lines = str(caught.value).splitlines()
     assert len(lines) == 2
-    assert (
-        "gone: there is no such folder. Expected DATA_ROOT/<SUBJECT>/videos_<VIDEO>_<FRAME>.jpg" in lines[0]
-    )
+    assert "gone: no such folder. Expected DATA_ROOT/<SUBJECT>/videos_<VIDEO>_<FRAME>.jpg" in lines[0]
     assert METADATA in lines[1]
     assert "cs6_surveillance_to_booking_g2.csv" in lines[1]
     assert "surveillance_to_single_g1" not in lines[1]

@@ -138,15 +138,15 @@ def test_all_that_is_missing_is_told_at_once(root: Path) -> None:
         path.unlink()
     lines = fault(root).splitlines()
     assert len(lines) == 3
-    assert any(f"{PROBE_LIST}: there is no such file" in line for line in lines)
+    assert any(f"{PROBE_LIST}: no such file" in line for line in lines)
     assert any("2 of 16 listed images are missing: " in line and "0_1" in line for line in lines)
     assert any("Gallery_Distractor: holds no images" in line for line in lines)
 
 
 def test_a_missing_folder_of_images(root: Path) -> None:
     (root / TESTING / "Gallery_Distractor").rename(root / "gone")
-    assert "Gallery_Distractor: there is no such folder" in fault(root)
-    assert f"{root / 'nowhere' / 'Probe'}: there is no such folder" in fault(root, root / "nowhere")
+    assert "Gallery_Distractor: no such folder" in fault(root)
+    assert f"{root / 'nowhere' / 'Probe'}: no such folder" in fault(root, root / "nowhere")
 
 
 def test_an_image_twice_is_told(root: Path) -> None:
