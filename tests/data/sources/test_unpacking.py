@@ -251,7 +251,7 @@ def test_a_file_system_without_room_for_files_is_refused(pack: Path, monkeypatch
         f_files=1000, f_favail=34, f_bavail=9**9, f_bfree=9**9, f_blocks=9**9, f_frsize=4096
     )
     monkeypatch.setattr(os, "statvfs", lambda _path: full)
-    with pytest.raises(InputError, match="needs 35 files, .* 34 "):
+    with pytest.raises(InputError, match=r"needs 35 files, .* 34 "):
         unpack_pack(pack, pack)
     full.f_favail = 35
     assert unpack_pack(pack, pack).written == 35
