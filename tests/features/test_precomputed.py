@@ -71,7 +71,7 @@ class Harmful:
 def test_nothing_that_a_pickle_names_is_run(protocol: int, tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     held = content() | {"faceness_scores": Harmful(os.mkdir, str(trace))}
-    with pytest.raises(InputError, match=r"asks for posix\.mkdir"):
+    with pytest.raises(InputError, match=r"refers to posix\.mkdir"):
         read_features(written(tmp_path, held, protocol), "not used")
     assert not trace.exists()
 

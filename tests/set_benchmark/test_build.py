@@ -489,7 +489,7 @@ def test_two_names_for_one_folder_are_refused(tmp_path: Path) -> None:
         build(source, tmp_path / "out")
     (source / "other").unlink()
     shutil.copytree(source / "s01", source / "other")
-    with pytest.raises(InputError, match="other and s01: all images of the one are images of the other"):
+    with pytest.raises(InputError, match="other and s01: all images"):
         build(source, tmp_path / "out")
     assert not (tmp_path / "out" / "MINE").exists()
     assert not list((tmp_path / "out").iterdir())
@@ -549,7 +549,7 @@ def test_targets_that_cannot_be_are_refused_at_once(tmp_path: Path) -> None:
         build(source, tmp_path / "out", name="a/b")
     with pytest.raises(InputError, match="published data set"):
         build(source, tmp_path / "out", name="ijbc")
-    with pytest.raises(InputError, match="would be its own subject"):
+    with pytest.raises(InputError, match="is inside"):
         build(source, source)
 
 

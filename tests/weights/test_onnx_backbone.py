@@ -249,7 +249,7 @@ def test_a_face_detector_is_told_by_its_flag(shared: Path) -> None:
 def test_a_graph_that_was_cut_short_is_an_error(size: int, tmp_path: Path) -> None:
     path = means_of_channels(tmp_path / "a.onnx", METADATA)
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(InputError, match=r"a\.onnx: (no ONNX graph can be read|expected)"):
+    with pytest.raises(InputError, match=r"a\.onnx: (its \d+ bytes are not|expected)"):
         load_backbone(path)
 
 

@@ -70,7 +70,7 @@ def test_the_bare_flag_takes_the_published_file_beside_the_data(
     assert subset.subjects == [faces.subjects[s] for s in range(40) if counts[s] >= 5]
     assert np.bincount(subset.labels).min() >= 5
     assert str(tmp_path / place / PUBLISHED_SUBSET) in sentence
-    assert f"less {int(((counts > 0) & (counts < 5)).sum())} subjects" in sentence
+    assert f"without {int(((counts > 0) & (counts < 5)).sum())} subjects" in sentence
 
 
 def test_a_path_is_taken_as_an_index_file(faces: NamedFaces, tmp_path: Path) -> None:
