@@ -5,7 +5,6 @@ Always computed in float32 or wider, whatever autocast says.
 
 from __future__ import annotations
 
-import difflib
 import math
 from abc import ABC, abstractmethod
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from runtime.distributed import summed
-from runtime.errors import InputError
+from runtime.errors import InputError, valid_names
 from runtime.matmul_precision import EXACT, matmul_precision
 
 _MIN_LENGTH = 1e-12
@@ -250,9 +249,7 @@ def build_head(
         InputError: an unknown name, or a value out of range.
     """
     if name not in HEADS:
-        near = difflib.get_close_matches(name, HEADS, n=1, cutoff=0.5)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise InputError(f"{name!r} is not a head.{hint} Valid are: {', '.join(HEADS)}.")
+        raise InputError(f"There is no head {name!r}. {valid_names(name, HEADS)}")
     own = {} if m is None else {"m": m}
     if name == "adaface":
         return AdaFace(embedding_size, num_classes, h=h, s=s, t_alpha=t_alpha, **own)

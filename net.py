@@ -6,7 +6,6 @@ Weight files are read by `weights`.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -17,7 +16,7 @@ from backbones.catalogue import BACKBONES
 from backbones.iresnet import IResNet, IResNetLayout
 from backbones.mobilefacenet import MobileFaceNet
 from backbones.spec import BackboneSpec
-from runtime.errors import InputError
+from runtime.errors import InputError, valid_names
 
 __all__ = ["BACKBONES", "ArcfaceMobileFaceNet", "Backbone", "IResNet", "MobileFaceNet", "build_backbone"]
 
@@ -32,9 +31,7 @@ def build_backbone(name: str) -> Backbone:
         InputError: an unknown name.
     """
     if name not in BACKBONES:
-        near = difflib.get_close_matches(name, BACKBONES, n=1, cutoff=0.5)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise InputError(f"{name!r} is not a backbone.{hint} Valid are: {', '.join(BACKBONES)}.")
+        raise InputError(f"There is no backbone {name!r}. {valid_names(name, BACKBONES)}")
     return _BUILDERS[name](BACKBONES[name])
 
 

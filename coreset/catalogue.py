@@ -21,83 +21,43 @@ class AggregatorEntry:
         summary: one line.
         paper: where it comes from; empty for common poolings.
         is_trained: it has weights; otherwise it is a pooling that needs none.
-        is_baseline: re-created for comparison, listed by `--list_aggregators` alone.
     """
 
     summary: str
     paper: str = ""
     is_trained: bool = False
-    is_baseline: bool = False
+
+
+def _trained(summary: str, paper: str = "") -> AggregatorEntry:
+    return AggregatorEntry(summary, paper, is_trained=True)
 
 
 AGGREGATOR_ENTRIES: dict[str, AggregatorEntry] = {
-    "coreset": AggregatorEntry(
-        "selected faces refined by attention over the set",
-        "FaceCoresetNet, AAAI 2024, arXiv 2308.14075",
-        is_trained=True,
-    ),
+    "coreset": _trained("selected faces refined by attention", "FaceCoresetNet, AAAI 2024, arXiv 2308.14075"),
     "mean": AggregatorEntry("mean of the unit features"),
     "norm_weighted": AggregatorEntry("mean of the features weighted by their norms"),
     "media_mean": AggregatorEntry(
-        "norm-weighted mean of each photo or video, then their sum", "IJB protocols, as AdaFace evaluates"
+        "norm-weighted mean of each photo or video, then their sum", "IJB protocols"
     ),
-    "best_norm": AggregatorEntry("the face of largest norm", is_baseline=True),
-    "top_k": AggregatorEntry("mean of the K faces of largest norm", is_baseline=True),
-    "fps_mean": AggregatorEntry(
-        "mean of K faces selected by quality-weighted farthest-point sampling",
-        "selection of arXiv 2308.14075 without attention",
-        is_baseline=True,
+    "best_norm": AggregatorEntry("the face of largest norm"),
+    "top_k": AggregatorEntry("mean of the K faces of largest norm"),
+    "fps_mean": AggregatorEntry("mean of K faces selected by farthest-point sampling"),
+    "random_k": AggregatorEntry("mean of K random faces"),
+    "learned_map": _trained("norm-weighted mean and one hidden layer, no selection"),
+    "weighted_coreset": _trained("K clusters with an inlier gate and a small transformer", "this project"),
+    "nan": _trained("two cascaded attention blocks", "NAN, CVPR 2017, arXiv 1603.05474"),
+    "context_attention": _trained(
+        "attention with a context vector of the set", "idea of CoNAN, arXiv 2307.10237; not a re-creation"
     ),
-    "random_k": AggregatorEntry("mean of K random faces", is_baseline=True),
-    "learned_map": AggregatorEntry(
-        "norm-weighted mean and one hidden layer, no selection", is_trained=True, is_baseline=True
-    ),
-    "weighted_coreset": AggregatorEntry(
-        "K weighted clusters with an inlier gate, refined by a small transformer",
-        "this project",
-        is_trained=True,
-    ),
-    "nan": AggregatorEntry(
-        "two cascaded attention blocks",
-        "Neural Aggregation Network, CVPR 2017, arXiv 1603.05474",
-        is_trained=True,
-        is_baseline=True,
-    ),
-    "context_attention": AggregatorEntry(
-        "attention with a context vector from the set's mean and variance",
-        "idea of CoNAN, IJCB 2023, arXiv 2307.10237; not a re-creation",
-        is_trained=True,
-        is_baseline=True,
-    ),
-    "inverse_variance": AggregatorEntry(
-        "each value weighted by its predicted inverse variance",
-        "after Probabilistic Face Embeddings, ICCV 2019, arXiv 1904.09658",
-        is_trained=True,
-        is_baseline=True,
-    ),
-    "proxy_fusion": AggregatorEntry(
-        "experts chosen by learned proxies weight the faces",
-        "after ProxyFusion, NeurIPS 2024",
-        is_trained=True,
-        is_baseline=True,
-    ),
-    "caface": AggregatorEntry(
-        "soft assignment to learned centres, then weights per value",
-        "after CAFace, NeurIPS 2022, arXiv 2210.10864",
-        is_trained=True,
-        is_baseline=True,
-    ),
-    "set_transformer": AggregatorEntry(
-        "induced self-attention, pooled by attention",
-        "after Set Transformer, ICML 2019, arXiv 1810.00825",
-        is_trained=True,
-        is_baseline=True,
-    ),
+    "inverse_variance": _trained("values weighted by inverse variance", "PFE, ICCV 2019, arXiv 1904.09658"),
+    "proxy_fusion": _trained("experts chosen by proxies weight the faces", "ProxyFusion, NeurIPS 2024"),
+    "caface": _trained("soft assignment to learned centres", "CAFace, NeurIPS 2022, arXiv 2210.10864"),
+    "set_transformer": _trained("induced self-attention and pooling", "ICML 2019, arXiv 1810.00825"),
 }
+# Those that `--aggregator` shows in its help; the others are baselines.
+MAIN_AGGREGATORS = ("mean", "norm_weighted", "media_mean", "coreset", "weighted_coreset")
 # A view: names that `registry.register_aggregator` adds appear in it.
 AGGREGATOR_NAMES: KeysView[str] = AGGREGATOR_ENTRIES.keys()
-# Those that `--aggregator` shows in its help.
-MAIN_AGGREGATORS = ("mean", "norm_weighted", "media_mean", "coreset", "weighted_coreset")
 
 
 def requires_training(name: str) -> bool:
@@ -108,7 +68,7 @@ def requires_training(name: str) -> bool:
 def describe_aggregators() -> str:
     """Table for `--list_aggregators`: name, kind, summary and paper, a line each."""
     width = max(map(len, AGGREGATOR_NAMES))
-    order = sorted(AGGREGATOR_NAMES, key=lambda name: AGGREGATOR_ENTRIES[name].is_baseline)
+    order = sorted(AGGREGATOR_NAMES, key=lambda name: name not in MAIN_AGGREGATORS)
     lines = []
     for name in order:
         entry = AGGREGATOR_ENTRIES[name]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import get_type_hints
 
 import torch
@@ -22,7 +21,7 @@ from coreset.baselines.set_transformer import SetTransformer
 from coreset.catalogue import AGGREGATOR_ENTRIES, AggregatorEntry
 from coreset.pooling import BestNorm, FpsMean, Mean, MediaMean, NormWeighted, RandomK, TopK
 from coreset.weighted_coreset import WeightedCoreset
-from runtime.errors import InputError
+from runtime.errors import InputError, valid_names
 
 # Modules that map FaceSets to a SetDescriptor; options are the keywords of the constructor.
 AGGREGATORS: dict[str, type[nn.Module]] = {
@@ -68,7 +67,7 @@ def build_aggregator(name: str, options: Mapping[str, object]) -> nn.Module:
         InputError: an unknown name, or an option that is unknown, missing, or of a wrong type or range.
     """
     if name not in AGGREGATORS:
-        raise InputError(f"There is no aggregator {name!r}. {_valid(name, AGGREGATORS)}")
+        raise InputError(f"There is no aggregator {name!r}. {valid_names(name, AGGREGATORS)}")
     kind = AGGREGATORS[name]
     faults = option_faults(name, options)
     faults += [
@@ -97,7 +96,7 @@ def option_faults(name: str, options: Mapping[str, object]) -> list[str]:
     faults = []
     for option, value in options.items():
         if option not in parameters:
-            valid = _valid(str(option), parameters)
+            valid = valid_names(str(option), parameters)
             faults.append(f"Aggregator {name!r} has no option {option!r}. {valid}")
         elif not _fits(value, types[option]):
             wanted = (
@@ -119,11 +118,3 @@ def _fits(value: object, wanted: type) -> bool:
     if wanted is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     return type(value) is wanted
-
-
-def _valid(given: str, names: Iterable[str]) -> str:
-    names = list(names)
-    if not names:
-        return "It has no options."
-    nearest = difflib.get_close_matches(given, names, n=1, cutoff=0.4)
-    return f"Valid are {', '.join(names)}." + (f" Did you mean {nearest[0]!r}?" if nearest else "")

@@ -7,9 +7,9 @@ similar size are padded together, so that one set of 20,000 faces does not pad m
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -70,13 +70,10 @@ class FaceSets:
                 f"{tuple(features.shape)} and {tuple(norms.shape)}. Pass one norm per face, without a last "
                 "dimension of one."
             )
-        B, T, D = features.shape
+        B, T, _ = features.shape
         offsets = torch.arange(B + 1, device=features.device) * T
         return cls(
-            features.reshape(B * T, D),
-            norms.reshape(B * T),
-            offsets,
-            None if media is None else media.reshape(-1),
+            features.flatten(0, 1), norms.flatten(), offsets, None if media is None else media.flatten()
         )
 
     @classmethod
@@ -84,15 +81,12 @@ class FaceSets:
         """Concatenate single sets, each features (T, D) and norms (T,)."""
         if not sets:
             raise InputError("FaceSets.from_list: expected at least one set, found an empty list.")
+        D = sets[0][0].shape[-1]
         for number, (features, norms) in enumerate(sets):
-            if (
-                features.ndim != 2
-                or norms.shape != features.shape[:1]
-                or features.shape[1] != sets[0][0].shape[1]
-            ):
+            if features.shape != (*norms.shape, D) or norms.ndim != 1:
                 raise InputError(
-                    f"FaceSets.from_list, set {number}: expected features (T, {sets[0][0].shape[-1]}) and "
-                    f"norms (T,), found {tuple(features.shape)} and {tuple(norms.shape)}."
+                    f"FaceSets.from_list, set {number}: expected features (T, {D}) and norms (T,), found "
+                    f"{tuple(features.shape)} and {tuple(norms.shape)}."
                 )
         sizes = torch.tensor([0, *(len(norms) for _, norms in sets)])
         features = torch.cat([features for features, _ in sets])
@@ -132,24 +126,17 @@ class FaceSets:
         """The faces where `kept` (N,) bool is True; sets without any are dropped."""
         sizes = self.sum_by_set(kept.to(torch.int64))
         offsets = F.pad(sizes[sizes > 0].cumsum(0), (1, 0))
-        return FaceSets(
-            self.features[kept],
-            self.norms[kept],
-            offsets,
-            None if self.media is None else self.media[kept],
-            None if self.detector_scores is None else self.detector_scores[kept],
-        )
+        return replace(self, offsets=offsets, **self._of_faces(lambda values: values[kept]))
 
     def to(self, device: torch.device | str) -> FaceSets:
         """The same sets on another device."""
-        return replace(
-            self,
-            features=self.features.to(device),
-            norms=self.norms.to(device),
-            offsets=self.offsets.to(device),
-            media=None if self.media is None else self.media.to(device),
-            detector_scores=None if self.detector_scores is None else self.detector_scores.to(device),
-        )
+        offsets = self.offsets.to(device)
+        return replace(self, offsets=offsets, **self._of_faces(lambda values: values.to(device)))
+
+    def _of_faces(self, function: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+        """A function of all tensors with one row per face, by field."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "offsets"}
+        return {name: function(value) for name, value in values.items() if value is not None}
 
     def chunks(self) -> list[PaddedChunk]:
         """Plan padded chunks of sets of similar size.
@@ -165,12 +152,12 @@ class FaceSets:
         order = sorted(range(len(sizes)), key=lambda number: -sizes[number])
         chunks: list[PaddedChunk] = []
         first, faces = 0, 0
-        for place, number in enumerate(order):
-            padded = (place - first + 1) * sizes[order[first]]
-            waste = padded - faces - sizes[number]
-            if place > first and (padded > most or waste > max(free, padded // 4)):
-                chunks.append(self._pad(order[first:place], sizes[order[first]], faces))
-                first, faces = place, 0
+        for rank, number in enumerate(order):
+            padded = (rank - first + 1) * sizes[order[first]]
+            padding = padded - faces - sizes[number]
+            if rank > first and (padded > most or padding > max(free, padded // 4)):
+                chunks.append(self._pad(order[first:rank], sizes[order[first]], faces))
+                first, faces = rank, 0
             faces += sizes[number]
         chunks.append(self._pad(order[first:], sizes[order[first]], faces))
         return chunks
@@ -225,10 +212,10 @@ class PaddedChunk:
     def take(self, values: Tensor) -> Tensor:
         """Gather values of faces (N, ...) as (b, T, ...); a view where the rows are contiguous."""
         if self.first_row is not None:
-            return values.narrow(0, self.first_row, self.rows.numel()).view(
-                *self.rows.shape, *values.shape[1:]
-            )
-        return values.index_select(0, self.rows.flatten()).view(*self.rows.shape, *values.shape[1:])
+            rows = values.narrow(0, self.first_row, self.rows.numel())
+        else:
+            rows = values.index_select(0, self.rows.flatten())
+        return rows.view(*self.rows.shape, *values.shape[1:])
 
 
 @dataclass(frozen=True, eq=False)
@@ -279,24 +266,23 @@ def unit_and_norm(vectors: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _faults_of_tensors(sets: FaceSets) -> list[str]:
-    features, norms, offsets, media = sets.features, sets.norms, sets.offsets, sets.media
+    features, norms, offsets, media, scores = (getattr(sets, field.name) for field in fields(sets))
+    N = len(features)
     if features.ndim != 2 or not features.is_floating_point():
         return [f"FaceSets.features: expected (N, D) floating, found {_form(features)}."]
     faults = []
-    if norms.shape != features.shape[:1] or not norms.is_floating_point():
+    if norms.shape != (N,) or not norms.is_floating_point():
         faults.append(
-            f"FaceSets.norms: expected ({len(features)},) floating, found {_form(norms)}. A backbone returns "
-            "norms as (N, 1): squeeze the last dimension."
+            f"FaceSets.norms: expected ({N},) floating, found {_form(norms)}. A backbone returns norms as "
+            "(N, "
+            "1): squeeze the last dimension."
         )
     if offsets.ndim != 1 or offsets.dtype != torch.int64 or len(offsets) < 2:
         faults.append(f"FaceSets.offsets: expected (B+1,) int64 with B at least 1, found {_form(offsets)}.")
-    if media is not None and (media.shape != features.shape[:1] or media.dtype != torch.int64):
-        faults.append(f"FaceSets.media: expected ({len(features)},) int64, found {_form(media)}.")
-    scores = sets.detector_scores
-    if scores is not None and (scores.shape != features.shape[:1] or not scores.is_floating_point()):
-        faults.append(
-            f"FaceSets.detector_scores: expected ({len(features)},) floating, found {_form(scores)}."
-        )
+    if media is not None and (media.shape != (N,) or media.dtype != torch.int64):
+        faults.append(f"FaceSets.media: expected ({N},) int64, found {_form(media)}.")
+    if scores is not None and (scores.shape != (N,) or not scores.is_floating_point()):
+        faults.append(f"FaceSets.detector_scores: expected ({N},) floating, found {_form(scores)}.")
     others = [tensor for tensor in (norms, offsets, media, scores) if tensor is not None]
     if any(tensor.device != features.device for tensor in others):
         faults.append(

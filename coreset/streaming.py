@@ -142,10 +142,8 @@ def _with_norm_quality(aggregator: nn.Module) -> nn.Module:
 
 
 def _state_for(aggregator: nn.Module, capacity: int, seed: int) -> _State:
-    if isinstance(aggregator, (Mean, NormWeighted)):
+    if isinstance(aggregator, (Mean, NormWeighted, MediaMean)):
         return _RunningMean(aggregator)
-    if isinstance(aggregator, MediaMean):
-        return _RunningMedia()
     if isinstance(aggregator, (BestNorm, TopK, RandomK)):
         return _RunningPicks(aggregator)
     if isinstance(aggregator, (CoresetAggregator, FpsMean)):
@@ -154,65 +152,52 @@ def _state_for(aggregator: nn.Module, capacity: int, seed: int) -> _State:
 
 
 class _RunningMean:
-    """Poolings that are a mean over faces."""
+    """Mean over faces; for `media_mean` the sum over media of their means, the last medium being open."""
 
     is_exact = True
 
     def __init__(self, aggregator: nn.Module) -> None:
-        self._aggregator = aggregator
+        self._by_media = isinstance(aggregator, MediaMean)
+        self._aggregator = NormWeighted() if self._by_media else aggregator
+        self._complete: Tensor | float = 0.0
         self._sum: Tensor | float = 0.0
         self._count = 0
-
-    def update(self, faces: FaceSets, first: int) -> None:
-        part = self._aggregator(faces)
-        # In float64: a float32 sum of 100,000 faces loses three digits.
-        self._sum = self._sum + (part.embedding.double() * part.norm.double()[:, None]) * faces.num_faces
-        self._count += faces.num_faces
-
-    def mean(self) -> Tensor:
-        return torch.as_tensor(self._sum) / self._count
-
-    def descriptor(self) -> SetDescriptor:
-        vectors = self.mean().float()
-        picks = torch.empty((1, 0), dtype=torch.int64, device=vectors.device)
-        return SetDescriptor.from_vectors(vectors, picks)
-
-
-class _RunningMedia:
-    """Sum of the media's mean un-normalised features: complete media as a sum, the last as a mean."""
-
-    is_exact = True
-
-    def __init__(self) -> None:
-        self._complete: Tensor | float = 0.0
-        self._last = _RunningMean(NormWeighted())
         self._medium: int | None = None
 
     def update(self, faces: FaceSets, first: int) -> None:
+        start = 0
+        for medium, size in self._portions(faces):
+            if self._medium is not None and medium != self._medium:
+                self._complete = self._complete + torch.as_tensor(self._sum) / self._count
+                self._sum, self._count = 0.0, 0
+            rows = slice(start, start + size)
+            offsets = faces.offsets.new_tensor([0, size])
+            part = self._aggregator(FaceSets(faces.features[rows], faces.norms[rows], offsets))
+            # In float64: a float32 sum of 100,000 faces loses three digits.
+            self._sum = self._sum + (part.embedding.double() * part.norm.double()[:, None]) * size
+            self._count += size
+            self._medium = medium
+            start += size
+
+    def _portions(self, faces: FaceSets) -> list[tuple[int, int]]:
+        """Medium and number of faces, one after another."""
+        if not self._by_media:
+            return [(0, faces.num_faces)]
         if faces.media is None:
             raise InputError(
                 "media_mean: the faces have no media indices. Pass media to TemplateStream.update, or use "
                 "norm_weighted, which needs none."
             )
-        numbers, sizes = torch.unique_consecutive(faces.media, return_counts=True)
-        order = [*([] if self._medium is None else [self._medium]), *numbers.tolist()]
+        media, sizes = (each.tolist() for each in torch.unique_consecutive(faces.media, return_counts=True))
+        order = [*([] if self._medium is None else [self._medium]), *media]
         if order != sorted(order):
             raise InputError(
                 "media_mean: media indices must increase over a stream. Number the media in order of arrival."
             )
-        start = 0
-        for medium, size in zip(numbers.tolist(), sizes.tolist(), strict=True):
-            if self._medium is not None and medium != self._medium:
-                self._complete = self._complete + self._last.mean()
-                self._last = _RunningMean(NormWeighted())
-            rows = slice(start, start + size)
-            offsets = faces.offsets.new_tensor([0, size])
-            self._last.update(FaceSets(faces.features[rows], faces.norms[rows], offsets), first + start)
-            self._medium = medium
-            start += size
+        return list(zip(media, sizes, strict=True))
 
     def descriptor(self) -> SetDescriptor:
-        vectors = (self._complete + self._last.mean()).float()
+        vectors = (self._complete + torch.as_tensor(self._sum) / self._count).float()
         picks = torch.empty((1, 0), dtype=torch.int64, device=vectors.device)
         return SetDescriptor.from_vectors(vectors, picks)
 

@@ -5,7 +5,8 @@ Commands catch `InputError` only, so that a bug keeps its traceback.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import difflib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -19,6 +20,13 @@ class InputError(Exception):
     def from_faults(cls, faults: Sequence[str]) -> InputError:
         """One message of all faults, one per line, so that they can be corrected at once."""
         return cls("\n".join(faults))
+
+
+def valid_names(given: str, names: Iterable[str]) -> str:
+    """For the message on an unknown name: the valid names, and the nearest one to what was given."""
+    names = list(names)
+    near = difflib.get_close_matches(given, names, n=1, cutoff=0.4)
+    return f"Valid are {', '.join(names) or 'none'}." + (f" Did you mean {near[0]!r}?" if near else "")
 
 
 class InputWarning(UserWarning):

@@ -307,7 +307,7 @@ def test_each_head_has_its_own_margin_unless_told(name: str, margin: float) -> N
 
 
 def test_an_unknown_name_is_an_error_that_lists_the_names() -> None:
-    with pytest.raises(InputError, match=r"Did you mean adaface.*adaface, arcface, cosface"):
+    with pytest.raises(InputError, match=r"adaface, arcface, cosface.*Did you mean 'adaface'"):
         build_head("adaFace", 8, 5)
 
 

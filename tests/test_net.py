@@ -288,9 +288,7 @@ def test_ir_tiny_is_tiny() -> None:
 
 
 def test_an_unknown_name_is_an_error_that_lists_the_names() -> None:
-    with pytest.raises(
-        InputError, match=r"'ir_se50' is not a backbone\. Did you mean ir_se_50\? Valid are: ir_18, "
-    ):
+    with pytest.raises(InputError, match=r"'ir_se50'.*ir_18, .*Did you mean 'ir_se_50'"):
         build_backbone("ir_se50")
 
 

@@ -318,7 +318,7 @@ def test_faulty_options_are_refused_together() -> None:
     assert "'num_heads': expected int, found 2.0" in message
     assert "'learn_gamma': expected bool, found 1" in message
     assert "needs the option 'embedding_size'" in message
-    with pytest.raises(InputError, match=r"no option 'gamma'.*no options"):
+    with pytest.raises(InputError, match=r"no option 'gamma'.*none"):
         build_aggregator("mean", {"gamma": 1.0})
     with pytest.raises(InputError, match="expected float, found True"):
         build_aggregator("fps_mean", {"gamma": True})
