@@ -49,7 +49,7 @@ def main() -> int:
     """Run the command and return its exit code."""
     given = vars(flags().parse_args())
     if given.get("print_config"):
-        return run_command(lambda: print(config_text(_config(given, None)), end=""))
+        return run_command(lambda: print(config_text(_config(given, here=False)), end=""))
     from pytorch_lightning.utilities import rank_zero_only
 
     from runs.checkpoints import StoppedBySignal
@@ -155,8 +155,11 @@ def train(given: Mapping[str, Any]) -> None:
         print(f"\n{skipped_text(run.skipped)}")
 
 
-def _config(given: Mapping[str, Any], saved: SavedRun | None) -> TrainingConfig:
-    """The configuration of flags, --config and checkpoint; InputError with all faults."""
+def _config(given: Mapping[str, Any], saved: SavedRun | None = None, *, here: bool = True) -> TrainingConfig:
+    """The configuration of flags, --config and checkpoint; InputError with all faults.
+
+    `here`: check also what this machine has.
+    """
     if saved is None and given.get("resume_from_checkpoint") is not None:
         from runs.saved_run import read_saved_run
 
@@ -166,7 +169,7 @@ def _config(given: Mapping[str, Any], saved: SavedRun | None) -> TrainingConfig:
         given,
         None if saved is None else saved.hparams,
         file=file,
-        machine=Machine.here(),
+        machine=Machine.here() if here else None,
         checkpoint=None if saved is None else saved.path,
     )
 
@@ -203,7 +206,7 @@ def _evaluate_backbone(given: Mapping[str, Any]) -> None:
     from runs.backbone_evaluation import evaluate_backbone
     from runs.folder import pair_summary, run_folder, write_run_json
 
-    config = _config(given, None)
+    config = _config(given)
     weights = config.model.start_from_model_statedict
     accelerator, devices = training_devices(config, torch.cuda.device_count())
     if take_rank(devices, config.run.num_nodes) == 0:

@@ -216,14 +216,15 @@ class _Rules:
     places: Mapping[str, str] = field(default_factory=dict)
 
     def faults(self, machine: Machine | None, *, trains: bool) -> list[str]:
-        """All faults; those of devices and batches only where the numbers themselves are in range."""
+        """All faults; those of batches and options only where single values are valid."""
         of_values = [*self._of_values(), *self._of_milestones()]
         faults = [*self._of_stage(), *self._of_head(), *self._of_schedule(), *self._of_training()]
         faults += [*self._of_aggregator(), *self._of_features()]
-        if machine is not None and not of_values:
+        if machine is not None:
             faults += self._of_devices(machine)
-            faults += self._of_aggregator_options()
-            faults += self._of_batches(machine) if trains else ()
+            if not of_values:
+                faults += self._of_aggregator_options()
+                faults += self._of_batches(machine) if trains else ()
         return [*faults, *of_values]
 
     def of_training_data(self) -> Iterator[str]:

@@ -252,7 +252,9 @@ def test_the_resolved_configuration_is_printed(
 ) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("train_data_path: imgs\nepochs: 3\n")
-    monkeypatch.setattr(sys, "argv", ["main.py", "--config", str(path), "--lr", "0.5", "--print_config"])
+    monkeypatch.setattr(
+        sys, "argv", ["main.py", "--config", str(path), "--lr", "0.5", "--gpus", "99", "--print_config"]
+    )
     assert main.main() == 0
     said = yaml.safe_load(capsys.readouterr().out)
     assert (said["epochs"], said["lr"], said["stage"]) == (3, 0.5, "backbone")
