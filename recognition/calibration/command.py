@@ -23,6 +23,7 @@ from runtime.errors import Faults, InputWarning
 from runtime.files import atomic_write
 from runtime.json_files import json_text
 from runtime.output_checks import require_output_file
+from runtime.text import first_lines, listed
 
 _MIN_REPLICATES = 40
 _NOTES_SHOWN = 5
@@ -58,7 +59,7 @@ def run_calibrate(args: argparse.Namespace) -> None:
         both = same_names({each.subject for each in others}, {each.subject for each in sources})
         if both:
             faults.sentences.append(
-                f"--cohort {cohort_root}: {', '.join(both[:_NOTES_SHOWN])} are in --images_root too; the "
+                f"--cohort {cohort_root}: {listed(both, _NOTES_SHOWN)} are in --images_root too; the "
                 "subjects of a cohort must be others."
             )
     options = faults.of(lambda: photo_options(args))
@@ -81,10 +82,8 @@ def run_calibrate(args: argparse.Namespace) -> None:
     print(labelled.rejected, end="")
     if why := model.spec.unmeasured_warning(labelled.descriptors, labelled.subjects):
         warnings.warn(f"{why}, and calibrate with them.", InputWarning, stacklevel=2)
-    for note in notes[:_NOTES_SHOWN]:
+    for note in first_lines(notes, _NOTES_SHOWN, "and {} more"):
         print(f"left out: {note}")
-    if len(notes) > _NOTES_SHOWN:
-        print(f"left out: and {len(notes) - _NOTES_SHOWN:,} more")
     measured = measure(labelled, normalisation, replicates=args.replicates, seed=args.seed)
     atomic_write(args.out, json_text(measured.content(model.fingerprint, reading)))
     print(f"\n{measurement_text(measured)}\n\n{args.out}: use it as --calibration {args.out} --fmr RATE")

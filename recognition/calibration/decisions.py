@@ -18,6 +18,7 @@ from recognition.calibration.thresholds import Calibration, Group
 from recognition.records import AggregatedSet
 from runtime.escaping import csv_text
 from runtime.files import atomic_write
+from runtime.text import shortened
 
 # In the terminal and on the page; decisions.csv has all.
 PAIRS_SHOWN = 20
@@ -158,7 +159,7 @@ def about_threshold(decisions: Decisions) -> str:
 def decisions_text(sets: Sequence[AggregatedSet], decisions: Decisions) -> str:
     """The pairs nearest to their threshold, for the terminal."""
     pairs = nearest_pairs(decisions)
-    names = [_short(f"{sets[row].name} - {sets[column].name}") for row, column in pairs]
+    names = [shortened(f"{sets[row].name} - {sets[column].name}", _NAME_WIDTH, 20) for row, column in pairs]
     width = max(map(len, names))
     lines = [
         f"{'decisions, nearest first':<{width}}  {'score':>8}  {'decision':<10}  {'threshold (95 %)':<26}  "
@@ -209,7 +210,3 @@ def _fmr_at(group: Group, scores: Doubles) -> tuple[Doubles, NDArray[np.bool_]]:
     # A rate of 0 is only known to be below the next one.
     is_bound = rates[place] == 0
     return rates[np.where(is_bound, place + 1, place)], is_bound
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= _NAME_WIDTH else f"{name[: _NAME_WIDTH - 23]}...{name[-20:]}"

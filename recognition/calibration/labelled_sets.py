@@ -32,12 +32,13 @@ from recognition.records import AggregatedSet, EmptySet
 from recognition.sources import SetSource
 from runtime.errors import InputError, InputWarning
 from runtime.escaping import escaped
+from runtime.text import first_lines, listed
 from set_benchmark.media import evenly
 
 # Faces of a drawn set; descriptors of larger ones differ little.
 _LARGEST_SET = 32
 _MIXED_SHOWN = 20
-_BARE_SHOWN = 5
+_NAMES_SHOWN = 5
 # Sets of one subject, so that a subject with hundreds of photos does not dominate.
 _MOST_SETS = 8
 
@@ -112,9 +113,8 @@ def find_labelled(root: Path, flag: str, min_subjects: int = MIN_SUBJECTS) -> li
                 found.append(LabelledSource(escaped(subject.name), source, is_set))
     there = {each.subject for each in found}
     if bare := [escaped(each.name) for each in subjects if escaped(each.name) not in there]:
-        more = f" and {len(bare) - _BARE_SHOWN:,} more" if len(bare) > _BARE_SHOWN else ""
         warnings.warn(
-            f"{flag} {root}: there are no photos or videos in {', '.join(bare[:_BARE_SHOWN])}{more}.",
+            f"{flag} {root}: there are no photos or videos in {listed(bare, _NAMES_SHOWN)}.",
             InputWarning,
             stacklevel=2,
         )
@@ -193,13 +193,13 @@ def mixed_text(model: FaceModel, described: Sequence[AggregatedSet], subjects: S
     for subject, sets in of_subject.items():
         whole = sets[0] if len(sets) == 1 else _joined(subject, sets)
         if text := contamination_text(model, whole):
-            lines.append(f"  {subject}: {text}\n")
+            lines.append(f"  {subject}: {text}")
     if not lines:
         return ""
-    more = f"  ... and {len(lines) - _MIXED_SHOWN:,} more.\n" if len(lines) > _MIXED_SHOWN else ""
+    shown = first_lines(lines, _MIXED_SHOWN, "  ... and {} more.")
     return (
         f"warning: the photos of {len(lines):,} of {len(of_subject):,} subjects may show other persons too, "
-        f"which makes all thresholds wrong:\n{''.join(lines[:_MIXED_SHOWN])}{more}"
+        "which makes all thresholds wrong:\n" + "".join(f"{line}\n" for line in shown)
     )
 
 

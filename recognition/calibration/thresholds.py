@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import TypedDict, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,35 @@ class _Normalisation(TypedDict):
     values: int
     top: int
     descriptors: str
+
+
+class _HasThreshold(TypedDict):
+    threshold: float
+
+
+class _Threshold(_HasThreshold, total=False):
+    interval95: tuple[float, float]
+
+
+class _Curve(TypedDict):
+    fmr: list[float]
+    score: list[float]
+
+
+class _Group(TypedDict, total=False):
+    thresholds: dict[str, _Threshold]
+    curve: _Curve
+
+
+class _Identified(TypedDict):
+    schema: int
+    fingerprint: str
+
+
+class _Content(_Identified, _Group, total=False):
+    by_size: dict[str, _Group]
+    # Checked with the method of earlier versions in place.
+    normalisation: object
 
 
 @dataclass(frozen=True)
@@ -82,9 +111,7 @@ class Calibration:
         return self.everything.thresholds[self.fmr]
 
     def compared(self, cosines: Floats, first: Floats, second: Floats) -> NDArray[np.float64]:
-        """Scores (N, M) to compare with the thresholds: the cosines of (N, D) and (M, D), or normalised
-        ones.
-        """
+        """(N, M) scores for the thresholds, cosines or normalised, of descriptors (N, D) and (M, D)."""
         if self.normalisation is None:
             return np.asarray(cosines, np.float64)
         wide = first.astype(np.float64), second.astype(np.float64)
@@ -106,23 +133,26 @@ def read_calibration(
     Raises:
         InputError: no such file, one for another model or another way of reading faces, or without that rate.
     """
-    content = _read(path)
+    content, has_checksum = read_json(path, _Content, _SOURCE)
+    if content["schema"] != SCHEMA:
+        raise InputError(f"{path}: expected {_SOURCE} with 'schema': {SCHEMA}.")
+    if not has_checksum:
+        warnings.warn(
+            f"{path}: has no checksum, so damage cannot be detected. 'calibrate' writes files with one.",
+            InputWarning,
+            stacklevel=2,
+        )
     everything = _group(path, "", content)
     if not everything.thresholds:
         raise InputError(f"{path}: contains no thresholds.")
-    if content.get("fingerprint") != fingerprint:
-        other = str(content.get("fingerprint"))[:12]
+    if content["fingerprint"] != fingerprint:
         raise InputError(
-            f"{path}: was made for another model (fingerprint {other}..., this one is "
-            f"{fingerprint[:12]}...). Thresholds are valid for the weights, the aggregator, the "
-            "preprocessing and "
-            "the flip rule that they were measured with: use those, or calibrate again."
+            f"{path}: was made for another model (fingerprint {content['fingerprint'][:12]}..., this one is "
+            f"{fingerprint[:12]}...). Thresholds are valid for the weights, the aggregator, the flip "
+            "rule and the preprocessing that they were measured with: use those, or calibrate again."
         )
     if reading is not None:
         check_same_preprocessing(path, preprocessing_from_json(content), reading, "calibrate again")
-    by_size = content.get("by_size", {})
-    if not isinstance(by_size, dict) or not all(isinstance(entry, dict) for entry in by_size.values()):
-        raise InputError(f"{path}: by_size: expected a dictionary of pairs of sizes.")
     normalisation = _normalisation(path, content.get("normalisation"))
     if normalisation is not None:
         cohort = without_auxiliary(normalisation.cohort, preprocessing_from_json(content))
@@ -130,7 +160,10 @@ def read_calibration(
     return Calibration(
         _chosen(path, everything, fmr),
         everything,
-        {name: _group(path, f"by_size, {name!r}, ", entry) for name, entry in by_size.items()},
+        {
+            name: _group(path, f"by_size, {name!r}, ", entry)
+            for name, entry in content.get("by_size", {}).items()
+        },
         normalisation,
     )
 
@@ -152,46 +185,19 @@ def _chosen(path: Path, group: Group, fmr: str | None) -> str:
     raise InputError(f"{path}: has no threshold for the rate {fmr}; there are {', '.join(group.thresholds)}.")
 
 
-def _read(path: Path) -> dict[str, Any]:
-    content, has_checksum = read_json(path, dict[str, Any], _SOURCE)
-    if content.get("schema") != SCHEMA:
-        raise InputError(f"{path}: expected {_SOURCE} with 'schema': {SCHEMA}.")
-    if not has_checksum:
-        warnings.warn(
-            f"{path}: has no checksum, so damage cannot be detected. 'calibrate' writes files with one.",
-            InputWarning,
-            stacklevel=2,
-        )
-    found: dict[str, Any] = content
-    return found
-
-
-def _group(path: Path, where: str, content: Mapping[str, Any]) -> Group:
-    entries = content.get("thresholds")
+def _group(path: Path, where: str, content: _Group) -> Group:
     found = {}
-    for key, entry in entries.items() if isinstance(entries, dict) else ():
-        value = entry.get("threshold") if isinstance(entry, dict) else None
-        if _rate(key) is None or isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise InputError(
-                f"{path}: {where}thresholds, {key!r}: expected a rate, and {{'threshold': number}}."
-            )
-        if not math.isfinite(value):
-            raise InputError(f"{path}: {where}thresholds, {key!r}: {value} is not a finite number.")
-        interval = _numbers(entry.get("interval95"), 2)
-        found[key] = Threshold(key, float(value), None if interval is None else (interval[0], interval[1]))
-    curve = content.get("curve")
-    if curve is None:
+    for key, entry in content.get("thresholds", {}).items():
+        if _rate(key) is None:
+            raise InputError(f"{path}: {where}thresholds: {key!r} is no rate, such as 1e-03.")
+        low_high = entry.get("interval95")
+        interval = None if low_high is None else (float(low_high[0]), float(low_high[1]))
+        found[key] = Threshold(key, float(entry["threshold"]), interval)
+    if (curve := content.get("curve")) is None:
         return Group(found)
-    rates, scores = (
-        _numbers(curve.get(key) if isinstance(curve, dict) else None) for key in ("fmr", "score")
-    )
-    if (
-        not rates
-        or not scores
-        or len(rates) != len(scores)
-        or (np.diff(rates) <= 0).any()
-        or (np.diff(scores) >= 0).any()
-    ):
+    rates, scores = map(tuple, (map(float, curve["fmr"]), map(float, curve["score"])))
+    is_curve = 0 < len(rates) == len(scores)
+    if not is_curve or (np.diff(rates) <= 0).any() or (np.diff(scores) >= 0).any():
         raise InputError(
             f"{path}: {where}curve: expected equally many values in 'score', descending, and 'fmr', "
             "ascending. It may be damaged."
@@ -228,16 +234,6 @@ def _normalisation(path: Path, content: object) -> ScoreNormalisation | None:
             "Calibrate again, or use the version that wrote the file."
         )
     return ScoreNormalisation(method, descriptors, top)
-
-
-def _numbers(value: object, count: int | None = None) -> tuple[float, ...] | None:
-    """A list of finite numbers, of this length if given, as a tuple; None for any other value."""
-    if not isinstance(value, list) or count not in (None, len(value)):
-        return None
-    if any(isinstance(each, bool) or not isinstance(each, (int, float)) for each in value):
-        return None
-    numbers = tuple(float(each) for each in value)
-    return numbers if all(math.isfinite(each) for each in numbers) else None
 
 
 def _rate(text: str) -> float | None:

@@ -23,6 +23,7 @@ from recognition.preprocessing import preprocessing_text
 from runtime.errors import InputError
 from runtime.escaping import escaped
 from runtime.output_checks import require_free_space, require_output_file
+from runtime.text import first_lines, listed
 
 # `list`, `remove`, `rename`, `export` and `import` need no model: what imports PyTorch or OpenCV is imported
 # by the functions that need it.
@@ -77,7 +78,7 @@ def run_enroll(args: argparse.Namespace) -> None:
         there = enrolled_names(gallery, [source.name for source in sources])
         if there:
             raise InputError(
-                f"{gallery}: already enrolled: {', '.join(there[:_NAMES_SHOWN])}. Nothing was changed. "
+                f"{gallery}: already enrolled: {listed(there, _NAMES_SHOWN)}. Nothing was changed. "
                 "Add --replace to replace them, 'remove' them before, or rename the folders."
             )
     sets, empty = aggregate_sets(model, sources, options)
@@ -156,8 +157,7 @@ def run_search(args: argparse.Namespace) -> None:
     found = identify(model, sets, gallery, top=args.top, threshold=threshold, calibration=calibration)
     if found.is_trusted:
         mixed = [f"{each.name}: {text}" for each in sets if (text := contamination_text(model, each))]
-        more = [f"... and {len(mixed) - _SETS_SHOWN:,} more."] if len(mixed) > _SETS_SHOWN else []
-        for line in [*mixed[:_SETS_SHOWN], *more]:
+        for line in first_lines(mixed, _SETS_SHOWN):
             print(line)
     print(found.text())
 

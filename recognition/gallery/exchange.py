@@ -96,18 +96,15 @@ def read_gallery(path: Path) -> Gallery:
         raise InputError(f"{path}: there is no such file. Expected an exported gallery, {NPZ} or {CSV}.")
     try:
         return _read_npz(path) if path.suffix == NPZ else _read_csv(path)
-    except _FormError as fault:
-        raise InputError(f"{path}: {fault}") from None
+    except InputError as fault:
+        text = str(fault)
+        raise InputError(text if text.startswith(str(path)) else f"{path}: {text}") from None
 
 
 def check_suffix(path: Path) -> None:
     """Raises InputError unless the name of a file says that it is an exported gallery."""
     if path.suffix not in (NPZ, CSV):
         raise InputError(f"{path}: expected a name that ends in {NPZ} or {CSV}.")
-
-
-class _FormError(Exception):
-    """Says what is wrong with a file."""
 
 
 def members_of(gallery: Gallery) -> dict[str, NDArray[Any]]:
@@ -127,11 +124,11 @@ def _read_npz(path: Path) -> Gallery:
     values, has_checksum = read_npz(path, "a gallery", optional=_MEMBERS)
     schema = values["schema"].tolist() if "schema" in values else _SCHEMA
     if schema not in (_SCHEMA, _WITHOUT_CHECKSUM):
-        raise _FormError(f"a gallery of form {schema!r}, and this program reads form {_SCHEMA}. Enroll anew.")
+        raise InputError(f"a gallery of form {schema!r}, and this program reads form {_SCHEMA}. Enroll anew.")
     if missing := sorted(set(_MEMBERS) - set(values)):
-        raise _FormError(f"is no gallery: {', '.join(missing)} missing. Expected a file of 'export'.")
+        raise InputError(f"is no gallery: {', '.join(missing)} missing. Expected a file of 'export'.")
     if schema == _SCHEMA and not has_checksum:
-        raise _FormError("is damaged: its checksum is missing. Restore it from a copy, or enroll anew.")
+        raise InputError("is damaged: its checksum is missing. Restore it from a copy, or enroll anew.")
     if not has_checksum:
         warnings.warn(
             f"{path}: was written before galleries had a checksum, so damage cannot be detected.",
@@ -140,15 +137,15 @@ def _read_npz(path: Path) -> Gallery:
         )
     text, reading = values["files"], values["reading"].tolist()
     if values["names"].dtype.kind != "U" or text.dtype != np.uint8 or not isinstance(reading, str):
-        raise _FormError("expected names and reading as texts, and files as bytes of a text.")
+        raise InputError("expected names and reading as texts, and files as bytes of a text.")
     descriptors = values["descriptors"]
     return _gallery_of(
         values["names"].tolist(),
         descriptors,
         values["norms"],
-        _json(text.tobytes(), "files: expected a list", num_lists=len(np.atleast_1d(descriptors))),
+        parse_json(text.tobytes(), "files: expected a list", num_lists=len(np.atleast_1d(descriptors))),
         str(values["fingerprint"]),
-        _json(reading, "reading: expected an object"),
+        parse_json(reading, "reading: expected an object"),
     )
 
 
@@ -173,22 +170,22 @@ def _read_csv(path: Path) -> Gallery:
             head = next(rows, [])
             size = len(head) - len(_COLUMNS)
             if tuple(head[: len(_COLUMNS)]) != _COLUMNS or not 0 < size < _MOST_COLUMNS:
-                raise _FormError(f"expected the columns {', '.join(_COLUMNS)}, d0, ... of 'export'.")
+                raise InputError(f"expected the columns {', '.join(_COLUMNS)}, d0, ... of 'export'.")
             for row in rows:
                 if len(row) != len(head):
-                    raise _FormError(f"line {rows.line_num}: has {len(row)} cells, expected {len(head)}.")
+                    raise InputError(f"line {rows.line_num}: has {len(row)} cells, expected {len(head)}.")
                 name, norm, sources, *made_by = map(from_csv_cell, row[: len(_COLUMNS)])
                 names.append(name)
                 norms.append(float(norm))
-                files.append(_json(sources, f"line {rows.line_num}: files: expected a list"))
+                files.append(parse_json(sources, f"line {rows.line_num}: files: expected a list"))
                 vectors.append(np.array(row[len(_COLUMNS) :], np.float32))
                 made.add((made_by[0], made_by[1]))
     except (csv.Error, UnicodeDecodeError, ValueError) as fault:
-        raise _FormError(f"cannot be read as an exported gallery ({fault}).") from None
+        raise InputError(f"cannot be read as an exported gallery ({fault}).") from None
     if len(made) != 1:
-        raise _FormError(f"expected subjects of one model; found {len(made)} fingerprints and readings.")
+        raise InputError(f"expected subjects of one model; found {len(made)} fingerprints and readings.")
     ((fingerprint, reading),) = made
-    record = _json(reading, "reading: expected an object")
+    record = parse_json(reading, "reading: expected an object")
     return _gallery_of(names, np.stack(vectors), np.array(norms, np.float32), files, fingerprint, record)
 
 
@@ -202,26 +199,16 @@ def _gallery_of(
 ) -> Gallery:
     is_lists = isinstance(files, list) and set(map(type, files)) <= {list}
     if not is_lists or not set(map(type, chain.from_iterable(files))) <= {str}:
-        raise _FormError("files: expected a list of file names for each name.")
+        raise InputError("files: expected a list of file names for each name.")
     if not isinstance(names, list):
-        raise _FormError("names: expected a list.")
-    try:
-        check_type(reading, dict[str, str], "reading")
-        descriptors = without_auxiliary(descriptors, reading) if descriptors.ndim == 2 else descriptors
-        return Gallery(
-            tuple(map(escaped, names)),
-            descriptors,
-            norms,
-            tuple(map(tuple, files)),
-            escaped(fingerprint),
-            reading,
-        )
-    except InputError as fault:
-        raise _FormError(str(fault)) from None
-
-
-def _json(text: str | bytes, where: str, *, num_lists: int = 0) -> Any:
-    try:
-        return parse_json(text, where, num_lists=num_lists)
-    except InputError as fault:
-        raise _FormError(str(fault)) from None
+        raise InputError("names: expected a list.")
+    check_type(reading, dict[str, str], "reading")
+    descriptors = without_auxiliary(descriptors, reading) if descriptors.ndim == 2 else descriptors
+    return Gallery(
+        tuple(map(escaped, names)),
+        descriptors,
+        norms,
+        tuple(map(tuple, files)),
+        escaped(fingerprint),
+        reading,
+    )
