@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The main job end to end on drawn faces: the real commands in a row. No download, no GPU, a few minutes.
+# The complete workflow on synthetic faces: no download, no GPU, a few minutes.
 set -euo pipefail
 cd "$(dirname "$0")"
 PYTHON=${PYTHON:-python}
 DEMO=${DEMO:-demo}
-# A network this small gains little from a second thread; the process that changes its images takes that core.
+# A network this small gains little from a second thread; the loader process uses that core.
 export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES-} OMP_NUM_THREADS=1
 
 run() {
