@@ -37,26 +37,26 @@ def test_transforms_are_umeyamas(seed: int) -> None:
 
 
 @given(st.floats(0, 6.28), st.floats(0.2, 5), st.floats(-100, 100))
-def test_a_moved_template_comes_back_to_its_place(angle: float, scale: float, shift: float) -> None:
+def test_moved_template_is_mapped_back(angle: float, scale: float, shift: float) -> None:
     turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     moved = TEMPLATE @ turn.T + shift
     transform = similarity_transforms(moved[None])[0]
     np.testing.assert_allclose(moved @ transform[:, :2].T + transform[:, 2], TEMPLATE, atol=1e-8)
 
 
-def test_an_aligned_face_is_left_as_it_is() -> None:
+def test_aligned_face_is_unchanged() -> None:
     image = np.random.default_rng(0).integers(0, 256, (112, 112, 3), dtype=np.uint8)
     np.testing.assert_array_equal(align(image, similarity_transforms(TEMPLATE[None])[0]), image)
 
 
-def test_what_lies_outside_is_black_and_pixels_move_with_the_points() -> None:
+def test_area_outside_is_black_and_pixels_follow_the_landmarks() -> None:
     image = np.random.default_rng(0).integers(1, 256, (112, 112, 3), dtype=np.uint8)
     shifted = align(image, similarity_transforms(TEMPLATE[None] - [[[10, 0]]])[0])
     np.testing.assert_array_equal(shifted[:, 10:], image[:, :-10])
     assert shifted[:, :10].max() == 0
 
 
-def test_a_file_becomes_rgb_and_survives_a_worker(tmp_path: Path) -> None:
+def test_file_becomes_rgb_and_survives_a_worker(tmp_path: Path) -> None:
     image = np.zeros((112, 112, 3), np.uint8)
     image[..., 2] = 200  # red in OpenCV's order
     cv2.imwrite(str(tmp_path / "a.png"), image)
@@ -69,7 +69,7 @@ def test_a_file_becomes_rgb_and_survives_a_worker(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"), [(None, "cannot be read"), (b"", "0 bytes"), (b"x", "decoded")]
 )
-def test_a_broken_file_is_named(tmp_path: Path, content: bytes | None, message: str) -> None:
+def test_broken_file_is_named(tmp_path: Path, content: bytes | None, message: str) -> None:
     if content is not None:
         (tmp_path / "a.jpg").write_bytes(content)
     faces = LandmarkedFaces(tmp_path, ["a.jpg"], similarity_transforms(TEMPLATE[None]))

@@ -62,7 +62,7 @@ def test_every_face_is_found_and_landmarks_are_within_two_pixels(
     assert np.median(distances) < 2.0
 
 
-def test_a_face_is_found_at_any_size_of_the_photo(
+def test_face_is_found_at_any_size_of_the_photo(
     detector: FaceDetector, photos: dict[str, tuple[Image, np.ndarray]]
 ) -> None:
     for photo, points in list(photos.values())[:5]:
@@ -73,7 +73,7 @@ def test_a_face_is_found_at_any_size_of_the_photo(
             assert np.linalg.norm(found[0].landmarks / scale - points, axis=1).mean() < 8, scale
 
 
-def test_a_wall_has_no_face(detector: FaceDetector) -> None:
+def test_wall_has_no_face(detector: FaceDetector) -> None:
     assert detector.detect(np.full((300, 400, 3), 140, np.uint8)) == []
     assert detector.detect(np.random.default_rng(0).integers(0, 255, (200, 300, 3), np.uint8)) == []
 
@@ -90,14 +90,14 @@ def test_all_faces_of_a_group_are_found(
     assert np.abs(np.array(sizes) / np.sort(sizes)[::-1] - 1).max() < 0.2
 
 
-def test_a_file_that_is_no_detector_is_named(tmp_path: Path) -> None:
+def test_file_that_is_not_a_detector_is_named(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(b"no network")
     with pytest.raises(InputError, match=r"model\.onnx"):
         FaceDetector(path)
 
 
-def test_networks_that_are_no_detector_are_told(shared: Path, tmp_path: Path) -> None:
+def test_networks_that_are_not_a_detector_are_reported(shared: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"mobilefacenet\.onnx: .*1 outputs, not 12.*--weights.*--detector"):
         FaceDetector(shared / "faces" / "mobilefacenet.onnx")
     onnx = pytest.importorskip("onnx")
@@ -111,7 +111,7 @@ def face(left: float, top: float, side: float) -> DetectedFace:
     return DetectedFace((left, top, side, side), np.zeros((5, 2), np.float32), 0.9)
 
 
-def test_which_of_several_faces_is_meant() -> None:
+def test_selection_among_several_faces() -> None:
     small_in_the_middle, large_at_the_edge = face(45, 45, 10), face(0, 0, 30)
     found = [small_in_the_middle, large_at_the_edge]
     assert chosen_faces(found, (100, 100), "largest") == [large_at_the_edge]
@@ -122,14 +122,14 @@ def test_which_of_several_faces_is_meant() -> None:
         chosen_faces(found, (100, 100), "smallest")
 
 
-def test_a_small_face_is_aligned_as_published() -> None:
+def test_small_face_is_aligned_as_published() -> None:
     photo = np.random.default_rng(0).integers(0, 255, (150, 150, 3), np.uint8)
     points = (TEMPLATE + np.array((20, 10))).astype(np.float32)
     expected = align(photo, similarity_transforms(points[None])[0])
     assert (align_photo(photo, points) == expected).all()
 
 
-def test_a_large_face_is_aligned_without_noise_and_in_place() -> None:
+def test_large_face_is_aligned_without_noise_and_in_place() -> None:
     wave = np.sin(np.linspace(0, 12, 112))[:, None] * np.cos(np.linspace(0, 9, 112))
     face_pixels = (127 + 100 * wave).astype(np.uint8)[..., None].repeat(3, axis=2)
     scale = 8
@@ -143,7 +143,7 @@ def test_a_large_face_is_aligned_without_noise_and_in_place() -> None:
     assert np.abs(difference[4:-4, 4:-4]).mean() < 6
 
 
-def test_a_face_beyond_the_edge_is_black_there() -> None:
+def test_face_beyond_the_edge_is_black_there() -> None:
     photo = np.full((900, 900, 3), 200, np.uint8)
     points = (TEMPLATE * 8 - (400, 0)).astype(np.float32)
     aligned = align_photo(photo, points)
@@ -170,14 +170,14 @@ def served(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return state
 
 
-def test_the_detector_is_fetched_once_and_kept(tmp_path: Path, served: dict[str, Any]) -> None:
+def test_detector_is_fetched_once_and_kept(tmp_path: Path, served: dict[str, Any]) -> None:
     path = find_detector(cache=tmp_path / "cache")
     assert path.read_bytes() == b"detector"
     assert find_detector(cache=tmp_path / "cache") == path
     assert served["calls"] == [DETECTOR_URL]
 
 
-def test_offline_the_error_says_all_that_helps(tmp_path: Path, served: dict[str, Any]) -> None:
+def test_offline_the_error_explains_the_download(tmp_path: Path, served: dict[str, Any]) -> None:
     served["fault"] = urllib.error.URLError("Name or service not known")
     with pytest.raises(InputError) as fault:
         find_detector(cache=tmp_path)
@@ -193,21 +193,21 @@ def test_offline_the_error_says_all_that_helps(tmp_path: Path, served: dict[str,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_another_file_than_the_pinned_one_is_not_kept(tmp_path: Path, served: dict[str, Any]) -> None:
+def test_file_with_another_hash_is_not_kept(tmp_path: Path, served: dict[str, Any]) -> None:
     served["content"] = b"<html>"
     with pytest.raises(InputError, match="another file"):
         find_detector(cache=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_damaged_detector_in_the_cache_is_named(tmp_path: Path, served: dict[str, Any]) -> None:
+def test_damaged_detector_in_the_cache_is_named(tmp_path: Path, served: dict[str, Any]) -> None:
     (tmp_path / DETECTOR_NAME).write_bytes(b"detect")
     with pytest.raises(InputError, match="damaged"):
         find_detector(cache=tmp_path)
     assert served["calls"] == []
 
 
-def test_a_detector_that_is_named_is_used_and_nothing_fetched(tmp_path: Path, served: dict[str, Any]) -> None:
+def test_detector_that_is_named_is_used_and_nothing_fetched(tmp_path: Path, served: dict[str, Any]) -> None:
     own = tmp_path / "own.onnx"
     with pytest.raises(InputError, match="no such file"):
         find_detector(own)
@@ -216,12 +216,12 @@ def test_a_detector_that_is_named_is_used_and_nothing_fetched(tmp_path: Path, se
     assert served["calls"] == []
 
 
-def test_the_pinned_hash_is_that_of_the_official_file(shared: Path) -> None:
+def test_pinned_hash_is_that_of_the_official_file(shared: Path) -> None:
     content = (shared / "faces" / DETECTOR_NAME).read_bytes()
     assert hashlib.sha256(content).hexdigest() == DETECTOR_SHA256
 
 
-def test_faces_of_half_the_largest_area_are_about_as_large() -> None:
+def test_faces_of_half_the_largest_area_are_similar() -> None:
     points = np.zeros((5, 2), np.float32)
     boxes = [(0, 0, 10, 10), (20, 0, 12, 12), (40, 0, 7, 7), (60, 0, 9, 9)]
     found = similar_faces([DetectedFace(box, points, 0.9) for box in boxes])
@@ -230,7 +230,7 @@ def test_faces_of_half_the_largest_area_are_about_as_large() -> None:
 
 
 @pytest.mark.parametrize("quarters", [1, 2, 3])
-def test_a_turned_photo_gives_the_face_of_the_upright_one(
+def test_rotated_photo_gives_the_face_of_the_upright_one(
     detector: FaceDetector, photos: dict[str, tuple[Image, np.ndarray]], quarters: int
 ) -> None:
     for photo, _ in list(photos.values())[quarters::12]:
@@ -246,7 +246,7 @@ def test_a_turned_photo_gives_the_face_of_the_upright_one(
         assert np.abs(faces[0] - faces[1]).mean() < 8
 
 
-def test_an_upright_photo_is_searched_once(
+def test_upright_photo_is_searched_once(
     detector: FaceDetector, photos: dict[str, tuple[Image, np.ndarray]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     turns: list[int] = []

@@ -33,7 +33,7 @@ def test_pitch_of_a_nodding_face_is_found(pitch: float) -> None:
     assert head_pose(turned(0, pitch, 12)) == pytest.approx((0, pitch), abs=1e-6)
 
 
-def test_signs_are_those_of_the_picture() -> None:
+def test_signs_follow_image_axes() -> None:
     """A nose to the left of the middle looks to the left; one nearer to the eyes looks up."""
     points = _mean_face()[:, :2] + 100
     left, up = points.copy(), points.copy()
@@ -44,11 +44,11 @@ def test_signs_are_those_of_the_picture() -> None:
     assert head_pose(up)[1] > 10
 
 
-def test_landmarks_in_one_place_have_no_pose() -> None:
+def test_coinciding_landmarks_have_no_pose() -> None:
     assert np.isnan(head_pose(np.full((5, 2), 3.0))).all()
 
 
-def test_a_mirrored_face_looks_to_the_other_side() -> None:
+def test_mirrored_face_looks_to_the_other_side() -> None:
     points = turned(25, 8, 5)
     mirrored = (points * (-1, 1))[[1, 0, 2, 4, 3]]
     yaw, pitch = head_pose(points)
@@ -71,7 +71,7 @@ def test_sharpness_falls_with_blur_and_not_with_contrast() -> None:
     assert measure_face(paler, None).sharpness == pytest.approx(sharp, rel=0.05)
 
 
-def test_light_is_measured() -> None:
+def test_brightness_and_side_light_are_measured() -> None:
     face = picture()
     darker = (face * 0.2).astype(np.uint8)
     assert measure_face(darker, None).brightness == pytest.approx(
@@ -87,13 +87,13 @@ def test_light_is_measured() -> None:
     assert abs(measure_face(face, None).side_light) < 0.05
 
 
-def test_one_colour_has_no_sharpness() -> None:
+def test_uniform_image_has_no_sharpness() -> None:
     flat = measure_face(np.full((112, 112, 3), 90, np.uint8), None)
     assert (flat.sharpness, flat.contrast, flat.side_light) == (0, 0, 0)
     assert flat.brightness == 90
 
 
-def test_the_template_is_nearly_frontal() -> None:
+def test_template_is_nearly_frontal() -> None:
     yaw, pitch = head_pose(TEMPLATE)
     assert abs(yaw) < 3
     assert abs(pitch) < 15

@@ -72,7 +72,7 @@ def test_transparent_parts_are_white_and_half_transparent_ones_mixed() -> None:
     assert np.abs(found[20, 40].astype(int) - (127, 127, 227)).max() <= 1
 
 
-def test_a_palette_with_a_transparent_colour_is_white_there() -> None:
+def test_palette_with_a_transparent_colour_is_white_there() -> None:
     image = Pillow.new("P", (20, 20), 1)
     image.putpalette([0, 0, 0, 10, 20, 30])
     assert (decode_photo(encoded(image, transparency=1)) == 255).all()
@@ -99,7 +99,7 @@ def bomb(side: int) -> bytes:
 
 
 @pytest.mark.parametrize("side", [int(MOST_PIXELS**0.5) + 1, 13_000, 60_000])
-def test_a_huge_image_is_refused_by_its_header(side: int) -> None:
+def test_huge_image_is_refused_by_its_header(side: int) -> None:
     with pytest.raises(InputError, match="million"):
         decode_photo(bomb(side))
 
@@ -120,7 +120,7 @@ def test_a_huge_image_is_refused_by_its_header(side: int) -> None:
         (encoded(Pillow.fromarray(PIXELS[:4, :4])), "too small"),
     ],
 )
-def test_what_cannot_be_used_says_why_and_names_the_file(tmp_path: Path, content: bytes, reason: str) -> None:
+def test_unusable_file_is_named_with_the_reason(tmp_path: Path, content: bytes, reason: str) -> None:
     path = tmp_path / "photo.jpg"
     path.write_bytes(content)
     with pytest.raises(InputError, match=reason) as fault:
@@ -128,13 +128,13 @@ def test_what_cannot_be_used_says_why_and_names_the_file(tmp_path: Path, content
     assert str(path) in str(fault.value)
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"gone\.jpg: cannot be read"):
         read_photo(tmp_path / "gone.jpg")
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
-def test_no_damage_gets_out_as_anything_but_an_input_error(kind: str) -> None:
+def test_any_damage_is_an_input_error(kind: str) -> None:
     whole = encoded(Pillow.fromarray(PIXELS), kind)
     rng = np.random.default_rng(0)
     for _ in range(60):
@@ -145,7 +145,7 @@ def test_no_damage_gets_out_as_anything_but_an_input_error(kind: str) -> None:
             assert decode_photo(bytes(broken)).shape[2] == 3
 
 
-def test_a_thumbnail_is_a_small_jpeg_in_true_colours() -> None:
+def test_thumbnail_is_a_small_jpeg_in_true_colours() -> None:
     face = np.zeros((112, 112, 3), np.uint8)
     face[..., 0] = 200
     small = thumbnail(face)

@@ -56,7 +56,7 @@ def test_frames_are_rgb(tmp_path: Path) -> None:
     assert max(green, blue) < 50
 
 
-def test_frames_come_one_after_another_and_none_is_kept(tmp_path: Path) -> None:
+def test_frames_are_decoded_one_at_a_time(tmp_path: Path) -> None:
     path = video(tmp_path / "long.avi", 500)
     stream = frames(path, RATE)
     next(stream)
@@ -69,7 +69,7 @@ def test_frames_come_one_after_another_and_none_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("content", "reason"), [(b"", "empty"), (b"no video at all" * 20, "not a video")])
-def test_what_is_no_video_says_so(tmp_path: Path, content: bytes, reason: str) -> None:
+def test_non_video_is_reported(tmp_path: Path, content: bytes, reason: str) -> None:
     path = tmp_path / "clip.mp4"
     path.write_bytes(content)
     with pytest.raises(InputError, match=reason) as fault:
@@ -77,7 +77,7 @@ def test_what_is_no_video_says_so(tmp_path: Path, content: bytes, reason: str) -
     assert str(path) in str(fault.value)
 
 
-def test_what_the_decoder_says_of_a_damaged_video_is_not_printed(
+def test_decoder_messages_on_a_damaged_video_are_suppressed(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = marked(tmp_path / "clip.mp4")
@@ -87,7 +87,7 @@ def test_what_the_decoder_says_of_a_damaged_video_is_not_printed(
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_video_that_is_cut_short_gives_what_it_has_and_then_says_so(tmp_path: Path) -> None:
+def test_video_that_is_truncated_gives_its_frames_and_then_an_error(tmp_path: Path) -> None:
     path = video(tmp_path / "clip.avi", 200)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     stream = frames(path, RATE)
@@ -145,7 +145,7 @@ def test_frames_that_are_too_large_are_not_decoded(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_video_is_known_by_its_content(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_video_is_known_by_its_content(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     kinds = {".mp4": "mp4v", ".mov": "mp4v", ".avi": "MJPG", ".mkv": "mp4v", ".flv": "FLV1", ".ts": "MPG2"}
     kinds |= {".m2ts": "MPG2", ".mts": "MPG2", ".wmv": "WMV2", ".3gp": "mp4v", ".mpg": "MPG1"}
     for suffix, fourcc in kinds.items():
@@ -168,6 +168,6 @@ def test_a_video_is_known_by_its_content(tmp_path: Path, capfd: pytest.CaptureFi
     ]
     + [b"\x00\x00\x00\x18ftyp" + brand + bytes(40) for brand in (b"heic", b"avif", b"mif1")],
 )
-def test_what_is_no_video_is_none_whatever_its_name(tmp_path: Path, content: bytes) -> None:
+def test_non_video_is_recognised_under_any_name(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.mp4").write_bytes(content)
     assert not is_video(tmp_path / "a.mp4")

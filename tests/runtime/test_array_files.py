@@ -32,7 +32,7 @@ def zip_of(path: Path, members: dict[str, bytes], method: int = zipfile.ZIP_DEFL
     return path
 
 
-def test_what_was_written_is_read(tmp_path: Path) -> None:
+def test_written_data_are_read_back(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     write_npz(path, ARRAYS)
     found, has_checksum = read_npz(path, "arrays", optional=ARRAYS)
@@ -64,7 +64,7 @@ def test_no_flipped_bit_is_read_as_something_else(tmp_path: Path) -> None:
             np.testing.assert_array_equal(found[name], array)
 
 
-def test_members_of_another_file_are_told(tmp_path: Path) -> None:
+def test_members_of_another_file_are_reported(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     write_npz(path, ARRAYS)
     with zipfile.ZipFile(path) as stored:

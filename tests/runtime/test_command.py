@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.parametrize(
     "number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EISDIR, errno.ENAMETOOLONG]
 )
-def test_a_fault_of_the_machine_is_a_sentence(capsys: pytest.CaptureFixture[str], number: int) -> None:
+def test_system_error_is_a_sentence(capsys: pytest.CaptureFixture[str], number: int) -> None:
     def work() -> None:
         raise OSError(number, os.strerror(number), "/data/out.npz")
 
@@ -32,7 +32,7 @@ def test_a_fault_of_the_machine_is_a_sentence(capsys: pytest.CaptureFixture[str]
     assert "Errno" not in said
 
 
-def test_a_fault_of_the_program_keeps_its_traceback() -> None:
+def test_program_error_keeps_its_traceback() -> None:
     def work() -> None:
         raise ConnectionResetError(errno.ECONNRESET, "")
 
@@ -40,7 +40,7 @@ def test_a_fault_of_the_program_keeps_its_traceback() -> None:
         run_command(work)
 
 
-def test_standard_output_that_is_full_is_told(
+def test_standard_output_on_a_full_disk_is_reported(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Path("/dev/full").open("w") as full:
@@ -50,7 +50,7 @@ def test_standard_output_that_is_full_is_told(
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
-def test_names_outside_of_the_code_page_end_nothing(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+def test_names_outside_of_the_code_page_are_escaped(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
     out, err = io.BytesIO(), io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding))
     monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(err, encoding))
@@ -65,7 +65,7 @@ def test_names_outside_of_the_code_page_end_nothing(monkeypatch: pytest.MonkeyPa
     assert (out.getvalue(), err.getvalue()) == (expected + b"\n", b"error: " + expected + b"\n")
 
 
-def test_control_characters_are_shown_and_not_obeyed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_control_characters_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
     def work() -> None:
         print("a\x1b[2J\rb\n\tc\u202e", file=sys.stderr)
         print("a\x1b[2J\rb")
@@ -89,7 +89,7 @@ def test_progress_bars_still_move(capsys: pytest.CaptureFixture[str]) -> None:
     assert "\rin\\x1bner" in said
 
 
-def test_the_streams_of_the_caller_are_given_back(capsys: pytest.CaptureFixture[str]) -> None:
+def test_streams_are_restored(capsys: pytest.CaptureFixture[str]) -> None:
     before = sys.stdout, sys.stderr
     run_command(lambda: print("inside"))
     assert (sys.stdout, sys.stderr) == before
@@ -103,7 +103,7 @@ def test_arguments_are_shown_escaped(capsys: pytest.CaptureFixture[str]) -> None
     assert "\x1b" not in capsys.readouterr().err
 
 
-def test_a_reader_that_has_gone_ends_the_command_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closed_pipe_ends_the_command_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in `inference.py list | head -1`."""
     reader, writer = os.pipe()
     os.close(reader)

@@ -23,21 +23,21 @@ def test_control_characters_of_names_are_escaped(character: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["anna", "Bjørn", "王小明", "می‌خواهم", "C:\\photos\\a.jpg", "👩‍👧"])
-def test_names_of_people_stay_as_they_are(name: str) -> None:
+def test_ordinary_names_are_unchanged(name: str) -> None:
     assert escaped(name) == escaped_text(name) == name
 
 
-def test_line_breaks_of_our_own_text_stay() -> None:
+def test_line_breaks_of_text_are_kept() -> None:
     assert escaped_text("a\n\tb\x1b[2J") == "a\n\tb\\x1b[2J"
 
 
 @pytest.mark.parametrize("name", ["=1+1", "+1+1", "-1+1", "@SUM(A1)", "\t=1", "\r=1", "\uff1d1+1"])
-def test_a_name_is_no_formula(name: str) -> None:
+def test_formula_in_a_name_is_quoted(name: str) -> None:
     cell = next(csv.reader([csv_text([[name]])]))[0]
     assert cell[0] not in "=+-@\t\r\uff1d"
 
 
-def test_numbers_of_csv_stay_numbers() -> None:
+def test_numbers_are_not_quoted() -> None:
     assert csv_text([["-0.5", -1, "1e-05", "<1e-05"]]) == "-0.5,-1,1e-05,<1e-05\n"
 
 

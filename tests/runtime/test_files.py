@@ -57,7 +57,7 @@ def test_files_and_folders_are_private(tmp_path: Path, umask: int) -> None:
     assert mode_of(path.parent) == mode_of(path.parent.parent) == 0o700
 
 
-def test_no_more_than_the_umask_leaves(tmp_path: Path) -> None:
+def test_umask_is_respected(tmp_path: Path) -> None:
     before = os.umask(0o277)
     try:
         with atomic_path(tmp_path / "a.txt"):
@@ -68,7 +68,7 @@ def test_no_more_than_the_umask_leaves(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("before", "after"), [(0o600, 0o600), (0o400, 0o400), (0o644, 0o600)])
-def test_a_file_that_is_replaced_becomes_no_wider(tmp_path: Path, before: int, after: int) -> None:
+def test_file_that_is_replaced_keeps_a_narrower_mode(tmp_path: Path, before: int, after: int) -> None:
     path = tmp_path / "gallery.npz"
     path.write_bytes(b"old")
     path.chmod(before)
@@ -106,7 +106,7 @@ def test_file_and_folder_are_synced_about_the_rename(tmp_path: Path, monkeypatch
     assert done == ["file", "rename", "folder"]
 
 
-def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+def test_leftovers_of_killed_processes_are_removed(tmp_path: Path) -> None:
     leftover, others = tmp_path / ".last.a1b2c3d4.ckpt", [".last.ckpt", ".best.a1b2c3d4.ckpt", "last.x.ckpt"]
     for name in (leftover.name, *others):
         (tmp_path / name).touch()
@@ -120,7 +120,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == sorted(["last.ckpt", *others])
 
 
-def test_a_locked_file_of_another_process_stays(tmp_path: Path) -> None:
+def test_locked_file_of_another_process_is_kept(tmp_path: Path) -> None:
     path = tmp_path / ".a.a1b2c3d4.json"
     read, write = os.pipe()
     child = os.fork()
@@ -140,7 +140,7 @@ def test_a_locked_file_of_another_process_stays(tmp_path: Path) -> None:
         os.close(end)
 
 
-def test_a_temporary_folder_goes_with_what_killed_processes_left(tmp_path: Path) -> None:
+def test_temporary_folder_and_leftovers_are_removed(tmp_path: Path) -> None:
     (tmp_path / ".made.a1b2c3d4").mkdir()
     with pytest.raises(FileNotFoundError), temporary_folder(tmp_path / "made") as temporary:
         (temporary / "missing" / "a").touch()
@@ -150,13 +150,13 @@ def test_a_temporary_folder_goes_with_what_killed_processes_left(tmp_path: Path)
         assert mode_of(temporary) == 0o700
 
 
-def test_long_names_leave_room_for_the_temporary_one(tmp_path: Path) -> None:
+def test_long_names_are_shortened_for_the_temporary_file(tmp_path: Path) -> None:
     path = tmp_path / f"{'a' * 250}.npz"
     atomic_write(path, b"")
     assert path.exists()
 
 
-def test_text_is_utf8_whatever_names_are(tmp_path: Path) -> None:
+def test_text_is_utf8_for_any_name(tmp_path: Path) -> None:
     atomic_write(tmp_path / "a.json", '"a\udcff é"')
     assert (tmp_path / "a.json").read_text(encoding="utf-8") == '"a\\udcff é"'
 
@@ -169,7 +169,7 @@ _WRITERS: dict[str, Callable[[Any, int], object]] = {
 
 
 @pytest.mark.parametrize("kind", _WRITERS)
-def test_a_disk_without_room_is_told_of_the_file(tmp_path: Path, small_files: int, kind: str) -> None:
+def test_full_disk_is_reported_for_the_target(tmp_path: Path, small_files: int, kind: str) -> None:
     path = tmp_path / "a.bin"
     atomic_write(path, b"old")
     with (
@@ -184,13 +184,13 @@ def test_a_disk_without_room_is_told_of_the_file(tmp_path: Path, small_files: in
     assert os.listdir(tmp_path) == [path.name]
 
 
-def test_faults_of_other_files_are_told_of_those(tmp_path: Path) -> None:
+def test_errors_of_other_files_keep_their_names(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught, atomic_path(tmp_path / "a.bin"):
         (tmp_path / "missing").read_bytes()
     assert "missing" in (fault_text(caught.value) or "")
 
 
-def test_faults_of_the_program_are_no_sentences() -> None:
+def test_program_errors_have_no_sentence() -> None:
     assert fault_text(OSError(errno.ECONNRESET, "")) is None
     assert fault_text(FileNotFoundError(errno.ENOENT, "")) is None
     assert fault_text(OSError("other")) is None
@@ -199,7 +199,7 @@ def test_faults_of_the_program_are_no_sentences() -> None:
 @pytest.mark.parametrize(
     "name", ["file/x", "file/x/y", "folder", "pipe", f"{'n' * 300}", "circle/x"], ids=lambda name: name[:8]
 )
-def test_a_file_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path, name: str) -> None:
+def test_file_that_cannot_be_written_is_refused_in_advance(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")
@@ -211,7 +211,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path
             require_output_folder(tmp_path / name / "x", "--out")
 
 
-def test_what_can_be_written_is_left_as_it_is(tmp_path: Path) -> None:
+def test_writable_file_is_not_changed(tmp_path: Path) -> None:
     (tmp_path / "there.json").write_text("old")
     require_output_file(tmp_path / "there.json", "--out")
     require_output_file(tmp_path / "new" / "folder" / "a.json", "--out")
@@ -220,7 +220,7 @@ def test_what_can_be_written_is_left_as_it_is(tmp_path: Path) -> None:
     assert (tmp_path / "there.json").read_text() == "old"
 
 
-def test_an_output_is_no_input(tmp_path: Path) -> None:
+def test_input_as_output_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").touch()
     (tmp_path / "b.safetensors").symlink_to("a.safetensors")
     for name in ("a.safetensors", "b.safetensors"):
@@ -228,14 +228,14 @@ def test_an_output_is_no_input(tmp_path: Path) -> None:
             require_output_file(tmp_path / name, "--weights", inputs=[tmp_path / "a.safetensors"])
 
 
-def test_a_folder_in_the_place_of_a_file_is_told(tmp_path: Path) -> None:
+def test_folder_in_place_of_a_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "report.html").mkdir()
     with pytest.raises(InputError, match=r"report\.html"):
         require_output_folder(tmp_path, "--out", files=("report.html",))
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
-def test_a_disk_that_takes_nothing_is_told_before_the_work(
+def test_full_disk_is_reported_in_advance(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     def full(*_: object, **__: object) -> None:
@@ -247,13 +247,13 @@ def test_a_disk_that_takes_nothing_is_told_before_the_work(
     assert os.listdir(tmp_path) == []
 
 
-def test_little_room_is_told_in_units_that_show_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_space_is_reported_in_suitable_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files.shutil, "disk_usage", lambda _: type("usage", (), {"free": 12 * 1024}))
     with pytest.raises(InputError, match=r"48\.83 KiB.* 12 KiB"):
         require_free_space(tmp_path / "a" / "b", 50_000)
 
 
-def test_folders_that_are_there_keep_their_mode(tmp_path: Path) -> None:
+def test_folders_that_exist_keep_their_mode(tmp_path: Path) -> None:
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o755)
     private_folder(tmp_path / "open" / "new")
@@ -261,7 +261,7 @@ def test_folders_that_are_there_keep_their_mode(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["json", "npz", "mat", "bin"])
-def test_a_pipe_is_not_waited_for(name: str, tmp_path: Path) -> None:
+def test_fifo_is_not_opened(name: str, tmp_path: Path) -> None:
     if not hasattr(os, "mkfifo"):
         pytest.skip("this system has no named pipes")
     path = tmp_path / f"a.{name}"

@@ -23,7 +23,7 @@ class Record(TypedDict):
 GOOD: Record = {"count": 3, "names": ["Ann", "Çağla\ud800"], "rates": {"a": 0.1, "b": None, "c": 2}}
 
 
-def test_what_was_written_is_read(tmp_path: Path) -> None:
+def test_written_data_are_read_back(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     path.write_text(json_text({**GOOD, "rates": {"a": 0.1, "b": None, "c": 2}}))
     assert read_json(path, Record, "a record") == (GOOD, True)
@@ -56,7 +56,7 @@ def test_no_flipped_bit_is_read_as_something_else(tmp_path: Path) -> None:
     ],
     ids=lambda text: repr(text[:12]),
 )
-def test_what_is_no_json_of_bearable_size_is_one_sentence(tmp_path: Path, text: str | bytes) -> None:
+def test_invalid_or_too_large_json_is_one_sentence(tmp_path: Path, text: str | bytes) -> None:
     path = tmp_path / "r.json"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(InputError) as fault:
@@ -65,7 +65,7 @@ def test_what_is_no_json_of_bearable_size_is_one_sentence(tmp_path: Path, text: 
     assert len(str(fault.value)) < 400
 
 
-def test_nothing_there_is_told(tmp_path: Path) -> None:
+def test_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"gone\.json"):
         read_json(tmp_path / "gone.json", Any, "a record")
     with pytest.raises(InputError, match=str(tmp_path)):
@@ -88,7 +88,7 @@ def test_nothing_there_is_told(tmp_path: Path) -> None:
         ({1: 2}, dict[str, int], "an object"),
     ],
 )
-def test_a_wrong_type_is_told_by_its_key(value: object, kind: Any, key: str) -> None:
+def test_wrong_type_is_reported_by_its_key(value: object, kind: Any, key: str) -> None:
     with pytest.raises(InputError) as fault:
         check_type(value, kind, "file.json")
     assert str(fault.value).startswith("file.json: ")

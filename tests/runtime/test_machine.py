@@ -31,7 +31,7 @@ POSIX_NAMES = {
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_nothing_that_one_system_alone_has_is_used_without_a_look(name: str) -> None:
+def test_platform_specific_functions_are_guarded(name: str) -> None:
     path = MODULES[name]
     text = path.read_text(encoding="utf-8")
     tree = ast.parse(text)
@@ -49,7 +49,7 @@ def test_nothing_that_one_system_alone_has_is_used_without_a_look(name: str) -> 
                 assert f'attr({module}, "{node.attr}"' in text, f"{path}:{node.lineno}"
 
 
-def test_cores_are_those_of_the_machine_where_the_system_tells_no_more(
+def test_cores_are_those_of_the_machine_without_affinity_information(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delattr(os, "sched_getaffinity")
@@ -59,7 +59,7 @@ def test_cores_are_those_of_the_machine_where_the_system_tells_no_more(
     assert found.scores.tolist() == [1, 0]
 
 
-def test_peak_memory_is_unknown_without_the_module_that_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peak_memory_is_unknown_without_the_resource_module(monkeypatch: pytest.MonkeyPatch) -> None:
     kib = machine.peak_resident_mib()
     assert kib is not None
     assert 50 < kib < 100_000
@@ -67,7 +67,7 @@ def test_peak_memory_is_unknown_without_the_module_that_tells(monkeypatch: pytes
     assert machine.peak_resident_mib() is None
 
 
-def test_a_system_without_inodes_has_enough_of_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_system_without_inodes_has_enough_of_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delattr(os, "statvfs")
     _require_free_files(tmp_path, 10**15)
 
@@ -95,7 +95,7 @@ def test_versions_name_the_opencv_that_is_installed(
     assert found["numpy"] == np.__version__
 
 
-def test_what_is_synced_is_open_for_writing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_synced_files_are_open_for_writing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Windows refuses to sync other files."""
     synced: list[int] = []
 

@@ -37,7 +37,7 @@ def fast() -> Iterator[None]:
 
 @pytest.mark.usefixtures("fast")
 @pytest.mark.parametrize("name", ["adaface", "arcface", "cosface"])
-def test_heads_multiply_in_full(name: str) -> None:
+def test_margin_heads_use_full_precision(name: str) -> None:
     head = build_head(name, 8, 5)
     embedding = F.normalize(torch.randn(4, 8), dim=1).requires_grad_()
     with _Products() as seen:
@@ -47,14 +47,14 @@ def test_heads_multiply_in_full(name: str) -> None:
 
 
 @pytest.mark.usefixtures("fast")
-def test_selection_makes_no_product_that_tf32_could_round() -> None:
+def test_selection_uses_no_tf32_product() -> None:
     features = F.normalize(torch.randn(3, 20, 16), dim=2)
     with _Products() as seen:
         select_faces(features, torch.rand(3, 20) + 1, coreset_size=4, gamma=torch.tensor(0.5))
     assert seen.precisions == []
 
 
-def test_products_are_fast_where_the_network_is_the_step() -> None:
+def test_tf32_is_used_in_the_backbone_stage() -> None:
     assert GpuMode.of_training("backbone", gpu=True) == GpuMode("high", cudnn_benchmark=True)
     for stage, gpu in (("coreset", True), ("coreset", False), ("backbone", False)):
         assert GpuMode.of_training(stage, gpu=gpu) == GpuMode("highest", cudnn_benchmark=False)

@@ -58,7 +58,7 @@ def test_files_are_found_in_every_part_of_a_graph(place: str, tmp_path: Path) ->
     "location",
     ["/w.bin", "../w.bin", "..", "", ".", "a/w.bin", "a\\w.bin", "C:w.bin", "link.bin", "gone.bin"],
 )
-def test_other_places_than_beside_the_graph_are_refused(location: str, tmp_path: Path) -> None:
+def test_paths_outside_of_the_folder_are_refused(location: str, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     (folder / "a").mkdir(parents=True)
     for path in (tmp_path / "w.bin", folder / "a" / "w.bin"):

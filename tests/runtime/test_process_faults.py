@@ -65,14 +65,14 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 @pytest.mark.parametrize("rank", [0, 1])
-def test_the_rank_is_the_launchers(launcher: str, rank: int, told: pytest.MonkeyPatch) -> None:
+def test_rank_is_that_of_the_launcher(launcher: str, rank: int, told: pytest.MonkeyPatch) -> None:
     for name, value in environment(launcher, rank, "1").items():
         told.setenv(name, value)
     assert take_rank(devices=1, num_nodes=2) == rank
     assert rank_zero_only.rank == rank
 
 
-def test_a_node_has_as_many_ranks_as_devices(told: pytest.MonkeyPatch) -> None:
+def test_node_has_as_many_ranks_as_devices(told: pytest.MonkeyPatch) -> None:
     for name, value in environment("node_rank", 1, "1").items():
         told.setenv(name, value)
     assert take_rank(devices=4, num_nodes=2) == 4
@@ -80,7 +80,7 @@ def test_a_node_has_as_many_ranks_as_devices(told: pytest.MonkeyPatch) -> None:
     assert take_rank(devices=4, num_nodes=2) == 7
 
 
-def test_a_node_of_its_own_is_rank_0_whatever_its_cluster_calls_it(told: pytest.MonkeyPatch) -> None:
+def test_node_of_its_own_is_rank_0_for_any_node_rank(told: pytest.MonkeyPatch) -> None:
     told.setenv("NODE_RANK", "5")
     assert take_rank(devices=1, num_nodes=1) == 0
 
@@ -93,7 +93,7 @@ def test_a_node_of_its_own_is_rank_0_whatever_its_cluster_calls_it(told: pytest.
         (environment("torchrun", 1, "1") | {"WORLD_SIZE": "4"}, "has started 4"),
     ],
 )
-def test_what_the_environment_lacks_is_told(
+def test_missing_environment_variable_is_reported(
     given: dict[str, str], fact: str, told: pytest.MonkeyPatch
 ) -> None:
     for name, value in given.items():
@@ -173,7 +173,7 @@ def faulty(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_an_image_that_one_process_cannot_read_ends_both(
+def test_image_that_one_process_cannot_read_ends_both(
     backbone_stage: dict[str, Any], faulty: Path, tmp_path: Path
 ) -> None:
     flags = backbone_stage | {"epochs": 1, "cpu_processes": 2, "num_workers": 1}
@@ -193,7 +193,7 @@ def test_an_image_that_one_process_cannot_read_ends_both(
 
 
 @pytest.mark.slow
-def test_a_bug_in_a_loader_of_one_node_ends_both(
+def test_bug_in_a_loader_of_one_node_ends_both(
     backbone_stage: dict[str, Any], faulty: Path, tmp_path: Path
 ) -> None:
     flags = backbone_stage | {"epochs": 1, "num_nodes": 2, "num_workers": 1}
@@ -207,7 +207,7 @@ def test_a_bug_in_a_loader_of_one_node_ends_both(
 
 
 @pytest.mark.parametrize("phase", ["embedding", "validation"])
-def test_a_signal_ends_what_is_no_training(
+def test_signal_ends_prediction_and_validation(
     phase: str, coreset_stage: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
@@ -229,7 +229,7 @@ def test_a_signal_ends_what_is_no_training(
 
 
 @pytest.mark.slow
-def test_a_second_sigterm_ends_a_run_that_hangs(
+def test_second_sigterm_ends_a_run_that_hangs(
     backbone_stage: dict[str, Any], faulty: Path, tmp_path: Path
 ) -> None:
     mark = tmp_path / "hangs"
@@ -250,7 +250,7 @@ def test_a_second_sigterm_ends_a_run_that_hangs(
     assert time.monotonic() - sent < 10
 
 
-def test_the_interpreter_does_not_end_during_a_call_to_the_store() -> None:
+def test_interpreter_waits_for_a_call_to_the_store() -> None:
     """A thread that came back from such a call while Python ends would abort the process."""
 
     class SlowStore:

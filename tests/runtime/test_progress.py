@@ -20,7 +20,7 @@ class Clock:
         monkeypatch.setattr(progress.time, "monotonic", lambda: self.now)
 
 
-def test_a_log_gets_a_line_a_minute_and_the_end(
+def test_log_gets_one_line_per_minute_and_the_end(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = Clock(monkeypatch)
@@ -33,7 +33,7 @@ def test_a_log_gets_a_line_a_minute_and_the_end(
     assert "1000/1000" in lines
 
 
-def test_a_log_gets_nothing_of_short_work_that_leaves_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_log_stays_empty_for_short_work(capsys: pytest.CaptureFixture[str]) -> None:
     with progress_bar(total=3, desc="looking", leave=False) as bar:
         bar.update(3)
     for _ in progress_bar(range(3), disable=True):
@@ -41,7 +41,7 @@ def test_a_log_gets_nothing_of_short_work_that_leaves_nothing(capsys: pytest.Cap
     assert capsys.readouterr().err == ""
 
 
-def test_a_terminal_gets_tqdm(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_terminal_gets_tqdm(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
     monkeypatch.setattr(screen, "isatty", lambda: True)
     monkeypatch.setattr(sys, "stderr", screen)

@@ -91,7 +91,7 @@ def subject_of_templates(protocol: SetProtocol) -> dict[int, int]:
     }
 
 
-def test_what_is_written_is_what_the_evaluation_reads(tmp_path: Path) -> None:
+def test_evaluation_reads_written_benchmarks(tmp_path: Path) -> None:
     built = build(subjects(tmp_path / "faces"), tmp_path / "out")
     protocol = read_protocol(tmp_path / "out", "MINE")
     counts = built.manifest["counts"]
@@ -139,7 +139,7 @@ def test_sizes_are_those_of_the_protocol(tmp_path: Path) -> None:
     assert built.manifest["counts"]["templates"] == 36
 
 
-def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
+def test_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
     source = subjects(tmp_path / "faces", clips=1)
     stress = BenchmarkProtocol(
         name="all",
@@ -156,7 +156,7 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
     assert first.manifest["sha256"] in first.text
 
 
-def test_a_change_of_one_image_is_another_benchmark(tmp_path: Path) -> None:
+def test_change_of_one_image_is_another_benchmark(tmp_path: Path) -> None:
     source = subjects(tmp_path / "faces")
     first = build(source, tmp_path / "a")
     shown = notes(first)[0]["SOURCE"]
@@ -164,7 +164,7 @@ def test_a_change_of_one_image_is_another_benchmark(tmp_path: Path) -> None:
     assert build(source, tmp_path / "b").manifest["sha256"] != first.manifest["sha256"]
 
 
-def test_a_subjects_templates_do_not_hang_on_the_others(tmp_path: Path) -> None:
+def test_subjects_templates_do_not_depend_on_the_others(tmp_path: Path) -> None:
     source = subjects(tmp_path / "faces")
     first = notes(build(source, tmp_path / "a"))
     shutil.rmtree(source / "s00")
@@ -235,7 +235,7 @@ def test_even_frames_of_a_video_are_taken_and_the_others_not_kept(tmp_path: Path
     assert peak < 40 * 112 * 112 * 3
 
 
-def test_a_pack_gives_the_same_kind_of_benchmark(tmp_path: Path) -> None:
+def test_benchmark_from_a_pack(tmp_path: Path) -> None:
     (tmp_path / "pack").mkdir()
     write_face_pack(
         tmp_path / "pack", [(s, face(s, n)) for s in range(5) for n in range(6)] + [(5, b"broken")]
@@ -286,7 +286,7 @@ def test_features_take_the_place_of_images(tmp_path: Path) -> None:
         build(tmp_path / "rows.npz", tmp_path / "b", BenchmarkProtocol(stress=Stress(degraded=0.5)))
 
 
-def test_views_stand_for_stress_where_features_have_them(tmp_path: Path) -> None:
+def test_views_provide_stress_for_features(tmp_path: Path) -> None:
     plan, images = ViewPlan.of(16), 30
     rows = images * len(plan)
     layout = StoreLayout(rows, 4, columns={LABEL: "int64"}, part_rows=rows)
@@ -337,7 +337,7 @@ STRESSED = BenchmarkProtocol(
 )
 
 
-def test_shares_of_stress_are_what_was_asked(tmp_path: Path) -> None:
+def test_fractions_of_stress_are_exact(tmp_path: Path) -> None:
     built = build(subjects(tmp_path / "faces", count=14, images=14), tmp_path / "out", STRESSED)
     read = read_protocol(tmp_path / "out", "MINE")
     gallery = {int(t) + 1 for listed in read.galleries for t in listed.templates}
@@ -424,7 +424,7 @@ def test_templates_have_the_sizes_asked_for(tmp_path: Path) -> None:
     assert max(counts.values()) - min(counts.values()) <= 1
 
 
-def test_the_gallery_is_never_stressed(tmp_path: Path) -> None:
+def test_gallery_is_never_stressed(tmp_path: Path) -> None:
     built = build(subjects(tmp_path / "faces", count=14, images=14), tmp_path / "out", STRESSED)
     read = read_protocol(tmp_path / "out", "MINE")
     gallery = {int(t) + 1 for listed in read.galleries for t in listed.templates}
@@ -448,7 +448,7 @@ def test_nonmated_pairs_can_be_sampled(tmp_path: Path) -> None:
     assert len(set(lines)) == len(lines)
 
 
-def test_subjects_are_limited_and_left_out_by_name(tmp_path: Path) -> None:
+def test_subjects_are_limited_and_excluded_by_name(tmp_path: Path) -> None:
     source = subjects(tmp_path / "faces")
     protocol = BenchmarkProtocol(subjects=5)
     built = build(source, tmp_path / "out", protocol, exclude=frozenset({"s03", "s04", "nobody"}))
@@ -458,7 +458,7 @@ def test_subjects_are_limited_and_left_out_by_name(tmp_path: Path) -> None:
     assert "2 of 3 names to exclude are subjects of the source" in built.text
 
 
-def test_the_same_picture_again_is_left_out_and_told(tmp_path: Path) -> None:
+def test_near_duplicate_is_skipped_and_reported(tmp_path: Path) -> None:
     source = subjects(tmp_path / "faces")
     image = cv2.imdecode(np.frombuffer(face(0, 0), np.uint8), cv2.IMREAD_COLOR)
     cv2.imwrite(str(source / "s00" / "saved_again.jpg"), image, [cv2.IMWRITE_JPEG_QUALITY, 40])
@@ -504,7 +504,7 @@ def test_one_image_for_all_is_refused(tmp_path: Path) -> None:
         build(tmp_path / "faces", tmp_path / "out")
 
 
-def test_files_that_cannot_be_read_and_empty_subjects_are_told(tmp_path: Path) -> None:
+def test_files_that_cannot_be_read_and_empty_subjects_are_reported(tmp_path: Path) -> None:
     source = subjects(tmp_path / "faces")
     (source / "s00" / "0.png").write_bytes(b"no image")
     (source / "s01" / "0.png").write_bytes(b"")
@@ -518,7 +518,7 @@ def test_files_that_cannot_be_read_and_empty_subjects_are_told(tmp_path: Path) -
     assert built.manifest["counts"]["subjects"] == 12
 
 
-def test_what_no_benchmark_can_be_made_of_is_refused(tmp_path: Path) -> None:
+def test_invalid_source_is_refused(tmp_path: Path) -> None:
     source = subjects(tmp_path / "faces", count=3, images=1)
     with pytest.raises(InputError, match=r"0 of 3 subjects have the 2 media .* 3 of 1"):
         build(source, tmp_path / "out")
@@ -533,14 +533,14 @@ def test_what_no_benchmark_can_be_made_of_is_refused(tmp_path: Path) -> None:
         build(tmp_path / "empty", tmp_path / "out")
 
 
-def test_a_share_that_cannot_be_met_says_what_can_be(tmp_path: Path) -> None:
+def test_impossible_fraction_reports_the_possible_one(tmp_path: Path) -> None:
     source = subjects(tmp_path / "faces")
     protocol = BenchmarkProtocol(probe_media=(1, 2), stress=Stress(foreign=0.3))
     with pytest.raises(InputError, match=r"foreign 0.3 of .*; 0 are possible"):
         build(source, tmp_path / "out", protocol)
 
 
-def test_targets_that_cannot_be_are_refused_at_once(tmp_path: Path) -> None:
+def test_invalid_targets_are_refused_together(tmp_path: Path) -> None:
     source = subjects(tmp_path / "faces", count=2)
     (tmp_path / "out" / "MINE").mkdir(parents=True)
     with pytest.raises(InputError, match="already exists"):
@@ -569,7 +569,7 @@ def test_protocols_are_presets_or_files(tmp_path: Path) -> None:
     assert read_benchmark_protocol(str(tmp_path / "again.json")) == PRESETS["stress"]
 
 
-def test_all_faults_of_a_protocol_are_told_at_once(tmp_path: Path) -> None:
+def test_all_faults_of_a_protocol_are_reported_at_once(tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
     path.write_text(
         json.dumps(
@@ -593,7 +593,7 @@ def test_all_faults_of_a_protocol_are_told_at_once(tmp_path: Path) -> None:
         read_benchmark_protocol("easy")
 
 
-def test_from_the_command_to_a_table_of_strata(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_the_command_to_a_table_of_subgroups(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = subjects(tmp_path / "faces", count=14, images=14)
     (tmp_path / "hard.json").write_text(json.dumps(STRESSED.to_dict()))
     (tmp_path / "trained.txt").write_text("s00\n")

@@ -58,7 +58,7 @@ def test_every_face_is_an_aligned_rgb_image_of_its_subject_in_order(faces: list[
         assert set(media) == set(range(max(media) + 1))
 
 
-def test_a_subject_has_stills_and_clips(faces: list[SyntheticFace]) -> None:
+def test_subject_has_stills_and_clips(faces: list[SyntheticFace]) -> None:
     for subject in range(SUBJECTS):
         sizes = [len(medium) for medium in media_of(faces) if medium[0].subject == subject]
         assert set(sizes) == {1, CLIP_FRAMES}
@@ -66,7 +66,7 @@ def test_a_subject_has_stills_and_clips(faces: list[SyntheticFace]) -> None:
         assert CLIPS[0] <= sizes.count(CLIP_FRAMES) <= CLIPS[1]
 
 
-def test_the_same_seed_draws_the_same_faces_whatever_the_range(faces: list[SyntheticFace]) -> None:
+def test_same_seed_draws_the_same_faces_in_any_range(faces: list[SyntheticFace]) -> None:
     again = list(draw_faces(num_subjects=2, seed=3, first_subject=4))
     expected = [face for face in faces if face.subject in (4, 5)]
     assert [(face.subject, face.medium) for face in again] == [(f.subject, f.medium) for f in expected]
@@ -74,7 +74,7 @@ def test_the_same_seed_draws_the_same_faces_whatever_the_range(faces: list[Synth
         np.testing.assert_array_equal(face.image, same.image)
 
 
-def test_another_seed_draws_other_people() -> None:
+def test_another_seed_draws_other_faces() -> None:
     assert difference(draw_frontal_face(0, seed=3), draw_frontal_face(0, seed=4)) > 5
     first, other = (next(draw_faces(num_subjects=1, seed=seed)) for seed in (3, 4))
     assert difference(first.image, other.image) > 5
@@ -111,7 +111,7 @@ def test_stills_differ_in_quality(faces: list[SyntheticFace]) -> None:
     assert np.quantile(contrast, 0.9) > 2.5 * np.quantile(contrast, 0.1)
 
 
-def test_eyes_and_mouth_lie_where_the_template_says() -> None:
+def test_eyes_and_mouth_match_the_template() -> None:
     portraits = [draw_frontal_face(subject, seed=0) for subject in range(40)]
     darkness = 255 - np.stack(portraits).astype(float).mean(axis=(0, 3))
     rows, columns = np.mgrid[:112, :112]
@@ -127,7 +127,7 @@ def test_eyes_and_mouth_lie_where_the_template_says() -> None:
     assert abs(78 + int(redness.argmax()) - TEMPLATE[3:, 1].mean()) < 6
 
 
-def test_good_pictures_of_one_subject_are_closer_than_those_of_two() -> None:
+def test_good_images_of_one_subject_are_closer_than_those_of_two() -> None:
     portraits = np.stack([draw_frontal_face(subject, seed=3) for subject in range(SUBJECTS)])
     drawn = draw_faces(num_subjects=SUBJECTS, seed=3)
     nearest = np.zeros(SUBJECTS)

@@ -52,7 +52,7 @@ def test_swapped_skin_gives_a_warning_that_says_what_to_do(tmp_path: Path) -> No
     assert swapped_back.warning == ""
 
 
-def test_grey_images_decide_nothing(tmp_path: Path) -> None:
+def test_grey_images_give_no_verdict(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     for number in range(12):
         cv2.imwrite(str(tmp_path / "a" / f"{number}.png"), np.full((112, 112, 3), 90 + number, np.uint8))
@@ -60,7 +60,7 @@ def test_grey_images_decide_nothing(tmp_path: Path) -> None:
     assert (report.num_coloured, report.warning) == (0, "")
 
 
-def test_mated_pairs_tell_the_right_order(tmp_path: Path) -> None:
+def test_mated_pairs_determine_the_channel_order(tmp_path: Path) -> None:
     source = ImageFolder(faces(tmp_path, (120, 120, 120)))
     report = check_colour_order(source, embed_red, SPEC)
     assert report.verdict == "true"
@@ -89,7 +89,7 @@ def test_faces_that_all_look_alike_when_swapped_are_no_mated_pairs(tmp_path: Pat
     assert report.verdict == "undecided"
 
 
-def test_an_embedding_without_colours_decides_nothing(tmp_path: Path) -> None:
+def test_embedding_without_colours_gives_no_verdict(tmp_path: Path) -> None:
     def embed_green(images: np.ndarray) -> np.ndarray:
         return embed_red(np.roll(images, -1, axis=-1))
 
@@ -97,7 +97,7 @@ def test_an_embedding_without_colours_decides_nothing(tmp_path: Path) -> None:
     assert check_colour_order(source, embed_green, SPEC).verdict == "undecided"
 
 
-def test_subjects_of_one_image_decide_nothing(tmp_path: Path) -> None:
+def test_subjects_of_one_image_give_no_verdict(tmp_path: Path) -> None:
     for subject in "ab":
         (tmp_path / subject).mkdir()
         cv2.imwrite(str(tmp_path / subject / "1.png"), np.zeros((112, 112, 3), np.uint8))
@@ -106,7 +106,7 @@ def test_subjects_of_one_image_decide_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_real_backbone_tells_the_order_of_real_faces(shared: Path, tmp_path: Path) -> None:
+def test_real_backbone_determines_the_channel_order_of_real_faces(shared: Path, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     session = onnxruntime.InferenceSession(str(shared / "faces" / "mobilefacenet.onnx"))
     spec = BACKBONES["mobilefacenet"]

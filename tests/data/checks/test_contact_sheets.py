@@ -30,7 +30,7 @@ def read_rgb(path: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("order", ["RGB", "BGR"])
-def test_single_faces_stand_in_a_grid_in_true_colours(tmp_path: Path, order: str) -> None:
+def test_single_faces_form_a_grid_in_true_colours(tmp_path: Path, order: str) -> None:
     face_sheet(faces(order), spec(order), tmp_path / "run" / "faces.png", rows=2, columns=2)
     sheet = read_rgb(tmp_path / "run" / "faces.png")
     assert sheet.shape == (2 * 114, 2 * 114, 3)
@@ -39,7 +39,7 @@ def test_single_faces_stand_in_a_grid_in_true_colours(tmp_path: Path, order: str
 
 
 @pytest.mark.parametrize("order", ["RGB", "BGR"])
-def test_templates_stand_in_rows_and_a_line_parts_media(tmp_path: Path, order: str) -> None:
+def test_templates_form_rows_with_lines_between_media(tmp_path: Path, order: str) -> None:
     batch = TemplateBatch(
         faces(order), torch.tensor([0, 3, 5]), torch.tensor([7, 8]), torch.tensor([0, 0, 1, 2, 3])
     )

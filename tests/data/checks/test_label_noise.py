@@ -85,7 +85,7 @@ def keys(findings: LabelFindings) -> list[set[tuple[int, int]]]:
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(1, 6), min_size=2, max_size=7), st.integers(0, 50), st.integers(7, 400))
-def test_the_findings_are_those_of_brute_force(counts: list[int], seed: int, cells: int) -> None:
+def test_findings_are_those_of_brute_force(counts: list[int], seed: int, cells: int) -> None:
     features, labels = people(counts, seed)
     rng = np.random.default_rng(seed)
     # A few wrong names, a copy or two; every subject keeps an image.
@@ -104,7 +104,7 @@ def test_the_findings_are_those_of_brute_force(counts: list[int], seed: int, cel
     )
 
 
-def test_a_face_in_the_wrong_folder_is_found_with_its_owner() -> None:
+def test_face_in_the_wrong_folder_is_found_with_its_owner() -> None:
     features, labels = people([5, 5, 5])
     labels[3] = 2
     (only,) = check_labels(features, labels).mislabelled
@@ -112,7 +112,7 @@ def test_a_face_in_the_wrong_folder_is_found_with_its_owner() -> None:
     assert only.to_own < 0.3 < 0.6 < only.to_other
 
 
-def test_one_person_under_two_names_is_a_pair_and_not_noise() -> None:
+def test_split_identity_is_a_pair_and_not_mislabelled() -> None:
     features, labels = people([8, 5])
     labels = np.concatenate([np.repeat([0, 2], 4), labels[8:]])
     found = check_labels(features, labels)
@@ -120,7 +120,7 @@ def test_one_person_under_two_names_is_a_pair_and_not_noise() -> None:
     assert found.mislabelled == []
 
 
-def test_copies_are_told_within_and_across_names() -> None:
+def test_copies_are_reported_within_and_across_names() -> None:
     features, labels = people([3, 3])
     features[1], features[5] = features[0], features[0]
     found = check_labels(features, labels)
@@ -128,7 +128,9 @@ def test_copies_are_told_within_and_across_names() -> None:
     assert {(p.first, p.second) for p in found.duplicates_across or []} == {(0, 5), (1, 5)}
 
 
-def test_too_many_images_are_not_compared_across_and_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_images_are_not_compared_across_and_this_is_reported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(label_check, "MOST_COMPARED", 5)
     features, labels = people([3, 3])
     found = check_labels(features, labels)
@@ -136,7 +138,7 @@ def test_too_many_images_are_not_compared_across_and_it_is_said(monkeypatch: pyt
     assert "not searched" in findings_text(found, 2, 6)
 
 
-def test_a_subject_of_one_image_is_told_and_not_accused() -> None:
+def test_subject_of_one_image_is_reported_but_not_as_mislabelled() -> None:
     features, labels = people([4, 1])
     found = check_labels(features, labels)
     assert found.single == [1]
@@ -169,9 +171,7 @@ def noisy() -> tuple[CheckedFaces, LabelFindings]:
     return faces, check_labels(features, labels)
 
 
-def test_the_list_names_images_and_subjects(
-    noisy: tuple[CheckedFaces, LabelFindings], tmp_path: Path
-) -> None:
+def test_list_names_images_and_subjects(noisy: tuple[CheckedFaces, LabelFindings], tmp_path: Path) -> None:
     written = write_report(tmp_path, *noisy)
     rows = list(csv.DictReader((tmp_path / "label_check.csv").open()))
     assert [(row["kind"], row["first"], row["second"]) for row in rows] == [
@@ -182,7 +182,7 @@ def test_the_list_names_images_and_subjects(
     assert written == ["label_check.csv", "mislabelled.png", "duplicates.png"]
 
 
-def test_the_sheet_shows_the_face_its_subject_and_the_other(
+def test_sheet_shows_the_face_its_subject_and_the_other(
     noisy: tuple[CheckedFaces, LabelFindings], tmp_path: Path
 ) -> None:
     write_report(tmp_path, *noisy)
@@ -203,7 +203,7 @@ def test_without_images_there_is_the_list_alone_and_no_old_sheet(
     assert [path.name for path in tmp_path.iterdir()] == ["label_check.csv"]
 
 
-def test_a_copy_does_not_vouch_for_a_misplaced_image() -> None:
+def test_copy_does_not_hide_a_mislabelled_image() -> None:
     features, labels = people([6, 6, 4])
     # The same image of subject 0 twice among those of subject 2.
     features = np.concatenate([features, features[:1], features[:1]])

@@ -49,12 +49,12 @@ def test_copies_are_found(photos: list[Image], kind: str) -> None:
     assert duplicates_within(sketches)[4] == 2
 
 
-def test_other_pictures_of_the_face_stay(photos: list[Image]) -> None:
+def test_different_photos_of_a_subject_are_kept(photos: list[Image]) -> None:
     found = duplicates_within([sketch(image)[None] for image in photos])
     assert len(found) <= len(photos) // 10
 
 
-def test_the_earliest_is_kept_whatever_comes_between(photos: list[Image]) -> None:
+def test_earliest_is_kept_with_others_in_between(photos: list[Image]) -> None:
     order = [photos[0], photos[1], photos[0], photos[1], photos[0]]
     assert duplicates_within([sketch(image)[None] for image in order]) == {2: 0, 3: 1, 4: 0}
 
@@ -64,14 +64,14 @@ def test_any_frame_of_a_clip_counts(photos: list[Image]) -> None:
     assert duplicates_within([sketch(photos[0])[None], clip, sketch(photos[3])[None]]) == {2: 1}
 
 
-def test_one_colour_is_like_nothing() -> None:
+def test_uniform_image_matches_nothing() -> None:
     black = sketch(np.zeros((112, 112, 3), np.uint8))
     white = sketch(np.full((112, 112, 3), 255, np.uint8))
     assert not black.any()
     assert duplicates_within([black[None], black[None], white[None]]) == {}
 
 
-def test_pictures_under_two_names_are_found_across_blocks(
+def test_near_duplicates_across_subjects_are_found_across_blocks(
     photos: list[Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("data.checks.near_duplicates._BLOCK", 3)
@@ -88,7 +88,7 @@ def found_in(
     return find_copies([sketch(image)[None] for image in images], np.array(subjects), names)
 
 
-def test_copies_of_all_subjects_are_found_by_place(photos: list[Image]) -> None:
+def test_copies_of_all_subjects_are_found_by_index(photos: list[Image]) -> None:
     # Out of order: ann has photos 0, 1 and 0 again, bob 2 and 3, eve 4 and one of bob's.
     images = [photos[2], photos[0], photos[1], photos[4], photos[0][:, ::-1], photos[3], photos[3]]
     copies = found_in(images, [1, 0, 0, 2, 0, 1, 2])
@@ -102,10 +102,10 @@ def test_copies_of_all_subjects_are_found_by_place(photos: list[Image]) -> None:
     assert copies_text("photos", found_in(photos[:3], [0, 1, 2]), ["a", "b", "c"]) == []
 
 
-def test_one_person_under_two_names_is_refused(photos: list[Image]) -> None:
+def test_split_identity_is_refused(photos: list[Image]) -> None:
     with pytest.raises(InputError, match="ann and eve: all images"):
         found_in([photos[0], photos[1], photos[2], photos[0], photos[1]], [0, 0, 1, 2, 2])
 
 
-def test_copies_of_nothing_are_none() -> None:
+def test_no_media_have_no_copies() -> None:
     assert found_in([], []).left_out == set()

@@ -34,7 +34,7 @@ def as_given(items: list[Item]) -> list[Item]:
     num_items=st.one_of(st.none(), st.integers(1, 130)),
     shuffle=st.booleans(),
 )
-def test_ranks_together_see_what_one_sees(
+def test_ranks_together_see_the_batches_of_one(
     num_rows: int, batch_size: int, world_size: int, seed: int, num_items: int | None, shuffle: bool
 ) -> None:
     total = batch_size * world_size
@@ -97,7 +97,7 @@ def test_without_shuffling_rows_come_in_order() -> None:
     assert [item.row for batch in sampler for item in batch] == [0, 1, 2, 3, 4, 5]
 
 
-def test_a_pass_under_way_is_not_changed() -> None:
+def test_running_pass_is_not_changed() -> None:
     sampler = PositionSampler(num_rows=20, batch_size=4, seed=5)
     expected = list(sampler)
     batches = iter(sampler)
@@ -107,14 +107,14 @@ def test_a_pass_under_way_is_not_changed() -> None:
     assert [first, *batches] == expected
 
 
-def test_a_pass_that_nobody_draws_from_does_not_use_up_the_start() -> None:
+def test_discarded_pass_does_not_consume_the_start() -> None:
     sampler = PositionSampler(num_rows=20, batch_size=4, seed=5, start=2)
     iter(sampler)
     assert next(iter(sampler))[0].position == 8
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_loader_gets_the_same_items_with_and_without_workers(num_workers: int) -> None:
+def test_loader_gets_the_same_items_with_and_without_workers(num_workers: int) -> None:
     sampler = PositionSampler(num_rows=21, batch_size=4, seed=5, start=2)
     loader = DataLoader(Echo(), batch_sampler=sampler, num_workers=num_workers, collate_fn=as_given)
     assert len(loader) == 5
@@ -181,6 +181,6 @@ def test_lightning_sees_each_epoch_and_resumes_within_one(tmp_path: Path) -> Non
     assert fit(tmp_path / "at7.ckpt") == expected[7:]
 
 
-def test_an_epoch_without_a_whole_batch_is_refused() -> None:
+def test_epoch_shorter_than_a_batch_is_refused() -> None:
     with pytest.raises(InputError, match=r"7 items, fewer than one batch of 8 \(4 on each of 2 processes\)"):
         PositionSampler(num_rows=7, batch_size=4, world_size=2, seed=0)

@@ -114,7 +114,7 @@ def test_sizes_are_uniform_and_clips_are_drawn_as_published() -> None:
     assert max(images.values()) < 1.3 * min(images.values())
 
 
-def test_a_template_holds_one_subject_and_its_frames_share_a_medium(
+def test_template_holds_one_subject_and_its_frames_share_a_medium(
     faces: DrawnFaces, untransformed: None
 ) -> None:
     dataset = TemplateDataset(faces, RGB, NEVER, seed=0, max_template_size=12)
@@ -164,7 +164,7 @@ def test_faces_are_mirrored_half_of_the_time(untransformed: None) -> None:
     assert 0.4 < as_is.mean() < 0.6
 
 
-def test_by_image_large_subjects_come_often_by_subject_all_alike() -> None:
+def test_sampling_by_image_favours_large_subjects_and_by_subject_does_not() -> None:
     faces = DrawnFaces([1, 9, 30])
     for sample_by, expected in (("image", [1, 9, 30]), ("subject", [1, 1, 1])):
         dataset = TemplateDataset(faces, RGB, NEVER, seed=0, max_template_size=1, sample_by=sample_by)
@@ -173,7 +173,7 @@ def test_by_image_large_subjects_come_often_by_subject_all_alike() -> None:
         assert np.bincount(labels).tolist() == expected
 
 
-def test_a_template_follows_from_seed_epoch_and_position_alone(faces: DrawnFaces) -> None:
+def test_template_depends_on_seed_epoch_and_position_only(faces: DrawnFaces) -> None:
     dataset, other_seed = templates_of(faces), templates_of(faces, seed=4)
     reference = dataset[Item(2, 5, 20)]
     dataset[Item(0, 0, 3)]
@@ -216,7 +216,7 @@ def test_wrong_options_are_refused(faces: DrawnFaces) -> None:
 # ---- batches
 
 
-def test_a_batch_is_ragged_and_media_are_unique_in_it(faces: DrawnFaces) -> None:
+def test_batch_is_ragged_and_media_are_unique_in_it(faces: DrawnFaces) -> None:
     dataset = templates_of(faces)
     templates = [dataset[Item(0, position, position)] for position in range(8)]
     batch = collate_templates(templates)
@@ -233,14 +233,14 @@ def test_a_batch_is_ragged_and_media_are_unique_in_it(faces: DrawnFaces) -> None
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="pinned memory needs an accelerator")
-def test_a_batch_is_pinned(faces: DrawnFaces) -> None:
+def test_batch_is_pinned(faces: DrawnFaces) -> None:
     assert collate_templates([templates_of(faces)[Item(0, 0, 0)]]).pin_memory().images.is_pinned()
 
 
 # ---- single faces
 
 
-def test_a_face_is_given_in_the_order_of_the_spec(faces: DrawnFaces) -> None:
+def test_face_is_given_in_the_order_of_the_spec(faces: DrawnFaces) -> None:
     image, label = FaceDataset(faces, BGR, NEVER, seed=0)[Item(0, 0, 9)]
     assert label == faces.labels[9]
     assert is_or_mirrors(np.moveaxis(image, 0, -1)[..., ::-1], faces.image(9))
@@ -280,7 +280,7 @@ def held_out(faces: DrawnFaces, **options: object) -> data.sampling.templates.He
     return held_out_templates(faces, RGB, ALWAYS, **{"seed": 1, "max_template_size": 8, **options})
 
 
-def test_a_held_out_subject_has_a_gallery_template_and_two_probes(faces: DrawnFaces) -> None:
+def test_held_out_subject_has_a_gallery_template_and_two_probes(faces: DrawnFaces) -> None:
     templates = held_out(faces)
     assert templates.labels.tolist() == [1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4, 5, 5, 5]
     assert templates.is_gallery.tolist() == [True, False, False] * 5
@@ -304,7 +304,7 @@ def test_gallery_and_probes_share_no_image_and_the_gallery_is_clean(faces: Drawn
         assert set(faces.labels[stills + faces.decoded]) == {subject + 1}
 
 
-def test_the_protocol_is_fixed_by_seed_and_subject_whatever_else(faces: DrawnFaces) -> None:
+def test_protocol_is_fixed_by_seed_and_subject_only(faces: DrawnFaces) -> None:
     reference = held_out(faces)
     part = select(faces, np.flatnonzero(faces.labels >= 3))
     few = held_out(part)
@@ -317,7 +317,7 @@ def test_the_protocol_is_fixed_by_seed_and_subject_whatever_else(faces: DrawnFac
     )
 
 
-def test_validation_can_be_kept_small(faces: DrawnFaces) -> None:
+def test_number_of_validation_subjects_can_be_limited(faces: DrawnFaces) -> None:
     few = held_out(faces, max_subjects=3)
     assert len(few) == 9
     assert (np.diff(few.labels) >= 0).all()

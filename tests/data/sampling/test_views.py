@@ -41,7 +41,7 @@ def test_sixteen_views_have_all_kinds() -> None:
 
 
 @pytest.mark.parametrize("views", range(1, 25))
-def test_a_longer_plan_begins_as_a_shorter_one(views: int) -> None:
+def test_longer_plan_begins_as_a_shorter_one(views: int) -> None:
     short, long = ViewPlan.of(views), ViewPlan.of(25)
     assert (short.kinds, short.groups) == (long.kinds[:views], long.groups[:views])
 
@@ -54,7 +54,7 @@ def test_no_views_are_refused() -> None:
 STAMPS = np.array([7, 2**63 + 5, 9], np.uint64)
 
 
-def test_views_follow_from_seed_content_and_group(face: np.ndarray) -> None:
+def test_views_depend_on_seed_content_and_group(face: np.ndarray) -> None:
     faces = ViewedFaces(Source(face, 3), ViewPlan.of(16), 1, STAMPS)
     again = ViewedFaces(Source(face, 3), ViewPlan.of(20), 1, STAMPS)
     other = ViewedFaces(Source(face, 3), ViewPlan.of(16), 2, STAMPS)
@@ -69,7 +69,7 @@ def test_views_follow_from_seed_content_and_group(face: np.ndarray) -> None:
     assert np.array_equal(faces.image(1), face[:, ::-1])
 
 
-def test_a_store_serves_the_views_that_it_begins_with(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_store_serves_the_views_of_its_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
     stored = views_identity(ViewPlan.of(16), 1)
     for views in (1, 2, 6, 16):
         assert includes_views(stored, ViewPlan.of(views), 1)
@@ -82,7 +82,7 @@ def test_a_store_serves_the_views_that_it_begins_with(monkeypatch: pytest.Monkey
     assert includes_views(stored, ViewPlan.of(1), 1)
 
 
-def test_an_image_is_decoded_once_for_its_views(face: np.ndarray) -> None:
+def test_image_is_decoded_once_for_its_views(face: np.ndarray) -> None:
     source = Source(face, 2)
     faces = ViewedFaces(source, ViewPlan.of(16), 0, STAMPS[:2])
     for number in range(32):
@@ -112,7 +112,7 @@ def test_poor_views_are_farther_from_the_image_than_moderate_ones(face: np.ndarr
     assert np.mean(change[Kind.POOR]) > 1.4 * np.mean(change[Kind.MODERATE])
 
 
-def test_no_cause_changes_nothing(face: np.ndarray) -> None:
+def test_default_degradation_is_the_identity(face: np.ndarray) -> None:
     assert np.array_equal(degrade(face, Degradation(), np.random.default_rng(0)), face)
 
 
@@ -141,7 +141,7 @@ def test_no_cause_changes_nothing(face: np.ndarray) -> None:
     ],
     ids=lambda cause: "-".join(cause),
 )
-def test_each_cause_does_something(face: np.ndarray, cause: dict[str, Any]) -> None:
+def test_each_degradation_changes_the_image(face: np.ndarray, cause: dict[str, Any]) -> None:
     before = face.copy()
     changed = degrade(face, Degradation(**cause), np.random.default_rng(0))
     assert changed.shape == face.shape

@@ -80,7 +80,7 @@ def test_colour_of_few_bits_in_sixteen_is_as_bright(bits: int, kind: str) -> Non
     ids=["NaN", "infinity", "0..3", "0..1e6", "negative", "20 bits", "negative integers"],
 )
 @pytest.mark.filterwarnings("error")
-def test_a_range_that_does_not_tell_white_is_refused(pixels: np.ndarray, tmp_path: Path) -> None:
+def test_range_with_ambiguous_white_is_refused(pixels: np.ndarray, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="8 bits"):
         decode_image(encoded(pixels.astype(pixels.dtype.newbyteorder("="))), upright=True)
 
@@ -118,7 +118,7 @@ def tagged_face(tag: int) -> tuple[bytes, np.ndarray]:
     return encoded(pixels, "PNG", exif=exif), pixels
 
 
-def test_an_orientation_tag_on_an_aligned_face_is_ignored_everywhere(tmp_path: Path) -> None:
+def test_orientation_tag_on_an_aligned_face_is_ignored_everywhere(tmp_path: Path) -> None:
     content, pixels = tagged_face(6)
     path = tmp_path / "s" / "a.png"
     path.parent.mkdir()
@@ -145,7 +145,7 @@ def test_damaged_metadata_leave_the_pixels(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     "fault", [RuntimeError, MemoryError, ZeroDivisionError, RecursionError, AttributeError]
 )
-def test_whatever_a_decoder_raises_is_about_its_file(
+def test_any_decoder_error_is_an_input_error(
     fault: type[Exception], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def broken(self: Pillow.Image) -> None:
@@ -157,7 +157,7 @@ def test_whatever_a_decoder_raises_is_about_its_file(
         decode_image(content, upright=True)
 
 
-def test_a_face_of_another_size_is_refused_by_its_header(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_face_of_another_size_is_refused_by_its_header(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda image: pytest.fail("it was decoded"))
     with pytest.raises(WrongSizeError):
         decode_image(encoded(np.zeros((500, 900, 3), np.uint8), "PNG"), upright=False, side=112)
@@ -176,7 +176,7 @@ def test_memory_is_bounded_by_the_header(kind: str, monkeypatch: pytest.MonkeyPa
         decode_image(content, upright=True)
 
 
-def test_a_huge_jpeg_is_read_at_half_its_size_as_a_photo_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_huge_jpeg_is_read_at_half_its_size_as_a_photo_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "_HALVED_PIXELS", 100 * 100)
     ramp = np.linspace(0, 255, 202).astype(np.uint8)[:, None, None].repeat(150, 1).repeat(3, 2)
     content = encoded(ramp, "JPEG", quality=95)
@@ -186,14 +186,14 @@ def test_a_huge_jpeg_is_read_at_half_its_size_as_a_photo_alone(monkeypatch: pyte
     assert decode_image(content, upright=False).shape == (202, 150, 3)
 
 
-def test_a_jpeg_of_very_many_scans_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jpeg_of_very_many_scans_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     content = encoded(np.zeros((100, 100, 3), np.uint8), "JPEG", progressive=True)
     monkeypatch.setattr(decoding, "_MOST_SCANNED", 50_000)
     with pytest.raises(InputError, match="scans"):
         decode_image(content, upright=True)
 
 
-def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+def test_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "a.jpg").open("wb") as stream:
         stream.truncate(decoding.MOST_BYTES + 1)
     with pytest.raises(InputError, match="larger"):
@@ -229,7 +229,7 @@ def test_threads_share_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     "start", [b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"\x00\x00\x00\x20ftypavif", b"RIFF\x00\x00\x00\x00WEBP"]
 )
-def test_what_begins_as_an_image_is_told_to_be_damaged(start: bytes) -> None:
+def test_damaged_image_with_a_valid_header_is_reported(start: bytes) -> None:
     with pytest.raises(InputError, match="truncated"):
         decode_image(start + bytes(40), upright=True)
     with pytest.raises(InputError, match="not an image"):

@@ -126,26 +126,26 @@ def test_grey_images_get_three_channels() -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", encoded()[:40]])
-def test_an_undecodable_image_is_named(root: Path, content: bytes) -> None:
+def test_undecodable_image_is_named(root: Path, content: bytes) -> None:
     (root / "2" / "7.png").write_bytes(content)
     source = ImageFolder(root)
     with pytest.raises(InputError, match=r"2/7\.png: .* cannot be decoded"):
         source.image(5)
 
 
-def test_a_wrong_size_says_what_to_do() -> None:
+def test_wrong_size_says_what_to_do() -> None:
     with pytest.raises(InputError, match=r"x\.png: the image is 96 x 96 pixels, expected 112 x 112. Align"):
         decode_face(encoded(size=96), "x.png")
 
 
-def test_a_vanished_image_is_named(root: Path) -> None:
+def test_vanished_image_is_named(root: Path) -> None:
     source = ImageFolder(root)
     source.path(0).unlink()
     with pytest.raises(InputError, match=r"1/1\.jpg: cannot be read"):
         source.image(0)
 
 
-def test_faults_of_a_folder_say_what_was_meant(tmp_path: Path) -> None:
+def test_errors_of_a_folder_suggest_the_right_one(tmp_path: Path) -> None:
     cases = {"gone": "no such folder", "file": "is a file", "empty": "no subject folders"}
     (tmp_path / "file").write_bytes(b"")
     (tmp_path / "empty").mkdir()
@@ -163,7 +163,7 @@ def test_faults_of_a_folder_say_what_was_meant(tmp_path: Path) -> None:
         ImageFolder(tmp_path / "empty")
 
 
-def test_a_folder_is_listed_once(root: Path, request: pytest.FixtureRequest) -> None:
+def test_folder_is_listed_once(root: Path, request: pytest.FixtureRequest) -> None:
     first = ImageFolder(root)
     assert [path.name for path in (root / ".face_index").iterdir()] == ["listing.npz"]
     request.getfixturevalue("no_listing")
@@ -176,7 +176,7 @@ def test_a_folder_is_listed_once(root: Path, request: pytest.FixtureRequest) -> 
 @pytest.mark.parametrize(
     "change", ["add image", "remove image", "add subject", "remove subject", "rename subject"]
 )
-def test_a_changed_folder_is_listed_again(root: Path, change: str) -> None:
+def test_changed_folder_is_listed_again(root: Path, change: str) -> None:
     before = len(ImageFolder(root))
     if change == "add image":
         (root / "2" / "8.jpg").write_bytes(encoded())
@@ -196,14 +196,14 @@ def test_a_changed_folder_is_listed_again(root: Path, change: str) -> None:
     assert all(source.path(row).is_file() for row in range(expected))
 
 
-def test_the_list_of_a_folder_that_just_changed_is_not_kept(tmp_path: Path) -> None:
+def test_listing_of_a_recently_changed_folder_is_not_cached(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "imgs", {"1": ["1.jpg"]}, settled=False)
     ImageFolder(root)
     assert not (root / ".face_index" / "listing.npz").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 torn", b"\x93NUMPY"])
-def test_a_broken_kept_list_is_made_anew(root: Path, content: bytes) -> None:
+def test_broken_cached_listing_is_rebuilt(root: Path, content: bytes) -> None:
     before = len(ImageFolder(root))
     kept = root / ".face_index" / "listing.npz"
     kept.write_bytes(content)
@@ -211,7 +211,7 @@ def test_a_broken_kept_list_is_made_anew(root: Path, content: bytes) -> None:
     assert len(kept.read_bytes()) > len(content)
 
 
-def test_the_list_is_kept_elsewhere_where_the_root_cannot_be_written(
+def test_listing_is_cached_elsewhere_for_a_read_only_root(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     (root / ".face_index").write_text("a file: no folder can be made here")
@@ -222,7 +222,7 @@ def test_the_list_is_kept_elsewhere_where_the_root_cannot_be_written(
     assert len(ImageFolder(root)) == before
 
 
-def test_a_folder_is_read_where_no_list_can_be_kept(
+def test_folder_is_read_if_no_listing_can_be_cached(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (root / ".face_index").write_text("")
@@ -239,7 +239,7 @@ def test_sources_travel_to_workers(root: Path) -> None:
     assert (arrived.image(0) == source.image(0)).all()
 
 
-def test_a_pack_has_the_rows_of_its_unpacked_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pack_has_the_rows_of_its_unpacked_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     labels_of_keys = {1: 2, 2: 10, 10: 2, 9: 2, 100: 10, 99: 10, 5: 0}
     monkeypatch.setattr(data.sources.face_source, "read_face_pack", lambda folder: FakePack(labels_of_keys))
     pack = open_source(tmp_path, use_mxrecord=True)
@@ -257,13 +257,13 @@ def test_a_pack_has_the_rows_of_its_unpacked_folder(tmp_path: Path, monkeypatch:
     assert fingerprint(select(pack, [0, 4])) == fingerprint(select(folder, [0, 4]))
 
 
-def test_a_pack_without_images_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pack_without_images_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data.sources.face_source, "read_face_pack", lambda folder: FakePack({}))
     with pytest.raises(InputError, match="no images"):
         RecordIOSource(tmp_path)
 
 
-def test_a_pack_written_by_mxnet_is_read(shared: Path) -> None:
+def test_pack_written_by_mxnet_is_read(shared: Path) -> None:
     folder = shared / "conformance" / "recordio" / "faces112"
     source = RecordIOSource(folder)
     expected = json.loads((folder / "expected.json").read_text())
@@ -275,7 +275,7 @@ def test_a_pack_written_by_mxnet_is_read(shared: Path) -> None:
 
 
 @given(st.lists(st.integers(0, 10**12), unique=True, min_size=1), st.data())
-def test_keys_are_ordered_as_their_texts(keys: list[int], draw: st.DataObject) -> None:
+def test_keys_are_ordered_as_strings(keys: list[int], draw: st.DataObject) -> None:
     labels = draw.draw(st.lists(st.integers(0, 12), min_size=len(keys), max_size=len(keys)))
     order = np.lexsort((*data.sources.face_source._text_order(np.array(keys, np.int64)), labels))
     assert [keys[i] for i in order] == [
@@ -283,7 +283,7 @@ def test_keys_are_ordered_as_their_texts(keys: list[int], draw: st.DataObject) -
     ]
 
 
-def test_the_fingerprint_tells_which_part_of_the_data_is_other(tmp_path: Path) -> None:
+def test_fingerprint_shows_which_part_of_the_data_differs(tmp_path: Path) -> None:
     subjects = {"a": ["1.png", "22.png"], "b": ["333.png"]}
     original = write_folder(tmp_path / "one", subjects)
     before = fingerprint(ImageFolder(original))
@@ -313,7 +313,7 @@ def replace_in_place(path: Path, content: bytes) -> None:
     assert path.stat().st_size == before.st_size
 
 
-def test_an_image_that_was_replaced_is_other_data_even_with_its_old_time(root: Path) -> None:
+def test_image_that_was_replaced_changes_the_fingerprint_even_with_its_old_time(root: Path) -> None:
     before = ImageFolder(root).stamps()
     replace_in_place(root / "1" / "2.JPG", encoded((1, 2, 3), ".png"))
     after = ImageFolder(root).stamps()
@@ -325,7 +325,7 @@ def test_an_image_that_was_replaced_is_other_data_even_with_its_old_time(root: P
     assert source.stamps().tolist() == [int(before[5]), int(before[0])]
 
 
-def test_images_that_are_as_they_were_are_read_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unchanged_images_are_read_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data.sources.image_stamps, "_FEWEST_REMEMBERED", 1)
     # As if the files were older than a step of the file system's clock; their inodes cannot be set back.
     monkeypatch.setattr(data.sources.image_stamps, "TIME_STEP_NS", -(10**18))
@@ -354,13 +354,13 @@ def test_images_that_are_as_they_were_are_read_once(root: Path, monkeypatch: pyt
     assert len(read) == 13
 
 
-def test_what_changed_just_now_is_not_remembered(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recently_changed_files_are_not_cached(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data.sources.image_stamps, "_FEWEST_REMEMBERED", 1)
     ImageFolder(root).stamps()
     assert not (root / ".face_index" / "stamps.npz").exists()
 
 
-def test_a_selection_numbers_its_subjects_anew(root: Path) -> None:
+def test_selection_renumbers_its_subjects(root: Path) -> None:
     source = ImageFolder(root)
     chosen = select(source, [5, 1, 0])
     assert chosen.subjects == ["1", "2"]
@@ -374,13 +374,13 @@ def test_a_selection_numbers_its_subjects_anew(root: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "message"), [([0, 6, 9], "2 of 3 .* 6 images"), ([-1], "out of range"), ([], "empty")]
 )
-def test_a_selection_outside_of_the_source_is_refused(root: Path, rows: list[int], message: str) -> None:
+def test_selection_outside_of_the_source_is_refused(root: Path, rows: list[int], message: str) -> None:
     with pytest.raises(InputError, match=message):
         select(ImageFolder(root), rows)
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=60))
-def test_the_subject_index_equals_a_search(labels: list[int]) -> None:
+def test_subject_index_equals_a_search(labels: list[int]) -> None:
     array = np.unique(np.array(labels, np.int64), return_inverse=True)[1].reshape(-1)
     index = SubjectIndex(array)
     assert len(index) == array.max() + 1
@@ -399,7 +399,7 @@ def repacked(path: Path, **changes: NDArray[Any]) -> None:
 @pytest.mark.parametrize(
     "name", [b"../../secret.jpg", b"/etc/passwd", b"..", b".", b"", b"a/b.jpg", b"1.jpg\0x.jpg"]
 )
-def test_a_kept_list_names_no_file_outside_of_its_folder(root: Path, name: bytes) -> None:
+def test_cached_listing_names_no_file_outside_of_its_folder(root: Path, name: bytes) -> None:
     before = ImageFolder(root)
     expected = [before.path(row) for row in range(len(before))]
     kept = root / ".face_index" / "listing.npz"
@@ -424,7 +424,7 @@ def test_a_kept_list_names_no_file_outside_of_its_folder(root: Path, name: bytes
     ],
     ids=str,
 )
-def test_a_kept_list_of_no_folder_is_made_anew(root: Path, changes: dict[str, NDArray[Any]]) -> None:
+def test_cached_listing_of_no_folder_is_rebuilt(root: Path, changes: dict[str, NDArray[Any]]) -> None:
     before = len(ImageFolder(root))
     repacked(root / ".face_index" / "listing.npz", **changes)
     source = ImageFolder(root)
@@ -432,7 +432,7 @@ def test_a_kept_list_of_no_folder_is_made_anew(root: Path, changes: dict[str, ND
     assert all(source.path(row).is_file() for row in range(before))
 
 
-def test_a_flipped_bit_in_a_kept_list_is_not_read(root: Path) -> None:
+def test_flipped_bit_in_a_cached_listing_is_not_read(root: Path) -> None:
     source = ImageFolder(root)
     expected = [source.path(row) for row in range(len(source))]
     kept = root / ".face_index" / "listing.npz"

@@ -114,7 +114,7 @@ def test_transparency_and_depth_are_decoded_as_by_inference() -> None:
         assert (decode_face(stream.getvalue(), "x") == decode_photo(stream.getvalue())).all()
 
 
-def test_leftovers_of_systems_are_no_people_and_no_faces(people: Path) -> None:
+def test_system_files_are_neither_subjects_nor_faces(people: Path) -> None:
     assert all(map(is_leftover, (*LEFTOVERS, *LEFTOVER_FOLDERS)))
     assert not any(map(is_leftover, ("anna", "thumbs.jpg", "eaDir", "0.jpg")))
     assert ImageFolder(people).subjects == ["p0", "p1"]
@@ -134,7 +134,7 @@ def test_what_is_skipped_is_counted_with_examples(people: Path) -> None:
     assert notes == ImageFolder(people).notes
 
 
-def test_a_kept_list_tells_the_same(people: Path) -> None:
+def test_cached_listing_gives_the_same(people: Path) -> None:
     for folder in people.iterdir():
         os.utime(folder, ns=(10**18, 10**18))
     first = ImageFolder(people)
@@ -144,9 +144,7 @@ def test_a_kept_list_tells_the_same(people: Path) -> None:
     assert fingerprint(first) == fingerprint(second)
 
 
-def test_a_pack_holds_what_training_reads(
-    people: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_pack_holds_what_training_reads(people: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     convert.convert({"pack": str(people), "out": str(tmp_path / "pack")})
     said = capsys.readouterr().out
     assert f"{2 * len(FORMATS)} images of 2 subjects" in said
@@ -154,7 +152,7 @@ def test_a_pack_holds_what_training_reads(
     assert pack_folder(people, tmp_path / "again")[:2] == (2, 2 * len(FORMATS))
 
 
-def test_the_benchmark_builder_reads_the_same_and_tells_the_rest(people: Path, tmp_path: Path) -> None:
+def test_benchmark_builder_reads_the_same_and_reports_the_rest(people: Path, tmp_path: Path) -> None:
     pool = collect_media(
         people,
         read_benchmark_protocol("stills"),
@@ -172,7 +170,7 @@ def test_the_benchmark_builder_reads_the_same_and_tells_the_rest(people: Path, t
     assert not any("@" in name or "__MACOSX" in name for name in names | rejected)
 
 
-def test_a_broken_link_is_told(people: Path) -> None:
+def test_broken_link_is_reported(people: Path) -> None:
     (people / "p0" / "gone.jpg").symlink_to(people / "nowhere.jpg")
     (people / "p2").symlink_to(people / "nowhere")
     said = "\n".join(ImageFolder(people).notes)
@@ -203,7 +201,7 @@ def unpacked(root: Path, pair_sets: tuple[str, ...] = ("agedb_30", "lfw")) -> Pa
     return root
 
 
-def test_people_of_an_unpacked_data_set_are_in_imgs(tmp_path: Path) -> None:
+def test_subjects_of_an_unpacked_data_set_are_in_imgs(tmp_path: Path) -> None:
     root = unpacked(tmp_path / "faces_emore")
     source = ImageFolder(root)
     assert source.subjects == ["0", "1", "2"]
@@ -217,7 +215,7 @@ def test_people_of_an_unpacked_data_set_are_in_imgs(tmp_path: Path) -> None:
         assert len(find_labelled(root, "--images_root", 2)) == 3
 
 
-def test_a_pair_set_beside_people_is_no_person(tmp_path: Path) -> None:
+def test_pair_set_beside_subjects_is_not_a_subject(tmp_path: Path) -> None:
     root = unpacked(tmp_path / "faces_emore")
     (root / "anna").mkdir()
     (root / "anna" / "1.jpg").write_bytes(encoded(5, "JPEG"))
@@ -227,7 +225,7 @@ def test_a_pair_set_beside_people_is_no_person(tmp_path: Path) -> None:
     assert "2 folders of unpacked pair sets" in "\n".join(source.notes)
 
 
-def test_counts_survive_the_kept_list() -> None:
+def test_counts_survive_the_cached_listing() -> None:
     skipped = Skipped.nothing()
     for number in range(5):
         skipped.add_file(f"a/{number}.TXT")

@@ -29,7 +29,7 @@ def read(tmp_path: Path, content: bytes) -> Any:
     return read_pair_set(tmp_path / "set.bin")
 
 
-def test_what_was_written_is_read(tmp_path: Path) -> None:
+def test_written_data_are_read_back(tmp_path: Path) -> None:
     write_pair_set(tmp_path / "lfw.bin", IMAGES, MATED)
     pairs = read_pair_set(tmp_path / "lfw.bin")
     assert (pairs.name, pairs.images, pairs.is_mated.tolist()) == ("lfw", IMAGES, MATED)
@@ -37,7 +37,7 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert pairs.image(5)[0, 0].tolist() == [5, 0, 0]
 
 
-def test_what_was_written_is_what_published_readers_expect(tmp_path: Path) -> None:
+def test_published_readers_can_read_written_pair_sets(tmp_path: Path) -> None:
     write_pair_set(tmp_path / "lfw.bin", IMAGES, np.array(MATED))
     content = (tmp_path / "lfw.bin").read_bytes()
     assert pickle.loads(content, encoding="bytes") == (IMAGES, MATED)
@@ -83,7 +83,7 @@ class Harmful:
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])
-def test_a_pickle_that_names_code_is_refused_and_not_run(tmp_path: Path, protocol: int) -> None:
+def test_pickle_that_names_code_is_refused_and_not_run(tmp_path: Path, protocol: int) -> None:
     trace = tmp_path / "trace"
     harmful = pickle.dumps((IMAGES, [Harmful(os.mkdir, str(trace))]), protocol)
     with pytest.raises(InputError, match=r"set\.bin: .*refers to posix\.mkdir"):
@@ -94,7 +94,7 @@ def test_a_pickle_that_names_code_is_refused_and_not_run(tmp_path: Path, protoco
 @pytest.mark.parametrize(
     "named", [eval, getattr, __import__, np.load, np.fromfile, np.lib.format.open_memmap, pickle.loads]
 )
-def test_no_other_global_is_given(tmp_path: Path, named: Any) -> None:
+def test_other_globals_are_refused(tmp_path: Path, named: Any) -> None:
     with pytest.raises(InputError, match="refers to"):
         read(tmp_path, pickle.dumps(([Harmful(named, "x")], [True]), 2))
 
@@ -104,7 +104,7 @@ def test_arrays_of_objects_are_refused(tmp_path: Path) -> None:
         read(tmp_path, pickle.dumps((np.array(IMAGES, dtype=object), MATED), 2))
 
 
-def test_a_pickle_cannot_change_the_reader(tmp_path: Path) -> None:
+def test_pickle_cannot_change_the_reader(tmp_path: Path) -> None:
     # GLOBAL numpy.ndarray, then BUILD with a state that would set attributes on what stands in for it
     attack = b"\x80\x02cnumpy\nndarray\n}X\x07\x00\x00\x00contentX\x01\x00\x00\x00xsb."
     with pytest.raises(InputError):
@@ -117,9 +117,7 @@ def test_a_pickle_cannot_change_the_reader(tmp_path: Path) -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(st.data())
-def test_a_broken_file_is_an_input_error(
-    tmp_path_factory: pytest.TempPathFactory, draw: st.DataObject
-) -> None:
+def test_broken_file_is_an_input_error(tmp_path_factory: pytest.TempPathFactory, draw: st.DataObject) -> None:
     folder = tmp_path_factory.getbasetemp()
     write_pair_set(folder / "whole.bin", [image[:20] for image in IMAGES], MATED)
     content = bytearray((folder / "whole.bin").read_bytes())
@@ -144,12 +142,12 @@ def test_a_broken_file_is_an_input_error(
         ((IMAGES, MATED, 1), "a list"),
     ],
 )
-def test_what_is_no_pair_set_is_refused(tmp_path: Path, held: object, message: str) -> None:
+def test_invalid_pair_set_is_refused(tmp_path: Path, held: object, message: str) -> None:
     with pytest.raises(InputError, match=message):
         read(tmp_path, pickle.dumps(held, 4))
 
 
-def test_an_undecodable_image_is_named_when_it_is_asked_for(tmp_path: Path) -> None:
+def test_undecodable_image_is_named_when_it_is_asked_for(tmp_path: Path) -> None:
     write_pair_set(tmp_path / "lfw.bin", [*IMAGES[:7], b"torn"], MATED)
     pairs = read_pair_set(tmp_path / "lfw.bin")
     with pytest.raises(InputError, match=r"lfw, image 7 \(pair 3\)"):
@@ -179,7 +177,7 @@ def test_folds_are_those_of_the_published_protocol(tmp_path: Path, number: int) 
         assert np.flatnonzero(folds == fold).tolist() == test.tolist()
 
 
-def test_a_set_of_real_faces_is_read(shared: Path) -> None:
+def test_set_of_real_faces_is_read(shared: Path) -> None:
     pairs = read_pair_set(shared / "faces" / "dev_pairs.bin")
     assert (len(pairs), int(pairs.is_mated.sum())) == (1600, 800)
     assert np.bincount(pairs.folds(), pairs.is_mated).tolist() == [80] * 10

@@ -67,7 +67,7 @@ def test_every_record_of_the_conformance_data_is_mxnets(shared: Path, name: str)
 @pytest.mark.parametrize(
     "fault", ["missing", "off by four", "truncated", "empty", "no numbers", "of another file"]
 )
-def test_an_index_that_is_wrong_is_made_anew(packs: Path, tmp_path: Path, name: str, fault: str) -> None:
+def test_index_that_is_wrong_is_rebuilt(packs: Path, tmp_path: Path, name: str, fault: str) -> None:
     folder = copied(packs / name, tmp_path)
     idx = folder / "train.idx"
     lines = idx.read_text().splitlines()
@@ -138,7 +138,7 @@ def test_damage_is_named_by_file_key_and_byte(
     assert f"{rec}, record {key} at byte {offset:,}" in str(fault.value)
 
 
-def test_an_empty_or_missing_pack_is_refused(tmp_path: Path) -> None:
+def test_empty_or_missing_pack_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         read_face_pack(tmp_path)
     (tmp_path / "train.rec").write_bytes(b"")
@@ -146,7 +146,7 @@ def test_an_empty_or_missing_pack_is_refused(tmp_path: Path) -> None:
         read_face_pack(tmp_path)
 
 
-def test_an_unknown_key_is_refused(packs: Path) -> None:
+def test_unknown_key_is_refused(packs: Path) -> None:
     with pytest.raises(InputError, match="has no record 40; its keys are 0 to 39"):
         opened(packs / "small").read(40)
     with pytest.raises(InputError, match="has no record -1"):
@@ -175,7 +175,7 @@ record = st.lists(st.sampled_from([MAGIC, MAGIC[:3], b"\x00", b"abcd", b"xyz"]),
         max_size=5,
     )
 )
-def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, records) -> None:
+def test_written_data_are_read_back(tmp_path_factory: pytest.TempPathFactory, records) -> None:
     folder = tmp_path_factory.mktemp("pack")
     with record_writer(folder / "train.rec", folder / "train.idx") as writer:
         for key, (payload, labels) in enumerate(records):
@@ -187,7 +187,7 @@ def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, recor
             assert list(header.labels) == labels
 
 
-def test_a_face_pack_is_laid_out_as_insightfaces(packs: Path, tmp_path: Path) -> None:
+def test_face_pack_is_laid_out_as_insightfaces(packs: Path, tmp_path: Path) -> None:
     images = [(2, b"a"), (2, b"bb"), (5, b"c"), (7, b"dddd")]
     assert write_face_pack(tmp_path, images) == 4
     pack = read_face_pack(tmp_path)
@@ -203,7 +203,7 @@ def test_a_face_pack_is_laid_out_as_insightfaces(packs: Path, tmp_path: Path) ->
     assert small.header(0).labels == (34.0, 40.0)
 
 
-def test_a_pack_that_cannot_be_finished_leaves_nothing(tmp_path: Path) -> None:
+def test_pack_that_cannot_be_finished_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="subject 1 follows 2"):
         write_face_pack(tmp_path, [(2, b"a"), (1, b"b")])
     with pytest.raises(InputError, match="no images to pack"):
@@ -242,7 +242,7 @@ def test_keys_with_gaps_are_found(tmp_path: Path) -> None:
         ("truncated_in_record_10", r"record 10 at byte 11,4\d\d: .*the file ends"),
     ],
 )
-def test_a_broken_conformance_pack_names_file_record_and_byte(shared: Path, case: str, said: str) -> None:
+def test_broken_conformance_pack_names_file_record_and_byte(shared: Path, case: str, said: str) -> None:
     folder = shared / "conformance" / "recordio" / "broken" / case
     with pytest.raises(InputError, match=said) as fault:
         digest(read_face_pack(folder).reader)
@@ -250,7 +250,7 @@ def test_a_broken_conformance_pack_names_file_record_and_byte(shared: Path, case
 
 
 @pytest.mark.parametrize("case", ["no_idx", "stale_idx", "idx_cut_short", "jpeg_destroyed_at_record_5"])
-def test_a_broken_index_or_image_leaves_the_records_readable(shared: Path, case: str) -> None:
+def test_broken_index_or_image_leaves_the_records_readable(shared: Path, case: str) -> None:
     recordio = shared / "conformance" / "recordio"
     records = json.loads((recordio / "small" / "expected.json").read_text())
     reader = read_face_pack(recordio / "broken" / case).reader
@@ -259,7 +259,7 @@ def test_a_broken_index_or_image_leaves_the_records_readable(shared: Path, case:
     assert differing == (["5"] if case.startswith("jpeg") else [])
 
 
-def test_an_index_whose_keys_are_of_other_records_is_made_anew(tmp_path: Path) -> None:
+def test_index_whose_keys_are_of_other_records_is_rebuilt(tmp_path: Path) -> None:
     # All of one size, so that every offset of the wrong index holds a record.
     with record_writer(tmp_path / "train.rec", tmp_path / "train.idx") as writer:
         for key in (3, 1, 2, 0):
@@ -270,7 +270,7 @@ def test_an_index_whose_keys_are_of_other_records_is_made_anew(tmp_path: Path) -
     assert [opened(tmp_path).read(key)[1] for key in range(4)] == [b"0000", b"0001", b"0002", b"0003"]
 
 
-def test_the_index_counts_where_records_have_no_number_of_their_own(tmp_path: Path) -> None:
+def test_index_counts_where_records_have_no_number_of_their_own(tmp_path: Path) -> None:
     rec, idx = tmp_path / "train.rec", tmp_path / "train.idx"
     with record_writer(rec, idx) as writer:
         for payload in (b"a", b"bb", b"ccc"):
@@ -282,7 +282,7 @@ def test_the_index_counts_where_records_have_no_number_of_their_own(tmp_path: Pa
     assert [RecordReader(rec).read(key)[1] for key in range(3)] == [b"a", b"bb", b"ccc"]
 
 
-def test_an_index_of_some_records_only_is_followed(packs: Path, tmp_path: Path) -> None:
+def test_index_of_some_records_only_is_followed(packs: Path, tmp_path: Path) -> None:
     folder = copied(packs / "small", tmp_path)
     lines = (folder / "train.idx").read_text().splitlines(keepends=True)
     (folder / "train.idx").write_text("".join(line for line in lines if line.split()[0] not in ("2", "3")))
@@ -302,7 +302,7 @@ def test_an_index_of_some_records_only_is_followed(packs: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("with_index", [True, False])
-def test_a_pack_cut_between_two_records_is_not_taken_for_a_smaller_one(
+def test_pack_cut_between_two_records_is_not_taken_for_a_smaller_one(
     packs: Path, tmp_path: Path, with_index: bool
 ) -> None:
     folder = copied(packs / "small", tmp_path)
@@ -355,7 +355,7 @@ def test_more_images_than_labels_can_count_are_refused(
     assert write_face_pack(tmp_path, [(0, b"x")] * 18) == 18
 
 
-def test_a_killed_writer_leaves_the_old_pack(tmp_path: Path) -> None:
+def test_killed_writer_leaves_the_old_pack(tmp_path: Path) -> None:
     write_face_pack(tmp_path, [(0, b"old"), (1, b"pack")])
     call = "import sys; from pathlib import Path; from data.sources.recordio import write_face_pack; "
     call += "write_face_pack(Path(sys.argv[1]), ((n, bytes(5000)) for n in range(10**9)))"
@@ -393,7 +393,7 @@ def write_labels(folder: Path, labels: list[float], ranges: bool = False, images
 FIVE = [float(2**24 + number) for number in range(5)]
 
 
-def test_labels_that_floats_cannot_tell_apart_are_refused(tmp_path: Path) -> None:
+def test_labels_that_are_inexact_as_floats_are_refused(tmp_path: Path) -> None:
     assert len(set(np.array(FIVE, np.float32).tolist())) == 3
     with pytest.raises(InputError) as fault:
         read_face_pack(write_labels(tmp_path, [7.0, *FIVE]))
@@ -404,7 +404,7 @@ def test_labels_that_floats_cannot_tell_apart_are_refused(tmp_path: Path) -> Non
     assert read_face_pack(write_labels(tmp_path, [2.0**24 - 1])).labels.tolist() == [2**24 - 1] * 2
 
 
-def test_identity_ranges_tell_apart_what_labels_do_not(tmp_path: Path) -> None:
+def test_identity_ranges_distinguish_inexact_labels(tmp_path: Path) -> None:
     pack = read_face_pack(write_labels(tmp_path, [7.0, *FIVE], ranges=True))
     assert pack.labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
     assert "6 subjects" in pack.notes[0]
@@ -414,16 +414,14 @@ def test_identity_ranges_tell_apart_what_labels_do_not(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("label", [float("nan"), float("inf"), float("-inf"), -1.0, 2.5])
 @pytest.mark.parametrize("ranges", [False, True])
-def test_a_label_that_is_no_subject_is_named_by_its_record(
-    tmp_path: Path, label: float, ranges: bool
-) -> None:
+def test_invalid_label_is_named_by_its_record(tmp_path: Path, label: float, ranges: bool) -> None:
     folder = write_labels(tmp_path, [3.0, label, 4.0], ranges)
     with pytest.raises(InputError, match=rf"train\.rec, record {3 if ranges else 2}: .*{label:g}"):
         read_face_pack(folder)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_first_record_without_sense_is_named(tmp_path: Path, value: float) -> None:
+def test_invalid_first_record_is_named(tmp_path: Path, value: float) -> None:
     with record_writer(tmp_path / "train.rec", tmp_path / "train.idx") as writer:
         writer.write(0, b"", (value, value))
         writer.write(1, b"image", (0.0,))
@@ -457,7 +455,7 @@ def lines_without(folder: Path, keys: set[int]) -> None:
 
 
 @pytest.mark.parametrize("keys", [{5}, {1, 2, 3}, {6, 7, 8, 9, 10}, {38}, {20, 36, 37}], ids=str)
-def test_records_that_an_index_leaves_out_are_told(packs: Path, tmp_path: Path, keys: set[int]) -> None:
+def test_records_that_an_index_leaves_out_are_reported(packs: Path, tmp_path: Path, keys: set[int]) -> None:
     folder = copied(packs / "small", tmp_path)
     lines_without(folder, keys)
     assert any(str(folder / "train.idx") in note for note in read_face_pack(folder).notes)
@@ -465,7 +463,7 @@ def test_records_that_an_index_leaves_out_are_told(packs: Path, tmp_path: Path, 
 
 @pytest.mark.parametrize("bit", [0, 3, 17, 40])
 @pytest.mark.parametrize("row", [0, 5, 20, 39])
-def test_a_flipped_bit_in_a_number_is_told_where_numbers_count(
+def test_flipped_bit_in_a_number_in_an_id_is_reported(
     packs: Path, tmp_path: Path, row: int, bit: int
 ) -> None:
     folder = copied(packs / "small", tmp_path)
@@ -484,7 +482,7 @@ def test_a_flipped_bit_in_a_number_is_told_where_numbers_count(
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, -1e30, 1e30])
 @pytest.mark.parametrize("where", ["announced", "range"])
-def test_ranges_that_are_no_numbers_of_records_end_in_a_sentence_or_are_not_used(
+def test_ranges_that_are_no_numbers_of_records_are_refused_or_ignored(
     tmp_path: Path, value: float, where: str
 ) -> None:
     with record_writer(tmp_path / "train.rec", tmp_path / "train.idx") as writer:
@@ -501,7 +499,7 @@ def test_ranges_that_are_no_numbers_of_records_end_in_a_sentence_or_are_not_used
         assert len(pack.keys) <= 4
 
 
-def test_two_ranges_of_one_label_are_told(tmp_path: Path) -> None:
+def test_two_ranges_of_one_label_are_reported(tmp_path: Path) -> None:
     write_face_pack(tmp_path, [(subject, b"x") for subject in (0, 0, 1, 1, 2, 2)])
     rec = tmp_path / "train.rec"
     offsets = [int(line.split()[1]) for line in (tmp_path / "train.idx").read_text().splitlines()]

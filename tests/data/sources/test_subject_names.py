@@ -46,7 +46,7 @@ def test_digests_of_checkpoints_are_of_the_composed_form() -> None:
     assert list(name_digests(["Ann"])) == [hashlib.blake2b(b"Ann", digest_size=6).hexdigest()]
 
 
-def test_a_list_that_names_nobody_is_refused_and_hints_at_case(tmp_path: Path) -> None:
+def test_list_without_matches_is_refused_with_a_hint_at_case(tmp_path: Path) -> None:
     path = tmp_path / "names.txt"
     path.write_text("ANN\nzoë\n", encoding="utf-8")
     with pytest.raises(InputError) as fault:
@@ -55,7 +55,7 @@ def test_a_list_that_names_nobody_is_refused_and_hints_at_case(tmp_path: Path) -
         assert fact in str(fault.value)
 
 
-def test_names_that_are_no_subjects_are_told() -> None:
+def test_names_without_a_subject_are_reported() -> None:
     matches = match_names({"Ann", "zoë", "Nobody"}, PEOPLE, "--flag", "data")
     assert matches.subjects == {"Ann"}
     said = unknown_names(matches, PEOPLE)
@@ -63,13 +63,13 @@ def test_names_that_are_no_subjects_are_told() -> None:
         assert fact in said
 
 
-def test_two_forms_of_one_name_in_a_folder_are_one_person() -> None:
+def test_two_forms_of_one_name_in_a_folder_are_one_subject() -> None:
     with pytest.raises(InputError, match="José_0"):
         check_distinct([*written("NFC"), *written("NFD")], "faces")
     check_distinct(written("NFD"), "faces")
 
 
-def test_held_out_people_do_not_hang_on_the_form() -> None:
+def test_held_out_subjects_do_not_depend_on_the_form() -> None:
     drawn = []
     for form in FORMS:
         names = [unicodedata.normalize(form, f"é{number}") for number in range(40)]
@@ -78,13 +78,13 @@ def test_held_out_people_do_not_hang_on_the_form() -> None:
     assert drawn[0] == drawn[1]
 
 
-def test_other_people_of_a_bank(tmp_path: Path) -> None:
+def test_other_subjects_of_a_bank(tmp_path: Path) -> None:
     names = written("NFD")
     bank = FeatureBank.__new__(FeatureBank)
     object.__setattr__(bank, "subjects", names)
     assert bank.other_subjects(frozenset(written("NFC")[:2])) == names[2:]
 
 
-def test_the_fingerprint_of_people_is_that_of_their_names() -> None:
+def test_fingerprint_of_subjects_is_that_of_their_names() -> None:
     parts = [data_parts(written(form), np.arange(4), np.arange(4).astype(np.uint64)) for form in FORMS]
     assert parts[0] == parts[1]

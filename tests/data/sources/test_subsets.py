@@ -58,7 +58,7 @@ def test_without_the_flag_everything_is_taken(faces: NamedFaces) -> None:
 
 
 @pytest.mark.parametrize("place", ["faces_emore/imgs", "faces_emore", "."])
-def test_the_bare_flag_takes_the_published_file_beside_the_data(
+def test_bare_flag_takes_the_published_file_beside_the_data(
     faces: NamedFaces, tmp_path: Path, place: str
 ) -> None:
     wanted = [row for row in range(199, 20, -1) if row % 11]
@@ -73,13 +73,13 @@ def test_the_bare_flag_takes_the_published_file_beside_the_data(
     assert f"without {int(((counts > 0) & (counts < 5)).sum())} subjects" in sentence
 
 
-def test_a_path_is_taken_as_an_index_file(faces: NamedFaces, tmp_path: Path) -> None:
+def test_path_is_taken_as_an_index_file(faces: NamedFaces, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text(", ".join(map(str, range(200))))
     subset, _ = train_subset(faces, str(tmp_path / "mine.txt"), 0)
     assert np.bincount(subset.labels).tolist() == [n for n in np.bincount(faces.labels) if n >= 5]
 
 
-def test_the_bare_flag_falls_back_to_a_share_and_says_where_it_looked(
+def test_bare_flag_falls_back_to_a_fraction_and_reports_searched_folders(
     faces: NamedFaces, tmp_path: Path
 ) -> None:
     subset, sentence = train_subset(faces, "", 0)
@@ -89,7 +89,7 @@ def test_the_bare_flag_falls_back_to_a_share_and_says_where_it_looked(
 
 
 @given(st.floats(0.01, 1), st.integers(0, 3))
-def test_a_share_takes_whole_subjects_by_the_seed(fraction: float, seed: int) -> None:
+def test_fraction_takes_whole_subjects_by_the_seed(fraction: float, seed: int) -> None:
     faces = NamedFaces({f"{number}": 1 + number % 5 for number in range(60)})
     subset, _ = train_subset(faces, str(fraction), seed)
     again, _ = train_subset(faces, str(fraction), seed)
@@ -120,7 +120,7 @@ def test_neither_a_file_nor_a_fraction_is_refused(faces: NamedFaces, spec: str) 
         ("0,1,8", "no subject of"),
     ],
 )
-def test_a_wrong_index_file_is_refused(faces: NamedFaces, tmp_path: Path, text: str, message: str) -> None:
+def test_wrong_index_file_is_refused(faces: NamedFaces, tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "mine.txt").write_text(text)
     with pytest.raises(InputError, match=message):
         train_subset(faces, str(tmp_path / "mine.txt"), 0)
@@ -149,7 +149,7 @@ def test_held_out_subjects_are_apart_and_have_two_images(
         assert len(held_out.subjects) == max(2, fraction_or_count)
 
 
-def test_a_subset_holds_out_the_same_subjects() -> None:
+def test_subset_holds_out_the_same_subjects() -> None:
     faces = NamedFaces({f"{number}": 2 + number % 3 for number in range(400)})
     _, held_out = hold_out(faces, 0.2, 7)
     half = select(faces, np.flatnonzero(faces.labels % 2 == 0))
@@ -166,6 +166,6 @@ def test_too_few_subjects_to_hold_out_are_refused(faces: NamedFaces, count: int)
 
 
 @pytest.mark.parametrize("fraction", [0, -1, 2.5, float("nan")])
-def test_a_senseless_share_is_refused(faces: NamedFaces, fraction: float) -> None:
+def test_invalid_fraction_is_refused(faces: NamedFaces, fraction: float) -> None:
     with pytest.raises(InputError, match="cannot hold out"):
         hold_out(faces, fraction, 0)

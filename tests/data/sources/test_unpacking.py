@@ -72,7 +72,9 @@ def test_images_can_be_recoded(pack: Path, tmp_path: Path, image_format: str) ->
     assert np.abs(image.astype(int) - original).mean() < (8 if image_format == "jpg" else 1e-9)
 
 
-def test_a_broken_image_is_left_out_and_told(tmp_path: Path, drawn_face: Callable[[int, int], bytes]) -> None:
+def test_broken_image_is_skipped_and_reported(
+    tmp_path: Path, drawn_face: Callable[[int, int], bytes]
+) -> None:
     images = [(0, drawn_face(0, 0)), (0, b"\xff\xd8 broken"), (1, b""), (1, drawn_face(1, 0))]
     write_face_pack(tmp_path, images)
     done = unpack_pack(tmp_path, tmp_path)
@@ -81,7 +83,7 @@ def test_a_broken_image_is_left_out_and_told(tmp_path: Path, drawn_face: Callabl
     assert "cannot be decoded" in done.skipped[0][1]
 
 
-def test_a_second_call_writes_nothing_and_mends_what_is_cut_short(pack: Path) -> None:
+def test_second_call_writes_nothing_and_rewrites_truncated(pack: Path) -> None:
     unpack_pack(pack, pack)
     before = tree(pack / "imgs")
     assert unpack_pack(pack, pack).there == 35
@@ -126,7 +128,7 @@ def large_pack(tmp_path: Path, drawn_face: Callable[[int, int], bytes]) -> Path:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_killed_unpacking_goes_on(large_pack: Path, workers: int) -> None:
+def test_killed_unpacking_continues(large_pack: Path, workers: int) -> None:
     process = started(large_pack, workers)
     images = large_pack / "imgs"
     while process.poll() is None and not any(images.glob("3/*.png")):
@@ -169,7 +171,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def test_a_disk_that_fills_up_under_a_worker_says_how_to_go_on(large_pack: Path) -> None:
+def test_disk_that_fills_up_under_a_worker_says_how_to_continue(large_pack: Path) -> None:
     smallest = min(len(content) for content in tree_of_records(large_pack))
 
     def no_room() -> None:
@@ -191,7 +193,7 @@ def tree_of_records(folder: Path) -> list[bytes]:
     return [records.reader.read(key)[1] for key in records.keys.tolist()]
 
 
-def test_a_worker_that_is_ended_from_outside_is_told(large_pack: Path) -> None:
+def test_worker_that_is_killed_is_reported(large_pack: Path) -> None:
     process = started(large_pack, 2)
     while process.poll() is None and not any((large_pack / "imgs").glob("3/*.png")):
         time.sleep(0.005)
@@ -202,7 +204,7 @@ def test_a_worker_that_is_ended_from_outside_is_told(large_pack: Path) -> None:
     assert "Traceback" not in said
 
 
-def test_a_damaged_record_is_told_before_anything_is_written(pack: Path) -> None:
+def test_damaged_record_is_reported_before_anything_is_written(pack: Path) -> None:
     offset = int((pack / "train.idx").read_text().splitlines()[20].split()[1])
     content = bytearray((pack / "train.rec").read_bytes())
     content[offset + 4 : offset + 8] = (1 << 20).to_bytes(4, "little")
@@ -212,7 +214,7 @@ def test_a_damaged_record_is_told_before_anything_is_written(pack: Path) -> None
     assert not (pack / "out").exists()
 
 
-def test_half_an_image_is_left_out(tmp_path: Path) -> None:
+def test_truncated_image_is_skipped(tmp_path: Path) -> None:
     image = np.random.default_rng(0).integers(0, 255, (112, 112, 3), np.uint8)
     jpeg, png = (cv2.imencode(suffix, image)[1].tobytes() for suffix in (".jpg", ".png"))
     write_face_pack(tmp_path, [(0, jpeg), (0, jpeg[:5000]), (0, png), (0, png[:-12]), (0, jpeg + bytes(3))])
@@ -221,7 +223,7 @@ def test_half_an_image_is_left_out(tmp_path: Path) -> None:
     assert sorted(tree(tmp_path / "imgs")) == ["0/1.jpg", "0/3.png", "0/5.jpg"]
 
 
-def test_half_an_image_is_left_out_where_the_decoder_fills_it_up(
+def test_truncated_image_is_skipped_where_the_decoder_fills_it_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = np.zeros((112, 112, 3), np.uint8)
@@ -235,7 +237,7 @@ def test_half_an_image_is_left_out_where_the_decoder_fills_it_up(
 
 
 @pytest.mark.parametrize("image_format", ["jpg", "png"])
-def test_recoding_goes_on_and_mends_what_is_cut_short(pack: Path, image_format: str) -> None:
+def test_recoding_continues_and_rewrites_truncated(pack: Path, image_format: str) -> None:
     unpack_pack(pack, pack, image_format=image_format)
     before = tree(pack / "imgs")
     for key, size in ((1, 0), (2, 900)):
@@ -246,7 +248,7 @@ def test_recoding_goes_on_and_mends_what_is_cut_short(pack: Path, image_format: 
     assert tree(pack / "imgs") == before
 
 
-def test_a_file_system_without_room_for_files_is_refused(pack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_system_without_free_inodes_is_refused(pack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full = SimpleNamespace(
         f_files=1000, f_favail=34, f_bavail=9**9, f_bfree=9**9, f_blocks=9**9, f_frsize=4096
     )
@@ -275,14 +277,14 @@ def test_another_packs_folder_is_refused(pack: Path, tmp_path: Path) -> None:
         unpack_pack(pack, tmp_path / "strange")
 
 
-def test_a_full_disk_is_found_before_work(pack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_is_found_before_work(pack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files.shutil, "disk_usage", lambda _path: type("U", (), {"free": 1000})())
     with pytest.raises(InputError, match="are free"):
         unpack_pack(pack, pack)
     assert tree(pack / "imgs") == {}
 
 
-def test_a_disk_that_fills_up_says_how_to_go_on(pack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disk_that_fills_up_says_how_to_continue(pack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = Path.write_bytes
 
     def write_bytes(path: Path, content: bytes) -> int:
@@ -307,7 +309,7 @@ def test_pair_sets_become_images_and_a_table(tmp_path: Path, drawn_face: Callabl
     assert [(tmp_path / "p" / name).read_bytes() for name in names] == images
 
 
-def test_pairs_with_a_broken_image_are_left_out(
+def test_pairs_with_a_broken_image_are_excluded(
     tmp_path: Path, drawn_face: Callable[[int, int], bytes]
 ) -> None:
     images = [drawn_face(s, 0) for s in range(6)]
@@ -331,7 +333,7 @@ def test_pairs_that_are_there_are_not_written_again(
     assert {path for path in stamps if path.stat().st_mtime_ns != stamps[path]} == {victim}
 
 
-def test_a_pack_is_not_written_over(face_folder: Callable[..., Path], pack: Path) -> None:
+def test_existing_pack_is_not_overwritten(face_folder: Callable[..., Path], pack: Path) -> None:
     before = (pack / "train.rec").read_bytes()
     with pytest.raises(InputError, match=r"train\.rec: already exists"):
         pack_folder(face_folder(2, 2), pack)
@@ -348,7 +350,7 @@ def test_a_pack_is_not_written_over(face_folder: Callable[..., Path], pack: Path
         assert len(list(out.iterdir())) == 1
 
 
-def test_a_folder_becomes_a_pack_and_back(face_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_folder_becomes_a_pack_and_back(face_folder: Callable[..., Path], tmp_path: Path) -> None:
     folder = face_folder(4, 3)
     assert pack_folder(folder, tmp_path / "pack") == (4, 12, [])
     assert (tmp_path / "pack" / "subjects.txt").read_text().split() == ["s000", "s001", "s002", "s003"]
@@ -358,7 +360,7 @@ def test_a_folder_becomes_a_pack_and_back(face_folder: Callable[..., Path], tmp_
     assert [content for _, content in back] == contents
 
 
-def test_an_image_that_is_no_face_is_not_packed(face_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_image_that_is_no_face_is_not_packed(face_folder: Callable[..., Path], tmp_path: Path) -> None:
     folder = face_folder(2, 2)
     (folder / "s001" / "1.png").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"s001/1.png: 8 bytes cannot be decoded"):
@@ -367,7 +369,7 @@ def test_an_image_that_is_no_face_is_not_packed(face_folder: Callable[..., Path]
 
 
 @pytest.mark.parametrize("name", ["a\nb", "a\u2028b", "a\x85", "a\r"])
-def test_a_name_of_two_lines_is_not_packed(
+def test_name_with_a_line_break_is_not_packed(
     face_folder: Callable[..., Path], tmp_path: Path, name: str
 ) -> None:
     folder = face_folder(2, 1)
