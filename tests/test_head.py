@@ -34,7 +34,7 @@ def slow_logits(
     margins: list[tuple[float, float]],
     labels: list[int],
 ) -> list[list[float]]:
-    """METHOD 3, one cosine at a time; `margins`: added to a face's angle, and taken from its cosine."""
+    """The definition, one cosine at a time; `margins`: added to the angle, and subtracted from the cosine."""
     eps, logits = EPS[name], []
     lengths = [math.sqrt(sum(row[c] ** 2 for row in kernel)) for c in range(len(kernel[0]))]
     for face, (angular, additive), label in zip(faces, margins, labels, strict=True):
@@ -104,7 +104,7 @@ def test_steps_equal_the_published_code(name: str, case: str, golden: Path) -> N
     norms=st.lists(st.floats(0, 300, width=32), min_size=1, max_size=7),
     aligned=st.booleans(),
 )
-def test_equals_the_slow_definition(name: str, seed: int, norms: list[float], aligned: bool) -> None:
+def test_logits_equal_the_definition(name: str, seed: int, norms: list[float], aligned: bool) -> None:
     embedding, _, label = some_batch(len(norms), seed=seed)
     head = build_head(name, 8, 5, t_alpha=0.5).double()
     if aligned:
@@ -120,7 +120,7 @@ def test_equals_the_slow_definition(name: str, seed: int, norms: list[float], al
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("name", HEADS)
-def test_computes_in_float32_whatever_the_precision_around(name: str, dtype: torch.dtype) -> None:
+def test_logits_are_float32_under_autocast(name: str, dtype: torch.dtype) -> None:
     embedding, norm, label = some_batch(6)
     embedding, norm = embedding.to(dtype), norm.to(dtype)
     kernel = torch.randn(8, 5)
@@ -149,7 +149,7 @@ def test_gradients_equal_finite_differences(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_gradients_stay_finite_at_the_ends_of_the_cosine(name: str) -> None:
+def test_gradients_are_finite_at_extreme_cosines(name: str) -> None:
     head = build_head(name, 8, 2)
     embedding = head.get_parameter("kernel").detach().T.clone().requires_grad_()
     F.cross_entropy(
@@ -160,7 +160,7 @@ def test_gradients_stay_finite_at_the_ends_of_the_cosine(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_only_the_true_class_has_a_margin_and_no_gradient_reaches_the_norm(name: str) -> None:
+def test_only_the_target_has_a_margin_and_norms_are_detached(name: str) -> None:
     embedding, norm, label = some_batch(6)
     norm.requires_grad_()
     embedding.requires_grad_()
@@ -174,8 +174,8 @@ def test_only_the_true_class_has_a_margin_and_no_gradient_reaches_the_norm(name:
     assert norm.grad is None
 
 
-def test_adaface_gives_poor_faces_an_angular_and_good_ones_an_additive_margin() -> None:
-    """METHOD 3: z = -1 is ArcFace, 0 CosFace, +1 a negative angular margin."""
+def test_adaface_margin_depends_on_the_norm() -> None:
+    """z = -1 is ArcFace, 0 CosFace, +1 a negative angular margin."""
     embedding, _, label = some_batch(3)
     head = AdaFace(8, 5, m=0.3, h=1.0).eval()
     head.batch_std.fill_(10.0)
@@ -188,7 +188,7 @@ def test_adaface_gives_poor_faces_an_angular_and_good_ones_an_additive_margin() 
 # The running statistics
 
 
-def test_one_face_moves_the_mean_and_leaves_the_deviation() -> None:
+def test_one_face_updates_only_the_mean() -> None:
     head = AdaFace(8, 5, t_alpha=0.5)
     embedding, _, label = some_batch(1)
     logits = head(embedding, torch.tensor([[30.0]]), label)
@@ -206,7 +206,7 @@ def test_one_face_moves_the_mean_and_leaves_the_deviation() -> None:
     ),
     st.sampled_from([0.01, 1.0]),
 )
-def test_no_batch_brings_nan_or_inf_into_the_state(batches: list[list[float]], alpha: float) -> None:
+def test_statistics_stay_finite_for_any_batch(batches: list[list[float]], alpha: float) -> None:
     head = AdaFace(8, 5, t_alpha=alpha)
     for norms in batches:
         embedding, _, label = some_batch(len(norms))
@@ -215,7 +215,7 @@ def test_no_batch_brings_nan_or_inf_into_the_state(batches: list[list[float]], a
         assert 0 <= head.batch_std.item() <= 100
 
 
-def test_norms_that_are_not_finite_are_left_out_of_the_statistics_but_show_in_the_logits() -> None:
+def test_non_finite_norms_are_excluded_from_the_statistics() -> None:
     head, clean = AdaFace(8, 5, t_alpha=1.0), AdaFace(8, 5, t_alpha=1.0)
     embedding, _, label = some_batch(4)
     norms = torch.tensor([[10.0], [math.nan], [18.0], [math.inf]])
@@ -234,7 +234,7 @@ def test_nearly_equal_norms_keep_their_small_deviation() -> None:
     assert head.batch_std.item() == pytest.approx(statistics.stdev(norms.flatten().tolist()), rel=1e-3)
 
 
-def test_evaluation_leaves_the_state_alone() -> None:
+def test_evaluation_does_not_update_the_statistics() -> None:
     head = AdaFace(8, 5).eval()
     before = {key: value.clone() for key, value in head.state_dict().items()}
     head(*some_batch(4))
@@ -268,7 +268,7 @@ def three_steps(rank: int, processes: int, folder: str) -> None:
         distributed.destroy_process_group()
 
 
-def test_two_processes_keep_the_statistics_of_one(tmp_path: Path) -> None:
+def test_two_processes_have_the_statistics_of_one(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(three_steps, args=(2, str(tmp_path)), nprocs=2)
     three_steps(0, 1, str(tmp_path))
     logits, state = torch.load(tmp_path / "1_0.pt", weights_only=True)
@@ -295,31 +295,31 @@ def test_state_has_the_published_names() -> None:
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_fresh_columns_have_length_one(name: str) -> None:
+def test_initial_class_weights_have_unit_length(name: str) -> None:
     torch.testing.assert_close(build_head(name, 8, 5).get_parameter("kernel").norm(dim=0), torch.ones(5))
 
 
 @pytest.mark.parametrize(("name", "margin"), [("adaface", 0.4), ("arcface", 0.5), ("cosface", 0.4)])
-def test_each_head_has_its_own_margin_unless_told(name: str, margin: float) -> None:
+def test_default_margin_depends_on_the_head(name: str, margin: float) -> None:
     assert build_head(name, 8, 5).m == margin
     assert build_head(name, 8, 5, m=None).m == margin
     assert build_head(name, 8, 5, m=0.7).m == 0.7
 
 
-def test_an_unknown_name_is_an_error_that_lists_the_names() -> None:
+def test_unknown_name_reports_valid_and_nearest_names() -> None:
     with pytest.raises(InputError, match=r"adaface, arcface, cosface.*Did you mean 'adaface'"):
         build_head("adaFace", 8, 5)
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_values_out_of_range_are_named_together(name: str) -> None:
+def test_options_out_of_range_are_reported_together(name: str) -> None:
     with pytest.raises(
         InputError, match=r"(?s)num_classes must be at least 1, found 0.*margin m .*-1.*scale s .*nan"
     ):
         build_head(name, 8, 0, m=-1.0, s=math.nan)
 
 
-def test_adaface_refuses_wrong_statistics_options() -> None:
+def test_invalid_adaface_options_are_reported_together() -> None:
     with pytest.raises(
         InputError, match=r"(?s)h must be finite and not negative, found inf.*t_alpha must be above 0"
     ):

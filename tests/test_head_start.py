@@ -20,7 +20,7 @@ def test_class_weights_start_at_directions_of_any_length(name: str) -> None:
 
 
 @pytest.mark.parametrize("directions", [torch.ones(6, 4), torch.full((4, 6), torch.nan)])
-def test_directions_that_do_not_fit_are_refused(directions: torch.Tensor) -> None:
+def test_directions_of_another_shape_are_rejected(directions: torch.Tensor) -> None:
     with pytest.raises(InputError, match=r"expected finite directions \(4, 6\)"):
         init_class_weights(build_head("cosface", 6, 4), directions)
 

@@ -115,7 +115,7 @@ def test_outputs_equal_the_published_code(name: str, golden: Path) -> None:
 
 @pytest.mark.parametrize("kind", NARROW)
 def test_residual_units_equal_their_definition(kind: str) -> None:
-    """METHOD 2 with strided 1x1 convolutions and max-pools, which our shortcut does otherwise."""
+    """With strided 1x1 convolutions and max-pools, which our shortcut replaces by slicing."""
     layout = NARROW[kind]
     network = IResNet(BACKBONES["ir_tiny"], layout).double().eval()
     network.load_state_dict(weights_by_rule(network))
@@ -156,7 +156,7 @@ def residual_unit(state: dict[str, Tensor], x: Tensor, stride: int, layout: IRes
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_gives_unit_rows_and_the_norm_of_the_features(name: str) -> None:
+def test_output_is_unit_rows_and_feature_norms(name: str) -> None:
     backbone = with_weights_by_rule(name)
     images = backbone.spec.normalise(some_images(3))
     with torch.no_grad():
@@ -169,7 +169,7 @@ def test_gives_unit_rows_and_the_norm_of_the_features(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_a_face_does_not_depend_on_its_batch(name: str) -> None:
+def test_output_is_independent_of_the_batch(name: str) -> None:
     backbone = with_weights_by_rule(name)
     images = backbone.spec.normalise(some_images(4))
     with torch.no_grad():
@@ -179,7 +179,7 @@ def test_a_face_does_not_depend_on_its_batch(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_channels_last_gives_the_same_values_and_gradients(name: str) -> None:
+def test_channels_last_values_and_gradients_agree(name: str) -> None:
     """ir_tiny ended here in a segmentation fault of oneDNN, when its shortcuts were strided convolutions."""
     backbone = with_weights_by_rule(name).double()
     images = backbone.spec.normalise(some_images(2)).double()
@@ -208,7 +208,7 @@ def test_tiny_trains_in_channels_last_in_float32() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("how", ["autocast", "weights"])
 @pytest.mark.parametrize("name", SMALL)
-def test_low_precision_gives_float32_near_the_exact_result(name: str, how: str, dtype: torch.dtype) -> None:
+def test_low_precision_output_is_float32_and_close(name: str, how: str, dtype: torch.dtype) -> None:
     backbone = with_weights_by_rule(name)
     images = backbone.spec.normalise(some_images(2))
     with torch.no_grad():
@@ -245,7 +245,7 @@ def test_a_zero_feature_gives_zero_and_finite_gradients() -> None:
     features=st.lists(st.floats(-1e4, 1e4, width=32), min_size=4, max_size=4),
     scale=st.floats(0.01, 100.0),
 )
-def test_direction_does_not_depend_on_length(features: list[float], scale: float) -> None:
+def test_direction_is_independent_of_length(features: list[float], scale: float) -> None:
     x = torch.tensor([features], dtype=torch.float64)
     if x.norm() * min(scale, 1) < 1e-3:
         return
@@ -287,7 +287,7 @@ def test_ir_tiny_is_tiny() -> None:
     assert sum(parameter.numel() for parameter in build_backbone("ir_tiny").parameters()) < 300_000
 
 
-def test_an_unknown_name_is_an_error_that_lists_the_names() -> None:
+def test_unknown_name_reports_valid_and_nearest_names() -> None:
     with pytest.raises(InputError, match=r"'ir_se50'.*ir_18, .*Did you mean 'ir_se_50'"):
         build_backbone("ir_se50")
 
@@ -295,7 +295,7 @@ def test_an_unknown_name_is_an_error_that_lists_the_names() -> None:
 # The spec
 
 
-def test_each_backbone_carries_the_spec_of_its_name() -> None:
+def test_each_backbone_has_the_spec_of_its_name() -> None:
     insightface = [*(f"iresnet{depth}" for depth in (18, 34, 50, 100, 200)), "iresnet_tiny"]
     rgb = [*insightface, "mbf", "mbf_large", "mobilefacenet"]
     assert list(BACKBONES) == [*PUBLISHED, "ir_tiny", *rgb]
@@ -317,7 +317,7 @@ def test_normalise_scales_pixels_and_keeps_the_memory_format() -> None:
     assert BACKBONES["ir_50"].normalise(images).is_contiguous(memory_format=torch.channels_last)
 
 
-def test_normalising_twice_is_an_error() -> None:
+def test_normalised_images_are_rejected() -> None:
     spec = BACKBONES["ir_50"]
     with pytest.raises(InputError, match=r"must be uint8 with values 0\.\.255, found torch\.float32"):
         spec.normalise(spec.normalise(some_images(1)))
@@ -327,7 +327,7 @@ def test_normalising_twice_is_an_error() -> None:
     shape=st.lists(st.integers(0, 4), min_size=2, max_size=4),
     name=st.sampled_from(["ir_50", "mobilefacenet"]),
 )
-def test_from_rgb_moves_the_channels_and_orders_them(shape: list[int], name: str) -> None:
+def test_from_rgb_transposes_and_orders_channels(shape: list[int], name: str) -> None:
     images = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
     before = images.copy()
     ordered = BACKBONES[name].from_rgb(images)
@@ -343,7 +343,7 @@ def test_from_rgb_moves_the_channels_and_orders_them(shape: list[int], name: str
 @pytest.mark.parametrize(
     "images", [np.zeros((4, 4, 3), np.float32), np.zeros((3, 4, 4), np.uint8), np.zeros((4, 3), np.uint8)]
 )
-def test_from_rgb_refuses_other_arrays(images: Any) -> None:
+def test_from_rgb_rejects_other_arrays(images: Any) -> None:
     with pytest.raises(
         InputError, match=r"expected RGB images as uint8 of shape \(\.\.\., height, width, 3\)"
     ):
@@ -378,17 +378,17 @@ def test_spec_survives_json(spec: BackboneSpec) -> None:
         ("colour", "BGR", "unknown field 'colour'"),
     ],
 )
-def test_a_wrong_spec_is_an_error(field: str, value: object, message: str) -> None:
+def test_invalid_spec_is_rejected(field: str, value: object, message: str) -> None:
     with pytest.raises(InputError, match=message):
         BackboneSpec.from_dict(BACKBONES["ir_50"].to_dict() | {field: value})
 
 
-def test_a_spec_names_all_that_it_lacks() -> None:
+def test_missing_fields_are_reported_together() -> None:
     with pytest.raises(InputError, match=r"(?s)channel_order is missing.*mean is missing.*std is missing"):
         BackboneSpec.from_dict({"name": "ir_50", "embedding_size": 512, "norm_is_quality": True})
 
 
-def test_a_spec_of_an_earlier_version_is_read_by_its_former_names() -> None:
+def test_former_field_names_are_accepted() -> None:
     spec = replace(BACKBONES["ir_50"], input_size=96, alignment=(1.0,) * 10, normalises_illumination=True)
     spec = spec.with_auxiliary(8)
     values = spec.to_dict()
@@ -402,23 +402,23 @@ def test_a_spec_of_an_earlier_version_is_read_by_its_former_names() -> None:
     assert BackboneSpec.from_dict(values) == spec
 
 
-def test_levelled_light_is_the_same_face_in_any_light() -> None:
+def test_illumination_normalisation_is_invariant_to_gain_and_offset() -> None:
     rng = np.random.default_rng(0)
     face = torch.from_numpy(rng.normal(120, 30, (1, 3, 112, 112)).clip(60, 190)).float()
     darker = face * 0.4 + 15
     flat = torch.full((1, 3, 112, 112), 7.0)
-    levelled = normalise_illumination(torch.cat([face, darker, flat]))
-    torch.testing.assert_close(levelled[0], levelled[1], atol=1e-3, rtol=0)
-    inner = levelled[0, :, 20:100, 20:92]
+    normalised = normalise_illumination(torch.cat([face, darker, flat]))
+    torch.testing.assert_close(normalised[0], normalised[1], atol=1e-3, rtol=0)
+    inner = normalised[0, :, 20:100, 20:92]
     assert inner.mean().item() == pytest.approx(118, abs=1)
     assert inner.std(correction=0).item() == pytest.approx(52, abs=2)
-    assert levelled.min() >= 0
-    assert levelled.max() <= 255
+    assert normalised.min() >= 0
+    assert normalised.max() <= 255
     # No contrast to bring back: grey, not noise.
-    torch.testing.assert_close(levelled[2], torch.full((3, 112, 112), 118.0))
+    torch.testing.assert_close(normalised[2], torch.full((3, 112, 112), 118.0))
 
 
-def test_a_spec_levels_before_it_normalises_and_says_so_only_then() -> None:
+def test_spec_normalises_illumination_first() -> None:
     plain = BACKBONES["mobilefacenet"]
     spec = replace(plain, normalises_illumination=True)
     images = torch.randint(0, 256, (2, 3, 112, 112), dtype=torch.uint8)
@@ -429,11 +429,11 @@ def test_a_spec_levels_before_it_normalises_and_says_so_only_then() -> None:
     assert "normalises_illumination" not in plain.to_dict()
 
 
-# Context
+# Auxiliary features
 
 
 @pytest.mark.parametrize("name", ["ir_tiny", "iresnet_tiny", "mobilefacenet"])
-def test_context_is_what_the_last_layer_drops(name: str) -> None:
+def test_auxiliary_features_are_orthogonal_to_the_last_layer(name: str) -> None:
     plain, backbone = with_weights_by_rule(name), with_weights_by_rule(name)
     backbone.spec = backbone.spec.with_auxiliary(24)
     D = plain.spec.embedding_size
@@ -463,7 +463,7 @@ def test_context_is_what_the_last_layer_drops(name: str) -> None:
         assert (shift @ weight.T + bias).abs().max() < 1e-4
 
 
-def test_context_follows_the_weights_and_survives_copies() -> None:
+def test_auxiliary_layer_follows_weights_and_copies() -> None:
     first, second = with_weights_by_rule("ir_tiny"), build_backbone("ir_tiny").eval()
     for backbone in (first, second):
         backbone.spec = backbone.spec.with_auxiliary(8)
@@ -478,7 +478,7 @@ def test_context_follows_the_weights_and_survives_copies() -> None:
         assert second(pixels)[0].shape == (2, 64 + 5)
 
 
-def test_context_that_there_is_not() -> None:
+def test_unavailable_auxiliary_features_are_rejected() -> None:
     backbone = build_backbone("mobilefacenet")
     backbone.spec = backbone.spec.with_auxiliary(385)
     with pytest.raises(InputError, match="384 auxiliary features, asked for 385"):
@@ -493,7 +493,7 @@ def test_context_that_there_is_not() -> None:
     assert BackboneSpec.from_dict(backbone.spec.to_dict()) == backbone.spec
 
 
-def test_context_is_too_small_to_be_seen_in_a_cosine() -> None:
+def test_auxiliary_features_hardly_change_cosines() -> None:
     generator = torch.Generator().manual_seed(0)
     embedding = torch.nn.functional.normalize(torch.randn(50, 128, generator=generator), dim=1)
     embedding[7] = 0

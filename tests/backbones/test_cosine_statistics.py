@@ -21,13 +21,13 @@ POOR = CosineStatistics(0.3, 0.3, 0.4, 0.3, 400, 200)
 EVERYWHERE = np.linspace(-1, 1, 401)
 
 
-def test_limits_of_the_reference_stay_as_they_are() -> None:
+def test_reference_limits_are_unchanged() -> None:
     np.testing.assert_allclose([REFERENCE.limit(value) for value in EVERYWHERE[40:]], EVERYWHERE[40:])
     assert REFERENCE.difference(0.1) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("statistics", [RAW, CENTRED, POOR, replace(RAW, mated_mean=None, mated_std=None)])
-def test_limits_rise_with_the_reference_and_meet_both_means(statistics: CosineStatistics) -> None:
+def test_limits_are_monotone_and_map_both_means(statistics: CosineStatistics) -> None:
     limits = np.array([statistics.limit(value) for value in EVERYWHERE])
     assert (np.diff(limits) >= 0).all()
     assert limits.min() >= -1
@@ -36,7 +36,7 @@ def test_limits_rise_with_the_reference_and_meet_both_means(statistics: CosineSt
     assert statistics.limit(REFERENCE.mated[0]) == pytest.approx(statistics.mated[0])
 
 
-def test_limits_lie_where_as_many_pairs_are_as_with_the_reference() -> None:
+def test_limits_keep_the_fraction_of_pairs() -> None:
     """Cosines that as many mated pairs of LFW reach as with MobileFaceNet at 0.95 and at 0.2."""
     assert RAW.limit(0.95) == pytest.approx(0.991, abs=0.003)
     assert CENTRED.limit(0.95) == pytest.approx(0.952, abs=0.004)
@@ -45,7 +45,7 @@ def test_limits_lie_where_as_many_pairs_are_as_with_the_reference() -> None:
 
 
 @pytest.mark.parametrize("known", [RAW, CENTRED])
-def test_unknown_mated_pairs_are_assumed_and_not_claimed(known: CosineStatistics) -> None:
+def test_unknown_mated_statistics_are_extrapolated(known: CosineStatistics) -> None:
     unlabelled = replace(known, mated_mean=None, mated_std=None, num_subjects=None)
     assert unlabelled.mated == pytest.approx(known.mated, abs=0.012)
     assert "unknown" in unlabelled.text()
@@ -63,13 +63,13 @@ def test_unknown_mated_pairs_are_assumed_and_not_claimed(known: CosineStatistics
         {"nonmated_mean": "0.8"},
     ],
 )
-def test_impossible_statistics_are_refused(change: dict[str, Any]) -> None:
+def test_invalid_statistics_are_rejected(change: dict[str, Any]) -> None:
     values = {**RAW.to_dict(), **change}
     with pytest.raises(InputError, match="cosine statistics"):
         CosineStatistics.from_dict(values)
 
 
-def test_a_spec_without_statistics_is_taken_for_the_reference() -> None:
+def test_spec_without_statistics_uses_the_reference() -> None:
     spec = BACKBONES["ir_tiny"]
     assert not spec.is_measured
     assert spec.cosine_limit(0.35) == 0.35
@@ -80,8 +80,8 @@ def test_a_spec_without_statistics_is_taken_for_the_reference() -> None:
     assert measured.cosine_difference(0.1) == pytest.approx(0.1 * 0.113 / 0.688)
 
 
-def people_with_a_shared_vector(count: int, each: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Faces of a person have a cosine of about 0.67, of two people about 0; then a vector is added."""
+def subjects_with_a_shared_vector(count: int, each: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Mated cosines of about 0.67 and non-mated of about 0, before a vector is added."""
     rng = np.random.default_rng(0)
     faces = rng.standard_normal((count, 1, 128)) + 0.7 * rng.standard_normal((count, each, 128))
     faces = faces.reshape(-1, 128) + 3 * rng.standard_normal((1, 128))
@@ -90,8 +90,8 @@ def people_with_a_shared_vector(count: int, each: int) -> tuple[NDArray[np.float
 
 
 @pytest.mark.parametrize(("count", "each"), [(60, 2), (900, 2), (40, 50)])
-def test_measured_statistics_are_those_without_the_shared_vector(count: int, each: int) -> None:
-    features, labels = people_with_a_shared_vector(count, each)
+def test_statistics_are_measured_without_the_shared_vector(count: int, each: int) -> None:
+    features, labels = subjects_with_a_shared_vector(count, each)
     centre, found = measure_cosines(features, labels)
     assert centre is not None
     assert found.nonmated_mean == pytest.approx(0, abs=0.03)
@@ -103,8 +103,8 @@ def test_measured_statistics_are_those_without_the_shared_vector(count: int, eac
     assert measure_cosines(features, labels) == (centre, found)
 
 
-def test_unlabelled_faces_give_nearly_the_same() -> None:
-    features, labels = people_with_a_shared_vector(200, 2)
+def test_unlabelled_faces_give_similar_statistics() -> None:
+    features, labels = subjects_with_a_shared_vector(200, 2)
     centre, known = measure_cosines(features, labels)
     other, unknown = measure_cosines(features, None)
     np.testing.assert_allclose(np.array(other), np.array(centre), atol=1e-5)
@@ -112,6 +112,6 @@ def test_unlabelled_faces_give_nearly_the_same() -> None:
     assert (unknown.mated_mean, unknown.num_subjects) == (None, None)
 
 
-def test_too_few_people_are_not_measured() -> None:
+def test_too_few_subjects_are_rejected() -> None:
     with pytest.raises(InputError, match="29 subjects"):
-        measure_cosines(*people_with_a_shared_vector(29, 4))
+        measure_cosines(*subjects_with_a_shared_vector(29, 4))

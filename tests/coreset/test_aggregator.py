@@ -37,7 +37,7 @@ def lively(aggregator: CoresetAggregator) -> CoresetAggregator:
     return aggregator
 
 
-def test_the_norm_code_is_its_formula() -> None:
+def test_norm_code_equals_its_formula() -> None:
     norms, D = torch.tensor([0.0, 0.7, 23.4567], dtype=torch.float64), 7
     code = norm_code(norms, D)
     for r, row in zip(norms.tolist(), code.tolist(), strict=True):
@@ -52,16 +52,16 @@ def attention_inputs(B: int, K: int, T: int, D: int) -> Iterator[Tensor]:
 
 
 @pytest.mark.parametrize("folded", [True, False])
-def test_attention_equals_pytorchs(folded: bool) -> None:
+def test_attention_equals_torch_multihead_attention(folded: bool) -> None:
     layer = SetAttention(16, 4, 0.0).double()
-    twin = nn.MultiheadAttention(16, 4, batch_first=True).double()
+    reference = nn.MultiheadAttention(16, 4, batch_first=True).double()
     nn.init.normal_(layer.in_proj_bias)
     nn.init.normal_(layer.out_proj.bias)
-    twin.load_state_dict(layer.state_dict())
+    reference.load_state_dict(layer.state_dict())
     queries, keys, values = attention_inputs(3, 2, 5, 16)
     mask = torch.arange(5) < torch.tensor([[5], [1], [3]])
     output, weights = layer(queries, keys, values, mask, folded=folded)
-    expected, shares = twin(queries, keys, values, key_padding_mask=~mask, average_attn_weights=False)
+    expected, shares = reference(queries, keys, values, key_padding_mask=~mask, average_attn_weights=False)
     torch.testing.assert_close(output, expected)
     torch.testing.assert_close(weights, shares)
 
@@ -82,7 +82,7 @@ def test_folded_attention_equals_unfolded_with_gradients(dropout: float) -> None
         torch.testing.assert_close(one, other)
 
 
-def test_folding_is_chosen_by_size() -> None:
+def test_folding_is_chosen_by_set_size() -> None:
     assert not folding_pays(3, 3, 8, 512)
     assert folding_pays(64, 3, 8, 512)
     assert not folding_pays(10**6, 64, 8, 512)
@@ -91,7 +91,7 @@ def test_folding_is_chosen_by_size() -> None:
 
 
 @pytest.mark.parametrize("folded", [True, False])
-def test_both_ways_give_the_same_descriptor(monkeypatch: pytest.MonkeyPatch, folded: bool) -> None:
+def test_folded_and_unfolded_descriptors_agree(monkeypatch: pytest.MonkeyPatch, folded: bool) -> None:
     aggregator = lively(CoresetAggregator(embedding_size=16)).eval()
     sets = random_sets([1, 4, 30, 2])
     expected = aggregator(sets)
@@ -104,13 +104,13 @@ def test_both_ways_give_the_same_descriptor(monkeypatch: pytest.MonkeyPatch, fol
 def slow_descriptor(
     aggregator: CoresetAggregator, features: Tensor, norms: Tensor, picks: list[int]
 ) -> Tensor:
-    """METHOD 5 for one set in a row of plain steps, attention by PyTorch."""
+    """The published computation for one set in plain steps, with attention by PyTorch."""
     D, heads = features.shape[1], aggregator.self_attention.num_heads
-    twins = []
+    layers = []
     for layer in (aggregator.self_attention, aggregator.cross_attention):
-        twin = nn.MultiheadAttention(D, heads, batch_first=True).to(features.dtype).eval()
-        twin.load_state_dict(layer.state_dict())
-        twins.append(twin)
+        reference = nn.MultiheadAttention(D, heads, batch_first=True).to(features.dtype).eval()
+        reference.load_state_dict(layer.state_dict())
+        layers.append(reference)
 
     def code(r: Tensor) -> Tensor:
         return aggregator.norm_code_scale(norm_code(r, D))
@@ -118,12 +118,12 @@ def slow_descriptor(
     faces = features * norms[:, None]
     core = faces[picks]
     start = core + code(norms[picks])
-    queries = aggregator.self_norm(start + twins[0](start, start, start)[0])
-    delta = aggregator.cross_norm(core + twins[1](queries, faces + code(norms), faces)[0])
+    queries = aggregator.self_norm(start + layers[0](start, start, start)[0])
+    delta = aggregator.cross_norm(core + layers[1](queries, faces + code(norms), faces)[0])
     return (core + delta).mean(0)
 
 
-def test_a_ragged_batch_equals_the_plain_steps_set_by_set() -> None:
+def test_ragged_batch_equals_reference_implementation() -> None:
     aggregator = lively(CoresetAggregator(embedding_size=16, coreset_size=4)).double().eval()
     sizes = [1, 9, 3, 40, 2]
     sets = random_sets(sizes, dtype=torch.float64)
@@ -136,7 +136,7 @@ def test_a_ragged_batch_equals_the_plain_steps_set_by_set() -> None:
         torch.testing.assert_close(found.embedding[b] * found.norm[b], expected)
 
 
-def test_gradients_are_those_of_finite_differences() -> None:
+def test_gradients_equal_finite_differences() -> None:
     aggregator = lively(CoresetAggregator(embedding_size=8, num_heads=2)).double().eval()
     sets = random_sets([4, 1, 6], D=8, dtype=torch.float64)
 
@@ -148,7 +148,7 @@ def test_gradients_are_those_of_finite_differences() -> None:
     assert torch.autograd.gradcheck(descriptor, inputs)
 
 
-def test_training_draws_noise_and_evaluation_does_not() -> None:
+def test_noise_is_drawn_in_training_only() -> None:
     aggregator = CoresetAggregator(embedding_size=16, dropout=0.0)
     sets = random_sets([20] * 30)
     first, second = aggregator(sets), aggregator(sets)
@@ -160,7 +160,7 @@ def test_training_draws_noise_and_evaluation_does_not() -> None:
     assert torch.equal(aggregator(sets).embedding, aggregator(sets).embedding)
 
 
-def test_attention_weights_are_dropped_in_training() -> None:
+def test_attention_weights_have_dropout_in_training() -> None:
     layer = SetAttention(16, 4, 0.5)
     inputs = [value.float() for value in attention_inputs(2, 3, 20, 16)]
     for folded in (True, False):
@@ -170,7 +170,7 @@ def test_attention_weights_are_dropped_in_training() -> None:
         assert torch.equal(layer(*inputs, folded=folded)[0], layer(*inputs, folded=folded)[0])
 
 
-def test_both_residual_branches_are_dropped_in_training() -> None:
+def test_residual_branches_have_dropout_in_training() -> None:
     """With a branch dropped whole, its LayerNorm sees the start of the branch alone."""
     aggregator = CoresetAggregator(embedding_size=16, gumbel_noise=False)
     aggregator.dropout.p = 1.0
@@ -191,7 +191,7 @@ def test_both_residual_branches_are_dropped_in_training() -> None:
     torch.testing.assert_close(seen["cross_norm"][0][0], core)
 
 
-def test_evaluation_picks_keep_the_order_of_the_sets() -> None:
+def test_evaluation_picks_are_in_the_order_of_the_sets() -> None:
     """Sizes so different that the sets are worked through in several chunks, out of order."""
     aggregator = CoresetAggregator(embedding_size=16)
     sets = random_sets([3, 900, 1, 2, 700, 4, 2000])
@@ -203,7 +203,7 @@ def test_evaluation_picks_keep_the_order_of_the_sets() -> None:
         assert torch.equal(aggregator.evaluation_picks(alone)[0], picks[b])
 
 
-def test_dropout_acts_in_training_alone() -> None:
+def test_dropout_is_off_in_evaluation() -> None:
     aggregator = CoresetAggregator(embedding_size=16, gumbel_noise=False, dropout=0.5)
     sets = random_sets([5, 9])
     assert not torch.equal(aggregator(sets).embedding, aggregator(sets).embedding)
@@ -223,7 +223,7 @@ def test_temperature_is_scheduled_and_saved() -> None:
     assert "log_temperature" not in dict(aggregator.named_parameters())
 
 
-def test_temperature_and_gamma_are_learned_when_asked() -> None:
+def test_temperature_and_gamma_can_be_learned() -> None:
     sets = random_sets([6, 9, 3])
     for learned in (True, False):
         aggregator = CoresetAggregator(embedding_size=16, learn_temperature=learned, learn_gamma=learned)
@@ -236,7 +236,7 @@ def test_temperature_and_gamma_are_learned_when_asked() -> None:
                 assert parameter.grad.abs() > 0
 
 
-def test_a_huge_set_among_small_ones_equals_itself_alone() -> None:
+def test_large_set_among_small_ones_is_independent() -> None:
     aggregator = lively(CoresetAggregator(embedding_size=64)).eval()
     sizes = [5] * 100 + [20_000] + [5] * 100
     sets = random_sets(sizes, D=64)
@@ -248,7 +248,7 @@ def test_a_huge_set_among_small_ones_equals_itself_alone() -> None:
     assert together.embedding.isfinite().all()
 
 
-def test_padding_of_nan_reaches_neither_values_nor_gradients() -> None:
+def test_nan_padding_affects_neither_values_nor_gradients() -> None:
     aggregator = lively(CoresetAggregator(embedding_size=16, dropout=0.0))
     mask = torch.arange(6) < torch.tensor([[6], [1], [3]])
     plain = random_sets([6] * 3)
@@ -268,7 +268,7 @@ def test_padding_of_nan_reaches_neither_values_nor_gradients() -> None:
             assert torch.equal(one, other)
 
 
-def test_weights_are_shares_of_the_attention() -> None:
+def test_weights_are_attention_shares() -> None:
     aggregator = lively(CoresetAggregator(embedding_size=16)).eval()
     sets = random_sets([1, 7, 2])
     weights = aggregator(sets).weights
@@ -281,7 +281,7 @@ def test_weights_are_shares_of_the_attention() -> None:
     torch.testing.assert_close(captured[0][0].mean((0, 1)), weights[1:8])
 
 
-def test_options_outside_their_range_are_refused_together() -> None:
+def test_options_out_of_range_are_reported_together() -> None:
     with pytest.raises(InputError) as error:
         CoresetAggregator(embedding_size=30, coreset_size=0, gamma=-1.0, dropout=1.0)
     for words in ("multiple of num_heads 8", "coreset_size 0", "gamma -1.0", "dropout 1.0"):
@@ -293,7 +293,7 @@ def test_options_outside_their_range_are_refused_together() -> None:
             CoresetAggregator(embedding_size=16).set_temperature(temperature)
 
 
-def test_features_of_another_size_are_refused() -> None:
+def test_features_of_another_size_are_rejected() -> None:
     aggregator = CoresetAggregator(embedding_size=16)
     for call in (aggregator, aggregator.evaluation_picks):
         with pytest.raises(InputError, match="features of 16 values, found 8"):

@@ -1,4 +1,4 @@
-"""The rival aggregators equal a slow twin of each: one set at a time, face by face, as the paper says it.
+"""Baselines and WeightedCoreset against reference implementations: one set at a time, face by face.
 
 What all aggregators promise is tested over the registry in test_contract.py.
 """
@@ -46,7 +46,7 @@ def random_sets(sizes: list[int], seed: int = 0, module: nn.Module | None = None
     return FaceSets(joined, norms, torch.tensor([0, *sizes]).cumsum(0))
 
 
-def nan_twin(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
+def reference_nan(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
     def attend(q: Tensor) -> Tensor:
         e = torch.stack([(q @ face).exp() for face in f])
         return e / e.sum()
@@ -56,14 +56,14 @@ def nan_twin(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
     return scaled(attend(second), f, r)
 
 
-def context_attention_twin(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
+def reference_context_attention(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
     mean, variance = f.mean(dim=0), f.var(dim=0, unbiased=False)
     context = module.context(torch.cat([mean * math.sqrt(D), variance * D]))
     e = torch.stack([(context @ face).exp() for face in f])
     return scaled(e / e.sum(), f, r)
 
 
-def inverse_variance_twin(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
+def reference_inverse_variance(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
     inputs = [torch.cat([face * math.sqrt(D), norm.log().view(1)]) for face, norm in zip(f, r, strict=True)]
     variance = torch.stack([module.log_variance(each).exp() for each in inputs])
     total = (1 / variance).sum(dim=0)
@@ -71,7 +71,7 @@ def inverse_variance_twin(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
     return fused * (((1 / variance) / total).mean(dim=1) @ r)
 
 
-def proxy_fusion_twin(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
+def reference_proxy_fusion(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
     x = f * r[:, None]
     cosines = torch.stack(
         [
@@ -90,7 +90,7 @@ def proxy_fusion_twin(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
     return scaled(shares, f, r)
 
 
-def caface_twin(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
+def reference_caface(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
     T, M = len(f), len(module.centres)
     logs = r.log()
     by_norm = r / r.sum()
@@ -106,7 +106,7 @@ def caface_twin(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
         rows.append(torch.cat([style, torch.stack(code)]))
     tokens = torch.cat([torch.stack(rows), module.centres])
     for block in module.blocks:
-        tokens = block_twin(block, tokens)
+        tokens = reference_block(block, tokens)
     faces = module.face_norm(tokens[:T])
     keys = [module.keys(face) for face in faces]
     queries = [module.queries(module.centre_norm(centre)) for centre in module.centres]
@@ -122,17 +122,17 @@ def caface_twin(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
     return vector * (weights.mean(dim=1) @ assigned @ r)
 
 
-def set_transformer_twin(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
-    f, context = split_twin(module, f)
+def reference_set_transformer(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
+    f, auxiliary = reference_split(module, f)
     size = math.sqrt(f.shape[1])
     inputs = [
-        torch.cat([face * size, norm.log().view(1), told])
-        for face, norm, told in zip(f, r, context, strict=True)
+        torch.cat([face * size, norm.log().view(1), values])
+        for face, norm, values in zip(f, r, auxiliary, strict=True)
     ]
     tokens = torch.stack([module.token(each) for each in inputs])
 
     def mab(block: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        h = block.after_attention(x + attention_twin(block.attention, x, y))
+        h = block.after_attention(x + reference_attention(block.attention, x, y))
         return block.after_hidden(h + block.hidden(h))
 
     for block in module.blocks:
@@ -150,89 +150,89 @@ def set_transformer_twin(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
         pooled.append(a @ values[:, part])
     share = torch.stack(shares).mean(dim=0)
     vector = share @ f + module.output(module.after_seed(module.seed + torch.cat(pooled)))
-    return padded_twin(module, vector) * (share @ r)
+    return reference_padded(module, vector) * (share @ r)
 
 
-def learned_map_twin(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
+def reference_learned_map(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
     weight = r ** module.exponent()
     mean = (weight[:, None] * f).sum(dim=0) / weight.sum()
     unit = mean / mean.norm()
     return (unit + module.map(unit * math.sqrt(D))) * mean.norm() * (weight @ r) / weight.sum()
 
 
-def belief_twin(belief: nn.Module, agreement: Tensor, logs: Tensor, voices: list[float]) -> Tensor:
-    """Probabilities (T,); `agreement` (T, 3): with both centres, and the support."""
+def reference_gate(gate: nn.Module, agreement: Tensor, logs: Tensor, inverse: list[float]) -> Tensor:
+    """Probabilities (T,); `agreement` (T, 3): with both centres, and the similarity to anchors."""
     curves, hidden = [], []
-    for (first, second, support), log in zip(agreement, logs, strict=True):
-        curve = 20 * belief.steepness * (support - belief.middle)
-        seen = torch.stack([4 * support, 4 * first, 4 * second, log, 2 * curve.sigmoid()])
+    for (first, second, similarity), log in zip(agreement, logs, strict=True):
+        curve = 20 * gate.steepness * (similarity - gate.middle)
+        seen = torch.stack([4 * similarity, 4 * first, 4 * second, log, 2 * curve.sigmoid()])
         curves.append(curve)
-        hidden.append(torch.nn.functional.gelu(belief.face(seen)))
-    count = sum(voices)
-    whole = sum(voice * row for voice, row in zip(voices, hidden, strict=True)) / count
+        hidden.append(torch.nn.functional.gelu(gate.face(seen)))
+    count = sum(inverse)
+    whole = sum(share * row for share, row in zip(inverse, hidden, strict=True)) / count
     size = logs.new_tensor([math.log(count)])
-    bent = torch.stack([belief.rest(torch.cat([row, whole, size])).squeeze() for row in hidden])
+    bent = torch.stack([gate.rest(torch.cat([row, whole, size])).squeeze() for row in hidden])
     return (torch.stack(curves) + 4 * bent).sigmoid()
 
 
-def weighted_coreset_twin(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
+def reference_weighted_coreset(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
     T = len(f)
-    f, context = split_twin(module, f)
+    f, auxiliary = reference_split(module, f)
     root = math.sqrt(f.shape[1])
     cosines = f @ f.T
     near = cosines.detach().tolist()
 
-    witnesses = farthest_twin(near, r, 16, module.gamma)
-    support = torch.stack(
+    anchors = reference_farthest(near, r, 16, module.gamma)
+    similarity = torch.stack(
         [
-            torch.stack([f.new_zeros(()), *(cosines[i, k] for k in witnesses if near[i][k] < 0.999)]).max()
+            torch.stack([f.new_zeros(()), *(cosines[i, k] for k in anchors if near[i][k] < 0.999)]).max()
             for i in range(T)
         ]
     )
-    copies = {k: [i for i in range(T) if near[i][k] >= 0.999] for k in witnesses}
-    voices = [min([1.0, *(1 / len(those) for those in copies.values() if i in those)]) for i in range(T)]
-    first = sum(voices[i] * r[i] ** 2 * f[i] for i in range(T))
+    copies = {k: [i for i in range(T) if near[i][k] >= 0.999] for k in anchors}
+    inverse = [min([1.0, *(1 / len(those) for those in copies.values() if i in those)]) for i in range(T)]
+    first = sum(inverse[i] * r[i] ** 2 * f[i] for i in range(T))
     first = first / first.norm()
-    second = sum(voices[i] * r[i] ** 2 * (5 * (f[i] @ first)).exp() * f[i] for i in range(T))
+    second = sum(inverse[i] * r[i] ** 2 * (5 * (f[i] @ first)).exp() * f[i] for i in range(T))
     second = second / second.norm()
-    agreement = torch.stack([f @ first, f @ second, support], dim=1)
-    believed = belief_twin(module.belief, agreement, r.log(), voices)
-    picks = farthest_twin(near, r * believed, module.coreset_size, module.gamma)
+    agreement = torch.stack([f @ first, f @ second, similarity], dim=1)
+    inlier = reference_gate(module.belief, agreement, r.log(), inverse)
+    picks = reference_farthest(near, r * inlier, module.coreset_size, module.gamma)
     parts: list[list[int]] = [[] for _ in picks]
     for i in range(T):
         parts[max(range(len(picks)), key=lambda k: near[i][picks[k]])].append(i)
     whole = f.mean(dim=0) / f.mean(dim=0).norm()
     tokens, means, norms = [], [], []
     for pick, part in zip(picks, parts, strict=True):
-        seen = [torch.cat([f[i] * root, context[i], r[i].log().reshape(1), agreement[i]]) for i in part]
+        seen = [torch.cat([f[i] * root, auxiliary[i], r[i].log().reshape(1), agreement[i]]) for i in part]
         learned = torch.stack([module.quality(row).exp().squeeze() for row in seen])
-        w = r[part] ** module.exponent() * learned * believed[part]
+        w = r[part] ** module.exponent() * learned * inlier[part]
         w = w / w.sum()
         mean = w @ f[part]
         unit = mean / mean.norm()
         logs = r[part].log()
         share = torch.tensor(len(part) / T, dtype=f.dtype)
-        told = [share, w @ logs, logs.max(), unit @ whole, mean.norm(), w @ support[part]]
-        statistics = torch.stack([*told, w @ believed[part].log().clamp_min(-20) / 4])
-        shown = [unit * root, w @ context[part], f[pick] * root, context[pick], statistics]
+        values = [share, w @ logs, logs.max(), unit @ whole, mean.norm(), w @ similarity[part]]
+        statistics = torch.stack([*values, w @ inlier[part].log().clamp_min(-20) / 4])
+        shown = [unit * root, w @ auxiliary[part], f[pick] * root, auxiliary[pick], statistics]
         tokens.append(module.token(torch.cat(shown)))
         means.append(unit)
         norms.append(w @ r[part])
     rows = torch.stack(tokens)
     for layer in module.layers:
-        rows = block_twin(layer, rows)
+        rows = reference_block(layer, rows)
     output = module.output(module.output_norm(rows))
     weights = output[:, 0].softmax(dim=0)
     vector = weights @ (torch.stack(means) + output[:, 1:])
-    return padded_twin(module, vector) * (weights @ torch.stack(norms))
+    return reference_padded(module, vector) * (weights @ torch.stack(norms))
 
 
-def padded_twin(module: nn.Module, vector: Tensor) -> Tensor:
+def reference_padded(module: nn.Module, vector: Tensor) -> Tensor:
     """In training as long as a feature."""
     return torch.cat([vector, vector.new_zeros(module.auxiliary_size)]) if module.training else vector
 
 
-def farthest_twin(near: list[list[float]], worth_of: Tensor, count: int, gamma: float) -> list[int]:
+def reference_farthest(near: list[list[float]], worth_of: Tensor, count: int, gamma: float) -> list[int]:
     T = len(near)
     picks = [int(worth_of.argmax())]
     while len(picks) < min(count, T):
@@ -246,7 +246,7 @@ def farthest_twin(near: list[list[float]], worth_of: Tensor, count: int, gamma: 
     return picks
 
 
-def split_twin(module: nn.Module, f: Tensor) -> tuple[Tensor, Tensor]:
+def reference_split(module: nn.Module, f: Tensor) -> tuple[Tensor, Tensor]:
     own = f[:, : D - module.auxiliary_size]
     length = torch.stack([face.square().sum().sqrt() for face in own])[:, None]
     return (own / length if module.auxiliary_size else own), f[:, own.shape[1] :] / length / 0.005
@@ -256,7 +256,7 @@ def scaled(shares: Tensor, f: Tensor, r: Tensor) -> Tensor:
     return (shares @ f) * (shares @ r)
 
 
-def attention_twin(attention: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+def reference_attention(attention: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     queries, keys, values = attention.queries(x), attention.keys(y), attention.values(y)
     size = x.shape[1] // attention.num_heads
     heads = []
@@ -267,50 +267,50 @@ def attention_twin(attention: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return attention.output(torch.cat(heads, dim=1))
 
 
-def block_twin(block: nn.Module, tokens: Tensor) -> Tensor:
+def reference_block(block: nn.Module, tokens: Tensor) -> Tensor:
     seen = block.before_attention(tokens)
-    tokens = tokens + attention_twin(block.attention, seen, seen)
+    tokens = tokens + reference_attention(block.attention, seen, seen)
     return tokens + block.hidden(tokens)
 
 
-TWINS: dict[str, tuple[str, dict[str, object], Twin]] = {
-    "nan": ("nan", {}, nan_twin),
-    "context_attention": ("context_attention", {}, context_attention_twin),
-    "inverse_variance": ("inverse_variance", {}, inverse_variance_twin),
-    "proxy_fusion": ("proxy_fusion", {}, proxy_fusion_twin),
-    "caface": ("caface", {}, caface_twin),
-    "set_transformer": ("set_transformer", {"inducing_points": 3}, set_transformer_twin),
-    "set_transformer, SAB": ("set_transformer", {"inducing_points": 0}, set_transformer_twin),
-    "learned_map": ("learned_map", {}, learned_map_twin),
-    "weighted_coreset": ("weighted_coreset", {}, weighted_coreset_twin),
-    "set_transformer, context": ("set_transformer", {"auxiliary_size": 4}, set_transformer_twin),
-    "weighted_coreset, context": ("weighted_coreset", {"auxiliary_size": 4}, weighted_coreset_twin),
+REFERENCES: dict[str, tuple[str, dict[str, object], Twin]] = {
+    "nan": ("nan", {}, reference_nan),
+    "context_attention": ("context_attention", {}, reference_context_attention),
+    "inverse_variance": ("inverse_variance", {}, reference_inverse_variance),
+    "proxy_fusion": ("proxy_fusion", {}, reference_proxy_fusion),
+    "caface": ("caface", {}, reference_caface),
+    "set_transformer": ("set_transformer", {"inducing_points": 3}, reference_set_transformer),
+    "set_transformer, SAB": ("set_transformer", {"inducing_points": 0}, reference_set_transformer),
+    "learned_map": ("learned_map", {}, reference_learned_map),
+    "weighted_coreset": ("weighted_coreset", {}, reference_weighted_coreset),
+    "set_transformer, auxiliary": ("set_transformer", {"auxiliary_size": 4}, reference_set_transformer),
+    "weighted_coreset, auxiliary": ("weighted_coreset", {"auxiliary_size": 4}, reference_weighted_coreset),
 }
-every_twin = pytest.mark.parametrize("case", TWINS)
+reference_every = pytest.mark.parametrize("case", REFERENCES)
 
 
-def test_every_rival_has_a_twin() -> None:
+def test_every_baseline_has_a_reference_implementation() -> None:
     learned = {name for name, kind in AGGREGATORS.items() if issubclass(kind, LearnedAggregator)}
-    assert {name for name, _, _ in TWINS.values()} == learned
+    assert {name for name, _, _ in REFERENCES.values()} == learned
 
 
-@every_twin
+@reference_every
 @pytest.mark.parametrize("seed", [0, 1])
-def test_equals_its_slow_twin_one_set_at_a_time(case: str, seed: int) -> None:
-    name, options, twin = TWINS[case]
+def test_output_equals_reference_implementation(case: str, seed: int) -> None:
+    name, options, reference = REFERENCES[case]
     module = build(name, **options)
     sets = random_sets(SIZES, seed, module)
     with torch.no_grad():
         found = module(sets)
         for b in range(sets.num_sets):
             rows = slice(int(sets.offsets[b]), int(sets.offsets[b + 1]))
-            wanted = twin(module, sets.features[rows], sets.norms[rows])
+            wanted = reference(module, sets.features[rows], sets.norms[rows])
             torch.testing.assert_close(found.embedding[b] * found.norm[b], wanted, rtol=1e-6, atol=1e-7)
 
 
-@every_twin
-def test_gradients_equal_the_twins(case: str) -> None:
-    name, options, twin = TWINS[case]
+@reference_every
+def test_gradients_equal_reference_implementation(case: str) -> None:
+    name, options, reference = REFERENCES[case]
     module = build(name, **options)
     sets = random_sets([7, 2, 12], module=module)
     direction = torch.randn(D, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
@@ -320,17 +320,17 @@ def test_gradients_equal_the_twins(case: str) -> None:
     ((found.embedding * found.norm[:, None]) @ direction).sum().backward()
     ours = {key: p.grad for key, p in module.named_parameters()}
     module.zero_grad()
-    twins = sets.features.clone().requires_grad_()
+    inputs = sets.features.clone().requires_grad_()
     for a, b in zip(sets.offsets[:-1], sets.offsets[1:], strict=True):
-        (twin(module, twins[a:b], sets.norms[a:b]) @ direction).backward()
-    torch.testing.assert_close(features.grad, twins.grad, rtol=1e-6, atol=1e-7)
+        (reference(module, inputs[a:b], sets.norms[a:b]) @ direction).backward()
+    torch.testing.assert_close(features.grad, inputs.grad, rtol=1e-6, atol=1e-7)
     for key, parameter in module.named_parameters():
         wanted = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         torch.testing.assert_close(ours[key], wanted, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", ["weighted_coreset", "set_transformer"])
-def test_descriptors_hold_no_context_but_in_training_zeros_in_its_place(name: str) -> None:
+def test_descriptors_have_no_auxiliary_features_and_zeros_in_training(name: str) -> None:
     module = build(name, auxiliary_size=4)
     found = module(random_sets([3, 1], module=module))
     assert found.embedding.shape == (2, D - 4)
@@ -340,9 +340,9 @@ def test_descriptors_hold_no_context_but_in_training_zeros_in_its_place(name: st
     assert not in_training[:, -4:].any()
 
 
-@every_twin
-def test_what_stands_where_no_face_is_does_not_matter(case: str) -> None:
-    name, options, _ = TWINS[case]
+@reference_every
+def test_padding_values_do_not_matter(case: str) -> None:
+    name, options, _ = REFERENCES[case]
     module = build(name, **options)
     sets = random_sets([9] * 3)
     features, norms = sets.features.view(3, 9, D).clone(), sets.norms.view(3, 9).clone()
@@ -357,10 +357,10 @@ def test_what_stands_where_no_face_is_does_not_matter(case: str) -> None:
     assert not shares[~mask].any()
 
 
-@every_twin
+@reference_every
 @pytest.mark.parametrize("norm", [0.0, 1e-30, 1e6])
 def test_norms_of_any_size_stay_finite(case: str, norm: float) -> None:
-    name, options, _ = TWINS[case]
+    name, options, _ = REFERENCES[case]
     module = build(name, **options).float().train()
     sets = random_sets([1, 6])
     norms = sets.norms.float().clone()
@@ -373,7 +373,7 @@ def test_norms_of_any_size_stay_finite(case: str, norm: float) -> None:
     assert all(p.grad.isfinite().all() for p in module.parameters())
 
 
-def test_those_that_start_as_a_pooling_do_so() -> None:
+def test_zero_initialised_aggregators_start_as_poolings() -> None:
     sets = random_sets([1, 4, 20])
     mean = build_aggregator("mean", {})(sets).embedding
     weighted = build_aggregator("norm_weighted", {})(sets).embedding
@@ -382,7 +382,7 @@ def test_those_that_start_as_a_pooling_do_so() -> None:
         torch.testing.assert_close(found.embedding, wanted)
 
 
-def test_a_copied_face_is_counted_once_as_a_pick_and_as_a_part() -> None:
+def test_copies_of_picks_belong_to_the_first_one() -> None:
     """Copies of picks go to the first of them: no pick stands for nothing."""
     module = build("weighted_coreset")
     sets = random_sets([3])
@@ -410,12 +410,12 @@ def test_a_copied_face_is_counted_once_as_a_pick_and_as_a_part() -> None:
         ("weighted_coreset", {"coreset_size": 0}, "coreset_size 0"),
     ],
 )
-def test_options_out_of_range_are_refused(name: str, options: dict[str, object], message: str) -> None:
+def test_options_out_of_range_are_rejected(name: str, options: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         build_aggregator(name, {"embedding_size": D} | options)
 
 
-def test_features_of_another_size_are_refused() -> None:
+def test_features_of_another_size_are_rejected() -> None:
     with pytest.raises(InputError, match="features of 8 values, found 16"):
         build_aggregator("nan", {"embedding_size": 8})(random_sets([2]))
 
@@ -430,16 +430,16 @@ def products_of(name: str, options: dict[str, object], num_faces: int) -> int:
     return int(counter.get_total_flops())
 
 
-@every_twin
-def test_the_cost_is_linear_but_where_the_paper_has_it_otherwise(case: str) -> None:
+@reference_every
+def test_cost_is_linear_except_where_the_paper_is_quadratic(case: str) -> None:
     """Counted and not timed: four times the faces cost at most four times the products."""
-    name, options, _ = TWINS[case]
+    name, options, _ = REFERENCES[case]
     quadratic = case in ("caface", "set_transformer, SAB")
     ratio = products_of(name, options, 800) / products_of(name, options, 200)
     assert (ratio > 4.5) == quadratic
 
 
-def test_picks_by_belief_depend_neither_on_the_batch_nor_on_order() -> None:
+def test_gated_picks_depend_neither_on_batch_nor_order() -> None:
     module = build("weighted_coreset")
     sets = random_sets(SIZES)
     together = module(sets).picks
@@ -451,40 +451,40 @@ def test_picks_by_belief_depend_neither_on_the_batch_nor_on_order() -> None:
         assert torch.equal(order[picks[picks >= 0]], together[b][together[b] >= 0])
 
 
-def likenesses(person: Tensor, count: int) -> Tensor:
+def faces_like(person: Tensor, count: int) -> Tensor:
     return torch.nn.functional.normalize(person + 0.2 * torch.randn(count, D, dtype=torch.float64), dim=1)
 
 
-def picked(faces: list[Tensor], norms: list[float], *, believes: bool = True) -> list[int]:
-    """Three picks before any training; without belief as farthest points alone would choose."""
+def picked(faces: list[Tensor], norms: list[float], *, gated: bool = True) -> list[int]:
+    """Three picks of an untrained aggregator, with or without the gate."""
     options = {"embedding_size": D, "coreset_size": 3}
     module = build_aggregator("weighted_coreset", options).double().eval()
-    if not believes:
+    if not gated:
         torch.nn.init.zeros_(module.get_parameter("belief.steepness"))
     sets = FaceSets(torch.cat(faces), torch.tensor(norms, dtype=torch.float64), torch.tensor([0, len(norms)]))
     return module(sets).picks[0].tolist()
 
 
-def test_a_stranger_is_far_and_not_believed() -> None:
+def test_gate_rejects_an_impostor_face() -> None:
     torch.manual_seed(0)
-    person, stranger = torch.eye(2, D, dtype=torch.float64)
+    person, impostor = torch.eye(2, D, dtype=torch.float64)
     # The sharpest face of all is somebody else's.
-    faces, norms = [likenesses(person, 9), stranger[None]], [10.0] * 9 + [12.0]
-    assert 9 in picked(faces, norms, believes=False)
+    faces, norms = [faces_like(person, 9), impostor[None]], [10.0] * 9 + [12.0]
+    assert 9 in picked(faces, norms, gated=False)
     assert 9 not in picked(faces, norms)
     # Nor does it help to show the same picture again and again.
-    faces, norms = [faces[0], stranger.expand(30, D)], norms[:9] + [12.0] * 30
+    faces, norms = [faces[0], impostor.expand(30, D)], norms[:9] + [12.0] * 30
     assert not set(range(9, 39)) & set(picked(faces, norms))
 
 
-def test_another_medium_of_the_set_is_believed() -> None:
+def test_gate_accepts_another_medium() -> None:
     torch.manual_seed(1)
     one, other = torch.eye(2, D, dtype=torch.float64)
-    faces = [likenesses(one, 9), likenesses(other, 4)]
+    faces = [faces_like(one, 9), faces_like(other, 4)]
     assert set(picked(faces, [10.0] * 13)) & {9, 10, 11, 12}
 
 
-def test_what_is_believed_is_learned() -> None:
+def test_gate_is_learned() -> None:
     module = build("weighted_coreset").train()
     module(random_sets(SIZES)).embedding.sum().backward()
     for name, parameter in module.named_parameters():
@@ -493,7 +493,7 @@ def test_what_is_believed_is_learned() -> None:
             assert parameter.grad.abs().max() > 0, name
 
 
-def test_copies_of_a_face_have_one_voice() -> None:
+def test_copies_of_an_anchor_count_once() -> None:
     """Also in what is read of the whole set, its size and its centres."""
     module = build("weighted_coreset")
     found: list[Tensor] = []
@@ -507,6 +507,6 @@ def test_copies_of_a_face_have_one_voice() -> None:
     module(sets)
     module(again)
     assert torch.allclose(found[0], found[1][:9], atol=1e-9)
-    twin = weighted_coreset_twin(module, again.features, again.norms)
+    reference = reference_weighted_coreset(module, again.features, again.norms)
     described = module(again)
-    assert torch.allclose(described.embedding[0] * described.norm[0], twin, atol=1e-9)
+    assert torch.allclose(described.embedding[0] * described.norm[0], reference, atol=1e-9)

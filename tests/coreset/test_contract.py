@@ -129,7 +129,7 @@ def test_weights_are_shares_of_each_set(name: str) -> None:
 @every_name
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=6), st.integers(0, 1000))
-def test_the_order_of_faces_does_not_matter(name: str, sizes: list[int], seed: int) -> None:
+def test_output_is_invariant_to_the_order_of_faces(name: str, sizes: list[int], seed: int) -> None:
     if name in TIED_QUALITIES:
         pytest.skip("ties go to the first face")
     aggregator = build(name)
@@ -149,7 +149,7 @@ def test_the_order_of_faces_does_not_matter(name: str, sizes: list[int], seed: i
 @every_name
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(1, 40), min_size=2, max_size=8), st.integers(0, 1000))
-def test_the_rest_of_the_batch_does_not_matter(name: str, sizes: list[int], seed: int) -> None:
+def test_output_is_independent_of_other_sets(name: str, sizes: list[int], seed: int) -> None:
     aggregator = build(name)
     sets = random_sets(sizes, seed)
     assert sets.media is not None
@@ -178,7 +178,7 @@ def test_ragged_equals_dense(name: str) -> None:
 
 @every_name
 @pytest.mark.parametrize("T", [1, 2, 5, 64])
-def test_a_set_of_equal_faces_is_that_face(name: str, T: int) -> None:
+def test_set_of_equal_faces_equals_one_face(name: str, T: int) -> None:
     """Picks stay distinct, and one face or many copies of it have the same direction."""
     aggregator = build(name)
     one = random_sets([1])
@@ -203,7 +203,7 @@ def test_a_set_of_equal_faces_is_that_face(name: str, T: int) -> None:
     ["coreset", "fps_mean", "weighted_coreset", "coreset/none", "coreset/learned", "fps_mean/none"],
 )
 @pytest.mark.parametrize("threads", [1, 2])
-def test_copies_of_a_face_do_not_change_who_is_picked(
+def test_copies_of_a_face_do_not_change_the_picks(
     name: str, threads: int, request: pytest.FixtureRequest
 ) -> None:
     """While there are other faces to pick, a copy is never preferred to them, and the first copy is meant."""
@@ -237,7 +237,7 @@ def test_gradients_reach_the_features_and_are_finite(name: str, training: bool) 
 @every_name
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("training", [True, False])
-def test_autocast_gives_nearly_the_same_in_float32(name: str, dtype: torch.dtype, training: bool) -> None:
+def test_autocast_output_is_float32_and_close(name: str, dtype: torch.dtype, training: bool) -> None:
     aggregator = build(name).train(training)
     for module in aggregator.modules():
         if isinstance(module, nn.Dropout):
@@ -254,7 +254,7 @@ def test_autocast_gives_nearly_the_same_in_float32(name: str, dtype: torch.dtype
 
 
 @every_name
-def test_half_precision_features_are_taken(name: str) -> None:
+def test_half_precision_features_are_accepted(name: str) -> None:
     sets = random_sets([1, 2, 12])
     half = replace(sets, features=sets.features.half(), norms=sets.norms.half())
     found = build(name)(half)
@@ -263,7 +263,7 @@ def test_half_precision_features_are_taken(name: str) -> None:
 
 
 @every_name
-def test_a_copy_and_a_saved_state_give_the_same(name: str) -> None:
+def test_copy_and_loaded_state_dict_agree(name: str) -> None:
     aggregator = build(name)
     sets = random_sets([3, 8])
     wanted = aggregator(sets)
@@ -301,14 +301,14 @@ def test_trained_aggregators_export(name: str, masked: bool) -> None:
     torch.testing.assert_close(vectors, expected)
 
 
-def test_unknown_names_list_the_valid_ones_and_the_nearest() -> None:
+def test_unknown_name_reports_valid_and_nearest_names() -> None:
     with pytest.raises(InputError) as error:
         build_aggregator("norm-weighted", {})
     assert "Valid are coreset, mean, norm_weighted" in str(error.value)
     assert "Did you mean 'norm_weighted'?" in str(error.value)
 
 
-def test_faulty_options_are_refused_together() -> None:
+def test_invalid_options_are_reported_together() -> None:
     with pytest.raises(InputError) as error:
         build_aggregator("coreset", {"coresetsize": 3, "dropout": "high", "num_heads": 2.0, "learn_gamma": 1})
     message = str(error.value)
@@ -346,7 +346,7 @@ def test_options_reach_the_constructor() -> None:
         if hasattr(kind, "compile_padded")
     ],
 )
-def test_compiled_is_the_same_aggregator(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_aggregator_is_equal(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the eager backend: what the compiler's own code generation makes of a graph takes a minute here."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     plain, compiled = build(name), build(name)
@@ -361,7 +361,7 @@ def test_compiled_is_the_same_aggregator(name: str, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("name", ["coreset", "weighted_coreset"])
-def test_copies_of_a_compiled_aggregator_have_weights_of_their_own(
+def test_copy_of_a_compiled_aggregator_has_its_own_weights(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A function, as the compiler gives: a bound method would be bound anew by a copy.
@@ -407,7 +407,7 @@ def test_poolings_have_nothing_to_compile() -> None:
     ],
     ids=str,
 )
-def test_no_options_ask_for_more_than_a_gigabyte(name: str, options: dict[str, object]) -> None:
+def test_options_with_too_many_parameters_are_rejected(name: str, options: dict[str, object]) -> None:
     """Options may come from a file; nothing is allocated for these."""
     with pytest.raises(InputError, match=name):
         build_aggregator(name, options)

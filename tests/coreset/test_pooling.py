@@ -42,7 +42,7 @@ def slow_vector(name: str, f: Tensor, r: Tensor, media: Tensor) -> Tensor:
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=6), st.integers(0, 99))
 @pytest.mark.parametrize("kind", [Mean, NormWeighted, MediaMean, BestNorm, TopK])
-def test_poolings_are_their_definitions_set_by_set(kind: type[Pooling], sizes: list[int], seed: int) -> None:
+def test_poolings_equal_their_definitions(kind: type[Pooling], sizes: list[int], seed: int) -> None:
     sets = random_sets(sizes, seed)
     found = kind()(sets)
     assert sets.media is not None
@@ -72,7 +72,7 @@ def test_fps_mean_equals_the_published_code(golden: Path) -> None:
                 np.testing.assert_allclose(found.norm[b], length, rtol=1e-5)
 
 
-def test_picks_and_weights_say_what_was_used() -> None:
+def test_picks_and_weights_match_the_faces_used() -> None:
     norms = torch.tensor([1.0, 4.0, 2.0, 4.0, 3.0])
     sets = FaceSets(F.normalize(torch.randn(5, 6), dim=1), norms, torch.tensor([0, 4, 5]))
     best = BestNorm()(sets)
@@ -87,7 +87,7 @@ def test_picks_and_weights_say_what_was_used() -> None:
     assert weighted.weights.tolist() == pytest.approx([1 / 11, 4 / 11, 2 / 11, 4 / 11, 1])
 
 
-def test_media_mean_counts_a_medium_once() -> None:
+def test_media_mean_weights_media_equally() -> None:
     """A clip of four equal frames weighs as much as one still, and a number is its own medium in each set."""
     features = F.normalize(torch.randn(3, 6), dim=1)
     order, media = [0, 1, 1, 1, 1, 2, 0], torch.tensor([7, 8, 8, 8, 8, 7, 7])
@@ -97,13 +97,13 @@ def test_media_mean_counts_a_medium_once() -> None:
     torch.testing.assert_close(found.embedding * found.norm[:, None], expected)
 
 
-def test_media_mean_without_media_says_what_to_do() -> None:
+def test_media_mean_requires_media_indices() -> None:
     sets = FaceSets.dense(torch.ones(1, 2, 4), torch.ones(1, 2))
     with pytest.raises(InputError, match="use norm_weighted"):
         MediaMean()(sets)
 
 
-def test_random_k_is_fair_and_follows_its_seed() -> None:
+def test_random_k_is_uniform_and_depends_on_the_seed() -> None:
     sets = random_sets([10] * 600)
     picks = RandomK(coreset_size=3, seed=1)(sets).picks
     assert torch.equal(picks, RandomK(coreset_size=3, seed=1)(sets).picks)
@@ -122,7 +122,7 @@ def test_random_k_is_the_mean_of_its_picks() -> None:
 
 
 @pytest.mark.parametrize("kind", [Mean, NormWeighted, MediaMean, TopK, FpsMean, RandomK])
-def test_faces_that_cancel_out_give_zeros_and_no_nan(kind: type[Pooling]) -> None:
+def test_faces_that_cancel_out_give_zero_without_nan(kind: type[Pooling]) -> None:
     face = F.normalize(torch.ones(6), dim=0)
     features = torch.stack([face, -face, face]).requires_grad_()
     norms = torch.tensor([9.0, 9.0, 0.0], requires_grad=True)
@@ -138,7 +138,7 @@ def test_faces_that_cancel_out_give_zeros_and_no_nan(kind: type[Pooling]) -> Non
 
 # Not RandomK: its hash looks at the values, so that the smallest change draws other faces.
 @pytest.mark.parametrize("kind", [Mean, NormWeighted, MediaMean, BestNorm, TopK, FpsMean])
-def test_a_pooling_has_the_gradient_of_its_formula(kind: type[Pooling]) -> None:
+def test_gradients_equal_those_of_the_formula(kind: type[Pooling]) -> None:
     sets = random_sets([4, 1, 7])
     pooling = kind()
 
@@ -150,7 +150,7 @@ def test_a_pooling_has_the_gradient_of_its_formula(kind: type[Pooling]) -> None:
     assert torch.autograd.gradcheck(descriptor, inputs)
 
 
-def test_values_outside_their_range_are_refused() -> None:
+def test_options_out_of_range_are_rejected() -> None:
     for kind in (TopK, FpsMean, RandomK):
         with pytest.raises(InputError, match="coreset_size 0 must be at least 1"):
             kind(coreset_size=0)

@@ -32,7 +32,7 @@ def build(name: str, quality: str) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("name", WITH_QUALITY)
-def test_the_norm_is_the_default_and_changes_no_bit(name: str) -> None:
+def test_norm_is_the_default_quality(name: str) -> None:
     torch.manual_seed(0)
     plain = build_aggregator(name, {"embedding_size": D} if name == "coreset" else {}).eval()
     assert quality_of(plain) == "norm"
@@ -44,7 +44,7 @@ def test_the_norm_is_the_default_and_changes_no_bit(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", WITH_QUALITY)
-def test_detector_scores_stand_in_the_place_of_norms(name: str) -> None:
+def test_detector_scores_replace_norms(name: str) -> None:
     sets = some_sets()
     assert sets.detector_scores is not None
     found = build(name, "detector")(sets)
@@ -57,7 +57,7 @@ def test_detector_scores_stand_in_the_place_of_norms(name: str) -> None:
 
 @pytest.mark.parametrize("quality", ["learned", "none", "detector"])
 @pytest.mark.parametrize("name", [name for name in AGGREGATORS if requires_training(name)])
-def test_every_trained_aggregator_takes_every_quality(name: str, quality: str) -> None:
+def test_trained_aggregators_accept_every_quality(name: str, quality: str) -> None:
     options = {"embedding_size": D, "quality": quality}
     torch.manual_seed(0)
     aggregator = build_aggregator(name, options)
@@ -81,13 +81,13 @@ def test_every_trained_aggregator_takes_every_quality(name: str, quality: str) -
 
 
 @pytest.mark.parametrize("name", ["norm_weighted", "media_mean"])
-def test_with_none_all_faces_count_the_same(name: str) -> None:
+def test_quality_none_weights_faces_equally(name: str) -> None:
     found = build(name, "none")(some_sets())
     wanted = build_aggregator("mean", {})(some_sets())
     torch.testing.assert_close(found.embedding, wanted.embedding)
 
 
-def test_with_none_the_norms_have_no_influence_on_the_coreset() -> None:
+def test_quality_none_ignores_norms_in_the_selection() -> None:
     sets = some_sets()
     aggregator = build("coreset", "none")
     found, other = aggregator(sets), aggregator(replace(sets, norms=sets.norms.flip(0)))
@@ -96,7 +96,7 @@ def test_with_none_the_norms_have_no_influence_on_the_coreset() -> None:
     assert not torch.equal(found.picks, build("coreset", "norm")(sets).picks)
 
 
-def test_a_learned_quality_learns_which_faces_are_good() -> None:
+def test_learned_quality_can_be_trained() -> None:
     """Faces along one direction are wrong; the head finds out, since only it can tell them apart."""
     aggregator = build("coreset", "learned").train()
     assert quality_of(aggregator) == "learned"
@@ -120,7 +120,7 @@ def test_a_learned_quality_learns_which_faces_are_good() -> None:
     assert 0 < quality[0] < quality[1] < 40
 
 
-def test_a_learned_quality_starts_equal_and_is_saved_with_the_aggregator() -> None:
+def test_learned_quality_starts_constant_and_is_saved() -> None:
     fresh = build("coreset", "learned")
     assert torch.equal(fresh.quality(torch.eye(D), torch.rand(D)), torch.full((D,), 20.0))
     with torch.no_grad():
@@ -130,7 +130,7 @@ def test_a_learned_quality_starts_equal_and_is_saved_with_the_aggregator() -> No
     assert torch.equal(other(some_sets()).embedding, fresh(some_sets()).embedding)
 
 
-def test_what_an_exporter_traces_gives_the_same() -> None:
+def test_padded_output_equals_forward() -> None:
     aggregator = build("coreset", "learned")
     with torch.no_grad():
         aggregator.get_parameter("quality.head.weight").normal_()
@@ -141,7 +141,7 @@ def test_what_an_exporter_traces_gives_the_same() -> None:
     torch.testing.assert_close(F.normalize(vectors, dim=1), aggregator(dense).embedding)
 
 
-def test_kinds_that_make_no_sense_are_refused() -> None:
+def test_invalid_qualities_are_rejected() -> None:
     with pytest.raises(InputError, match="quality 'best' must be one of norm, detector, learned, none"):
         build("norm_weighted", "best")
     for name in set(WITH_QUALITY) - {"coreset"}:
@@ -154,7 +154,7 @@ def test_kinds_that_make_no_sense_are_refused() -> None:
     assert QUALITIES == ("norm", "detector", "learned", "none")
 
 
-def test_scores_are_checked_when_sets_are_made() -> None:
+def test_detector_scores_are_validated() -> None:
     sets = some_sets()
     assert sets.to("cpu").detector_scores is not None
     with pytest.raises(InputError, match=r"detector_scores: expected \(12,\) floating, found \(3,\)"):

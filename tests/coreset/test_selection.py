@@ -75,9 +75,7 @@ def slow_training(
     st.sampled_from([0.0, 0.01, 0.5, 1.0, 4.0]),
     st.integers(0, 99),
 )
-def test_evaluation_picks_are_those_of_the_definition(
-    T: int, D: int, K: int, gamma: float, seed: int
-) -> None:
+def test_evaluation_picks_equal_the_definition(T: int, D: int, K: int, gamma: float, seed: int) -> None:
     features, norms = random_sets(2, T, D, seed, torch.float64)
     picks, core, present = select_faces(features, norms, coreset_size=K, gamma=gamma)
     for b in range(2):
@@ -91,9 +89,7 @@ def test_evaluation_picks_are_those_of_the_definition(
 
 @pytest.mark.parametrize("mask_picked", [True, False])
 @pytest.mark.parametrize("temperature", [1.0, 0.2, 5.0])
-def test_training_has_the_values_and_gradients_of_the_definition(
-    mask_picked: bool, temperature: float
-) -> None:
+def test_training_values_and_gradients_equal_the_definition(mask_picked: bool, temperature: float) -> None:
     features, norms = random_sets(3, 6, 5, dtype=torch.float64)
     mask = torch.arange(6) < torch.tensor([[6], [2], [4]])
     leaves = [
@@ -152,7 +148,7 @@ def test_published_training_may_repeat_a_face() -> None:
 
 @pytest.mark.parametrize("D", [1, 3, 7, 64, 100, 512])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_picks_do_not_depend_on_batch_or_padding(D: int, threads: int) -> None:
+def test_picks_are_independent_of_batch_and_padding(D: int, threads: int) -> None:
     """Even where scores differ by one rounding: faces of a clip, their norms equal."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -181,7 +177,7 @@ def test_picks_do_not_depend_on_batch_or_padding(D: int, threads: int) -> None:
 
 @pytest.mark.parametrize("T", [9, 16, 61, 200])
 @pytest.mark.parametrize("gamma", [0.0, 0.013, 1.0])
-def test_equal_faces_tie_and_the_lowest_place_wins(T: int, gamma: float) -> None:
+def test_ties_between_equal_faces_go_to_the_first(T: int, gamma: float) -> None:
     features, norms = random_sets(4, 4, 33, seed=T)
     order = torch.arange(T) % 4
     picks = select_faces(features[:, order], norms[:, order], coreset_size=8, gamma=gamma).picks
@@ -198,7 +194,7 @@ def test_equal_faces_tie_in_training_too() -> None:
 
 
 @pytest.mark.parametrize("sampling", [None, QUIET, Sampling()])
-def test_padding_of_nan_reaches_neither_values_nor_gradients(sampling: Sampling | None) -> None:
+def test_nan_padding_affects_neither_values_nor_gradients(sampling: Sampling | None) -> None:
     features, norms = random_sets(3, 6, 8)
     mask = torch.arange(6) < torch.tensor([[6], [1], [3]])
     results = []
@@ -221,7 +217,9 @@ def test_padding_of_nan_reaches_neither_values_nor_gradients(sampling: Sampling 
 @pytest.mark.parametrize("gamma", [-0.5, 0.0, 0.01, 1.0, 50.0])
 @pytest.mark.parametrize("sampling", [None, QUIET, Sampling(mask_picked=False)])
 @pytest.mark.parametrize("zeros", ["one", "all"])
-def test_zero_norms_and_wild_gammas_stay_finite(gamma: float, sampling: Sampling | None, zeros: str) -> None:
+def test_zero_norms_and_extreme_gammas_stay_finite(
+    gamma: float, sampling: Sampling | None, zeros: str
+) -> None:
     features, norms = random_sets(2, 5, 8)
     norms[:, 2 if zeros == "one" else slice(None)] = 0
     leaves = [features.requires_grad_(), norms.requires_grad_(), torch.tensor(gamma, requires_grad=True)]
@@ -233,7 +231,7 @@ def test_zero_norms_and_wild_gammas_stay_finite(gamma: float, sampling: Sampling
         assert leaf.grad.isfinite().all()
 
 
-def test_quality_weight_is_a_power_within_its_range() -> None:
+def test_quality_weight_is_a_clamped_power() -> None:
     norms = torch.tensor([0.0, 1e-8, 0.5, 20.0])
     assert quality_weight(norms, 0.0).tolist() == [1.0] * 4
     assert quality_weight(norms, -3.0).tolist() == [1.0] * 4
@@ -241,14 +239,14 @@ def test_quality_weight_is_a_power_within_its_range() -> None:
     assert torch.equal(quality_weight(norms, 99.0), quality_weight(norms, LARGEST_GAMMA))
 
 
-def test_gamma_outside_its_range_can_come_back() -> None:
+def test_gamma_outside_its_range_has_a_gradient() -> None:
     gamma = torch.tensor(-0.1, requires_grad=True)
     quality_weight(torch.tensor([20.0]), gamma).sum().backward()
     assert gamma.grad is not None
     assert gamma.grad > 0
 
 
-def test_equal_float32_norms_have_equal_weights_wherever_they_stand() -> None:
+def test_equal_norms_have_equal_weights_at_any_position() -> None:
     for count in range(1, 70):
         weights = quality_weight(torch.full((count,), 23.45), 0.0123)
         assert (weights == weights[0]).all()
@@ -262,7 +260,7 @@ def test_more_gamma_prefers_quality() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_autocast_does_not_touch_values_or_gradients(dtype: torch.dtype) -> None:
+def test_autocast_changes_neither_values_nor_gradients(dtype: torch.dtype) -> None:
     found = []
     for enabled in (False, True):
         features, norms = (leaf.requires_grad_() for leaf in random_sets(3, 30, 64))
@@ -276,7 +274,7 @@ def test_autocast_does_not_touch_values_or_gradients(dtype: torch.dtype) -> None
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_widened_and_double_is_kept(dtype: torch.dtype) -> None:
+def test_half_precision_becomes_float32_and_float64_is_kept(dtype: torch.dtype) -> None:
     features, norms = random_sets(2, 5, 8)
     half = select_faces(features.to(dtype), norms.to(dtype), coreset_size=3, gamma=0.3)
     wide = select_faces(features.to(dtype).float(), norms.to(dtype).float(), coreset_size=3, gamma=0.3)
@@ -287,7 +285,7 @@ def test_half_precision_is_widened_and_double_is_kept(dtype: torch.dtype) -> Non
     )
 
 
-def test_towards_zero_temperature_training_picks_what_evaluation_picks() -> None:
+def test_training_picks_approach_evaluation_at_low_temperature() -> None:
     features, norms = random_sets(40, 12, 16)
     wanted = select_faces(features, norms, coreset_size=3, gamma=0.01).picks
     agreement = []
@@ -307,7 +305,7 @@ def test_noise_draws_from_the_softmax_of_the_scores() -> None:
     torch.testing.assert_close(shares, (norms[0] / 2).softmax(0), atol=0.03, rtol=0)
 
 
-def test_agreement_is_the_share_of_training_picks_that_evaluation_shares() -> None:
+def test_pick_agreement_is_a_fraction_of_training_picks() -> None:
     training = torch.tensor([[0, 1, 2], [4, -1, -1], [3, 3, 5], [7, 8, -1]])
     evaluation = torch.tensor([[2, 9, 0], [4, -1, -1], [3, 6, 7], [1, 2, -1]])
     torch.testing.assert_close(

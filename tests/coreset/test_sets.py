@@ -23,7 +23,7 @@ def test_sizes_and_sets_of_faces_follow_the_offsets() -> None:
     assert sets.set_of_face.tolist() == [0, 0, 1, 2, 2, 2]
 
 
-def test_dense_and_list_are_the_same_sets() -> None:
+def test_dense_and_from_list_are_equivalent() -> None:
     features, norms = torch.randn(3, 2, 4), torch.rand(3, 2)
     media = torch.arange(6).view(3, 2)
     dense = FaceSets.dense(features, norms, media)
@@ -35,7 +35,7 @@ def test_dense_and_list_are_the_same_sets() -> None:
     assert dense.offsets.tolist() == listed.offsets.tolist() == [0, 2, 4, 6]
 
 
-def test_moving_keeps_everything() -> None:
+def test_to_device_keeps_all_fields() -> None:
     sets = FaceSets.dense(torch.randn(2, 3, 4), torch.rand(2, 3), torch.zeros(2, 3, dtype=torch.int64))
     moved = sets.to("cpu")
     assert moved.media is not None
@@ -43,7 +43,7 @@ def test_moving_keeps_everything() -> None:
     assert torch.equal(moved.offsets, sets.offsets)
 
 
-def test_some_faces_of_some_sets() -> None:
+def test_subset_selects_faces_and_drops_empty_sets() -> None:
     sets = some_sets([2, 1, 3])
     sets = FaceSets(sets.features, sets.norms, sets.offsets, torch.arange(6), torch.arange(6) / 6)
     found = sets.subset(torch.tensor([False, True, False, True, True, False]))
@@ -75,21 +75,21 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_faulty_batches_are_refused_in_words(fault: str) -> None:
+def test_invalid_batches_are_rejected(fault: str) -> None:
     features, norms, offsets, media, words = FAULTS[fault]
     with pytest.raises(InputError) as error:
         FaceSets(features, norms, offsets, media)
     assert words in str(error.value)
 
 
-def test_all_faults_of_a_batch_are_named_at_once() -> None:
+def test_all_faults_of_a_batch_are_reported_together() -> None:
     with pytest.raises(InputError) as error:
         FaceSets(FEATURES, torch.ones(2), OFFSETS.float())
     assert "norms" in str(error.value)
     assert "offsets" in str(error.value)
 
 
-def test_dense_and_list_name_what_they_found() -> None:
+def test_dense_and_from_list_report_shapes() -> None:
     with pytest.raises(InputError, match=r"found \(2, 3, 4\) and \(2, 3, 1\)"):
         FaceSets.dense(torch.ones(2, 3, 4), torch.ones(2, 3, 1))
     with pytest.raises(InputError, match=r"set 1: .*\(T, 4\).*found \(3, 5\)"):
@@ -120,7 +120,7 @@ def test_chunks_hold_every_face_once_and_little_padding(sizes: list[int], places
     assert sorted(seen_rows) == list(range(sum(sizes)))
 
 
-def test_one_huge_set_does_not_blow_up_the_others() -> None:
+def test_one_large_set_does_not_pad_the_others() -> None:
     sets = some_sets([5] * 200 + [20_000] + [5] * 200)
     places = sum(chunk.rows.numel() for chunk in sets.chunks())
     assert places < 1.4 * sets.num_faces

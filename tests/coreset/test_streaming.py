@@ -39,20 +39,20 @@ def random_faces(count: int, seed: int = 0, size: int = D) -> FACES:
 
 
 def video_faces(count: int, seed: int, size: int = 64) -> FACES:
-    """Clips of one person: each of a quality and a bias of its own, its frames alike."""
+    """Clips of one subject, each with its own quality and bias."""
     generator = torch.Generator().manual_seed(seed)
 
     def noise(rows: int) -> Tensor:
         return torch.randn(rows, size, generator=generator) / size**0.5
 
-    person, features, norms = F.normalize(noise(1)), [], []
+    subject, features, norms = F.normalize(noise(1)), [], []
     while sum(map(len, norms)) < count:
         frames = int(torch.randint(5, 80, (), generator=generator))
         quality = (
             3.5 + 6 * torch.rand(1, generator=generator) + 0.4 * torch.randn(frames, generator=generator)
         )
         quality = quality.clamp_min(1)
-        features.append(F.normalize(person * quality[:, None] / 6 + noise(1) + 0.35 * noise(frames)))
+        features.append(F.normalize(subject * quality[:, None] / 6 + noise(1) + 0.35 * noise(frames)))
         norms.append(quality)
     return torch.cat(features)[:count], torch.cat(norms)[:count]
 
@@ -79,7 +79,7 @@ def assert_same(found: SetDescriptor, wanted: SetDescriptor, tolerance: float = 
 @pytest.mark.parametrize("name", ["mean", "norm_weighted", "best_norm", "top_k", "random_k"])
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 200), st.integers(1, 50), st.integers(0, 1000))
-def test_poolings_are_equal_whatever_the_portions(name: str, count: int, portion: int, seed: int) -> None:
+def test_streamed_poolings_equal_a_batch(name: str, count: int, portion: int, seed: int) -> None:
     faces = random_faces(count, seed)
     assert_same(streamed(build(name), faces, portion, capacity=8), batch(build(name), faces))
 
@@ -91,7 +91,7 @@ def test_ties_of_top_k_go_to_the_first() -> None:
 
 
 @pytest.mark.parametrize("portion", [1, 4, 90])
-def test_media_mean_is_equal_when_media_rise(portion: int) -> None:
+def test_streamed_media_mean_equals_a_batch(portion: int) -> None:
     features, norms = random_faces(90)
     media = torch.arange(90) // 7
     stream = TemplateStream(build("media_mean"), capacity=8)
@@ -101,7 +101,7 @@ def test_media_mean_is_equal_when_media_rise(portion: int) -> None:
     assert_same(stream.descriptor(), batch(build("media_mean"), (features, norms), media))
 
 
-def test_media_that_come_back_or_are_missing_are_refused() -> None:
+def test_decreasing_or_missing_media_are_rejected() -> None:
     features, norms = random_faces(3)
     stream = TemplateStream(build("media_mean"))
     stream.update(features, norms, torch.tensor([4, 4, 5]))
@@ -116,7 +116,7 @@ def test_media_that_come_back_or_are_missing_are_refused() -> None:
 
 @pytest.mark.parametrize("name", sorted(set(AGGREGATORS) - {"media_mean"}))
 @pytest.mark.parametrize("count", [1, 2, 31, 64])
-def test_all_are_equal_up_to_the_capacity(name: str, count: int) -> None:
+def test_stream_equals_a_batch_up_to_the_capacity(name: str, count: int) -> None:
     faces = random_faces(count)
     aggregator = build(name)
     for portion in (1, 5, 64):
@@ -124,7 +124,7 @@ def test_all_are_equal_up_to_the_capacity(name: str, count: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["coreset", "fps_mean"])
-def test_copies_beyond_the_capacity_change_nothing(name: str) -> None:
+def test_copies_beyond_the_capacity_do_not_matter(name: str) -> None:
     """Merging is exact for what is equal: picks are the first copies, attention counts all of them."""
     features, norms = random_faces(30)
     rows = torch.randint(30, (1000,), generator=torch.Generator().manual_seed(1))
@@ -134,15 +134,15 @@ def test_copies_beyond_the_capacity_change_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["coreset", "fps_mean"])
-def test_the_first_pick_is_always_the_true_one(name: str) -> None:
+def test_first_pick_is_exact(name: str) -> None:
     for seed in range(8):
         faces = random_faces(500, seed)
         found = streamed(build(name), faces, 11, capacity=16)
         assert found.picks[0, 0] == faces[1].argmax()
 
 
-def test_videos_beyond_the_capacity_are_nearly_equal() -> None:
-    """The gap that the docstring speaks of, at four times the capacity."""
+def test_videos_beyond_the_capacity_are_close() -> None:
+    """At four times the capacity."""
     aggregator = build("coreset", embedding_size=64, coreset_size=4)
     agreed, cosines = gaps(aggregator, [video_faces(2048, seed) for seed in range(6)], 512)
     assert np.mean(agreed) > 0.95
@@ -224,7 +224,7 @@ def bytes_held(root: object) -> int:
 
 
 class Unknown(nn.Module):
-    """An aggregator that streams know nothing of: the mean."""
+    """An aggregator without a streaming state: the mean."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -235,7 +235,7 @@ class Unknown(nn.Module):
         return found
 
 
-def test_an_unknown_aggregator_is_given_a_fair_sample() -> None:
+def test_other_aggregators_get_a_uniform_sample() -> None:
     faces = video_faces(4000, 3)
     stream = TemplateStream(Unknown().eval(), capacity=400)
     stream.update(*(part[:400] for part in faces))
@@ -258,7 +258,7 @@ def test_an_unknown_aggregator_is_given_a_fair_sample() -> None:
         *[("coreset", "learned"), ("coreset", "none"), ("norm_weighted", "none"), ("fps_mean", "none")],
     ],
 )
-def test_another_quality_than_the_norm_is_streamed_too(name: str, quality: str) -> None:
+def test_qualities_can_be_streamed(name: str, quality: str) -> None:
     features, norms = random_faces(200)
     scores = torch.rand(200, generator=torch.Generator().manual_seed(5))
     aggregator = build(name, quality=quality)
@@ -273,7 +273,7 @@ def test_another_quality_than_the_norm_is_streamed_too(name: str, quality: str) 
             stream.update(features, norms)
 
 
-def test_a_descriptor_can_be_asked_for_at_any_time() -> None:
+def test_descriptor_is_available_at_any_time() -> None:
     features, norms = random_faces(150)
     aggregator = build("coreset")
     asked, quiet = TemplateStream(aggregator, capacity=64), TemplateStream(aggregator, capacity=64)
@@ -284,7 +284,7 @@ def test_a_descriptor_can_be_asked_for_at_any_time() -> None:
     assert_same(asked.descriptor(), quiet.descriptor(), 0.0)
 
 
-def test_bad_faces_are_refused_and_leave_the_stream_as_it_was() -> None:
+def test_invalid_faces_are_rejected_and_leave_the_stream_unchanged() -> None:
     features, norms = random_faces(5)
     stream = TemplateStream(build("coreset"))
     with pytest.raises(InputError, match="empty set"):
@@ -303,7 +303,7 @@ def test_bad_faces_are_refused_and_leave_the_stream_as_it_was() -> None:
     assert_same(stream.descriptor(), batch(build("coreset"), (features, norms)), 0.0)
 
 
-def test_streams_that_make_no_sense_are_refused() -> None:
+def test_invalid_streams_are_rejected() -> None:
     with pytest.raises(InputError) as fault:
         TemplateStream(build("coreset").train(), capacity=5)
     assert "capacity 5 must be at least 6" in str(fault.value)

@@ -1,4 +1,4 @@
-"""Sets of one and of two people: who is told apart, and that each is described from the faces of theirs."""
+"""Two-identity split: which sets are split, and which faces each descriptor is made of."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from coreset.two_identity_split import TwoIdentitySplit, second_part
 D = 16
 
 
-def people_sets(parts: list[list[tuple[int, int, float]]], seed: int = 0, spread: float = 0.1) -> FaceSets:
-    """Each set a list of (person, faces, largest norm); people are unit axes, faces a little off them."""
+def subject_sets(parts: list[list[tuple[int, int, float]]], seed: int = 0, spread: float = 0.1) -> FaceSets:
+    """Each set is a list of (subject, faces, largest norm); subjects are unit axes, faces are noisy
+    copies."""
     generator = torch.Generator().manual_seed(seed)
     features, norms, sizes = [], [], []
     for each in parts:
         sizes.append(sum(count for _, count, _ in each))
-        for person, count, largest in each:
-            faces = torch.eye(D)[person] + spread * torch.randn(count, D, generator=generator)
+        for subject, count, largest in each:
+            faces = torch.eye(D)[subject] + spread * torch.randn(count, D, generator=generator)
             features.append(F.normalize(faces, dim=1))
             norms.append(largest * (0.7 + 0.3 * torch.rand(count, generator=generator)))
     N = sum(sizes)
@@ -36,44 +37,44 @@ SETS = [
     [(2, 5, 20.0)],
     [(3, 1, 20.0)],
     [(4, 1, 15.0), (5, 30, 20.0)],
-    # No person: far too poor beside the other.
+    # Not split: the second part is of too low quality.
     [(6, 2, 20.0), (7, 4, 5.0)],
 ]
 
 
-def faces_of(sets: FaceSets, number: int, person: int | None = None) -> FaceSets:
-    """One set alone, or its faces of one person."""
+def faces_of(sets: FaceSets, number: int, subject: int | None = None) -> FaceSets:
+    """One set alone, or its faces of one subject."""
     place = slice(int(sets.offsets[number]), int(sets.offsets[number + 1]))
     kept = torch.zeros(sets.num_faces, dtype=torch.bool)
-    kept[place] = True if person is None else sets.features[place, person] > 0.5
+    kept[place] = True if subject is None else sets.features[place, subject] > 0.5
     return sets.subset(kept)
 
 
 @pytest.mark.parametrize(
     "name", ["mean", "media_mean", "norm_weighted/detector", "weighted_coreset", "coreset"]
 )
-def test_each_of_two_people_is_described_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_identities_get_separate_descriptors(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sets_module, "MAX_CHUNK_POSITIONS", 40)
     torch.manual_seed(0)
     name, _, quality = name.partition("/")
     options = {"embedding_size": D} if "coreset" in name else {"quality": quality} if quality else {}
     aggregator = build_aggregator(name, options).eval()
-    sets = people_sets(SETS)
+    sets = subject_sets(SETS)
     found = TwoIdentitySplit(aggregator)(sets)
     plain = aggregator(sets)
     assert found.embedding.shape == (5, 2, D)
     for field in ("norm", "picks", "weights"):
         torch.testing.assert_close(getattr(found, field), getattr(plain, field))
-    for number, people in ((0, (0, 1)), (3, (5, 4))):
-        for place, person in enumerate(people):
-            wanted = aggregator(faces_of(sets, number, person)).embedding[0]
+    for number, subjects in ((0, (0, 1)), (3, (5, 4))):
+        for place, subject in enumerate(subjects):
+            wanted = aggregator(faces_of(sets, number, subject)).embedding[0]
             torch.testing.assert_close(found.embedding[number, place], wanted, rtol=0, atol=1e-5)
     for number in (1, 2, 4):
         for place in (0, 1):
             assert torch.equal(found.embedding[number, place], plain.embedding[number])
 
 
-def test_a_set_is_two_people_below_the_limit_alone() -> None:
+def test_split_requires_a_cosine_below_the_limit() -> None:
     angle = 1.2  # A cosine of 0.36.
     pair = torch.stack([torch.eye(D)[0], np.cos(angle) * torch.eye(D)[0] + np.sin(angle) * torch.eye(D)[1]])
     sets = FaceSets.dense(pair.unsqueeze(0), torch.full((1, 2), 20.0))
@@ -82,9 +83,9 @@ def test_a_set_is_two_people_below_the_limit_alone() -> None:
         assert torch.equal(found[0], found[1]) is not apart
 
 
-def test_several_strangers_and_faces_of_zero_norm_are_no_person() -> None:
+def test_incoherent_and_zero_norm_parts_are_not_split() -> None:
     aggregator = build_aggregator("mean", {})
-    one = people_sets([[(0, 6, 20.0)]], spread=0.02)
+    one = subject_sets([[(0, 6, 20.0)]], spread=0.02)
     # Eight faces with something in common, and something of their own.
     for own, apart in ((0.5, True), (1.0, False)):
         others = F.normalize(torch.eye(D)[1] + own * torch.eye(D)[2:10], dim=1)
@@ -98,8 +99,8 @@ def test_several_strangers_and_faces_of_zero_norm_are_no_person() -> None:
     assert torch.equal(found[0, 0], found[0, 1])
 
 
-def test_the_order_of_faces_and_copies_of_them_change_nothing() -> None:
-    sets = people_sets(SETS[:1] + SETS[3:4], seed=3, spread=0.3)
+def test_split_is_invariant_to_order_and_copies() -> None:
+    sets = subject_sets(SETS[:1] + SETS[3:4], seed=3, spread=0.3)
     found = second_part(sets)
     order = torch.tensor([2, 0, 3, 1, *range(sets.num_faces - 1, 3, -1)])
     moved = FaceSets(sets.features[order], sets.norms[order], sets.offsets)
@@ -129,7 +130,7 @@ def slow_parts(features: Tensor, norms: Tensor) -> list[bool]:
     return is_second
 
 
-def test_parts_are_those_of_a_slow_oracle() -> None:
+def test_parts_equal_reference_implementation() -> None:
     generator = torch.Generator().manual_seed(5)
     sizes = torch.randint(1, 25, (40,), generator=generator)
     N = int(sizes.sum())

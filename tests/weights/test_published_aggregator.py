@@ -58,7 +58,7 @@ def test_evaluation_equals_the_published_code(cases: dict[str, np.ndarray], K: i
 
 
 def adaface_logits(embedding: Tensor, norm: Tensor, kernel: Tensor, labels: Tensor) -> Tensor:
-    """AdaFace (m 0.4, h 0.333, s 64, t_alpha 0.01, from mean 20 and deviation 100), as METHOD 3 has it."""
+    """AdaFace (m 0.4, h 0.333, s 64, t_alpha 0.01, from mean 20 and deviation 100)."""
     quality = norm.clamp(0.001, 100).detach()[:, None]
     mean, deviation = 0.01 * quality.mean() + 0.99 * 20, 0.01 * quality.std() + 0.99 * 100
     z = ((quality - mean) / (deviation + 1e-3) * 0.333).clamp(-1, 1)
