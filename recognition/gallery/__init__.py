@@ -1,1 +1,1 @@
-"""A gallery of enrolled people, and search in it."""
+"""Galleries of enrolled subjects: storage, search, identification."""

@@ -72,7 +72,7 @@ def threshold_from_gallery(descriptors: Floats, fpir: float) -> OpenSetThreshold
         )
     count = min(len(descriptors), math.ceil(RULE_OF_30 / fpir))
     rows = np.linspace(0, len(descriptors) - 1, count).round().astype(np.int64)
-    best = search(descriptors[rows], descriptors, 1, leave_out=rows)
+    best = search(descriptors[rows], descriptors, 1, excluded=rows)
     at = int(best.scores[:, 0].argmax())
     # The search of each one's best match, -1 where that was not searched.
     place = np.full(len(descriptors), -1, np.int64)

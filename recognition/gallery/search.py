@@ -40,7 +40,7 @@ def search(
     descriptors: Floats,
     top: int,
     *,
-    leave_out: Integers | None = None,
+    excluded: Integers | None = None,
     block_rows: int | None = None,
 ) -> Matches:
     """Find the most similar descriptors of each probe; takes about 100 MiB whatever the size of the gallery.
@@ -52,7 +52,7 @@ def search(
         probes: (P, D) float32, unit rows.
         descriptors: (N, D) float32, unit rows.
         top: matches of each probe, at least 1.
-        leave_out: (P,) a row of `descriptors` that each probe is not compared with: itself.
+        excluded: (P,) a row of `descriptors` that each probe is not compared with: itself.
         block_rows: descriptors at a time; None decides by the number of probes.
 
     Raises:
@@ -63,15 +63,15 @@ def search(
     rows, scores = [np.empty((0, k), np.int64)], [np.empty((0, k), np.float32)]
     for start in range(0, len(probes), _MOST_PROBES_AT_ONCE):
         part = slice(start, start + _MOST_PROBES_AT_ONCE)
-        left_out = None if leave_out is None else leave_out[part]
-        best = _search_blocks(probes[part], descriptors, k, left_out, block_rows)
+        own_excluded = None if excluded is None else excluded[part]
+        best = _search_blocks(probes[part], descriptors, k, own_excluded, block_rows)
         rows.append(best[0])
         scores.append(best[1])
     return Matches(np.concatenate(rows), np.concatenate(scores))
 
 
 def _search_blocks(
-    probes: Floats, descriptors: Floats, k: int, leave_out: Integers | None, block_rows: int | None
+    probes: Floats, descriptors: Floats, k: int, excluded: Integers | None, block_rows: int | None
 ) -> tuple[Integers, Floats]:
     """Rows and scores of the k best, each (P, k)."""
     P, N = len(probes), len(descriptors)
@@ -80,9 +80,9 @@ def _search_blocks(
     for start in range(0, N if k else 0, block):
         part = descriptors[start : start + block]
         products = probes @ part.T
-        if leave_out is not None:
-            inside = np.flatnonzero((leave_out >= start) & (leave_out < start + len(part)))
-            products[inside, leave_out[inside] - start] = -np.inf
+        if excluded is not None:
+            inside = np.flatnonzero((excluded >= start) & (excluded < start + len(part)))
+            products[inside, excluded[inside] - start] = -np.inf
         floor = best_scores[:, -1]
         if len(part) > k and np.isneginf(floor).any():
             # Until k are found, every product would be a candidate.

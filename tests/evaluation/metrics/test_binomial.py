@@ -10,13 +10,13 @@ from evaluation.metrics.binomial import exact_interval95, folds_interval95, thre
 
 
 @pytest.mark.parametrize(("count", "trials"), [(1, 20), (7, 28), (27, 28), (300, 1000)])
-def test_it_is_clopper_pearson_between_none_and_all(count: int, trials: int) -> None:
+def test_interval_is_clopper_pearson(count: int, trials: int) -> None:
     expected = binomtest(count, trials).proportion_ci(0.95, "exact")
     assert exact_interval95(count, trials) == pytest.approx((expected.low, expected.high))
 
 
 @pytest.mark.parametrize("trials", [1, 20, 28, 1000])
-def test_none_and_all_have_the_exact_form_of_the_rule_of_three(trials: int) -> None:
+def test_none_and_all_follow_the_rule_of_three(trials: int) -> None:
     low, high = exact_interval95(0, trials)
     # With this rate, none of the trials fails in one sample of twenty.
     assert (low, (1 - high) ** trials) == (0, pytest.approx(0.05))
@@ -24,7 +24,7 @@ def test_none_and_all_have_the_exact_form_of_the_rule_of_three(trials: int) -> N
     assert trials < 100 or high == pytest.approx(3 / trials, rel=0.01)
 
 
-def test_the_rate_above_the_next_score_is_beta() -> None:
+def test_rate_above_an_order_statistic_is_beta() -> None:
     rng = np.random.default_rng(0)
     for accepted, trials in ((0, 10), (5, 100), (30, 60)):
         next_scores = np.sort(1 - rng.random((20_000, trials)), axis=1)[:, accepted]
@@ -36,7 +36,7 @@ def test_the_rate_above_the_next_score_is_beta() -> None:
         assert inside.mean() == pytest.approx(0.95 if accepted else 0.975, abs=0.006)
 
 
-def test_folds_have_the_interval_of_student_and_equal_ones_that_of_their_pairs() -> None:
+def test_folds_have_student_intervals_unless_all_are_equal() -> None:
     folds = np.array([0.9, 0.95, 1.0, 0.95])
     error = folds.std(ddof=1) / 2
     # 3.182: Student's t, three degrees of freedom.

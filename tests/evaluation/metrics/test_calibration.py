@@ -85,7 +85,7 @@ def test_no_error_among_few_subjects_keeps_a_wide_interval() -> None:
     assert figures.fnmr_interval95 == pytest.approx((0, 1 - 0.05 ** (1 / 20)))
 
 
-def test_intervals_are_the_same_each_time_and_move_with_the_seed() -> None:
+def test_intervals_depend_on_the_seed_alone() -> None:
     pairs = all_pairs(*sets_of(40))
     first, again, other = (calibrate(pairs, [1e-1], replicates=30, seed=seed) for seed in (1, 1, 2))
     assert first[0].rates == again[0].rates
@@ -159,7 +159,7 @@ def test_too_few_subjects_are_refused() -> None:
         all_pairs(similarity, subjects, sizes)
 
 
-def test_observed_rates_of_other_subjects_lie_in_the_interval_as_often_as_said() -> None:
+def test_intervals_cover_rates_of_other_subjects() -> None:
     """Coverage in a world where the truth is known; 95 % but for chance over 40 worlds."""
     inside = 0
     for seed in range(40):

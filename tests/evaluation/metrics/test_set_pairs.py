@@ -43,7 +43,7 @@ def test_pairs_and_their_counts_equal_a_loop(monkeypatch: pytest.MonkeyPatch, pa
         assert pairs.nonmated_weights(drawn, cell).tolist() == weights
 
 
-def test_thresholds_of_draws_are_those_of_all_scores_however_few_are_looked_at() -> None:
+def test_bootstrap_thresholds_equal_those_of_all_scores() -> None:
     """One draw is of two subjects whose scores are the lowest of all, one of nobody."""
     rng = np.random.default_rng(0)
     subjects = rng.permutation(np.repeat(np.arange(11), 12))
@@ -75,7 +75,7 @@ def test_thresholds_of_draws_are_those_of_all_scores_however_few_are_looked_at()
             assert false[draw].tolist() == rate
 
 
-def test_counts_and_thresholds_of_rising_scores_follow_the_rule() -> None:
+def test_counts_and_thresholds_of_ascending_scores() -> None:
     rng = np.random.default_rng(0)
     for levels in (3, 40, 10_000):
         scores = (rng.integers(0, levels, 200) / levels).astype(np.float32)
@@ -87,7 +87,7 @@ def test_counts_and_thresholds_of_rising_scores_follow_the_rule() -> None:
         assert counts.tolist() == [at_or_above(scores, at).sum() for at in found.tolist()]
 
 
-def test_a_calibration_takes_a_few_bytes_a_pair() -> None:
+def test_calibration_takes_few_bytes_per_pair() -> None:
     rows, subjects, sizes = descriptors(400, 5)
     tracemalloc.start()
     pairs = all_pairs(InnerProducts(rows, rows, clip=True), subjects, sizes)

@@ -35,7 +35,7 @@ def slow_threshold(nonmated: Sequence[float], rate: float) -> float:
 
 @settings(deadline=None, max_examples=200)
 @given(st.lists(st.integers(-4, 4), min_size=1, max_size=40), st.sampled_from(RATES))
-def test_threshold_is_the_lowest_that_keeps_the_rate(scores: list[int], rate: float) -> None:
+def test_threshold_is_the_lowest_at_the_target_rate(scores: list[int], rate: float) -> None:
     assert threshold_at(np.array(scores, float), rate) == slow_threshold(scores, rate)
 
 
@@ -44,29 +44,29 @@ def test_threshold_is_the_lowest_that_keeps_the_rate(scores: list[int], rate: fl
     st.lists(st.tuples(st.integers(-4, 4), st.integers(0, 3)), min_size=1, max_size=20),
     st.sampled_from(RATES),
 )
-def test_weights_are_repetitions(scores: list[tuple[int, int]], rate: float) -> None:
+def test_weights_equal_repeated_scores(scores: list[tuple[int, int]], rate: float) -> None:
     values, weights = (np.array(column) for column in zip(*scores, strict=True))
     if weights.sum():
         repeated = np.repeat(values, weights).astype(float)
         assert threshold_at(values.astype(float), rate, weights) == slow_threshold(repeated.tolist(), rate)
 
 
-def test_a_rate_is_compared_as_a_quotient() -> None:
+def test_rates_are_compared_as_quotients() -> None:
     assert 0.07 * 100 != 7
     assert 0.29 * 100 < 29
     for rate, accepted in ((0.07, 7), (0.29, 29)):
         assert (np.arange(100.0) >= threshold_at(np.arange(100.0), rate)).sum() == accepted
 
 
-def test_float32_scores_are_decided_in_float32() -> None:
+def test_float32_scores_are_compared_in_float32() -> None:
     scores = np.random.default_rng(0).random(100).astype(np.float32)
     assert (scores >= threshold_at(scores, 0.1)).sum() == 10
 
 
 @settings(deadline=None, max_examples=60)
 @given(st.integers(0, 10_000), st.sampled_from([5, 40, 10_000]))
-def test_all_figures_of_one_list_of_scores_share_the_threshold(seed: int, levels: int) -> None:
-    """Ten people compared pairwise and once with themselves, by everything that sets a threshold."""
+def test_all_metrics_share_the_threshold_of_the_same_scores(seed: int, levels: int) -> None:
+    """Ten subjects compared pairwise and once with themselves, by everything that sets a threshold."""
     rng = np.random.default_rng(seed)
     faces = np.repeat(np.arange(10), 2)
     similarity = rng.integers(0, levels, (20, 20)) / levels
@@ -96,11 +96,11 @@ def test_all_figures_of_one_list_of_scores_share_the_threshold(seed: int, levels
     assert [calibrated.fnmr, 1 - verified.strict, 1 - identified.tpir, gained] == pytest.approx([fnmr] * 4)
 
 
-def test_open_set_search_follows_the_same_rule() -> None:
+def test_open_set_search_shares_the_threshold() -> None:
     rows = np.random.default_rng(3).normal(size=(250, 8)).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    gallery, strangers = rows[:50], rows[50:]
-    found = threshold_from_nonmated(strangers, gallery, 0.07)
-    best = (strangers.astype(np.float64) @ gallery.T.astype(np.float64)).astype(np.float32).max(axis=1)
+    gallery, nonmated = rows[:50], rows[50:]
+    found = threshold_from_nonmated(nonmated, gallery, 0.07)
+    best = (nonmated.astype(np.float64) @ gallery.T.astype(np.float64)).astype(np.float32).max(axis=1)
     assert found.threshold == threshold_at(best, 0.07)
     assert found.false_positives == 14

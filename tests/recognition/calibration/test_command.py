@@ -27,7 +27,7 @@ def run(*arguments: object) -> int:
 
 @pytest.fixture
 def root(face_folder: Folder) -> Path:
-    """46 people, as many as a rate of 1e-02 needs."""
+    """46 subjects, as many as a rate of 1e-02 needs."""
     return face_folder(46, 3, "people", spread=40)
 
 
@@ -60,7 +60,7 @@ def test_from_photos_to_a_decision(
         "gfar": pytest.approx(enrolled**2 * figures["fmr"]),
         "gfrr": pytest.approx(1 - enrolled**2 * (1 - figures["fnmr"])),
     }
-    # 1,035 pairs of people and 1e-02: about ten false matches.
+    # 1,035 pairs of subjects and 1e-02: about ten false matches.
     assert "FMR 1e-02 rests on about 10 false matches" in said
     assert "the rule of 30" in said
     assert list(content["thresholds"]) == ["1e-01", "1e-02"]
@@ -107,7 +107,7 @@ def test_search_decides_on_matches(
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "expected"),
     [
         (("--aggregator", "mean"), "was made for another model"),
         (("--flip", "average"), "was made for another model"),
@@ -116,7 +116,7 @@ def test_search_decides_on_matches(
 )
 def test_a_calibration_of_another_model_or_preprocessing_is_refused(
     change: tuple[str, ...],
-    told: str,
+    expected: str,
     root: Path,
     made: Path,
     checkpoint: Path,
@@ -128,7 +128,7 @@ def test_a_calibration_of_another_model_or_preprocessing_is_refused(
     how = ("--aligned",) if change else ("--detector", detector)
     flags = ("--weights", checkpoint, "--calibration", made, "--out", tmp_path / "out", "--device", "cpu")
     assert run(root / "s000", *flags, *how, *change) == 2
-    assert told in capsys.readouterr().err
+    assert expected in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -203,7 +203,7 @@ def test_the_same_seed_writes_the_same_bytes(root: Path, checkpoint: Path, tmp_p
 
 @pytest.mark.slow
 def test_the_rate_on_other_subjects_is_in_its_interval(shared: Path, tmp_path: Path) -> None:
-    """Calibrated on 185 people of LFW, checked on as many others; of 3 rates one may lie outside."""
+    """Calibrated on 185 subjects of LFW, checked on as many others; of 3 rates one may lie outside."""
     with tarfile.open(shared / "faces" / "lfw_dev112.tar") as archive:
         archive.extractall(tmp_path / "lfw", filter="data")
     away = set((shared / "faces" / "lfws_subjects.txt").read_text().split())

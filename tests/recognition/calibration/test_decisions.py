@@ -48,7 +48,7 @@ def test_fmr_at_the_score() -> None:
     assert (found.is_same == (found.fmr_at_score <= float(RATE))).all()
 
 
-def test_sizes_have_their_own_threshold_where_it_is_known() -> None:
+def test_set_sizes_have_their_own_threshold_if_supported() -> None:
     assert decided([0.5], 8, 12).is_same.tolist() == [False]
     assert decided([0.5], 8, 12).sizes_text((0,)) == "5-16 x 5-16"
     for first, second in ((8, 2), (1, 1)):
@@ -74,7 +74,7 @@ def three(model: FaceModel, drawn_set: Make) -> list[AggregatedSet]:
     ]
 
 
-def test_all_pairs_are_told_and_written(three: list[AggregatedSet], tmp_path: Path) -> None:
+def test_all_pairs_are_printed_and_written(three: list[AggregatedSet], tmp_path: Path) -> None:
     matrix = similarities(three)
     found = decide_sets(Calibration(RATE, ALL, {"5-16 x 5-16": LARGE}), three, matrix)
     text = decisions_text(three, found)
@@ -100,7 +100,7 @@ def test_all_pairs_are_told_and_written(three: list[AggregatedSet], tmp_path: Pa
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_normalised_scores_are_what_is_compared(three: list[AggregatedSet], method: str) -> None:
+def test_normalised_scores_are_compared(three: list[AggregatedSet], method: str) -> None:
     cohort = np.random.default_rng(1).normal(size=(30, 64)).astype(np.float32)
     cohort /= np.linalg.norm(cohort, axis=1, keepdims=True)
     matrix = similarities(three)

@@ -22,7 +22,7 @@ Folder = Callable[..., Path]
 
 
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=60), st.integers(0, 5))
-def test_sets_of_a_person_share_no_photo_and_no_video(faces: list[int], seed: int) -> None:
+def test_sets_of_a_subject_share_no_photo_and_no_video(faces: list[int], seed: int) -> None:
     media = np.repeat(np.arange(len(faces)), faces)
     parts = split_photos(media, np.random.default_rng(seed))
     rows = np.concatenate(parts)
@@ -37,7 +37,7 @@ def test_sets_of_a_person_share_no_photo_and_no_video(faces: list[int], seed: in
     assert len(parts) >= min(2, len(faces))
 
 
-def test_all_sizes_come_of_many_photos() -> None:
+def test_many_photos_give_sets_of_all_sizes() -> None:
     rng = np.random.default_rng(0)
     sizes = [len(part) for _ in range(40) for part in split_photos(np.arange(60), rng)]
     assert set(groups_of(np.array(sizes)).tolist()) == {0, 1, 2, 3}
@@ -91,7 +91,7 @@ def test_unusable_folders_are_reported(face_folder: Folder, tmp_path: Path) -> N
         find_labelled(root, "--cohort")
 
 
-def test_a_photo_that_is_there_twice_counts_once(
+def test_copies_of_a_photo_count_once(
     model: FaceModel, face_folder: Folder, drawn_face: Callable[..., bytes]
 ) -> None:
     root = face_folder(11, 3, spread=40)
@@ -108,7 +108,7 @@ def test_a_photo_that_is_there_twice_counts_once(
     cv2.imwrite(str(root / "s003" / "album" / "again.jpg"), photo, [cv2.IMWRITE_JPEG_QUALITY, 80])
     found = aggregate_labelled(model, find_labelled(root, "--images_root"), options)
     assert "34 photos" in found.notes[0]
-    assert "s000/0.png as s000/0 (1).png" in found.notes[0]
+    assert "s000/0.png of s000/0 (1).png" in found.notes[0]
     assert found.names == alone.names
     assert found.sizes.tolist() == alone.sizes.tolist()
     assert np.allclose(found.descriptors, alone.descriptors, atol=1e-3)
@@ -124,7 +124,7 @@ def test_a_set_of_copies_alone_is_left_out(
     (root / "s005" / "2.png").write_bytes((root / "s004" / "1.png").read_bytes())
     found = aggregate_labelled(model, find_labelled(root, "--images_root"), PhotoOptions(aligned=True))
     said = "\n".join(found.notes)
-    assert "s003/album/x.png as s003/1.png" in said
+    assert "s003/album/x.png of s003/1.png" in said
     assert "s003/album: all of its photos are copies" in said
     assert "s004/1.png and s005/2.png" in said
     assert "s003/album" not in found.names

@@ -28,7 +28,7 @@ def written(folder: Path, **changes: object) -> Path:
     return path
 
 
-def test_the_threshold_of_a_rate_is_read_however_it_is_written(tmp_path: Path) -> None:
+def test_a_rate_is_found_in_any_notation(tmp_path: Path) -> None:
     path = written(tmp_path)
     for text in ("1e-02", "0.01", "1e-2"):
         assert read_calibration(path, MINE, text).threshold.value == 0.3
@@ -52,19 +52,19 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
         ({"thresholds": {"1e-02": {"threshold": float("nan")}}}, "NaN"),
     ],
 )
-def test_other_files_say_what_is_wrong(tmp_path: Path, changes: dict[str, object], reason: str) -> None:
+def test_invalid_files_name_the_fault(tmp_path: Path, changes: dict[str, object], reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         read_calibration(written(tmp_path, **changes), MINE)
 
 
-def test_a_rate_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
+def test_a_missing_rate_lists_the_available_ones(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there are 1e-02, 1e-03"):
         read_calibration(written(tmp_path), MINE, "1e-06")
-    with pytest.raises(InputError, match="expected a rate"):
+    with pytest.raises(InputError, match="seldom"):
         read_calibration(written(tmp_path), MINE, "seldom")
 
 
-def test_no_file_and_no_json_are_named(tmp_path: Path) -> None:
+def test_missing_files_and_other_formats_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"gone\.json"):
         read_calibration(tmp_path / "gone.json", MINE)
     (tmp_path / "c.json").write_text("threshold: 0.3")
@@ -78,7 +78,7 @@ def stored_cohort(**changes: object) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(
-    ("says", "method"),
+    ("stored", "method"),
     [
         ({"method": "local_scaling"}, "local_scaling"),
         ({"method": "as_norm"}, "as_norm"),
@@ -86,8 +86,10 @@ def stored_cohort(**changes: object) -> dict[str, object]:
         ({"kind": "adaptive s-norm"}, "as_norm"),
     ],
 )
-def test_scores_are_normalised_as_the_file_says(tmp_path: Path, says: dict[str, object], method: str) -> None:
-    found = read_calibration(written(tmp_path, normalisation=stored_cohort(**says)), MINE)
+def test_scores_are_normalised_by_the_method_of_the_file(
+    tmp_path: Path, stored: dict[str, object], method: str
+) -> None:
+    found = read_calibration(written(tmp_path, normalisation=stored_cohort(**stored)), MINE)
     assert found.normalisation is not None
     assert (found.normalisation.method, found.normalisation.top) == (method, 12)
     rows = np.random.default_rng(1).normal(size=(3, 8)).astype(np.float32)
@@ -104,9 +106,9 @@ def test_zeros_in_place_of_auxiliary_values_are_left_out_of_older_cohorts(tmp_pa
     np.testing.assert_array_equal(found.normalisation.cohort, rows)
 
 
-@pytest.mark.parametrize("says", [{"method": "z_norm"}, {}, {"method": "as_norm", "top": 1}])
-def test_another_method_or_a_damaged_cohort_is_refused(tmp_path: Path, says: dict[str, object]) -> None:
-    path = written(tmp_path, normalisation=stored_cohort(**says))
+@pytest.mark.parametrize("stored", [{"method": "z_norm"}, {}, {"method": "as_norm", "top": 1}])
+def test_another_method_or_a_damaged_cohort_is_refused(tmp_path: Path, stored: dict[str, object]) -> None:
+    path = written(tmp_path, normalisation=stored_cohort(**stored))
     with pytest.raises(InputError, match="normalisation"):
         read_calibration(path, MINE)
 
@@ -135,14 +137,12 @@ def test_another_method_or_a_damaged_cohort_is_refused(tmp_path: Path, says: dic
     ],
     ids=str,
 )
-def test_values_that_no_calibration_has_are_told(
-    tmp_path: Path, changes: dict[str, object], place: str
-) -> None:
+def test_invalid_values_are_reported(tmp_path: Path, changes: dict[str, object], place: str) -> None:
     with pytest.raises(InputError, match=f"{place}"):
         read_calibration(written(tmp_path, **changes), MINE)
 
 
-def test_a_calibration_with_a_flipped_bit_is_told(tmp_path: Path) -> None:
+def test_a_changed_calibration_is_reported(tmp_path: Path) -> None:
     path = written(tmp_path)
     with pytest.warns(InputWarning, match="checksum"):
         read_calibration(path, MINE)

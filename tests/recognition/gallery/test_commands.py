@@ -105,7 +105,7 @@ def test_other_weights_are_refused(
         assert "cannot be compared" in run(name, root / "s001", "--aggregator", "mean", code=2)
 
 
-def test_sets_of_several_people_are_refused_unless_forced(
+def test_sets_of_several_persons_are_refused_unless_forced(
     run: Commands, face_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One contaminated set: nothing of the command is written, and all such sets are named."""
@@ -189,18 +189,18 @@ def test_help_shows_the_flags_of_a_command() -> None:
     assert "--non_mated" in done.stdout
 
 
-def test_search_names_sets_that_may_show_several_people(
+def test_search_names_sets_that_may_show_several_persons(
     run: Commands, face_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = face_folder(3, 2)
     run("enroll", root / "s000")
 
     def contamination(model: FaceModel, described: AggregatedSet) -> str:
-        return "it may show 2 people." if described.name == "s001" else ""
+        return "it may show 2 persons." if described.name == "s001" else ""
 
     monkeypatch.setattr(quality_feedback, "contamination_text", contamination)
     lines = run("search", root / "s001", root / "s002").splitlines()
-    assert [line for line in lines if "2 people" in line] == ["s001: it may show 2 people."]
+    assert [line for line in lines if "2 persons" in line] == ["s001: it may show 2 persons."]
 
 
 def test_a_subject_is_renamed(run: Commands, face_folder: Callable[..., Path]) -> None:

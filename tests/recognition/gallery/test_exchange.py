@@ -38,7 +38,7 @@ def test_an_exported_gallery_is_imported_as_it_was(tmp_path: Path, suffix: str) 
     assert import_gallery(out, again, replace=True) == len(gallery)
 
 
-def test_a_csv_has_a_subject_a_line(tmp_path: Path) -> None:
+def test_a_csv_has_one_line_per_subject(tmp_path: Path) -> None:
     path, out = tmp_path / "g.db", tmp_path / "g.csv"
     enroll(path, subjects("Ann"))
     export_gallery(path, out)
@@ -108,7 +108,7 @@ def test_zeros_in_place_of_auxiliary_values_are_left_out_of_older_galleries(tmp_
     ids=str,
 )
 @pytest.mark.filterwarnings("ignore::runtime.errors.InputWarning")
-def test_members_that_no_gallery_has_are_one_sentence(tmp_path: Path, members: dict[str, object]) -> None:
+def test_invalid_members_are_refused(tmp_path: Path, members: dict[str, object]) -> None:
     path = npz(tmp_path / "g.npz", subjects("Ann"), **{"schema": np.array(2), **members})
     with pytest.raises(InputError, match=r"g\.npz"):
         read_gallery(path)
@@ -131,7 +131,7 @@ def test_members_that_no_gallery_has_are_one_sentence(tmp_path: Path, members: d
     ],
     ids=lambda text: str(text)[:12],
 )
-def test_lines_that_no_csv_of_a_gallery_has_are_one_sentence(tmp_path: Path, old: str, new: str) -> None:
+def test_invalid_csv_lines_are_refused(tmp_path: Path, old: str, new: str) -> None:
     path, out = tmp_path / "g.db", tmp_path / "g.csv"
     enroll(path, subjects("Ann", "Bob"))
     export_gallery(path, out)
@@ -143,7 +143,7 @@ def test_lines_that_no_csv_of_a_gallery_has_are_one_sentence(tmp_path: Path, old
 
 
 @pytest.mark.parametrize("content", [b"", b"name\n", b"text", b"\xff\xfe"])
-def test_other_files_are_one_sentence(tmp_path: Path, content: bytes) -> None:
+def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     for suffix in (".npz", ".csv", ".txt"):
         path = tmp_path / f"g{suffix}"
         with pytest.raises(InputError, match=rf"g\{suffix}"):

@@ -57,16 +57,16 @@ def test_scores_equal_in_float32_products_are_ordered_exactly(noise: float, bloc
 def test_many_probes_are_searched_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search_module, "_MOST_PROBES_AT_ONCE", 7)
     descriptors, probes = unit(50), unit(30, seed=1)
-    leave_out = np.arange(30)
+    excluded = np.arange(30)
     assert_as_slow(search(probes, descriptors, 4), probes, descriptors, 4)
-    found = search(descriptors[:30], descriptors, 3, leave_out=leave_out)
+    found = search(descriptors[:30], descriptors, 3, excluded=excluded)
     rows, _ = slow_search(descriptors[:30], descriptors, 4)
     assert found.rows.tolist() == [row[1:] for row in rows]
 
 
 def test_a_gallery_of_one_matches_itself_alone() -> None:
     descriptors = unit(1)
-    found = search(descriptors, descriptors, 5, leave_out=np.zeros(1, np.int64))
+    found = search(descriptors, descriptors, 5, excluded=np.zeros(1, np.int64))
     assert found.rows.tolist() == [[-1]]
     assert search(descriptors, descriptors, 5).rows.tolist() == [[0]]
     assert search(unit(0), descriptors, 5).rows.shape == (0, 1)

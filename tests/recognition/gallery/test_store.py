@@ -119,7 +119,7 @@ def test_rename_keeps_everything_but_the_name(tmp_path: Path) -> None:
     assert open_gallery(path).names == (unicodedata.normalize("NFD", "Zoë"), "Bob")
 
 
-def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
+def test_incompatible_subjects_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "g.db"
     enroll(path, subjects("Ann"))
     before = path.read_bytes()
@@ -206,7 +206,7 @@ def test_descriptors_of_removed_subjects_are_overwritten(tmp_path: Path) -> None
     assert gallery.descriptors[7].tobytes() not in path.read_bytes()
 
 
-def test_the_files_are_private(tmp_path: Path) -> None:
+def test_files_are_private(tmp_path: Path) -> None:
     path = tmp_path / "g.db"
     before = os.umask(0)
     try:
@@ -226,7 +226,7 @@ def _enroll_many(path: Path, writer: int, count: int) -> None:
         enroll(path, subjects(f"{writer}-{number}"))
 
 
-def test_concurrent_writers_lose_nobody_and_readers_see_whole_galleries(tmp_path: Path) -> None:
+def test_concurrent_writers_lose_no_subject_and_readers_see_whole_galleries(tmp_path: Path) -> None:
     path = tmp_path / "g.db"
     writers = [FORK.Process(target=_enroll_many, args=(path, number, 12)) for number in range(4)]
     for writer in writers:
@@ -395,7 +395,7 @@ def test_a_gallery_in_a_read_only_folder_is_read(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------------------- damage
 
 
-def test_every_flipped_byte_is_noticed_or_does_no_harm(tmp_path: Path) -> None:
+def test_flipped_bits_are_reported_or_harmless(tmp_path: Path) -> None:
     path = tmp_path / "g.db"
     gallery = subjects(*(f"p{number}" for number in range(300)), size=64)
     enroll(path, gallery)
@@ -482,7 +482,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("statements", HOSTILE.values(), ids=HOSTILE.keys())
-def test_hostile_files_are_one_sentence(tmp_path: Path, statements: str) -> None:
+def test_hostile_files_are_refused(tmp_path: Path, statements: str) -> None:
     path = tmp_path / "g.db"
     enroll(path, subjects("Ann"))
     connection = sqlite3.connect(path)
