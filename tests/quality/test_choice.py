@@ -101,7 +101,7 @@ def test_a_learned_quality_is_measured_too(people: Path) -> None:
     class Aggregator(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.quality = FaceQuality("learned", "coreset", "weigh", 64)
+            self.quality = FaceQuality("learned", "coreset", 64)
 
     found = recommend_quality(Coarse(1), people, aggregator=Aggregator(), num_images=60, replicates=20)
     # An untrained head gives every face the same.
