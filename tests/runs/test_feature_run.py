@@ -259,7 +259,7 @@ def test_store_is_reused_by_its_folder(flags: dict[str, Any], tmp_path: Path) ->
     assert_same(out / "cached_0" / "last.ckpt", out / "given_0" / "last.ckpt")
     torch.manual_seed(2)
     save_weights(tmp_path / "other.safetensors", build_backbone("ir_tiny"))
-    with pytest.raises(InputError, match="other weights computed the features"):
+    with pytest.raises(InputError, match=r"--start_from_model_statedict .*other\.safetensors"):
         main.train(given | {"start_from_model_statedict": str(tmp_path / "other.safetensors")})
 
 
@@ -276,7 +276,7 @@ def test_options_reach_the_aggregator(good: dict[str, Any], tmp_path: Path) -> N
     assert run.module.aggregator.mask_picked is False
     with pytest.raises(InputError, match="has no option 'no_such'"):
         training_run.build_run(RunRequest(resolve(good | {"aggregator_options": {"no_such": 1}})))
-    with pytest.raises(InputError, match="--aggregator mean: has nothing to train"):
+    with pytest.raises(InputError, match="--aggregator mean"):
         resolve(good | {"aggregator": "mean"})
 
 
@@ -296,7 +296,7 @@ def test_compiled_run_equals_an_eager_one(
     folder = tmp_path / "experiments"
     assert_same(folder / "plain_0" / "last.ckpt", folder / "compiled_0" / "last.ckpt")
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(InputError, match="--compile needs a C compiler"):
+    with pytest.raises(InputError, match="--compile"):
         resolve(good | {"compile": True}, machine=Machine.here())
 
 
@@ -326,7 +326,7 @@ def test_auxiliary_features_reach_aggregators_that_read_them(good: dict[str, Any
         assert not head.kernel[64:].any()
         torch.testing.assert_close(head.kernel.norm(dim=0), torch.ones(head.kernel.shape[1]))
     other = given | {"start_from_model_statedict": plain}
-    with pytest.raises(InputError, match="features of 64 values, 0 of them auxiliary"):
+    with pytest.raises(InputError, match=r"tiny\.safetensors: .*64 .*\b0 .*70 .*\b6\b"):
         training_run.build_run(RunRequest(resolve(other)))
 
 
@@ -335,7 +335,7 @@ def test_backbone_with_auxiliary_features_is_not_fine_tuned(flags: dict[str, Any
     convert_weights(flags["start_from_model_statedict"], start, auxiliary=6)
     images = {key: value for key, value in flags.items() if key not in ("cache_features", "views")}
     tuned = images | {"start_from_model_statedict": str(start), "finetune_backbone": True}
-    with pytest.raises(InputError, match=r"auxiliary\.safetensors: has auxiliary features"):
+    with pytest.raises(InputError, match=r"auxiliary\.safetensors: .*--auxiliary 0"):
         training_run.build_run(RunRequest(resolve(tuned)))
 
 
@@ -421,19 +421,19 @@ def test_flags_override_presets() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (WEIGHTS | {"preset": "good"}, "--preset good needs features: add --cache_features"),
-        (WEIGHTS | {"head_init": "centroids"}, "--head_init centroids needs features"),
-        (WEIGHTS | {"impostor_media_prob": 0.5}, "--impostor_media_prob needs features"),
-        (WEIGHTS | {"views": 4}, "--views belongs to --cache_features"),
-        (CACHED | {"features": "x"}, "choose one"),
-        (CACHED | {"finetune_backbone": True}, "--finetune_backbone has no effect on features"),
-        (CACHED | {"crop_augmentation_prob": 0.1}, "--crop_augmentation_prob has no effect"),
-        (CACHED | {"longest_clip": 9}, "--longest_clip belongs to --template_style media"),
-        (CACHED | {"preset": "good", "lr_milestones": (3,)}, "no effect on the schedule one_cycle"),
-        (CACHED | {"aggregator": "mean", "coreset_size": 4}, "belongs to --aggregator coreset"),
-        ({"features": "x", "num_workers": 2}, "--num_workers is about images"),
-        ({"features": "x", "train_data_path": "imgs"}, "--train_data_path is about images"),
-        (CACHED | {"impostor_media_prob": 1.5}, "expected 0 to 1"),
+        (WEIGHTS | {"preset": "good"}, "--preset good .*--cache_features"),
+        (WEIGHTS | {"head_init": "centroids"}, "--head_init centroids .*--features"),
+        (WEIGHTS | {"impostor_media_prob": 0.5}, "--impostor_media_prob .*--features"),
+        (WEIGHTS | {"views": 4}, "--views .*--cache_features"),
+        (CACHED | {"features": "x"}, "--cache_features .*--features"),
+        (CACHED | {"finetune_backbone": True}, "--finetune_backbone"),
+        (CACHED | {"crop_augmentation_prob": 0.1}, "--crop_augmentation_prob"),
+        (CACHED | {"longest_clip": 9}, "--longest_clip .*--template_style media"),
+        (CACHED | {"preset": "good", "lr_milestones": (3,)}, "--lr_milestones .*one_cycle"),
+        (CACHED | {"aggregator": "mean", "coreset_size": 4}, "--coreset_size .*--aggregator coreset"),
+        ({"features": "x", "num_workers": 2}, "--num_workers"),
+        ({"features": "x", "train_data_path": "imgs"}, "--train_data_path"),
+        (CACHED | {"impostor_media_prob": 1.5}, "1.5: .*0 to 1"),
     ],
 )
 def test_flags_without_effect_are_refused(given: dict[str, Any], message: str) -> None:
