@@ -36,7 +36,10 @@ PRINTED_BY: dict[str | tuple[str, str], Sequence[str]] = {
     "validation.frame": VALIDATIONS,
     ("validation.frame", "--aggregator"): SETS,
     ("validation.frame", "--aggregator_weights"): SETS,
-    "weights": ("convert",),
+    "weights.loading": ("convert",),
+    ("weights.compatibility", "--quality"): ("main",),
+    ("weights.compatibility", "--features"): ("validation.ijb",),
+    ("weights.compatibility", "--weights"): ("validation.ijb",),
     # Where aggregators are loaded.
     "weights.aggregators": WITH_SETS,
     "weights.overrides": WITH_SETS,

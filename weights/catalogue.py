@@ -1,4 +1,4 @@
-"""The published models that we know by name. They stand in catalogue.json; to add one is one entry there."""
+"""The catalogue of published models, read from catalogue.json, where a model is one entry."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ class Entry:
     """One published model.
 
     Attributes:
-        name: by which commands take it.
+        name: that commands accept.
         architecture: of `net.BACKBONES`.
-        training_data: the set's name; its terms are `data_terms`.
+        training_data: name of the dataset; its terms are `data_terms`.
         figures: published ones, per cent, by what they measure.
         source: hf://owner/repo[/file], or the address of a file.
-        page: where a person finds it.
-        code_licence: of the code that made it.
-        weights_licence: of the weights themselves, where somebody states one.
-        commercial_use: whether anybody states it.
-        sha256: of the file, where we know it.
-        size: of the file in bytes, where we know it.
+        page: web page of the model.
+        code_licence: of the training code.
+        weights_licence: of the weights themselves, if stated.
+        commercial_use: what is stated about it.
+        sha256: of the file, if known.
+        size: of the file in bytes, if known.
     """
 
     name: str
@@ -54,8 +54,7 @@ def read_catalogue(path: Path = _FILE) -> dict[str, Entry]:
     """All entries by name, in the file's order.
 
     Raises:
-        InputError: an entry with unknown or missing fields, an unknown architecture or terms that are not
-            described.
+        InputError: an entry with unknown or missing fields, an unknown architecture, or data without terms.
     """
     stored = json.loads(path.read_text(encoding="utf-8"))
     terms: dict[str, str] = stored["data_terms"]
@@ -65,16 +64,13 @@ def read_catalogue(path: Path = _FILE) -> dict[str, Entry]:
 
 
 def fetched_path(entry: Entry) -> Path:
-    """Where a fetched entry that is no hub's lies, whether it is there or not."""
+    """The file in the cache of an entry that is not on the hub; it need not exist."""
     suffix = Path(entry.source.partition("?")[0]).suffix or ".ckpt"
     return cache_folder() / "weights" / f"{entry.name}{suffix}"
 
 
 def catalogue_text(entries: Iterable[Entry], there: Iterable[str]) -> str:
-    """The catalogue for a person: a table, then the terms that it refers to.
-
-    `there`: names that were fetched.
-    """
+    """The catalogue as text: a table, then licences and terms. `there`: names of downloaded entries."""
     entries, there = list(entries), set(there)
     names = list(dict.fromkeys(name for entry in entries for name in entry.figures))
     rows = [["name", "network", "trained on", *names, "here"]]
@@ -111,7 +107,7 @@ def _wrapped(text: str) -> str:
 def _entry(
     path: Path, values: dict[str, Any], kinds: dict[str, dict[str, Any]], terms: dict[str, str]
 ) -> Entry:
-    """An entry takes what it leaves out from its kind, and the terms of its data from their table."""
+    """Build an entry; missing fields come from its kind, and the terms of its data from their table."""
     given = dict(values)
     joined = kinds.get(given.pop("kind", ""), {}) | given
     data = str(joined.get("training_data"))
@@ -124,7 +120,7 @@ def _entry(
         raise InputError(f"{path}: the entry {values}: {error}.") from error
     if wrong or entry.architecture not in BACKBONES or entry.data_terms is None:
         raise InputError(
-            f"{path}: {entry.name}: expected a backbone of ours ({entry.architecture}), terms of its "
+            f"{path}: {entry.name}: expected a known architecture ({entry.architecture}), terms of its "
             f"training data ({data}) and no unknown fields ({', '.join(wrong) or 'none'})."
         )
     return entry

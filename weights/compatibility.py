@@ -81,7 +81,7 @@ def check_feature_size(aggregator: nn.Module, size: int, source: Source) -> None
     if expected != size:
         raise InputError(
             f"{source}: its aggregator takes features of {expected} values, but these have {size}. Use the "
-            "backbone that it was trained with, and its flip rule: --flip concat doubles the size."
+            "backbone that it was trained with; the flip rule 'concat' doubles the size."
         )
 
 

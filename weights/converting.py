@@ -1,4 +1,4 @@
-"""Any weights that we read -> one .safetensors file in our form, with what is known of them."""
+"""Convert weights of any supported layout to one .safetensors file with their spec, source and licence."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from weights.sources import NOT_STATED, licence_of, source_name
 from weights.storing import save_weights
 
 PICKLE_WARNING = (
-    "--allow-pickle: the file is unpickled as it asks for, and a pickle can run any code on this machine "
-    "with your rights. Do it for files alone whose author you trust, on a machine without secrets."
+    "--allow-pickle: the file is unpickled in full, and a pickle can run any code with your rights. Use it "
+    "only "
+    "for files of authors whom you trust."
 )
 _NOT_MEASURED = "not measured"
 
@@ -43,24 +44,33 @@ def convert_weights(
     overrides: Overrides | None = None,
     aggregator_weights: str | None = None,
 ) -> str:
-    """Writes a source's backbone, and its aggregator where it has one, to `out`; says what was written.
+    """Write a source's backbone, and its aggregator if there is one, to `out`.
 
-    `licence`: of the weights; None is what the file or the catalogue says. `quality`: the measure of a face's
-    quality that was chosen for them, which also says whether their norm is one; None is what the file says.
-    `normalise_illumination`: faces are to be brought to one brightness and contrast for them, from now on.
-    `auxiliary`: so many auxiliary values are to stand behind their embedding; None: as the file says.
-    `measured`: whose centre and cosine statistics are theirs from now on. `stated`: fields of the backbone's
-    spec that overrule what is known of it. `overrides`: coreset size and gamma of its
-    aggregator, in place of what the file says. `aggregator_weights`: whose aggregator is taken in place of
-    the source's own, such as a checkpoint that was trained from features and has no backbone.
+    Args:
+        source: whatever `weights.load_backbone` reads.
+        out: a .safetensors file.
+        arch: architecture, where the file does not state it.
+        channel_order: overrides the file's.
+        allow_pickle: see `weights.reading.read_checkpoint`.
+        licence: of the weights; None: as the file or the catalogue states it.
+        quality: the recommended quality, which also says whether the norm is one; None: as the file states.
+        normalise_illumination: normalise the illumination of faces for these weights.
+        auxiliary: number of auxiliary values behind the embedding; None: as the file states.
+        measured: spec with the centre and cosine statistics of these weights.
+        stated: fields of the spec that override the file's.
+        overrides: coreset size and gamma of the aggregator in place of the file's.
+        aggregator_weights: source of another aggregator, such as a checkpoint trained from features, which
+            has no backbone.
+
+    Returns:
+        A description of what was written.
 
     Raises:
-        InputError: as `load_backbone`, an aggregator that would be given other features than it was trained
-            with, as far as its file says them, a backbone that gives no auxiliary values, or `out` is none of
-            .safetensors.
+        InputError: as `load_backbone`, an aggregator that does not fit, a backbone without auxiliary values,
+            or another suffix of `out`.
     """
     if out.suffix != ".safetensors":
-        raise InputError(f"{out}: our form is .safetensors; choose a name that ends in it.")
+        raise InputError(f"{out}: weights are written as .safetensors; choose a name that ends in it.")
     opened = open_weights(source, allow_pickle=allow_pickle)
     loaded = load_weights(opened, arch, channel_order=channel_order, stated=stated)
     about = {} if opened.stored is None else dict(opened.stored.about)
@@ -75,13 +85,13 @@ def convert_weights(
         "source": about.get("source") or source_name(source),
         "licence": licence or (known if known != NOT_STATED else about.get("licence", known)),
         "quality": quality or about.get("quality", _NOT_MEASURED),
-        **_people(about),
+        **_trained_subjects(about),
     }
     backbone = loaded.backbone
     _set_measured(backbone, quality, measured)
     before = backbone.spec
     if normalise_illumination and not before.normalises_illumination:
-        # Measured on features of faces as they were.
+        # Centre and statistics were measured without it.
         backbone.spec = replace(before, normalises_illumination=True, centre=None, cosine_statistics=None)
     if auxiliary is not None:
         backbone.set_auxiliary(auxiliary)
@@ -91,7 +101,7 @@ def convert_weights(
             "aggregator was trained on the present ones. Convert a backbone, then train an aggregator for it."
         )
     if backbone.spec.auxiliary_size > before.auxiliary_size:
-        # It may not drop so much.
+        # Raises where the backbone cannot give as many.
         backbone.auxiliary_layer()
     save_weights(out, backbone, aggregator, about)
     name = f"{aggregator.name if aggregator else 'none'}{fit}"
@@ -101,9 +111,9 @@ def convert_weights(
 def _joined(
     backbone: Backbone, source: str, about: dict[str, str], overrides: Overrides | None
 ) -> tuple[StoredAggregator, str]:
-    """The aggregator of a source, for whose features the backbone is prepared, and what shows that both fit.
+    """The aggregator of a source, and a text on how its fit was checked; prepares the backbone for it.
 
-    `about`: of the backbone's file; whom it says to be trained with becomes whom the aggregator was.
+    `about`: metadata of the backbone's file; its trained subjects become those of the aggregator.
     """
     opened = open_weights(source)
     aggregator = load_stored_aggregator(opened, overrides)
@@ -112,38 +122,41 @@ def _joined(
     prepare_for(backbone, [opened])
     check_feature_size(aggregator.module, backbone.spec.embedding_size, source)
     about.pop(TRAINED_SUBJECTS, None)
-    about.update(_people(opened.stored.about))
+    about.update(_trained_subjects(opened.stored.about))
     fit = f" of {source_name(source)}"
     if BACKBONE_DIGEST in opened.stored.about:
         return aggregator, f"{fit}, trained on features of these weights"
     return (
         aggregator,
-        f"{fit}, which does not say the weights that it was trained on; only sizes were compared",
+        f"{fit}, which does not state the weights that it was trained with; only sizes were compared",
     )
 
 
 def extract_aggregator(
     source: str, out: Path, licence: str | None = None, overrides: Overrides | None = None
 ) -> str:
-    """Writes the trained aggregator of a checkpoint alone to `out`; says what was written.
+    """Write the trained aggregator of a checkpoint without its backbone to `out`, and describe it.
 
     Raises:
-        InputError: no aggregator or no backbone in it, or `out` is none of .safetensors.
+        InputError: no aggregator or no backbone in it, or another suffix of `out`.
     """
     opened = open_weights(source)
     found = load_stored_aggregator(opened, overrides)
     if found is None or opened.stored is None:
-        raise InputError(f"{source}: there is no aggregator in it. Give a checkpoint of the coreset stage.")
+        raise InputError(
+            f"{source}: there is no aggregator in it. Expected a checkpoint of the coreset stage."
+        )
     if overrides is not None:
         overrides.check_effect([found.module])
     backbone = load_weights(opened).backbone
-    about = {"licence": licence or NOT_STATED, **_people(opened.stored.about)}
+    about = {"licence": licence or NOT_STATED, **_trained_subjects(opened.stored.about)}
     save_weights(out, backbone, found, about, aggregator_alone=True)
     size = sum(parameter.numel() for parameter in found.module.parameters())
-    light = "of faces levelled in light" if backbone.spec.normalises_illumination else "of faces as they are"
+    illumination = "with" if backbone.spec.normalises_illumination else "without"
     return (
         f"{out}: {found.name}, {size:,} parameters as float16\n"
-        f"  for features of {backbone.spec.name}, {light}; weights {weights_digest(backbone)[:16]}\n"
+        f"  for features of {backbone.spec.name} {illumination} illumination normalisation; weights "
+        f"{weights_digest(backbone)[:16]}\n"
         f"  licence: {about['licence']}"
     )
 
@@ -158,7 +171,7 @@ def _set_measured(backbone: Backbone, quality: str | None, measured: BackboneSpe
 
 def _written_text(out: Path, spec: BackboneSpec, kind: str, aggregator: str, about: Mapping[str, str]) -> str:
     lines = [
-        f"{out}: {spec.name}, {_values_text(spec)} a face; recognised as: {kind}",
+        f"{out}: {spec.name}, {_values_text(spec)} per face; layout: {kind}",
         f"  {_pixels_text(spec)}",
         f"  aggregator {aggregator}",
         f"  quality of a face {about['quality']}; its norm {_norm_text(spec.norm_is_quality)}",
@@ -173,26 +186,26 @@ def _values_text(spec: BackboneSpec) -> str:
     return f"{own} and {spec.auxiliary_size} auxiliary values" if spec.auxiliary_size else own
 
 
-def _people(about: Mapping[str, str]) -> dict[str, str]:
-    """What a file says of whom it was trained with goes on with its weights."""
+def _trained_subjects(about: Mapping[str, str]) -> dict[str, str]:
+    """The trained subjects that a file states, which are written to the converted file too."""
     return {key: value for key, value in about.items() if key == TRAINED_SUBJECTS}
 
 
 def _cosine_text(spec: BackboneSpec) -> str:
     if spec.cosine_statistics is None:
-        return "cosines not measured: limits are those of MobileFaceNet"
+        return "cosines not measured: the limits of MobileFaceNet are used"
     return f"{spec.cosine_statistics.text()}, {'with a' if spec.centre else 'without a'} centre"
 
 
 def _norm_text(is_quality: bool | None) -> str:
     if is_quality is None:
-        return "was never measured"
-    return "counts as a measure of it" if is_quality else "is no measure of it"
+        return "was not measured"
+    return "is a measure of it" if is_quality else "is not a measure of it"
 
 
 def _pixels_text(spec: BackboneSpec) -> str:
     done = describe_preprocessing(spec, alignment="", flip="", precision="")
-    light = "light levelled, " if spec.normalises_illumination else ""
-    template = ", of a template of its own" if spec.alignment else ""
-    pixels = f"{light}pixels {done['pixel_scale']}, side {spec.input_size}{template}"
-    return f"colours {done['colour_order']}, {pixels}"
+    illumination = "illumination normalised, " if spec.normalises_illumination else ""
+    template = ", own alignment template" if spec.alignment else ""
+    pixels = f"{illumination}pixels {done['pixel_scale']}, side {spec.input_size}{template}"
+    return f"channel order {done['colour_order']}, {pixels}"

@@ -1,4 +1,4 @@
-"""What a backbone or an aggregator is, whatever file it came from; and whom it was trained with."""
+"""Digests of weights, of files and of subject names."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from torch import Tensor, nn
 
 from data.sources.subject_names import normal
 
-# Metadata of a file: its form, and `content_checksum` of the rest, which form 1 has not.
+# Metadata of a file: its format, and `content_checksum` of the rest, which format 1 lacks.
 VERSION, FORM = "version", "2"
 CHECKSUM = "content_sha256"
 
 
 def weights_digest(module: nn.Module) -> str:
-    """SHA-256 over names and values of the weights, the same in whatever file they stand."""
+    """SHA-256 over names and values of the weights, independent of their file."""
     digest = hashlib.sha256()
     for key, value in sorted(module.state_dict().items()):
-        # Counts training steps, which no feature depends on.
+        # A count of training steps does not affect features.
         if not key.endswith("num_batches_tracked"):
             _update(digest, key, value)
     return digest.hexdigest()
 
 
 def content_checksum(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """SHA-256 over all tensors and metadata of a file, so that a flipped bit in either is noticed."""
+    """SHA-256 over all tensors and metadata of a file."""
     digest = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
     for key, value in sorted(state.items()):
         _update(digest, key, value)
@@ -41,15 +41,14 @@ def _update(digest: hashlib._Hash, key: str, value: Tensor) -> None:
 
 
 def name_digests(names: Iterable[str]) -> dict[str, str]:
-    """Digest -> name, of people: files say by 48 bits whom they are of, and need not carry the names.
+    """Digest -> name. Files store 48 bits for each subject in place of names.
 
-    Who knows a name can ask for it. Names that are numbers, as packs have them, mean somebody else in every
-    data set and are left out. Names count in the form in which they are compared
-    (`data.sources.subject_names`).
+    Names that are numbers are skipped, since they denote other subjects in every dataset. Names are
+    normalised as for comparison (`data.sources.subject_names`).
     """
     return {name_digest(normal(name)): name for name in names if not name.isdecimal()}
 
 
 def name_digest(name: str) -> str:
-    """48 bits of a name as it is written."""
+    """48 bits of a name, not normalised, in hexadecimal digits."""
     return hashlib.blake2b(os.fsencode(name), digest_size=6).hexdigest()

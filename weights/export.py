@@ -1,7 +1,6 @@
-"""Weights -> ONNX graphs for other languages: the backbone, and the trained aggregator for ragged sets.
+"""Export a backbone and a trained aggregator as ONNX graphs with their spec as metadata.
 
-Both carry what has to be known of them as metadata. Needs onnx and onnxscript; with onnxruntime what was
-written is compared with PyTorch.
+Needs onnx and onnxscript. With onnxruntime the graphs are compared with PyTorch before they are written.
 """
 
 from __future__ import annotations
@@ -36,31 +35,31 @@ from weights.specs import metadata_of
 FORMATS = ("onnx",)
 BACKBONE_FILE, AGGREGATOR_FILE = "backbone.onnx", "aggregator.onnx"
 _OPSET = 18
-# Float32 in another order of summing; a graph that is wrong is off by far more.
+# Rounding in another order of summation; a wrong graph differs by far more.
 _LARGEST_DIFFERENCE = 1e-4
-# Of the sets that are compared, noise beside the identity: faces of one person, poor ones, faces at random.
+# Noise of the sets that are compared, relative to the identity: good faces, poor ones, random ones.
 _NOISE = (1.0, 3.0, 100.0)
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A file that was written; `difference` of its embeddings from PyTorch's, None without onnxruntime."""
+    """A written file; `difference`: largest of its embeddings from PyTorch's, None if not compared."""
 
     path: Path
     difference: float | None
 
 
 class PaddedAggregator(nn.Module):
-    """A trained aggregator behind plain tensors, for any number of sets and faces.
+    """A trained aggregator on padded tensors, for any number of sets and faces.
 
     Raises:
-        InputError: it has no `aggregate_padded`, as poolings, which have no weights either.
+        InputError: it has no `aggregate_padded`, like poolings.
     """
 
     def __init__(self, aggregator: nn.Module) -> None:
         super().__init__()
         if not hasattr(aggregator, "aggregate_padded"):
-            raise InputError(f"{type(aggregator).__name__}: has no padded form that could be exported.")
+            raise InputError(f"{type(aggregator).__name__}: has no padded form to export.")
         self.aggregator = copy.deepcopy(aggregator).eval()
         for module in list(self.aggregator.modules()):
             for name, child in list(module.named_children()):
@@ -68,14 +67,16 @@ class PaddedAggregator(nn.Module):
                     setattr(module, name, _FoldedAttention(child))
 
     def forward(self, features: Tensor, norms: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Unit embeddings (B, D), without auxiliary values, their norms (B,) before, and picks (B, K), -1
-        where none.
+        """Aggregate padded sets.
 
         Args:
             features: (B, T, D) float32, unit rows.
             norms: (B, T) float32.
-            mask: (B, T) bool, True where there is a face; elsewhere anything may stand. A set without any
-                has zeros and no picks.
+            mask: (B, T) bool, True where there is a face; other values are ignored.
+
+        Returns:
+            Unit embeddings (B, D) without auxiliary values, norms (B,) before normalisation, and picks
+            (B, K), -1 for none. A set without faces gives zeros and no picks.
         """
         inner: Any = self.aggregator
         features, norms = features.masked_fill(~mask.unsqueeze(-1), 0), norms.masked_fill(~mask, 0)
@@ -85,7 +86,7 @@ class PaddedAggregator(nn.Module):
 
 
 class _FoldedAttention(nn.Module):
-    """Always folded: which way is faster depends on the number of faces, and a graph has one way for all."""
+    """Attention that is always folded: a graph has one form for all numbers of faces."""
 
     def __init__(self, attention: SetAttention) -> None:
         super().__init__()
@@ -115,21 +116,21 @@ def export_onnx(
     channel_order: str | None = None,
     overrides: Overrides | None = None,
 ) -> list[Exported]:
-    """Writes backbone.onnx, and aggregator.onnx where the weights hold a trained one, into a folder.
+    """Write backbone.onnx, and aggregator.onnx if the weights have a trained one.
 
     Args:
-        source: whatever `weights.load_backbone` takes, as are `arch` and `channel_order`.
-        out: is made.
-        overrides: coreset size and gamma of its aggregator, in place of what the file says.
+        source: as for `weights.load_backbone`, like `arch` and `channel_order`.
+        out: folder, which is created.
+        overrides: coreset size and gamma of the aggregator in place of the stored values.
 
     Raises:
-        InputError: a package is missing, weights that cannot be read or are an ONNX graph, or a full disk.
+        InputError: a missing package, unreadable weights, weights that are an ONNX graph, or a full disk.
     """
     _require("onnx", "onnxscript")
     opened = open_weights(source)
     backbone = load_backbone(opened, arch, channel_order=channel_order)
     if isinstance(backbone, OnnxBackbone):
-        raise InputError(f"{source}: is an ONNX graph already, without the layers that it was made from.")
+        raise InputError(f"{source}: is already an ONNX graph.")
     aggregator = load_stored_aggregator(opened, overrides)
     if overrides is not None:
         overrides.check_effect([] if aggregator is None else [aggregator.module])
@@ -146,11 +147,11 @@ def export_onnx(
 
 
 def export_backbone(backbone: Backbone, path: Path) -> Exported:
-    """Writes a backbone for any number of images.
+    """Write a backbone for any number of images; `weights.load_backbone` reads it back.
 
     Input `images` (N, 3, H, W) float32, in the channel order of the metadata, normalised as (value - mean) /
-    std; outputs `embedding` (N, D), unit rows, and `norm` (N,). `weights.load_backbone` reads it back. A
-    centre is subtracted in the graph, so the metadata have none.
+    std; outputs `embedding` (N, D), unit rows, and `norm` (N,). A centre is subtracted in the graph and is
+    not in the metadata.
     """
     if backbone.spec.auxiliary_size:
         # A constant of the graph.
@@ -165,7 +166,7 @@ def export_backbone(backbone: Backbone, path: Path) -> Exported:
 
 
 def export_aggregator(aggregator: PaddedAggregator, path: Path, metadata: Mapping[str, str]) -> Exported:
-    """Writes an aggregator; inputs and outputs are those of `PaddedAggregator.forward`, by their names."""
+    """Write an aggregator; its inputs and outputs are those of `PaddedAggregator.forward`."""
     inner: Any = aggregator.aggregator
     checked = [_sets(inner.embedding_size, getattr(inner, "auxiliary_size", 0), noise) for noise in _NOISE]
     sets, faces = Dim("sets"), Dim("faces")
@@ -175,8 +176,8 @@ def export_aggregator(aggregator: PaddedAggregator, path: Path, metadata: Mappin
 
 
 def _sets(embedding_size: int, auxiliary_size: int, noise: float) -> dict[str, Tensor]:
-    """Sets as a backbone gives them: an identity and `noise` times as much of something else in each face, a
-    third of which come again nearly the same; a set of copies, one of one face, one of none.
+    """Sets for the comparison: faces of one identity with noise, a third of them near-duplicates; one set of
+    copies, one of a single face, one empty.
     """
     generator = torch.Generator().manual_seed(0)
     sizes = torch.tensor([30, 2, 1, 11, 12, 0])
@@ -203,7 +204,7 @@ def _export(
     path: Path,
     metadata: Mapping[str, str],
 ) -> Exported:
-    """Writes a graph of the module, which gives what the module gives for all that is `checked`."""
+    """Write the graph of a module if its outputs equal the module's on all `checked` inputs."""
     import onnx
 
     with _quiet(), torch.no_grad():
@@ -221,7 +222,7 @@ def _export(
         raise RuntimeError("torch.onnx.export gave no program")
     graph = program.model_proto
     onnx.helper.set_model_props(graph, dict(metadata))
-    # Names and lines of our source for every node: as much text as a small graph has weights.
+    # Source locations of every node, which take as much space as the weights of a small graph.
     for node in graph.graph.node:
         del node.metadata_props[:]
         node.ClearField("doc_string")
@@ -234,7 +235,7 @@ def _export(
 
 
 def _difference(content: bytes, module: nn.Module, checked: Sequence[Mapping[str, Tensor]]) -> float | None:
-    """The largest of the embeddings; None where onnxruntime is not installed."""
+    """Largest difference of the embeddings; None where onnxruntime is not installed."""
     if find_spec("onnxruntime") is None:
         return None
     import onnxruntime
@@ -252,15 +253,13 @@ def _difference(content: bytes, module: nn.Module, checked: Sequence[Mapping[str
 def _require(*packages: str) -> None:
     missing = [name for name in packages if find_spec(name) is None]
     if missing:
-        raise InputError(
-            f"an ONNX export needs {' and '.join(missing)}, not installed here: pip install "
-            f"{' '.join(missing)}"
-        )
+        names = " ".join(missing)
+        raise InputError(f"an ONNX export needs {names}, which is not installed: pip install {names}")
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter speaks of its own inside, such as operators of packages that are not there."""
+    """Silence notes of the exporter on its internals, such as operators of packages that are missing."""
     log = logging.getLogger("torch.onnx")
     before = log.level
     log.setLevel(logging.ERROR)

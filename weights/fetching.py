@@ -1,7 +1,9 @@
-"""Entries of the catalogue -> files on this machine: asked for by name, with progress, resumed, checked.
+"""Download entries of the catalogue by name, with progress, resume and verification.
 
-An interrupted download stays beside its place as NAME.part and goes on from there; what stands under the name
-itself is whole.
+An interrupted download is kept as NAME.part and resumed from there; NAME itself is always complete.
+
+This is our code because pooch 1.9 and torch.hub restart an interrupted download of hundreds of MB, and
+huggingface_hub, which resumes, serves the hub alone (`weights.hub` uses it).
 """
 
 from __future__ import annotations
@@ -27,40 +29,40 @@ _BLOCK = 1 << 20
 _TIMEOUT_SECONDS = 30
 _TRIES = 4
 _AGENT = {"User-Agent": "facecoresetnet"}
-# What a connection that breaks is seen as; a full disk is none of them.
+# Errors of a broken connection; a full disk raises none of them.
 _BROKEN = (urllib.error.URLError, ConnectionError, TimeoutError, ssl.SSLError, http.client.HTTPException)
 
 
 def entry_named(name: str) -> Entry:
-    """The catalogue's entry; InputError lists the names."""
+    """The entry of a name; InputError lists the names."""
     if name not in CATALOGUE:
-        raise InputError(f"{name!r} is not in the catalogue. There are: {', '.join(CATALOGUE)}.")
+        raise InputError(f"{name!r} is not in the catalogue. Expected one of {', '.join(CATALOGUE)}.")
     return CATALOGUE[name]
 
 
 def fetch(entry: Entry, out: Path | None = None, *, pause: float = 2.0) -> Path:
-    """Downloads an entry unless it is there; gives its file.
+    """Download an entry if needed, and return its file.
 
     Args:
         entry: of the catalogue.
-        out: a file to write instead of the cache's own place.
-        pause: seconds before a broken connection is tried again; doubled each time.
+        out: the file to write; None: in the cache.
+        pause: seconds before the first retry; doubled each time.
 
     Raises:
-        InputError: the server refuses, the connection breaks again and again, or what came is not the file
-            that the catalogue describes.
+        InputError: the server refuses, the connection breaks repeatedly, or the file is not the one that the
+            catalogue describes.
     """
     if entry.source.startswith(PREFIX):
         return _copied(hub_file(entry.source), out)
     target = out or fetched_path(entry)
     if target.is_file():
-        _check(entry, target, "Remove it, and fetch it again.")
+        _check(entry, target, "Remove it and download it again.")
         return target
     partial = target.with_name(f"{target.name}.part")
     private_folder(target.parent)
     _download(entry, partial, pause)
     try:
-        _check(entry, partial, "The catalogue's entry may be out of date; nothing was kept.")
+        _check(entry, partial, "The catalogue may be out of date; the file was removed.")
     except InputError:
         partial.unlink()
         raise
@@ -69,36 +71,34 @@ def fetch(entry: Entry, out: Path | None = None, *, pause: float = 2.0) -> Path:
 
 
 def _download(entry: Entry, partial: Path, pause: float) -> None:
-    """Fills `partial`, going on from what it has; a connection that breaks is tried again."""
+    """Complete `partial`, with retries."""
     for left in reversed(range(_TRIES)):
         try:
             _receive(entry, partial)
             return
         except _BROKEN as error:
-            if (final := _told(entry, partial, error)) is not None:
+            if (final := _final_fault(entry, partial, error)) is not None:
                 raise InputError(final) from error
             if left == 0:
                 kept = partial.stat().st_size if partial.exists() else 0
                 raise InputError(
                     f"{entry.name}: the connection broke {_TRIES} times ({error}); {kept:,} bytes are kept "
-                    f"in {partial}. Run the command again; it goes on from there."
+                    f"in {partial}. Run the command again to resume."
                 ) from error
         time.sleep(pause)
         pause *= 2
 
 
-def _told(entry: Entry, partial: Path, error: Exception) -> str | None:
-    """What a person is told of an answer that no second try will mend; None for the others."""
+def _final_fault(entry: Entry, partial: Path, error: Exception) -> str | None:
+    """The message for an answer that a retry cannot change; None for the others."""
     if not isinstance(error, urllib.error.HTTPError) or error.code >= 500:
         return None
     if error.code == 416:
         partial.unlink(missing_ok=True)
-        return (
-            f"{entry.name}: what was kept of it does not fit the file on the server; run the command again."
-        )
+        return f"{entry.name}: the partial download does not match the file on the server. Run it again."
     return (
-        f"{entry.name}: the server answers {error.code} {error.reason}. The file may have moved; look at "
-        f"{entry.page}, fetch it in a browser and give its path."
+        f"{entry.name}: the server answers {error.code} {error.reason}. The file may have moved: download it "
+        f"from {entry.page} in a browser and pass its path."
     )
 
 
@@ -109,7 +109,7 @@ def _receive(entry: Entry, partial: Path) -> None:
     if start:
         request.add_header("Range", f"bytes={start}-")
         if version.exists():
-            # Else the end of a new file could be put behind the beginning of an old one.
+            # Otherwise the end of a new file could follow the beginning of an old one.
             request.add_header("If-Range", version.read_text(encoding="utf-8"))
     with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as answer:
         if start and answer.status != 206:
@@ -133,25 +133,25 @@ def _receive(entry: Entry, partial: Path) -> None:
             stream.truncate()
     size = partial.stat().st_size
     if total is not None and size < total:
-        raise ConnectionError(f"{size:,} of {total:,} bytes came")
+        raise ConnectionError(f"received {size:,} of {total:,} bytes")
     version.unlink(missing_ok=True)
 
 
 def _check(entry: Entry, path: Path, advice: str) -> None:
-    """Size and SHA-256 where the catalogue has them, and that it is no web page."""
+    """Verify size and SHA-256 where the catalogue has them, and that it is not a web page."""
     size = path.stat().st_size
     faults = []
     if entry.size is not None and size != entry.size:
-        faults.append(f"has {size:,} bytes, and the catalogue says {entry.size:,}")
+        faults.append(f"has {size:,} bytes, expected {entry.size:,}")
     if entry.sha256 is not None and (found := sha256_of(path)) != entry.sha256:
-        faults.append(f"has the SHA-256 {found}, and the catalogue says {entry.sha256}")
+        faults.append(f"has the SHA-256 {found}, expected {entry.sha256}")
     if faults:
         raise InputError(f"{entry.name}: {path} {'; it '.join(faults)}. {advice}")
     with path.open("rb") as stream:
         page = stream.read(64).lstrip().startswith(b"<")
     if page or size == 0:
         raise InputError(
-            f"{entry.name}: {what_it_may_be(path)} Its page: {entry.page}; fetch it there, give its path."
+            f"{entry.name}: {what_it_may_be(path)} Download it from {entry.page} and pass its path."
         )
 
 

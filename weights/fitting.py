@@ -15,26 +15,24 @@ from net import BACKBONES, Backbone, build_backbone
 from runtime.errors import InputError
 
 _SHOWN = 5
-# Of batches that a BatchNorm has seen, which no feature depends on: files of PyTorch before 0.4.1, and of
-# conversions, have none.
+# Number of batches that a BatchNorm has seen. It does not affect features, and files of PyTorch before 0.4.1
+# lack it.
 _COUNT = "num_batches_tracked"
-# Of features: a difference below this share of their length is rounding.
+# Relative difference of features below which it is rounding.
 _CONSTANT = 1e-7
 
 
 def load_into(path: Path, state: dict[str, Tensor], arch: str | None, spec: BackboneSpec | None) -> Backbone:
-    """A backbone with these weights, on the CPU, in float32 and evaluation mode.
+    """Build the backbone of a state dict, on the CPU, in float32 and evaluation mode.
 
-    That mode is for inference; training sets its own.
-
-    The architecture is `arch` or the spec's, else deduced from the shapes; its spec is that of `BACKBONES`,
-    unless one is given.
+    The architecture is `arch` or the spec's, else deduced from the shapes. Without a `spec` it gets that of
+    `BACKBONES`.
 
     Raises:
         InputError: another architecture than `arch`, or any missing, unexpected or mis-shaped entry.
     """
     name = _architecture(path, state, arch, spec)
-    # Built without memory: fresh weights would cost a second for a deep network, and draw random numbers.
+    # On the meta device: initialising a deep network takes a second and consumes random numbers.
     with torch.device("meta"):
         backbone = build_backbone(name)
     counts = {key: torch.tensor(0) for key in backbone.state_dict() if key.endswith(_COUNT)}
@@ -45,14 +43,14 @@ def load_into(path: Path, state: dict[str, Tensor], arch: str | None, spec: Back
 
 @torch.no_grad()
 def check_features(path: Path, backbone: Backbone) -> None:
-    """Embeds two images of noise, which tells weights that are no network's: zeros, or values that overflow.
+    """Embed two images of noise, to detect weights that are all zeros or overflow.
 
     Raises:
-        InputError: features that are not finite, or that are the same for both images.
+        InputError: features that are not finite, or equal for both images.
     """
     side = backbone.spec.input_size
     noise = np.random.default_rng(0).integers(0, 256, (2, 3, side, side), dtype=np.uint8)
-    # Of two kinds, too: one fine, one of large blocks.
+    # One fine, one of large blocks.
     noise[1] = noise[1, :, ::8, ::8].repeat(8, axis=1).repeat(8, axis=2)[:, :side, :side]
     try:
         first, second = backbone.features(backbone.spec.normalise(torch.from_numpy(noise))).float()
@@ -65,13 +63,14 @@ def check_features(path: Path, backbone: Backbone) -> None:
     else:
         return
     raise InputError(
-        f"{path}: the features that its {backbone.spec.name} gives are {fault}. These are no trained "
-        "weights, or the file is damaged; take another one."
+        f"{path}: the features of its {backbone.spec.name} are {fault}. The weights are untrained, or the "
+        "file "
+        "is damaged."
     )
 
 
 def _architecture(path: Path, state: dict[str, Tensor], arch: str | None, spec: BackboneSpec | None) -> str:
-    """The backbone's name; InputError unless names and shapes of the entries are right for it."""
+    """The name of the backbone that names and shapes of the entries fit; InputError for none."""
     if arch is not None and spec is not None and arch != spec.name:
         raise InputError(f"{path}: holds {spec.name}, but {arch} was asked for. Ask for {spec.name} or none.")
     name = arch or (spec.name if spec else None)
@@ -81,7 +80,7 @@ def _architecture(path: Path, state: dict[str, Tensor], arch: str | None, spec: 
 
 
 def _deduced(path: Path, state: dict[str, Tensor], asked: str | None) -> str:
-    """The backbone that fits, if none was asked for; else InputError says how the asked one differs."""
+    """The backbone that fits, if none was asked for; otherwise InputError lists the mismatches."""
     of_each = {name: state_dict_mismatches(state, _shapes_of(name)) for name in BACKBONES}
     fitting = next((name for name, faults in of_each.items() if not faults), None)
     if asked is None and fitting is not None:
@@ -100,13 +99,13 @@ def _shapes_of(name: str) -> dict[str, tuple[int, ...]]:
 
 
 def state_dict_mismatches(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """How entries differ in name, shape or type from those expected, a sentence each."""
+    """Differences from the expected names, shapes and dtypes, one text each."""
     misshaped = [
         f"{key}: {_form(state[key])} where {shape} is expected"
         for key, shape in shapes.items()
         if key in state and tuple(state[key].shape) != shape
     ]
-    # A quantised file would be cast in silence.
+    # load_state_dict would cast a quantised file silently.
     misshaped += [
         f"{key}: {_form(state[key])} where floating point is expected"
         for key in shapes
@@ -117,7 +116,7 @@ def state_dict_mismatches(state: Mapping[str, Tensor], shapes: Mapping[str, tupl
 
 
 def shortened(faults: Sequence[str]) -> list[str]:
-    """The first few as lines, and how many there are more."""
+    """The first few as lines, and the number of the others."""
     more = [f"  ... and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
     return [f"  {fault}" for fault in faults[:_SHOWN]] + more
 
@@ -127,19 +126,19 @@ def _form(value: Tensor) -> str:
 
 
 def _guess(state: Mapping[str, Tensor], fitting: str | None, shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """The likeliest cause of a disagreement, as a sentence."""
+    """The likeliest cause of the mismatches, as a sentence."""
     if fitting is not None:
         return f"They are exactly those of {fitting}: ask for {fitting} or none."
     if "layer1.0.conv1.weight" in state:
         return (
-            "The names begin like those of a residual network of torchvision or of InsightFace, but blocks "
-            "of an IResNet (layer1.0.prelu) are not in it. It seems to be another network."
+            "The names resemble a residual network of torchvision or InsightFace, but it has no blocks of an "
+            "IResNet (layer1.0.prelu)."
         )
     common = shapes.keys() & state.keys()
     if not common:
-        return "No name is known. It seems to be another kind of network."
+        return "None of the names is known: it may be another kind of network."
     if len(common) == len(shapes) == len(state):
-        return "Only shapes differ: it seems to be made for another image size, embedding size or precision."
+        return "Only shapes differ: it may be for another image size, embedding size or precision."
     if len(common) == len(state):
-        return "Part of the network is missing: a deeper one was meant, or the file was written by halves."
-    return "It seems to be a network of the same family, but of another depth or with other blocks."
+        return "Part of the network is missing: it may be a deeper one, or the file is incomplete."
+    return "It may be a network of the same family of another depth or with other blocks."

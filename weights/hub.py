@@ -1,6 +1,6 @@
-"""hf://owner/repo[@revision][/file] -> a file, by huggingface_hub: its cache, its offline mode, its tokens.
+"""Resolve hf://owner/repo[@revision][/file] with huggingface_hub: its cache, offline mode and tokens.
 
-What the cache holds is used as it is, without a question to the hub: weights do not change by themselves.
+Cached files are used without asking the hub for updates.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from runtime.errors import InputError
 from runtime.input_files import sha256_of
 
 PREFIX = "hf://"
-# What repositories call their weights, best first; CVLFace's have both.
+# Usual names of weights in repositories, the preferred one first; CVLFace's have both.
 _USUAL = ("model.safetensors", "pretrained_model/model.pt")
-# A CVLFace repository says its colour order in it; `layouts` looks for it beside the weights.
+# States the colour order of a CVLFace repository; `weights.layouts` reads it beside the weights.
 _CONFIG = "config.json"
-# A name begins and ends with a letter or digit, as the hub has them; `.` and `..` are steps of a path.
+# As on the hub, a name begins and ends with a letter or digit, which excludes `.` and `..`.
 _NAME = r"\w(?:[\w.-]*\w)?"
 _FORM = re.compile(rf"hf://({_NAME}/{_NAME})(?:@({_NAME}))?(?:/(.+))?", re.ASCII)
 
 
 @dataclass(frozen=True)
 class HubSource:
-    """An hf:// source in parts; no file: one of the usual names."""
+    """The parts of an hf:// source; `file` None: one of the usual names."""
 
     repo: str
     revision: str | None
@@ -34,7 +34,7 @@ class HubSource:
 
 
 def parse(source: str) -> HubSource:
-    """The parts of hf://owner/repo[@revision][/file]; InputError for another form or a file outside of it."""
+    """Parse hf://owner/repo[@revision][/file]; InputError for another form, or a path outside it."""
     match = _FORM.fullmatch(source)
     if match is None or ".." in source[: match.end(2) if match[2] else match.end(1)]:
         raise InputError(f"{source}: expected hf://owner/repo, hf://owner/repo@revision, or one with /file.")
@@ -49,10 +49,10 @@ def parse(source: str) -> HubSource:
 
 
 def cached_file(source: str) -> Path | None:
-    """The file of an hf:// source in the hub's cache, whole; None where it is not there.
+    """The verified file of an hf:// source in the hub's cache; None where it is not cached.
 
     Raises:
-        InputError: another form of source, or a file that is not what the hub holds.
+        InputError: another form of source, or a damaged file.
     """
     wanted = parse(source)
     hub = _library()
@@ -60,17 +60,17 @@ def cached_file(source: str) -> Path | None:
         try:
             found = hub.try_to_load_from_cache(wanted.repo, name, revision=wanted.revision)
         except ValueError as error:
-            raise InputError(f"{source}: is no name that the hub could have: {error}") from error
+            raise InputError(f"{source}: is not a valid name on the hub: {error}") from error
         if isinstance(found, str):
-            return _whole(source, Path(found))
+            return _verified(source, Path(found))
     return None
 
 
 def hub_file(source: str) -> Path:
-    """The file of an hf:// source, downloaded into the hub's cache unless it is there.
+    """The file of an hf:// source, downloaded into the hub's cache if needed.
 
     Raises:
-        InputError: another form of source, huggingface_hub is not installed, or the file cannot be had.
+        InputError: another form of source, huggingface_hub is not installed, or no such file.
     """
     if (there := cached_file(source)) is not None:
         return there
@@ -79,16 +79,16 @@ def hub_file(source: str) -> Path:
         if (found := _downloaded(source, wanted, name)) is not None:
             # Best effort: not every repository has one.
             _downloaded(source, wanted, _CONFIG)
-            return _whole(source, found)
+            return _verified(source, found)
     looked = wanted.file or " nor ".join(_USUAL)
     raise InputError(
-        f"{source}: there is no {looked} in it. Name the file: hf://{wanted.repo}/FILE (a .safetensors, .pt, "
+        f"{source}: contains no {looked}. Name the file: hf://{wanted.repo}/FILE (a .safetensors, .pt, "
         ".pth, .ckpt or .onnx file)."
     )
 
 
 def _downloaded(source: str, wanted: HubSource, name: str) -> Path | None:
-    """The file; None where the repository has none of that name."""
+    """Download a file; None where the repository has none of that name."""
     hub = _library()
     from huggingface_hub import errors
 
@@ -98,15 +98,15 @@ def _downloaded(source: str, wanted: HubSource, name: str) -> Path | None:
         if name == _CONFIG:
             return None
         raise InputError(
-            f"{source}: {name} is not in the hub's cache, and the hub cannot be asked for it (no network, or "
-            "HF_HUB_OFFLINE is set). Fetch it where there is a network: "
+            f"{source}: {name} is not in the hub's cache, and the hub cannot be reached (no network, or "
+            "HF_HUB_OFFLINE is set). Download it with network access: "
             f"hf download {wanted.repo} {name}"
         ) from error
     except errors.EntryNotFoundError:
         return None
     except errors.GatedRepoError as error:
         raise InputError(
-            f"{source}: its owner asks for consent first. Accept the terms on the repository's page, then "
+            f"{source}: the repository is gated. Accept the terms on its page, then "
             "log in: hf auth login (or set HF_TOKEN)."
         ) from error
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
@@ -115,19 +115,20 @@ def _downloaded(source: str, wanted: HubSource, name: str) -> Path | None:
         ) from error
     except (errors.HfHubHTTPError, OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{source}: the hub did not give {name}: {reason}") from error
+        raise InputError(f"{source}: {name} cannot be downloaded from the hub: {reason}") from error
 
 
-def _whole(source: str, path: Path) -> Path:
-    """The path, if its content is what the hub's cache says; large files lie there under their SHA-256."""
+def _verified(source: str, path: Path) -> Path:
+    """Verify a cached file: the cache names large files by their SHA-256."""
     blob = path.resolve()
     if re.fullmatch(r"[0-9a-f]{64}", blob.name):
         status = blob.stat()
         if _digest(blob, status.st_size, status.st_mtime_ns) != blob.name:
             raise InputError(
-                f"{source}: {blob} is not the file that the hub holds ({status.st_size} bytes, another "
-                "SHA-256). The download was cut short or the disk is damaged: remove that file and the link "
-                f"{path}, and fetch it again."
+                f"{source}: {blob} differs from the file on the hub ({status.st_size} bytes, another "
+                "SHA-256). "
+                f"The download is incomplete or the disk is damaged: remove it and the link {path}, and "
+                "download it again."
             )
     return path
 
@@ -142,6 +143,6 @@ def _library() -> Any:
         import huggingface_hub
     except ImportError as error:
         raise InputError(
-            "hf:// sources come through huggingface_hub, which is not installed: pip install huggingface_hub"
+            "hf:// sources need huggingface_hub, which is not installed: pip install huggingface_hub"
         ) from error
     return huggingface_hub

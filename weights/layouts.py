@@ -1,9 +1,9 @@
-"""State dicts of other projects -> the names of our backbones, whatever prefix the keys carry.
+"""Translate state dicts of other projects to the names of our backbones, whatever their prefix.
 
-Recognised by names alone: AdaFace and plain IR networks, CVLFace, InsightFace's arcface_torch, MagFace,
-MXNet's MobileFaceNet, ours. Whether everything fits is looked at in `weights.fitting`. Sources: METHOD 2-5;
+Layouts are recognised by names alone: AdaFace and other IR networks, CVLFace, InsightFace's arcface_torch,
+MagFace, MXNet's MobileFaceNet, this project; `weights.fitting` checks shapes. Sources:
 arcface_torch/backbones/iresnet.py, mobilefacenet.py; CVLFace's models/iresnet, models/iresnet_insightface,
-wrapper.py; MagFace's models/iresnet.py, inference/gen_feat.py.
+wrapper.py; MagFace's models/iresnet.py, inference/gen_feat.py; AdaFace's net.py.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from net import build_backbone
 from runtime.errors import InputError
 from runtime.json_files import read_json
 
-# Beside a backbone in whole checkpoints. `template_model` is the backbone once more, the same tensors.
+# Other parts of whole checkpoints. `template_model` is the same backbone again.
 _OTHER_PARTS = ("head.", "aggregate_model.", "aggregator.", "template_model.")
-# What torch.nn.DataParallel and torch.compile put before the names.
+# Prefixes of torch.nn.DataParallel and torch.compile.
 _WRAPPERS = ("module.", "_orig_mod.")
 # The wrapper of a CVLFace repository has `model`, a network with `net`; model.pt begins at the latter.
 _CVLFACE = ("net.", "model.net.")
 # MagFace trains a module `features`, wrapped as a whole or by itself, beside its head.
 _MAGFACE = "features."
 _MAGFACE_HEADS = ("fc.weight", "parallel_fc.weight")
-# It reads BGR as value / 255, and its norm rises with quality. Its BatchNorms add 2e-5 to the variance.
+# It reads BGR as value / 255, and its norm measures quality. The eps of its BatchNorms is 2e-5.
 _MAGFACE_SPEC = {"channel_order": "BGR", "mean": 0.0, "std": 255.0, "norm_is_quality": True}
 _MAGFACE_EPS = 2e-5
 _INSIGHTFACE_UNIT = {
@@ -57,8 +57,7 @@ _INSIGHTFACE_ENDS = {
 class Recognised:
     """A backbone's entries under our names.
 
-    `kind`: whose layout it was, for the user; `spec`: fields of the spec in which that kind differs from the
-    backbone's name.
+    `kind`: the layout, for messages; `spec`: fields in which the layout differs from the architecture's spec.
     """
 
     kind: str
@@ -67,18 +66,19 @@ class Recognised:
 
 
 def recognise(path: Path, state: dict[str, Tensor]) -> Recognised:
-    """The backbone among the entries of a file; entries of no known part stay in it, to be reported.
+    """Find the backbone among the entries of a file; entries of unknown parts are kept, to be reported.
 
     Raises:
-        InputError: there are only other parts in it.
+        InputError: the file has only other parts.
     """
     rest = {key: value for key, value in state.items() if not _bare(key).startswith(_OTHER_PARTS)}
     if not rest:
         parts = ", ".join(sorted({_bare(key).split(".")[0] for key in state})) or "an empty state dict"
         raise InputError(
-            f"{path}: expected a backbone, found only {parts}. If it was trained from features alone, "
-            "join it with the weights that made them, and use what that writes: python convert.py --weights "
-            f"BACKBONE OUT.safetensors --aggregator_weights {path}"
+            f"{path}: expected a backbone, found only {parts}. If it was trained from cached features, join "
+            "it "
+            "with the backbone that made them: python convert.py --weights BACKBONE OUT.safetensors "
+            f"--aggregator_weights {path}"
         )
     for mark, translate in _MARKS.items():
         prefixes = [key.removesuffix(mark) for key in rest if key == mark or key.endswith(f".{mark}")]
@@ -91,7 +91,7 @@ def recognise(path: Path, state: dict[str, Tensor]) -> Recognised:
 
 
 def cvlface_config(path: Path) -> dict[str, object] | None:
-    """What a CVLFace repository says of the network whose file this is; None where it is none."""
+    """The configuration of the CVLFace repository of a file; None where it is not in one."""
     for folder in (path.parent, path.parent.parent):
         config = folder / "config.json"
         try:
@@ -119,7 +119,7 @@ def _without(prefix: str, state: dict[str, Tensor]) -> tuple[str, dict[str, Tens
     ours: dict[str, Tensor] = {}
     for key, value in state.items():
         name = key.removeprefix(prefix)
-        # Two keys with one name would hide one of them.
+        # Do not let one of two keys of the same name disappear.
         ours[key if name in ours else name] = value
     return prefix, ours
 
@@ -135,12 +135,12 @@ def _from_ir(path: Path, prefix: str, state: dict[str, Tensor]) -> Recognised:
 def _from_insightface(path: Path, prefix: str, state: dict[str, Tensor]) -> Recognised:
     units = [re.fullmatch(r"layer([1-4])\.(\d+)\.conv1\.weight", key) for key in state]
     stages = [int(unit[1]) for unit in units if unit]
-    # `IResNet.body` counts units through all stages.
+    # `IResNet.body` numbers units across stages.
     before = {stage: sum(other < stage for other in stages) for stage in range(1, 5)}
     ours: dict[str, Tensor] = {}
     for key, value in state.items():
         name = _insightface_name(key, before)
-        # Two keys with one name would hide one of them.
+        # Do not let one of two keys of the same name disappear.
         ours[key if name in ours else name] = value
     order = _cvlface_order(path, prefix)
     if order is not None:
@@ -151,7 +151,7 @@ def _from_insightface(path: Path, prefix: str, state: dict[str, Tensor]) -> Reco
 
 
 def _from_magface(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The larger eps of its BatchNorms becomes part of their variances."""
+    """Add the difference of eps of its BatchNorms to their variances."""
     more = _MAGFACE_EPS - nn.BatchNorm2d(1).eps
     return {
         key: value + more if key.endswith("running_var") and value.is_floating_point() else value
@@ -160,7 +160,7 @@ def _from_magface(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _insightface_name(key: str, before: dict[int, int]) -> str:
-    """Our name; `before`: units in the stages before each."""
+    """Our name of an entry; `before`: number of units in the stages before each."""
     module, _, kind = key.rpartition(".")
     if module in _INSIGHTFACE_ENDS:
         return f"{_INSIGHTFACE_ENDS[module]}.{kind}"
@@ -171,18 +171,18 @@ def _insightface_name(key: str, before: dict[int, int]) -> str:
 
 
 def _cvlface_order(path: Path, prefix: str) -> str | None:
-    """The colour order of a CVLFace network: what its repository says, else RGB; None where it is none."""
+    """The channel order of a CVLFace network, RGB unless its repository states it; None for others."""
     config = cvlface_config(path)
     if config is None:
         return "RGB" if _bare(prefix) in _CVLFACE else None
     order = config.get("color_space", "RGB")
     if order not in ("RGB", "BGR"):
-        raise InputError(f"{path}: the config beside it says color_space {order!r}; expected RGB or BGR.")
+        raise InputError(f"{path}: the config beside it has color_space {order!r}; expected RGB or BGR.")
     return str(order)
 
 
 def _from_mbf(path: Path, prefix: str, state: dict[str, Tensor]) -> Recognised:
-    """`Backbone.features` is a method, so that the last layers have another name."""
+    """Rename the last layers, since `Backbone.features` is a method."""
     ours = {re.sub(r"^features\.layers\.", "output.", key): value for key, value in state.items()}
     return Recognised("InsightFace arcface_torch, MobileFaceNet", ours)
 
@@ -192,7 +192,7 @@ def _from_mobilefacenet(path: Path, prefix: str, state: dict[str, Tensor]) -> Re
 
 
 def _from_mxnet(path: Path, prefix: str, state: dict[str, Tensor]) -> Recognised:
-    """MobileFaceNet's entries under our names; unknown ones keep theirs."""
+    """MobileFaceNet's entries under our names; unknown entries keep theirs."""
     renamed = dict(state)
     with torch.device("meta"):
         names = list(build_backbone("mobilefacenet").state_dict())
@@ -202,7 +202,7 @@ def _from_mxnet(path: Path, prefix: str, state: dict[str, Tensor]) -> Recognised
         elif (stored := _mxnet_name(name)) in renamed:
             renamed[name] = renamed.pop(stored)
     if "fc1.weight" in renamed:
-        # MXNet's fix_gamma: the file holds some scale, but the network was trained with 1.
+        # MXNet's fix_gamma: the stored scale is ignored, and 1 was used in training.
         renamed["fc1.weight"] = torch.ones_like(renamed["fc1.weight"])
     return Recognised("MXNet MobileFaceNet", renamed)
 
@@ -217,7 +217,7 @@ def _mxnet_name(name: str) -> str:
     return f"{module.replace('.', '_')}_{kind}"
 
 
-# A name that only this layout has, and who puts the layout into our names.
+# A name that only this layout has, and the function that translates it.
 _MARKS: dict[str, Callable[[Path, str, dict[str, Tensor]], Recognised]] = {
     "input_layer.0.weight": _from_ir,
     "layer1.0.prelu.weight": _from_insightface,

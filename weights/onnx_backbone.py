@@ -1,7 +1,7 @@
-"""An ONNX graph as a backbone: the call of `net.Backbone`, run by onnxruntime on the CPU.
+"""An ONNX graph as a backbone, run by onnxruntime on the CPU; it cannot be trained.
 
 The graph's bytes are its state, so that checkpoints, digests and worker processes treat it as any other
-backbone; it cannot be trained.
+backbone.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ GRAPH = "graph"
 
 
 class OnnxBackbone(Backbone):
-    """A graph with one input (N, 3, H, W) float32 and features (N, D), or unit rows and norms, as outputs.
+    """A graph with one input (N, 3, H, W) float32 and as outputs features (N, D), or unit rows and norms.
 
     Raises:
-        InputError: onnxruntime is not installed, or the graph is none of a backbone.
+        InputError: onnxruntime is not installed, or the graph is not that of a backbone.
     """
 
     graph: Tensor
@@ -48,7 +48,7 @@ class OnnxBackbone(Backbone):
         shape = session.get_inputs()[0].shape
         pixels = images.detach().float().cpu().numpy()
         count = len(pixels)
-        # An export without a free batch size takes so many images and no others: the last are filled up.
+        # A graph of fixed batch size: the last batch is padded.
         at_once = shape[0] if isinstance(shape[0], int) else max(1, count)
         pixels = np.concatenate((pixels, np.zeros((-count % at_once, *pixels.shape[1:]), np.float32)))
         parts = [
@@ -67,8 +67,9 @@ class OnnxBackbone(Backbone):
         """See the base class. InputError: another size than the graph has."""
         if size != self.spec.auxiliary_size:
             raise InputError(
-                f"asked for {size} auxiliary values, and an ONNX graph of {self.spec.auxiliary_size} cannot "
-                "be changed. Give the weights it was made from."
+                f"{size} auxiliary values are needed, but an ONNX graph of {self.spec.auxiliary_size} "
+                "cannot be "
+                "changed. Pass the weights that it was exported from."
             )
 
     def _running(self) -> Any:
@@ -77,7 +78,7 @@ class OnnxBackbone(Backbone):
         return self._session
 
     def __getstate__(self) -> dict[str, Any]:
-        # A session can be neither copied nor sent to another process; it is opened again there.
+        # A session can be neither copied nor pickled; it is opened again.
         return self.__dict__ | {"_session": None}
 
     def _load_from_state_dict(self, state: Mapping[str, Any], prefix: str, *rest: Any) -> None:
@@ -90,22 +91,21 @@ class OnnxBackbone(Backbone):
 def read_onnx(
     path: Path, arch: str | None, channel_order: str | None, stated: Mapping[str, Any] | None = None
 ) -> OnnxBackbone:
-    """The backbone of an .onnx file; its spec is that of its metadata, else that of `arch`, else `stated`.
+    """Read an .onnx file; its spec is that of its metadata, else that of `arch`, else `stated`.
 
-    Metadata are `architecture` ("onnx", or a name of `BACKBONES`) and fields of `BackboneSpec`: the strings
-    RGB or BGR for `channel_order`, JSON for all others. Of what a graph of others does not say, `input_size`
-    is that of its input and `norm_is_quality` is not known; `arch` says how pixels go in, and nothing of the
-    norm.
+    Metadata are `architecture` ("onnx", or a name of `BACKBONES`) and fields of `BackboneSpec`: the texts RGB
+    or BGR for `channel_order`, JSON for the others. Where they are not stated, `input_size` is that of the
+    graph's input and `norm_is_quality` is unknown; `arch` determines the preprocessing only.
 
     Args:
         path: of the file.
-        arch: that it was made from.
-        channel_order: overrules what else says it.
-        stated: fields of the spec, which overrule it too.
+        arch: architecture that it was exported from.
+        channel_order: overrides the other sources.
+        stated: fields of the spec, which override them too.
 
     Raises:
-        InputError: no such file, nothing says how pixels go in, the graph is none of a backbone, or its
-            metadata or the size of its output say that it is another one than `arch`.
+        InputError: no such file, unknown preprocessing, a graph that is not a backbone's, or metadata or an
+            output size that contradict `arch`.
     """
     if not path.is_file():
         raise InputError(f"{path}: there is no such file; expected the weights of a backbone.")
@@ -136,12 +136,12 @@ def read_onnx(
         spec = replace(asked, norm_is_quality=None)
     if spec is None:
         spec = _stated_spec(path, size, side, stated)
-    for told in (spec, asked.with_auxiliary(spec.auxiliary_size) if asked else spec):
-        if told.embedding_size != size:
-            fitting = [name for name, each in BACKBONES.items() if each.embedding_size == size]
+    for each in (spec, asked.with_auxiliary(spec.auxiliary_size) if asked else spec):
+        if each.embedding_size != size:
+            fitting = [name for name, other in BACKBONES.items() if other.embedding_size == size]
             raise InputError(
-                f"{path}: its output has {size} values a face, and {told.name} has {told.embedding_size}. "
-                f"Give the --arch that it was made from; of {size} values are {', '.join(fitting) or 'none'}."
+                f"{path}: its output has {size} values per face, but {each.name} has {each.embedding_size}. "
+                f"Pass the --arch that it was exported from; {size} values: {', '.join(fitting) or 'none'}."
             )
     return OnnxBackbone(replace(spec, name=ONNX, **(stated | {"input_size": side})), graph).eval()
 
@@ -150,9 +150,9 @@ def _stated_spec(path: Path, size: int, side: int, stated: Mapping[str, Any]) ->
     needed = ("channel_order", "mean", "std")
     if missing := [f"--{name}" for name in needed if name not in stated]:
         raise InputError(
-            f"{path}: an ONNX file does not say which colours and pixel values it takes. Say it once: python "
-            f"convert.py --weights {path.name} OUT.safetensors --channel_order RGB --mean 127.5 --std 127.5 "
-            f"(missing here: {', '.join(missing)}), or what it was made from: --arch, one of "
+            f"{path}: the preprocessing of this ONNX graph is unknown. State it once: python convert.py "
+            f"--weights {path.name} OUT.safetensors --channel_order RGB --mean 127.5 --std 127.5 (missing "
+            f"here: {', '.join(missing)}), or the architecture that it was exported from: --arch, one of "
             f"{', '.join(BACKBONES)}."
         )
     pixels = {name: stated[name] for name in needed}
@@ -160,13 +160,13 @@ def _stated_spec(path: Path, size: int, side: int, stated: Mapping[str, Any]) ->
 
 
 def _input_side(session: Any) -> int:
-    """Of the images that a graph takes; that of our faces where it takes any."""
+    """Side of a graph's input images; that of aligned faces where it is dynamic."""
     shape = session.get_inputs()[0].shape
     return shape[2] if len(shape) == 4 and isinstance(shape[2], int) else SIDE
 
 
 def _embedding_size(path: Path, session: Any, side: int) -> int:
-    """D of a graph's features. InputError: it is not the graph of a backbone for images of this side."""
+    """D of a graph's features; InputError unless it is a backbone for images of this side."""
     inputs, outputs = session.get_inputs(), session.get_outputs()
     shape = list(inputs[0].shape)
     fits = len(shape) == 4 and all(
@@ -193,8 +193,8 @@ def _embedding_size(path: Path, session: Any, side: int) -> int:
 
 def _what_it_may_be(outputs: Sequence[Any]) -> str:
     if len(outputs) > 2:
-        return f"With {len(outputs)} outputs it seems to be a face detector (inference.py --detector)."
-    return "Is it the graph of a backbone?"
+        return f"With {len(outputs)} outputs it may be a face detector (inference.py --detector)."
+    return "It may not be the graph of a backbone."
 
 
 def _features_of(session: Any, outputs: list[Any]) -> Any:
@@ -209,9 +209,9 @@ def _features_of(session: Any, outputs: list[Any]) -> Any:
 
 
 def _opened(content: bytes) -> Any:
-    """A session of a graph that holds all of its weights.
+    """Open a session of a graph that contains all of its weights.
 
-    onnxruntime would look for others in the working directory, where any file may have their name.
+    onnxruntime would read external weights from the working directory, where any file may have their name.
     """
     runtime = _onnxruntime()
     options = runtime.SessionOptions()
@@ -219,13 +219,12 @@ def _opened(content: bytes) -> Any:
     options.log_severity_level = 3
     try:
         if any(tensor.files for tensor in onnx_tensors(content)):
-            raise ValueError(
-                "the graph takes weights from other files; convert the .onnx file beside them anew"
-            )
+            raise ValueError("the graph has external weights; convert the .onnx file beside them again")
         session: Any = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise InputError(
-            f"no ONNX graph can be read from its {len(content)} bytes. It may be cut short. The reader says: "
+            f"no ONNX graph can be read from its {len(content)} bytes. It may be incomplete. The reader "
+            "says: "
             f"{_first_line(error)}"
         ) from error
     return session
@@ -244,21 +243,18 @@ def _first_line(error: Exception) -> str:
 
 
 def _with_its_weights(path: Path) -> bytes:
-    """The graph with its weights, which stand in files beside it, as torch.onnx.export writes them.
-
-    So whatever is made of the graph's bytes (digests, checkpoints, copies) is made of its weights too.
-    """
+    """The graph with the external weights beside it, so that digests and checkpoints include them."""
     try:
         import onnx
     except ImportError as error:
         raise InputError(
-            f"{path}: its weights stand in another file. Install onnx (pip install onnx), or export it as "
+            f"{path}: its weights are in another file. Install onnx (pip install onnx), or export it as "
             "one file: torch.onnx.export(..., external_data=False)."
         ) from error
     try:
         found: bytes = onnx.load(path).SerializeToString()
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
-        raise InputError(f"{path}: its weights stand in a file that cannot be read: {error}") from error
+        raise InputError(f"{path}: its external weights cannot be read: {error}") from error
     return found
 
 
@@ -267,6 +263,6 @@ def _onnxruntime() -> Any:
         import onnxruntime
     except ImportError as error:
         raise InputError(
-            "an ONNX file is run by onnxruntime, which is not installed: pip install onnxruntime"
+            "ONNX files need onnxruntime, which is not installed: pip install onnxruntime"
         ) from error
     return onnxruntime

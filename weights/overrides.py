@@ -1,4 +1,4 @@
-"""What a user states of weights in place of their file: coreset size, gamma, the backbone's spec."""
+"""Flags that override what a weight file states: coreset size, gamma, fields of the backbone's spec."""
 
 from __future__ import annotations
 
@@ -16,55 +16,55 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Overrides:
-    """`gamma`: fixed at this value; -1, as published, asks for the learned one. None: as the file says."""
+    """Options of an aggregator; None: as stored. `gamma` -1 is the learned one, as in the published code."""
 
     coreset_size: int | None = None
     gamma: float | None = None
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Overrides:
-        """Those among the flags given."""
+        """The overrides among the flags given."""
         return cls(values.get("coreset_size"), values.get("gamma"))
 
     def given(self) -> dict[str, int | float]:
-        """Those that are given, by name."""
+        """The overrides that are set, by name."""
         values = {"coreset_size": self.coreset_size, "gamma": self.gamma}
         return {name: value for name, value in values.items() if value is not None}
 
     def options_of(self, aggregator: str) -> dict[str, int | float]:
-        """Those that are given and that the aggregator of this name has."""
-        from coreset import AGGREGATORS  # Brings torch, which a command line does without.
+        """The overrides that are set and that the aggregator of this name has."""
+        from coreset import AGGREGATORS  # Imports torch, which parsing flags does not need.
 
         known = inspect.signature(AGGREGATORS[aggregator]).parameters if aggregator in AGGREGATORS else {}
         return {name: value for name, value in self.given().items() if name in known}
 
     def check_effect(self, aggregators: Iterable[nn.Module]) -> None:
-        """Raises InputError where one is given that none of the aggregators has."""
+        """Raise InputError for an override that none of the aggregators has."""
         known = {name for module in aggregators for name in inspect.signature(type(module)).parameters}
         if unused := [f"--{name}" for name in self.given() if name not in known]:
             raise InputError(
-                f"{' and '.join(unused)}: no aggregator that is used here has this option. Remove it."
+                f"{' and '.join(unused)}: no aggregator that is used has this option. Remove it."
             )
 
 
 def add_override_flags(group: argparse._ActionsContainer) -> None:
-    """Adds --coreset_size and --gamma, absent from the parsed flags unless given."""
+    """Add --coreset_size and --gamma, which are absent from the parsed flags unless given."""
     group.add_argument(
         "--coreset_size",
         type=int,
         default=argparse.SUPPRESS,
         metavar="K",
-        help="of the aggregator, in place of what its file says",
+        help="of the aggregator, in place of the stored value",
     )
     group.add_argument(
         "--gamma",
         type=float,
         default=argparse.SUPPRESS,
-        help="of the aggregator's selection, in place of what its file says; -1: the learned one",
+        help="of the aggregator's selection, in place of the stored value; -1: the learned one",
     )
 
 
-# Flags of a backbone's spec, and its fields.
+# Flag -> field of a backbone's spec.
 SPEC_FLAGS = {
     "mean": "mean",
     "std": "std",
@@ -75,14 +75,14 @@ SPEC_FLAGS = {
 
 
 def add_spec_flags(group: argparse._ActionsContainer) -> None:
-    """Adds the flags of `SPEC_FLAGS`, absent from the parsed flags unless given."""
-    for name, what in (("mean", "that is subtracted from pixel values 0..255"), ("std", "that divides them")):
+    """Add the flags of `SPEC_FLAGS`, which are absent from the parsed flags unless given."""
+    for name, what in (("mean", "subtracted from pixel values 0..255"), ("std", "which divides them")):
         group.add_argument(
             f"--{name}",
             type=_one_or_three,
             default=argparse.SUPPRESS,
             metavar="V|V,V,V",
-            help=f"{what}; three: of each channel, in the channel order",
+            help=f"{what}; three values: one per channel, in channel order",
         )
     group.add_argument(
         "--input_size",
@@ -90,27 +90,27 @@ def add_spec_flags(group: argparse._ActionsContainer) -> None:
         type=int,
         default=argparse.SUPPRESS,
         metavar="PIXELS",
-        help="side of the images that an ONNX graph takes; faces of 112 are resampled to it",
+        help="side of the input images of an ONNX graph; faces of 112 are resampled to it",
     )
     group.add_argument(
         "--template",
         type=_ten,
         default=argparse.SUPPRESS,
         metavar="X,Y,...",
-        help="where both eyes, the nose and both corners of the mouth lie, in pixels of --input_size, where "
-        "it is not ArcFace's template scaled to it; faces are moved there, black where the crop of 112 ends",
+        help="positions of eyes, nose and corners of the mouth, pixels of --input_size, if they differ from "
+        "ArcFace's scaled template; faces are warped there, black outside the crop of 112",
     )
     group.add_argument(
         "--norm_is_quality",
         "--norm-is-quality",
         choices=_NORM_IS_QUALITY,
         default=argparse.SUPPRESS,
-        help="whether the feature norm falls with image quality; --check-quality measures it",
+        help="whether the feature norm measures image quality; --check-quality determines it",
     )
 
 
 def stated_spec(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a backbone's spec among the flags given (those of `add_spec_flags`)."""
+    """Fields of a backbone's spec among the flags given (of `add_spec_flags`)."""
     given = {
         field: values[flag] for flag, field in SPEC_FLAGS.items() if flag in values and values[flag] != ""
     }

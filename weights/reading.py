@@ -1,5 +1,6 @@
-"""A file of weights -> its tensors and what it says beside them. Nothing but tensors and plain containers is
-unpickled, unless a user asks for it; what the tensors mean is not looked at here.
+"""Read the tensors and metadata of weight files, without interpreting them.
+
+Only tensors and plain containers are unpickled, unless the user asks for more.
 """
 
 from __future__ import annotations
@@ -26,18 +27,18 @@ from runtime.json_files import parse_json
 from weights.digest import CHECKSUM, FORM, VERSION, content_checksum
 
 TORCH_SUFFIXES = (".ckpt", ".pt", ".pth")
-# Under which a checkpoint keeps its state dict: Lightning and most others, arcface_torch.
+# Keys of the state dict in a checkpoint: Lightning and most others, arcface_torch.
 _STATE_KEYS = ("state_dict", "state_dict_backbone")
-# Under which both kinds of file keep digests of the people trained with (`digest.name_digests`), by spaces.
+# Key of the digests of trained subjects (`digest.name_digests`), separated by spaces, in both kinds of file.
 TRAINED_SUBJECTS = "trained_subjects"
-# Under which both name the weights whose features an aggregator was trained on: metadata, or in `_FEATURES`.
+# Key of the digest of an aggregator's backbone: in the metadata, or below `_FEATURES`.
 BACKBONE_DIGEST = "backbone_sha256"
 _FEATURES = "data_fingerprint"
-# Under which Lightning keeps what a module was built with.
+# Lightning's key of a module's arguments.
 _HYPER_PARAMETERS = "hyper_parameters"
 _SHOWN = 5
 _BYTES_AT_ONCE = 1 << 24
-# What torch.load was seen to raise on some thousand damaged files, and its kin.
+# What torch.load raised on some thousand damaged files, and related errors.
 _UNREADABLE = (
     *(pickle.UnpicklingError, struct.error, zipfile.BadZipFile, RuntimeError, OSError, EOFError, MemoryError),
     *(AssertionError, AttributeError, ArithmeticError, LookupError, TypeError, ValueError),
@@ -46,12 +47,16 @@ _UNREADABLE = (
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """What a file holds.
+    """Content of a weight file.
 
-    `backbone_spec`: as the file writes it, unchecked, None where it writes none; `aggregator`: name and
-    options, where it says them; `about`: other metadata (source, licence, `TRAINED_SUBJECTS`, ...);
-    `hyper_parameters`: what a Lightning module was built with, as the file writes it; `features`: what the
-    features were made by that it was trained on, in the words of their store, where it says them.
+    Attributes:
+        path: of the file.
+        state: tensors by name.
+        backbone_spec: as stored and unchecked; None where there is none.
+        aggregator: name and options, if stored.
+        about: other metadata (source, licence, `TRAINED_SUBJECTS`, ...).
+        hyper_parameters: arguments of the Lightning module, as stored.
+        features: identity of the features that an aggregator was trained on, if stored.
     """
 
     path: Path
@@ -64,11 +69,11 @@ class Stored:
 
 
 def read_stored(path: Path, *, allow_pickle: bool = False) -> Stored:
-    """Tensors and facts of a .safetensors file or one of torch.save.
+    """Read a .safetensors file or one of torch.save.
 
     Raises:
         InputError: no such file, another suffix, no weights, a pickle that needs more than tensors, or NaN or
-            infinite values in any part: backbone, aggregator or head.
+            infinite values in any part (backbone, aggregator or head).
     """
     if not path.is_file():
         raise InputError(f"{path}: there is no such file; expected the weights of a backbone.")
@@ -95,8 +100,7 @@ def check_values(path: Path, state: Mapping[str, Tensor]) -> None:
     if broken:
         raise InputError(
             f"{path}: NaN or infinite values in {len(broken)} of its {len(state)} entries, the first is "
-            f"{broken[0]}. The training that wrote it had failed, or the file is damaged; take an earlier "
-            "checkpoint."
+            f"{broken[0]}. Its training diverged, or the file is damaged; use an earlier checkpoint."
         )
 
 
@@ -105,27 +109,27 @@ def _is_plain(value: Tensor) -> bool:
 
 
 def _is_finite(value: Tensor) -> bool:
-    """By the extremes, which pass NaN on and need no array beside the values; what is no float, is finite."""
+    """By the extremes, which propagate NaN and need no temporary array."""
     if not value.is_floating_point() or not value.numel():
         return True
     if value.nbytes > (stored := value.untyped_storage()).nbytes():
-        # Strides may repeat a few bytes of a file as often as it says.
+        # Strides of a hostile file may repeat a few bytes any number of times.
         value = value.new_empty(0).set_(stored)
     least, most = (value if value.dtype == torch.float64 else value.float()).aminmax()
     return bool((least.float().isfinite() & most.float().isfinite()).item())
 
 
 def read_checkpoint(path: Path, *, allow_pickle: bool = False) -> Any:
-    """What a file of `torch.save` holds; InputError unless it is tensors and plain containers alone.
+    """Load a file of `torch.save`; InputError unless it holds tensors and plain containers only.
 
-    `allow_pickle`: classes are imported and built as the file says, which can run any code; those that are
+    `allow_pickle`: also import and build the classes of the file, which can run any code; classes that are
     not installed become empty objects.
     """
     try:
         _check_members(path)
         if allow_pickle:
             return torch.load(path, map_location="cpu", weights_only=False, pickle_module=_Forgiving)
-        # A mapped file costs memory for the entries that are used, not for heads and optimisers.
+        # A mapped file costs memory only for the entries that are used, not for heads and optimisers.
         mapped = zipfile.is_zipfile(path)
         with safe_globals(_STAND_INS), utf8_path(path) as readable:
             return torch.load(readable, map_location="cpu", weights_only=True, mmap=mapped)
@@ -133,22 +137,25 @@ def read_checkpoint(path: Path, *, allow_pickle: bool = False) -> Any:
         blocked = re.search(r"GLOBAL ([\w.]+)", str(error))
         if blocked:
             raise InputError(
-                f"{path}: it needs {blocked[1]} to be unpickled, but a pickle can run any code, so only "
-                "tensors and plain containers are read. Save its state dict alone, "
-                "torch.save(model.state_dict(), ...), or ask its author for a .safetensors file. If you "
-                "trust its author: python convert.py --weights IN OUT.safetensors --allow-pickle"
+                f"{path}: unpickling it needs {blocked[1]}, but a pickle can run any code, so only tensors "
+                "and "
+                "plain containers are read. Save its state dict alone, torch.save(model.state_dict(), ...), "
+                "or "
+                "ask its author for a .safetensors file. If you trust the author: python convert.py "
+                "--weights "
+                "IN OUT.safetensors --allow-pickle"
             ) from error
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"{path}: {what_it_may_be(path)} The reader says: {reason}") from error
 
 
 def _check_members(path: Path) -> None:
-    """Compares the checksums of a zip file's members, which `torch.load` does not.
+    """Verify the checksums of a zip file's members, which `torch.load` does not.
 
-    Files may be written without them (`torch.serialization.set_crc32_options`); zero stands there then.
+    A checksum of 0 means none (`torch.serialization.set_crc32_options`).
 
     Raises:
-        InputError: members are compressed, of which a mapped file gives the packed bytes as values, or share
+        InputError: compressed members, whose packed bytes would be mapped as values, or members that share
             bytes; `torch.save` writes neither.
     """
     if not zipfile.is_zipfile(path):
@@ -158,11 +165,11 @@ def _check_members(path: Path) -> None:
         for member in members:
             if member.compress_type != zipfile.ZIP_STORED:
                 raise InputError(
-                    f"{path}: its member {member.filename[:40]!r} is compressed, and torch.save "
-                    "compresses nothing. Unpack the archive and pack it again without compression (zip -0)."
+                    f"{path}: its member {member.filename[:40]!r} is compressed, which torch.save "
+                    "does not do. Unpack the archive and pack it again without compression (zip -0)."
                 )
         if sum(member.file_size for member in members) > path.stat().st_size:
-            raise InputError(f"{path}: its members are larger than the file together, so that it is damaged.")
+            raise InputError(f"{path}: its members together are larger than the file, which is damaged.")
         for member in members:
             if member.CRC:
                 with archive.open(member) as stream:
@@ -171,13 +178,13 @@ def _check_members(path: Path) -> None:
 
 
 def what_it_may_be(path: Path) -> str:
-    """What is said of a file that is no weight file, from its first bytes."""
+    """A sentence on a file that is not a weight file, by its first bytes."""
     with path.open("rb") as stream:
         start = stream.read(64).lstrip()
     if not start:
         return "the file is empty."
     if start.startswith(b"<"):
-        return "this is a web page, not weights. The download went wrong; fetch it again in a browser."
+        return "this is a web page, not weights. The download failed; repeat it in a browser."
     if start.startswith(b"version https://git-lfs"):
         return "this is a Git LFS pointer, not the weights. Run 'git lfs pull' in its folder."
     size = path.stat().st_size
@@ -185,7 +192,7 @@ def what_it_may_be(path: Path) -> str:
 
 
 def described(value: object) -> str:
-    """A value of a checkpoint, for a message."""
+    """Describe a value of a checkpoint for a message."""
     if isinstance(value, Mapping):
         return f"a dictionary with the keys {', '.join(map(str, list(value)[:_SHOWN])) or '(none)'}"
     return f"a {type(value).__name__}"
@@ -202,8 +209,8 @@ def _read_safetensors(path: Path) -> Stored:
     is_ours = about.get(VERSION) == FORM
     if (is_ours or checksum is not None) and checksum != content_checksum(state, about):
         raise InputError(
-            f"{path}: it does not match its own checksum, so a part of it was changed after it was written. "
-            "Copy or make it again."
+            f"{path}: does not match its own checksum, so it was changed after it was written. Copy or make "
+            "it again."
         )
     aggregator: tuple[object, object] | None = None
     if "aggregator_name" in about:
@@ -251,21 +258,20 @@ def _read_torch(path: Path, allow_pickle: bool) -> Stored:
 
 
 class _PlainValues:
-    """Takes the place of a class that only holds values by name; none of that class's code runs."""
+    """Replaces a class that only holds values by name; none of that class's code runs."""
 
     def __new__(cls, *_: object) -> Any:
-        # The one type that torch.load fills both as a dictionary and by attributes.
+        # The only type that torch.load fills both as a dictionary and by attributes.
         return OrderedDict()
 
 
 def _stand_in(path: str) -> type[_PlainValues]:
-    """A class that torch.load takes for the one at this place."""
+    """A class that torch.load accepts for the one of this qualified name."""
     module, name = path.rsplit(".", 1)
     return type(name, (_PlainValues,), {"__module__": module, "__qualname__": name})
 
 
-# Classes beside the tensors in published checkpoints: hyper-parameters, and, up to Lightning 1.4, the keys
-# under which states of callbacks are kept.
+# Classes in published checkpoints: of hyper-parameters and, up to Lightning 1.4, keys of callback states.
 _STAND_INS: list[Any] = [
     _stand_in(path)
     for path in (
@@ -281,7 +287,7 @@ _STAND_INS: list[Any] = [
 
 
 class _Absent:
-    """Stands for an object whose class is not installed; takes whatever its pickle gives it."""
+    """Replaces an object whose class is not installed; accepts any state."""
 
     def __init__(self, *_: object, **__: object) -> None:
         pass
@@ -291,13 +297,13 @@ class _Absent:
 
 
 class _Forgiving:
-    """The pickle module as torch.load wants it; old checkpoints name classes that are long gone."""
+    """A pickle module for torch.load that tolerates classes which no longer exist."""
 
     class Unpickler(pickle.Unpickler):
-        """Finds classes as ever, else gives an empty one."""
+        """Imports classes, or creates an empty one."""
 
         def find_class(self, module: str, name: str) -> Any:
-            """The class, or its stand-in."""
+            """The class, or an empty one."""
             try:
                 return super().find_class(module, name)
             except (ImportError, AttributeError):

@@ -1,4 +1,4 @@
-"""What a person may call weights -> a file on this machine: a path, a name of the catalogue, hf://..."""
+"""Resolve sources of weights to local files: a path, a name of the catalogue, or hf://..."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ NOT_STATED = "not stated"
 
 
 def resolve(source: Path | str) -> Path:
-    """The file that a source means. A path is returned as it is, whether there is such a file or not.
+    """The file of a source. A path is returned as it is, whether it exists or not.
 
-    An hf:// source is downloaded into the hub's own cache unless it is there. A name of the catalogue is not:
-    `convert.py --fetch-weights` does that, so that nothing large is downloaded by a slip.
+    An hf:// source is downloaded into the hub's cache if needed. A name of the catalogue is not, so that
+    nothing large is downloaded by accident: `convert.py --fetch-weights` does it.
 
     Raises:
-        InputError: a name that was not fetched, or a hub file that cannot be had.
+        InputError: a name that was not fetched, or a hub file that is not available.
     """
     if isinstance(source, Path):
         return source
@@ -33,15 +33,14 @@ def resolve(source: Path | str) -> Path:
     entry = CATALOGUE[source]
     if (there := fetched(entry)) is None:
         raise InputError(
-            f"{source}: is in the catalogue, but was not fetched yet. Nothing is downloaded without being "
-            f"asked for: python convert.py --fetch-weights {source} (its terms: python convert.py "
-            "--list-weights)"
+            f"{source}: is in the catalogue, but was not downloaded yet: python convert.py --fetch-weights "
+            f"{source} (its terms: python convert.py --list-weights)"
         )
     return there
 
 
 def fetched(entry: Entry) -> Path | None:
-    """Where an entry of the catalogue lies on this machine; None where it was not fetched."""
+    """The local file of an entry of the catalogue; None where it was not downloaded."""
     if entry.source.startswith(PREFIX):
         return cached_file(entry.source)
     path = fetched_path(entry)
@@ -49,7 +48,7 @@ def fetched(entry: Entry) -> Path | None:
 
 
 def weights_sha256(source: Path | str) -> str:
-    """Hexadecimal SHA-256 of the file that a source means; of an ONNX graph with files of weights, of all.
+    """Hexadecimal SHA-256 of the file of a source; of an ONNX graph with external weights, over all files.
 
     Raises:
         InputError: as `resolve`, or no such file.
@@ -64,12 +63,12 @@ def weights_sha256(source: Path | str) -> str:
 
 
 def source_name(source: Path | str) -> str:
-    """What tables call a source: a file by its name, any other as it was given."""
+    """The name of a source in tables: that of a file, otherwise the source itself."""
     return Path(source).name if isinstance(source, Path) or Path(source).is_file() else source
 
 
 def licence_of(source: Path | str) -> str:
-    """What the catalogue says of the weights' licence; for other sources that it is not stated."""
+    """The licence of weights in the catalogue; `NOT_STATED` for other sources."""
     for entry in CATALOGUE.values():
         if str(source) in (entry.name, entry.source):
             return entry.weights_licence

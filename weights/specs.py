@@ -1,4 +1,4 @@
-"""The spec of a backbone as files carry it: plain values in a checkpoint, text in the metadata of a file."""
+"""Backbone specs in files: plain values in a checkpoint, texts in metadata."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from runtime.errors import InputError
 from runtime.json_files import parse_json
 from weights.reading import described
 
-# The name of a backbone that is an ONNX graph, which has no class of ours.
+# Name of a backbone that is an ONNX graph.
 ONNX = "onnx"
 
 
 def spec_in(path: Path, stored: object) -> BackboneSpec | None:
-    """The spec that a checkpoint (a dictionary of values) or metadata (of texts) hold; None for None.
+    """Read the spec of a checkpoint (a dictionary of values) or of metadata (of texts); None for None.
 
-    What metadata leave out is as in `BACKBONES`.
+    Fields that metadata lack are those of `BACKBONES`.
 
     Raises:
-        InputError: values that are none, or of a backbone that we cannot build.
+        InputError: invalid values, or an unknown backbone.
     """
     if stored is None:
         return None
@@ -34,14 +34,14 @@ def spec_in(path: Path, stored: object) -> BackboneSpec | None:
     values = _of_texts(path, stored) if "architecture" in stored else stored
     name = values.get("name")
     if not isinstance(name, str) or name not in (*BACKBONES, ONNX):
-        raise InputError(f"{path}: holds a backbone {name!r}, which is none of {', '.join(BACKBONES)}.")
+        raise InputError(f"{path}: has the backbone {name!r}, which is not one of {', '.join(BACKBONES)}.")
     try:
         spec = BackboneSpec.from_dict(values)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     built = BACKBONES.get(spec.name, spec)
     own = spec.with_auxiliary(0).embedding_size
-    # What ONNX graphs take they say themselves.
+    # The size of an ONNX graph is its own.
     if (own, spec.input_size) != (built.with_auxiliary(0).embedding_size, built.input_size):
         raise InputError(
             f"{path}: its {spec.name} has {own} values for {spec.input_size} pixels; "
@@ -51,7 +51,7 @@ def spec_in(path: Path, stored: object) -> BackboneSpec | None:
 
 
 def metadata_of(spec: BackboneSpec) -> dict[str, str]:
-    """The spec as texts; `spec_in` reads them."""
+    """The spec as texts, the inverse of `spec_in`."""
     values = spec.to_dict()
     texts = {"architecture": str(values.pop("name"))}
     return texts | {key: _text(value) for key, value in values.items()}
@@ -63,7 +63,7 @@ def _text(value: object) -> str:
 
 def _of_texts(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     name = metadata["architecture"]
-    # Of an ONNX graph nobody knows what its norm says.
+    # Whether the norm of an ONNX graph is a quality is unknown.
     unknown = {"name": name, "norm_is_quality": None}
     values: dict[str, Any] = BACKBONES[name].to_dict() if name in BACKBONES else unknown
     try:
@@ -77,5 +77,5 @@ def _of_texts(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
                 else parse_json(stored, f"{path}: its metadata, {key}: expected a value")
             )
     except (ValueError, ZeroDivisionError, OverflowError) as error:
-        raise InputError(f"{path}: its metadata cannot be read ({error}): {dict(metadata)}.") from error
+        raise InputError(f"{path}: its metadata are invalid ({error}): {dict(metadata)}.") from error
     return values

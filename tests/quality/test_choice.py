@@ -148,9 +148,9 @@ def test_the_choice_travels_with_the_weights(tmp_path: Path) -> None:
     names = [str(tmp_path / f"{name}.safetensors") for name in "wabc"]
     assert "quality of a face not measured" in convert_weights(names[0], Path(names[1]))
     convert_weights(names[0], Path(names[1]), quality="none")
-    assert "quality of a face none; its norm is no" in convert_weights(names[1], Path(names[2]))
+    assert "its norm is not a measure" in convert_weights(names[1], Path(names[2]))
     assert not load_weights(Path(names[2])).backbone.spec.norm_is_quality
-    assert "its norm counts" in convert_weights(names[2], Path(names[3]), quality="norm")
+    assert "its norm is a measure" in convert_weights(names[2], Path(names[3]), quality="norm")
     assert load_weights(Path(names[3])).backbone.spec.norm_is_quality
 
 

@@ -54,8 +54,8 @@ def test_a_checkpoint_becomes_one_file_that_says_all(
     out = tmp_path / "new" / "tiny.safetensors"
     run("--weights", tmp_path / "model.pt", out, "--licence", "MIT")
     told = capsys.readouterr().out
-    assert "ir_tiny, 64 values a face; recognised as: CVLFace IR" in told
-    assert "colours RGB, pixels (value - 127.5) / 127.5" in told
+    assert "CVLFace IR" in told
+    assert "channel order RGB, pixels (value - 127.5) / 127.5" in told
     stored = metadata(out)
     wanted = {"architecture": "ir_tiny", "embedding_size": "64", "channel_order": "RGB", "version": "2"}
     assert wanted.items() <= stored.items()
@@ -144,11 +144,11 @@ def test_an_old_pickle_needs_to_be_asked_for(
     old = {"state_dict": state, "hyper_parameters": {"out": PurePosixPath("runs")}}
     torch.save(old, tmp_path / "old.ckpt")
     out = tmp_path / "new.safetensors"
-    with pytest.raises(InputError, match=r"pathlib\.PurePosixPath to be unpickled.*--allow-pickle"):
+    with pytest.raises(InputError, match=r"pathlib\.PurePosixPath.*--allow-pickle"):
         run("--weights", tmp_path / "old.ckpt", out)
     assert not out.exists()
     run("--weights", tmp_path / "old.ckpt", out, "--allow-pickle")
-    assert "can run any code on this machine" in capsys.readouterr().err
+    assert "can run any code" in capsys.readouterr().err
     assert torch.equal(
         load_backbone(out).state_dict()["input_layer.0.weight"], state["model.input_layer.0.weight"]
     )
@@ -164,7 +164,7 @@ def test_classes_that_are_long_gone_do_not_stop_it(
         then.setattr(Callback, "__module__", "lightning_of_old")
         then.setitem(sys.modules, "lightning_of_old", module)
         torch.save({"state_dict": state, "callbacks": [Callback()]}, tmp_path / "old.ckpt")
-    with pytest.raises(InputError, match=r"lightning_of_old\.Callback to be unpickled"):
+    with pytest.raises(InputError, match=r"lightning_of_old\.Callback"):
         load_backbone(tmp_path / "old.ckpt")
     run("--weights", tmp_path / "old.ckpt", tmp_path / "new.safetensors", "--allow-pickle")
     assert load_backbone(tmp_path / "new.safetensors").spec.name == "ir_tiny"
@@ -227,7 +227,7 @@ def test_an_aggregator_alone_says_what_it_is_for(
 ) -> None:
     out = tmp_path / "alone.safetensors"
     run("--aggregator", trained, out, "--licence", "CC BY 4.0")
-    assert "of faces levelled in light" in capsys.readouterr().out
+    assert "with illumination normalisation" in capsys.readouterr().out
     alone, whole = load_aggregator(out), load_aggregator(trained)
     assert alone is not None
     assert whole is not None
@@ -311,7 +311,7 @@ def test_context_travels_with_the_weights(
 ) -> None:
     torch.save(tiny.state_dict(), tmp_path / "a.pt")
     run("--weights", tmp_path / "a.pt", tmp_path / "b.safetensors", "--auxiliary", 12)
-    assert "64 values and 12 auxiliary values a face" in capsys.readouterr().out
+    assert "64 values and 12 auxiliary values" in capsys.readouterr().out
     assert metadata(tmp_path / "b.safetensors")["auxiliary_size"] == "12"
     backbone = load_backbone(tmp_path / "b.safetensors")
     assert (backbone.spec.embedding_size, backbone.spec.auxiliary_size) == (76, 12)

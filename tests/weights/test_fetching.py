@@ -114,7 +114,7 @@ def test_a_connection_that_breaks_is_taken_up_where_it_broke(server: Server, tmp
 def test_the_next_run_goes_on_where_this_one_gave_up(server: Server, tmp_path: Path) -> None:
     server.cuts = [100_000] * 4
     out = tmp_path / "a.ckpt"
-    with pytest.raises(InputError, match=r"broke 4 times .*400,000 bytes are kept.*goes on from there"):
+    with pytest.raises(InputError, match=r"broke 4 times .*400,000 bytes are kept"):
         fetch(entry(server), out, pause=0)
     assert not out.exists()
     fetch(entry(server), out, pause=0)
@@ -138,8 +138,8 @@ def test_a_file_that_changed_meanwhile_is_fetched_anew(ranges: bool, server: Ser
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sha256": "0" * 64}, f"has the SHA-256 {SHA256}, and the catalogue says 0000"),
-        ({"size": 7}, "has 10,240,000 bytes, and the catalogue says 7"),
+        ({"sha256": "0" * 64}, f"has the SHA-256 {SHA256}, .*0000"),
+        ({"size": 7}, "has 10,240,000 bytes, .* 7"),
     ],
 )
 def test_what_is_not_the_file_of_the_catalogue_is_not_kept(
@@ -151,13 +151,13 @@ def test_what_is_not_the_file_of_the_catalogue_is_not_kept(
 
 
 def test_a_page_instead_of_weights_is_recognised(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"this is a web page, not weights.*Its page: https://"):
+    with pytest.raises(InputError, match=r"this is a web page, not weights.*https://"):
         fetch(entry(server, "page"), tmp_path / "a.ckpt")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_that_is_gone_is_told_with_its_page(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"the server answers 404 .*look at https://"):
+    with pytest.raises(InputError, match=r"404 .*https://"):
         fetch(entry(server, "nothing.ckpt"), tmp_path / "a.ckpt")
     assert len(server.asked) == 1
 
@@ -171,7 +171,7 @@ def test_a_server_that_is_not_there_is_told(tmp_path: Path) -> None:
 
 def test_a_kept_part_longer_than_the_file_is_thrown_away(server: Server, tmp_path: Path) -> None:
     (tmp_path / "a.ckpt.part").write_bytes(CONTENT + b"more")
-    with pytest.raises(InputError, match="run the command again"):
+    with pytest.raises(InputError, match="partial download"):
         fetch(entry(server), tmp_path / "a.ckpt", pause=0)
     assert fetch(entry(server), tmp_path / "a.ckpt", pause=0).read_bytes() == CONTENT
 

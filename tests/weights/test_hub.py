@@ -97,7 +97,7 @@ def test_a_blob_that_was_cut_short_is_detected(cache: Cache) -> None:
     blob = cache.add("pretrained_model/model.pt", saved(net_state()))
     load_backbone("hf://someone/cvlface_ir_tiny")
     blob.write_bytes(blob.read_bytes()[:-1000])
-    with pytest.raises(InputError, match=r"is not the file that the hub holds.*fetch it again"):
+    with pytest.raises(InputError, match=r"SHA-256"):
         load_backbone("hf://someone/cvlface_ir_tiny")
 
 

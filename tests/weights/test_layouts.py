@@ -411,7 +411,7 @@ def test_mbf_of_arcface_torch_is_its_own_architecture(
         load_backbone(tmp_path / "backbone.pth", "mobilefacenet")
     # Its last layer drops nothing that could be auxiliary.
     loaded.backbone.set_auxiliary(4)
-    with pytest.raises(InputError, match="0 auxiliary values"):
+    with pytest.raises(InputError, match="0 auxiliary"):
         loaded.backbone(images)
 
 

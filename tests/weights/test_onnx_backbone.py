@@ -114,7 +114,7 @@ def test_a_fixed_batch_takes_what_is_left_over(tmp_path: Path) -> None:
 
 def test_without_metadata_it_has_to_be_said(tmp_path: Path) -> None:
     path = means_of_channels(tmp_path / "a.onnx", size=512)
-    with pytest.raises(InputError, match=r"does not say which colours.*--arch, one of ir_18"):
+    with pytest.raises(InputError, match=r"preprocessing.*--arch, one of ir_18"):
         load_backbone(path)
     assert load_backbone(path, "iresnet50").spec.channel_order == "RGB"
     assert load_backbone(path, "ir_50").spec.channel_order == "BGR"
@@ -226,7 +226,7 @@ def test_weights_elsewhere_than_beside_the_graph_are_refused(location: str, tmp_
     content = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
     spec = BACKBONES["mobilefacenet"].to_dict() | {"name": "onnx", "embedding_size": 3}
     torch.save({"state_dict": {"graph": content}, "backbone_spec": spec}, tmp_path / "a.ckpt")
-    with pytest.raises(InputError, match=r"a\.ckpt: .*weights from other files"):
+    with pytest.raises(InputError, match=r"a\.ckpt: .*external weights"):
         load_backbone(tmp_path / "a.ckpt")
 
 
@@ -249,7 +249,7 @@ def test_a_face_detector_is_told_by_its_flag(shared: Path) -> None:
 def test_a_graph_that_was_cut_short_is_an_error(size: int, tmp_path: Path) -> None:
     path = means_of_channels(tmp_path / "a.onnx", METADATA)
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(InputError, match=r"a\.onnx: (its \d+ bytes are not|expected)"):
+    with pytest.raises(InputError, match=r"a\.onnx: (.*ONNX graph|expected)"):
         load_backbone(path)
 
 
