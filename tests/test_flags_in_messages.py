@@ -101,7 +101,7 @@ def reached(command: str) -> frozenset[str]:
 def flags_of(command: str) -> frozenset[str]:
     """Of the command and of its subcommands."""
     module = import_module(command)
-    parsers = [module.flags()]
+    parsers = [(module.PROTOCOL if command.startswith("validation.") else module).flags()]
     if command == "inference":
         from recognition.calibration import command as calibrate_command
         from recognition.gallery import commands as gallery_commands

@@ -17,7 +17,7 @@ import inference
 import main
 from recognition.calibration.command import COMMANDS as CALIBRATION
 from recognition.gallery.commands import COMMANDS as GALLERY
-from validation.ijb_flags import ijb_flags
+from validation import ijb as validate_ijb
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -26,8 +26,8 @@ PARSERS: dict[str, Callable[[], ArgumentParser]] = {
     "main.py": main.flags,
     "convert.py": convert.flags,
     "inference.py": inference.flags,
-    "validation_mixed/validate_ijb.py": lambda: ijb_flags(None),
-    "validation_mixed/eval_ijb.sh": lambda: ijb_flags(None),
+    "validation_mixed/validate_ijb.py": validate_ijb.PROTOCOL.flags,
+    "validation_mixed/eval_ijb.sh": validate_ijb.PROTOCOL.flags,
 }
 
 

@@ -1,18 +1,21 @@
-"""What validation commands share: flags, the model, embedding, and the frame of result.json.
+"""The frame of the validation commands: flags, backbone and aggregators, features, report.
 
-Figures are made in `evaluation`, features in `embedding`; here both are called as the flags say.
+`Validation.validate` runs a command; each protocol is a subclass in a module of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import nn
@@ -20,6 +23,7 @@ from torch import nn
 from backbones.preprocessing import describe_preprocessing
 from coreset import AGGREGATORS, build_aggregator, requires_training
 from evaluation.protocols.face_files import ListedFaces
+from evaluation.reporting.published import Reference, compare, find_reference
 from evaluation.reporting.report import SCHEMA, Result, protocol_text, versions, write_result
 from features.extract import embed_faces
 from features.flips import FLIP_CHOICES, flip_rule, warn_of_doubled_norms
@@ -27,7 +31,8 @@ from features.options import FACES_AT_ONCE, PRECISIONS, EmbedOptions
 from features.store import FeatureStore
 from net import BACKBONES, Backbone
 from photos.alignment import AS_STORED
-from runtime.errors import Faults
+from runtime.command import build_parser, run_command
+from runtime.errors import Faults, InputError
 from runtime.files import atomic_write
 from runtime.machine import peak_resident_mib
 from runtime.output_checks import require_output_folder
@@ -37,91 +42,147 @@ from weights import (
     load_backbone,
     load_stored_aggregator,
     prepare_for,
+    resolve,
     source_name,
     weights_sha256,
 )
 from weights.overrides import add_override_flags
 
-# Written whatever folder a command is called from.
+# Written to the project's folder, whatever folder a command is called from.
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
+_Data = TypeVar("_Data")
+_Figures = TypeVar("_Figures")
 
 
 # --------------------------------------------------------------------------------------------- flags
 
 
-def add_model(parser: argparse.ArgumentParser, *, flip: str) -> None:
-    """Adds the flags of the backbone and of embedding; `flip`: what the published code does."""
-    group = parser.add_argument_group("model")
+def add_weights(group: argparse._ActionsContainer) -> None:
+    """Adds --weights and --arch."""
     group.add_argument(
         "--weights",
         metavar="SOURCE",
-        help="of a backbone: a file (.ckpt, .pt, .safetensors, .onnx), a name of the catalogue, hf://OWNER/REPO",
+        help="backbone, with an aggregator or without: a file (.ckpt, .pt, .safetensors, .onnx), a name of "
+        "the catalogue, hf://OWNER/REPO",
     )
-    group.add_argument("--arch", choices=BACKBONES, help="of the weights, where their file does not say it")
+    group.add_argument(
+        "--arch", choices=BACKBONES, help="architecture of the weights, if their file does not say it"
+    )
+
+
+def add_flip(group: argparse._ActionsContainer, default: str = argparse.SUPPRESS) -> None:
+    """Adds --flip; `default`: the value of the published code, where there is one."""
     group.add_argument(
         "--flip",
         choices=FLIP_CHOICES,
-        default=flip,
-        help="how features of the mirror image are joined",
+        default=default,
+        help="fusion with the features of the horizontal flip",
     )
+
+
+def add_embedding(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of embedding."""
     group = parser.add_argument_group("embedding")
     group.add_argument("--gpus", type=int, help="GPUs of a node (default: one if there is one, else the CPU)")
-    group.add_argument("--num_nodes", type=int, default=1, help="machines; all see the cache")
-    group.add_argument("--cpu_processes", type=int, default=1, help="without GPUs")
-    group.add_argument("--num_workers", type=int, default=4, help="decode images, for each process")
+    group.add_argument(
+        "--num_nodes",
+        type=int,
+        default=1,
+        help="machines, which all see the cache; started by torchrun or SLURM",
+    )
+    group.add_argument("--cpu_processes", type=int, default=1, help="processes without GPUs")
+    group.add_argument(
+        "--num_workers", type=int, default=4, help="workers that decode images, for each process"
+    )
     group.add_argument(
         "--batch_size",
         type=int,
-        help=f"images at once (default: {FACES_AT_ONCE['cuda']} on a GPU, {FACES_AT_ONCE['cpu']} on a CPU)",
+        help=f"images (default: {FACES_AT_ONCE['cuda']} on a GPU, {FACES_AT_ONCE['cpu']} on a CPU)",
     )
     group.add_argument("--precision", choices=PRECISIONS, default="32", help="of the backbone")
 
 
-def add_sets(parser: argparse.ArgumentParser, default: str) -> None:
-    """Adds --aggregator, one or more, and --aggregator_weights; `default`: of weights without one."""
-    group = parser.add_argument_group("sets")
+def add_sets(group: argparse._ActionsContainer, default: str) -> None:
+    """Adds the flags of aggregators; `default`: the one of weights without an aggregator."""
     group.add_argument(
         "--aggregator",
         choices=AGGREGATORS,
         nargs="+",
-        help=f"how faces become one descriptor (default: that of the weights, else {default})",
+        help=f"one or more, in one table (default: that of the weights, else {default})",
     )
-    group.add_argument("--aggregator_weights", metavar="SOURCE", help="checkpoint of a trained aggregator")
+    group.add_argument(
+        "--aggregator_weights", metavar="SOURCE", nargs="+", help="checkpoints of trained aggregators"
+    )
     add_override_flags(group)
 
 
-def add_output(parser: argparse.ArgumentParser, name: str) -> None:
-    """Adds --out, --cache and --compare; `name`: of the output folder among the experiments."""
+def add_output(parser: argparse.ArgumentParser, out: str) -> None:
+    """Adds --out, --cache and --compare; `out`: name of the default output folder in experiments."""
     group = parser.add_argument_group("output")
     group.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        default=EXPERIMENTS / name,
-        help="folder of result.json and report.md",
+        "--out", type=Path, metavar="DIR", help=f"folder of the results (default: experiments/{out})"
     )
-    group.add_argument(
-        "--cache", type=Path, metavar="DIR", help="where features are kept (default: OUT/features)"
-    )
+    group.add_argument("--cache", type=Path, metavar="DIR", help="folder of features (default: OUT/features)")
     group.add_argument(
         "--compare", metavar="PUBLISHED", help="a published row (adaface_ir_101_webface4m), or a result.json"
     )
 
 
-def check_output(out: Path, cache: Path | None) -> None:
-    """Raises InputError unless results and features can be written, before they are made."""
-    require_output_folder(out, "--out", files=("result.json", "report.md"))
-    if cache is not None:
-        require_output_folder(cache, "--cache")
+def chosen_gpus(gpus: int | None) -> int:
+    """GPUs of a node by --gpus; 0 is the CPU."""
+    return min(1, torch.cuda.device_count()) if gpus is None else gpus
 
 
-def parsed(parser: argparse.ArgumentParser, *optional: str) -> argparse.Namespace:
-    """The flags given; None where one without a default was not (`optional`: the command's own)."""
-    shared = ("weights", "arch", "gpus", "batch_size", "cache", "compare")
-    return argparse.Namespace(**dict.fromkeys((*shared, *optional)) | vars(parser.parse_args()))
+def embedding_faults(args: argparse.Namespace) -> list[str]:
+    """What is wrong with the flags of embedding."""
+    available, gpus, faults = torch.cuda.device_count(), chosen_gpus(args.gpus), []
+    if gpus > available:
+        faults.append(f"--gpus {gpus}: PyTorch finds {available} GPUs on this machine.")
+    if gpus and args.cpu_processes > 1:
+        faults.append("--cpu_processes is for embedding without GPUs. Remove it, or pass --gpus 0.")
+    if not gpus and args.precision == "16-mixed":
+        faults.append("--precision 16-mixed needs a GPU. On a CPU use bf16-mixed.")
+    return faults + range_faults(
+        args, {"gpus": 0, "num_nodes": 1, "cpu_processes": 1, "num_workers": 0, "batch_size": 1}
+    )
 
 
-# --------------------------------------------------------------------------------------------- model
+def source_faults(args: argparse.Namespace) -> list[str]:
+    """A sentence for each file of weights that does not exist."""
+    faults = []
+    sources = [("weights", args.weights), *(("aggregator_weights", s) for s in args.aggregator_weights or [])]
+    for flag, source in sources:
+        if source is not None:
+            try:
+                reason = "" if resolve(source).is_file() else f"{source}: no such file."
+            except InputError as fault:
+                reason = str(fault)
+            faults += [f"--{flag} {reason}"] if reason else []
+    return faults
+
+
+def aggregator_faults(args: argparse.Namespace) -> list[str]:
+    """What is wrong with --aggregator and its options."""
+    names = args.aggregator or []
+    faults = [f"--aggregator {name} is given twice." for name in {*names} if names.count(name) > 1]
+    return faults + [
+        f"--{option} has no effect: none of {', '.join(names)} has this option. Remove it."
+        for option in Overrides.of(vars(args)).given()
+        if names and not any(option in options_of(name) for name in names)
+    ]
+
+
+def range_faults(args: argparse.Namespace, least: Mapping[str, int]) -> list[str]:
+    """A sentence for each flag below its least value."""
+    values = vars(args)
+    return [
+        f"--{name} {values[name]}: expected {low} or more."
+        for name, low in least.items()
+        if values.get(name) is not None and values[name] < low
+    ]
+
+
+# ------------------------------------------------------------------------------- backbone, aggregators
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +195,7 @@ class Model:
 
     @property
     def embedding_size(self) -> int:
-        """D of the features, those of the mirror images joined."""
+        """D of the features, flips fused."""
         return self.backbone.spec.embedding_size * (2 if self.options.flip == "concat" else 1)
 
     @property
@@ -144,133 +205,118 @@ class Model:
 
     @property
     def device(self) -> str:
-        """Where aggregators work."""
+        """Where aggregators run."""
         return "cuda" if self.options.gpu else "cpu"
 
+    def about(self) -> dict[str, str]:
+        """What a feature store records of the weights."""
+        return {"weights": self.name, "weights_sha256": weights_sha256(self.weights)}
 
-def open_model(args: argparse.Namespace, faults: Faults) -> Model | None:
-    """The model of the flags; None where a fault was added."""
-    before = len(faults.sentences)
-    backbone = None
-    if args.weights is None:
-        faults.sentences.append(
-            "--weights is missing: the weights of a backbone, such as AdaFace's published ones."
-        )
-    else:
-        backbone = faults.of(lambda: load_backbone(args.weights, args.arch))
-    there = torch.cuda.device_count()
-    gpus = min(1, there) if args.gpus is None else args.gpus
-    if gpus > there:
-        faults.sentences.append(f"--gpus {gpus}: this machine shows {there} GPUs to PyTorch.")
-    if gpus and args.cpu_processes > 1:
-        faults.sentences.append(
-            "--cpu_processes is for embedding without GPUs. Leave it out, or pass --gpus 0."
-        )
-    if not gpus and args.precision == "16-mixed":
-        faults.sentences.append(
-            "--precision 16-mixed needs a GPU; bf16-mixed is the half precision of a CPU."
-        )
-    batch_size = FACES_AT_ONCE["cuda" if gpus else "cpu"] if args.batch_size is None else args.batch_size
-    least = {"gpus": 0, "num_nodes": 1, "cpu_processes": 1, "num_workers": 0, "batch_size": 1}
-    values = vars(args) | {"gpus": gpus, "batch_size": batch_size}
-    faults.sentences += [
-        f"--{name} {values[name]}: expected {low} or more."
-        for name, low in least.items()
-        if values[name] < low
-    ]
-    if backbone is None or len(faults.sentences) > before:
-        return None
-    options = EmbedOptions(
-        flip=flip_rule(args.flip),
+
+@dataclass(frozen=True, eq=False)
+class TrainedAggregator:
+    """An aggregator of a file and its name in the registry."""
+
+    module: nn.Module
+    name: str
+    source: str
+
+
+def embed_options(args: argparse.Namespace, flip: str) -> EmbedOptions:
+    """How the flags of embedding embed; `flip`: the rule."""
+    gpus = chosen_gpus(args.gpus)
+    return EmbedOptions(
+        flip=flip,
         precision=args.precision,
-        batch_size=batch_size,
+        batch_size=args.batch_size or FACES_AT_ONCE["cuda" if gpus else "cpu"],
         num_workers=args.num_workers,
         gpu=gpus > 0,
         devices=gpus or args.cpu_processes,
         num_nodes=args.num_nodes,
     )
-    return Model(backbone, args.weights, options)
 
 
-def open_aggregators(
-    names: Sequence[str],
-    model: Model,
-    weights: str | None,
-    default: str,
-    overrides: Overrides,
-    faults: Faults,
-) -> dict[str, nn.Module]:
-    """Aggregators by name; a trained one comes from `weights`, else from the backbone's own file.
+def open_model(args: argparse.Namespace, flip: str) -> Model:
+    """The model of the flags, prepared as its aggregators need it.
 
-    No names are that of the file, else the `default`. `overrides` are for all that have such options.
+    Raises:
+        InputError: --weights is missing or cannot be used, or does not fit --aggregator_weights.
     """
-    source, before = weights or model.weights, len(faults.sentences)
-    needed = weights is not None or not names or any(map(requires_training, names))
-    trained = faults.of(lambda: load_stored_aggregator(source, overrides)) if needed else None
-    if len(faults.sentences) > before:
-        return {}
-    own = None if trained is None else trained.name
-    if weights is not None and own is None and not faults.sentences:
-        faults.sentences.append(f"--aggregator_weights {weights}: there is no aggregator in it.")
-    if weights is not None:
-        faults.of(lambda: prepare_for(model.backbone, [weights]))
-    wanted = list(names) or [own or default]
-    if trained is not None and own in wanted:
-        faults.of(lambda: check_feature_size(trained.module, model.embedding_size, source))
-    elif weights is not None and own is not None:
-        faults.sentences.append(f"--aggregator_weights {weights}: holds a {own}; add it to --aggregator.")
-    poolings = [name for name in AGGREGATORS if not requires_training(name)]
-    found: dict[str, nn.Module] = {}
-    for name in wanted:
-        if name == own and trained is not None:
-            found[name] = trained.module
-            warn_of_doubled_norms(model.options.flip, trained.module, name)
-        elif name in poolings:
-            module = faults.of(lambda name=name: build_aggregator(name, overrides.options_of(name)))  # type: ignore[misc]
-            if module is not None:
-                found[name] = module
-        else:
-            faults.sentences.append(
-                f"--aggregator {name}: has to be trained, and {source} holds {own or 'none'}. Pass "
-                f"--aggregator_weights CHECKPOINT, or choose among {', '.join(poolings)}."
+    if args.weights is None:
+        raise InputError("--weights is missing: the weights of a backbone, such as AdaFace's published ones.")
+    backbone = load_backbone(args.weights, args.arch)
+    prepare_for(backbone, args.aggregator_weights or [])
+    return Model(backbone, args.weights, embed_options(args, flip))
+
+
+def trained_aggregators(args: argparse.Namespace) -> dict[str, TrainedAggregator]:
+    """The aggregators in the files, by name: those of --aggregator_weights, then that of --weights.
+
+    Raises:
+        InputError: a file has none, or two have one of the same name.
+    """
+    overrides = Overrides.of(vars(args))
+    found: dict[str, TrainedAggregator] = {}
+    for source in args.aggregator_weights or []:
+        stored = load_stored_aggregator(source, overrides)
+        if stored is None:
+            raise InputError(f"--aggregator_weights {source}: contains no aggregator.")
+        if (name := stored.name) in found:
+            raise InputError(
+                f"--aggregator_weights: {found[name].source} and {source} both contain a {name} aggregator."
             )
-    if len(faults.sentences) == before:
-        faults.of(lambda: overrides.check_effect(found.values()))
+        found[name] = TrainedAggregator(stored.module, name, source)
+    needed = args.aggregator is None or any(map(requires_training, args.aggregator))
+    own = load_stored_aggregator(args.weights, overrides) if needed and args.weights else None
+    if own is not None and own.name not in found:
+        found[own.name] = TrainedAggregator(own.module, own.name, args.weights)
     return found
 
 
-def open_model_of_sets(
-    args: argparse.Namespace, default: str, faults: Faults
-) -> tuple[Model | None, dict[str, nn.Module]]:
-    """The model and the aggregators of the flags; none where a fault was added."""
-    model = open_model(args, faults)
-    if model is None:
-        return None, {}
-    names = args.aggregator or []
-    overrides = Overrides.of(vars(args))
-    return model, open_aggregators(names, model, args.aggregator_weights, default, overrides, faults)
+def open_aggregators(
+    args: argparse.Namespace, default: str
+) -> tuple[dict[str, nn.Module], list[TrainedAggregator]]:
+    """The aggregators by name, in the order asked for, and the trained ones among them.
+
+    Raises:
+        InputError: files as in `trained_aggregators`, an untrained aggregator that has to be trained, a file
+            or an option that no aggregator uses.
+    """
+    trained = trained_aggregators(args)
+    names = args.aggregator or list(trained) or [default]
+    faults = Faults()
+    if untrained := [name for name in names if name not in trained and requires_training(name)]:
+        faults.sentences.append(
+            f"--aggregator {' '.join(untrained)}: has to be trained, and no given file contains one. Pass "
+            "--aggregator_weights CHECKPOINT, or choose among "
+            f"{', '.join(name for name in AGGREGATORS if not requires_training(name))}."
+        )
+    faults.sentences += [
+        f"--aggregator_weights {entry.source}: contains a {name} aggregator. Add '{name}' to --aggregator."
+        for name, entry in trained.items()
+        if name not in names and entry.source in (args.aggregator_weights or [])
+    ]
+    faults.raise_if_any()
+    overrides, quality = Overrides.of(vars(args)), getattr(args, "quality", None)
+    options = {} if quality is None else {"quality": quality}
+    modules = {
+        name: trained[name].module
+        if name in trained
+        else build_aggregator(
+            name, overrides.options_of(name) | {o: v for o, v in options.items() if o in options_of(name)}
+        )
+        for name in names
+    }
+    overrides.check_effect(modules.values())
+    return modules, [trained[name] for name in names if name in trained]
 
 
-# ------------------------------------------------------------------------------------------ embedding
+def options_of(aggregator: str) -> Iterable[str]:
+    """Names of an aggregator's options."""
+    return inspect.signature(AGGREGATORS[aggregator]).parameters
 
 
-def embed(
-    model: Model, faces: ListedFaces, cache: Path, *, name: str, alignment: str = AS_STORED
-) -> FeatureStore | None:
-    """Features of images, aligned as `alignment` says; None in all processes but the first."""
-    return embed_faces(
-        model.backbone,
-        faces,
-        {"images": faces.digest(), "alignment": alignment},
-        cache,
-        model.options,
-        stamps=faces.stamps(),
-        about={"weights": model.name, "weights_sha256": weights_sha256(model.weights)},
-        name=name,
-    )
-
-
-# --------------------------------------------------------------------------------------------- result
+# --------------------------------------------------------------------------------------------- run
 
 
 @dataclass
@@ -287,56 +333,260 @@ class Seconds:
         self.phases[phase] = self.phases.get(phase, 0.0) + time.perf_counter() - start
 
 
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What a validation works with; `model` is None where features are precomputed."""
+
+    args: argparse.Namespace
+    model: Model | None
+    aggregators: Mapping[str, nn.Module]
+    trained: Sequence[TrainedAggregator]
+    out: Path
+    cache: Path
+    seconds: Seconds
+
+    @property
+    def loaded(self) -> Model:
+        """The model of a validation that embeds."""
+        if self.model is None:
+            raise RuntimeError("this run has no model: its features are precomputed")
+        return self.model
+
+    def embed(self, faces: ListedFaces, *, name: str, alignment: str = AS_STORED) -> FeatureStore | None:
+        """Features of images; None in all processes but the first."""
+        with self.seconds.of("embed"):
+            return embed_faces(
+                self.loaded.backbone,
+                faces,
+                {"images": faces.digest(), "alignment": alignment},
+                self.cache,
+                self.loaded.options,
+                stamps=faces.stamps(),
+                about=self.loaded.about(),
+                name=name,
+            )
+
+
+@dataclass
+class Report:
+    """The result.json, and the report: `paragraphs` with tables, `notes` on how to read them."""
+
+    result: Result
+    paragraphs: list[str]
+    notes: Sequence[str] = ()
+
+
+class Validation(ABC, Generic[_Data, _Figures]):
+    """A validation command: flags, files, figures and report of one protocol.
+
+    Attributes:
+        name: in tables and result.json.
+        out: name of the default output folder in experiments.
+        flip: value of --flip in the published code.
+        default_aggregator: of weights without one; None where no sets are aggregated.
+    """
+
+    name: ClassVar[str]
+    out: ClassVar[str]
+    flip: ClassVar[str]
+    default_aggregator: ClassVar[str | None] = None
+
+    @abstractmethod
+    def add_data(self, group: argparse._ActionsContainer) -> None:
+        """Adds the flags of the data set."""
+
+    @abstractmethod
+    def read(self, args: argparse.Namespace) -> _Data:
+        """Reads the protocol's files.
+
+        Raises:
+            InputError: flags or files that cannot be used.
+        """
+
+    @abstractmethod
+    def evaluate(self, run: Run, data: _Data) -> _Figures | None:
+        """Images or features to figures; None in all processes but the first."""
+
+    @abstractmethod
+    def report(self, run: Run, data: _Data, figures: _Figures, reference: Any) -> Report:
+        """What is written of the figures; `reference`: of `find_reference`, or None."""
+
+    def find_reference(self, args: argparse.Namespace) -> Any:
+        """What --compare names.
+
+        Raises:
+            InputError: it names nothing, or nothing of this protocol.
+        """
+        return find_reference(args.compare, self.name)
+
+    def comparison(self, figures: _Figures, result: Result, reference: Any) -> list[str]:
+        """Paragraphs that compare the result with what --compare names."""
+        found: Reference = reference
+        return [compare(result, found)]
+
+    def flags(self, description: str | None = None) -> argparse.ArgumentParser:
+        """The command's flags."""
+        parser = build_parser(description)
+        parser.argument_default = argparse.SUPPRESS
+        self.add_data(parser.add_argument_group("data"))
+        group = parser.add_argument_group("model")
+        add_weights(group)
+        add_flip(group, self.flip)
+        if self.default_aggregator is not None:
+            add_sets(parser.add_argument_group("sets"), self.default_aggregator)
+        add_embedding(parser)
+        add_output(parser, self.out)
+        return parser
+
+    def main(self, description: str | None = None) -> int:
+        """Runs the command and returns its exit code; `description` is shown by --help."""
+        parser = self.flags(description)
+        absent = object()
+        names = [action.dest for action in parser._actions]
+        values = vars(parser.parse_args(namespace=argparse.Namespace(**dict.fromkeys(names, absent))))
+        given = {name: value for name, value in values.items() if value is not absent}
+        return run_command(lambda: self.validate(given))
+
+    def arguments(self, given: Mapping[str, Any]) -> argparse.Namespace:
+        """All flags by name: the given ones, defaults, None where there is neither."""
+        defaults = {
+            action.dest: None if action.default is argparse.SUPPRESS else action.default
+            for action in self.flags()._actions
+        }
+        return argparse.Namespace(**defaults | {"aggregator": None, "aggregator_weights": None} | dict(given))
+
+    def check(self, given: Mapping[str, Any], args: argparse.Namespace) -> list[str]:
+        """What is wrong with flags, files and data apart."""
+        return embedding_faults(args) + aggregator_faults(args)
+
+    def open(self, args: argparse.Namespace, out: Path, seconds: Seconds) -> Run:
+        """The model and the aggregators of the flags.
+
+        Raises:
+            InputError: weights that cannot be used or do not fit each other.
+        """
+        faults = Faults()
+        model = faults.of(lambda: open_model(args, self.flip_rule(args))) if self.embeds(args) else None
+        default = self.default_aggregator
+        opened = None if default is None else faults.of(lambda: open_aggregators(args, default))
+        faults.raise_if_any()
+        aggregators, trained = opened or ({}, [])
+        for entry in trained:
+            if model is not None:
+                check_feature_size(entry.module, model.embedding_size, entry.source)
+            warn_of_doubled_norms(self.flip_rule(args), entry.module, entry.name)
+        return Run(args, model, aggregators, trained, out, args.cache or out / "features", seconds)
+
+    def validate(self, given: Mapping[str, Any]) -> None:
+        """Runs the command with the given flags and writes everything into the output folder.
+
+        Raises:
+            InputError: flags, weights or data that cannot be used, all in one message.
+        """
+        args = self.arguments(given)
+        faults, seconds = Faults(), Seconds()
+        missing = source_faults(args)
+        faults.sentences += missing + self.check(given, args)
+        out = Path(args.out or EXPERIMENTS / self.default_out(args))
+        faults.of(lambda: check_output(out, args.cache))
+        run = None if missing else faults.of(lambda: self.open(args, out, seconds))
+        with seconds.of("read"):
+            data = faults.of(lambda: self.read(args))
+        reference = faults.of(lambda: self.find_reference(args)) if args.compare else None
+        faults.raise_if_any()
+        if run is None or data is None:
+            # As `raise_if_any` has raised, for the type checker alone.
+            return
+        figures = self.evaluate(run, data)
+        if figures is None:
+            return
+        report = self.report(run, data, figures, reference)
+        paragraphs = [*report.paragraphs, *(["\n".join(report.notes)] if report.notes else [])]
+        if reference is not None:
+            paragraphs += self.comparison(figures, report.result, reference)
+        self.write(run, report.result, paragraphs, figures)
+
+    def embeds(self, args: argparse.Namespace) -> bool:
+        """Whether images are embedded."""
+        return True
+
+    def flip_rule(self, args: argparse.Namespace) -> str:
+        """How features of flips are fused."""
+        return flip_rule(args.flip)
+
+    def default_out(self, args: argparse.Namespace) -> str:
+        """Name of the output folder in experiments."""
+        return self.out
+
+    def write(self, run: Run, result: Result, paragraphs: Sequence[str], figures: _Figures) -> None:
+        """Prints the report, writes result.json and report.md, and says where they are."""
+        text = "\n\n".join(paragraphs)
+        # Printed before the files are written, which a full disk may prevent.
+        print(text)
+        write_result(run.out, result)
+        atomic_write(run.out / "report.md", text + "\n")
+        print(f"\nResults are in {run.out}: {', '.join(self.write_more(run, figures))}")
+
+    def write_more(self, run: Run, figures: _Figures) -> list[str]:
+        """Writes what the protocol adds to result.json and report.md; gives all names in the folder."""
+        return ["result.json", "report.md", "features/"]
+
+
+def check_output(out: Path, cache: Path | None) -> None:
+    """Raises InputError unless results and features can be written, before they are made."""
+    require_output_folder(out, "--out", files=("result.json", "report.md"))
+    if cache is not None:
+        require_output_folder(Path(cache), "--cache")
+
+
+# --------------------------------------------------------------------------------------------- result
+
+
 def result_frame(
-    protocol: str,
+    name: str,
     rules: Mapping[str, str],
-    model: Model,
-    aggregator: str,
-    seconds: Seconds,
-    *,
-    alignment: str = AS_STORED,
+    model: Mapping[str, str],
+    data: Mapping[str, int],
+    seconds: Mapping[str, float],
 ) -> Result:
-    """What every result.json says beside its figures and counts: protocol, model, times, versions."""
-    spec = model.backbone.spec
-    # Linux counts in KiB, macOS in bytes.
+    """What every result.json has beside its figures: protocol, model, counts, times, versions."""
     return {
         "schema": SCHEMA,
-        "protocol": {
-            "name": protocol,
-            "rules": {
-                **rules,
-                **describe_preprocessing(
-                    spec,
-                    alignment=alignment,
-                    flip=model.options.flip,
-                    precision=model.options.precision,
-                ),
-            },
-        },
-        "model": {
-            "backbone": spec.name,
-            "aggregator": aggregator,
-            "weights_sha256": weights_sha256(model.weights),
-        },
-        "data": {},
-        "seconds": {name: round(value, 3) for name, value in seconds.phases.items()},
+        "protocol": {"name": name, "rules": dict(rules)},
+        "model": dict(model),
+        "data": dict(data),
+        "seconds": {phase: round(value, 3) for phase, value in seconds.items()},
         "peak_rss_mib": peak_resident_mib(),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "versions": versions(),
     }
 
 
-def heading(result: Result, model: Model) -> str:
-    """What stands above a table: all that makes figures differ."""
-    name = result["protocol"]["name"]
-    return f"# {name}\n\n{protocol_text(result)}\n- model: {model.name}, {model.backbone.spec.name}"
+def result_of_run(
+    run: Run,
+    name: str,
+    rules: Mapping[str, str],
+    aggregator: str,
+    data: Mapping[str, int],
+    alignment: str = AS_STORED,
+) -> Result:
+    """`result_frame` of a run that embeds."""
+    model = run.loaded
+    spec, options = model.backbone.spec, model.options
+    steps = describe_preprocessing(spec, alignment=alignment, flip=options.flip, precision=options.precision)
+    return result_frame(
+        name,
+        {**rules, **steps},
+        {
+            "backbone": spec.name,
+            "aggregator": aggregator,
+            "weights_sha256": weights_sha256(model.weights),
+        },
+        data,
+        run.seconds.phases,
+    )
 
 
-def leave(out: Path, result: Result, paragraphs: Sequence[str]) -> None:
-    """Prints the report, writes result.json and report.md into `out`, and says where all is."""
-    text = "\n\n".join(paragraphs)
-    # Before the files, of which a full disk may take none.
-    print(text)
-    write_result(out, result)
-    atomic_write(out / "report.md", text + "\n")
-    print(f"\neverything is in {out}: result.json, report.md, features/")
+def heading(result: Result, model: str) -> str:
+    """What precedes a table: all that makes figures differ."""
+    return f"# {result['protocol']['name']}\n\n{protocol_text(result)}\n- model: {model}"

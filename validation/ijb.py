@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import time
+import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from coreset import AGGREGATORS, build_aggregator, requires_training
+from coreset import requires_training
+from coreset.catalogue import DEFAULT_SPLIT_LIMIT, QUALITIES
 from coreset.quality import quality_of
+from evaluation.metrics.score_normalisation import DEFAULT_METHOD, METHODS, METHODS_HELP, NEEDS_COHORT
 from evaluation.protocols.face_points import check_detector_scores, check_landmarks, check_points_in_images
-from evaluation.protocols.ijb import NOT_USED, Cohort, Rules, evaluate_ijb
+from evaluation.protocols.ijb import NOT_USED, RULE_VALUES, Cohort, Rules, evaluate_ijb
 from evaluation.protocols.ijb_layout import (
     POINTS,
     FacePoints,
@@ -23,212 +23,299 @@ from evaluation.protocols.ijb_layout import (
     read_points,
     read_protocol,
 )
-from evaluation.reporting.published import find_reference
+from evaluation.reporting.published import PAPER_RULES, Reference, find_reference
 from features.bank import FeatureBank
-from features.flips import warn_of_doubled_norms
-from features.options import FACES_AT_ONCE
 from features.precomputed import PrecomputedFeatures, read_features
-from net import Backbone
 from photos.alignment import ALIGNMENT, LandmarkedFaces, similarity_transforms
-from runtime.command import run_command
+from runtime.command import build_parser
 from runtime.errors import InputError
-from validation.frame import EXPERIMENTS, check_output
-from validation.ijb_flags import (
-    DEFAULT_AGGREGATOR,
-    DEFAULTS,
-    changed_rules,
-    check_flags,
+from validation.frame import (
+    Report,
+    Run,
+    Validation,
+    add_embedding,
+    add_flip,
+    add_output,
+    add_sets,
+    add_weights,
     chosen_gpus,
+    open_model,
     options_of,
+    range_faults,
 )
-from validation.ijb_flags import ijb_flags as flags
-from validation.ijb_report import Evaluated, report
+from validation.ijb_report import Evaluated, paragraphs, plot, result_of
 from validation.subjects import (
-    check_made_alike,
+    check_same_backbone,
     cohort_bank,
     cohort_of,
-    judged_names,
+    evaluated_subjects,
     with_centre,
 )
 from weights import (
-    Overrides,
-    check_feature_size,
     check_not_trained_on,
     check_precomputed,
-    load_backbone,
-    load_stored_aggregator,
-    prepare_for,
-    source_name,
     trained_spec,
     weights_digest,
     weights_sha256,
 )
 
-
-@dataclass(frozen=True)
-class _Trained:
-    """An aggregator from a file, and its name in the registry."""
-
-    module: nn.Module
-    name: str
-    path: str
+DEFAULT_AGGREGATOR = "media_mean"
+# Flags of embedding, without effect on precomputed features.
+_EMBEDDING = ("num_nodes", "cpu_processes", "num_workers", "batch_size", "precision", "cache")
+_RULE_WORDS = {"none": NOT_USED, "off": NOT_USED, "on": "multiplied"}
 
 
-def main(description: str | None = None) -> int:
-    """Run the command and return its exit code; `description` is shown by --help."""
-    given = vars(flags(description).parse_args())
-    return run_command(lambda: validate(given))
+@dataclass(frozen=True, eq=False)
+class Data:
+    """A benchmark, names of its subjects where they are known, and the cohort."""
+
+    protocol: SetProtocol
+    subjects: frozenset[str] | None
+    cohort: FeatureBank | None
 
 
-def validate(given: Mapping[str, Any]) -> None:
-    """Evaluates as the flags say, and writes everything into the output folder.
+class IjbBenchmark(Validation[Data, Evaluated]):
+    """The command validation_mixed/validate_ijb.py."""
 
-    Raises:
-        InputError: flags, files or data that cannot be used.
-    """
-    check_flags(given)
-    values = DEFAULTS | dict(given)
-    name = values["dataset_name"]
-    out = _output(values)
-    rules = Rules.of_paper(values["protocol"], changed_rules(given))
-    reference = find_reference(values["compare"], name) if "compare" in values else None
-    trained = _trained_aggregators(values)
-    aggregators = _aggregators(values, trained)
-    Overrides.of(values).check_effect(aggregators.values())
-    used = [trained[name] for name in aggregators if name in trained]
-    for entry in used:
-        warn_of_doubled_norms(rules.flip, entry.module, entry.name)
+    default_aggregator = DEFAULT_AGGREGATOR
 
-    began = time.perf_counter()
-    protocol = read_protocol(Path(values["data_root"]), name)
-    wanted = any(quality_of(module) == "detector" for module in aggregators.values())
-    wanted = wanted or rules.detector_score != NOT_USED
-    if wanted and "cohort" in values:
-        raise InputError("--cohort: detector scores are used here, and the cohort's faces have none.")
-    points, notes = _points(protocol, aligns="features" not in values, weighs=wanted)
-    judged = judged_names(protocol, values.get("evaluated_subjects"))
-    if judged is not None:
-        check_not_trained_on(judged, {entry.name: entry.path for entry in used}, name)
-    bank = cohort_bank(values["cohort"], judged) if "cohort" in values else None
-    seconds = {"read": time.perf_counter() - began}
-    began = time.perf_counter()
-    features = (
-        _given(values, rules, used, bank)
-        if points is None or "features" in values
-        else _embedded(values, rules, (protocol, points), used, bank, out)
-    )
-    if features is None:
-        return  # A process beside the first, which has done its share.
-    seconds["embed"] = time.perf_counter() - began
-    cohort = None if bank is None else _cohort(values, bank, features, used)
-    figures = evaluate_ijb(
-        protocol,
-        features.features,
-        features.norms,
-        aggregators,
-        rules,
-        detector_scores=points.scores if points is not None and wanted else None,
-        cohort=cohort,
-        two_identity_split=values.get("two_identity_split"),
-        replicates=values["replicates"],
-        published_helper=values["published_identification"],
-        device="cuda" if chosen_gpus(values) else "cpu",
-    )
-    figures.warnings += notes
-    if cohort is not None and judged is None:
-        figures.warnings.append(
-            f"{name} does not name its people, so that the cohort may hold some of them. "
-            "--evaluated_subjects "
-            "FILE names them."
+    def flags(self, description: str | None = None) -> argparse.ArgumentParser:
+        parser = build_parser(description)
+        parser.argument_default = argparse.SUPPRESS
+        self.add_data(parser.add_argument_group("data"))
+        group = parser.add_argument_group("model")
+        add_weights(group)
+        add_sets(group, DEFAULT_AGGREGATOR)
+        group.add_argument(
+            "--quality",
+            choices=[name for name in QUALITIES if name != "learned"],
+            help="weights of the poolings (default: norm); a trained aggregator has its own",
         )
-    figures.seconds = seconds | figures.seconds
-    hashes = {entry.name: weights_sha256(entry.path) for entry in used}
-    two_identity_split = values.get("two_identity_split")
-    done = Evaluated(
-        protocol, rules, values["protocol"], cohort, two_identity_split, features, figures, hashes
+        group.add_argument(
+            "--features",
+            metavar="PATH",
+            help="precomputed features: a folder of an earlier run, an npz of InsightFace's, or a published "
+            "pickle",
+        )
+        _add_protocol(parser.add_argument_group("protocol"))
+        add_embedding(parser)
+        add_output(parser, "DATASET_NAME")
+        return parser
+
+    def add_data(self, group: argparse._ActionsContainer) -> None:
+        group.add_argument(
+            "--data_root", metavar="DIR", help="folder of the data sets: holds IJBB/, IJBC/, ..."
+        )
+        group.add_argument(
+            "--dataset_name", metavar="NAME", default="IJBC", help="IJBB, IJBC, or a folder of that layout"
+        )
+        group.add_argument(
+            "--evaluated_subjects",
+            metavar="FILE",
+            help="names of the benchmark's subjects, one a line: aggregators trained on one of them are "
+            "refused, and the cohort is used without them (default: the benchmark's own list, where it has "
+            "one)",
+        )
+
+    def default_out(self, args: argparse.Namespace) -> str:
+        return str(args.dataset_name)
+
+    def check(self, given: Mapping[str, Any], args: argparse.Namespace) -> list[str]:
+        faults = super().check(given, args)
+        if args.features is not None:
+            faults += [
+                f"--{name} has no effect with --features. Remove it." for name in _EMBEDDING if name in given
+            ]
+            if args.arch is not None and args.weights is None:
+                faults.append("--arch has no effect without --weights. Remove it.")
+        faults += [
+            f"--{name} {value}: no such file."
+            for name in ("features", "cohort", "evaluated_subjects")
+            if (value := getattr(args, name)) is not None and not Path(value).exists()
+        ]
+        faults += range_faults(args, {"coreset_size": 1, "replicates": 0})
+        if "score_normalisation" in given and args.cohort is None:
+            faults.append(NEEDS_COHORT)
+        limit = args.two_identity_split
+        if limit is not None and not -1 <= limit <= 1:
+            faults.append(f"--two_identity_split {limit}: expected a cosine, -1 to 1.")
+        if limit is not None and args.published_identification:
+            faults.append(
+                "--two_identity_split has no effect on --published_identification. Remove one of them."
+            )
+        names = args.aggregator or [DEFAULT_AGGREGATOR]
+        poolings = [name for name in names if not requires_training(name)]
+        if args.quality is not None and not any("quality" in options_of(name) for name in poolings):
+            faults.append("--quality has no effect: no pooling weighs faces here. Remove it.")
+        return faults
+
+    def embeds(self, args: argparse.Namespace) -> bool:
+        return args.features is None
+
+    def flip_rule(self, args: argparse.Namespace) -> str:
+        return rules_of(args).flip
+
+    def read(self, args: argparse.Namespace) -> Data:
+        if args.data_root is None:
+            raise InputError(
+                "--data_root is missing: the folder that holds IJBB/ and IJBC/, with loose_crop/ and meta/ "
+                "in "
+                "each. IJB is available from NIST, crops and lists in this layout from InsightFace."
+            )
+        protocol = read_protocol(Path(args.data_root), args.dataset_name)
+        subjects = evaluated_subjects(protocol, args.evaluated_subjects)
+        return Data(protocol, subjects, None if args.cohort is None else cohort_bank(args.cohort, subjects))
+
+    def find_reference(self, args: argparse.Namespace) -> Reference:
+        return find_reference(args.compare, args.dataset_name)
+
+    def evaluate(self, run: Run, data: Data) -> Evaluated | None:
+        args, rules, protocol = run.args, rules_of(run.args), data.protocol
+        if data.subjects is not None:
+            sources = {entry.name: entry.source for entry in run.trained}
+            check_not_trained_on(data.subjects, sources, protocol.name)
+        weighs = rules.detector_score != NOT_USED
+        weighs = weighs or any(quality_of(module) == "detector" for module in run.aggregators.values())
+        if weighs and data.cohort is not None:
+            raise InputError("--cohort: detector scores are used here, and the cohort's faces have none.")
+        with run.seconds.of("read"):
+            points, warnings = _points(protocol, aligns=run.model is not None, weighs=weighs)
+        with run.seconds.of("embed"):
+            features = (
+                _precomputed(run, rules, data.cohort)
+                if run.model is None or points is None
+                else _embedded(run, protocol, points, data.cohort)
+            )
+        if features is None:
+            # Another process than the first.
+            return None
+        cohort = None if data.cohort is None else _cohort(run, data.cohort, features)
+        figures = evaluate_ijb(
+            protocol,
+            features.features,
+            features.norms,
+            run.aggregators,
+            rules,
+            detector_scores=points.scores if points is not None and weighs else None,
+            cohort=cohort,
+            two_identity_split=args.two_identity_split,
+            replicates=args.replicates,
+            published_helper=args.published_identification,
+            device="cuda" if chosen_gpus(args.gpus) else "cpu",
+        )
+        figures.warnings += warnings
+        if cohort is not None and data.subjects is None:
+            figures.warnings.append(
+                f"{protocol.name} does not name its subjects, so the cohort may contain some of them. "
+                "--evaluated_subjects FILE names them."
+            )
+        figures.seconds = run.seconds.phases | figures.seconds
+        hashes = {entry.name: weights_sha256(entry.source) for entry in run.trained}
+        return Evaluated(
+            protocol, rules, args.protocol, cohort, args.two_identity_split, features, figures, hashes
+        )
+
+    def report(self, run: Run, data: Data, figures: Evaluated, reference: Reference | None) -> Report:
+        return Report(result_of(figures), paragraphs(figures))
+
+    def write_more(self, run: Run, figures: Evaluated) -> list[str]:
+        plot(figures, run.out / "plots")
+        return ["result.json", "report.md", "plots/", "features/ (for --features)"]
+
+
+def _add_protocol(group: argparse._ActionsContainer) -> None:
+    group.add_argument("--protocol", choices=PAPER_RULES, default="facecoresetnet", help="rules of a paper")
+    add_flip(group)
+    group.add_argument("--media", choices=("none", "mean"), help="average the faces of each medium first")
+    group.add_argument(
+        "--detector_score", choices=("off", "on"), help="multiply norms by the detector's score"
     )
-    report(done, out, reference)
+    group.add_argument("--norm", choices=("off", "on"), help="weigh faces by their feature norm")
+    group.add_argument(
+        "--cohort",
+        metavar="FEATURES",
+        help="other subjects, for score normalisation: a store of main.py --cache_features, or an npz",
+    )
+    group.add_argument(
+        "--score_normalisation",
+        choices=METHODS,
+        default=DEFAULT_METHOD,
+        help=f"with --cohort; {METHODS_HELP}",
+    )
+    group.add_argument(
+        "--two_identity_split",
+        nargs="?",
+        const=DEFAULT_SPLIT_LIMIT,
+        type=float,
+        metavar="COSINE",
+        help="split a template in two descriptors if their cosine is below this one "
+        f"({DEFAULT_SPLIT_LIMIT:g}); the best score counts",
+    )
+    group.add_argument(
+        "--replicates", type=int, metavar="N", default=200, help="bootstrap replicates of intervals, 0: none"
+    )
+    group.add_argument(
+        "--published_identification",
+        action="store_true",
+        default=False,
+        help="also the published 1:N helper's rates, which are not FPIR",
+    )
 
 
-def _cohort(
-    values: Mapping[str, Any], bank: FeatureBank, features: PrecomputedFeatures, trained: Sequence[_Trained]
-) -> Cohort:
-    known = [entry.path for entry in trained] + [values[key] for key in ("weights",) if key in values]
+def rules_of(args: argparse.Namespace) -> Rules:
+    """The rules of the paper, changed by the flags of single rules."""
+    values = {name: getattr(args, name) for name in RULE_VALUES if getattr(args, name) is not None}
+    return Rules.of_paper(args.protocol, {name: _RULE_WORDS.get(v, v) for name, v in values.items()})
+
+
+def _cohort(run: Run, bank: FeatureBank, features: PrecomputedFeatures) -> Cohort:
+    known = [entry.source for entry in run.trained] + ([run.args.weights] if run.args.weights else [])
     bank = with_centre(bank, features.identity.get("centre"), map(trained_spec, known))
-    return cohort_of(bank, values["score_normalisation"])
+    return cohort_of(bank, run.args.score_normalisation)
 
 
-def _output(values: Mapping[str, Any]) -> Path:
-    """The output folder, probed before the work as the cache is."""
-    out = Path(values["out"]) if "out" in values else EXPERIMENTS / values["dataset_name"]
-    check_output(out, Path(values["cache"]) if "cache" in values else None)
-    return out
-
-
-def _given(
-    values: Mapping[str, Any], rules: Rules, trained: Sequence[_Trained], cohort: FeatureBank | None
-) -> PrecomputedFeatures:
-    """Features that were made before, if --weights and aggregators belong to them."""
-    features = read_features(Path(values["features"]), rules.flip)
-    made = features.identity.get("backbone_sha256")
-    if made is not None and "weights" in values and weights_digest(_backbone(values)) != made:
+def _precomputed(run: Run, rules: Rules, cohort: FeatureBank | None) -> PrecomputedFeatures:
+    """The features of --features, checked against --weights, aggregators and cohort."""
+    args = run.args
+    features = read_features(Path(args.features), rules.flip)
+    digest, size = features.identity.get("backbone_sha256"), features.features.shape[1]
+    if (
+        digest is not None
+        and args.weights
+        and weights_digest(open_model(args, rules.flip).backbone) != digest
+    ):
         raise InputError(
-            f"--features {values['features']}: were made by another backbone than --weights "
-            f"{values['weights']}. Remove one of them."
+            f"--features {args.features}: were made by another backbone than --weights {args.weights}. "
+            "Remove "
+            "one of them."
         )
-    size = features.features.shape[1]
-    for entry in trained:
-        check_precomputed(
-            entry.module, entry.path, features.identity, size, f"--features {values['features']}"
-        )
+    for entry in run.trained:
+        check_precomputed(entry.module, entry.source, features.identity, size, f"--features {args.features}")
     if cohort is not None:
-        check_made_alike(cohort, made, size)
+        check_same_backbone(cohort, digest, size)
     return features
 
 
 def _embedded(
-    values: Mapping[str, Any],
-    rules: Rules,
-    faces: tuple[SetProtocol, FacePoints],
-    trained: Sequence[_Trained],
-    cohort: FeatureBank | None,
-    out: Path,
+    run: Run, protocol: SetProtocol, points: FacePoints, cohort: FeatureBank | None
 ) -> PrecomputedFeatures | None:
-    # Lightning takes seconds to import, and given features do not need it.
+    # Precomputed features do not need it, and it takes seconds to import.
     from features.extract import embed_faces
-    from features.options import EmbedOptions
 
-    protocol, points = faces
-    backbone = _backbone(values)
-    digest = weights_digest(backbone)
-    size = backbone.spec.embedding_size * (2 if rules.flip == "concat" else 1)
-    for entry in trained:
-        check_feature_size(entry.module, size, entry.path)
+    model = run.loaded
     if cohort is not None:
-        check_made_alike(cohort, digest, size)
+        check_same_backbone(cohort, weights_digest(model.backbone), model.embedding_size)
     stamps = image_stamps(protocol)
     transforms = similarity_transforms(points.landmarks)
-    gpus = chosen_gpus(values)
     store = embed_faces(
-        backbone,
+        model.backbone,
         LandmarkedFaces(protocol.image_folder, protocol.image_names, transforms),
         {"faces": faces_digest(protocol, points), **ALIGNMENT},
-        Path(values.get("cache", out / "features")),
-        EmbedOptions(
-            flip=rules.flip,
-            precision=values["precision"],
-            batch_size=values.get("batch_size", FACES_AT_ONCE["cuda" if gpus else "cpu"]),
-            num_workers=values["num_workers"],
-            gpu=gpus > 0,
-            devices=gpus or values["cpu_processes"],
-            num_nodes=values["num_nodes"],
-        ),
+        run.cache,
+        model.options,
         stamps=stamps,
         labels=protocol.subjects[protocol.template_of_face],
-        about={
-            "weights": source_name(values["weights"]),
-            "weights_sha256": weights_sha256(values["weights"]),
-        },
+        about=model.about(),
         name=protocol.name,
     )
     if store is None:
@@ -236,70 +323,22 @@ def _embedded(
     return PrecomputedFeatures(store.features, store.norms, store.identity, store.about)
 
 
-def _points(protocol: SetProtocol, *, aligns: bool, weighs: bool) -> tuple[FacePoints | None, list[str]]:
-    """Landmarks and scores where they are needed, checked for what they are needed for; and warnings."""
-    notes = list(protocol.warnings)
+def _points(protocol: SetProtocol, *, aligns: bool, weighs: bool) -> tuple[FacePoints | None, Sequence[str]]:
+    """Landmarks and scores if they are needed, checked for their use; and warnings."""
+    warnings = list(protocol.warnings)
     if not aligns and not weighs:
-        return None, notes
+        return None, warnings
     points, path = read_points(protocol), protocol.meta(POINTS)
     if aligns:
-        notes += check_landmarks(points.landmarks, path)
-        notes += check_points_in_images(points.landmarks, protocol.image_names, protocol.image_folder, path)
+        warnings += check_landmarks(points.landmarks, path)
+        warnings += check_points_in_images(
+            points.landmarks, protocol.image_names, protocol.image_folder, path
+        )
     if weighs:
-        notes += check_detector_scores(points.scores, protocol.template_of_face, protocol.template_ids, path)
-    return points, notes
-
-
-def _backbone(values: Mapping[str, Any]) -> Backbone:
-    backbone = load_backbone(values["weights"], values.get("arch"))
-    prepare_for(backbone, values.get("aggregator_weights", []))
-    return backbone
-
-
-def _trained_aggregators(values: Mapping[str, Any]) -> dict[str, _Trained]:
-    """The aggregators in the files, by their names; --aggregator_weights come before the weights' own.
-
-    Raises:
-        InputError: a file has none, or two have one of the same name.
-    """
-    overrides = Overrides.of(values)
-    found: dict[str, _Trained] = {}
-    for path in values.get("aggregator_weights", []):
-        stored = load_stored_aggregator(path, overrides)
-        if stored is None:
-            raise InputError(f"--aggregator_weights {path}: there is no aggregator in it.")
-        if (name := stored.name) in found:
-            raise InputError(f"--aggregator_weights: {found[name].path} and {path} both hold a {name}.")
-        found[name] = _Trained(stored.module, name, path)
-    needed = "aggregator" not in values or any(map(requires_training, values["aggregator"]))
-    own = load_stored_aggregator(values["weights"], overrides) if needed and "weights" in values else None
-    if own is not None and own.name not in found:
-        found[own.name] = _Trained(own.module, own.name, values["weights"])
-    return found
-
-
-def _aggregators(values: Mapping[str, Any], trained: Mapping[str, _Trained]) -> dict[str, nn.Module]:
-    """The modules by name, in the order asked for."""
-    names = values.get("aggregator") or list(trained) or [DEFAULT_AGGREGATOR]
-    if untrained := [name for name in names if name not in trained and requires_training(name)]:
-        raise InputError(
-            f"--aggregator {' '.join(untrained)}: has to be trained, and no file given holds one. Pass "
-            "--aggregator_weights CHECKPOINT, or choose among "
-            f"{', '.join(name for name in AGGREGATORS if not requires_training(name))}."
+        warnings += check_detector_scores(
+            points.scores, protocol.template_of_face, protocol.template_ids, path
         )
-    for name, entry in trained.items():
-        if name not in names and entry.path in values.get("aggregator_weights", []):
-            raise InputError(f"--aggregator_weights {entry.path}: holds a {name}; add it to --aggregator.")
-    return {
-        name: trained[name].module
-        if name in trained
-        else build_aggregator(
-            name,
-            {
-                option: values[option]
-                for option in ("coreset_size", "gamma", "quality")
-                if option in options_of(name) and option in values
-            },
-        )
-        for name in names
-    }
+    return points, warnings
+
+
+PROTOCOL = IjbBenchmark()

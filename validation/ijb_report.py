@@ -1,9 +1,7 @@
-"""What an evaluation on a set benchmark leaves: result.json, a Markdown report, plots, and the last words."""
+"""Result, Markdown report and plots of an evaluation on a set benchmark."""
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,23 +11,17 @@ from backbones.preprocessing import PREPROCESSING_KEYS
 from evaluation.metrics.identification import cmc, tpir_curve
 from evaluation.protocols.ijb import NOT_USED, AggregatorFigures, Cohort, IjbFigures, Rules
 from evaluation.protocols.ijb_layout import SetProtocol
-from evaluation.protocols.subgroups import strata_table
+from evaluation.protocols.subgroups import subgroup_table
 from evaluation.reporting.plots import plot_cmc, plot_det, plot_identification, plot_roc
-from evaluation.reporting.published import Reference, compare
 from evaluation.reporting.report import (
-    SCHEMA,
     Result,
     identification_table,
     markdown_table,
     percent,
-    protocol_text,
     verification_table,
-    versions,
-    write_result,
 )
 from features.precomputed import PrecomputedFeatures
-from runtime.files import atomic_write
-from runtime.machine import peak_resident_mib
+from validation.frame import heading, result_frame
 
 _CMC_RANKS = tuple(range(1, 51))
 _UNKNOWN = "unknown"
@@ -38,9 +30,17 @@ _NO_COHORT = "none: scores are cosines"
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A finished evaluation; `paper`: the rules' name; `cohort`: scores are normalised with it;
-    `two_identity_split`: cosine below which parts of a set are of two; `hashes`: SHA-256 of trained
-    aggregators' files.
+    """A finished evaluation.
+
+    Attributes:
+        protocol: the benchmark.
+        rules: what was done to faces.
+        paper: name of the rules.
+        cohort: of score normalisation.
+        two_identity_split: cosine below which a template has two descriptors.
+        features: of the faces.
+        figures: of the aggregators.
+        hashes: SHA-256 of trained aggregators' files.
     """
 
     protocol: SetProtocol
@@ -53,40 +53,25 @@ class Evaluated:
     hashes: Mapping[str, str]
 
 
-def report(done: Evaluated, out: Path, reference: Reference | None) -> None:
-    """Prints the tables and writes everything into `out`."""
-    results = {name: _result(done, name) for name in done.figures.aggregators}
-    main = next(iter(results))
-    sections = {name: figures.sections() for name, figures in done.figures.aggregators.items()}
-    several = {"aggregators": sections, "differences": [asdict(d) for d in done.figures.differences]}
-    text = _text(done, results, compare(results[main], reference) if reference else None)
-    # Before the files, of which a full disk may take none.
-    print(text)
-    write_result(out, results[main] | (several if len(sections) > 1 else {}))
-    atomic_write(out / "report.md", text + "\n")
-    _plots(done, out)
-    print(f"\neverything is in {out}: result.json, report.md, plots/, features/ (for --features)")
+def result_of(done: Evaluated) -> Result:
+    """The result.json: figures of the first aggregator, and of all where there are several."""
+    names = list(done.figures.aggregators)
+    result = _result(done, names[0])
+    if len(names) > 1:
+        result["aggregators"] = {n: figures.sections() for n, figures in done.figures.aggregators.items()}
+        result["differences"] = [asdict(each) for each in done.figures.differences]
+    return result
 
 
 def _result(done: Evaluated, name: str) -> Result:
     sizes = dict(done.protocol.sizes)
     sizes["genuine"] = sizes.pop("mated pairs")
-    return {
-        "schema": SCHEMA,
-        "protocol": {"name": done.protocol.name, "rules": _rules(done)},
-        "model": _model(done, name),
-        "data": sizes,
-        **done.figures.aggregators[name].sections(),
-        "seconds": {phase: round(value, 3) for phase, value in done.figures.seconds.items()},
-        "peak_rss_mib": peak_resident_mib(),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "versions": versions(),
-        "warnings": done.figures.warnings,
-    }
+    frame = result_frame(done.protocol.name, _rules(done), _model(done, name), sizes, done.figures.seconds)
+    return frame | done.figures.aggregators[name].sections() | {"warnings": done.figures.warnings}
 
 
 def _rules(done: Evaluated) -> dict[str, str]:
-    """The switches, and all else that makes figures differ."""
+    """The rules, and all else that makes figures differ."""
     made = done.features.identity
     return {
         "paper": done.paper,
@@ -121,39 +106,35 @@ def _model(done: Evaluated, name: str) -> dict[str, str]:
     return model | ({"aggregator_sha256": done.hashes[name]} if name in done.hashes else {})
 
 
-def _text(done: Evaluated, results: Mapping[str, Result], comparison: str | None) -> str:
-    """The report: what was done, tables, what a reader must know."""
-    main = next(iter(results.values()))
-    model = ", ".join(f"{key} {value}" for key, value in main["model"].items() if key != "aggregator")
-    parts = [
-        f"# {done.protocol.name}",
-        protocol_text(main) + f"\n- model: {model}",
-        verification_table(results),
-    ]
+def paragraphs(done: Evaluated) -> list[str]:
+    """The report: rules, tables, warnings and times."""
+    results = {name: _result(done, name) for name in done.figures.aggregators}
+    first = next(iter(results.values()))
+    model = ", ".join(f"{key} {value}" for key, value in first["model"].items() if key != "aggregator")
+    parts = [heading(first, model), verification_table(results)]
     if done.figures.differences:
         parts.append(_difference_table(done.figures))
-    if done.figures.aggregators and "identification" in main:
+    if "identification" in first:
         parts.append(identification_table(results))
     parts += _helper_table(done.figures.aggregators)
     if done.two_identity_split is not None:
-        shares = [(name, each.of_two_people) for name, each in done.figures.aggregators.items()]
-        told = ", ".join(f"{name} {percent(share)} %" for name, share in shares if share is not None)
-        parts.append(f"Templates described as two people: {told}.")
-    if (strata := strata_table(results)) is not None:
+        rates = [(name, each.split_rate) for name, each in done.figures.aggregators.items()]
+        split = ", ".join(f"{name} {percent(rate)} %" for name, rate in rates if rate is not None)
+        parts.append(f"Templates split into two identities: {split}.")
+    if (table := subgroup_table(results)) is not None:
         parts.append(
-            f"{strata}\n\nEach stratum at its own threshold; '-': too few non-mated pairs for the FAR."
+            f"{table}\n\nEach subgroup at its own threshold; '-': too few non-mated pairs for the FAR."
         )
     if any(figures.tar_intervals for figures in done.figures.aggregators.values()):
         parts.append(
-            "Brackets: 95 % intervals, bootstrap over subjects; of a rate observed as 0 or 100, the exact "
-            "binomial one of so many subjects."
+            "Brackets: 95 % intervals, bootstrap over subjects; for a rate observed as 0 or 100, the exact "
+            "binomial interval of the number of subjects."
         )
     parts += [f"warning: {warning}" for warning in done.figures.warnings]
-    parts += [comparison] if comparison else []
     spent = ", ".join(f"{phase} {value:.2f}" for phase, value in done.figures.seconds.items())
-    peak = main["peak_rss_mib"]
+    peak = first["peak_rss_mib"]
     parts.append(f"seconds: {spent}" + ("" if peak is None else f"; peak memory {peak:,} MiB"))
-    return "\n\n".join(parts)
+    return parts
 
 
 def _difference_table(figures: IjbFigures) -> str:
@@ -162,7 +143,7 @@ def _difference_table(figures: IjbFigures) -> str:
         [each.name, *(_points(each.tar[key], each.intervals[key]) for key in each.tar)]
         for each in figures.differences
     ]
-    return markdown_table([f"strict TAR less that of {first.reference}, points", *first.tar], rows)
+    return markdown_table([f"strict TAR minus that of {first.reference}, points", *first.tar], rows)
 
 
 def _points(value: float, interval: tuple[float, float]) -> str:
@@ -181,13 +162,14 @@ def _helper_table(aggregators: Mapping[str, AggregatorFigures]) -> list[str]:
             *(f"rank {rank}" for rank in helper.rank_rates),
             *(f"accepted at {far}" for far in helper.accepted_at),
         ]
-        note = "That rule joins the galleries and has no non-mated probes: what it accepts is not FPIR."
+        note = "That rule joins the galleries and has no non-mated probes: its rates are not FPIR."
         return [markdown_table(head, rows), note]
     return []
 
 
-def _plots(done: Evaluated, out: Path) -> None:
-    folder, title = out / "plots", f"{done.protocol.name}, rules of {done.paper}"
+def plot(done: Evaluated, folder: Path) -> None:
+    """Writes ROC, DET, CMC and identification plots into a folder."""
+    title = f"{done.protocol.name}, rules of {done.paper}"
     curves = {name: figures.curve for name, figures in done.figures.aggregators.items()}
     plot_roc(folder / "roc.png", curves, title=title)
     plot_det(folder / "det.png", curves, title=title)

@@ -1,4 +1,4 @@
-"""Whom a set benchmark judges: nobody that an aggregator was trained with; and a cohort of other people."""
+"""Evaluated subjects of a set benchmark, and a cohort of other subjects for score normalisation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from backbones.spec import BackboneSpec, centre_digest
 from data.sampling.positions import Item
 from data.sources.subject_names import match_names, normal, read_names, unknown_names
-from evaluation.metrics.score_normalisation import DEFAULT_METHOD, FEWEST_IN_COHORT
+from evaluation.metrics.score_normalisation import DEFAULT_METHOD, MIN_COHORT
 from evaluation.protocols.ijb import Cohort
 from evaluation.protocols.ijb_layout import SetProtocol
 from evaluation.protocols.templates import group_faces
@@ -21,66 +21,69 @@ from features.templates import TemplateRecipe, TemplateSampler
 from runtime.errors import InputError, InputWarning
 from runtime.escaping import from_csv_cell
 
-# People, and templates of each: with one, normalised scores hang on how it happened to be drawn. Every
-# template of the benchmark is compared with all.
-MOST_IN_COHORT = 1_024
-TEMPLATES_OF_EACH = 4
+# With one template a subject, normalised scores depend on how it happens to be drawn. Every template of the
+# benchmark is compared with the whole cohort.
+MAX_COHORT = 1_024
+TEMPLATES_PER_SUBJECT = 4
 
 
-def judged_names(protocol: SetProtocol, path: str | None) -> frozenset[str] | None:
-    """Names of the benchmark's people: of the file of --evaluated_subjects, else of the benchmark's own list.
+def evaluated_subjects(protocol: SetProtocol, path: str | None) -> frozenset[str] | None:
+    """Names of the benchmark's subjects: of --evaluated_subjects, else of the benchmark's own list.
 
-    `convert.py --build_set_benchmark` writes such a list; published benchmarks have none. None: nobody says.
+    `convert.py --build_set_benchmark` writes such a list; published benchmarks have none.
+
+    Returns:
+        None where neither names them.
 
     Raises:
-        InputError: a file cannot be read, or the file names none of the people in the benchmark's own list.
+        InputError: a file cannot be read, or --evaluated_subjects names none of the benchmark's own list.
     """
     listed = None if path is None else read_names(Path(path))
     own = protocol.meta("subjects.csv")
     if not own.is_file():
         return listed
     table = read_table(own, {"SUBJECT_ID": np.int64, "NAME": str}, csv=True)
-    people = [from_csv_cell(name) for name in table["NAME"]]
+    names = [from_csv_cell(name) for name in table["NAME"]]
     if listed is None:
-        return frozenset(map(normal, people))
-    matches = match_names(listed, people, f"--evaluated_subjects {path}", protocol.name)
-    if unknown := unknown_names(matches, people):
-        found = f"{len(matches.subjects):,} of its names are people of {protocol.name}"
+        return frozenset(map(normal, names))
+    matches = match_names(listed, names, f"--evaluated_subjects {path}", protocol.name)
+    if unknown := unknown_names(matches, names):
+        found = f"{len(matches.subjects):,} of its names are subjects of {protocol.name}"
         warnings.warn(f"--evaluated_subjects {path}: {found}{unknown}.", InputWarning, stacklevel=2)
     return listed
 
 
-def cohort_bank(path: str, judged: frozenset[str] | None) -> FeatureBank:
-    """The people of a store of views, or of an npz of features, who are not of the benchmark.
+def cohort_bank(path: str, excluded: frozenset[str] | None) -> FeatureBank:
+    """Subjects of a store of views, or of an npz of features, for a cohort.
 
     Args:
         path: as `features.bank.read_feature_bank` takes it.
-        judged: people who are left out; None: nothing is known of them.
+        excluded: names of the benchmark's subjects; None where they are not known.
 
     Raises:
-        InputError: nothing of the kind is there, or too few other people are in it.
+        InputError: the features cannot be read, or have too few other subjects.
     """
     bank = read_feature_bank(Path(path))
-    others = sorted(bank.other_subjects(judged or ()))
-    if len(others) < FEWEST_IN_COHORT:
+    others = sorted(bank.other_subjects(excluded or ()))
+    if len(others) < MIN_COHORT:
         raise InputError(
-            f"--cohort {path}: {len(others)} people who are not of the benchmark, expected "
-            f"{FEWEST_IN_COHORT} or more."
+            f"--cohort {path}: {len(others)} subjects who are not in the benchmark, expected {MIN_COHORT} or "
+            "more."
         )
-    most = min(len(others), MOST_IN_COHORT)
+    most = min(len(others), MAX_COHORT)
     return bank.of_subjects(np.random.default_rng(0).choice(others, most, replace=False).tolist())
 
 
-def check_made_alike(bank: FeatureBank, backbone: str | None, size: int) -> None:
-    """Refuses a cohort that other weights saw than the benchmark's faces.
+def check_same_backbone(bank: FeatureBank, backbone: str | None, size: int) -> None:
+    """Checks that a cohort's features were made by the backbone of the benchmark's.
 
     Args:
         bank: the cohort.
-        backbone: digest of what makes the benchmark's features; None: not known.
+        backbone: digest of the benchmark's backbone; None where it is not known.
         size: values of a feature.
 
     Raises:
-        InputError: so it is, as far as it can be told.
+        InputError: they were made by another one, or have another size.
     """
     differ = None not in (backbone, bank.backbone_sha256) and backbone != bank.backbone_sha256
     if differ or bank.embedding_size != size:
@@ -91,12 +94,12 @@ def check_made_alike(bank: FeatureBank, backbone: str | None, size: int) -> None
 
 
 def with_centre(bank: FeatureBank, wanted: str | None, specs: Iterable[BackboneSpec | None]) -> FeatureBank:
-    """The cohort with the centre that the benchmark's features are without.
+    """The cohort with the centre subtracted that was subtracted from the benchmark's features.
 
     Args:
-        bank: the cohort, without a centre.
-        wanted: `backbone_spec.centre_digest` of the benchmark's features; None: they have none.
-        specs: of weights and aggregators that are there, one of which should have that centre.
+        bank: the cohort, without a centre subtracted.
+        wanted: `backbones.spec.centre_digest` of the benchmark's features; None: they have none.
+        specs: of weights and aggregators, one of which should have that centre.
 
     Raises:
         InputError: none has.
@@ -107,17 +110,18 @@ def with_centre(bank: FeatureBank, wanted: str | None, specs: Iterable[BackboneS
         if spec is not None and spec.centre is not None and centre_digest(spec.centre) == wanted:
             return with_centre_of(spec, bank)
     raise InputError(
-        f"--cohort {bank.name}: the benchmark's features are without the centre of their backbone "
-        f"({wanted}), which is not known here. Give the --weights that made them."
+        f"--cohort {bank.name}: the centre {wanted} was subtracted from the benchmark's features, and no "
+        "given "
+        "file has it. Pass the --weights that made them."
     )
 
 
 def cohort_of(bank: FeatureBank, method: str = DEFAULT_METHOD) -> Cohort:
-    """Templates of each person, drawn as those of training are, nothing wrong in them."""
-    template_sampler = TemplateSampler(bank, TemplateRecipe(), seed=0)
-    people = np.repeat(np.arange(len(bank.subjects)), TEMPLATES_OF_EACH)
-    batch = template_sampler.batch([Item(0, place, person) for place, person in enumerate(people.tolist())])
+    """Templates of each subject, drawn as in training, without contamination."""
+    sampler = TemplateSampler(bank, TemplateRecipe(), seed=0)
+    subjects = np.repeat(np.arange(len(bank.subjects)), TEMPLATES_PER_SUBJECT)
+    batch = sampler.batch([Item(0, place, subject) for place, subject in enumerate(subjects.tolist())])
     template = np.repeat(np.arange(len(batch)), np.diff(batch.offsets.numpy()))
     groups = group_faces(template, batch.media.numpy(), len(batch))
-    name = f"{len(batch):,} templates of {len(bank.subjects):,} people of {bank.name}"
+    name = f"{len(batch):,} templates of {len(bank.subjects):,} subjects of {bank.name}"
     return Cohort(name, batch.features.float().numpy(), batch.norms.numpy(), groups, method)

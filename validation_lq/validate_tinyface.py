@@ -12,7 +12,7 @@ from pathlib import Path
 # The packages of the project are in the folder above.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from validation.tinyface import main
+from validation.tinyface import PROTOCOL
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__))
+    sys.exit(PROTOCOL.main(__doc__))

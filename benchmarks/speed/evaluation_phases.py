@@ -201,16 +201,16 @@ def our_pairs_again(data: Data) -> Usage:
 
 def our_aggregation(data: Data) -> Usage:
     """Ragged batches by size."""
-    from evaluation.protocols.templates import describe_templates, group_faces
+    from evaluation.protocols.templates import aggregate_templates, group_faces
 
     features, norms, templates, media = data.faces()
     aggregator = _aggregator()
     few = group_faces(np.arange(64) // 4, media[:64], 16)
-    describe_templates(aggregator, features[:64], norms[:64], few)  # Libraries start up.
+    aggregate_templates(aggregator, features[:64], norms[:64], few)  # Libraries start up.
     with measured() as usage:
         unique, rows = np.unique(templates, return_inverse=True)
         groups = group_faces(rows, media, len(unique))
-        found = describe_templates(aggregator, features, norms, groups).embedding
+        found = aggregate_templates(aggregator, features, norms, groups).embedding
     (plain,) = data.handed("plain_aggregation")
     differ = np.abs(found - plain).max(axis=1)
     near = differ <= 1e-4
@@ -222,14 +222,14 @@ def our_aggregation(data: Data) -> Usage:
 def our_media_mean(data: Data) -> Usage:
     """One weighted sum."""
     from coreset import build_aggregator
-    from evaluation.protocols.templates import describe_templates, group_faces
+    from evaluation.protocols.templates import aggregate_templates, group_faces
 
     features, norms, templates, media = data.faces()
     aggregator = build_aggregator("media_mean", {})
     with measured() as usage:
         unique, rows = np.unique(templates, return_inverse=True)
         groups = group_faces(rows, media, len(unique))
-        found = describe_templates(aggregator, features, norms, groups).embedding
+        found = aggregate_templates(aggregator, features, norms, groups).embedding
     (plain,) = data.handed("plain_media_mean")
     usage.remark = f"{np.abs(found - plain).max():.0e} from the plain way"
     return usage
@@ -240,7 +240,7 @@ def our_scores(data: Data) -> Usage:
     from evaluation.metrics.template_pairs import verify
 
     descriptors, rows, other, labels = data.handed("descriptors", "first_row", "second_row", "label")
-    # As `describe_templates` and `read_pairs` hand them over.
+    # As `aggregate_templates` and `read_pairs` hand them over.
     inputs = descriptors.astype(np.float32), rows, other, labels.astype(bool)
     with measured() as usage:
         found = verify(*inputs, FARS)
@@ -256,7 +256,7 @@ def our_identification(data: Data) -> Usage:
     from evaluation.metrics.identification import cmc, tpir_at_fpir
     from evaluation.metrics.search import search
     from evaluation.protocols.ijb_layout import read_one_to_many
-    from evaluation.protocols.templates import describe_templates, group_faces
+    from evaluation.protocols.templates import aggregate_templates, group_faces
     from evaluation.protocols.text_tables import read_table
 
     features, norms = data.faces()[:2]
@@ -269,7 +269,7 @@ def our_identification(data: Data) -> Usage:
         if probes is None:
             raise RuntimeError("no 1:N lists")
         groups = group_faces(rows, table["MEDIA"].to_numpy(), len(unique))
-        found = describe_templates(build_aggregator("media_mean", {}), features, norms, groups).embedding
+        found = aggregate_templates(build_aggregator("media_mean", {}), features, norms, groups).embedding
         for gallery in galleries:
             result = search(
                 found[probes.templates], found[gallery.templates], probes.subjects, gallery.subjects
@@ -320,14 +320,14 @@ def prepare(data: Data) -> Usage:
 
     from coreset import build_aggregator
     from evaluation.protocols.ijb_layout import read_pairs
-    from evaluation.protocols.templates import describe_templates, group_faces
+    from evaluation.protocols.templates import aggregate_templates, group_faces
 
     features, norms, templates, media = data.faces()
     path = data.meta("template_pair_label.txt")
     with measured() as usage:
         unique, rows = np.unique(templates, return_inverse=True)
         groups = group_faces(rows, media, len(unique))
-        found = describe_templates(build_aggregator("media_mean", {}), features, norms, groups).embedding
+        found = aggregate_templates(build_aggregator("media_mean", {}), features, norms, groups).embedding
         # The published code holds float64.
         descriptors = found.astype(np.float64)
         first, second, labels = published.read_pairs(path)

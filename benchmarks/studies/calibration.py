@@ -23,7 +23,7 @@ from coreset import build_aggregator
 from evaluation.metrics.calibration import calibrate
 from evaluation.metrics.set_pairs import InnerProducts, SetPairs, all_pairs
 from evaluation.metrics.thresholds import at_or_above
-from evaluation.protocols.templates import describe_templates
+from evaluation.protocols.templates import aggregate_templates
 from runtime.command import build_parser, run_command
 from runtime.errors import InputError
 
@@ -53,7 +53,7 @@ def check(args: argparse.Namespace) -> None:
     aggregator = build_aggregator(args.aggregator, {})
     evaluation_set = read_evaluation_set(args.data_root, args.dataset_name, args.features)
     groups, subject_of = evaluation_set.groups, evaluation_set.protocol.subjects
-    described = describe_templates(aggregator, evaluation_set.features, evaluation_set.norms, groups)
+    described = aggregate_templates(aggregator, evaluation_set.features, evaluation_set.norms, groups)
     subjects = np.unique(subject_of)
     print(f"{args.dataset_name}, {args.aggregator}: {len(subjects)} subjects, {len(groups)} templates")
     print(

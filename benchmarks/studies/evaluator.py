@@ -30,10 +30,10 @@ from evaluation.metrics.template_pairs import verify
 from evaluation.metrics.verification import rate_key
 from evaluation.protocols.ijb import AggregatorFigures, Cohort, Floats, Rules, evaluate_ijb, normalised_with
 from evaluation.protocols.ijb_layout import SetProtocol, read_protocol
-from evaluation.protocols.templates import FaceGroups, describe_templates, group_faces
+from evaluation.protocols.templates import FaceGroups, aggregate_templates, group_faces
 from features.precomputed import read_features
 from runtime.errors import InputError
-from validation.subjects import check_made_alike, cohort_bank, cohort_of
+from validation.subjects import check_same_backbone, cohort_bank, cohort_of
 
 _TIMED_ROUNDS = 3
 RULES = Rules.of_paper("facecoresetnet", {})
@@ -109,7 +109,7 @@ def read_evaluation_set(
         bank = cohort_bank(
             str(cohort), None if evaluated_subjects is None else read_names(evaluated_subjects)
         )
-        check_made_alike(bank, given.identity.get("backbone_sha256"), given.features.shape[1])
+        check_same_backbone(bank, given.identity.get("backbone_sha256"), given.features.shape[1])
         others = cohort_of(bank, method)
     return EvaluationSet(protocol, given.features, given.norms, groups, others)
 
@@ -137,7 +137,7 @@ class Evaluator(EvaluationSet):
         seconds = []
         for _ in range(_TIMED_ROUNDS):
             start = time.process_time()
-            embedding = describe_templates(module, self.features, self.norms, self.groups).embedding
+            embedding = aggregate_templates(module, self.features, self.norms, self.groups).embedding
             seconds.append(time.process_time() - start)
         pairs, (left, right) = self.protocol.pairs, compared(embedding, self.normalisation(module))
         scores = verify(
@@ -146,7 +146,7 @@ class Evaluator(EvaluationSet):
         return {
             "tar": {rate_key(far): found.tar[rate_key(far)].strict for far in FARS},
             "drawn": self.draws.tar(scores, FARS).round(6).tolist(),
-            "people": self.draws.mated_people,
+            "people": self.draws.mated_subjects,
             **_identification(found),
             "templates_per_second": len(self.groups) / min(seconds),
             "parameters": sum(p.numel() for p in module.parameters()),

@@ -51,7 +51,7 @@ from evaluation.metrics.score_normalisation import compared
 from evaluation.metrics.search import search
 from evaluation.metrics.template_pairs import verify
 from evaluation.protocols.ijb_layout import SetProtocol
-from evaluation.protocols.templates import FaceGroups, describe_templates
+from evaluation.protocols.templates import FaceGroups, aggregate_templates
 from features.bank import FeatureBank, read_feature_bank, with_centre_of
 from features.extract import extract
 from runtime.command import build_parser, run_command
@@ -135,7 +135,7 @@ def compare(args: argparse.Namespace) -> None:
         for amount in amounts:
             spoiled = SPOILERS[kind](groups, faces, amount, args.seed)
             for name, aggregator in aggregators.items():
-                embedding = describe_templates(aggregator, faces.features, faces.norms, spoiled).embedding
+                embedding = aggregate_templates(aggregator, faces.features, faces.norms, spoiled).embedding
                 row: dict[str, object] = {"aggregator": name, "spoiled": kind, "amount": amount}
                 rows.append(row | _rates(evaluation_set.protocol, *compared(embedding, normalisation[name])))
             print(f"{kind} {amount:g}: done")
@@ -331,7 +331,7 @@ def _each(
 def repeat_cosine(aggregator: nn.Module, groups: FaceGroups, faces: Faces) -> tuple[float, float]:
     """Mean and smallest cosine of each descriptor with that of its worst face repeated 500 times."""
     before, after = (
-        describe_templates(aggregator, faces.features, faces.norms, each).embedding
+        aggregate_templates(aggregator, faces.features, faces.norms, each).embedding
         for each in (groups, with_repeats(groups, faces, AMOUNTS["repeats"][-1], 0))
     )
     cosines = (before * after).sum(axis=-1)

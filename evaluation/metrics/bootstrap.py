@@ -87,7 +87,7 @@ class PairBootstrap:
         self.drawn = draw_subjects(subjects, replicates=replicates, seed=seed)
         self.first, self.second, self.is_mated = first_subjects, second_subjects, is_mated
         self.mated_weights = self.drawn[first_subjects[is_mated]]
-        self.mated_people = len(np.unique(first_subjects[is_mated]))
+        self.mated_subjects = len(np.unique(first_subjects[is_mated]))
         everything = _chunk_sums(self._weights(first_subjects, second_subjects), len(is_mated))
         self.total = everything.sum(axis=0, dtype=np.int64)
         self.total -= (self.mated_weights.astype(np.int64) ** 2).sum(axis=0)
@@ -140,7 +140,7 @@ class ProbeBootstrap:
         names, self.subject = np.unique(probe_subjects, return_inverse=True)
         self.weights = draw_subjects(len(names), replicates=replicates, seed=seed)[self.subject]
 
-    def mated_people(self, search: Search) -> int:
+    def mated_subjects(self, search: Search) -> int:
         """Subjects of the mated probes."""
         return len(np.unique(self.subject[search.is_mated]))
 

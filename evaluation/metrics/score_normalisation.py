@@ -29,7 +29,7 @@ METHODS_HELP = (
 )
 NEEDS_COHORT = "--score_normalisation has no effect without --cohort. Remove it, or add --cohort."
 # Of a cohort; the deviation of fewer scores is noise.
-FEWEST_IN_COHORT = 20
+MIN_COHORT = 20
 # The nearest of the cohort that a score is compared with, at most half of it.
 TOP = 100
 # Of the mean cosine to the nearest: a descriptor that is far from all people must not count without limit.
@@ -82,10 +82,10 @@ class ScoreNormalisation:
         """With the `top` nearest, at most half of the cohort.
 
         Raises:
-            InputError: fewer than `FEWEST_IN_COHORT` in the cohort, or no such method.
+            InputError: fewer than `MIN_COHORT` in the cohort, or no such method.
         """
-        if cohort.ndim != 2 or len(cohort) < FEWEST_IN_COHORT:
-            raise InputError(f"cohort {cohort.shape}: expected {FEWEST_IN_COHORT} or more descriptors.")
+        if cohort.ndim != 2 or len(cohort) < MIN_COHORT:
+            raise InputError(f"cohort {cohort.shape}: expected {MIN_COHORT} or more descriptors.")
         return cls(method, cohort, min(top, len(cohort) // 2))
 
     def sides(self, descriptors: Floats) -> tuple[Floats, Floats]:

@@ -94,10 +94,10 @@ def files_by_stem(folder: Path) -> dict[str, str]:
     Aligned copies of a data set are often stored in another format than the lists say, hence no suffix.
 
     Raises:
-        InputError: there is no such folder, or two images differ in suffix or subfolder alone.
+        InputError: no such folder, or two images differ in suffix or subfolder alone.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder}: there is no such folder.")
+        raise InputError(f"{folder}: no such folder.")
     found: dict[str, str] = {}
     for parent, folders, names in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not is_leftover(name))

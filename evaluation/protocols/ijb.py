@@ -24,8 +24,8 @@ from evaluation.metrics.search import PublishedHelperRates, Search, published_he
 from evaluation.metrics.template_pairs import verify
 from evaluation.metrics.verification import RocCurve, TarAtFar, few_scores_warnings, rate_key
 from evaluation.protocols.ijb_layout import SetProtocol, TemplateList
-from evaluation.protocols.subgroups import StratumFigures, figures_of_strata, find_strata, strata_section
-from evaluation.protocols.templates import FaceGroups, average_media, describe_templates, group_faces
+from evaluation.protocols.subgroups import SubgroupFigures, find_subgroups, subgroup_figures, subgroup_section
+from evaluation.protocols.templates import FaceGroups, aggregate_templates, average_media, group_faces
 from evaluation.reporting.published import PAPER_RULES
 from evaluation.reporting.report import Interval, Result, closed_section, open_section, verification_section
 from features.flips import FLIP_RULES, NO_FLIP
@@ -101,7 +101,7 @@ class GalleryFigures:
 class AggregatorFigures:
     """Figures of one aggregator; intervals are None where there are too few subjects.
 
-    `of_two_people`: share of the templates that were described as two people, None where nobody asked.
+    `split_rate`: share of the templates that were described as two people, None where nobody asked.
     """
 
     tar: dict[str, TarAtFar]
@@ -109,8 +109,8 @@ class AggregatorFigures:
     curve: RocCurve
     galleries: dict[str, GalleryFigures]
     published_helper: PublishedHelperRates | None
-    strata: list[StratumFigures] = field(default_factory=list)
-    of_two_people: float | None = None
+    subgroups: list[SubgroupFigures] = field(default_factory=list)
+    split_rate: float | None = None
 
     def sections(self) -> Result:
         """'verification', 'identification' and 'strata' of a result.json."""
@@ -130,10 +130,10 @@ class AggregatorFigures:
                 "rank": helper.rank_rates,
                 "accepted_at": helper.accepted_at,
             }
-        if self.strata:
-            result["strata"] = strata_section(self.strata)
-        if self.of_two_people is not None:
-            result["share_of_two_people"] = self.of_two_people
+        if self.subgroups:
+            result["strata"] = subgroup_section(self.subgroups)
+        if self.split_rate is not None:
+            result["share_of_two_people"] = self.split_rate
         return result
 
 
@@ -203,7 +203,7 @@ def evaluate_ijb(
     found, pairs = IjbFigures(), protocol.pairs
     with found.timed("prepare"):
         features, norms, groups, scores = _faces_by_rules(protocol, features, norms, detector_scores, rules)
-        strata = find_strata(protocol)
+        groupings = find_subgroups(protocol)
     with found.timed("intervals"):
         pair_draws = _pair_bootstrap(protocol, replicates, found.warnings)
     drawn: dict[str, NDArray[np.float64]] = {}
@@ -213,19 +213,19 @@ def evaluate_ijb(
                 aggregator if two_identity_split is None else TwoIdentitySplit(aggregator, two_identity_split)
             )
             faces = features, norms, groups, device
-            described = describe_templates(describer, *faces, detector_scores=scores).embedding
+            described = aggregate_templates(describer, *faces, detector_scores=scores).embedding
             normalisation = None if cohort is None else normalised_with(aggregator, cohort, rules, device)
             left, right = compared(described, normalisation)
         with found.timed("score"):
             ends = pairs.first, pairs.second, pairs.is_mated
             verification = verify(left, *ends, FARS, second_descriptors=right)
-            of_strata = figures_of_strata(strata, verification.scores, pairs.is_mated)
+            subgroups = subgroup_figures(groupings, verification.scores, pairs.is_mated)
         with found.timed("intervals"):
             tar_intervals = None
             if pair_draws is not None:
                 drawn[name] = pair_draws.tar(verification.scores, FARS)
                 strict = {key: rate.strict for key, rate in verification.rates.items()}
-                tar_intervals = _intervals(drawn[name], strict, pair_draws.mated_people)
+                tar_intervals = _intervals(drawn[name], strict, pair_draws.mated_subjects)
         with found.timed("identify"):
             galleries = _identify(protocol, left, right, replicates, found.warnings)
             helper = _published_helper(protocol, left, right) if published_helper else None
@@ -235,14 +235,14 @@ def evaluate_ijb(
             verification.curve,
             galleries,
             helper,
-            of_strata,
+            subgroups,
             None if two_identity_split is None else _share_of_two_people(described),
         )
         if len(found.aggregators) == 1:
             # They say of the pair list more than of the aggregator: once is enough.
             found.warnings += few_scores_warnings(verification.rates)
     if pair_draws is not None:
-        found.differences = _differences(found.aggregators, drawn, pair_draws.mated_people)
+        found.differences = _differences(found.aggregators, drawn, pair_draws.mated_subjects)
     return found
 
 
@@ -259,7 +259,7 @@ def normalised_with(
         norms = np.ones_like(norms)
     if rules.media != NOT_USED:
         features, norms, groups = average_media(features, norms, groups)
-    described = describe_templates(aggregator, features, norms, groups, device).embedding
+    described = aggregate_templates(aggregator, features, norms, groups, device).embedding
     return ScoreNormalisation.with_cohort(cohort.method, described)
 
 
@@ -323,7 +323,7 @@ def _identify(
             gallery.subjects,
         )
         closed = cmc(result, RANKS)
-        people = draws.mated_people(result) if draws else 0
+        people = draws.mated_subjects(result) if draws else 0
         cmc_intervals = _intervals(draws.cmc(result, RANKS), closed, people) if draws else None
         tpir: dict[str, TpirAtFpir] = {}
         tpir_intervals = None

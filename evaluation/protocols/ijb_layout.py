@@ -247,7 +247,7 @@ def _check_folder(folder: Path, name: str) -> None:
     there = sorted(path.parent.name for path in beside.glob("*/meta")) if beside.is_dir() else []
     found = f" It holds {', '.join(there)}." if there else ""
     raise InputError(
-        f"{folder}: there is no such folder. Expected --data_root to hold {name}/meta and {name}/loose_crop."
+        f"{folder}: no such folder. Expected --data_root to hold {name}/meta and {name}/loose_crop."
         f"{found} IJB-B and IJB-C are had from NIST, aligned lists of them from InsightFace's evaluation "
         "package."
     )

@@ -23,7 +23,7 @@ from data.sources.image_files import is_image_file, is_leftover
 from evaluation.metrics.identification import TpirAtFpir, cmc, tpir_at_fpir
 from evaluation.metrics.search import Search, search
 from evaluation.protocols.face_files import FaceFiles, first_of
-from evaluation.protocols.templates import FaceGroups, describe_templates
+from evaluation.protocols.templates import FaceGroups, aggregate_templates
 from evaluation.reporting.report import closed_section, markdown_table, open_section
 from runtime.errors import InputError
 
@@ -115,7 +115,7 @@ def read_ijb_s(data_root: Path, protocol_root: Path, protocols: Sequence[str] = 
     metadata = protocol_root / METADATA
     wanted = [metadata, *probe_files.values(), *(path for two in gallery_files.values() for path in two)]
     missing = [str(path) for path in dict.fromkeys(wanted) if not path.is_file()]
-    faults = [f"{data_root}: there is no such folder. {LAYOUT}"] if not data_root.is_dir() else []
+    faults = [f"{data_root}: no such folder. {LAYOUT}"] if not data_root.is_dir() else []
     faults += [f"protocol files that are missing: {', '.join(missing)}. {HOW_TO_GET}"] if missing else []
     if faults:
         raise InputError.from_faults(faults)
@@ -419,7 +419,7 @@ def evaluate_ijb_s(
         )
     return {
         name: ijb_s_figures(
-            describe_templates(aggregator, features, norms, data.groups, device).embedding, data
+            aggregate_templates(aggregator, features, norms, data.groups, device).embedding, data
         )
         for name, aggregator in aggregators.items()
     }

@@ -31,15 +31,15 @@ def read_matlab(path: Path) -> dict[str, Value]:
     """The variables of a file by name; structs, sparse arrays and mixed cells are skipped.
 
     Raises:
-        InputError: there is no such file, it is not a MATLAB 5 file, it is damaged or too large.
+        InputError: no such file, it is not a MATLAB 5 file, it is damaged or too large.
     """
     try:
         check_regular(path, "a MATLAB file")
         with path.open("rb") as stream:
             content = stream.read(_MAX_BYTES + 1)
-    except OSError as fault:
-        raise InputError(f"{path}: cannot be read ({fault.strerror}). Expected a MATLAB file.") from None
-    fault = _fault_of_header(content)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}). Expected a MATLAB file.") from None
+    fault: str | None = _fault_of_header(content)
     if fault is None:
         # Every thread of OpenBLAS reserves address space, which is limited.
         environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}

@@ -284,7 +284,7 @@ _Read = tuple[list[tuple[str, str]], list[bool], "list[int] | None"]
 
 def _lines(folder: Path, list_file: Path) -> _Lines:
     """Numbers (from 1) and columns of the lines that are not empty."""
-    faults = [] if folder.is_dir() else [f"{folder}: there is no such folder. Expected one of aligned faces."]
+    faults = [] if folder.is_dir() else [f"{folder}: no such folder. Expected one of aligned faces."]
     text = ""
     try:
         text = list_file.read_text(encoding="utf-8-sig")

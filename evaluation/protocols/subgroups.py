@@ -1,7 +1,7 @@
-"""TAR@FAR by what a template is like: its number of faces, of media, and the share of faces of somebody else.
+"""TAR@FAR by subgroups of pairs: number of faces, number of media, fraction of impostor faces of the probe.
 
-A figure in total hides where a method is good. Each stratum has its own non-mated pairs, so its threshold is
-its own. Whose the foreign faces are is known of benchmarks that `convert.py --build_set_benchmark` made.
+Each subgroup has its own non-mated pairs and so its own threshold. Impostor faces are only known for
+benchmarks that `convert.py --build_set_benchmark` made.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from evaluation.reporting.report import Result, markdown_table, percent
 from runtime.errors import InputError
 
 FARS = (1e-2, 1e-3)
-FACES, MEDIA, FOREIGN = "faces of the probe", "media of the probe", "share of foreign faces"
-# Names of the strata and the least that each begins at.
+FACES, MEDIA, IMPOSTORS = "faces of the probe", "media of the probe", "share of foreign faces"
+# Names of the subgroups and the lower bound of each. The titles and names are keys of result.json.
 _SIZES = {"1": 1, "2-4": 2, "5-16": 5, "17 or more": 17}
 _MEDIA = {"1": 1, "2": 2, "3-4": 3, "5 or more": 5}
 _SHARES = {"none": 0.0, "up to 0.25": 1e-9, "0.25 to 0.5": 0.25, "0.5 or more": 0.5}
@@ -32,8 +32,8 @@ Codes = NDArray[np.int8]
 
 
 @dataclass(frozen=True, eq=False)
-class Strata:
-    """One way to part the pairs: `names` of the strata; `codes` (n,) int8, each pair's place among them."""
+class Subgrouping:
+    """A partition of the pairs: `names` of the subgroups, `codes` (n,) int8 the subgroup of each pair."""
 
     title: str
     names: tuple[str, ...]
@@ -41,8 +41,8 @@ class Strata:
 
 
 @dataclass(frozen=True)
-class StratumFigures:
-    """One stratum; `rates` by `rate_key`, without those that its non-mated pairs are too few for."""
+class SubgroupFigures:
+    """One subgroup; `rates` by `rate_key`, without FARs below one in its number of non-mated pairs."""
 
     title: str
     name: str
@@ -51,13 +51,13 @@ class StratumFigures:
     rates: dict[str, TarAtFar]
 
 
-def find_strata(protocol: SetProtocol) -> list[Strata]:
-    """The ways in which the pairs of a protocol can be parted into two strata or more.
+def find_subgroups(protocol: SetProtocol) -> list[Subgrouping]:
+    """The partitions of a protocol's pairs that have two subgroups or more.
 
-    The probe of a pair is the template that is in no gallery; where both are or none is, the second.
+    The probe of a pair is the template that is in no gallery; if both or neither are, the second.
 
     Raises:
-        InputError: notes on the faces that do not belong to the other files.
+        InputError: notes on the faces that do not match the other files.
     """
     M = len(protocol.template_ids)
     sizes = np.bincount(protocol.template_of_face, minlength=M)
@@ -66,9 +66,9 @@ def find_strata(protocol: SetProtocol) -> list[Strata]:
         FACES: (sizes, _SIZES),
         MEDIA: (np.bincount(media[0], minlength=M), _MEDIA),
     }
-    if (foreign := read_foreign(protocol)) is not None:
-        sums = np.bincount(protocol.template_of_face, weights=foreign, minlength=M)
-        values[FOREIGN] = (sums / np.maximum(sizes, 1), _SHARES)
+    if (impostor := read_impostor_faces(protocol)) is not None:
+        sums = np.bincount(protocol.template_of_face, weights=impostor, minlength=M)
+        values[IMPOSTORS] = (sums / np.maximum(sizes, 1), _SHARES)
     probes = _probe_of_pairs(protocol)
     found = []
     for title, (value, bounds) in values.items():
@@ -76,15 +76,15 @@ def find_strata(protocol: SetProtocol) -> list[Strata]:
         of_template = np.searchsorted(np.array(list(bounds.values())), value, side="right") - 1
         codes = of_template.astype(np.int8)[probes]
         if len(np.unique(codes)) > 1:
-            found.append(Strata(title, tuple(bounds), codes))
+            found.append(Subgrouping(title, tuple(bounds), codes))
     return found
 
 
-def read_foreign(protocol: SetProtocol) -> NDArray[np.bool_] | None:
-    """(N,) whether a face is somebody else's; None where the data set has no notes.
+def read_impostor_faces(protocol: SetProtocol) -> NDArray[np.bool_] | None:
+    """(N,) whether a face is an impostor's; None where the data set has no notes.
 
     Raises:
-        InputError: the notes are broken, or of other faces.
+        InputError: the notes are damaged, or of other faces.
     """
     path = protocol.meta("face_notes.csv")
     if not path.is_file():
@@ -96,8 +96,8 @@ def read_foreign(protocol: SetProtocol) -> NDArray[np.bool_] | None:
         and np.array_equal(table["MEDIA_ID"].to_numpy(), protocol.media)
     ):
         raise InputError(
-            f"{path}: its {len(table):,} lines are of other faces than the {len(ids):,} of "
-            "face_tid_mid.txt. Do the files belong together? Remove the notes to evaluate without them."
+            f"{path}: its {len(table):,} lines do not match the {len(ids):,} faces of face_tid_mid.txt. "
+            "Remove the notes to evaluate without them."
         )
     return np.asarray(table["FOREIGN"].to_numpy() == 1, np.bool_)
 
@@ -110,72 +110,62 @@ def _probe_of_pairs(protocol: SetProtocol) -> NDArray[np.int32]:
     return np.where(in_gallery[second] & ~in_gallery[first], first, second)
 
 
-def figures_of_strata(
-    strata: Sequence[Strata], scores: NDArray[np.floating[Any]], is_mated: NDArray[np.bool_]
-) -> list[StratumFigures]:
-    """TAR at each of `FARS` of every stratum that has mated and non-mated pairs.
+def subgroup_figures(
+    groupings: Sequence[Subgrouping], scores: NDArray[np.floating[Any]], is_mated: NDArray[np.bool_]
+) -> list[SubgroupFigures]:
+    """TAR at each of `FARS` of every subgroup that has mated and non-mated pairs.
 
     Args:
-        strata: from `find_strata`.
+        groupings: from `find_subgroups`.
         scores: (n,) of the pairs.
         is_mated: (n,).
     """
-    places = [(each, code) for each in strata for code in range(len(each.names))]
-    # NumPy works outside of Python's lock: at IJB-C's size a second a core.
+    places = [(each, code) for each in groupings for code in range(len(each.names))]
+    # NumPy releases Python's lock: at IJB-C's size a second per core.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = list(pool.map(lambda place: _stratum(place[0], place[1], scores, is_mated), places))
+        found = list(pool.map(lambda place: _figures(place[0], place[1], scores, is_mated), places))
     return [figures for figures in found if figures is not None]
 
 
-def _stratum(
-    strata: Strata, code: int, scores: NDArray[np.floating[Any]], is_mated: NDArray[np.bool_]
-) -> StratumFigures | None:
-    own = np.flatnonzero(strata.codes == code)
+def _figures(
+    grouping: Subgrouping, code: int, scores: NDArray[np.floating[Any]], is_mated: NDArray[np.bool_]
+) -> SubgroupFigures | None:
+    own = np.flatnonzero(grouping.codes == code)
     mated = is_mated[own]
     nonmated = int(np.count_nonzero(~mated))
     if not mated.any() or not nonmated:
         return None
-    # With fewer pairs than one in 1/FAR no score decides.
     rates = tar_at_far(scores[own], mated, [far for far in FARS if nonmated * far >= 1])
-    return StratumFigures(strata.title, strata.names[code], len(own), len(own) - nonmated, rates)
+    return SubgroupFigures(grouping.title, grouping.names[code], len(own), len(own) - nonmated, rates)
 
 
-def strata_section(figures: Sequence[StratumFigures]) -> Result:
+def subgroup_section(figures: Sequence[SubgroupFigures]) -> Result:
     """The 'strata' of a result.json: by title and name."""
     section: Result = {}
     for each in figures:
-        section.setdefault(each.title, {})[each.name] = {
-            "pairs": each.pairs,
-            "mated": each.mated,
-            "tar_at_far": {
-                key: {
-                    "strict": rate.strict,
-                    "threshold": rate.threshold,
-                    "nonmated_above": rate.nonmated_above,
-                }
-                for key, rate in each.rates.items()
-            },
+        rates = {
+            key: {"strict": rate.strict, "threshold": rate.threshold, "nonmated_above": rate.nonmated_above}
+            for key, rate in each.rates.items()
         }
+        entry = {"pairs": each.pairs, "mated": each.mated, "tar_at_far": rates}
+        section.setdefault(each.title, {})[each.name] = entry
     return section
 
 
-def strata_table(results: Mapping[str, Result]) -> str | None:
-    """Strict TAR by stratum of results by name, per cent; None where they have no strata."""
+def subgroup_table(results: Mapping[str, Result]) -> str | None:
+    """Strict TAR by subgroup of results by name, per cent; None where they have no subgroups."""
     first: Result = next(iter(results.values())).get("strata", {})
     if not first:
         return None
     keys = [rate_key(far) for far in FARS]
     rows = []
-    for title, strata in first.items():
-        for number, (name, counts) in enumerate(strata.items()):
+    for title, groups in first.items():
+        for number, (name, counts) in enumerate(groups.items()):
+            rates = [result["strata"][title][name]["tar_at_far"] for result in results.values()]
             cells = [
-                " / ".join(_cell(result["strata"][title][name]["tar_at_far"].get(key)) for key in keys)
-                for result in results.values()
+                " / ".join(percent(found[key]["strict"]) if key in found else "-" for key in keys)
+                for found in rates
             ]
             pairs = [f"{counts['pairs']:,}", f"{counts['mated']:,}"]
             rows.append([title if number == 0 else "", name, *pairs, *cells])
     return markdown_table([f"TAR@FAR {' / '.join(keys)}, %", "", "pairs", "mated", *results], rows)
-
-
-def _cell(rate: Mapping[str, Any] | None) -> str:
-    return "-" if rate is None else percent(rate["strict"])

@@ -110,7 +110,7 @@ def average_media(
 
 
 @torch.inference_mode()
-def describe_templates(
+def aggregate_templates(
     aggregator: nn.Module,
     features: Floats,
     norms: Floats,

@@ -25,7 +25,7 @@ def read_table(path: Path, columns: Mapping[str, type[Any]], *, csv: bool = Fals
     """
     if not path.is_file():
         raise InputError(
-            f"{path}: there is no such file. It belongs to the meta files of the data set, whose names begin "
+            f"{path}: no such file. It belongs to the meta files of the data set, whose names begin "
             f"with '{path.name.split('_')[0]}_'."
         )
     try:

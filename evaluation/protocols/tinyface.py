@@ -156,7 +156,7 @@ def _read_list(path: Path, names_field: str, ids_field: str, faults: list[str]) 
     try:
         fields = read_matlab(path)
     except InputError as fault:
-        faults.append(str(fault) if path.exists() else f"{path}: there is no such file. {HOW_TO_GET}")
+        faults.append(str(fault) if path.exists() else f"{path}: no such file. {HOW_TO_GET}")
         return nothing
     lacking = [field for field in (names_field, ids_field) if field not in fields]
     if lacking:

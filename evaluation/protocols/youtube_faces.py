@@ -22,7 +22,7 @@ from data.sources.decoding import Image
 from data.sources.image_files import is_image_file, is_leftover
 from evaluation.metrics.verification import FoldAccuracy, TarAtFar, fold_accuracy, roc_curve, tar_at_far
 from evaluation.protocols.face_files import FaceFiles, first_of
-from evaluation.protocols.templates import FaceGroups, describe_templates, group_faces
+from evaluation.protocols.templates import FaceGroups, aggregate_templates, group_faces
 from evaluation.reporting.report import Result, markdown_table, percent, verification_section
 from photos.alignment import AS_STORED
 from photos.video_frames import FRAME_ALIGNMENT, aligned_frame, is_aligned
@@ -141,7 +141,7 @@ def evaluate_video_pairs(
         raise InputError(f"{len(pairs.video_of_frame):,} frames, but features {features.shape}.")
     found, groups = {}, pairs.groups
     for name, aggregator in aggregators.items():
-        embedding = describe_templates(aggregator, features, norms, groups, device).embedding
+        embedding = aggregate_templates(aggregator, features, norms, groups, device).embedding
         difference = embedding[pairs.first].astype(np.float64) - embedding[pairs.second]
         squared = np.einsum("nd,nd->n", difference, difference)
         cosines = 1 - squared / 2
@@ -188,9 +188,9 @@ def read_video_pairs(data_root: Path, splits: Path | None, most_frames: int) -> 
     """
     folder = next((data_root / name for name in FRAME_FOLDERS if (data_root / name).is_dir()), data_root)
     path = splits or data_root / "splits.txt"
-    faults = [] if folder.is_dir() else [f"{folder}: there is no such folder. {HOW_TO_GET}"]
+    faults = [] if folder.is_dir() else [f"{folder}: no such folder. {HOW_TO_GET}"]
     if not path.is_file():
-        faults.append(f"{path}: there is no such file. {HOW_TO_GET}")
+        faults.append(f"{path}: no such file. {HOW_TO_GET}")
     if faults:
         raise InputError.from_faults(faults)
     lines = _read_splits(path)

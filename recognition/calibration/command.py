@@ -9,9 +9,9 @@ from pathlib import Path
 from data.sources.subject_names import same_names
 from evaluation.metrics.score_normalisation import (
     DEFAULT_METHOD,
-    FEWEST_IN_COHORT,
     METHODS,
     METHODS_HELP,
+    MIN_COHORT,
     NEEDS_COHORT,
 )
 from evaluation.metrics.verification import rate_key
@@ -53,7 +53,7 @@ def run_calibrate(args: argparse.Namespace) -> None:
         faults.sentences.append(NEEDS_COHORT)
     sources = faults.of(lambda: find_labelled(root, "--images_root"))
     others = faults.of(
-        lambda: [] if cohort_root is None else find_labelled(cohort_root, "--cohort", FEWEST_IN_COHORT)
+        lambda: [] if cohort_root is None else find_labelled(cohort_root, "--cohort", MIN_COHORT)
     )
     if sources and others:
         both = same_names({each.subject for each in others}, {each.subject for each in sources})
@@ -107,7 +107,7 @@ def _flags(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="DIR",
         default=argparse.SUPPRESS,
-        help=f"normalise scores with these other subjects, {FEWEST_IN_COHORT} or more, each a subfolder",
+        help=f"normalise scores with these other subjects, {MIN_COHORT} or more, each a subfolder",
     )
     group.add_argument(
         "--score_normalisation",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from recognition.model import FaceModel, load_model
 from recognition.preprocessing import check_same_preprocessing, preprocessing_of
 from recognition.sources import SetSource
 from runtime.errors import InputError, InputWarning
-from validation.frame import Model, Seconds, result_frame
+from validation.frame import Model, Run, Seconds, result_of_run
 
 
 @pytest.fixture
@@ -174,8 +175,9 @@ def test_stores_results_and_galleries_have_the_same_preprocessing_record(
     options = EmbedOptions(flip="average")
     gallery = preprocessing_of(model, PhotoOptions(aligned=True), sources)
     store = identity_of(backbone, {"alignment": "as stored"}, options)
-    frame = result_frame("x", {}, Model(backbone, str(bare_weights), options), "mean", Seconds())
-    rules = frame["protocol"]["rules"]
+    embedded = Model(backbone, str(bare_weights), options)
+    run = Run(Namespace(), embedded, {}, [], Path(), Path(), Seconds())
+    rules = result_of_run(run, "x", {}, "mean", {})["protocol"]["rules"]
     for name in PREPROCESSING_KEYS:
         assert gallery[name] == store[name] == rules[name], name
     assert rules["illumination_normalisation"] != "none"

@@ -21,7 +21,7 @@ import convert
 from data.sampling.views import Kind, ViewPlan
 from data.sources.recordio import write_face_pack
 from evaluation.protocols.ijb_layout import SetProtocol, read_points, read_protocol
-from evaluation.protocols.subgroups import read_foreign
+from evaluation.protocols.subgroups import read_impostor_faces
 from evaluation.reporting.report import read_result
 from features.bank import FACES, LABEL
 from features.store import FeatureWriter, StoreLayout
@@ -271,7 +271,7 @@ def test_features_take_the_place_of_images(tmp_path: Path) -> None:
     for row, template in enumerate(read.template_of_face):
         source = np.flatnonzero((features / norms[:, None] == given[row]).all(axis=1))
         assert labels[source[0]] == int(names[str(subject_of[int(template)])])
-    validate_ijb.validate(
+    validate_ijb.PROTOCOL.validate(
         {
             "data_root": str(tmp_path / "out"),
             "dataset_name": "MINE",
@@ -363,7 +363,7 @@ def test_fractions_of_stress_are_exact(tmp_path: Path) -> None:
         assert medium not in foreign or shown not in enrolled
         of_template[note["TEMPLATE_ID"]].append(medium in foreign)
     assert all(2 * sum(each) < len(each) for each in of_template.values())
-    np.testing.assert_array_equal(read_foreign(read), [n["FOREIGN"] == "1" for n in notes(built)])
+    np.testing.assert_array_equal(read_impostor_faces(read), [n["FOREIGN"] == "1" for n in notes(built)])
     # Repeats are the same bytes three times.
     shots = {
         m: Counter((read.image_folder / read.image_names[row]).read_bytes() for row, _ in lines)
@@ -612,7 +612,7 @@ def test_from_the_command_to_a_table_of_subgroups(tmp_path: Path, capsys: pytest
     assert f"{manifest['counts']['templates']} templates" in said
     torch.manual_seed(1)
     save_weights(tmp_path / "tiny.safetensors", build_backbone("ir_tiny"))
-    validate_ijb.validate(
+    validate_ijb.PROTOCOL.validate(
         {
             "data_root": str(tmp_path / "sets"),
             "dataset_name": "HARD",

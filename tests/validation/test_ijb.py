@@ -78,7 +78,7 @@ def run(data: Dataset, out: Path, **flags: Any) -> dict[str, Any]:
     given = {"data_root": str(data.root), "dataset_name": data.name, "out": str(out), "gpus": 0} | flags
     if "features" not in flags:
         given |= {"num_workers": 0}
-    validate_ijb.validate({key: value for key, value in given.items() if value is not None})
+    validate_ijb.PROTOCOL.validate({key: value for key, value in given.items() if value is not None})
     return read_result(out)
 
 
@@ -197,7 +197,7 @@ def test_two_people_are_compared_by_their_best(
     share = np.mean((described[:, 0] != described[:, 1]).any(axis=1))
     assert 0 < share < 1
     assert result["share_of_two_people"] == pytest.approx(share)
-    assert f"Templates described as two people: mean {100 * share:.2f} %." in capsys.readouterr().out
+    assert f"two identities: mean {100 * share:.2f} %" in capsys.readouterr().out
     assert result["protocol"]["rules"]["descriptors"].startswith(
         "two a template whose parts have a cosine below 0.999"
     )
@@ -368,12 +368,12 @@ def test_an_untrained_aggregator_is_refused(data: Dataset, weights: Path, tmp_pa
     with pytest.raises(InputError, match="has to be trained") as fault:
         run(data, tmp_path / "out", weights=str(weights), aggregator=["coreset"])
     assert "media_mean" in str(fault.value)
-    with pytest.raises(InputError, match="there is no aggregator in it"):
+    with pytest.raises(InputError, match="contains no aggregator"):
         run(data, tmp_path / "out", weights=str(weights), aggregator_weights=[str(weights)])
     file = str(checkpoint(tmp_path / "a.ckpt"))
-    with pytest.raises(InputError, match="both hold a coreset"):
+    with pytest.raises(InputError, match="both contain a coreset"):
         run(data, tmp_path / "out", weights=str(weights), aggregator_weights=[file, file])
-    with pytest.raises(InputError, match="add it to --aggregator"):
+    with pytest.raises(InputError, match="Add 'coreset' to --aggregator"):
         run(data, tmp_path / "out", weights=str(weights), aggregator_weights=[file], aggregator=["mean"])
 
 
@@ -550,7 +550,7 @@ def test_all_flag_faults_come_in_one_message(
     )
     words += " --published_identification --score_normalisation as_norm --features"
     monkeypatch.setattr(sys, "argv", ["validate_ijb.py", *words.split(), str(tmp_path)])
-    assert validate_ijb.main() == 2
+    assert validate_ijb.PROTOCOL.main() == 2
     done = capsys.readouterr()
     for part in (
         "--data_root is missing",
@@ -561,7 +561,7 @@ def test_all_flag_faults_come_in_one_message(
         "--replicates -1: expected 0 or more",
         "--batch_size has no effect with --features",
         "--precision has no effect with --features",
-        "--aggregator mean stands there twice",
+        "--aggregator mean is given twice",
         "--coreset_size has no effect",
         "--score_normalisation has no effect without --cohort",
         "--two_identity_split 2.0: expected a cosine, -1 to 1",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,13 +11,12 @@ import torch
 
 from coreset import build_aggregator
 from evaluation.protocols.ijb_layout import read_points, read_protocol
-from evaluation.protocols.templates import describe_templates, group_faces
+from evaluation.protocols.templates import aggregate_templates, group_faces
 from evaluation.reporting.report import read_result
 from net import build_backbone
 from runtime.errors import InputError
 from tests.ijb_layout import Dataset, write_dataset
 from validation import ijb as validate_ijb
-from validation.ijb_flags import check_flags
 from weights import StoredAggregator, save_weights
 
 
@@ -38,11 +38,11 @@ def test_scores_weigh_the_faces_of_a_template() -> None:
     groups = group_faces(np.repeat([0, 1, 2], 3), np.arange(9), 3)
     for name in ("norm_weighted", "media_mean", "fps_mean"):
         by_score = build_aggregator(name, {"quality": "detector"})
-        found = describe_templates(by_score, features, norms, groups, detector_scores=scores).embedding
-        wanted = describe_templates(build_aggregator(name, {}), features, scores, groups).embedding
+        found = aggregate_templates(by_score, features, norms, groups, detector_scores=scores).embedding
+        wanted = aggregate_templates(build_aggregator(name, {}), features, scores, groups).embedding
         np.testing.assert_allclose(found, wanted, atol=1e-6)
     with pytest.raises(InputError, match="detector"):
-        describe_templates(
+        aggregate_templates(
             build_aggregator("norm_weighted", {"quality": "detector"}), features, norms, groups
         )
 
@@ -58,7 +58,7 @@ def test_the_command_takes_the_scores_of_the_meta_files(media: str, data: Datase
         **{"weights": str(tmp_path / "fused.safetensors"), "num_workers": 0, "replicates": 0},
         **{"aggregator": ["coreset", "norm_weighted"], "quality": "detector", "media": media},
     }
-    validate_ijb.validate(given)
+    validate_ijb.PROTOCOL.validate(given)
     result = read_result(tmp_path / "out")
     assert result["model"]["weights_sha256"]
     scores = read_points(read_protocol(data.root, data.name)).scores
@@ -66,7 +66,8 @@ def test_the_command_takes_the_scores_of_the_meta_files(media: str, data: Datase
 
 
 def test_a_flag_without_effect_is_refused(tmp_path: Path) -> None:
-    given = {"data_root": str(tmp_path), "features": str(tmp_path), "quality": "none"}
-    check_flags(given)
-    with pytest.raises(InputError, match="--quality has no effect"):
-        check_flags(given | {"aggregator": ["mean"]})
+    given: dict[str, Any] = {"data_root": str(tmp_path), "features": str(tmp_path), "quality": "none"}
+    protocol = validate_ijb.PROTOCOL
+    assert protocol.check(given, protocol.arguments(given)) == []
+    given["aggregator"] = ["mean"]
+    assert "--quality" in protocol.check(given, protocol.arguments(given))[0]

@@ -18,7 +18,7 @@ from net import build_backbone
 from runtime.errors import InputError, InputWarning
 from tests.ijb_layout import Dataset, write_dataset
 from validation import ijb as validate_ijb
-from validation.subjects import cohort_bank, cohort_of, judged_names
+from validation.subjects import cohort_bank, cohort_of, evaluated_subjects
 from weights import TRAINED_SUBJECTS, name_digests
 
 D = 64
@@ -55,7 +55,9 @@ def write_cohort(path: Path, people: int, size: int = D) -> Path:
 
 def run(data: Dataset, out: Path, **flags: Any) -> dict[str, Any]:
     given = {"data_root": str(data.root), "dataset_name": data.name, "out": str(out), "gpus": 0}
-    validate_ijb.validate(given | {name: str(v) if isinstance(v, Path) else v for name, v in flags.items()})
+    validate_ijb.PROTOCOL.validate(
+        given | {name: str(v) if isinstance(v, Path) else v for name, v in flags.items()}
+    )
     return read_result(out)
 
 
@@ -91,14 +93,14 @@ def test_scores_with_a_cohort_are_cosines_over_how_near_both_are_to_it(
         found = result["verification"]["tar_at_far"][f"{far:.0e}"]
         assert found["strict"] == pytest.approx(np.mean(scores[mated] >= allowed))
         assert found["threshold"] == pytest.approx(allowed, rel=1e-5)
-    assert result["protocol"]["rules"]["cohort"] == f"96 templates of 24 people of {cohort}"
+    assert result["protocol"]["rules"]["cohort"] == f"96 templates of 24 subjects of {cohort}"
     assert result["protocol"]["rules"]["score_normalisation"] == "local_scaling"
     other = run(data, tmp_path / "as", features=features, cohort=cohort, score_normalisation="as_norm")
     assert other["protocol"]["rules"]["score_normalisation"] == "as_norm"
     assert other["verification"] != result["verification"]
     plain = run(data, tmp_path / "plain", features=features, aggregator=["norm_weighted"])
     assert plain["verification"] != result["verification"]
-    assert any("does not name its people" in warning for warning in result["warnings"])
+    assert any("does not name its subjects" in warning for warning in result["warnings"])
     with_media = run(data, tmp_path / "media", features=features, cohort=cohort, protocol="adaface")
     assert with_media["verification"] != result["verification"]
 
@@ -108,7 +110,7 @@ def test_people_of_the_benchmark_are_not_in_the_cohort(tmp_path: Path) -> None:
     assert cohort_bank(cohort, frozenset({"Person_3", "Nobody"})).subjects == sorted(
         f"Person_{number}" for number in range(24) if number != 3
     )
-    with pytest.raises(InputError, match="19 people who are not of the benchmark, expected 20"):
+    with pytest.raises(InputError, match=r"--cohort .*19 subjects.*20"):
         cohort_bank(cohort, frozenset(f"Person_{number}" for number in range(5)))
 
 
@@ -193,7 +195,7 @@ def test_names_that_are_nobody_of_the_benchmark_are_said(data: Dataset, tmp_path
     judged = tmp_path / "judged.txt"
     judged.write_text("ann\nBob\n")
     with pytest.warns(InputWarning, match=r"judged\.txt: 1 .*1 names .*ann and Ann"):
-        assert judged_names(read_protocol(data.root, data.name), str(judged)) == {"ann", "Bob"}
+        assert evaluated_subjects(read_protocol(data.root, data.name), str(judged)) == {"ann", "Bob"}
 
 
 def test_a_cohort_is_without_the_judged_in_every_unicode_form(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def root(tmp_path: Path, drawn_face: Callable[[int, int], bytes]) -> Path:
 def run(capsys: pytest.CaptureFixture[str], *given: object) -> tuple[int, str, str]:
     argv, sys.argv = sys.argv, ["validate_tinyface.py", *map(str, given), "--num_workers", "0", "--gpus", "0"]
     try:
-        code = validate_tinyface.main()
+        code = validate_tinyface.PROTOCOL.main()
     finally:
         sys.argv = argv
     said = capsys.readouterr()

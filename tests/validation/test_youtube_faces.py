@@ -67,7 +67,7 @@ def root(tmp_path: Path, drawn_face: Draw) -> Path:
 def run(capsys: pytest.CaptureFixture[str], *given: object) -> tuple[int, str, str]:
     argv, sys.argv = sys.argv, ["validate_ytf.py", *map(str, given), "--num_workers", "0", "--gpus", "0"]
     try:
-        code = validate_ytf.main()
+        code = validate_ytf.PROTOCOL.main()
     finally:
         sys.argv = argv
     said = capsys.readouterr()
@@ -167,8 +167,10 @@ def test_other_frames_are_found_or_cut_from_the_middle(
     # A video whose frames are larger needs a detector, which is asked for before anything is embedded.
     for path in (root / "aligned_images_DB" / "Name_0" / "0").iterdir():
         path.write_bytes(encoded)
-    with pytest.raises(InputError, match=r"--detector .*absent\.onnx: no such file"):
-        validate_ytf.find_videos(root, None, 0, tmp_path / "absent.onnx")
+    protocol = validate_ytf.PROTOCOL
+    args = protocol.arguments({"data_root": root, "detector": tmp_path / "absent.onnx"})
+    with pytest.raises(InputError, match=r"--detector .*absent\.onnx"):
+        protocol.read(args)
 
 
 def test_faults_are_told_before_work(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from coreset import FaceSets, SetDescriptor
 from coreset.aggregator import CoresetAggregator
 from net import build_backbone
 from recognition.model import load_model
-from runtime.errors import Faults, InputError
-from validation.frame import Model, open_aggregators
+from runtime.errors import InputError
+from validation.frame import open_aggregators
 from weights import Overrides, StoredAggregator, load_aggregator, load_backbone, save_weights
 from weights.converting import convert_weights, extract_aggregator
 
@@ -237,16 +238,13 @@ def test_commands_hand_the_flags_on(published: dict[str, Tensor], tmp_path: Path
     assert model.fingerprint != load_model(path, device="cpu").fingerprint
     with pytest.raises(InputError, match="--gamma"):
         load_model(path, aggregator="mean", device="cpu", overrides=Overrides(gamma=0.5))
-    from features.options import EmbedOptions
-
-    opened = Model(load_backbone(path), str(path), EmbedOptions(flip="not used"))
-    faults = Faults()
     names = ["coreset", "top_k", "mean"]
-    found = open_aggregators(names, opened, None, "mean", Overrides(coreset_size=2), faults)
-    assert not faults.sentences
+    args = Namespace(weights=path, aggregator=names, aggregator_weights=None, coreset_size=2, gamma=None)
+    found, _ = open_aggregators(args, "mean")
     assert [found[name].coreset_size for name in names[:2]] == [2, 2]
-    assert open_aggregators(["mean"], opened, None, "mean", Overrides(coreset_size=2), faults)
-    assert "--coreset_size" in faults.sentences[0]
+    args.aggregator = ["mean"]
+    with pytest.raises(InputError, match="--coreset_size"):
+        open_aggregators(args, "mean")
 
 
 def test_values_are_read_whatever_plain_class_holds_them_and_nothing_runs(

@@ -199,7 +199,7 @@ def test_equal_decisions_on_few_people_are_no_proof_of_equality() -> None:
 
 def test_people_of_a_bootstrap_are_those_with_mated_comparisons() -> None:
     first, second = np.array([0, 1, 1, 2, 0]), np.array([0, 1, 1, 3, 1])
-    assert PairBootstrap(first, second, first == second, replicates=2).mated_people == 2
+    assert PairBootstrap(first, second, first == second, replicates=2).mated_subjects == 2
     probes, gallery = np.array([7, 7, 8, 9]), np.array([7, 8])
     found = search_similarity(np.random.default_rng(0).random((4, 2)), probes, gallery)
-    assert ProbeBootstrap(probes, replicates=2).mated_people(found) == 2
+    assert ProbeBootstrap(probes, replicates=2).mated_subjects(found) == 2

@@ -16,7 +16,7 @@ from torch import nn
 
 from coreset import AGGREGATORS, FaceSets, build_aggregator
 from evaluation.protocols import templates as templates_module
-from evaluation.protocols.templates import FaceGroups, average_media, describe_templates, group_faces
+from evaluation.protocols.templates import FaceGroups, aggregate_templates, average_media, group_faces
 from features.flips import FLIP_RULES, fuse_flips
 from runtime.errors import InputError
 
@@ -80,9 +80,9 @@ def test_threads_change_nothing_and_are_given_back(name: str) -> None:
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        alone = describe_templates(build(name), features, norms, groups)
+        alone = aggregate_templates(build(name), features, norms, groups)
         torch.set_num_threads(3)
-        together = describe_templates(build(name), features, norms, groups)
+        together = aggregate_templates(build(name), features, norms, groups)
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
@@ -95,7 +95,7 @@ def test_described_as_one_template_at_a_time(name: str) -> None:
     features, norms, template, media = dataset()
     module = build(name)
     wanted = one_at_a_time(module, features, norms, template, media)
-    found = describe_templates(module, features, norms, group_faces(template, media, 7))
+    found = aggregate_templates(module, features, norms, group_faces(template, media, 7))
     assert found.embedding.dtype == found.norm.dtype == np.float32
     np.testing.assert_allclose(found.embedding, wanted[:, :D], atol=2e-6)
     np.testing.assert_allclose(found.norm, wanted[:, D], rtol=1e-5)
@@ -106,8 +106,8 @@ def test_half_precision_features_are_widened_first(name: str) -> None:
     features, norms, template, media = dataset()
     half = features.astype(np.float16)
     groups = group_faces(template, media, 7)
-    wanted = describe_templates(build(name), half.astype(np.float32), norms, groups)
-    found = describe_templates(build(name), half, norms, groups)
+    wanted = aggregate_templates(build(name), half.astype(np.float32), norms, groups)
+    found = aggregate_templates(build(name), half, norms, groups)
     np.testing.assert_allclose(found.embedding, wanted.embedding, atol=1e-6)
 
 
@@ -119,8 +119,8 @@ def test_features_may_be_a_read_only_file(
     np.save(tmp_path / "features.npy", features)
     mapped = np.load(tmp_path / "features.npy", mmap_mode="r")
     groups = group_faces(template, media, 7)
-    found = describe_templates(build(name), mapped, norms, groups)
-    wanted = describe_templates(build(name), features, norms, groups)
+    found = aggregate_templates(build(name), mapped, norms, groups)
+    wanted = aggregate_templates(build(name), features, norms, groups)
     np.testing.assert_array_equal(found.embedding, wanted.embedding)
     assert not recwarn.list
 
@@ -128,9 +128,9 @@ def test_features_may_be_a_read_only_file(
 def test_order_of_the_faces_does_not_matter() -> None:
     features, norms, template, media = dataset()
     rows = np.random.default_rng(1).permutation(len(norms))
-    wanted = describe_templates(build("coreset"), features, norms, group_faces(template, media, 7))
+    wanted = aggregate_templates(build("coreset"), features, norms, group_faces(template, media, 7))
     groups = group_faces(template[rows], media[rows], 7)
-    found = describe_templates(build("coreset"), features[rows], norms[rows], groups)
+    found = aggregate_templates(build("coreset"), features[rows], norms[rows], groups)
     np.testing.assert_allclose(found.embedding, wanted.embedding, atol=2e-6)
 
 
@@ -145,7 +145,9 @@ def test_a_face_without_direction_gives_a_descriptor_of_zeros() -> None:
     features, norms = faces(2)
     features[1] = -features[0]
     norms[:] = 10
-    found = describe_templates(build("mean"), features, norms, group_faces(np.zeros(2, int), np.arange(2), 1))
+    found = aggregate_templates(
+        build("mean"), features, norms, group_faces(np.zeros(2, int), np.arange(2), 1)
+    )
     assert np.abs(found.embedding).max() == 0
 
 
@@ -169,8 +171,8 @@ def test_averaged_media_are_those_of_a_loop() -> None:
 def test_norm_weighted_of_averaged_media_is_media_mean() -> None:
     features, norms, template, media = dataset(4)
     groups = group_faces(template, media, 7)
-    wanted = describe_templates(build("media_mean"), features, norms, groups).embedding
-    found = describe_templates(build("norm_weighted"), *average_media(features, norms, groups)).embedding
+    wanted = aggregate_templates(build("media_mean"), features, norms, groups).embedding
+    found = aggregate_templates(build("norm_weighted"), *average_media(features, norms, groups)).embedding
     np.testing.assert_allclose(found, wanted, atol=1e-6)
 
 
@@ -192,14 +194,14 @@ def test_descriptors_that_are_not_finite_are_refused() -> None:
         next(each for each in aggregator.parameters() if each.ndim == 2).fill_(3e38)
     groups = FaceGroups(np.arange(3), np.array([0, 3]), np.arange(3))
     with pytest.raises(InputError, match="1 of 1 sets"):
-        describe_templates(aggregator, *faces(3), groups)
+        aggregate_templates(aggregator, *faces(3), groups)
 
 
 def test_features_that_do_not_fit_the_groups_are_refused() -> None:
     features, norms = faces(3)
     groups = FaceGroups(np.arange(4), np.array([0, 4]), np.arange(4))
     with pytest.raises(InputError, match="rows below N"):
-        describe_templates(build("mean"), features, norms, groups)
+        aggregate_templates(build("mean"), features, norms, groups)
 
 
 # ---------------------------------------------------------------------------------------- flip rules
