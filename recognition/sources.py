@@ -79,7 +79,7 @@ def files_of(path: Path) -> list[Path]:
 
 def _fault_of(path: Path) -> str | None:
     if not path.exists():
-        return f"{path}: there is no such folder, image or video."
+        return f"{path}: no such folder, image or video."
     if kind := kind_of_special(path.stat().st_mode):
         return f"{path}: is {kind}, which is not opened. Expected a folder, an image or a video."
     if path.is_dir() and not files_of(path):

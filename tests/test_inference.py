@@ -165,7 +165,7 @@ def test_example_sets_without_arguments(
     for name in ("alex_album", "alex_camera", "robin_album"):
         assert name in said
         assert len(list((tmp_path / "out" / "example_sets" / name).iterdir())) >= 9
-    # Again: what is there is the same.
+    # Again, with the example sets already there.
     assert run("--weights", checkpoint, "--out", tmp_path / "out", "--device", "cpu") == 0
 
 

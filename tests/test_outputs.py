@@ -1,4 +1,4 @@
-"""Every command looks at its outputs before it works, and refuses those that cannot be written."""
+"""Commands check their outputs before work starts, and refuse those that cannot be written."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from validation import pairs as validate_pairs
 from validation import tinyface as validate_tinyface
 from validation import youtube_faces as validate_ytf
 
-# FILE is a file, so that nothing can be written below it; what is read is missing too, or is told later.
+# FILE is a file, so nothing can be written below it; inputs are missing as well.
 COMMANDS: dict[str, tuple[Callable[[], int], str]] = {
     "inference": (inference.main, "--weights missing --out FILE/x SET"),
     "inference_of_the_example": (inference.main, "--weights missing --out FILE/x"),

@@ -1,4 +1,4 @@
-"""A small network with random weights, sets of drawn faces, and described sets that need no photos."""
+"""A small network with random weights, and aggregated sets without photos."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _backbone() -> Backbone:
 
 @pytest.fixture(scope="session")
 def bare_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A backbone alone."""
+    """A backbone without an aggregator."""
     path = tmp_path_factory.mktemp("bare") / "backbone.safetensors"
     save_weights(path, _backbone())
     return path
@@ -34,7 +34,7 @@ def bare_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of ours: backbone and coreset aggregator."""
+    """A checkpoint with a backbone and a coreset aggregator."""
     backbone = _backbone()
     options = {"embedding_size": D, "coreset_size": 3}
     aggregator = build_aggregator("coreset", options)
@@ -57,7 +57,7 @@ def bare_model(bare_weights: Path) -> FaceModel:
 
 
 @pytest.fixture(scope="session")
-def drawn_set() -> Callable[..., AggregatedSet]:
+def make_set() -> Callable[..., AggregatedSet]:
     return aggregated_set
 
 
@@ -68,7 +68,7 @@ def aggregated_set(
     name: str = "anna",
     rejected: Sequence[Rejection] = (),
 ) -> AggregatedSet:
-    """A set of faces with those features; they are made unit rows."""
+    """A set of faces with these features, normalised to unit rows."""
     rows = np.asarray(features, np.float32)
     rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     lengths = np.full(len(rows), 10, np.float32) if norms is None else np.array(norms, np.float32)
@@ -89,7 +89,7 @@ def aggregated_set(
 
 
 def thumbnail_of(feature: np.ndarray) -> bytes:
-    """A thumbnail that is the same for equal features alone."""
+    """A thumbnail that is equal for equal features only."""
     rng = np.random.default_rng(np.abs(feature * 1e4).astype(np.int64))
     coarse = rng.integers(60, 200, (14, 14, 3), np.uint8)
     return thumbnail(coarse.repeat(8, axis=0).repeat(8, axis=1))

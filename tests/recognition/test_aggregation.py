@@ -31,7 +31,7 @@ def clip(path: Path, count: int, side: int = 112) -> Path:
     return path
 
 
-def describe(model: FaceModel, *paths: Path, options: PhotoOptions = ALIGNED):
+def aggregate(model: FaceModel, *paths: Path, options: PhotoOptions = ALIGNED):
     return aggregate_sets(model, find_sets(list(paths)), options, progress=False)
 
 
@@ -72,7 +72,7 @@ def test_unusable_files_are_rejected_with_reasons(model: FaceModel, face_folder:
     (folder / ".hidden").write_bytes(b"x")
     (folder / "Thumbs.db").write_bytes(b"x")
     (folder / "sub").mkdir()
-    (found,), _ = describe(model, folder)
+    (found,), _ = aggregate(model, folder)
     assert found.files == ["0.png", "1.png", "2.png"]
     reasons = {each.name: each.reason for each in found.rejected}
     assert reasons.keys() == {"empty.jpg", "notes.txt", "half.png", "large.png", "broken.mp4"}
@@ -89,14 +89,14 @@ def test_set_without_faces_is_empty(
     empty_one = tmp_path / "nobody"
     empty_one.mkdir()
     (empty_one / "a.jpg").write_bytes(b"")
-    found, empty = describe(model, face_folder(1, 2) / "s000", empty_one)
+    found, empty = aggregate(model, face_folder(1, 2) / "s000", empty_one)
     assert [each.name for each in found] == ["s000"]
     assert [(each.name, len(each.rejected)) for each in empty] == [("nobody", 1)]
 
 
 def test_video_is_a_set_of_frames_and_one_medium(model: FaceModel, tmp_path: Path) -> None:
     path = clip(tmp_path / "walk.avi", 30)
-    (found,), _ = describe(model, path, options=PhotoOptions(aligned=True, fps=2))
+    (found,), _ = aggregate(model, path, options=PhotoOptions(aligned=True, fps=2))
     assert found.name == "walk.avi"
     assert found.files == [f"walk.avi at {second:.2f} s" for second in (0, 0.5, 1, 1.5, 2, 2.5)]
     assert {face.medium for face in found.faces} == {0}
@@ -107,13 +107,13 @@ def test_folder_with_photos_and_videos(
 ) -> None:
     folder = face_folder(1, 2) / "s000"
     clip(folder / "0b.avi", 10)
-    (found,), _ = describe(model, folder)
+    (found,), _ = aggregate(model, folder)
     assert found.files == ["0.png", "0b.avi at 0.00 s", "0b.avi at 0.50 s", "1.png"]
     assert [face.medium for face in found.faces] == [0, 1, 1, 2]
 
 
 def test_image_is_a_set_of_one_face(model: FaceModel, face_folder: Callable[..., Path]) -> None:
-    (found,), _ = describe(model, face_folder(1, 1) / "s000" / "0.png")
+    (found,), _ = aggregate(model, face_folder(1, 1) / "s000" / "0.png")
     assert found.name == "0.png"
     assert len(found.faces) == 1
 
@@ -123,7 +123,7 @@ def test_real_photos_are_detected_and_aligned(shared: Path, bare_model: FaceMode
     folder = tmp_path / "Liam_Neeson"
     cv2.imwrite(str(folder / "wall.png"), np.full((200, 200, 3), 130, np.uint8))
     options = PhotoOptions(detector=shared / "faces" / DETECTOR_NAME)
-    (found,), _ = describe(bare_model, folder, options=options)
+    (found,), _ = aggregate(bare_model, folder, options=options)
     assert len(found.faces) == 3
     assert [(each.name, each.reason) for each in found.rejected] == [("wall.png", "no face was found in it.")]
     for face in found.faces:
@@ -140,8 +140,8 @@ def test_all_faces_of_a_photo_are_numbered(shared: Path, bare_model: FaceModel, 
     pair = [read_photo(path) for path in sorted((tmp_path / "Liam_Neeson").iterdir())[:2]]
     cv2.imwrite(str(tmp_path / "pair.png"), np.concatenate(pair, axis=1)[..., ::-1])
     options = PhotoOptions(faces="all", detector=shared / "faces" / DETECTOR_NAME)
-    (found,), _ = describe(bare_model, tmp_path / "pair.png", options=options)
-    # Somebody may stand behind them.
+    (found,), _ = aggregate(bare_model, tmp_path / "pair.png", options=options)
+    # There may be more faces in the background.
     assert found.files == [f"pair.png #{number}" for number in range(1, len(found.faces) + 1)]
     assert len(found.faces) >= 2
     sizes = [face.size for face in found.faces]
@@ -151,7 +151,7 @@ def test_all_faces_of_a_photo_are_numbered(shared: Path, bare_model: FaceModel, 
 def test_of_two_faces_of_similar_size_the_one_that_agrees_is_chosen(
     model: FaceModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The larger face of the pair, on the left, is of somebody else than the other photo of the folder."""
+    """The left face of the pair shows a different person than the other photo of the folder."""
     anna, other = draw_frontal_face(0, seed=1), draw_frontal_face(7, seed=1)
 
     class TwoFaces:
@@ -173,7 +173,7 @@ def test_of_two_faces_of_similar_size_the_one_that_agrees_is_chosen(
     detector = tmp_path / "detector"
     detector.touch()
     options = PhotoOptions(detector=detector)
-    (found, alone), _ = describe(model, folder, folder / "pair.png", options=options)
+    (found, alone), _ = aggregate(model, folder, folder / "pair.png", options=options)
     assert found.files == ["a.png", "pair.png"]
     assert [face.choice for face in found.faces] == [None, FaceChoice(2, from_left=2, agrees=True)]
     assert found.features[0] @ found.features[1] > 0.999

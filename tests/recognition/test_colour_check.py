@@ -1,4 +1,4 @@
-"""A backbone that gets red and blue the wrong way round is told, wherever faces are embedded."""
+"""A wrong channel order is reported wherever faces are embedded."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def faces(shared: Path) -> list[np.ndarray]:
 
 @pytest.fixture(params=["RGB", "BGR"])
 def weights(request: pytest.FixtureRequest, shared: Path, tmp_path: Path) -> tuple[str, Path]:
-    """MobileFaceNet, which was trained in RGB, under either claim."""
+    """MobileFaceNet, which was trained in RGB, with either channel order in its spec."""
     backbone = load_backbone(shared / "faces" / "mobilefacenet.safetensors", channel_order=request.param)
     save_weights(tmp_path / "backbone.safetensors", backbone)
     return request.param, tmp_path / "backbone.safetensors"

@@ -1,4 +1,4 @@
-"""Names of files and people that command terminals and spreadsheets, or are no UTF-8, do no harm anywhere."""
+"""Names with control characters, formulas or invalid UTF-8 are escaped in every output."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def hostile_sets(face_folder: Callable[..., Path]) -> list[Path]:
 
 def assert_harmless(text: str) -> None:
     assert not any(control in text for control in CONTROLS)
-    # No line begins with what stands behind the line break of a name.
+    # No line begins with the text after the line break of a name.
     assert not any(line.startswith(("\\x1b", "\x1b")) for line in text.splitlines())
 
 
@@ -67,7 +67,7 @@ def test_hostile_names_are_escaped_in_galleries(
     line = ["enroll", "--weights", str(bare_weights), "--aligned", "--gallery", str(gallery), str(hostile)]
     assert inference.main(line) == 0
     assert inference.main(["list", "--gallery", str(gallery)]) == 0
-    # By the name of its folder, and by the one that is shown.
+    # By the folder name and by the escaped name.
     copy = shutil.copy(gallery, tmp_path / "copy.db")
     assert inference.main(["remove", "--gallery", str(gallery), hostile.name]) == 0
     assert inference.main(["remove", "--gallery", str(copy), open_gallery(copy).names[0]]) == 0

@@ -178,7 +178,7 @@ def test_no_faces(model: FaceModel) -> None:
 
 
 def test_descriptors_that_are_not_finite_are_refused(model: FaceModel) -> None:
-    """Of weights that are finite, and overflow."""
+    """Finite weights can overflow."""
     features = np.eye(model.embedding_size, dtype=np.float32)[:3]
     damaged = copy.deepcopy(model)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""How faces were read is kept with galleries and calibrations, and other ways of reading are refused."""
+"""Galleries and calibrations keep how faces were preprocessed, and refuse other preprocessing."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_different_preprocessing_is_refused(
                 check()
             except InputError as fault:  # noqa: PERF203 - three checks
                 told.append([line.split(":")[0].strip() for line in str(fault).splitlines()[1:]])
-        # Galleries and calibrations judge alike.
+        # Galleries and calibrations apply the same rule.
         assert len(told) in (0, 3)
         assert all(each == told[0] for each in told)
         return told[0] if told else []
@@ -87,7 +87,7 @@ def test_different_preprocessing_is_refused(
     assert refused(PhotoOptions(aligned=True)) == ["alignment"]
     assert refused(PhotoOptions(detector=other)) == ["detector"]
     assert refused(found, replace(bare_model, flip="average")) == ["flip"]
-    # Frames a second mean something where there are videos on both sides.
+    # Frames per second matter only if both have videos.
     assert refused(replace(found, fps=5.0)) == []
     (sources[0].path / "b.mp4").write_bytes(b"\x00\x00\x00\x18ftypisom")
     assert refused(replace(found, fps=5.0)) == []
@@ -144,12 +144,12 @@ def test_missing_preprocessing_record_is_a_warning(tmp_path: Path) -> None:
     here = {"alignment": "as stored"}
     with pytest.warns(InputWarning, match="does not say"):
         gallery_info(path).check_reading(here)
-    # Not known of some, it is not known of all.
+    # Unknown for some subjects is unknown for all.
     joined = Gallery(("Cem",), np.eye(1, 4, dtype=np.float32), np.ones(1, np.float32), ((),), "f", here)
     with pytest.warns(InputWarning, match="does not say"):
         enroll(path, joined)
     assert gallery_info(path).reading == {}
-    # As files were before this was recorded.
+    # As in files of earlier versions.
     values = {name: array for name, array in members_of(joined).items() if name != "reading"}
     np.savez(tmp_path / "g.npz", **values | {"schema": np.array(1)})
     with pytest.raises(InputError, match=r"form 1.*form 3"):
@@ -167,7 +167,7 @@ def test_missing_preprocessing_record_is_a_warning(tmp_path: Path) -> None:
 def test_stores_results_and_galleries_have_the_same_preprocessing_record(
     bare_weights: Path, sources: list[SetSource]
 ) -> None:
-    """With all that is not the default, so that nothing can be left out unseen."""
+    """With values that are all different from the defaults."""
     model = load_model(bare_weights, flip="average", device="cpu")
     spec = replace(model.spec, normalises_illumination=True, mean=127.00001, channel_order="RGB")
     backbone, model = model.backbone, replace(model, spec=spec)

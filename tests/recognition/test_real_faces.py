@@ -1,5 +1,4 @@
-"""The figures of benchmarks/speed/inference.py on real faces, and weights of other kinds through the same
-door."""
+"""Inference on real faces: mated sets, ONNX backbones, sets of several identities."""
 
 from __future__ import annotations
 
@@ -42,7 +41,7 @@ def test_onnx_backbone_gives_the_descriptors_of_the_torch_one(shared: Path) -> N
         images = np.moveaxis(stored["images_rgb_uint8"], 1, -1)
         expected = stored["embedding"]
     by_torch = load_model(shared / "faces" / "mobilefacenet.safetensors", device="cpu")
-    # What a graph's norm means is not known, so that it has to be asked for.
+    # Whether a graph's norm measures quality is unknown, so the pooling is requested.
     by_onnx = load_model(
         shared / "faces" / "mobilefacenet.onnx",
         aggregator="norm_weighted",
@@ -54,7 +53,7 @@ def test_onnx_backbone_gives_the_descriptors_of_the_torch_one(shared: Path) -> N
         assert np.abs(features * norms[:, None] - expected).max() < 1e-3
     one, other = embed_set(by_torch, images), embed_set(by_onnx, images)
     assert one.embedding @ other.embedding > 0.99999
-    # Another file, another runtime: descriptors agree to rounding alone, so that they are not mixed.
+    # Descriptors of another runtime agree only up to rounding, so they have another fingerprint.
     assert by_torch.fingerprint != by_onnx.fingerprint
 
 
@@ -62,7 +61,7 @@ def test_onnx_backbone_gives_the_descriptors_of_the_torch_one(shared: Path) -> N
 def test_folder_of_three_identities_is_not_enrolled(
     aggregator: list[str], shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The message says which of the nine photos belong together."""
+    """The message groups the nine photos by identity."""
     faces = shared / "faces"
     with tarfile.open(faces / "raw_sample.tar") as archive:
         archive.extractall(tmp_path, filter="data")

@@ -64,13 +64,13 @@ def test_a_file_without_a_curve_gives_no_fmr_at_the_score() -> None:
 
 
 @pytest.fixture
-def three(model: FaceModel, drawn_set: Make) -> list[AggregatedSet]:
+def three(model: FaceModel, make_set: Make) -> list[AggregatedSet]:
     rng = np.random.default_rng(0)
     anna, berta = rng.normal(size=(2, 64))
     return [
-        drawn_set(model, anna + 0.3 * rng.normal(size=(6, 64)), name="anna"),
-        drawn_set(model, anna + 0.3 * rng.normal(size=(7, 64)), name="anna again"),
-        drawn_set(model, berta + 0.3 * rng.normal(size=(1, 64)), name="berta"),
+        make_set(model, anna + 0.3 * rng.normal(size=(6, 64)), name="anna"),
+        make_set(model, anna + 0.3 * rng.normal(size=(7, 64)), name="anna again"),
+        make_set(model, berta + 0.3 * rng.normal(size=(1, 64)), name="berta"),
     ]
 
 

@@ -137,11 +137,11 @@ def test_a_set_of_copies_alone_is_left_out(
 
 
 def test_subjects_whose_folders_show_several_persons_are_named(
-    model: FaceModel, drawn_set: Callable[..., AggregatedSet]
+    model: FaceModel, make_set: Callable[..., AggregatedSet]
 ) -> None:
     def of_person(number: int, name: str) -> AggregatedSet:
         rows = np.eye(64)[[10 * number + 1, 10 * number + 2, 10 * number + 3]] + 2 * np.eye(64)[10 * number]
-        return drawn_set(model, rows, name=name)
+        return make_set(model, rows, name=name)
 
     sets = [of_person(0, "s0"), of_person(1, "s1/a"), of_person(2, "s1/b")]
     text = mixed_text(model, sets, ["s0", "s1", "s1"])

@@ -11,7 +11,7 @@ def near(who: int, seed: int) -> np.ndarray:
 
 
 def choose(people: list[list[int]]) -> tuple[list[int], list[bool]]:
-    """Who is chosen of each photo, given the people in it, the largest first."""
+    """The subject chosen in each photo, given its subjects, the largest face first."""
     shown = [who for photo in people for who in photo]
     photos = np.repeat(np.arange(len(people)), [len(photo) for photo in people])
     rows = np.stack([near(who, seed) for seed, who in enumerate(shown)])

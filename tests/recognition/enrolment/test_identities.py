@@ -11,7 +11,7 @@ LIMITS = IdentityLimits()
 
 
 def photos(counts: list[int], spread: float = 0.5, seed: int = 0) -> np.ndarray:
-    """So many photos of each of several people, unit rows; cosine 0.8 within, about 0 between."""
+    """Unit rows of `counts` photos per subject; mated cosine 0.8, non-mated about 0."""
     rng = np.random.default_rng(seed)
     rows = np.concatenate([rng.normal(size=D) + spread * rng.normal(size=(count, D)) for count in counts])
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
@@ -34,7 +34,7 @@ def test_photos_of_one_subject_are_one_identity() -> None:
 
 def test_photos_without_matches_are_identities_of_their_own() -> None:
     assert find_identities(photos([1, 1, 1]), np.full(3, 10.0), LIMITS).tolist() == [0, 1, 2]
-    # Two alone have a lower limit.
+    # A set of two photos has a lower limit.
     pair = np.array([[1, 0], [0.2, 0.96**0.5]])
     assert find_identities(pair, np.full(2, 10.0), LIMITS).tolist() == [0, 0]
     assert find_identities(pair, np.full(2, 10.0), IdentityLimits(pair=0.21)).tolist() == [0, 1]
@@ -54,7 +54,7 @@ def test_samples_that_are_not_clustered_join_the_nearest_cluster(
 ) -> None:
     monkeypatch.setattr(module, "_MOST_CLUSTERED", most)
     rows = photos([6, 4, 1])
-    # The best five are of both people.
+    # The best five show both subjects.
     qualities = np.array([10.0, 11, 12, 9, 9, 9, 11, 12, 9, 9, 8.5])
     expected = [0] * 6 + [1] * 4 + [-1]
     assert find_identities(rows, qualities, LIMITS).tolist() == expected

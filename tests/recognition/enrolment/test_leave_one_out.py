@@ -29,20 +29,20 @@ def test_similarity_excludes_the_face_itself() -> None:
 
 
 def test_shift_equals_that_of_the_set_without_the_face(
-    model: FaceModel, drawn_set: Make, monkeypatch: pytest.MonkeyPatch
+    model: FaceModel, make_set: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    described = drawn_set(model, np.concatenate([person(8), person(1, seed=5)]), norms=range(5, 14))
-    moved = descriptor_shifts(model, described)
+    aggregated = make_set(model, np.concatenate([person(8), person(1, seed=5)]), norms=range(5, 14))
+    moved = descriptor_shifts(model, aggregated)
     for face in range(9):
         rest = [other for other in range(9) if other != face]
-        without = aggregate_features(model, described.features[rest], described.norms[rest])
-        assert moved[face] == pytest.approx(1 - without.embedding @ described.embedding, abs=1e-5)
+        without = aggregate_features(model, aggregated.features[rest], aggregated.norms[rest])
+        assert moved[face] == pytest.approx(1 - without.embedding @ aggregated.embedding, abs=1e-5)
     monkeypatch.setattr(leave_one_out, "_FACES_PER_BATCH", 20)
-    assert descriptor_shifts(model, described) == pytest.approx(moved, abs=1e-6)
+    assert descriptor_shifts(model, aggregated) == pytest.approx(moved, abs=1e-6)
 
 
-def test_large_set_measures_selected_and_heaviest_faces(model: FaceModel, drawn_set: Make) -> None:
-    described = drawn_set(model, person(200), norms=np.linspace(5, 15, 200))
-    moved = descriptor_shifts(model, described)
+def test_large_set_measures_selected_and_heaviest_faces(model: FaceModel, make_set: Make) -> None:
+    aggregated = make_set(model, person(200), norms=np.linspace(5, 15, 200))
+    moved = descriptor_shifts(model, aggregated)
     assert 32 <= np.isfinite(moved).sum() < 60
-    assert np.isfinite(moved[described.picks]).all()
+    assert np.isfinite(moved[aggregated.picks]).all()

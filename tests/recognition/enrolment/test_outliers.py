@@ -14,7 +14,7 @@ LIMIT = float(np.log(EnrolmentLimits().outlier / (1 - EnrolmentLimits().outlier)
 
 
 def faces(counts: list[int], seed: int = 0, spread: float = 0.7) -> tuple[np.ndarray, np.ndarray]:
-    """So many faces of each of several people, unit rows, and norms."""
+    """Unit rows of `counts` faces per subject, and norms."""
     rng = np.random.default_rng(seed)
     rows = np.concatenate(
         [rng.normal(size=D) + spread * rng.normal(size=(count, D)) for count in counts if count]
@@ -24,27 +24,27 @@ def faces(counts: list[int], seed: int = 0, spread: float = 0.7) -> tuple[np.nda
 
 
 def slow_evidence(directions: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """The same, unit by unit and pair by pair."""
+    """`outlier_evidence` sample by sample and pair by pair."""
     count = len(lengths)
 
-    def similarity(unit: int) -> float:
-        rest = sum(directions[other] * lengths[other] for other in range(count) if other != unit)
-        return float(directions[unit] @ rest / np.linalg.norm(rest))
+    def similarity(sample: int) -> float:
+        rest = sum(directions[other] * lengths[other] for other in range(count) if other != sample)
+        return float(directions[sample] @ rest / np.linalg.norm(rest))
 
     rows = []
-    for unit in range(count):
-        others = [other for other in range(count) if other != unit]
+    for sample in range(count):
+        others = [other for other in range(count) if other != sample]
         pairs = [(a, b) for a in others for b in others if a != b]
         weights = [lengths[a] * lengths[b] for a, b in pairs]
         cosines = [directions[a] @ directions[b] for a, b in pairs]
-        weakness = np.log(lengths[unit] / np.mean([lengths[other] for other in others]))
+        weakness = np.log(lengths[sample] / np.mean([lengths[other] for other in others]))
         rows.append(
             [
-                similarity(unit),
+                similarity(sample),
                 weakness,
                 np.average(cosines, weights=weights),
                 min(similarity(other) for other in others),
-                similarity(unit) * weakness,
+                similarity(sample) * weakness,
             ]
         )
     return np.array(rows)
@@ -53,8 +53,8 @@ def slow_evidence(directions: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("counts", [[3], [4, 1], [2, 2, 2]])
 def test_evidence_equals_a_naive_implementation(counts: list[int]) -> None:
     features, norms = faces(counts)
-    units = np.arange(len(norms))
-    assert outlier_evidence(*pool_samples(features, norms, units)) == pytest.approx(
+    samples = np.arange(len(norms))
+    assert outlier_evidence(*pool_samples(features, norms, samples)) == pytest.approx(
         slow_evidence(features.astype(np.float64), norms.astype(np.float64)), abs=1e-6
     )
 
@@ -75,7 +75,7 @@ def test_impostor_has_the_highest_log_odds() -> None:
 
 
 def test_low_norm_lowers_the_log_odds() -> None:
-    """The same similarity speaks less against a face of a small norm."""
+    """The same similarity gives a lower probability at a lower norm."""
     features, norms = faces([4, 1])
     strong, weak = norms.copy(), norms.copy()
     strong[4], weak[4] = 12, 4
@@ -87,8 +87,8 @@ def test_low_norm_lowers_the_log_odds() -> None:
 def test_frames_of_a_video_count_once() -> None:
     features, norms = faces([3, 1])
     rows = np.array([0, 1, 2, *[3] * 30])
-    units = np.array([0, 1, 2, *[3] * 30])
-    many = outlier_log_odds(features[rows], norms[rows], units)
+    samples = np.array([0, 1, 2, *[3] * 30])
+    many = outlier_log_odds(features[rows], norms[rows], samples)
     assert many[3:] == pytest.approx(outlier_log_odds(features, norms, np.arange(4))[3], abs=1e-5)
     assert many[3] > LIMIT > many[:3].max()
 
@@ -105,11 +105,11 @@ def test_fewer_than_three_samples_give_nan(count: int) -> None:
 @given(st.integers(3, 9), st.integers(0, 99), st.floats(0.1, 20))
 def test_log_odds_are_invariant_to_order_and_norm_scale(count: int, seed: int, scale: float) -> None:
     features, norms = faces([count - 1, 1], seed)
-    units = np.arange(count)
-    odds = outlier_log_odds(features, norms, units)
+    samples = np.arange(count)
+    odds = outlier_log_odds(features, norms, samples)
     order = np.random.default_rng(seed).permutation(count)
-    assert outlier_log_odds(features[order], norms[order], units) == pytest.approx(odds[order], abs=1e-5)
-    scaled = outlier_log_odds(features, (norms * scale).astype(np.float32), units)
+    assert outlier_log_odds(features[order], norms[order], samples) == pytest.approx(odds[order], abs=1e-5)
+    scaled = outlier_log_odds(features, (norms * scale).astype(np.float32), samples)
     assert scaled == pytest.approx(odds, abs=1e-4)
 
 

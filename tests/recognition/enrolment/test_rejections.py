@@ -1,4 +1,4 @@
-"""What the commands say of files that they leave out, of photos in subfolders and of special files."""
+"""Messages about rejected files, photos in subfolders and special files."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from runtime.errors import InputError, InputWarning
 HEIC = b"\x00\x00\x00\x18ftypheic" + bytes(40)
 
 
-def describe(model: FaceModel, *paths: Path) -> tuple[list[AggregatedSet], list[EmptySet]]:
+def aggregate(model: FaceModel, *paths: Path) -> tuple[list[AggregatedSet], list[EmptySet]]:
     return aggregate_sets(model, find_sets(list(paths)), PhotoOptions(aligned=True), progress=False)
 
 
 @pytest.fixture
 def anna(face_folder: Callable[..., Path]) -> Path:
-    """One face that can be used beside three files that cannot."""
+    """One usable face and three files that are rejected."""
     folder = face_folder(1, 1) / "s000"
     (folder / "c.heic").write_bytes(HEIC)
     (folder / "d.jpg").write_bytes(b"")
@@ -44,7 +44,7 @@ def anna(face_folder: Callable[..., Path]) -> Path:
 
 
 def test_rejected_files_are_counted_and_named_with_reasons(model: FaceModel, anna: Path) -> None:
-    (line,) = rejection_text(*describe(model, anna)).splitlines()
+    (line,) = rejection_text(*aggregate(model, anna)).splitlines()
     for fact in ("3 of 4", "s000", "c.heic", "HEIC", "d.jpg", "empty", "e.txt", "not an image"):
         assert fact in line
 
@@ -53,7 +53,7 @@ def test_heic_photos(model: FaceModel, tmp_path: Path) -> None:
     (tmp_path / "iphone").mkdir()
     for number in range(5):
         (tmp_path / "iphone" / f"{number}.heic").write_bytes(HEIC)
-    found, empty = describe(model, tmp_path / "iphone")
+    found, empty = aggregate(model, tmp_path / "iphone")
     assert not found
     for text in (rejection_text(found, empty), rejection_reasons(empty)):
         assert "HEIC" in text
@@ -65,7 +65,7 @@ def test_heic_photos(model: FaceModel, tmp_path: Path) -> None:
 
 def test_set_of_one_file_is_named_once(model: FaceModel, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"text")
-    assert rejection_text(*describe(model, tmp_path / "a.jpg")).count("a.jpg") == 1
+    assert rejection_text(*aggregate(model, tmp_path / "a.jpg")).count("a.jpg") == 1
 
 
 def test_empty_folder_is_reported(model: FaceModel, face_folder: Callable[..., Path]) -> None:
@@ -78,13 +78,13 @@ def test_empty_folder_is_reported(model: FaceModel, face_folder: Callable[..., P
 
 
 def test_frames_and_files_are_counted_separately(
-    model: FaceModel, drawn_set: Callable[..., AggregatedSet]
+    model: FaceModel, make_set: Callable[..., AggregatedSet]
 ) -> None:
     frames = [
         *(Rejection(f"walk.avi at {number}.00 s", "no face", "walk.avi", 0) for number in range(9)),
         *(Rejection(f"wall.avi at {number}.00 s", "no face", "wall.avi", 7) for number in range(9)),
     ]
-    found = drawn_set(model, np.eye(3, 64), rejected=frames)
+    found = make_set(model, np.eye(3, 64), rejected=frames)
     text = rejection_text([found], [], all_in="descriptors.json")
     assert "1 of 4 files of anna: wall.avi" in text
     assert "walk.avi at 2.00 s and 6 more" in text
@@ -144,7 +144,7 @@ def special(tmp_path: Path) -> Path:
 def test_special_files_are_rejected_without_opening(model: FaceModel, anna: Path, special: Path) -> None:
     for each in special.iterdir():
         (anna / each.name).symlink_to(each)
-    (found,), _ = describe(model, anna)
+    (found,), _ = aggregate(model, anna)
     reasons = {each.name: each.reason for each in found.rejected}
     assert found.files == ["0.png"]
     assert all("FIFO" in reasons[name] for name in ("fifo", "fifo.jpg", "fifo.mp4"))
@@ -161,9 +161,9 @@ def test_special_file_is_not_a_set(special: Path) -> None:
 
 
 def test_rotated_photos_are_reported(
-    model: FaceModel, drawn_set: Callable[..., AggregatedSet], tmp_path: Path
+    model: FaceModel, make_set: Callable[..., AggregatedSet], tmp_path: Path
 ) -> None:
-    found = drawn_set(model, np.eye(3, 64))
+    found = make_set(model, np.eye(3, 64))
     found.faces[1] = replace(found.faces[1], turned=180)
     text = rejection_text([found], [])
     for fact in ("anna", "1 of 3", found.faces[1].name, "180"):

@@ -14,7 +14,7 @@ def test_duplicate_groups_are_numbered_by_first_face() -> None:
     a, b, c = np.linalg.qr(rng.normal(size=(8, 3)))[0].T
     chain = [np.cos(0.2 * k) * a + np.sin(0.2 * k) * c for k in range(3)]
     rows = np.array([b, chain[0], c - 0.0, chain[1], b, chain[2]], np.float32)
-    # Faces 1 and 5 are joined by 3 alone.
+    # Faces 1 and 5 are connected only by face 3.
     assert rows[1] @ rows[5] < 0.95 < rows[1] @ rows[3]
     assert duplicate_groups(rows, 0.95).tolist() == [0, 1, -1, 1, 0, 1]
 

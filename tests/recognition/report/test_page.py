@@ -45,13 +45,13 @@ def report_of(model: FaceModel, sets: Sequence[AggregatedSet], empty: Sequence[E
 
 
 @pytest.fixture
-def two(model: FaceModel, drawn_set: Make) -> list[AggregatedSet]:
-    """Anna's set has three near-duplicates, a stranger, a poor face and rejected files; Berta's two faces."""
+def two(model: FaceModel, make_set: Make) -> list[AggregatedSet]:
+    """A set with near-duplicates, an outlier, a poor face and a rejected file; and a set of two faces."""
     own = person(6)
     features = np.concatenate([own, own[:1] * 1.001, own[:1], person(1, seed=4)])
     rejected = [Rejection("<b>.jpg", "the file is empty.")]
-    anna = drawn_set(model, features, [10, 11, 9, 10, 3, 10, 10, 10, 9], "anna & <co>", rejected)
-    return [anna, drawn_set(model, person(2, seed=7), name="berta")]
+    anna = make_set(model, features, [10, 11, 9, 10, 3, 10, 10, 10, 9], "anna & <co>", rejected)
+    return [anna, make_set(model, person(2, seed=7), name="berta")]
 
 
 def faces_of(text: str) -> list[dict[str, object]]:
@@ -93,12 +93,12 @@ def test_names_cannot_inject_html(model: FaceModel, two: list[AggregatedSet]) ->
     assert faces_of(text)[9]["name"] == evil
 
 
-def test_page_groups_faces_by_identity(model: FaceModel, drawn_set: Make) -> None:
+def test_page_groups_faces_by_identity(model: FaceModel, make_set: Make) -> None:
     groups = [person(count, seed) for seed, count in enumerate((2, 3, 1))]
-    described = drawn_set(model, np.concatenate(groups))
-    faces = list(described.faces)
+    aggregated = make_set(model, np.concatenate(groups))
+    faces = list(aggregated.faces)
     faces[0] = replace(faces[0], choice=FaceChoice(2, from_left=1, agrees=True))
-    text = page(report_of(model, [replace(described, faces=faces)]))
+    text = page(report_of(model, [replace(aggregated, faces=faces)]))
     first, second, none = (
         text.index(f"<h3>{title}") for title in ("Identity 1", "Identity 2", "None of them")
     )
@@ -139,8 +139,8 @@ def test_page_shows_quality_feedback(model: FaceModel, two: list[AggregatedSet])
     assert "different person" not in berta
 
 
-def test_many_sets_show_the_most_similar_of_each(model: FaceModel, drawn_set: Make) -> None:
-    sets = [drawn_set(model, person(1, seed=number), name=f"p{number}") for number in range(70)]
+def test_many_sets_show_the_most_similar_of_each(model: FaceModel, make_set: Make) -> None:
+    sets = [make_set(model, person(1, seed=number), name=f"p{number}") for number in range(70)]
     report = report_of(model, sets)
     text = page(report)
     assert text.count("--heat:") == 70 * 5
@@ -191,7 +191,7 @@ def chromium() -> str:
 def browse(
     chromium: str, folder: Path, text: str, *flags: str, width: int | None = None
 ) -> dict[str, object]:
-    """What the page says of itself; in a frame of `width` pixels, as of a phone, where one is given."""
+    """Results of PROBE in the page, optionally in a frame of `width` pixels."""
     head = "<head><script>window.faults = []; onerror = (text) => { faults.push(text); };</script>"
     probed = text.replace("<head>", head, 1).replace("</body>", f"{PROBE}</body>", 1)
     (folder / "probed.html").write_text(probed)
@@ -229,10 +229,10 @@ def test_page_works_by_keyboard(
 
 
 def test_page_fits_a_phone(
-    chromium: str, model: FaceModel, two: list[AggregatedSet], drawn_set: Make, tmp_path: Path
+    chromium: str, model: FaceModel, two: list[AggregatedSet], make_set: Make, tmp_path: Path
 ) -> None:
     others = [
-        drawn_set(model, person(1, seed=n), name=f"a_long_name_without_any_break_{n}" * 2) for n in range(12)
+        make_set(model, person(1, seed=n), name=f"a_long_name_without_any_break_{n}" * 2) for n in range(12)
     ]
     said = browse(chromium, tmp_path, page(report_of(model, [*two, *others])), width=360)
     assert said["faults"] == []
@@ -257,10 +257,10 @@ def print_page(chromium: str, folder: Path, text: str) -> bytes:
 
 
 def test_printed_page_has_all_faces_and_columns(
-    chromium: str, model: FaceModel, drawn_set: Make, tmp_path: Path
+    chromium: str, model: FaceModel, make_set: Make, tmp_path: Path
 ) -> None:
-    """22 sets, whose faces differ so that a PDF holds each picture; the matrix is wider than paper."""
-    sets = [drawn_set(model, person(4, seed=number), name=f"set_{number}") for number in range(22)]
+    """22 sets with distinct images, so that the PDF has each; the matrix is wider than paper."""
+    sets = [make_set(model, person(4, seed=number), name=f"set_{number}") for number in range(22)]
     colours = iter(np.random.default_rng(0).integers(0, 256, (88, 1, 1, 3), np.uint8))
     for each in sets:
         each.faces[:] = [
@@ -281,8 +281,8 @@ def test_printed_page_has_all_faces_and_columns(
         assert cells == [*expected[:row], "1", *expected[row + 1 :]]
 
 
-def test_three_thousand_faces_load(chromium: str, model: FaceModel, drawn_set: Make, tmp_path: Path) -> None:
-    crowd = drawn_set(model, person(3000), np.linspace(5, 15, 3000))
+def test_three_thousand_faces_load(chromium: str, model: FaceModel, make_set: Make, tmp_path: Path) -> None:
+    crowd = make_set(model, person(3000), np.linspace(5, 15, 3000))
     write_page(tmp_path / "report.html", report_of(model, [crowd]))
     text = (tmp_path / "report.html").read_text()
     assert len(faces_of(text)) == 3000
@@ -291,7 +291,7 @@ def test_three_thousand_faces_load(chromium: str, model: FaceModel, drawn_set: M
     assert said["loaded"] == 3000
 
 
-def test_page_of_three_faces(chromium: str, model: FaceModel, drawn_set: Make, tmp_path: Path) -> None:
-    said = browse(chromium, tmp_path, page(report_of(model, [drawn_set(model, person(3))])))
+def test_page_of_three_faces(chromium: str, model: FaceModel, make_set: Make, tmp_path: Path) -> None:
+    said = browse(chromium, tmp_path, page(report_of(model, [make_set(model, person(3))])))
     assert said["faults"] == []
     assert said["loaded"] == 3

@@ -36,36 +36,36 @@ def person(count: int, seed: int = 0, spread: float = 0.7) -> np.ndarray:
 
 
 @pytest.fixture
-def good_set(model: FaceModel, drawn_set: Make) -> AggregatedSet:
-    """Six good faces from all sides: nothing to be said."""
-    described = drawn_set(model, person(6))
+def good_set(model: FaceModel, make_set: Make) -> AggregatedSet:
+    """Six good faces from all sides."""
+    aggregated = make_set(model, person(6))
     yaws = (-25.0, 0.0, 3.0, 22.0, -4.0, 40.0)
     return with_faces(
-        described,
+        aggregated,
         [
             replace(face, size=150.0, measures=replace(GOOD, yaw=yaw))
-            for face, yaw in zip(described.faces, yaws, strict=True)
+            for face, yaw in zip(aggregated.faces, yaws, strict=True)
         ],
     )
 
 
-def with_faces(described: AggregatedSet, faces: list[FaceRecord]) -> AggregatedSet:
-    return replace(described, faces=faces)
+def with_faces(aggregated: AggregatedSet, faces: list[FaceRecord]) -> AggregatedSet:
+    return replace(aggregated, faces=faces)
 
 
-def changed(described: AggregatedSet, faces: list[int], **values: float) -> AggregatedSet:
-    records = list(described.faces)
+def changed(aggregated: AggregatedSet, faces: list[int], **values: float) -> AggregatedSet:
+    records = list(aggregated.faces)
     for face in faces:
         measures = records[face].measures
         assert measures is not None
         records[face] = replace(records[face], measures=replace(measures, **values))
-    return with_faces(described, records)
+    return with_faces(aggregated, records)
 
 
 def test_summary_has_feedback_and_no_nan(
-    model: FaceModel, good_set: AggregatedSet, drawn_set: Make, tmp_path: Path
+    model: FaceModel, good_set: AggregatedSet, make_set: Make, tmp_path: Path
 ) -> None:
-    alone = drawn_set(model, person(1), name="bert", rejected=[Rejection("x.jpg", "the file is empty.")])
+    alone = make_set(model, person(1), name="bert", rejected=[Rejection("x.jpg", "the file is empty.")])
     sets = [changed(good_set, [0], yaw=-5.0), alone]
     checks = [check_set(model, each, EnrolmentLimits()) for each in sets]
     advice = [quality_feedback(each, check) for each, check in zip(sets, checks, strict=True)]

@@ -35,13 +35,13 @@ def person(count: int, seed: int = 0) -> np.ndarray:
 
 
 @pytest.fixture
-def two(model: FaceModel, drawn_set: Make) -> list[AggregatedSet]:
-    """Anna's set has three near-duplicates, a stranger, a poor face and rejected files; Berta's two faces."""
+def two(model: FaceModel, make_set: Make) -> list[AggregatedSet]:
+    """A set with near-duplicates, an outlier, a poor face and a rejected file; and a set of two faces."""
     own = person(6)
     features = np.concatenate([own, own[:1] * 1.001, own[:1], person(1, seed=4)])
     rejected = [Rejection("<b>.jpg", "the file is empty.")]
-    anna = drawn_set(model, features, [10, 11, 9, 10, 3, 10, 10, 10, 9], "anna & <co>", rejected)
-    return [anna, drawn_set(model, person(2, seed=7), name="berta")]
+    anna = make_set(model, features, [10, 11, 9, 10, 3, 10, 10, 10, 9], "anna & <co>", rejected)
+    return [anna, make_set(model, person(2, seed=7), name="berta")]
 
 
 def test_similarity_csv_and_descriptors_npz(
