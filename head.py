@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from runtime.distributed import summed
+from runtime.distributed import all_reduce_sum
 from runtime.errors import InputError, valid_names
 from runtime.matmul_precision import EXACT, matmul_precision
 
@@ -161,10 +161,10 @@ class AdaFace(_MarginHead):
     @torch.no_grad()
     def _update_statistics(self, norms: Tensor, finite: Tensor) -> None:
         """Update the running statistics with the finite norms (B, 1) of the global batch, over all ranks."""
-        count = summed(finite.sum(0).to(norms.dtype))
-        mean = summed(norms.where(finite, 0).sum(0)) / count.clamp_min(1)
+        count = all_reduce_sum(finite.sum(0).to(norms.dtype))
+        mean = all_reduce_sum(norms.where(finite, 0).sum(0)) / count.clamp_min(1)
         # Two passes, since E[x^2] - E[x]^2 loses the deviation of nearly equal norms to rounding.
-        deviations = summed((norms - mean).square().where(finite, 0).sum(0))
+        deviations = all_reduce_sum((norms - mean).square().where(finite, 0).sum(0))
         std = (deviations / (count - 1).clamp_min(1)).sqrt()
         # The unbiased deviation of one face is 0/0, which in the published code makes the average NaN for
         # good. Here one face updates only the mean, and none nothing.

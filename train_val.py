@@ -24,7 +24,7 @@ from evaluation.metrics.verification import FoldAccuracy, fold_accuracy, rate_ke
 from features.bank import FeatureBatch
 from features.extract import embed_batch, embed_tensor
 from net import Backbone
-from runtime.distributed import NumberedRows, gathered_union, with_gradient_for
+from runtime.distributed import NumberedRows, gather_union, with_gradient_for
 from runtime.errors import InputError
 from training.config import AggregatorConfig, OptimiserConfig
 from training.contrastive_loss import pair_contrast
@@ -108,7 +108,7 @@ class TrainingModule(pl.LightningModule, ABC):
         if not self.trainer.strategy.reduce_boolean_decision(finite, all=True):
             mine = (float(loss), labels.tolist())
             raise InputError(
-                self._non_finite_message(gathered_union({} if finite else {self.global_rank: mine}))
+                self._non_finite_message(gather_union({} if finite else {self.global_rank: mine}))
             )
         self.log("train/loss", loss, prog_bar=True, batch_size=len(labels), sync_dist=True)
         return loss

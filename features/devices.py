@@ -25,7 +25,7 @@ from features.options import EmbedOptions
 from features.process_group import EndAtSignal, WatchedDDP, interruptible
 from features.store import MANIFEST, STAMP, FeatureWriter, StoreLayout
 from net import Backbone
-from runtime.distributed import gathered_union
+from runtime.distributed import gather_union
 from runtime.errors import InputError
 from runtime.matmul_precision import EXACT, FAST, matmul_precision
 from runtime.progress import progress_bar
@@ -60,7 +60,7 @@ def embed_pending_parts(
         trainer = _trainer(options, name)
         with interruptible():
             trainer.predict(module, return_predictions=False)
-    return gathered_union(module.faults)
+    return gather_union(module.faults)
 
 
 def process_rank() -> int:

@@ -21,7 +21,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from backbones.preprocessing import describe_preprocessing
 from data.checks.colour_order import (
-    FEWEST_PAIRS,
+    MIN_PAIRS,
     GivenFaces,
     LabelledFaces,
     check_colour_order,
@@ -172,7 +172,7 @@ def colour_warning(backbone: Backbone, faces: LabelledFaces) -> str:
         num_pairs=_COLOUR_PAIRS,
         advice=wrong_order_advice(backbone.spec),
     )
-    return report.sentence if report.verdict == "swapped" and report.num_pairs >= FEWEST_PAIRS else ""
+    return report.sentence if report.verdict == "swapped" and report.num_pairs >= MIN_PAIRS else ""
 
 
 # ------------------------------------------------------------------------------------ into a store

@@ -27,7 +27,7 @@ ALIGNMENT = {
 }
 
 # Below this scale, bilinear interpolation skips pixels of the photo.
-_LEAST_SCALE = 0.5
+_MIN_SCALE = 0.5
 
 Floats = NDArray[np.floating[Any]]
 
@@ -76,7 +76,7 @@ def align_photo(photo: Image, landmarks: Floats) -> Image:
     """
     transform = similarity_transforms(landmarks[None])[0]
     scale = float(np.hypot(transform[0, 0], transform[1, 0]))
-    if scale > _LEAST_SCALE:
+    if scale > _MIN_SCALE:
         return align(photo, transform)
     # Only the required crop is resized, not a photo of 100 million pixels.
     corners = np.array([[0, 0], [FACE_SIZE, 0], [0, FACE_SIZE], [FACE_SIZE, FACE_SIZE]], np.float64)

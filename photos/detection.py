@@ -49,7 +49,7 @@ _LANDMARK_MARGIN = 0.75
 # passes is at least 0.913 upright, and at most 0.897 rotated by 90, 180 or 270 degrees. Blurred, dark or
 # occluded faces score lower, but again highest when upright.
 _UPRIGHT_SCORE = 0.905
-_TURN_GAIN, _LEAST_TURNED_SCORE = 0.01, 0.7
+_TURN_GAIN, _MIN_TURNED_SCORE = 0.01, 0.7
 _TURNS = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
 
 
@@ -138,7 +138,7 @@ class FaceDetector:
         if is_upright or any(map(_is_surely_upright, as_it_is)):
             return as_it_is
         turned = max((self._find(photo, sides, turn) for turn in _TURNS), key=_best_score)
-        needed = max(_best_score(found) + _TURN_GAIN, _LEAST_TURNED_SCORE)
+        needed = max(_best_score(found) + _TURN_GAIN, _MIN_TURNED_SCORE)
         return landmarked(turned) if _best_score(turned) >= needed else as_it_is
 
     def _find(self, image: Image, sides: tuple[int, ...], turn: int = 0) -> list[DetectedFace]:

@@ -22,7 +22,7 @@ _NOSE_LOWER = 3.0
 _FACE = (slice(34, 106), slice(24, 88))
 _BLUR = 1.5
 # Minimum standard deviation of the levels to measure sharpness.
-_LEAST_SPREAD = 1.0
+_MIN_SPREAD = 1.0
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def measure_face(face: Image, landmarks: NDArray[np.floating[Any]] | None) -> Fa
     return FaceMeasures(
         yaw=yaw,
         pitch=pitch,
-        sharpness=float((inner - blurred).std()) / spread if spread > _LEAST_SPREAD else 0.0,
+        sharpness=float((inner - blurred).std()) / spread if spread > _MIN_SPREAD else 0.0,
         brightness=float(inner.mean()),
         contrast=spread,
         side_light=(right - left) / max(left + right, 1.0),

@@ -22,12 +22,12 @@ _ASSUMED_RATE, _LOWEST_RATE, _HIGHEST_RATE = 25.0, 1e-3, 1000.0
 # FFmpeg's level that prints nothing.
 _SILENT = "-8"
 # Limit for a frame; 8,192 x 4,320 is the largest common size. FFmpeg buffers about twenty frames.
-_MOST_PIXELS = 36_000_000
+_MAX_PIXELS = 36_000_000
 # The frame count of a header is an estimate; a fraction below this means a truncated file.
 _WHOLE = 0.9
 # a, b, c, d of x' = a x + c y, y' = b x + d y.
 Matrix = tuple[float, float, float, float]
-_MOST_BOXES = 10_000
+_MAX_BOXES = 10_000
 # Behind the box's header: version and flags, two times, track, reserved and duration, then 16 bytes.
 _MATRIX_AT = {0: 40, 1: 52}
 
@@ -55,10 +55,10 @@ def frames(path: Path, fps: float) -> Iterator[Frame]:
         if not video.isOpened():
             raise InputError(f"{path}: {_why_closed(path)}")
         width, height = video.get(cv2.CAP_PROP_FRAME_WIDTH), video.get(cv2.CAP_PROP_FRAME_HEIGHT)
-        if width * height > _MOST_PIXELS:
+        if width * height > _MAX_PIXELS:
             raise InputError(
                 f"{path}: its frames are {width:,.0f} x {height:,.0f} pixels; more than "
-                f"{_MOST_PIXELS / 1e6:.0f} million are not decoded. Reduce its size."
+                f"{_MAX_PIXELS / 1e6:.0f} million are not decoded. Reduce its size."
             )
         matrix = mirroring_matrix(path)
         if matrix is not None:
@@ -185,7 +185,7 @@ def _matrices(stream: BinaryIO, end: int) -> Iterator[Matrix]:
 
 def _boxes(stream: BinaryIO, start: int, end: int, kind: bytes) -> Iterator[tuple[int, int]]:
     """Start and end of the contents of the boxes of a kind."""
-    for _ in range(_MOST_BOXES):
+    for _ in range(_MAX_BOXES):
         if start + 8 > end:
             return
         size, name = struct.unpack(">I4s", _read(stream, start, 8))

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import spearmanr
 
-from data.checks.colour_order import FEWEST_PAIRS, check_colour_order, wrong_order_advice
+from data.checks.colour_order import MIN_PAIRS, check_colour_order, wrong_order_advice
 from data.sampling.augmentation import shrink_and_enlarge
 from data.sources.face_source import FaceSource, ImageFolder, LooseImages, is_loose_image
 from features.extract import extract
@@ -141,6 +141,6 @@ def check_quality(
         seed=seed,
         advice=wrong_order_advice(backbone.spec),
     )
-    if colours.num_pairs >= FEWEST_PAIRS:
+    if colours.num_pairs >= MIN_PAIRS:
         lines.append(f"{'warning: ' if colours.verdict == 'swapped' else ''}{colours.sentence}")
     return QualityReport(len(rows), correlation, within, "\n".join(lines))

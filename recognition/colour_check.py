@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from data.checks.colour_order import FEWEST_PAIRS, GivenFaces, check_colour_order, wrong_order_advice
+from data.checks.colour_order import MIN_PAIRS, GivenFaces, check_colour_order, wrong_order_advice
 from data.sources.decoding import Image
 from recognition.model import FaceModel, embed_images
 
@@ -30,7 +30,7 @@ class ColourSample:
     def warning(self, model: FaceModel) -> str:
         """A sentence if mated faces are more similar with red and blue swapped; else empty."""
         pairs = [faces for faces in self.faces.values() if len(faces) == _FACES_PER_SET]
-        if len(pairs) < FEWEST_PAIRS:
+        if len(pairs) < MIN_PAIRS:
             return ""
         images = [face for faces in pairs for face in faces]
         labels = np.repeat(np.arange(len(pairs)), _FACES_PER_SET)

@@ -20,7 +20,7 @@ from features.flips import FLIP_CHOICES, flip_rule, warn_of_doubled_norms
 from features.options import FACES_AT_ONCE
 from net import Backbone
 from photos.alignment import ALIGNMENT
-from runtime.command import chosen_device
+from runtime.command import resolve_device
 from runtime.errors import InputError
 from weights import (
     Overrides,
@@ -121,7 +121,7 @@ def load_model(
     Raises:
         InputError: weights that cannot be read or do not match; unknown aggregator, flip rule or device.
     """
-    place = chosen_device(device) if isinstance(device, str) else device
+    place = resolve_device(device) if isinstance(device, str) else device
     faults = []
     if flip not in FLIP_CHOICES:
         faults.append(f"flip {flip!r}: expected {', '.join(FLIP_CHOICES)}.")

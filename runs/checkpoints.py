@@ -21,7 +21,7 @@ from torch import Tensor
 from data.sources.unusable_images import UnusableBatch
 from features.process_group import STOP_SIGNALS
 from runs.folder import LAST
-from runtime.distributed import gathered_union
+from runtime.distributed import gather_union
 from runtime.errors import InputError
 from runtime.files import atomic_path
 from runtime.process_faults import stop_watching
@@ -210,7 +210,7 @@ class StopAtUnusable(Callback):
         faults = batch.faults if isinstance(batch, UnusableBatch) else {}
         if trainer.strategy.reduce_boolean_decision(not faults, all=True):
             return
-        gathered = gathered_union({trainer.global_rank: faults})
+        gathered = gather_union({trainer.global_rank: faults})
         found = {fault: label for rank in sorted(gathered) for fault, label in gathered[rank].items()}
         lines = list(found)
         pl_module.identity[UNUSABLE_SUBJECTS] = sorted(

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.checks.colour_order import FEWEST_PAIRS, check_colour_order, check_skin_colour
+from data.checks.colour_order import MIN_PAIRS, check_colour_order, check_skin_colour
 from data.checks.label_noise_report import CheckedFaces
 from data.sampling.templates import Augmentation
 from data.sources.face_source import FaceSource
@@ -124,7 +124,7 @@ class RunRequest:
         found = [skin.warning] if skin.warning else []
         if backbone is not None:
             report = check_colour_order(source, lambda images: extract(images, backbone)[0], backbone.spec)
-            if report.verdict == "swapped" and report.num_pairs >= FEWEST_PAIRS:
+            if report.verdict == "swapped" and report.num_pairs >= MIN_PAIRS:
                 found.append(report.sentence)
         return found
 

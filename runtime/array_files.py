@@ -24,9 +24,9 @@ from runtime.input_files import check_regular
 
 CHECKSUM = "sha256"
 # Limits of the decompressed size: absolute, or relative to the file. Features and names compress less.
-_ALWAYS_ALLOWED, _LARGEST_RATIO = 64 << 20, 20
-_MOST_MEMBERS = 64
-_MOST_OF_NONE = 1 << 20
+_ALWAYS_ALLOWED, _MAX_RATIO = 64 << 20, 20
+_MAX_MEMBERS = 64
+_MAX_EMPTY_SIDE = 1 << 20
 _HEADER_BYTES = 10_000
 _END = 22
 # Booleans, numbers and strings; no objects, structures or times.
@@ -73,7 +73,7 @@ def read_npz(
             for member in read:
                 _check_declared(stored, member)
             unpacked, size = sum(member.file_size for member in read), path.stat().st_size
-            if unpacked > max(_ALWAYS_ALLOWED, _LARGEST_RATIO * size):
+            if unpacked > max(_ALWAYS_ALLOWED, _MAX_RATIO * size):
                 raise ValueError(f"its {size:,} bytes would unpack to {unpacked / 1e6:,.0f} MB")
             if has_checksum and str(_array(stored, members[CHECKSUM])) != _checksum(own):
                 raise ValueError("its members differ from its checksum")
@@ -121,12 +121,12 @@ def _check_directory(path: Path) -> None:
     if end[:4] != b"PK\5\6":
         raise zipfile.BadZipFile("it does not end like a zip file and may be truncated")
     if int.from_bytes(end[12:16], "little") > 1 << 20:
-        raise ValueError(f"it lists more than {_MOST_MEMBERS} members")
+        raise ValueError(f"it lists more than {_MAX_MEMBERS} members")
 
 
 def _members(stored: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     infos = stored.infolist()
-    if len(infos) > _MOST_MEMBERS:
+    if len(infos) > _MAX_MEMBERS:
         raise ValueError(f"it has {len(infos):,} members")
     found = {}
     for info in infos:
@@ -164,7 +164,7 @@ def _check_declared(stored: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
     size = math.prod(shape) * kind.itemsize
     if min(shape, default=0) < 0 or size + head.tell() != member.file_size:
         raise ValueError(f"'{member.filename}' declares {shape} {kind}, but has {member.file_size:,} bytes")
-    if not size and max(shape) > _MOST_OF_NONE:
+    if not size and max(shape) > _MAX_EMPTY_SIDE:
         raise ValueError(f"'{member.filename}' declares {shape} but is empty")
 
 

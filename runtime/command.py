@@ -45,7 +45,7 @@ def add_device(group: argparse._ActionsContainer) -> None:
     group.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda or cuda:N")
 
 
-def chosen_device(text: str) -> torch.device:
+def resolve_device(text: str) -> torch.device:
     """Resolve --device.
 
     Raises:

@@ -20,19 +20,19 @@ def is_distributed() -> bool:
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
-def place() -> tuple[int, int]:
+def rank_and_world_size() -> tuple[int, int]:
     """Rank of this process and world size."""
     return (distributed.get_rank(), distributed.get_world_size()) if is_distributed() else (0, 1)
 
 
-def summed(values: Tensor) -> Tensor:
+def all_reduce_sum(values: Tensor) -> Tensor:
     """Sum over processes of values of one shape, in place, without gradient."""
     if is_distributed():
         distributed.all_reduce(values)
     return values
 
 
-def gathered_rows(rows: Tensor) -> Tensor:
+def gather_rows(rows: Tensor) -> Tensor:
     """Gather rows (n, ...) of all W processes to (W n, ...), in the order of ranks, with gradients.
 
     The gradient of a process's rows is summed over all processes' losses. If these are means over local
@@ -56,11 +56,11 @@ class _GatheredRows(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        rank, processes = place()
-        return summed(gradient.clone()).chunk(processes)[rank]
+        rank, processes = rank_and_world_size()
+        return all_reduce_sum(gradient.clone()).chunk(processes)[rank]
 
 
-def gathered_union(part: Mapping[int, Value]) -> dict[int, Value]:
+def gather_union(part: Mapping[int, Value]) -> dict[int, Value]:
     """Union of the processes' mappings of picklable values; higher ranks take precedence."""
     if not is_distributed():
         return dict(part)
@@ -115,8 +115,8 @@ class NumberedRows:
         Every process has the same number of rows, at least one. Gathered as two tensors: pickling 14,000 rows
         of 512 values one by one took seconds.
         """
-        numbers = gathered_rows(torch.cat(self._numbers))
-        rows = gathered_rows(torch.cat(self._rows))
+        numbers = gather_rows(torch.cat(self._numbers))
+        rows = gather_rows(torch.cat(self._rows))
         table = rows.new_empty((count, rows.shape[1]), device="cpu")
         table[numbers.cpu()] = rows.cpu()
         return table if len(set(numbers.tolist())) == count else None

@@ -18,10 +18,10 @@ from runtime.input_files import check_regular
 
 CHECKSUM = "sha256"
 # Our largest file is a list of two million subjects (20 MiB). At these limits parsing takes less than 1 GB.
-_LARGEST = 128 << 20
-_MOST_CONTAINERS, _MOST_VALUES = 1_000_000, 4_000_000
-_DEEPEST = 32
-_MOST_DIGITS = 19
+_MAX_BYTES = 128 << 20
+_MAX_CONTAINERS, _MAX_VALUES = 1_000_000, 4_000_000
+_MAX_DEPTH = 32
+_MAX_DIGITS = 19
 _SHOWN = 40
 
 
@@ -40,7 +40,7 @@ def read_json(path: Path, kind: Any, what: str) -> tuple[Any, bool]:
     try:
         check_regular(path, what)
         with path.open("rb") as stream:
-            encoded = stream.read(_LARGEST + 1)
+            encoded = stream.read(_MAX_BYTES + 1)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file. Expected {what}.") from None
     except OSError as fault:
@@ -65,10 +65,10 @@ def parse_json(text: str | bytes, where: str, *, num_lists: int = 0) -> Any:
     try:
         _check_size(text, num_lists)
         value = json.loads(text, parse_float=_finite, parse_int=_short, parse_constant=_no_number)
-        if _openings(text) > _DEEPEST:
+        if _openings(text) > _MAX_DEPTH:
             _check_depth(value)
     except RecursionError:
-        raise InputError(f"{where} (JSON); it is nested deeper than {_DEEPEST} levels.") from None
+        raise InputError(f"{where} (JSON); it is nested deeper than {_MAX_DEPTH} levels.") from None
     except ValueError as fault:
         raise InputError(f"{where} (JSON); {fault}.") from None
     return value
@@ -171,18 +171,18 @@ def _openings(text: str | bytes) -> int:
 
 def _check_size(text: str | bytes, num_lists: int) -> None:
     # Upper bounds: brackets and commas may occur in strings.
-    if _openings(text) > max(_MOST_CONTAINERS, 2 * num_lists):
-        raise ValueError(f"it has more than {_MOST_CONTAINERS:,} lists and objects")
+    if _openings(text) > max(_MAX_CONTAINERS, 2 * num_lists):
+        raise ValueError(f"it has more than {_MAX_CONTAINERS:,} lists and objects")
     if num_lists:
         return
     values = text.count(b",") if isinstance(text, bytes) else text.count(",")
-    if len(text) > _LARGEST or values > _MOST_VALUES:
-        raise ValueError(f"it has more than {_LARGEST >> 20} MiB, or more than {_MOST_VALUES:,} values")
+    if len(text) > _MAX_BYTES or values > _MAX_VALUES:
+        raise ValueError(f"it has more than {_MAX_BYTES >> 20} MiB, or more than {_MAX_VALUES:,} values")
 
 
 def _check_depth(value: object) -> None:
     level = [value]
-    for _ in range(_DEEPEST + 1):
+    for _ in range(_MAX_DEPTH + 1):
         level = [
             child
             for each in level
@@ -201,7 +201,7 @@ def _finite(text: str) -> float:
 
 
 def _short(text: str) -> int:
-    if len(text.lstrip("-")) > _MOST_DIGITS:
+    if len(text.lstrip("-")) > _MAX_DIGITS:
         raise ValueError(f"a number of {len(text):,} digits is too large")
     return int(text)
 

@@ -30,9 +30,9 @@ _GRAPH, _OUTPUT = 7, 12
 _FLOAT, _HALF, _DOUBLE, _BFLOAT16 = 1, 10, 11, 16
 _RAW_KINDS: dict[int, DTypeLike] = {_FLOAT: "<f4", _HALF: "<f2", _DOUBLE: "<f8"}
 # Limits of a Protocol Buffers message and of the digits of a length.
-_LARGEST, _MOST_DIGITS = (1 << 31) - 1, 19
+_MAX_BYTES, _MAX_DIGITS = (1 << 31) - 1, 19
 # Nested graphs, as in loops; real models have a few levels.
-_DEEPEST = 64
+_MAX_DEPTH = 64
 
 
 @dataclass(eq=False)
@@ -99,7 +99,7 @@ def external_files(path: Path, content: bytes) -> list[Path]:
     sizes = {name: (path.parent / name).stat().st_size for name in names}
     # Tensors may share bytes, so the file sizes are no bound.
     taken = sum(min(tensor.length or sizes[name], sizes[name]) for tensor in tensors for name in tensor.files)
-    if taken > _LARGEST:
+    if taken > _MAX_BYTES:
         raise InputError(
             f"{path}: refers to {taken / 1e9:,.1f} GB of weights in other files; expected less than 2 GiB, "
             "the "
@@ -122,7 +122,7 @@ def check_onnx_values(path: Path, content: bytes) -> None:
 
 
 def _tensors(message: memoryview, kind: str, depth: int) -> Iterator[OnnxTensor]:
-    if depth > _DEEPEST:
+    if depth > _MAX_DEPTH:
         raise ValueError("graphs are nested too deep")
     if kind == "tensor":
         yield _tensor(message)
@@ -147,7 +147,7 @@ def _tensor(message: memoryview) -> OnnxTensor:
             if key == "location":
                 tensor.files.append(text)
             elif key == "length" and text.isdecimal():
-                tensor.length = int(text[:_MOST_DIGITS])
+                tensor.length = int(text[:_MAX_DIGITS])
         elif number == _RAW:
             raw = value
         elif number in (_FLOATS, _DOUBLES):

@@ -33,8 +33,8 @@ CAUSES = {
     "noise": ("noise", "shot"),
     "compression": ("quality", "small_jpeg"),
 }
-_MOST = 100_000
-_LARGEST = 1 << 20
+_MAX_COUNT = 100_000
+_MAX_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def _read(path: Path) -> dict[str, Any]:
         return values
     try:
         with path.open("rb") as stream:
-            text = stream.read(_LARGEST).decode("utf-8-sig")
+            text = stream.read(_MAX_BYTES).decode("utf-8-sig")
         values = _toml(text)
     except (OSError, ValueError, RecursionError) as fault:
         raise InputError(f"{path}: cannot be read as TOML ({fault}). Expected {what}.") from None
@@ -208,7 +208,7 @@ def _causes(value: Any) -> tuple[str, ...]:
 
 
 def _sizes(value: Any) -> tuple[int, ...]:
-    if isinstance(value, str) or any(int(size) != size or not 1 <= size <= _MOST for size in value):
+    if isinstance(value, str) or any(int(size) != size or not 1 <= size <= _MAX_COUNT for size in value):
         raise ValueError
     return tuple(int(size) for size in value)
 
@@ -222,12 +222,12 @@ def _name(value: Any) -> str:
 _SHARE = _number(0, 1, float)
 _OWN_RULES: dict[str, tuple[_Rule, str]] = {
     "name": (_name, "a string"),
-    "subjects": _number(0, _MOST * 100, int),
-    "templates": _range(2, _MOST),
-    "gallery_media": _range(1, _MOST),
-    "probe_media": _range(1, _MOST),
+    "subjects": _number(0, _MAX_COUNT * 100, int),
+    "templates": _range(2, _MAX_COUNT),
+    "gallery_media": _range(1, _MAX_COUNT),
+    "probe_media": _range(1, _MAX_COUNT),
     "gallery_kind": _one_of(GALLERY_KINDS),
-    "clip_frames": _range(1, _MOST),
+    "clip_frames": _range(1, _MAX_COUNT),
     "fps": _number(0.01, 1000, float),
     "pairs": _one_of(PAIR_KINDS),
     "nonmated_pairs": _number(0, 1e12, int),

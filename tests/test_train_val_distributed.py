@@ -18,7 +18,7 @@ from backbones.auxiliary import append_auxiliary
 from coreset import AGGREGATORS, build_aggregator
 from features.bank import FeatureBatch
 from head import build_head
-from runtime.distributed import NumberedRows, gathered_union
+from runtime.distributed import NumberedRows, gather_union
 from runtime.errors import InputError
 from train_val import FaceCoresetNet
 from training.config import AggregatorConfig, OptimiserConfig
@@ -160,7 +160,7 @@ def process(rank: int, processes: int, folder: str) -> None:
         assert table is not None
         assert torch.equal(table, torch.arange(7.0).unsqueeze(1).expand(7, 3))
         assert rows.table(8) is None
-        assert gathered_union({rank: f"fault {rank}"}) == {0: "fault 0", 1: "fault 1"}
+        assert gather_union({rank: f"fault {rank}"}) == {0: "fault 0", 1: "fault 1"}
     distributed.destroy_process_group()
 
 

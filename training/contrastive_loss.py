@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from runtime.distributed import gathered_rows, place
+from runtime.distributed import gather_rows, rank_and_world_size
 from runtime.errors import InputError
 
 # A cosine that is larger by 0.1 has eleven times the weight.
@@ -33,10 +33,10 @@ def pair_contrast(embedding: Tensor, labels: Tensor, scale: float = CONTRAST_SCA
         raise InputError(f"contrastive loss: expected pairs of templates, found {B} templates in the batch.")
     with torch.autocast(embedding.device.type, enabled=False):
         embedding = embedding.to(torch.promote_types(embedding.dtype, torch.float32))
-        cosine = embedding @ gathered_rows(embedding).T * scale
-        rank, _ = place()
+        cosine = embedding @ gather_rows(embedding).T * scale
+        rank, _ = rank_and_world_size()
         number = torch.arange(B, device=labels.device)
         partner = (rank * B + number) ^ 1
-        hidden = labels[:, None] == gathered_rows(labels)
+        hidden = labels[:, None] == gather_rows(labels)
         hidden[number, partner] = False
         return F.cross_entropy(cosine.masked_fill(hidden, -torch.inf), partner)

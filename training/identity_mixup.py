@@ -10,7 +10,7 @@ from torch import Tensor
 
 from coreset.precision import at_least_float32, without_autocast
 from coreset.sets import FaceSets, unit_and_norm
-from runtime.distributed import place
+from runtime.distributed import rank_and_world_size
 
 
 def mix_identities(
@@ -39,7 +39,7 @@ def mix_identities(
     """
     of_pair = labels[0::2]
     P, (S, D) = len(of_pair), class_means.shape
-    rank, processes = place()
+    rank, processes = rank_and_world_size()
     generator = torch.Generator(class_means.device).manual_seed(seed)
     all_chosen = torch.rand(P * processes, device=class_means.device, generator=generator) < prob
     blend = torch.randn(P * processes, S, device=class_means.device, generator=generator)

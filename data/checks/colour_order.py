@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 # levels in 99.6 % and by more than 65 in half of them; the rest are grey photographs.
 _SKIN = np.s_[FACE_SIZE // 4 : -FACE_SIZE // 4, FACE_SIZE // 4 : -FACE_SIZE // 4]
 _GREY_LEVELS = 4.0
-_FEWEST_COLOURED = 10
+_MIN_COLOURED = 10
 # Fewer mated pairs are inconclusive.
-FEWEST_PAIRS = 10
+MIN_PAIRS = 10
 _ADVICE = (
     "Use main.py --swap_color_channel if the folder was unpacked by the old published convert.py, and do not "
     "use it otherwise."
@@ -95,7 +95,7 @@ def check_skin_colour(source: FaceSource, *, num_images: int = 200, seed: int = 
     coloured = red_minus_blue[np.abs(red_minus_blue) > _GREY_LEVELS]
     share = float((coloured > 0).mean()) if len(coloured) else 1.0
     warning = ""
-    if share < 0.5 and len(coloured) >= min(_FEWEST_COLOURED, len(rows)):
+    if share < 0.5 and len(coloured) >= min(_MIN_COLOURED, len(rows)):
         warning = (
             f"{source.name}: red and blue look swapped: only {share:.0%} of {len(coloured)} coloured faces "
             f"are redder than blue at their centre. {_ADVICE}"

@@ -21,7 +21,7 @@ Ints = NDArray[np.int64]
 # Similarities per block: 64 MB.
 _CELLS_AT_ONCE = 16_000_000
 # Largest number of images for the quadratic search for duplicates across subjects (about a minute).
-MOST_COMPARED = 100_000
+MAX_COMPARED = 100_000
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class LabelFindings:
         mislabelled: images that probably show another subject; of subjects with two or more images.
         same_person: pairs of subjects, possibly a split identity.
         duplicates: pairs of images of one subject.
-        duplicates_across: pairs of images of two subjects; None with more than `MOST_COMPARED` images.
+        duplicates_across: pairs of images of two subjects; None with more than `MAX_COMPARED` images.
         single: subjects with one image, which cannot be checked for mislabelling.
     """
 
@@ -136,7 +136,7 @@ def check_labels(features: Floats, labels: Ints, limits: LabelLimits | None = No
         for image, copy in ((pair.first, pair.second), (pair.second, pair.first)):
             others[image] -= features[copy]
             num_others[image] -= 1
-    across = _across(features, labels, limits) if len(features) <= MOST_COMPARED else None
+    across = _across(features, labels, limits) if len(features) <= MAX_COMPARED else None
     return LabelFindings(
         mislabelled=_mislabelled(features, labels, _unit(sums), _Others(others, num_others), same, limits),
         same_person=same,

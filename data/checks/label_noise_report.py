@@ -16,7 +16,7 @@ from runtime.escaping import csv_text
 from runtime.files import atomic_write, private_folder
 
 CSV = "label_check.csv"
-_MOST_ROWS = 40
+_MAX_ROWS = 40
 _OF_EACH = 4
 _HEAD = ("kind", "number", "first", "second", "similarity", "similarity_to_own")
 
@@ -97,19 +97,19 @@ def _sheets(faces: CheckedFaces, findings: LabelFindings) -> list[tuple[str, lis
         return [int(row) for row in rows if row != without][:_OF_EACH]
 
     def pairs(found: Sequence[SamePair]) -> list[list[list[int]]]:
-        return [[[pair.first], [pair.second]] for pair in found[:_MOST_ROWS]]
+        return [[[pair.first], [pair.second]] for pair in found[:_MAX_ROWS]]
 
     return [
         (
             "mislabelled",
             [
                 [[each.image], some(int(faces.labels[each.image]), each.image), some(each.other)]
-                for each in findings.mislabelled[:_MOST_ROWS]
+                for each in findings.mislabelled[:_MAX_ROWS]
             ],
         ),
         (
             "same_person",
-            [[some(pair.first), some(pair.second)] for pair in findings.same_person[:_MOST_ROWS]],
+            [[some(pair.first), some(pair.second)] for pair in findings.same_person[:_MAX_ROWS]],
         ),
         ("duplicates", pairs(findings.duplicates)),
         ("duplicates_under_two_names", pairs(findings.duplicates_across or [])),

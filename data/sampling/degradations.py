@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 Image = NDArray[np.uint8]
 
 
-_FEWEST_PIXELS = 14
+_MIN_PIXELS = 14
 _INTERPOLATIONS = (
     cv2.INTER_NEAREST,
     cv2.INTER_LINEAR,
@@ -94,7 +94,7 @@ def draw_degradation(rng: np.random.Generator, strength: float, often: float | N
         values["motion"] = float(rng.uniform(2, 4 + 13 * s))
         values["motion_angle"] = float(rng.uniform(0, 180))
     if occurs(1.4):
-        values["side"] = max(_FEWEST_PIXELS, 112 * math.exp(-s * rng.uniform(0.8, 2.4)))
+        values["side"] = max(_MIN_PIXELS, 112 * math.exp(-s * rng.uniform(0.8, 2.4)))
         values["through"] = (
             _one_of(rng, [cv2.INTER_AREA], 0.7),
             _one_of(rng, [cv2.INTER_LINEAR, cv2.INTER_LINEAR, cv2.INTER_CUBIC], 0.8),

@@ -30,11 +30,11 @@ Image = NDArray[np.uint8]
 # Another release may decode the same bytes to other pixels.
 DECODER = f"Pillow {PIL.__version__}, JPEG {features.version('libjpeg_turbo') or features.version('jpg')}"
 # Phone cameras reach 108 million; Pillow rejects more than 179 million.
-MOST_PIXELS = 150_000_000
+MAX_PIXELS = 150_000_000
 # Size of a file; an uncompressed TIFF of 60 million pixels has 180 MB.
-MOST_BYTES = 256_000_000
+MAX_BYTES = 256_000_000
 # For decoding and face detection, shared by all threads of a process.
-MOST_MEMORY = 512_000_000
+MAX_MEMORY = 512_000_000
 
 # Faults are reported as one sentence per image, without library warnings.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -51,7 +51,7 @@ _MODE_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N
 _FORMAT_BYTES = {"WEBP": 16, "AVIF": 14, "JPEG2000": 26, "TIFF": 4, "GIF": 4}
 _RESULT_BYTES = 3
 # Pixels times scans of a progressive JPEG, which usually has about ten scans; each costs a full decoding.
-_MOST_SCANNED = 1_500_000_000
+_MAX_SCANNED = 1_500_000_000
 _ORIENTATION_TAG = 0x0112
 # Images of 16 bits per channel that use the whole range have brighter pixels than this.
 _DARK = 64
@@ -65,26 +65,26 @@ _LEVELS = (255.0, 1023.0, 4095.0, 16383.0, 65535.0)
 # Relative overshoot of resampling.
 _OVERSHOOT = 0.05
 # A maximum between 1 and this is ambiguous between the ranges 0..1 and 0..255.
-_LEAST_OF_LEVELS = 16.0
+_MIN_OF_LEVELS = 16.0
 
 
 def read_encoded(path: Path) -> bytes:
     """Read an image file. FIFOs, sockets and devices are not opened, nor links to them.
 
     Raises:
-        InputError: the file cannot be read, is a special file, or is larger than `MOST_BYTES`.
+        InputError: the file cannot be read, is a special file, or is larger than `MAX_BYTES`.
     """
     try:
         found = path.stat()
         if kind := kind_of_special(found.st_mode):
             raise InputError(f"is {kind}, which is not opened. Give a file.")
-        if found.st_size <= MOST_BYTES:
+        if found.st_size <= MAX_BYTES:
             with path.open("rb") as stream:
                 # Limited, because the file may grow while it is read.
                 return stream.read(found.st_size + 1)
     except OSError as fault:
         raise InputError(f"cannot be read ({fault.strerror}).") from None
-    raise InputError(f"is larger than {MOST_BYTES / 1e6:.0f} MB and is not read. Reduce its size.")
+    raise InputError(f"is larger than {MAX_BYTES / 1e6:.0f} MB and is not read. Reduce its size.")
 
 
 class WrongSizeError(InputError):
@@ -121,11 +121,11 @@ def decode_image(encoded: bytes, *, upright: bool, side: int | None = None) -> I
             _check_size(*image.size)
             if upright:
                 _halve_if_large(image)
-            if (needed := _memory_of(image, len(encoded))) > MOST_MEMORY:
+            if (needed := _memory_of(image, len(encoded))) > MAX_MEMORY:
                 raise InputError(
                     f"is {image.width:,} x {image.height:,} pixels and needs {needed / 1e6:,.0f} MB to "
                     "decode; "
-                    f"the limit is {MOST_MEMORY / 1e6:.0f} MB. Reduce its size, or save it as a baseline "
+                    f"the limit is {MAX_MEMORY / 1e6:.0f} MB. Reduce its size, or save it as a baseline "
                     "JPEG."
                 )
             if image.info.get("progressive"):
@@ -135,7 +135,7 @@ def decode_image(encoded: bytes, *, upright: bool, side: int | None = None) -> I
         raise
     except Pillow.DecompressionBombError:
         raise InputError(
-            f"its header declares more than {MOST_PIXELS / 1e6:.0f} million pixels; it is not decoded. "
+            f"its header declares more than {MAX_PIXELS / 1e6:.0f} million pixels; it is not decoded. "
             "Reduce "
             "its size."
         ) from None
@@ -155,17 +155,17 @@ def decode_image(encoded: bytes, *, upright: bool, side: int | None = None) -> I
 
 @contextmanager
 def memory_to_decode(path: Path) -> Iterator[None]:
-    """Wait until enough of `MOST_MEMORY` is free to decode an image file, and hold it in the block."""
+    """Wait until enough of `MAX_MEMORY` is free to decode an image file, and hold it in the block."""
     needed = 0
     try:
         size = path.stat().st_size if path.is_file() else 0
-        if 0 < size <= MOST_BYTES:
+        if 0 < size <= MAX_BYTES:
             with _opened(str(path)) as image:
                 _halve_if_large(image)
                 needed = _memory_of(image, size)
     except Exception:  # noqa: BLE001 - decode_image reports the fault
         needed = 0
-    with _MEMORY.held(min(needed, MOST_MEMORY)):
+    with _MEMORY.held(min(needed, MAX_MEMORY)):
         yield
 
 
@@ -188,7 +188,7 @@ class _Memory:
                 self._changed.notify_all()
 
 
-_MEMORY = _Memory(MOST_MEMORY)
+_MEMORY = _Memory(MAX_MEMORY)
 
 
 def is_image(path: str) -> bool:
@@ -222,10 +222,9 @@ def _opened(file: str | io.BytesIO) -> ImageFile.ImageFile:
 
 
 def _check_size(width: int, height: int) -> None:
-    if width * height > MOST_PIXELS:
+    if width * height > MAX_PIXELS:
         raise InputError(
-            f"is {width:,} x {height:,} pixels; the limit is {MOST_PIXELS / 1e6:.0f} million. Reduce its "
-            "size."
+            f"is {width:,} x {height:,} pixels; the limit is {MAX_PIXELS / 1e6:.0f} million. Reduce its size."
         )
     if min(width, height) < _SMALLEST_SIDE:
         raise InputError(f"is {width} x {height} pixels, too small for a face.")
@@ -262,7 +261,7 @@ def _stored_pixels(image: Pillow.Image) -> int:
 def _check_scans(image: Pillow.Image, encoded: bytes) -> None:
     # In coded data 0xff is followed only by 0 or by a restart marker.
     scans, pixels = encoded.count(b"\xff\xda"), _stored_pixels(image)
-    if scans * pixels > _MOST_SCANNED:
+    if scans * pixels > _MAX_SCANNED:
         raise InputError(f"has {scans:,} scans of {pixels:,} pixels; it is not decoded. Save it again.")
 
 
@@ -391,7 +390,7 @@ def white_level(smallest: float, largest: float, *, is_float: bool) -> float:
     if not is_float or largest > 1 + _OVERSHOOT:
         white = next((level for level in _LEVELS if largest <= level), 0.0)
     is_negative = smallest < (-_OVERSHOOT * white if is_float else 0)
-    is_between = is_float and white > 1 and largest < _LEAST_OF_LEVELS
+    is_between = is_float and white > 1 and largest < _MIN_OF_LEVELS
     if not white or is_negative or is_between:
         raise InputError(
             f"has values from {smallest:g} to {largest:g}, from which the white level cannot be determined; "

@@ -29,7 +29,7 @@ _FILE = "stamps.npz"
 # 2: with checksum.
 _FORMAT = 2
 # Smaller data sets are not cached: reading them again takes a fraction of a second.
-_FEWEST_REMEMBERED = 4096
+_MIN_REMEMBERED = 4096
 _PART = 1024
 # Threads hide the latency of network disks.
 _THREADS = 8
@@ -146,7 +146,7 @@ class _Known:
     def keep(self, root: Path, signatures: Stamps, stamps: Stamps, changed_ns: NDArray[np.int64]) -> None:
         """Cache new stamps; a read-only folder is not an error."""
         new = (signatures != 0) & (stamps != UNREADABLE) & (self.stamps(signatures) == UNREADABLE)
-        if int(new.sum()) < _FEWEST_REMEMBERED:
+        if int(new.sum()) < _MIN_REMEMBERED:
             return
         folder, now = writable_index_folder(root)
         # A file changed just now may change again within one time step of the file system.

@@ -28,7 +28,7 @@ _MAGIC = 0xCED7230A
 _MAGIC_BYTES = struct.pack("<I", _MAGIC)
 # The word after the magic number: three bits for the kind of part, the others for its length.
 _LENGTH_BITS = 29
-_LONGEST = (1 << _LENGTH_BITS) - 1
+_MAX_LENGTH = (1 << _LENGTH_BITS) - 1
 _WHOLE, _FIRST, _MIDDLE, _LAST = range(4)
 _PART = struct.Struct("<II")
 # flag (number of labels after the header; 0: one label in the header), label, id, id2
@@ -39,9 +39,9 @@ _FIRST_INEXACT = 1 << 24
 _RECORDS_AT_ONCE = 1 << 16
 # Records that are checked before an index is trusted; each costs a page read from a cold disk.
 _RECORDS_CHECKED = 512
-_MOST_RECORDS = 1 << 40
+_MAX_RECORDS = 1 << 40
 # Record ids are consecutive. A pack with few deviations is damaged; with many it is numbered otherwise.
-_LARGEST_SHARE_WRONG = 0.1
+_MAX_FRACTION_WRONG = 0.1
 _Index = tuple[NDArray[np.int64], NDArray[np.int64]]  # keys and offsets of records
 
 
@@ -189,7 +189,7 @@ class RecordReader:
             if offset + _PART.size > self._size:
                 raise self._damaged(offset, "the file ends in it", key)
             magic, word = _PART.unpack_from(data, offset)
-            kind, length = word >> _LENGTH_BITS, word & _LONGEST
+            kind, length = word >> _LENGTH_BITS, word & _MAX_LENGTH
             if magic != _MAGIC:
                 raise self._damaged(offset, f"expected the magic number, found {magic:#010x}", key)
             if kind > _LAST or (kind in (_WHOLE, _FIRST)) != (not parts):
@@ -277,7 +277,7 @@ class RecordReader:
         places = np.arange(len(numbers))
         shift = np.median(numbers - places)
         wrong = np.flatnonzero(numbers - places != shift)
-        if 0 < len(wrong) <= len(numbers) * _LARGEST_SHARE_WRONG:
+        if 0 < len(wrong) <= len(numbers) * _MAX_FRACTION_WRONG:
             row = int(wrong[0])
             what = f"its id is {ids[row]}, expected {row + int(shift)} ({len(wrong):,} such records)"
             raise self._damaged(offsets[row], what, None)
@@ -296,8 +296,8 @@ class RecordWriter:
         flag = 0 if len(labels) == 1 else len(labels)
         head = _HEADER.pack(flag, labels[0] if flag == 0 else 0.0, key, 0)
         record = head + (struct.pack(f"<{flag}f", *labels) if flag else b"") + payload
-        if len(record) > _LONGEST:
-            raise InputError(f"record {key}: {len(record):,} bytes; the limit is {_LONGEST:,}.")
+        if len(record) > _MAX_LENGTH:
+            raise InputError(f"record {key}: {len(record):,} bytes; the limit is {_MAX_LENGTH:,}.")
         self._index.append(f"{key}\t{self._offset}\n")
         for part in _encoded(record):
             self._stream.write(part)
@@ -388,7 +388,7 @@ def read_face_pack(folder: Path) -> FacePack:
     reader = RecordReader(rec, folder / IDX_NAME)
     there = reader.keys
     first = reader.header(int(there[0]))
-    if there[0] == 0 and len(first.labels) == 2 and not max(map(abs, first.labels)) < _MOST_RECORDS:
+    if there[0] == 0 and len(first.labels) == 2 and not max(map(abs, first.labels)) < _MAX_RECORDS:
         raise InputError(f"{rec}, record 0: announces the range {first.labels}. The file is damaged.")
     notes: tuple[str, ...] = ()
     announces = len(first.labels) == 2 and np.isfinite(first.labels).all() and first.labels[0] > 0

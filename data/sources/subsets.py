@@ -19,7 +19,7 @@ from runtime.errors import InputError
 
 PUBLISHED_SUBSET = "ms1mv2_train_subset_index.txt"
 FALLBACK_FRACTION = 0.1
-FEWEST_IMAGES = 5
+MIN_IMAGES = 5
 
 
 def train_subset(source: FaceSource, spec: str | None, seed: int) -> tuple[FaceSource, str]:
@@ -167,14 +167,14 @@ def _indexed(source: FaceSource, path: Path) -> tuple[FaceSource, str]:
     except InputError as fault:
         raise InputError(f"{path}: {fault}") from None
     counts = SubjectIndex(chosen.labels).counts()
-    enough = counts[chosen.labels] >= FEWEST_IMAGES
+    enough = counts[chosen.labels] >= MIN_IMAGES
     if not enough.any():
-        raise InputError(f"{path}: no subject of {source.name} has {FEWEST_IMAGES} or more of its images.")
+        raise InputError(f"{path}: no subject of {source.name} has {MIN_IMAGES} or more of its images.")
     subset = chosen if enough.all() else select(chosen, np.flatnonzero(enough))
-    dropped = int((counts < FEWEST_IMAGES).sum())
+    dropped = int((counts < MIN_IMAGES).sum())
     return subset, (
         f"{_size(subset)}: the {len(rows):,} images of {path}, without {dropped:,} subjects with fewer than "
-        f"{FEWEST_IMAGES} of them"
+        f"{MIN_IMAGES} of them"
     )
 
 

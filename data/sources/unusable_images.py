@@ -19,7 +19,7 @@ from data.sources.face_source import FaceSource, select
 from runtime.errors import InputError
 from runtime.progress import progress_bar
 
-_MOST_THREADS = 16
+_MAX_THREADS = 16
 _SHOWN = 10
 
 
@@ -36,7 +36,7 @@ def unusable_images(numbers: Sequence[int], image: Callable[[int], Image], name:
             return str(fault)
         return ""
 
-    with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as pool:
         said = pool.map(fault_of, numbers)
         bar = progress_bar(
             said,

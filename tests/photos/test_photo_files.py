@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from data.sources.decoding import MOST_PIXELS, decode_face
+from data.sources.decoding import MAX_PIXELS, decode_face
 from data.sources.image_files import is_image_file
 from photos.photo_files import decode_photo, read_photo, thumbnail
 from runtime.errors import InputError
@@ -98,7 +98,7 @@ def bomb(side: int) -> bytes:
     )
 
 
-@pytest.mark.parametrize("side", [int(MOST_PIXELS**0.5) + 1, 13_000, 60_000])
+@pytest.mark.parametrize("side", [int(MAX_PIXELS**0.5) + 1, 13_000, 60_000])
 def test_huge_image_is_refused_by_its_header(side: int) -> None:
     with pytest.raises(InputError, match="million"):
         decode_photo(bomb(side))

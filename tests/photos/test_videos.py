@@ -139,7 +139,7 @@ def test_frames_are_turned_and_mirrored_as_the_container_says(
 
 
 def test_frames_that_are_too_large_are_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(videos, "_MOST_PIXELS", 128 * 96 - 1)
+    monkeypatch.setattr(videos, "_MAX_PIXELS", 128 * 96 - 1)
     with pytest.raises(InputError, match="128 x 96"):
         next(frames(marked(tmp_path / "a.mp4"), 1.0))
 

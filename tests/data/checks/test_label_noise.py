@@ -131,7 +131,7 @@ def test_copies_are_reported_within_and_across_names() -> None:
 def test_too_many_images_are_not_compared_across_and_this_is_reported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(label_check, "MOST_COMPARED", 5)
+    monkeypatch.setattr(label_check, "MAX_COMPARED", 5)
     features, labels = people([3, 3])
     found = check_labels(features, labels)
     assert found.duplicates_across is None

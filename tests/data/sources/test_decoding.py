@@ -127,7 +127,7 @@ def test_orientation_tag_on_an_aligned_face_is_ignored_everywhere(tmp_path: Path
     assert (read_aligned(path) == pixels).all()
     assert (aligned_frame(content, "a", None) == pixels).all()
     pool = collect_media(
-        tmp_path, BenchmarkProtocol(), tmp_path / "w", detector=None, without=frozenset(), chosen=list
+        tmp_path, BenchmarkProtocol(), tmp_path / "w", detector=None, exclude=frozenset(), chosen=list
     )
     assert (pool.image(pool.media[0].frames[0]) == pixels).all()
     assert not (decode_image(content, upright=True) == pixels).all()
@@ -170,7 +170,7 @@ def test_memory_is_bounded_by_the_header(kind: str, monkeypatch: pytest.MonkeyPa
     options = {"progressive": True} if kind.startswith("progressive") else {}
     content = encoded(np.zeros((800, 1000, 3), np.uint8), kind.split()[-1], **options)
     decode_image(content, upright=True)
-    monkeypatch.setattr(decoding, "MOST_MEMORY", 800 * 1000 * 4)
+    monkeypatch.setattr(decoding, "MAX_MEMORY", 800 * 1000 * 4)
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda image: pytest.fail("it was decoded"))
     with pytest.raises(InputError, match="1,000 x 800"):
         decode_image(content, upright=True)
@@ -188,14 +188,14 @@ def test_huge_jpeg_is_read_at_half_its_size_as_a_photo_alone(monkeypatch: pytest
 
 def test_jpeg_of_very_many_scans_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     content = encoded(np.zeros((100, 100, 3), np.uint8), "JPEG", progressive=True)
-    monkeypatch.setattr(decoding, "_MOST_SCANNED", 50_000)
+    monkeypatch.setattr(decoding, "_MAX_SCANNED", 50_000)
     with pytest.raises(InputError, match="scans"):
         decode_image(content, upright=True)
 
 
 def test_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "a.jpg").open("wb") as stream:
-        stream.truncate(decoding.MOST_BYTES + 1)
+        stream.truncate(decoding.MAX_BYTES + 1)
     with pytest.raises(InputError, match="larger"):
         read_encoded(tmp_path / "a.jpg")
 

@@ -326,7 +326,7 @@ def test_image_that_was_replaced_changes_the_fingerprint_even_with_its_old_time(
 
 
 def test_unchanged_images_are_read_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data.sources.image_stamps, "_FEWEST_REMEMBERED", 1)
+    monkeypatch.setattr(data.sources.image_stamps, "_MIN_REMEMBERED", 1)
     # As if the files were older than a step of the file system's clock; their inodes cannot be set back.
     monkeypatch.setattr(data.sources.image_stamps, "TIME_STEP_NS", -(10**18))
     read: list[bytes] = []
@@ -355,7 +355,7 @@ def test_unchanged_images_are_read_once(root: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_recently_changed_files_are_not_cached(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data.sources.image_stamps, "_FEWEST_REMEMBERED", 1)
+    monkeypatch.setattr(data.sources.image_stamps, "_MIN_REMEMBERED", 1)
     ImageFolder(root).stamps()
     assert not (root / ".face_index" / "stamps.npz").exists()
 

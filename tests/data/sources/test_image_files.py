@@ -158,7 +158,7 @@ def test_benchmark_builder_reads_the_same_and_reports_the_rest(people: Path, tmp
         read_benchmark_protocol("stills"),
         tmp_path / "work",
         detector=None,
-        without=frozenset(),
+        exclude=frozenset(),
         chosen=sorted,
     )
     names = {medium.name for medium in pool.media} | {again for again, _ in pool.duplicates}
