@@ -111,7 +111,7 @@ def test_features_of_another_centre_are_other_features(backbone: Backbone) -> No
     assert identity_of(backbone, {"faces": "x"}, EmbedOptions()) == identities[0]
 
 
-def test_an_aggregator_is_given_features_as_it_was_trained_with(backbone: Backbone, tmp_path: Path) -> None:
+def test_backbone_is_prepared_for_an_aggregator(backbone: Backbone, tmp_path: Path) -> None:
     spec, centre = backbone.spec, (0.1,) * 64
     module = nn.Linear(2, 2)
     stored = tmp_path / "aggregator.safetensors"
@@ -129,7 +129,7 @@ def test_an_aggregator_is_given_features_as_it_was_trained_with(backbone: Backbo
 
 
 @pytest.mark.parametrize("centre", [(0.1,) * 63, (1.0,) * 64, (float("nan"),) * 64, [0.1] * 64, "x"])
-def test_a_centre_that_is_none_is_refused(centre: Any) -> None:
+def test_invalid_centre_is_refused(centre: Any) -> None:
     with pytest.raises(InputError, match="centre"):
         replace(BACKBONES["ir_tiny"], centre=centre)
 
@@ -139,7 +139,7 @@ def _with(backbone: Backbone, spec: BackboneSpec) -> Backbone:
     return backbone
 
 
-def test_a_spec_of_before_is_read_as_unmeasured() -> None:
+def test_old_spec_is_read_as_unmeasured() -> None:
     values = BACKBONES["ir_tiny"].to_dict()
     assert not {"centre", "cosine_statistics"} & set(values)
     spec = BackboneSpec.from_dict(values)

@@ -42,7 +42,7 @@ def test_a_data_set_is_unpacked_with_its_pair_sets(
     assert len(list((tmp_path / "lfw").glob("*.png"))) == 12
 
 
-def test_a_pair_set_that_cannot_be_read_is_told_before_work(
+def test_unreadable_pair_set_is_reported_before_the_work(
     tmp_path: Path, drawn_face: Callable[[int, int], bytes]
 ) -> None:
     write_face_pack(tmp_path, [(0, drawn_face(0, 0))])
@@ -79,7 +79,7 @@ def test_pairs_are_of_different_images_and_media(monkeypatch: pytest.MonkeyPatch
     assert [pairs.is_mated[pairs.folds() == fold].sum() for fold in range(10)] == [30] * 10
 
 
-def test_drawing_gives_a_pack_and_pairs_of_others(tmp_path: Path) -> None:
+def test_synthetic_pack_and_pairs_have_different_subjects(tmp_path: Path) -> None:
     for name in ("a", "b"):
         convert.convert({"draw_faces": str(tmp_path / name), "subjects": 3, "seed": 5})
     assert (tmp_path / "a" / "train.rec").read_bytes() == (tmp_path / "b" / "train.rec").read_bytes()

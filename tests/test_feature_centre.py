@@ -92,7 +92,7 @@ def test_features_that_were_made_with_the_centre_are_not_centred_again(backbone:
     np.testing.assert_array_equal(with_centre_of(backbone.spec, made).values(rows), made.features)
 
 
-def test_too_few_people_leave_the_backbone_unmeasured(backbone: Backbone) -> None:
+def test_too_few_subjects_leave_the_backbone_unmeasured(backbone: Backbone) -> None:
     bank = bank_of(planted(2.0)).of_subjects([str(number) for number in range(20)])
     assert with_cosines(backbone, bank).centre is None
     assert not backbone.spec.is_measured
@@ -114,7 +114,7 @@ def test_the_inlier_gate_starts_where_the_backbones_cosines_are(backbone: Backbo
 
 
 @torch.no_grad()
-def test_the_gate_tells_impostors_of_a_raw_backbone_apart() -> None:
+def test_gate_separates_impostors_of_a_raw_backbone() -> None:
     """Half of what is believed is at the limit; with the defaults all faces are believed alike."""
     features = planted(2.0)
     backbone = UnknownBackbone(SIZE)
@@ -130,7 +130,7 @@ def test_the_gate_tells_impostors_of_a_raw_backbone_apart() -> None:
 
 
 @pytest.mark.parametrize("option", [{"gate_start": 1.0}, {"gate_steepness": 0.0}, {"copy_similarity": 1.5}])
-def test_a_gate_that_cannot_be_is_refused(option: dict[str, float]) -> None:
+def test_invalid_gate_is_refused(option: dict[str, float]) -> None:
     with pytest.raises(InputError, match="gate_start"):
         build_aggregator("weighted_coreset", {"embedding_size": 8, **option})
 
@@ -140,9 +140,7 @@ def test_specs_of_the_registry_have_no_centre() -> None:
 
 
 @pytest.mark.parametrize("norm_is_quality", [True, False])
-def test_what_the_weights_say_of_their_norm_is_what_training_weighs_by(
-    backbone: Backbone, norm_is_quality: bool
-) -> None:
+def test_training_weights_faces_by_the_quality_of_the_spec(backbone: Backbone, norm_is_quality: bool) -> None:
     backbone.spec = replace(backbone.spec, norm_is_quality=norm_is_quality)
     assert options_of(backbone).get("quality", "norm") == ("norm" if norm_is_quality else "learned")
     given = {"stage": "coreset", "features": "x.npz", "preset": "good", "quality": "none"}

@@ -119,7 +119,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_all_that_changes_a_feature_is_another_store_and_another_run(
+def test_every_input_of_a_feature_changes_the_store_and_the_fingerprint(
     change: str,
     folder: Path,
     backbone: Backbone,
@@ -186,7 +186,7 @@ def test_all_that_changes_a_feature_is_another_store_and_another_run(
     np.testing.assert_array_equal(rows_of(before), kept)
 
 
-def test_a_pack_of_other_people_is_another_store(
+def test_packs_of_different_subjects_have_different_stores(
     tmp_path: Path, backbone: Backbone, cache: Cache, made: list[int], drawn_face: Callable[[int, int], bytes]
 ) -> None:
     for name, first in (("a", 0), ("b", 100)):
@@ -197,7 +197,7 @@ def test_a_pack_of_other_people_is_another_store(
     assert len(list(cache.folder.iterdir())) == 2
 
 
-def test_a_part_of_the_images_of_a_store_uses_it(
+def test_subset_of_images_uses_the_store_of_all(
     folder: Path, backbone: Backbone, cache: Cache, made: list[int]
 ) -> None:
     whole = cached_views(backbone, open_source(folder), cache)
@@ -219,7 +219,7 @@ def test_a_part_of_the_images_of_a_store_uses_it(
     np.testing.assert_allclose(rows_of(fresh), rows_of(found), atol=2e-6)
 
 
-def test_subjects_that_are_left_out_are_not_embedded(
+def test_excluded_subjects_are_not_embedded(
     folder: Path, backbone: Backbone, cache: Cache, made: list[int]
 ) -> None:
     source = open_source(folder)
@@ -232,7 +232,7 @@ def test_subjects_that_are_left_out_are_not_embedded(
     assert_pictures_are_of_the_rows(both, backbone)
 
 
-def test_a_mended_label_embeds_nothing_and_is_not_forgotten(
+def test_corrected_label_needs_no_embedding_and_is_kept(
     folder: Path, backbone: Backbone, cache: Cache, made: list[int]
 ) -> None:
     cached_views(backbone, open_source(folder), cache)
@@ -247,7 +247,7 @@ def test_a_mended_label_embeds_nothing_and_is_not_forgotten(
     assert given.bank.identity == mended.bank.identity
 
 
-def test_what_a_stopped_run_has_made_serves_after_an_image_was_removed(
+def test_parts_of_an_interrupted_run_are_reused_after_removing_an_image(
     folder: Path, backbone: Backbone, cache: Cache, made: list[int]
 ) -> None:
     broken = folder / "s003" / "5.png"
@@ -262,7 +262,7 @@ def test_what_a_stopped_run_has_made_serves_after_an_image_was_removed(
     assert_pictures_are_of_the_rows(found, backbone)
 
 
-def test_stores_of_before_and_damaged_ones_are_not_used(
+def test_old_and_damaged_stores_are_not_used(
     folder: Path, backbone: Backbone, cache: Cache, made: list[int], drawn_face: Callable[[int, int], bytes]
 ) -> None:
     cached_views(backbone, open_source(folder), cache)
@@ -293,7 +293,7 @@ def test_stores_of_before_and_damaged_ones_are_not_used(
     cached_views(backbone, select(open_source(folder), np.arange(7)), cache)
 
 
-def test_training_from_images_knows_its_images_too(folder: Path, drawn_face: Callable[..., bytes]) -> None:
+def test_training_from_images_records_its_images(folder: Path, drawn_face: Callable[..., bytes]) -> None:
     def source() -> FaceSource:
         return open_source(folder)
 
@@ -345,9 +345,7 @@ FACES_CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
 }
 
 
-def test_files_of_a_store_that_say_something_else_are_told(
-    folder: Path, backbone: Backbone, cache: Cache
-) -> None:
+def test_inconsistent_files_of_a_store_are_reported(folder: Path, backbone: Backbone, cache: Cache) -> None:
     cached_views(backbone, open_source(folder), cache)
     (store,) = cache.folder.iterdir()
     for name, changes in ((feature_store.MANIFEST, STORE_CHANGES), (FACES, FACES_CHANGES)):
@@ -374,7 +372,9 @@ def test_files_of_a_store_that_say_something_else_are_told(
     feature_cache.precomputed_features(store)
 
 
-def test_a_store_of_before_is_read_with_a_warning(folder: Path, backbone: Backbone, cache: Cache) -> None:
+def test_store_without_checksum_is_read_with_a_warning(
+    folder: Path, backbone: Backbone, cache: Cache
+) -> None:
     bank = cached_views(backbone, open_source(folder), cache).bank
     (store,) = cache.folder.iterdir()
     changed_json(store / feature_store.MANIFEST, lambda m: m.update(format=2), checksum=False)

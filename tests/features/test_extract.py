@@ -83,7 +83,7 @@ def by_hand(backbone: Backbone, faces: DrawnFaces, flip: str) -> tuple[torch.Ten
 
 
 @pytest.mark.parametrize("flip", [NO_FLIP, *FLIP_RULES])
-def test_features_are_the_backbones_own(backbone: Backbone, tmp_path: Path, flip: str) -> None:
+def test_stored_features_equal_those_of_the_backbone(backbone: Backbone, tmp_path: Path, flip: str) -> None:
     faces = DrawnFaces(40)
     store = embed_faces(backbone, faces, IMAGES, tmp_path, EmbedOptions(flip=flip, batch_size=7))
     assert store is not None
@@ -96,7 +96,7 @@ def test_features_are_the_backbones_own(backbone: Backbone, tmp_path: Path, flip
 
 @pytest.mark.parametrize("name", ["ir_18", "ir_se_50", "mobilefacenet", "ir_152"])
 @pytest.mark.slow
-def test_batch_norms_are_fused_without_a_trace(name: str) -> None:
+def test_folding_batch_norms_keeps_the_features(name: str) -> None:
     torch.manual_seed(0)
     # In float64: random weights as deep as these blow the rounding of float32 up.
     backbone = with_statistics(build_backbone(name)).double()
@@ -113,7 +113,7 @@ def test_batch_norms_are_fused_without_a_trace(name: str) -> None:
     assert sum(isinstance(module, nn.BatchNorm2d) for module in backbone.modules()) > norms
 
 
-def test_what_is_there_is_not_made_again(backbone: Backbone, tmp_path: Path) -> None:
+def test_complete_store_is_not_computed_again(backbone: Backbone, tmp_path: Path) -> None:
     first = embed_faces(backbone, DrawnFaces(40), IMAGES, tmp_path, CPU)
     faces = DrawnFaces(40)
     again = embed_faces(backbone, faces, IMAGES, tmp_path, CPU)
@@ -124,7 +124,7 @@ def test_what_is_there_is_not_made_again(backbone: Backbone, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("change", ["weights", "spec", "flip", "images", "precision"])
-def test_other_settings_are_another_store(backbone: Backbone, tmp_path: Path, change: str) -> None:
+def test_different_options_have_different_stores(backbone: Backbone, tmp_path: Path, change: str) -> None:
     embed_faces(backbone, DrawnFaces(40), IMAGES, tmp_path, CPU)
     faces, images, options = DrawnFaces(40), IMAGES, CPU
     if change == "weights":
@@ -143,7 +143,7 @@ def test_other_settings_are_another_store(backbone: Backbone, tmp_path: Path, ch
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_changed_images_alone_are_made_again(backbone: Backbone, tmp_path: Path) -> None:
+def test_only_changed_images_are_embedded_again(backbone: Backbone, tmp_path: Path) -> None:
     stamps = np.arange(200, dtype=np.uint64)
     before = embed_faces(backbone, DrawnFaces(200), IMAGES, tmp_path, CPU, stamps=stamps)
     kept = np.array(before.features)
@@ -157,7 +157,7 @@ def test_changed_images_alone_are_made_again(backbone: Backbone, tmp_path: Path)
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_broken_images_are_told_and_all_others_kept(backbone: Backbone, tmp_path: Path) -> None:
+def test_unreadable_images_are_reported_and_the_others_kept(backbone: Backbone, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"12 images cannot be used") as fault:
         embed_faces(backbone, DrawnFaces(200, tuple(range(40, 52))), IMAGES, tmp_path, CPU)
     assert "40.jpg" in str(fault.value)
@@ -176,7 +176,7 @@ def test_features_that_overflow_are_refused(backbone: Backbone, tmp_path: Path) 
         embed_faces(backbone, DrawnFaces(40), IMAGES, tmp_path, CPU)
 
 
-def test_workers_give_the_same(backbone: Backbone, tmp_path: Path) -> None:
+def test_worker_processes_do_not_change_features(backbone: Backbone, tmp_path: Path) -> None:
     one = embed_faces(backbone, DrawnFaces(70), IMAGES, tmp_path / "a", CPU)
     two = embed_faces(
         backbone, DrawnFaces(70), IMAGES, tmp_path / "b", EmbedOptions(batch_size=7, num_workers=2)
@@ -184,7 +184,7 @@ def test_workers_give_the_same(backbone: Backbone, tmp_path: Path) -> None:
     np.testing.assert_array_equal(one.features, two.features)
 
 
-def test_the_digest_knows_weights_and_nothing_else(backbone: Backbone) -> None:
+def test_digest_depends_on_weights_alone(backbone: Backbone) -> None:
     before = weights_digest(backbone)
     backbone.input_layer[1].num_batches_tracked += 1
     assert weights_digest(backbone) == before
@@ -192,7 +192,7 @@ def test_the_digest_knows_weights_and_nothing_else(backbone: Backbone) -> None:
     assert weights_digest(backbone) != before
 
 
-def test_a_batch_goes_where_it_is_sent() -> None:
+def test_batch_moves_to_a_device() -> None:
     batch = FaceBatch(np.arange(2), torch.zeros(2, 3, 4, 4, dtype=torch.uint8), {1: "broken"})
     moved = batch.to("meta")
     assert moved.images.device.type == "meta"
@@ -245,7 +245,7 @@ def script(tmp_path: Path) -> Callable[..., list[str]]:
 
 
 @pytest.mark.slow
-def test_killed_it_goes_on_where_it_was(script: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_embedding_resumes_after_a_kill(script: Callable[..., list[str]], tmp_path: Path) -> None:
     process = subprocess.Popen(script(pause=0.02), stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("cache/*/parts/*.json")) and time.monotonic() < deadline:
@@ -273,7 +273,7 @@ def embedded_here(count: int, folder: Path) -> float:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [400, 20])
-def test_two_processes_make_what_one_makes(
+def test_two_processes_give_the_same_store_as_one(
     script: Callable[..., list[str]], count: int, tmp_path: Path
 ) -> None:
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
@@ -287,7 +287,7 @@ def test_two_processes_make_what_one_makes(
     assert asked[0] == (192 if count == 400 else 0)
 
 
-def test_a_store_that_nodes_do_not_share_is_told(
+def test_store_that_nodes_do_not_share_is_refused(
     backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(devices, "MANIFEST", "elsewhere.json")
@@ -295,7 +295,7 @@ def test_a_store_that_nodes_do_not_share_is_told(
         embed_faces(backbone, DrawnFaces(40), IMAGES, tmp_path, CPU)
 
 
-def test_no_room_is_told_before_anything_is_embedded(
+def test_full_disk_is_reported_before_embedding(
     backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(folder: Path, needed: int) -> None:
@@ -308,7 +308,7 @@ def test_no_room_is_told_before_anything_is_embedded(
     assert faces.asked == []
 
 
-def test_views_of_one_image_that_fail_alike_are_one_image() -> None:
+def test_failing_views_of_one_image_count_once() -> None:
     faults = {number: f"{number // 16}.jpg: is damaged" for number in range(960)}
     told = embedding._sentence_of_faults(faults, Path("store")).splitlines()
     assert told[0].startswith("60 images")
@@ -337,7 +337,7 @@ def test_in_memory_features_equal_those_of_the_backbone(backbone: Backbone, flip
     assert np.array_equal(part_norms, norms)
 
 
-def test_half_precision_is_near_and_an_unknown_one_is_refused(backbone: Backbone) -> None:
+def test_half_precision_is_close_and_unknown_precision_is_refused(backbone: Backbone) -> None:
     images = DrawnFaces(1).image(0)[None]
     full, half = (extract(images, backbone, precision=name)[0] for name in ("32", "bf16-mixed"))
     assert not np.array_equal(full, half)

@@ -45,7 +45,7 @@ def test_the_published_pickle_is_read(protocol: int, dtype: str, tmp_path: Path)
     assert found.norms.dtype == np.float32
 
 
-def test_old_and_new_names_of_numpy_and_order_of_axes_are_read(tmp_path: Path) -> None:
+def test_numpy_names_and_axis_orders_of_all_versions_are_read(tmp_path: Path) -> None:
     wanted = content()
     dumped = pickle.dumps({"img_feats": np.asfortranarray(wanted["img_feats"]), "norms": wanted["norms"]}, 2)
     old, new = b"cnumpy.core.multiarray\n", b"cnumpy._core.multiarray\n"
@@ -97,16 +97,14 @@ LONG_BYTES = b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x0f."
         (content() | {"norms": np.full(N, np.nan)}, "finite"),
     ],
 )
-def test_pickles_of_something_else_are_refused_without_taking_memory(
-    held: object, named: str, tmp_path: Path
-) -> None:
+def test_other_pickles_are_refused_without_using_memory(held: object, named: str, tmp_path: Path) -> None:
     path = written(tmp_path, held)
     with pytest.raises(InputError, match=named) as error:
         read_features(path, "not used")
     assert str(path) in str(error.value)
 
 
-def test_an_array_that_says_to_be_larger_than_it_is_is_refused(tmp_path: Path) -> None:
+def test_array_with_too_large_a_header_is_refused(tmp_path: Path) -> None:
     dumped = pickle.dumps(content(), 2)
     assert dumped.count(b"K\x28K\x10") == 1
     path = written(tmp_path, dumped.replace(b"K\x28K\x10", b"K\x28K\x20"))

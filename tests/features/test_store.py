@@ -102,7 +102,7 @@ def test_finished_parts_are_not_written_again(tmp_path: Path) -> None:
         open_store(tmp_path, IDENTITY)
 
 
-def test_a_store_of_something_else_is_refused_with_what_differs(tmp_path: Path) -> None:
+def test_store_of_another_identity_is_refused_with_the_differences(tmp_path: Path) -> None:
     written(tmp_path)
     for make in (
         lambda other: open_store(tmp_path, other),
@@ -180,7 +180,7 @@ def test_a_broken_manifest_is_refused(tmp_path: Path, content: str) -> None:
         open_store(tmp_path, IDENTITY)
 
 
-def test_a_folder_without_manifest_is_made_anew_whatever_it_holds(tmp_path: Path) -> None:
+def test_folder_without_manifest_is_created_again(tmp_path: Path) -> None:
     writer = FeatureWriter(tmp_path, LAYOUT, IDENTITY, {})
     writer.write_part(0, rows_of(LAYOUT, 0))
     (tmp_path / feature_store.MANIFEST).unlink()
@@ -201,7 +201,9 @@ def test_values_that_are_not_finite_are_refused_by_row(tmp_path: Path) -> None:
     assert writer.pending() == [0, 1, 2, 3]
 
 
-def test_a_full_disk_is_told_and_keeps_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_is_reported_and_written_parts_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     writer = FeatureWriter(tmp_path, LAYOUT, IDENTITY, {})
     writer.write_part(0, rows_of(LAYOUT, 0))
 
@@ -226,7 +228,7 @@ def test_a_full_disk_is_told_and_keeps_what_is_there(tmp_path: Path, monkeypatch
         ({"columns": {"norms": "int64"}}, "norms"),
     ],
 )
-def test_layouts_that_cannot_be_are_refused(values: dict, message: str) -> None:
+def test_invalid_layouts_are_refused(values: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         StoreLayout(**({"num_rows": 3, "embedding_size": 2} | values))
 
@@ -247,7 +249,7 @@ writer.finish()
 
 
 @pytest.mark.slow
-def test_killed_again_and_again_it_becomes_whole(tmp_path: Path) -> None:
+def test_repeated_kills_end_in_a_complete_store(tmp_path: Path) -> None:
     folder = tmp_path / "store"
     code = _WRITER.format(root=str(ROOT), folder=str(folder))
     done = []

@@ -93,7 +93,7 @@ def test_rows_are_of_the_subject_whatever_the_views(style: str, views: int) -> N
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
 @pytest.mark.parametrize("style", ["media", "clips"])
-def test_wrong_media_are_as_many_as_asked(share: float, style: str) -> None:
+def test_impostor_media_have_the_requested_probability(share: float, style: str) -> None:
     bank, templates = drawn(TemplateRecipe(style=style, max_size=40, impostor_media_prob=share))
     wrong = 0
     for template in templates:
@@ -109,7 +109,7 @@ def test_wrong_media_are_as_many_as_asked(share: float, style: str) -> None:
 
 
 @pytest.mark.parametrize("style", ["media", "clips"])
-def test_foreign_faces_are_scattered_and_each_is_a_medium(style: str) -> None:
+def test_impostor_faces_are_separate_media(style: str) -> None:
     recipe = TemplateRecipe(style=style, max_size=60, impostor_face_prob=0.4)
     bank, templates = drawn(recipe)
     plain = drawn(TemplateRecipe(style=style, max_size=60))[1]
@@ -133,7 +133,7 @@ def test_foreign_faces_are_scattered_and_each_is_a_medium(style: str) -> None:
     assert len(np.unique(strangers)) == SUBJECTS
 
 
-def test_a_quarter_of_the_sets_are_those_of_a_gallery() -> None:
+def test_quarter_of_the_templates_are_gallery_like() -> None:
     recipe = TemplateRecipe(impostor_media_prob=1.0, impostor_face_prob=1.0)
     bank, templates = drawn(recipe)
     kinds = np.array(bank.plan.kinds)
@@ -174,12 +174,12 @@ def test_media_are_stills_and_clips_and_sizes_have_a_heavy_tail() -> None:
     assert max(long) > 600
 
 
-def test_a_template_is_cut_off_at_its_largest_size() -> None:
+def test_template_size_is_limited() -> None:
     _, templates = drawn(TemplateRecipe(max_size=7, impostor_media_prob=1.0))
     assert max(len(template.rows) for template in templates) == 7
 
 
-def test_the_published_style_is_the_published_one() -> None:
+def test_clips_style_has_the_published_distribution() -> None:
     templates = drawn(TemplateRecipe(style="clips", max_size=10), count=6000)[1]
     sizes = np.bincount([len(template.rows) for template in templates], minlength=11)[1:]
     assert np.allclose(sizes / 6000, 0.1, atol=0.02)
@@ -205,7 +205,7 @@ def test_a_pair_shares_a_subject_and_no_image() -> None:
     assert max(seen) > 1
 
 
-def test_a_subject_with_one_image_makes_both_templates_of_it() -> None:
+def test_single_image_serves_both_templates_of_a_pair() -> None:
     bank = view_bank(images=1)
     templates = TemplateSampler(bank, TemplateRecipe(paired=True), seed=0).draw(
         0, np.arange(8), np.zeros(8, np.int64)
@@ -215,7 +215,7 @@ def test_a_subject_with_one_image_makes_both_templates_of_it() -> None:
     }
 
 
-def test_media_from_elsewhere_are_taken_as_they_are() -> None:
+def test_precomputed_media_keep_their_frames() -> None:
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(4), 30)
     media = np.repeat(np.arange(24), 5)
@@ -244,7 +244,7 @@ def test_clean_means_are_those_of_plain_views() -> None:
     assert np.allclose(rows.clean_means()[2], mean / np.linalg.norm(mean), atol=1e-6)
 
 
-def test_clean_means_leave_auxiliary_values_out() -> None:
+def test_clean_means_exclude_auxiliary_values() -> None:
     plain = view_bank()
     auxiliary = np.random.default_rng(5).standard_normal((len(plain.features), 3)).astype(np.float32) + 3
     joined = append_auxiliary(torch.from_numpy(plain.features), torch.from_numpy(auxiliary)).numpy()
@@ -252,7 +252,7 @@ def test_clean_means_leave_auxiliary_values_out() -> None:
     assert np.allclose(bank.clean_means(), plain.clean_means(), atol=1e-6)
 
 
-def test_held_out_templates_share_no_image_and_no_stranger() -> None:
+def test_held_out_templates_share_no_image_and_have_no_impostor() -> None:
     bank = view_bank()
     recipe = TemplateRecipe(impostor_media_prob=1.0, paired=True)
     held_out = HeldOutFeatureTemplates(bank, recipe, seed=0, max_subjects=8)
@@ -279,7 +279,7 @@ def test_repeated_rows_are_gathered_as_they_come() -> None:
     assert np.array_equal(batch.features.numpy(), bank.features[rows])
 
 
-def test_subjects_that_are_taken_are_numbered_anew() -> None:
+def test_subset_of_subjects_is_relabelled() -> None:
     bank = view_bank()
     some = bank.of_subjects(["s07", "s02"])
     assert some.subjects == ["s02", "s07"]

@@ -46,7 +46,7 @@ def fine_faces(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(("sense", "quality", "sign"), [(1, "norm", -1), (-1, "none", 1), (0, "none", 0)])
-def test_it_says_which_quality_to_use(sense: int, quality: str, sign: int, fine_faces: Path) -> None:
+def test_quality_follows_the_correlation(sense: int, quality: str, sign: int, fine_faces: Path) -> None:
     report = check_quality(Detail(sense), fine_faces, num_images=60)
     assert report.quality == quality
     assert "--quality" not in report.text  # The recommendation is given once, after all measurements.

@@ -76,7 +76,7 @@ def test_measures_are_compared_on_degraded_faces(people: Path) -> None:
     assert other.curves.choice != "norm" or found.curves.choice != "norm"
 
 
-def test_copies_are_no_mated_pairs(people: Path, tmp_path: Path) -> None:
+def test_copies_are_not_mated_pairs(people: Path, tmp_path: Path) -> None:
     root = tmp_path / "people"
     shutil.copytree(people, root, ignore=shutil.ignore_patterns(".face_index"))
     for folder in root.iterdir():
@@ -114,7 +114,7 @@ def test_sharpness_falls_with_blur() -> None:
     assert sharpness(np.full((112, 112, 3), 7, np.uint8)) == 0
 
 
-def test_what_cannot_be_compared_says_so(people: Path, tmp_path: Path) -> None:
+def test_invalid_comparisons_are_refused(people: Path, tmp_path: Path) -> None:
     with pytest.raises(TooFewSubjectsError, match=r"10 subjects with two images .* expected 15 or more"):
         recommend_quality(Coarse(1), people, num_images=30)
     with pytest.raises(InputError) as told:
@@ -124,7 +124,7 @@ def test_what_cannot_be_compared_says_so(people: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.plots
-def test_the_command_plots_and_keeps_the_choice(
+def test_command_writes_plot_figures_and_weights(
     people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.manual_seed(0)
@@ -142,7 +142,7 @@ def test_the_command_plots_and_keeps_the_choice(
     assert load_weights(kept).backbone.spec.norm_is_quality == (content["choice"] == "norm")
 
 
-def test_the_choice_travels_with_the_weights(tmp_path: Path) -> None:
+def test_quality_is_kept_through_conversions(tmp_path: Path) -> None:
     torch.manual_seed(0)
     save_weights(tmp_path / "w.safetensors", build_backbone("ir_tiny").eval())
     names = [str(tmp_path / f"{name}.safetensors") for name in "wabc"]
@@ -154,7 +154,7 @@ def test_the_choice_travels_with_the_weights(tmp_path: Path) -> None:
     assert load_weights(Path(names[3])).backbone.spec.norm_is_quality
 
 
-def test_a_folder_without_pairs_is_told_unless_something_is_to_be_written(
+def test_folder_without_pairs_is_refused_only_with_an_output_folder(
     people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.manual_seed(0)
@@ -172,7 +172,7 @@ def test_a_folder_without_pairs_is_told_unless_something_is_to_be_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_one_recommendation_is_given_and_it_is_stored(
+def test_single_recommendation_is_printed_and_stored(
     people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of a norm that is none and sharpness that would help: what is stored is what poolings use."""
@@ -194,7 +194,7 @@ def test_one_recommendation_is_given_and_it_is_stored(
     assert load_model(kept, device="cpu").aggregator_name == "mean"
 
 
-def test_faces_of_unknown_people_are_measured_too(
+def test_faces_of_unknown_subjects_are_measured(
     people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.manual_seed(0)

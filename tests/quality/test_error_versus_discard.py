@@ -42,7 +42,7 @@ def slow_rate(missed: list[bool], quality: list[int], weights: list[int], share:
         lambda rows: any(weight for _, _, weight in rows)
     )
 )
-def test_the_curve_equals_rejecting_by_hand(rows: list[tuple[bool, int, int]]) -> None:
+def test_curve_equals_explicit_discarding(rows: list[tuple[bool, int, int]]) -> None:
     missed, quality, weights = (list(column) for column in zip(*rows, strict=True))
     found = discard_curve(np.array(missed), np.array(quality, float), np.array(weights))
     for place in (0, 1, 20, 50, 95):
@@ -50,7 +50,7 @@ def test_the_curve_equals_rejecting_by_hand(rows: list[tuple[bool, int, int]]) -
         assert found[place] == pytest.approx(float(expected), abs=1e-9)
 
 
-def test_whole_comparisons_are_counted_plainly() -> None:
+def test_curve_equals_counting_at_whole_comparisons() -> None:
     rng = np.random.default_rng(0)
     missed, quality = rng.random(100) < 0.3, rng.normal(size=100)
     found = discard_curve(missed, quality, np.ones(100, int))
@@ -59,12 +59,12 @@ def test_whole_comparisons_are_counted_plainly() -> None:
         assert found[rejected] == pytest.approx(missed[order[rejected:]].mean())
 
 
-def test_equal_qualities_reject_nothing_in_particular() -> None:
+def test_equal_qualities_give_a_constant_curve() -> None:
     missed = np.arange(50) < 10
     assert discard_curve(missed, np.ones(50), np.ones(50, int)) == pytest.approx(0.2)
 
 
-def test_no_measure_is_better_than_one_that_knows_the_errors() -> None:
+def test_no_measure_beats_the_ideal_curve() -> None:
     rng = np.random.default_rng(1)
     missed = np.arange(200) < 40
     best = ideal_curve(0.2)
@@ -83,7 +83,7 @@ def faces(seed: int = 0, people: int = 60, each: int = 4) -> tuple[FaceCompariso
     return FaceComparisons(subjects, features @ features.T), noise
 
 
-def test_the_measure_that_knows_the_noise_is_chosen() -> None:
+def test_informative_measure_is_chosen() -> None:
     pairs, noise = faces()
     rng = np.random.default_rng(5)
     qualities = {"chance": rng.normal(size=len(noise)), "known": -noise, "wrong": noise}
@@ -100,14 +100,14 @@ def test_the_measure_that_knows_the_noise_is_chosen() -> None:
     assert found.curves[RANDOM].fnmr == pytest.approx(found.curves["known"].fnmr[0])
 
 
-def test_chance_is_not_chosen() -> None:
+def test_random_measure_is_not_chosen() -> None:
     pairs, noise = faces()
     found = discard_curves(pairs, {"constant": np.ones(len(noise)), "wrong": noise}, 1e-2, replicates=60)
     assert found.choice is None
     assert "No measure" in choice_text(found)
 
 
-def test_the_favourite_is_kept_unless_another_is_surely_better() -> None:
+def test_favourite_is_kept_unless_another_is_significantly_better() -> None:
     pairs, noise = faces()
     rng = np.random.default_rng(5)
     nearly = -noise + 0.05 * rng.normal(size=len(noise))
@@ -117,7 +117,7 @@ def test_the_favourite_is_kept_unless_another_is_surely_better() -> None:
     assert discard_curves(pairs, poor, 1e-2, favourite="poor", replicates=60).choice == "known"
 
 
-def test_threshold_area_and_interval_equal_a_slow_way() -> None:
+def test_threshold_area_and_interval_equal_a_slow_twin() -> None:
     pairs, noise = faces(people=14, each=3)
     replicates = 12
     found = discard_curves(pairs, {"known": -noise}, 0.05, replicates=replicates, seed=2)
@@ -150,7 +150,7 @@ def test_threshold_area_and_interval_equal_a_slow_way() -> None:
     assert again.curves["known"].area95 == found.curves["known"].area95
 
 
-def test_what_cannot_be_measured_says_so() -> None:
+def test_invalid_inputs_are_refused() -> None:
     pairs, noise = faces(people=5, each=2)
     with pytest.raises(InputError, match="norm of face 3"):
         discard_curves(pairs, {"norm": np.where(np.arange(10) == 3, np.nan, noise)}, 0.1)
@@ -162,11 +162,11 @@ def test_what_cannot_be_measured_says_so() -> None:
         discard_curves(FaceComparisons(np.zeros(10, int), pairs.similarity), {"norm": noise}, 0.1)
 
 
-def test_shares_are_hundredths() -> None:
+def test_discard_fractions_are_hundredths() -> None:
     assert discard_fractions() == pytest.approx(np.arange(96) / 100)
 
 
-def test_no_missed_pair_is_no_certainty() -> None:
+def test_interval_without_missed_pairs_is_not_empty() -> None:
     subjects = np.repeat(np.arange(12), 2)
     similarity = np.where(subjects[:, None] == subjects, 0.9, 0.1)
     quality = np.arange(24.0)

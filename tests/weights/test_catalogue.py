@@ -18,13 +18,13 @@ MODELS = (
 )
 
 
-def test_every_published_model_is_there_twice_and_facecoresetnet() -> None:
+def test_catalogue_has_every_published_model() -> None:
     assert set(published_names()) <= set(CATALOGUE)
     assert {f"cvlface_adaface_ir{name}" for name in MODELS} <= set(CATALOGUE)
     assert "facecoresetnet_ir_101_webface4m" in CATALOGUE
 
 
-def test_the_figures_are_those_that_runs_are_compared_with() -> None:
+def test_catalogue_figures_equal_the_published_rows() -> None:
     for name in published_names():
         for protocol, figure in (("IJBB", "IJB-B"), ("IJBC", "IJB-C"), ("pair_sets", "five sets")):
             if figure in CATALOGUE[name].figures:
@@ -33,7 +33,7 @@ def test_the_figures_are_those_that_runs_are_compared_with() -> None:
         assert "five sets" in CATALOGUE[name].figures
 
 
-def test_every_entry_says_where_it_is_and_under_which_terms() -> None:
+def test_every_entry_states_source_and_terms() -> None:
     for entry in CATALOGUE.values():
         assert entry.source.startswith(("hf://", "https://"))
         assert entry.page.startswith("https://")
@@ -54,9 +54,7 @@ def test_the_text_shows_every_name_its_figures_and_terms() -> None:
     assert max(map(len, text.splitlines())) <= 110
 
 
-def test_a_name_that_was_not_fetched_is_told_with_the_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_download_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(InputError, match=r"--fetch-weights adaface_ir_50_ms1mv2"):
         resolve("adaface_ir_50_ms1mv2")
@@ -66,7 +64,7 @@ def test_a_name_that_was_not_fetched_is_told_with_the_command(
     assert resolve("adaface_ir_50_ms1mv2") == path
 
 
-def test_a_name_with_a_slip_is_answered_with_the_nearest() -> None:
+def test_misspelled_name_suggests_the_nearest() -> None:
     with pytest.raises(InputError, match=r"neither a file nor a name.*Did you mean adaface_ir_50_ms1mv2\?"):
         resolve("adaface_ir50_ms1mv2")
     assert resolve("some/where/a.ckpt") == Path("some/where/a.ckpt")
@@ -91,7 +89,7 @@ def test_the_licence_is_that_of_the_catalogue_or_not_stated() -> None:
         ({"licence": "MIT"}, "no unknown fields .licence"),
     ],
 )
-def test_an_entry_with_a_slip_is_an_error(change: dict[str, str], message: str, tmp_path: Path) -> None:
+def test_invalid_entry_is_refused(change: dict[str, str], message: str, tmp_path: Path) -> None:
     stored = json.loads((Path(__file__).parents[2] / "weights" / "catalogue.json").read_text())
     stored["models"] = [stored["models"][0] | change]
     (tmp_path / "c.json").write_text(json.dumps(stored))

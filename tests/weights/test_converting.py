@@ -46,7 +46,7 @@ def metadata(path: Path) -> dict[str, str]:
         return dict(stored.metadata())
 
 
-def test_a_checkpoint_becomes_one_file_that_says_all(
+def test_converted_file_states_spec_source_and_licence(
     tiny: Backbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state = {f"net.{key}": value for key, value in tiny.state_dict().items()}
@@ -68,7 +68,7 @@ def test_a_checkpoint_becomes_one_file_that_says_all(
     assert metadata(tmp_path / "again.safetensors") == stored
 
 
-def test_colours_can_be_said_where_the_kind_does_not_know(tiny: Backbone, tmp_path: Path) -> None:
+def test_channel_order_can_be_stated(tiny: Backbone, tmp_path: Path) -> None:
     torch.save(tiny.state_dict(), tmp_path / "a.pt")
     run("--weights", tmp_path / "a.pt", tmp_path / "a.safetensors", "--channel-order", "RGB")
     assert load_backbone(tmp_path / "a.safetensors").spec.channel_order == "RGB"
@@ -113,7 +113,7 @@ def test_backbone_and_aggregator_become_one_file(
     assert metadata(tmp_path / "fused.safetensors")["aggregator_name"] == "coreset"
 
 
-def test_an_aggregator_of_another_form_says_how_it_differs(tmp_path: Path) -> None:
+def test_mismatching_aggregator_lists_the_differences(tmp_path: Path) -> None:
     state = build_aggregator("weighted_coreset", {"embedding_size": 64}).state_dict()
     # As a former release had them.
     state = {f"aggregator.old_{number}": value for number, value in enumerate(state.values())}
@@ -137,7 +137,7 @@ class Callback:
     """Stands for a class of an old Lightning that a checkpoint pickled."""
 
 
-def test_an_old_pickle_needs_to_be_asked_for(
+def test_old_pickle_needs_the_flag(
     tiny: Backbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state = {f"model.{key}": value for key, value in tiny.state_dict().items()}
@@ -154,7 +154,7 @@ def test_an_old_pickle_needs_to_be_asked_for(
     )
 
 
-def test_classes_that_are_long_gone_do_not_stop_it(
+def test_missing_classes_do_not_prevent_loading(
     tiny: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = {f"model.{key}": value for key, value in tiny.state_dict().items()}
@@ -190,7 +190,7 @@ def test_flags_of_another_mode_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("spelling", ["--list-weights", "--list_weights"])
-def test_the_catalogue_is_shown(
+def test_catalogue_is_listed(
     spelling: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -213,7 +213,9 @@ def trained(tiny: Backbone, tmp_path: Path) -> Path:
     return path
 
 
-def test_levelled_light_travels_with_the_weights(tiny: Backbone, tmp_path: Path, trained: Path) -> None:
+def test_illumination_normalisation_is_stored_with_the_weights(
+    tiny: Backbone, tmp_path: Path, trained: Path
+) -> None:
     torch.save(tiny.state_dict(), tmp_path / "a.pt")
     run("--weights", tmp_path / "a.pt", tmp_path / "b.safetensors", "--normalise_illumination")
     assert metadata(tmp_path / "b.safetensors")["normalises_illumination"] == "true"
@@ -222,7 +224,7 @@ def test_levelled_light_travels_with_the_weights(tiny: Backbone, tmp_path: Path,
     assert load_backbone(tmp_path / "c.safetensors").spec.normalises_illumination
 
 
-def test_an_aggregator_alone_says_what_it_is_for(
+def test_aggregator_alone_states_its_backbone(
     tiny: Backbone, tmp_path: Path, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "alone.safetensors"
@@ -245,7 +247,7 @@ def test_an_aggregator_alone_says_what_it_is_for(
     assert trained_backbone_digest(out) == weights_digest(tiny)
 
 
-def test_levelling_below_a_trained_aggregator_is_refused(tiny: Backbone, tmp_path: Path) -> None:
+def test_illumination_normalisation_below_an_aggregator_is_refused(tiny: Backbone, tmp_path: Path) -> None:
     module = build_aggregator("learned_map", {"embedding_size": 64})
     save_weights(
         tmp_path / "a.safetensors", tiny, StoredAggregator("learned_map", {"embedding_size": 64}, module)
@@ -291,7 +293,7 @@ def test_a_backbone_and_an_aggregator_of_its_features_are_joined(
     assert model.fingerprint == apart.fingerprint
 
 
-def test_what_does_not_fit_is_not_joined(tiny: Backbone, tmp_path: Path) -> None:
+def test_mismatching_aggregator_is_not_joined(tiny: Backbone, tmp_path: Path) -> None:
     weights, out = tmp_path / "tiny.safetensors", tmp_path / "out.safetensors"
     save_weights(weights, tiny)
     other = of_features(tmp_path / "a.ckpt", {"embedding_size": 64}, {"backbone_sha256": "0" * 64})
@@ -306,7 +308,7 @@ def test_what_does_not_fit_is_not_joined(tiny: Backbone, tmp_path: Path) -> None
     assert not out.exists()
 
 
-def test_context_travels_with_the_weights(
+def test_auxiliary_size_is_stored_with_the_weights(
     tiny: Backbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.save(tiny.state_dict(), tmp_path / "a.pt")

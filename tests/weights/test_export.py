@@ -186,7 +186,7 @@ def test_a_nearly_closed_or_open_gate_is_equal(raised: float, gated: tuple[nn.Mo
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4)
 
 
-def test_the_command_writes_both_and_they_say_what_they_are(checkpoint: Path, by_command: Path) -> None:
+def test_command_writes_both_graphs_with_metadata(checkpoint: Path, by_command: Path) -> None:
     opened = onnxruntime.InferenceSession(by_command / "aggregator.onnx")
     stored = opened.get_modelmeta().custom_metadata_map
     spec = load_backbone(checkpoint).spec
@@ -233,7 +233,7 @@ def test_a_backbone_alone_gives_one_file_with_its_auxiliary_values(
         convert.convert(given)
 
 
-def test_what_cannot_be_exported_is_told(
+def test_invalid_exports_are_refused(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(InputError, match=r"--export tflite: .*onnx"):

@@ -90,7 +90,7 @@ def test_a_file_is_fetched_once_and_checked(server: Server, tmp_path: Path) -> N
     assert len(server.asked) == 1
 
 
-def test_without_a_place_it_goes_into_the_cache(
+def test_download_goes_into_the_cache_by_default(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -98,7 +98,7 @@ def test_without_a_place_it_goes_into_the_cache(
     assert fetch(wanted) == fetched_path(wanted) == tmp_path / "facecoresetnet/weights/some_model.ckpt"
 
 
-def test_a_connection_that_breaks_is_taken_up_where_it_broke(server: Server, tmp_path: Path) -> None:
+def test_broken_connection_is_resumed(server: Server, tmp_path: Path) -> None:
     server.cuts = [3_000_000, 1_000_000]
     out = tmp_path / "a.ckpt"
     fetch(entry(server, sha256=SHA256), out, pause=0)
@@ -111,7 +111,7 @@ def test_a_connection_that_breaks_is_taken_up_where_it_broke(server: Server, tmp
     assert [path.name for path in tmp_path.iterdir()] == ["a.ckpt"]
 
 
-def test_the_next_run_goes_on_where_this_one_gave_up(server: Server, tmp_path: Path) -> None:
+def test_next_run_resumes_the_download(server: Server, tmp_path: Path) -> None:
     server.cuts = [100_000] * 4
     out = tmp_path / "a.ckpt"
     with pytest.raises(InputError, match=r"broke 4 times .*400,000 bytes are kept"):
@@ -123,7 +123,7 @@ def test_the_next_run_goes_on_where_this_one_gave_up(server: Server, tmp_path: P
 
 
 @pytest.mark.parametrize("ranges", [True, False])
-def test_a_file_that_changed_meanwhile_is_fetched_anew(ranges: bool, server: Server, tmp_path: Path) -> None:
+def test_changed_file_is_downloaded_from_the_start(ranges: bool, server: Server, tmp_path: Path) -> None:
     server.cuts = [5_000_000] * 4
     server.content = b"\1" * len(CONTENT)
     server.ranges = False
@@ -142,7 +142,7 @@ def test_a_file_that_changed_meanwhile_is_fetched_anew(ranges: bool, server: Ser
         ({"size": 7}, "has 10,240,000 bytes, .* 7"),
     ],
 )
-def test_what_is_not_the_file_of_the_catalogue_is_not_kept(
+def test_file_that_differs_from_the_catalogue_is_not_kept(
     changes: dict[str, object], message: str, server: Server, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=message):
@@ -156,20 +156,20 @@ def test_a_page_instead_of_weights_is_recognised(server: Server, tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_is_gone_is_told_with_its_page(server: Server, tmp_path: Path) -> None:
+def test_missing_file_is_reported_with_its_page(server: Server, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"404 .*https://"):
         fetch(entry(server, "nothing.ckpt"), tmp_path / "a.ckpt")
     assert len(server.asked) == 1
 
 
-def test_a_server_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_unreachable_server_is_reported(tmp_path: Path) -> None:
     known = next(iter(CATALOGUE.values()))
     nowhere = replace(known, source="http://127.0.0.1:9/weights.ckpt")
     with pytest.raises(InputError, match=r"broke 4 times .*0 bytes are kept"):
         fetch(nowhere, tmp_path / "a.ckpt", pause=0)
 
 
-def test_a_kept_part_longer_than_the_file_is_thrown_away(server: Server, tmp_path: Path) -> None:
+def test_partial_download_longer_than_the_file_is_removed(server: Server, tmp_path: Path) -> None:
     (tmp_path / "a.ckpt.part").write_bytes(CONTENT + b"more")
     with pytest.raises(InputError, match="partial download"):
         fetch(entry(server), tmp_path / "a.ckpt", pause=0)

@@ -88,12 +88,12 @@ def test_a_file_and_a_revision_can_be_named(cache: Cache) -> None:
         load_backbone("hf://someone/cvlface_ir_tiny/other/weights.pth")
 
 
-def test_without_a_network_what_is_not_there_is_told_with_the_command(cache: Cache) -> None:
+def test_missing_file_without_network_names_the_command(cache: Cache) -> None:
     with pytest.raises(InputError, match=r"HF_HUB_OFFLINE is set.*hf download nobody/nothing"):
         load_backbone("hf://nobody/nothing")
 
 
-def test_a_blob_that_was_cut_short_is_detected(cache: Cache) -> None:
+def test_truncated_blob_is_detected(cache: Cache) -> None:
     blob = cache.add("pretrained_model/model.pt", saved(net_state()))
     load_backbone("hf://someone/cvlface_ir_tiny")
     blob.write_bytes(blob.read_bytes()[:-1000])

@@ -152,16 +152,14 @@ DEPTHS = {"iresnet18": (2, 2, 2, 2), "iresnet34": (3, 4, 6, 3), "iresnet50": (3,
         for name, units in (DEPTHS | {"iresnet100": (3, 13, 30, 3)}).items()
     ],
 )
-def test_the_published_depths_are_told_by_their_shapes(
-    name: str, units: tuple[int, ...], tmp_path: Path
-) -> None:
+def test_published_depths_are_deduced_from_shapes(name: str, units: tuple[int, ...], tmp_path: Path) -> None:
     with torch.device("meta"):
         shapes = {key: tuple(value.shape) for key, value in ArcfaceNet(units).state_dict().items()}
     torch.save(zeros(shapes), tmp_path / "backbone.pth")
     assert load_backbone(tmp_path / "backbone.pth").spec == BACKBONES[name]
 
 
-def test_a_block_too_many_is_told_by_our_names(tmp_path: Path) -> None:
+def test_additional_block_is_reported_by_our_names(tmp_path: Path) -> None:
     state = dict(ArcfaceNet((1, 1, 1, 1), small=True).state_dict())
     state["layer2.7.bn1.weight"] = torch.ones(8)
     torch.save(state, tmp_path / "a.pth")
@@ -185,7 +183,7 @@ def cvlface_repository(folder: Path, state: dict[str, Tensor], color_space: str 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "pretrained_model/model.pt"])
 @pytest.mark.parametrize("color_space", ["RGB", "BGR"])
-def test_a_cvlface_repository_says_its_colours(
+def test_channel_order_of_a_cvlface_repository_is_read(
     file: str, color_space: str, tiny: Backbone, tmp_path: Path
 ) -> None:
     cvlface_repository(tmp_path, dict(tiny.state_dict()), color_space)
@@ -204,7 +202,7 @@ def test_a_cvlface_file_alone_reads_rgb(prefix: str, tiny: Backbone, tmp_path: P
     assert load_backbone(tmp_path / "model.pt", channel_order="BGR").spec.channel_order == "BGR"
 
 
-def test_the_yaml_beside_a_file_says_its_colours_too(tiny: Backbone, tmp_path: Path) -> None:
+def test_channel_order_of_a_yaml_file_is_read(tiny: Backbone, tmp_path: Path) -> None:
     torch.save(prefixed("net.", dict(tiny.state_dict())), tmp_path / "model.pt")
     (tmp_path / "model.yaml").write_text("input_size: [3, 112, 112]\ncolor_space: 'BGR'\n")
     assert load_backbone(tmp_path / "model.pt").spec.channel_order == "BGR"
@@ -240,7 +238,7 @@ def test_an_adaface_checkpoint_of_full_size_loads(name: str, golden: Path, tmp_p
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "student.backbone."])
-def test_whatever_prefix_the_keys_carry(prefix: str, tiny: Backbone, tmp_path: Path) -> None:
+def test_backbone_is_found_below_any_prefix(prefix: str, tiny: Backbone, tmp_path: Path) -> None:
     torch.save(prefixed(prefix, dict(tiny.state_dict())), tmp_path / "a.pt")
     loaded = load_weights(tmp_path / "a.pt")
     assert loaded.backbone.spec == BACKBONES["ir_tiny"]
@@ -249,7 +247,7 @@ def test_whatever_prefix_the_keys_carry(prefix: str, tiny: Backbone, tmp_path: P
     )
 
 
-def test_two_backbones_in_one_file_are_not_chosen_between(tiny: Backbone, tmp_path: Path) -> None:
+def test_two_backbones_in_one_file_are_refused(tiny: Backbone, tmp_path: Path) -> None:
     state = prefixed("teacher.", dict(tiny.state_dict())) | prefixed("pupil.", dict(tiny.state_dict()))
     torch.save(state, tmp_path / "a.pt")
     with pytest.raises(InputError, match=r"teacher\.input_layer\.0\.weight: unexpected"):

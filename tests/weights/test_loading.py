@@ -116,7 +116,7 @@ def test_loading_draws_no_random_numbers(tiny: Backbone, tmp_path: Path) -> None
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_loaded_weights_do_not_hang_on_the_file(tiny: Backbone, tmp_path: Path) -> None:
+def test_loaded_weights_do_not_depend_on_the_file(tiny: Backbone, tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     torch.save(tiny.state_dict(), path)
     backbone = load_backbone(path)
@@ -151,7 +151,7 @@ def test_mobilefacenet_equals_its_onnx_file(shared: Path) -> None:
     torch.testing.assert_close(embedding * norm, torch.from_numpy(expected), atol=1e-5, rtol=0)
 
 
-def test_mobilefacenet_survives_our_own_form(shared: Path, tmp_path: Path) -> None:
+def test_mobilefacenet_is_equal_after_saving(shared: Path, tmp_path: Path) -> None:
     backbone = load_backbone(shared / "faces" / "mobilefacenet.safetensors")
     save_weights(tmp_path / "ours.safetensors", backbone)
     assert_same_weights(load_backbone(tmp_path / "ours.safetensors"), backbone.state_dict())
@@ -272,7 +272,7 @@ def test_another_architecture_than_asked_for_is_named(tiny: Backbone, tmp_path: 
         load_backbone(tmp_path / "plain.pt", "ir_51")
 
 
-def test_disagreements_are_counted_and_the_first_five_listed(tiny: Backbone, tmp_path: Path) -> None:
+def test_mismatches_are_counted_and_the_first_five_listed(tiny: Backbone, tmp_path: Path) -> None:
     state = dict(tiny.state_dict())
     state["input_layer.0.weight"] = torch.zeros(8, 4, 3, 3)
     del state["body.0.res_layer.1.weight"]
@@ -314,7 +314,7 @@ GUESSES = {
 
 
 @pytest.mark.parametrize("case", GUESSES)
-def test_the_cause_of_a_disagreement_is_guessed(case: str, tiny: Backbone, tmp_path: Path) -> None:
+def test_likely_cause_of_mismatches_is_named(case: str, tiny: Backbone, tmp_path: Path) -> None:
     change, message = GUESSES[case]
     torch.save(change(dict(tiny.state_dict())), tmp_path / "a.pt")  # type: ignore[no-untyped-call]
     assert message in message_of(tmp_path / "a.pt")
@@ -397,9 +397,7 @@ def test_a_pickle_that_needs_classes_is_refused_by_their_name(
     ],
 )
 @pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
-def test_files_that_are_no_weights_are_recognised(
-    content: bytes, message: str, suffix: str, tmp_path: Path
-) -> None:
+def test_other_files_are_recognised(content: bytes, message: str, suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"a{suffix}"
     path.write_bytes(content)
     assert message in message_of(path)
@@ -417,7 +415,7 @@ def written(form: str, backbone: Backbone, folder: Path) -> Path:
 @pytest.mark.parametrize("form", ["zip", "legacy", "safetensors"])
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(share=st.floats(0, 1, exclude_max=True))
-def test_a_truncated_file_is_an_error_wherever_it_is_cut(
+def test_truncated_file_is_an_error_at_any_length(
     form: str, share: float, tiny: Backbone, tmp_path: Path
 ) -> None:
     path = written(form, tiny, tmp_path)
@@ -478,7 +476,7 @@ def test_a_checkpoint_written_without_checksums_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("strides", [(0, 0), (1, 1)])
-def test_a_tensor_that_repeats_few_bytes_is_not_unfolded(
+def test_tensor_that_repeats_bytes_is_not_expanded(
     strides: tuple[int, int], tiny: Backbone, tmp_path: Path
 ) -> None:
     path = tmp_path / "a.pt"

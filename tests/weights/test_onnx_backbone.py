@@ -105,14 +105,14 @@ def test_unit_rows_and_norms_as_outputs_and_fixed_batches_give_the_same(batch: A
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
-def test_a_fixed_batch_takes_what_is_left_over(tmp_path: Path) -> None:
+def test_last_batch_of_a_fixed_size_is_padded(tmp_path: Path) -> None:
     backbone = load_backbone(means_of_channels(tmp_path / "a.onnx", METADATA, batch=4))
     images = torch.randn(6, 3, 112, 112)
     embedding, norm = backbone(images)
     torch.testing.assert_close(embedding * norm, images.mean(dim=(2, 3)), rtol=1e-4, atol=1e-6)
 
 
-def test_without_metadata_it_has_to_be_said(tmp_path: Path) -> None:
+def test_graph_without_metadata_needs_flags(tmp_path: Path) -> None:
     path = means_of_channels(tmp_path / "a.onnx", size=512)
     with pytest.raises(InputError, match=r"preprocessing.*--arch, one of ir_18"):
         load_backbone(path)
@@ -142,7 +142,7 @@ def test_a_graph_of_another_architecture_is_refused(tmp_path: Path) -> None:
         load_backbone(told, "iresnet_tiny")
 
 
-def test_it_is_copied_sent_and_told_apart_as_any_backbone(tmp_path: Path) -> None:
+def test_graph_is_copied_pickled_and_digested_like_any_backbone(tmp_path: Path) -> None:
     backbone = load_backbone(means_of_channels(tmp_path / "a.onnx", METADATA))
     images = torch.randn(2, 3, 112, 112)
     wanted = backbone(images)[0]
@@ -157,7 +157,7 @@ def test_it_is_copied_sent_and_told_apart_as_any_backbone(tmp_path: Path) -> Non
     assert weights_digest(another) != weights_digest(backbone)
 
 
-def test_our_own_form_and_checkpoints_hold_the_graph(tmp_path: Path) -> None:
+def test_safetensors_and_checkpoints_contain_the_graph(tmp_path: Path) -> None:
     backbone = load_backbone(means_of_channels(tmp_path / "a.onnx", METADATA))
     images = torch.randn(2, 3, 112, 112)
     save_weights(tmp_path / "ours.safetensors", backbone)
@@ -190,9 +190,7 @@ def with_external_weights(path: Path, scale: float = 2.0, location: str = "a.dat
     return path
 
 
-def test_weights_in_a_file_beside_the_graph_are_part_of_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_external_weights_become_part_of_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "m").mkdir()
     (tmp_path / "elsewhere").mkdir()
     path = with_external_weights(tmp_path / "m" / "a.onnx")
@@ -216,7 +214,7 @@ def test_weights_in_a_file_beside_the_graph_are_part_of_it(
 
 
 @pytest.mark.parametrize("location", ["../a.data", "/a.data"])
-def test_weights_elsewhere_than_beside_the_graph_are_refused(location: str, tmp_path: Path) -> None:
+def test_other_external_weights_are_refused(location: str, tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
     path = with_external_weights(tmp_path / "m" / "a.onnx", location=location)
     for read in (load_backbone, weights_sha256):
@@ -240,20 +238,20 @@ def test_a_graph_of_constant_or_damaged_features_is_refused(tmp_path: Path) -> N
             load_backbone(tmp_path / "a.onnx")
 
 
-def test_a_face_detector_is_told_by_its_flag(shared: Path) -> None:
+def test_face_detector_is_recognised(shared: Path) -> None:
     with pytest.raises(InputError, match=r"640, 640.*12 outputs.*--detector"):
         load_backbone(shared / "faces" / "face_detection_yunet_2023mar.onnx", "mobilefacenet")
 
 
 @pytest.mark.parametrize("size", [0, 1, 100])
-def test_a_graph_that_was_cut_short_is_an_error(size: int, tmp_path: Path) -> None:
+def test_truncated_graph_is_an_error(size: int, tmp_path: Path) -> None:
     path = means_of_channels(tmp_path / "a.onnx", METADATA)
     path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(InputError, match=r"a\.onnx: (.*ONNX graph|expected)"):
         load_backbone(path)
 
 
-def test_a_graph_of_something_else_is_an_error(tmp_path: Path) -> None:
+def test_graph_of_another_network_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"expected one input \(n, 3, 112, 112\).*found data \['n', 3, 96, 96\]"
     ):
@@ -275,7 +273,7 @@ def test_mobilefacenets_graph_equals_its_weights(shared: Path) -> None:
 # ------------------------------------------------------------------------- graphs that state their spec
 
 
-def test_a_graph_of_others_states_its_spec_once(tmp_path: Path) -> None:
+def test_spec_of_a_graph_is_stated_once(tmp_path: Path) -> None:
     """By flags, with a mean and a deviation of each channel and another side; nothing is inherited."""
     path, out = means_of_channels(tmp_path / "a.onnx", side=160), tmp_path / "a.safetensors"
     with pytest.raises(InputError, match="--channel_order, --mean, --std"):
@@ -307,7 +305,7 @@ def test_a_graph_can_state_its_spec_by_metadata(tmp_path: Path) -> None:
         load_backbone(means_of_channels(tmp_path / "c.onnx", metadata | {"mean": "[1, 2]"}))
 
 
-def test_an_architecture_that_is_claimed_says_nothing_of_the_norm(tmp_path: Path) -> None:
+def test_stated_architecture_leaves_the_norm_unknown(tmp_path: Path) -> None:
     path = means_of_channels(tmp_path / "a.onnx", size=128)
     assert load_backbone(path, "mobilefacenet").spec.norm_is_quality is None
     out = tmp_path / "a.safetensors"
@@ -320,7 +318,7 @@ def test_an_architecture_that_is_claimed_says_nothing_of_the_norm(tmp_path: Path
     ("text", "flag"),
     [("1,2", "--mean"), ("a", "--std"), ("1,2,3", "--template"), ("maybe", "--norm_is_quality")],
 )
-def test_values_that_no_spec_has_are_refused(
+def test_invalid_spec_values_are_refused(
     text: str, flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -329,7 +327,7 @@ def test_values_that_no_spec_has_are_refused(
     assert flag in capsys.readouterr().err
 
 
-def test_another_template_is_where_the_face_is_moved_to(tmp_path: Path) -> None:
+def test_faces_are_moved_to_the_stated_template(tmp_path: Path) -> None:
     """A dot at each of the five points comes to lie where the template says."""
     side, points = 128, (np.array(ARCFACE_POINTS) * 0.8 + 20) * 128 / 112
     spec = replace(
@@ -349,7 +347,7 @@ def test_another_template_is_where_the_face_is_moved_to(tmp_path: Path) -> None:
         np.testing.assert_allclose(centre, wanted, atol=1.0)
 
 
-def test_another_side_is_no_option_of_networks_of_ours(tmp_path: Path) -> None:
+def test_input_size_is_refused_for_built_in_backbones(tmp_path: Path) -> None:
     save_weights(tmp_path / "w.safetensors", build_backbone("ir_tiny").eval())
     with pytest.raises(InputError, match="--input_size 128"):
         convert(

@@ -141,7 +141,7 @@ def test_loading_copies_and_takes_tensors(published: dict[str, np.ndarray], dtyp
     assert all(parameter.is_leaf for parameter in aggregator.parameters())
 
 
-def test_a_gamma_that_was_fixed_is_given_and_stays_fixed(published: dict[str, np.ndarray]) -> None:
+def test_fixed_gamma_stays_fixed(published: dict[str, np.ndarray]) -> None:
     state = {key: value for key, value in published.items() if not key.endswith("gamma")}
     aggregator = published_aggregator(state, 3, gamma=0.3)
     assert not isinstance(aggregator.gamma, nn.Parameter)

@@ -163,7 +163,7 @@ def test_a_fixed_gamma_is_that_of_the_hyper_parameters(
     assert_as_published(described(aggregator), published, K=4, gamma=gamma)
 
 
-def test_flags_take_the_place_of_what_the_file_says(published: dict[str, Tensor], tmp_path: Path) -> None:
+def test_flags_override_the_file(published: dict[str, Tensor], tmp_path: Path) -> None:
     path = checkpoint(tmp_path / "a.ckpt", published, 0.01, HYPER)
     found = described(load_aggregator(path, Overrides(coreset_size=3)))
     assert_as_published(found, published, K=3, gamma=0.01)
@@ -174,9 +174,7 @@ def test_flags_take_the_place_of_what_the_file_says(published: dict[str, Tensor]
     assert_as_published(found, published, K=5, gamma=0.01)
 
 
-def test_what_nothing_says_is_refused_with_the_flag_that_says_it(
-    published: dict[str, Tensor], tmp_path: Path
-) -> None:
+def test_missing_values_name_their_flag(published: dict[str, Tensor], tmp_path: Path) -> None:
     without = checkpoint(tmp_path / "without.ckpt", published, 0.01, None)
     fixed = checkpoint(tmp_path / "fixed.ckpt", published, None, HYPER)
     neither = checkpoint(tmp_path / "neither.ckpt", published, None, {"arch": "ir_tiny"})
@@ -201,7 +199,7 @@ def test_what_nothing_says_is_refused_with_the_flag_that_says_it(
     assert load_model(neither, aggregator="mean", device="cpu").aggregator_name == "mean"
 
 
-def test_our_own_form_keeps_size_gamma_and_sign(published: dict[str, Tensor], tmp_path: Path) -> None:
+def test_safetensors_keeps_size_gamma_and_sign(published: dict[str, Tensor], tmp_path: Path) -> None:
     path = checkpoint(tmp_path / "a.ckpt", published, -0.5, HYPER)
     convert_weights(str(path), tmp_path / "whole.safetensors")
     extract_aggregator(str(path), tmp_path / "alone.safetensors")
@@ -217,7 +215,7 @@ def test_our_own_form_keeps_size_gamma_and_sign(published: dict[str, Tensor], tm
         load_aggregator(tmp_path / "two.safetensors", Overrides(gamma=-1))
 
 
-def test_an_aggregator_of_ours_takes_them_too_and_clamps(tmp_path: Path) -> None:
+def test_own_aggregator_accepts_overrides_and_clamps(tmp_path: Path) -> None:
     ours = CoresetAggregator(embedding_size=D, coreset_size=4, gamma=0.2)
     with torch.no_grad():
         ours.gamma.fill_(-0.5)
@@ -231,7 +229,7 @@ def test_an_aggregator_of_ours_takes_them_too_and_clamps(tmp_path: Path) -> None
         load_aggregator(path, Overrides(gamma=-0.5))
 
 
-def test_commands_hand_the_flags_on(published: dict[str, Tensor], tmp_path: Path) -> None:
+def test_commands_pass_the_flags_on(published: dict[str, Tensor], tmp_path: Path) -> None:
     path = checkpoint(tmp_path / "a.ckpt", published, 0.01, HYPER)
     model = load_model(path, device="cpu", overrides=Overrides(coreset_size=2))
     assert model.aggregator.coreset_size == 2
@@ -247,7 +245,7 @@ def test_commands_hand_the_flags_on(published: dict[str, Tensor], tmp_path: Path
         open_aggregators(args, "mean")
 
 
-def test_values_are_read_whatever_plain_class_holds_them_and_nothing_runs(
+def test_hyper_parameters_of_any_class_are_read_without_running_code(
     published: dict[str, Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from pytorch_lightning.callbacks import ModelCheckpoint
