@@ -219,8 +219,7 @@ def _refusal(rate: float, subject_pairs: int, comparisons: int) -> str:
     needed = math.ceil(FEWEST_DECIDING / rate)
     return (
         f"{FEWEST_DECIDING} false matches are needed (the rule of {RULE_OF_30} asks for {RULE_OF_30}), so "
-        f"{needed:,} comparisons of different subject pairs, which {num_subjects_for(needed):,} subjects "
-        "give; "
+        f"{needed:,} comparisons of different subject pairs, as {num_subjects_for(needed):,} subjects have; "
         f"there are {subject_pairs:,} (in {comparisons:,} comparisons of their sets)."
     )
 

@@ -40,10 +40,8 @@ def _everything_text(measured: Measurement) -> str:
         fmr = "{:.1e} to {:.1e}".format(*each.fmr_interval95)
         lines.append(f"{key:<7}{threshold:<30}{_fnmr_text(each):<30}{fmr}")
     lines += [
-        f"FMR {key} rests on about {group.subject_pairs * float(key):.0f} false matches of different pairs "
-        "of "
-        f"subjects; the rule of {RULE_OF_30} asks for {RULE_OF_30} (within 30 % of the rate, 90 % "
-        "confidence), "
+        f"FMR {key} rests on about {group.subject_pairs * float(key):.0f} false matches of subject "
+        f"pairs; the rule of {RULE_OF_30} asks for {RULE_OF_30} (90 % confidence, within 30 %), "
         f"which {num_subjects_for(math.ceil(RULE_OF_30 / float(key))):,} subjects give."
         for key in group.rates
         if group.subject_pairs * float(key) < RULE_OF_30
@@ -126,9 +124,8 @@ def _gain_text(measured: Measurement) -> str:
         return ""
     lines = [
         f"Scores are normalised with a cohort of {len(normalisation.cohort):,} subjects "
-        f"({normalisation.method}, the nearest {normalisation.top}), whose descriptors are in the file: "
-        "protect "
-        "it as you protect them. FNMR:"
+        f"({normalisation.method}, the nearest {normalisation.top}), whose descriptors are in the file. "
+        "Protect it as you protect them. FNMR:"
     ]
     for key, each in measured.gained.items():
         low, high = each.difference95

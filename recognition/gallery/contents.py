@@ -41,9 +41,8 @@ class GalleryInfo:
         if fingerprint != self.fingerprint:
             raise InputError(
                 f"gallery: made with the model {self.fingerprint[:12]}, but {whose} is {fingerprint[:12]}: "
-                "other "
-                "weights, another aggregator or other options, whose descriptors cannot be compared. Use the "
-                "model that the gallery was made with, or enroll anew into another file."
+                "other weights, another aggregator or other options, whose descriptors cannot be compared. "
+                "Use the model that the gallery was made with, or enroll anew into another file."
             )
 
     def check_reading(self, reading: Mapping[str, str]) -> None:

@@ -172,9 +172,18 @@ class _Tables:
         row = self._execute("SELECT id FROM subjects WHERE name_key = ?", (normal(escaped(name)),)).fetchone()
         return None if row is None else row[0]
 
+    def _row(self, statement: str, number: int | None, *kinds: type) -> tuple[Any, ...]:
+        """The row of a subject, with values of these types."""
+        row = self._execute(statement, (number,)).fetchone()
+        if row is None or tuple(map(type, row)) != kinds:
+            raise _DamagedError(f"row {number} is missing, or has values of other types")
+        return tuple(row)
+
     def insert(self, subjects: Gallery) -> None:
         """Add subjects behind all others."""
         first = (self._execute("SELECT max(id) FROM subjects").fetchone()[0] or 0) + 1
+        if first >= _MOST_TOTAL:
+            raise _DamagedError("its last id leaves no number for another subject")
         for number, name, norm, files, vector in zip(
             range(first, first + len(subjects)),
             map(escaped, subjects.names),
@@ -194,16 +203,13 @@ class _Tables:
         """Remove an enrolled subject."""
         number = self.number_of(name)
         for table in ("subjects", "descriptors"):
-            row = self._execute(f"SELECT checksum FROM {table} WHERE id = ?", (number,)).fetchone()
-            if row is None:
-                raise _DamagedError(f"row {number} of the {table} is missing")
-            self._total -= row[0]
+            self._total -= self._row(f"SELECT checksum FROM {table} WHERE id = ?", number, int)[0]
             self._execute(f"DELETE FROM {table} WHERE id = ?", (number,))
 
     def rename(self, number: int, name: str) -> None:
         """Change the name of a subject."""
         statement = "SELECT norm, sources, checksum FROM subjects WHERE id = ?"
-        norm, sources, before = self._execute(statement, (number,)).fetchone()
+        norm, sources, before = self._row(statement, number, float, str, int)
         checksum = _subject_checksum(number, name, norm, sources)
         self._execute(
             "UPDATE subjects SET name = ?, name_key = ?, checksum = ? WHERE id = ?",
@@ -261,11 +267,7 @@ def _check_file(path: Path) -> None:
     if start.startswith(b"PK"):
         raise InputError(f"{path}: is a gallery of an older version. Convert it with 'import'.")
     if start != b"SQLite format 3\0":
-        raise InputError(
-            f"{path}: is no gallery, or its beginning is damaged. Expected a file of 'enroll'; restore it "
-            "from "
-            "a copy."
-        )
+        raise InputError(f"{path}: is no gallery, or its beginning is damaged. Expected a file of 'enroll'.")
 
 
 def _connected(path: Path, *, write: bool) -> sqlite3.Connection:
@@ -380,6 +382,5 @@ def _fault_of(path: Path, fault: Exception) -> Exception:
 
 def _damaged(path: Path, why: str) -> InputError:
     return InputError(
-        f"{path}: is damaged or is no gallery ({why}). Restore it from a copy, or enroll anew into another "
-        "file."
+        f"{path}: is damaged or is no gallery ({why}). Restore it from a copy, or enroll into another file."
     )

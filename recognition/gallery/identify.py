@@ -65,11 +65,9 @@ class Identification:
             expected = len(self.gallery) * float(self.decisions.fmr)
             lines += [
                 "",
-                f"one person or two: at a false match rate of {self.decisions.fmr} for each comparison. A "
-                "search "
-                f"makes {len(self.gallery):,} comparisons, so up to {min(expected, 1.0):.1e} of the "
-                "searches of "
-                "subjects who are not enrolled return a false match: --fpir sets that rate itself.",
+                f"decisions: at a false match rate of {self.decisions.fmr} for each comparison. A search "
+                f"makes {len(self.gallery):,} comparisons, so up to {min(expected, 1.0):.1e} of the searches "
+                "of subjects who are not enrolled return a false match: --fpir sets that rate itself.",
             ]
         return "\n".join(lines)
 

@@ -64,11 +64,10 @@ def threshold_from_gallery(descriptors: Floats, fpir: float) -> OpenSetThreshold
     needed = _num_needed(fpir)
     if len(descriptors) < needed:
         raise InputError(
-            f"FPIR {fpir:g}: needs {needed:,} subjects in the gallery, so that {MIN_FALSE_POSITIVES} of "
-            "their "
-            f"searches are false positives; there are {len(descriptors):,}, which support "
-            f"{_supported(len(descriptors))}. Ask for that, enroll more, or give sets of {needed:,} subjects "
-            "who are not enrolled (--non_mated)."
+            f"FPIR {fpir:g}: needs {needed:,} subjects in the gallery, for {MIN_FALSE_POSITIVES} false "
+            f"positives; there are {len(descriptors):,}, which support {_supported(len(descriptors))}. "
+            f"Choose another FPIR, enroll more, or give sets of {needed:,} subjects who are not enrolled "
+            "(--non_mated)."
         )
     count = min(len(descriptors), math.ceil(RULE_OF_30 / fpir))
     rows = np.linspace(0, len(descriptors) - 1, count).round().astype(np.int64)
@@ -103,9 +102,8 @@ def check_num_nonmated(count: int, fpir: float) -> None:
     needed = _num_needed(fpir)
     if count < needed:
         raise InputError(
-            f"FPIR {fpir:g}: needs {needed:,} subjects who are not enrolled, so that {MIN_FALSE_POSITIVES} "
-            "of "
-            f"their searches are false positives; there are {count:,}, which support {_supported(count)}."
+            f"FPIR {fpir:g}: needs {needed:,} subjects who are not enrolled, for {MIN_FALSE_POSITIVES} false "
+            f"positives; there are {count:,}, which support {_supported(count)}."
         )
 
 
@@ -124,9 +122,8 @@ def threshold_text(threshold: OpenSetThreshold, names: Sequence[str]) -> str:
         return text
     first, second = (names[row] for row in threshold.closest)
     return (
-        f"{text}\nEach enrolled subject was searched among all others; probes poorer than the enrolled sets "
-        "are "
-        f"found less often. The two most alike are {first} and {second}: are they one person?"
+        f"{text}\nEach enrolled subject was searched among all others; probes of lower quality are found "
+        f"less often. The two most alike are {first} and {second}: are they one person?"
     )
 
 

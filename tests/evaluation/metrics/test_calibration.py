@@ -100,7 +100,7 @@ def test_a_rate_that_too_few_subjects_support_is_refused_with_the_number() -> No
     assert list(everything.rates) == ["1e-01", "1e-02"]
     assert everything.nonmated == 44_100
     assert "10,000 comparisons" in everything.refused["1e-03"]
-    assert "which 142 subjects give; there are 1,225" in everything.refused["1e-03"]
+    assert "142 subjects have; there are 1,225" in everything.refused["1e-03"]
     assert num_subjects_for(10_000) == 142
     assert 142 * 141 / 2 >= 10_000 > 141 * 140 / 2
 

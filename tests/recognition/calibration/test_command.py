@@ -67,7 +67,7 @@ def test_from_photos_to_a_decision(
     assert content["made_from"]["people"] == 46
     assert content["made_from"]["faces"] == 138
     assert "not supported: FMR 1e-03" in said
-    assert "142 subjects give; there are 1,035" in said
+    assert "142 subjects have; there are 1,035" in said
     assert "The most similar subjects" in said
     # No non-mated pair reaches the highest threshold of the curve, which is just above the nearest one.
     assert content["curve"]["fmr"][0] == 0

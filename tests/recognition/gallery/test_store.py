@@ -525,6 +525,38 @@ def test_sources_with_the_right_checksum_are_checked_too(tmp_path: Path, sources
         list_subjects(path)
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE subjects SET checksum = 'x'",
+        "UPDATE descriptors SET checksum = 'x'",
+        "DELETE FROM descriptors",
+        "UPDATE subjects SET norm = 'x', sources = 3",
+        "UPDATE subjects SET id = 9223372036854775807",
+    ],
+)
+def test_changes_of_hostile_files_are_refused(tmp_path: Path, statement: str) -> None:
+    path = tmp_path / "g.db"
+    enroll(path, subjects("Ann"))
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute(statement)
+    connection.close()
+    hostile = path.read_bytes()
+    for change in (
+        lambda: enroll(path, subjects("Bob")),
+        lambda: enroll(path, subjects("Ann"), replace=True),
+        lambda: rename(path, "Ann", "Bob"),
+        lambda: remove(path, ["Ann"]),
+    ):
+        path.write_bytes(hostile)
+        # No other exception; a change that replaces what is wrong may succeed.
+        with suppress(InputError):
+            change()
+    path.write_bytes(hostile)
+    with pytest.raises(InputError, match=r"g\.db"):
+        open_gallery(path)
+
+
 def test_control_characters_in_names_are_escaped(tmp_path: Path) -> None:
     path = tmp_path / "g.db"
     enroll(path, subjects("Ann\x1b[2J", "Bob"))
