@@ -27,7 +27,8 @@ from scipy.io import savemat
 from coreset import build_aggregator
 from data.sources.pair_files import read_pair_set, write_pair_set
 from data.sources.recordio import read_face_pack, write_face_pack
-from evaluation.protocols.ijb_layout import read_points, read_protocol
+from evaluation.protocols.face_points import read_points
+from evaluation.protocols.ijb_layout import read_protocol
 from evaluation.protocols.matlab_files import read_matlab
 from features.store import FeatureWriter, StoreLayout, open_store
 from net import build_backbone

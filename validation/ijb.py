@@ -12,17 +12,17 @@ from coreset import requires_training
 from coreset.catalogue import DEFAULT_SPLIT_LIMIT, QUALITIES
 from coreset.quality import quality_of
 from evaluation.metrics.score_normalisation import DEFAULT_METHOD, METHODS, METHODS_HELP, NEEDS_COHORT
-from evaluation.protocols.face_points import check_detector_scores, check_landmarks, check_points_in_images
-from evaluation.protocols.ijb import NOT_USED, RULE_VALUES, Cohort, Rules, evaluate_ijb
-from evaluation.protocols.ijb_layout import (
+from evaluation.protocols.face_points import (
     POINTS,
     FacePoints,
-    SetProtocol,
+    check_detector_scores,
+    check_landmarks,
+    check_points_in_images,
     faces_digest,
-    image_stamps,
     read_points,
-    read_protocol,
 )
+from evaluation.protocols.ijb import NOT_USED, RULE_VALUES, Cohort, Rules, evaluate_ijb
+from evaluation.protocols.ijb_layout import SetProtocol, image_stamps, read_protocol
 from evaluation.reporting.published import PAPER_RULES, Reference, find_reference
 from features.bank import FeatureBank
 from features.precomputed import PrecomputedFeatures, read_features

@@ -22,8 +22,7 @@ from benchmarks.speed.usage import BUSY, Usage, hand_over, in_process_of_its_own
 
 # What is compared: the plain phases, ours, and the least ratio that the project asks for at full size.
 COMPARISONS = (
-    ("pair file, first reading", ("pairs",), "our_pairs", 1.0),
-    ("pair file, binary cache", ("pairs",), "our_pairs_again", 10.0),
+    ("pair file", ("pairs",), "our_pairs", 1.0),
     ("aggregation", ("aggregation",), "our_aggregation", 19.0),
     ("media mean", ("media_mean",), "our_media_mean", 9.0),
     ("scores and six TAR@FAR", ("scores", "rates"), "our_scores", 40.0),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import resource
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -176,26 +175,12 @@ def _one_to_many(data: Data) -> list[tuple[Array, Array]]:
 
 
 def our_pairs(data: Data) -> Usage:
-    """The pair file checked, looked up, and its cache written."""
+    """The pair file, checked and looked up."""
     from evaluation.protocols.ijb_layout import read_pairs
-    from evaluation.protocols.pair_cache import CACHE_FOLDER
 
     (unique,) = data.handed("unique")
-    shutil.rmtree(data.folder / "meta" / CACHE_FOLDER, ignore_errors=True)
     with measured() as usage:
         read_pairs(data.meta("template_pair_label.txt"), unique)
-    return usage
-
-
-def our_pairs_again(data: Data) -> Usage:
-    """The same from the cache, every byte touched."""
-    from evaluation.protocols.ijb_layout import read_pairs
-
-    (unique,) = data.handed("unique")
-    with measured() as usage:
-        found = read_pairs(data.meta("template_pair_label.txt"), unique)
-        for array in (found.first, found.second, found.is_mated):
-            array.max()
     return usage
 
 
@@ -340,7 +325,7 @@ def prepare(data: Data) -> Usage:
 PHASES: dict[str, Callable[[Data], Usage]] = {
     phase.__name__: phase
     for phase in (
-        *(prepare, pairs, our_pairs, our_pairs_again, media_mean, our_media_mean),
+        *(prepare, pairs, our_pairs, media_mean, our_media_mean),
         *(scores, rates, insightface_scores, our_scores),
         *(lists, identification, insightface_identification, our_identification),
         *(aggregation, our_aggregation, our_command),

@@ -1,12 +1,13 @@
-"""Meta files of the IJB layout checked for sense: landmarks, detector scores, galleries against pairs.
+"""Landmarks and detector scores of the IJB layout: read, and checked for plausibility.
 
-Their form is checked in `evaluation.protocols.ijb_layout`. Each check gives warnings, or raises InputError
-where figures would mean nothing.
+Each check returns warnings, or raises InputError where figures would be meaningless.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.sources.decoding import image_size
-from evaluation.protocols.text_tables import line_of_row
+from evaluation.protocols.ijb_layout import SetProtocol
+from evaluation.protocols.text_tables import line_of_row, read_table
 from photos.alignment import TEMPLATE, similarity_transforms
 from runtime.errors import InputError
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.integer[Any]]
 
+POINTS = "name_5pts_score.txt"
+_POINTS = [f"{axis}{number}" for number in range(1, 6) for axis in "xy"]
 # Distance of five points from the template after the best similarity transform (root mean square, of the
 # template's distance of the eyes). Measured: 6,718 faces of LFWS, many poor, median 0.10, 99 % below 0.19,
 # largest 0.34; 120 detections on photos of LFW median 0.08, largest 0.20. In another order, right eye first,
@@ -34,12 +38,53 @@ LARGEST_SCALE = 50.0
 _REFUSED_SHARE, _WARNED_SHARE = 0.5, 0.05
 # So many images are opened to see whether the points lie in them.
 _IMAGES_OPENED = 200
-# Of all mated pairs: so many may contradict the 1:N lists in data sets of published size, none in others.
-_MOST_MATED_CONTRADICTIONS = 0.01
-# Non-mated pairs of one subject, to the number of mated pairs: fewer cost the intervals alone.
-_MOST_NON_MATED_CONTRADICTIONS = 0.5
-# Id of the templates that stand in no 1:N list.
-UNKNOWN = np.iinfo(np.int64).min
+
+
+@dataclass(frozen=True, eq=False)
+class FacePoints:
+    """`landmarks` (N, 5, 2) float32: x, y of METHOD 2's points; `scores` (N,) float32 of the detector."""
+
+    landmarks: NDArray[np.float32]
+    scores: NDArray[np.float32]
+
+
+def read_points(protocol: SetProtocol) -> FacePoints:
+    """Reads landmarks and detector scores of all faces.
+
+    Raises:
+        InputError: the file is missing or broken (with its line), or names other images.
+    """
+    path = protocol.meta(POINTS)
+    table = read_table(path, {"FILE": str, **dict.fromkeys(_POINTS, np.float32), "SCORE": np.float32})
+    names = protocol.image_names
+    if len(table) != len(names):
+        raise InputError(
+            f"{path}: {len(table):,} images, but {protocol.meta('face_tid_mid.txt').name} has "
+            f"{len(names):,}. One of them may be cut short; compare their sizes with the originals."
+        )
+    differ = np.flatnonzero(table["FILE"].to_numpy() != np.array(names, dtype=object))
+    if len(differ):
+        row = int(differ[0])
+        raise InputError(
+            f"{path}, line {line_of_row(path, row)}: expected image '{names[row]}', as in the same place of "
+            f"{protocol.meta('face_tid_mid.txt').name}, found '{table['FILE'].iloc[row]}'."
+        )
+    landmarks = table[_POINTS].to_numpy(np.float32).reshape(-1, 5, 2)
+    # The five points span the transform; in one place they have no size to scale to.
+    flat = np.flatnonzero(np.ptp(landmarks, axis=1).max(axis=1) <= 0)
+    if len(flat):
+        raise InputError(
+            f"{path}, line {line_of_row(path, int(flat[0]))}: expected five different points, found the same "
+            f"one five times ({len(flat):,} such lines)."
+        )
+    return FacePoints(landmarks, table["SCORE"].to_numpy())
+
+
+def faces_digest(protocol: SetProtocol, points: FacePoints) -> str:
+    """Which faces the features are of, in what order and cut by which points: SHA-256."""
+    digest = hashlib.sha256("\0".join(protocol.image_names).encode())
+    digest.update(points.landmarks.astype("<f4").tobytes())
+    return digest.hexdigest()
 
 
 def check_landmarks(landmarks: Floats, path: Path) -> list[str]:
@@ -148,60 +193,6 @@ def check_detector_scores(
     elif zeros := np.count_nonzero(scores == 0):
         warnings.append(f"{path.name}: {zeros:,} detector scores are 0: those faces do not count.")
     return warnings
-
-
-def check_one_to_many(
-    mated: tuple[Integers, Integers],
-    non_mated_alike: Integers,
-    known_subject: Integers,
-    component: Integers,
-    template_ids: Integers,
-    *,
-    published: bool,
-    folder: Path,
-) -> list[str]:
-    """Compares what pairs and 1:N lists say of who is whom.
-
-    Args:
-        mated: rows of templates of all mated pairs (P,), (P,).
-        non_mated_alike: (Q, 2) rows of non-mated pairs whose templates are of one subject by all else.
-        known_subject: (M,) id of the 1:N lists, `UNKNOWN` where a template is in none.
-        component: (M,) number of the templates that mated pairs join.
-        template_ids: (M,).
-        published: a data set of known size, in which a few contradictions give a warning only.
-        folder: of the data set.
-
-    Raises:
-        InputError: they contradict each other.
-    """
-    known = np.flatnonzero(known_subject != UNKNOWN)
-    order = known[np.lexsort((known_subject[known], component[known]))]
-    same_component = component[order[1:]] == component[order[:-1]]
-    places = np.flatnonzero(same_component & (known_subject[order[1:]] != known_subject[order[:-1]]))
-    said = []
-    contradicted = 0
-    if len(places):
-        first, second = order[places[0]], order[places[0] + 1]
-        torn = np.unique(component[order[places]])
-        contradicted = int(np.isin(component[mated[0]], torn).sum())
-        said.append(
-            f"templates {template_ids[first]} and {template_ids[second]} are joined by mated pairs, but are "
-            f"of subjects {known_subject[first]} and {known_subject[second]} in the 1:N lists (so are "
-            f"{len(torn):,} groups of templates, with {contradicted:,} of {len(mated[0]):,} mated pairs)"
-        )
-    if len(non_mated_alike):
-        first, second = non_mated_alike[0]
-        said.append(
-            f"templates {template_ids[first]} and {template_ids[second]} are a non-mated pair, but of one "
-            f"subject by the 1:N lists or by other pairs (so are {len(non_mated_alike):,} pairs)"
-        )
-    if not said:
-        return []
-    text = f"{folder / 'meta'}: " + "; ".join(said) + ". Do the files belong together?"
-    most = _MOST_MATED_CONTRADICTIONS * len(mated[0]) if published else 0
-    if contradicted > most or len(non_mated_alike) > _MOST_NON_MATED_CONTRADICTIONS * len(mated[0]):
-        raise InputError(text)
-    return [text]
 
 
 def _fit(landmarks: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

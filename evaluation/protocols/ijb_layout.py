@@ -7,7 +7,6 @@ elsewhere.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,25 +18,27 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from evaluation.protocols.face_points import UNKNOWN, check_one_to_many
-from evaluation.protocols.pair_cache import cached_pairs, keep_pairs
 from evaluation.protocols.text_tables import line_of_row, read_table
 from runtime.errors import InputError
 from runtime.input_files import check_inside
 
 Integers = NDArray[np.integer[Any]]
 
-POINTS = "name_5pts_score.txt"
 _SHOWN = 10
 # Look-ups of so many ids at a time stay in the processor's cache.
 _CHUNK = 1 << 17
-_POINTS = [f"{axis}{number}" for number in range(1, 6) for axis in "xy"]
 # METHOD 7.
 KNOWN_SIZES = {
     "IJBB": {"images": 227_630, "templates": 12_115, "pairs": 8_010_270, "mated pairs": 10_270},
     "IJBC": {"images": 469_375, "templates": 23_124, "pairs": 15_658_489, "mated pairs": 19_557},
 }
 _KNOWN_SUBJECTS = {"IJBB": 1_845, "IJBC": 3_531}
+# Of all mated pairs: so many may contradict the 1:N lists in data sets of published size, none in others.
+_MOST_MATED_CONTRADICTIONS = 0.01
+# Non-mated pairs of one subject, to the number of mated pairs: fewer cost the intervals alone.
+_MOST_NON_MATED_CONTRADICTIONS = 0.5
+# Id of the templates that stand in no 1:N list.
+_UNKNOWN = np.iinfo(np.int64).min
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,14 +107,6 @@ class SetProtocol:
         }
 
 
-@dataclass(frozen=True, eq=False)
-class FacePoints:
-    """`landmarks` (N, 5, 2) float32: x, y of METHOD 2's points; `scores` (N,) float32 of the detector."""
-
-    landmarks: NDArray[np.float32]
-    scores: NDArray[np.float32]
-
-
 def read_protocol(data_root: Path, name: str) -> SetProtocol:
     """Reads and checks all meta files but the landmarks of the data set `name`, such as IJBC.
 
@@ -147,45 +140,6 @@ def read_protocol(data_root: Path, name: str) -> SetProtocol:
     )
     _check_known_sizes(protocol)
     return protocol
-
-
-def read_points(protocol: SetProtocol) -> FacePoints:
-    """Reads landmarks and detector scores of all faces.
-
-    Raises:
-        InputError: the file is missing or broken (with its line), or names other images.
-    """
-    path = protocol.meta(POINTS)
-    table = read_table(path, {"FILE": str, **dict.fromkeys(_POINTS, np.float32), "SCORE": np.float32})
-    names = protocol.image_names
-    if len(table) != len(names):
-        raise InputError(
-            f"{path}: {len(table):,} images, but {protocol.meta('face_tid_mid.txt').name} has "
-            f"{len(names):,}. One of them may be cut short; compare their sizes with the originals."
-        )
-    differ = np.flatnonzero(table["FILE"].to_numpy() != np.array(names, dtype=object))
-    if len(differ):
-        row = int(differ[0])
-        raise InputError(
-            f"{path}, line {line_of_row(path, row)}: expected image '{names[row]}', as in the same place of "
-            f"{protocol.meta('face_tid_mid.txt').name}, found '{table['FILE'].iloc[row]}'."
-        )
-    landmarks = table[_POINTS].to_numpy(np.float32).reshape(-1, 5, 2)
-    # The five points span the transform; in one place they have no size to scale to.
-    flat = np.flatnonzero(np.ptp(landmarks, axis=1).max(axis=1) <= 0)
-    if len(flat):
-        raise InputError(
-            f"{path}, line {line_of_row(path, int(flat[0]))}: expected five different points, found the same "
-            f"one five times ({len(flat):,} such lines)."
-        )
-    return FacePoints(landmarks, table["SCORE"].to_numpy())
-
-
-def faces_digest(protocol: SetProtocol, points: FacePoints) -> str:
-    """Which faces the features are of, in what order and cut by which points: SHA-256."""
-    digest = hashlib.sha256("\0".join(protocol.image_names).encode())
-    digest.update(points.landmarks.astype("<f4").tobytes())
-    return digest.hexdigest()
 
 
 def image_stamps(protocol: SetProtocol) -> NDArray[np.uint64]:
@@ -254,13 +208,11 @@ def _check_folder(folder: Path, name: str) -> None:
 
 
 def read_pairs(path: Path, template_ids: NDArray[np.int64]) -> TemplatePairs:
-    """Reads a pair list, `template_ids` (M,) rising; in binary where it was read before.
+    """Reads a pair list; `template_ids` (M,) rising. IJB-C's 15.7 M lines take 1.1 s of CPU.
 
     Raises:
         InputError: the file is missing or broken (with its line), or names other templates.
     """
-    if (kept := cached_pairs(path, template_ids)) is not None:
-        return TemplatePairs(*kept)
     table = read_table(path, {"TEMPLATE": np.int32, "TEMPLATE_2": np.int32, "LABEL": np.int8})
     labels = table["LABEL"].to_numpy()
     if labels.min() < 0 or labels.max() > 1:
@@ -271,9 +223,7 @@ def read_pairs(path: Path, template_ids: NDArray[np.int64]) -> TemplatePairs:
     first, second = (
         _rows_of(table[column].to_numpy(), template_ids, path) for column in ("TEMPLATE", "TEMPLATE_2")
     )
-    pairs = TemplatePairs(first, second, labels.view(np.bool_))
-    keep_pairs(path, template_ids, pairs.first, pairs.second, pairs.is_mated)
-    return pairs
+    return TemplatePairs(first, second, labels.view(np.bool_))
 
 
 def _rows_of(ids: Integers, template_ids: NDArray[np.int64], path: Path) -> NDArray[np.int32]:
@@ -350,7 +300,7 @@ def _subjects(
     mated = pairs.first[pairs.is_mated], pairs.second[pairs.is_mated]
     by_pairs = _joined(len(ids), *mated)
     first, second = [mated[0]], [mated[1]]
-    known = np.full(len(ids), UNKNOWN, np.int64)
+    known = np.full(len(ids), _UNKNOWN, np.int64)
     if lists:
         templates = np.concatenate([entry.templates for entry in lists])
         subjects = np.concatenate([entry.subjects for entry in lists])
@@ -360,7 +310,7 @@ def _subjects(
         known[templates] = subjects
     joined = _joined(len(ids), np.concatenate(first), np.concatenate(second))
     alike = np.flatnonzero((joined[pairs.first] == joined[pairs.second]) & ~pairs.is_mated)
-    warnings = check_one_to_many(
+    warnings = _check_one_to_many(
         mated,
         np.stack([pairs.first[alike], pairs.second[alike]], axis=1),
         known,
@@ -370,6 +320,60 @@ def _subjects(
         folder=folder,
     )
     return joined, warnings
+
+
+def _check_one_to_many(
+    mated: tuple[Integers, Integers],
+    non_mated_alike: Integers,
+    known_subject: Integers,
+    component: Integers,
+    template_ids: Integers,
+    *,
+    published: bool,
+    folder: Path,
+) -> list[str]:
+    """Compares what pairs and 1:N lists say of who is whom.
+
+    Args:
+        mated: rows of templates of all mated pairs (P,), (P,).
+        non_mated_alike: (Q, 2) rows of non-mated pairs whose templates are of one subject by all else.
+        known_subject: (M,) id of the 1:N lists, `_UNKNOWN` where a template is in none.
+        component: (M,) number of the templates that mated pairs join.
+        template_ids: (M,).
+        published: a data set of known size, in which a few contradictions give a warning only.
+        folder: of the data set.
+
+    Raises:
+        InputError: they contradict each other.
+    """
+    known = np.flatnonzero(known_subject != _UNKNOWN)
+    order = known[np.lexsort((known_subject[known], component[known]))]
+    same_component = component[order[1:]] == component[order[:-1]]
+    places = np.flatnonzero(same_component & (known_subject[order[1:]] != known_subject[order[:-1]]))
+    said = []
+    contradicted = 0
+    if len(places):
+        first, second = order[places[0]], order[places[0] + 1]
+        torn = np.unique(component[order[places]])
+        contradicted = int(np.isin(component[mated[0]], torn).sum())
+        said.append(
+            f"templates {template_ids[first]} and {template_ids[second]} are joined by mated pairs, but are "
+            f"of subjects {known_subject[first]} and {known_subject[second]} in the 1:N lists (so are "
+            f"{len(torn):,} groups of templates, with {contradicted:,} of {len(mated[0]):,} mated pairs)"
+        )
+    if len(non_mated_alike):
+        first, second = non_mated_alike[0]
+        said.append(
+            f"templates {template_ids[first]} and {template_ids[second]} are a non-mated pair, but of one "
+            f"subject by the 1:N lists or by other pairs (so are {len(non_mated_alike):,} pairs)"
+        )
+    if not said:
+        return []
+    text = f"{folder / 'meta'}: " + "; ".join(said) + ". Do the files belong together?"
+    most = _MOST_MATED_CONTRADICTIONS * len(mated[0]) if published else 0
+    if contradicted > most or len(non_mated_alike) > _MOST_NON_MATED_CONTRADICTIONS * len(mated[0]):
+        raise InputError(text)
+    return [text]
 
 
 def _joined(count: int, rows: Integers, columns: Integers) -> NDArray[np.int64]:

@@ -6,33 +6,96 @@ Rates are fractions everywhere but in tables, which say per cent. Plots are in `
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 from evaluation.metrics.identification import TpirAtFpir
 from evaluation.metrics.verification import TarAtFar
 from runtime.errors import InputError
 from runtime.files import atomic_write
-from runtime.json_files import json_text, read_json
+from runtime.json_files import check_type, json_text, read_json
 from runtime.machine import versions_of
 
 Interval = tuple[float, float]
 Result = dict[str, Any]
 
 SCHEMA = 1
-_PLAIN_VALUES = ("schema", "peak_rss_mib", "command")
-# Objects that every result has, with their keys.
-_OBJECTS: dict[tuple[str, ...], tuple[str, ...]] = {
-    ("protocol",): ("name",),
-    ("protocol", "rules"): (),
-    ("model",): ("backbone", "aggregator", "weights_sha256"),
-    ("data",): ("images",),
-    ("seconds",): (),
-    ("versions",): (),
-}
-_TAR_KEYS = ("strict", "nearest", "threshold", "interval95", "nonmated_above")
-_TPIR_KEYS = ("tpir", "threshold", "interval95", "nonmated_above")
+
+
+class _Rules(TypedDict):
+    name: str
+    rules: dict[str, str]
+
+
+class _Model(TypedDict):
+    backbone: str
+    aggregator: str
+    weights_sha256: str
+
+
+class _Tar(TypedDict):
+    strict: float
+    nearest: float
+    threshold: float
+    interval95: list[float] | None
+    nonmated_above: int
+
+
+class _Tpir(TypedDict):
+    tpir: float
+    threshold: float
+    interval95: list[float] | None
+    nonmated_above: int
+
+
+class _Verification(TypedDict):
+    auc: float
+    tar_at_far: dict[str, _Tar]
+
+
+class _Closed(TypedDict):
+    cmc: dict[str, float]
+
+
+class _Open(TypedDict):
+    tpir_at_fpir: dict[str, _Tpir]
+
+
+class _OpenSet(TypedDict, total=False):
+    open: dict[str, _Open]
+
+
+class _Identification(_OpenSet):
+    closed: dict[str, _Closed]
+
+
+class _SubgroupTar(TypedDict):
+    strict: float
+
+
+class _Subgroup(TypedDict):
+    pairs: int
+    mated: int
+    tar_at_far: dict[str, _SubgroupTar]
+
+
+class _Sections(TypedDict, total=False):
+    verification: _Verification
+    identification: _Identification
+    strata: dict[str, dict[str, _Subgroup]]
+    figures: dict[str, float]
+
+
+class _Result(_Sections):
+    schema: int
+    protocol: _Rules
+    model: _Model
+    data: dict[str, int]
+    seconds: dict[str, float]
+    peak_rss_mib: int | None
+    command: str
+    versions: dict[str, str]
 
 
 # ------------------------------------------------------------------------------------------ result.json
@@ -106,106 +169,41 @@ def read_result(path: Path) -> Result:
 
 
 def check_result(result: object, where: str) -> None:
-    """Looks for everything that the schema asks for; `where` begins the message.
+    """Checks a result against the schema; `where` begins the message.
 
     Raises:
-        InputError: names every key that is missing or of another kind, and every rate that is no fraction.
+        InputError: names the first key that is missing or of another type, or the first rate that is not a
+            fraction.
     """
-    if not isinstance(result, dict):
-        raise InputError(f"{where}: expected an object, a result.json of an evaluation.")
-    faults = _Faults(where)
-    faults.need(result, (), _PLAIN_VALUES)
-    for place, keys in _OBJECTS.items():
-        faults.need(faults.look_for(result, place), place, keys)
-    if result.get("schema", SCHEMA) != SCHEMA:
-        faults.add(f"schema is {result['schema']!r}; this version reads and writes schema {SCHEMA}")
-    if not {"verification", "identification", "figures"} & set(result):
-        faults.add("verification or identification is missing")
+    check_type(result, _Result, where)
+    found = cast(_Result, result)
+    if found["schema"] != SCHEMA:
+        raise InputError(
+            f"{where}: schema is {found['schema']!r}; this version reads and writes schema {SCHEMA}."
+        )
+    if not {"verification", "identification", "figures"} & set(found):
+        raise InputError(f"{where}: verification or identification is missing.")
+    for name, rate in _rates(found):
+        if not 0 <= rate <= 1:
+            raise InputError(f"{where}: {name} is {rate!r}; expected a fraction between 0 and 1.")
+
+
+def _rates(result: _Result) -> Iterator[tuple[str, float]]:
+    """All rates of a result, with names for messages."""
     if "verification" in result:
-        _check_verification(result, faults)
+        for far, tar in result["verification"]["tar_at_far"].items():
+            yield f"strict TAR@FAR {far}", tar["strict"]
+            yield f"nearest TAR@FAR {far}", tar["nearest"]
     if "identification" in result:
-        _check_identification(result, faults)
-    if "strata" in result:
-        _check_strata(result, faults)
-    if "figures" in result:
-        figures = faults.look_for(result, ("figures",))
-        faults.check_rates("", figures, tuple(figures))
-    if faults.sentences:
-        raise InputError.from_faults(faults.sentences)
-
-
-def _check_verification(result: Result, faults: _Faults) -> None:
-    place: tuple[str, ...] = ("verification", "tar_at_far")
-    faults.need(faults.look_for(result, place[:1]), place[:1], ("auc",))
-    for key in faults.look_for(result, place):
-        rate = faults.look_for(result, (*place, key))
-        faults.need(rate, (*place, key), _TAR_KEYS)
-        faults.check_rates(f"TAR@FAR {key} ", rate, ("strict", "nearest"))
-
-
-def _check_identification(result: Result, faults: _Faults) -> None:
-    for gallery in faults.look_for(result, ("identification", "closed")):
-        rates = faults.look_for(result, ("identification", "closed", gallery, "cmc"))
-        faults.check_rates(f"{gallery} rank ", rates, tuple(rates))
-    if "open" not in faults.look_for(result, ("identification",)):
-        return
-    for gallery in faults.look_for(result, ("identification", "open")):
-        place = ("identification", "open", gallery, "tpir_at_fpir")
-        for key in faults.look_for(result, place):
-            rate = faults.look_for(result, (*place, key))
-            faults.need(rate, (*place, key), _TPIR_KEYS)
-            faults.check_rates(f"{gallery} TPIR@FPIR {key} ", rate, ("tpir",))
-
-
-def _check_strata(result: Result, faults: _Faults) -> None:
-    for title in faults.look_for(result, ("strata",)):
-        for name in faults.look_for(result, ("strata", title)):
-            place = ("strata", title, name)
-            faults.need(faults.look_for(result, place), place, ("pairs", "mated"))
-            for key in faults.look_for(result, (*place, "tar_at_far")):
-                rate = faults.look_for(result, (*place, "tar_at_far", key))
-                faults.check_rates(f"{title} {name} TAR@FAR {key} ", rate, ("strict",))
-
-
-# Stands for an object that is not there.
-_NOTHING: Result = {}
-
-
-class _Faults:
-    """All that is wrong with a result, as sentences. What is looked for may be of any kind, or not there."""
-
-    def __init__(self, where: str) -> None:
-        self.where, self.sentences = where, list[str]()
-
-    def add(self, fault: str) -> None:
-        """Adds a fault once."""
-        if (sentence := f"{self.where}: {fault}") not in self.sentences:
-            self.sentences.append(sentence)
-
-    def look_for(self, part: Any, place: Sequence[str]) -> Result:
-        """The object at a place; `_NOTHING` where there is none."""
-        for depth, key in enumerate(place, 1):
-            if key not in part:
-                self.add(f"{'.'.join(place[:depth])} is missing")
-                return _NOTHING
-            part = part[key]
-            if not isinstance(part, dict):
-                self.add(f"{'.'.join(place[:depth])} is {part!r}; expected an object")
-                return _NOTHING
-        return part if isinstance(part, dict) else _NOTHING
-
-    def need(self, part: Result, place: Sequence[str], keys: Sequence[str]) -> None:
-        """The object at the place must hold the keys, unless it was found missing before."""
-        for key in keys:
-            if part is not _NOTHING and key not in part:
-                self.add(f"{'.'.join([*place, key])} is missing")
-
-    def check_rates(self, before: str, rates: Mapping[str, Any], names: Sequence[str]) -> None:
-        """Every named rate that is there must be a fraction."""
-        for name in names:
-            rate = rates.get(name, 0)
-            if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate <= 1:
-                self.add(f"{before}{name} is {rate!r}; expected a fraction between 0 and 1")
+        identification = result["identification"]
+        for gallery, closed in identification["closed"].items():
+            yield from ((f"{gallery} rank {rank}", rate) for rank, rate in closed["cmc"].items())
+        for gallery, opened in identification.get("open", {}).items():
+            yield from ((f"{gallery} TPIR@FPIR {k}", r["tpir"]) for k, r in opened["tpir_at_fpir"].items())
+    for title, groups in result.get("strata", {}).items():
+        for name, group in groups.items():
+            yield from ((f"{title} {name} TAR@FAR {k}", r["strict"]) for k, r in group["tar_at_far"].items())
+    yield from result.get("figures", {}).items()
 
 
 # ---------------------------------------------------------------------------------------------- tables

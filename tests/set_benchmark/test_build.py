@@ -20,7 +20,8 @@ import torch
 import convert
 from data.sampling.views import Kind, ViewPlan
 from data.sources.recordio import write_face_pack
-from evaluation.protocols.ijb_layout import SetProtocol, read_points, read_protocol
+from evaluation.protocols.face_points import read_points
+from evaluation.protocols.ijb_layout import SetProtocol, read_protocol
 from evaluation.protocols.subgroups import read_impostor_faces
 from evaluation.reporting.report import read_result
 from features.bank import FACES, LABEL

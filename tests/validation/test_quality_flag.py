@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from coreset import build_aggregator
-from evaluation.protocols.ijb_layout import read_points, read_protocol
+from evaluation.protocols.face_points import read_points
+from evaluation.protocols.ijb_layout import read_protocol
 from evaluation.protocols.templates import aggregate_templates, group_faces
 from evaluation.reporting.report import read_result
 from net import build_backbone

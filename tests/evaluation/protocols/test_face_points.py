@@ -13,12 +13,14 @@ from scipy.optimize import least_squares
 
 from evaluation.protocols import ijb_layout as protocols
 from evaluation.protocols.face_points import (
+    POINTS,
     _fit,
     check_detector_scores,
     check_landmarks,
     check_points_in_images,
+    read_points,
 )
-from evaluation.protocols.ijb_layout import POINTS, read_points, read_protocol
+from evaluation.protocols.ijb_layout import read_protocol
 from photos.alignment import TEMPLATE
 from runtime.errors import InputError
 from tests.ijb_layout import Dataset, write_dataset, write_lines, write_meta
@@ -211,7 +213,7 @@ def test_two_people_under_one_id_are_told_and_many_are_refused(data: Dataset) ->
 def test_a_published_data_set_may_have_a_slip(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(protocols.KNOWN_SIZES, data.name, read_protocol(data.root, data.name).sizes)
     monkeypatch.setitem(protocols._KNOWN_SUBJECTS, data.name, 8)
-    monkeypatch.setattr("evaluation.protocols.face_points._MOST_MATED_CONTRADICTIONS", 0.2)
+    monkeypatch.setattr("evaluation.protocols.ijb_layout._MOST_MATED_CONTRADICTIONS", 0.2)
     with_two_ids(data)
     assert len(read_protocol(data.root, data.name).warnings) == 1
     write_lines(data.meta("1N_gallery_S1.csv"), ["TEMPLATE_ID,SUBJECT_ID", "1,1"])

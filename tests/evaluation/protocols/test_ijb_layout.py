@@ -6,16 +6,13 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 
 from evaluation.protocols import ijb_layout as protocols
-from evaluation.protocols import pair_cache
-from evaluation.protocols.ijb_layout import faces_digest, image_stamps, read_pairs, read_points, read_protocol
-from evaluation.protocols.pair_cache import CACHE_FOLDER
+from evaluation.protocols.face_points import faces_digest, read_points
+from evaluation.protocols.ijb_layout import image_stamps, read_protocol
 from runtime.errors import InputError
 from tests.ijb_layout import Dataset, write_dataset, write_lines
 
@@ -299,52 +296,6 @@ def test_an_image_may_stand_in_two_templates(data: Dataset) -> None:
 # ------------------------------------------------------------------------------------------ pair cache
 
 
-def test_the_cache_gives_the_same_pairs_mapped(data: Dataset) -> None:
-    first = read(data).pairs
-    second = read(data).pairs
-    assert not isinstance(first.first.base, np.memmap)
-    assert (data.folder / "meta" / CACHE_FOLDER).is_dir()
-    base = second.first
-    while isinstance(base, np.ndarray) and not isinstance(base, np.memmap):
-        base = base.base
-    assert isinstance(base, np.memmap)
-    for name in ("first", "second", "is_mated"):
-        np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
-        assert getattr(first, name).dtype == getattr(second, name).dtype
-
-
-def test_a_changed_pair_file_is_read_again(data: Dataset) -> None:
-    path = data.meta("template_pair_label.txt")
-    ids = read(data).template_ids
-    status = path.stat()
-    text = path.read_text()
-    swapped = text.replace(" 0\n", " X\n").replace(" 1\n", " 0\n").replace(" X\n", " 1\n")
-    with path.open("r+") as stream:
-        stream.write(swapped)
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert read_pairs(path, ids).is_mated.sum() == text.count(" 0\n")
-
-
-def test_a_pair_file_rewritten_within_one_tick_of_the_clock_is_noticed(
-    data: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = data.meta("template_pair_label.txt")
-    size, original = path.stat().st_size, pair_cache.Path.stat
-    same = SimpleNamespace(st_size=size, st_mtime_ns=0, st_ctime_ns=0)
-
-    def stat(self: Path, **how: Any) -> Any:
-        return same if self == path else original(self, **how)
-
-    monkeypatch.setattr(pair_cache.Path, "stat", stat)
-    ids = np.unique([template for _, template, _ in data.faces])
-    first = np.zeros(3, np.int32)
-    pair_cache.keep_pairs(path, ids, first, first, first == 0)
-    assert pair_cache.cached_pairs(path, ids) is not None
-    text = path.read_bytes()
-    path.write_bytes(text.replace(b" 0\n", b" 1\n", 1))
-    assert pair_cache.cached_pairs(path, ids) is None
-
-
 def test_a_changed_template_list_is_noticed(data: Dataset) -> None:
     read(data)
     template = data.pairs[0][0]
@@ -352,32 +303,6 @@ def test_a_changed_template_list_is_noticed(data: Dataset) -> None:
     write_lines(data.meta("face_tid_mid.txt"), [" ".join(map(str, face)) for face in data.faces])
     found = read(data)
     assert found.template_ids[found.pairs.first[0]] == template
-
-
-@pytest.mark.parametrize("content", [b"", b"{}", b"x" * 5000])
-def test_a_damaged_cache_is_passed_over(data: Dataset, content: bytes) -> None:
-    wanted = read(data).pairs
-    (cache,) = (data.folder / "meta" / CACHE_FOLDER).glob("*.bin")
-    cache.write_bytes(content)
-    np.testing.assert_array_equal(read(data).pairs.first, wanted.first)
-    whole = cache.read_bytes()
-    cache.write_bytes(whole[:-1])
-    np.testing.assert_array_equal(read(data).pairs.first, wanted.first)
-
-
-def test_where_the_data_cannot_be_written_the_users_cache_serves(
-    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # A file where the folder should be: root may write anywhere, so permissions say nothing.
-    (data.folder / "meta" / CACHE_FOLDER).write_text("")
-    read(data)
-    assert len(list((tmp_path / "cache").rglob("*.bin"))) == 1
-    monkeypatch.setattr(protocols, "read_table", None, raising=True)
-    with pytest.raises(TypeError):
-        read(data)
-    assert protocols.read_pairs(
-        data.meta("template_pair_label.txt"), np.unique([t for _, t, _ in data.faces])
-    )
 
 
 def test_far_apart_template_ids_are_found_too(data: Dataset) -> None:
@@ -399,26 +324,6 @@ def test_far_apart_template_ids_are_found_too(data: Dataset) -> None:
     found = read(data)
     assert found.template_ids[-1] == shift
     assert found.pairs.is_mated.sum() == wanted.pairs.is_mated.sum()
-
-
-def test_a_pair_cache_that_is_not_as_written_is_not_used(data: Dataset) -> None:
-    path = data.meta("template_pair_label.txt")
-    ids = np.unique([template for _, template, _ in data.faces])
-    rows = np.arange(4, dtype=np.int32)
-    pair_cache.keep_pairs(path, ids, rows, rows[::-1].copy(), rows == 0)
-    (cache,) = (path.parent / CACHE_FOLDER).glob("*.bin")
-    whole = cache.read_bytes()
-    found = pair_cache.cached_pairs(path, ids)
-    assert found is not None
-    np.testing.assert_array_equal(found[1], rows[::-1])
-    for place in [*range(0, 200, 7), *range(4096, len(whole), 5)]:
-        cache.write_bytes(whole[:place] + bytes([whole[place] ^ 2]) + whole[place + 1 :])
-        assert pair_cache.cached_pairs(path, ids) is None
-    for content in (b"", b"[" * 4096 + whole[4096:], whole[:-1]):
-        cache.write_bytes(content)
-        assert pair_cache.cached_pairs(path, ids) is None
-    pair_cache.keep_pairs(path, ids, rows + 1000, rows, rows == 0)
-    assert pair_cache.cached_pairs(path, ids) is None
 
 
 def test_images_outside_of_the_folder_are_not_read(data: Dataset) -> None:

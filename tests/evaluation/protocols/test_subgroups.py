@@ -146,8 +146,8 @@ def test_the_result_file_may_hold_strata_and_its_rates_are_checked() -> None:
     }
     check_result(result, "x")
     result["strata"][FACES]["1"]["tar_at_far"]["1e-02"]["strict"] = 50  # type: ignore[index]
-    with pytest.raises(InputError, match="faces of the probe 1 TAR@FAR 1e-02 strict is 50"):
+    with pytest.raises(InputError, match=r"faces of the probe 1 TAR@FAR 1e-02.* 50"):
         check_result(result, "x")
     result["strata"] = {FACES: {"1": {"pairs": 1, "tar_at_far": {}}}}
-    with pytest.raises(InputError, match=r"strata.faces of the probe.1.mated is missing"):
+    with pytest.raises(InputError, match=r"strata\.faces of the probe\.1\.mated"):
         check_result(result, "x")
