@@ -167,8 +167,8 @@ class WeightedCoreset(LearnedAggregator):
         statistics = _cluster_statistics(features, logs, mask, members, within, mean)
         picked = _gather(faces, selection.picks)
         mean_similarity = torch.bmm(within, similarity.unsqueeze(2))
-        log_probability = _LOG_PROBABILITY_SCALE * inlier.clamp_min(_MIN_LOG_PROBABILITY)
-        mean_inlier = torch.bmm(within, log_probability.unsqueeze(2))
+        log_probability = _LOG_PROBABILITY_SCALE * inlier.clamp_min(_MIN_LOG_PROBABILITY).unsqueeze(2)
+        mean_inlier = torch.bmm(within, log_probability)
         means = [mean * D**0.5, torch.bmm(within, auxiliary)]
         parts = [*means, picked, statistics, coherence.unsqueeze(2), mean_similarity, mean_inlier]
         tokens = self.token(torch.cat(parts, dim=2))
