@@ -262,7 +262,8 @@ def _write_until_killed(path: Path, run: int, done: Path) -> None:
         enroll(path, subjects(f"{run}-{number}"))
         if number % 3 == 2:
             remove(path, [f"{run}-{number - 1}"])
-        done.write_text(str(number))
+        with done.open("a") as stream:
+            stream.write(f"{number}\n")
 
 
 def test_a_kill_at_any_moment_loses_nothing(tmp_path: Path) -> None:
@@ -274,13 +275,13 @@ def test_a_kill_at_any_moment_loses_nothing(tmp_path: Path) -> None:
         done.unlink(missing_ok=True)
         writer = FORK.Process(target=_write_until_killed, args=(path, run, done))
         writer.start()
-        while not done.exists() or not done.read_text():
+        while not done.exists() or "\n" not in done.read_text():
             time.sleep(0.001)
         time.sleep(0.007 * run)
         assert writer.pid is not None
         os.kill(writer.pid, signal.SIGKILL)
         writer.join()
-        last = int(done.read_text() or 0)
+        last = done.read_text().count("\n") - 1
         found = open_gallery(path)
         assert_same(found, subjects(*found.names))
         assert found.names[:500] == tuple(old)
