@@ -295,11 +295,6 @@ def names_with(**details: Any) -> frozenset[str]:
     )
 
 
-def with_values(config: TrainingConfig, **values: Any) -> TrainingConfig:
-    """The configuration with some values replaced, by field name."""
-    return TrainingConfig.from_flat(config.to_flat() | values)
-
-
 def new_run_values(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The defaults of a new run for which `values` are given, and all of its values, by field name."""
     preset = PRESETS.get(str(values.get("preset")), {})
