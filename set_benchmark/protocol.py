@@ -24,14 +24,14 @@ GALLERY_KINDS = ("stills", "any")
 PAIR_KINDS = ("gallery_probe", "all")
 # Fields of `Degradation` by cause.
 CAUSES = {
-    "alignment": ("mirrored", "turn", "scale", "shift", "border"),
-    "occlusion": ("cut", "box", "box_colour"),
+    "alignment": ("flipped", "rotation", "scale", "shift", "border"),
+    "occlusion": ("crop", "occlusion", "occlusion_colour"),
     "light": ("gamma", "contrast", "brightness", "saturation", "tint"),
     "blur": ("defocus",),
     "motion": ("motion", "motion_angle"),
-    "resolution": ("side", "through"),
-    "noise": ("noise", "shot"),
-    "compression": ("quality", "small_jpeg"),
+    "resolution": ("resolution", "interpolations"),
+    "noise": ("noise", "shot_noise"),
+    "compression": ("jpeg_quality", "jpeg_at_low_resolution"),
 }
 _MAX_COUNT = 100_000
 _MAX_BYTES = 1 << 20

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from data.sampling.degradations import Degradation, degrade, draw_degradation, neighbour
+from data.sampling.degradations import Degradation, degrade, draw_degradation, next_frame
 from data.sampling.views import Kind
 from photos.alignment import TEMPLATE
 from runtime.errors import InputError
@@ -146,9 +146,9 @@ def _rendered(
         rng = np.random.default_rng([*key, 1 + number])
         own = draw
         if draw is not None and each.frames > 1:
-            own = with_causes(neighbour(draw, rng), protocol.stress.causes)
+            own = with_causes(next_frame(draw, rng), protocol.stress.causes)
         elif draw is None and variation:
-            own = neighbour(Degradation(), rng)
+            own = next_frame(Degradation(), rng)
         if own is not None:
             yield encode_png(degrade(pool.image(frame), own, rng)), ".png", frame.score
             continue

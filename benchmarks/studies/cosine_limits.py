@@ -126,7 +126,7 @@ def label_counts(backbone: Backbone, source: ImageFolder, rows: np.ndarray) -> d
     return {
         "images": len(rows),
         "subject_pairs": len(source.subjects) * (len(source.subjects) - 1) // 2,
-        "same_person": len(found.same_person),
+        "same_person": len(found.split_identities),
         "mislabelled": len(found.mislabelled),
         "duplicates": len(found.duplicates) + len(found.duplicates_across or ()),
     }

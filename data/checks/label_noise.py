@@ -35,7 +35,7 @@ class LabelLimits:
 
     Attributes:
         duplicate: minimum cosine of two images that are considered duplicates.
-        same_person: minimum cosine of two subjects' mean features for a possible split identity.
+        split_identity: minimum cosine of two subjects' mean features for a possible split identity.
         lead: minimum margin by which another subject is nearer than the labelled one.
 
     Raises:
@@ -43,7 +43,7 @@ class LabelLimits:
     """
 
     duplicate: float = 0.95
-    same_person: float = 0.6
+    split_identity: float = 0.6
     lead: float = 0.1
 
     def __post_init__(self) -> None:
@@ -61,7 +61,7 @@ class LabelLimits:
         limits = cls()
         return cls(
             spec.cosine_limit(limits.duplicate),
-            spec.cosine_limit(limits.same_person),
+            spec.cosine_limit(limits.split_identity),
             spec.cosine_difference(limits.lead),
         )
 
@@ -77,7 +77,7 @@ class Mislabelled:
 
 
 @dataclass(frozen=True)
-class SamePair:
+class SimilarPair:
     """Two images, or two subjects, `first` < `second`, and their cosine."""
 
     first: int
@@ -91,16 +91,16 @@ class LabelFindings:
 
     Attributes:
         mislabelled: images that probably show another subject; of subjects with two or more images.
-        same_person: pairs of subjects, possibly a split identity.
+        split_identities: pairs of subjects, possibly a split identity.
         duplicates: pairs of images of one subject.
         duplicates_across: pairs of images of two subjects; None with more than `MAX_COMPARED` images.
         single: subjects with one image, which cannot be checked for mislabelling.
     """
 
     mislabelled: list[Mislabelled]
-    same_person: list[SamePair]
-    duplicates: list[SamePair]
-    duplicates_across: list[SamePair] | None
+    split_identities: list[SimilarPair]
+    duplicates: list[SimilarPair]
+    duplicates_across: list[SimilarPair] | None
     single: list[int]
 
 
@@ -139,7 +139,7 @@ def check_labels(features: Floats, labels: Ints, limits: LabelLimits | None = No
     across = _across(features, labels, limits) if len(features) <= MAX_COMPARED else None
     return LabelFindings(
         mislabelled=_mislabelled(features, labels, _unit(sums), _Others(others, num_others), same, limits),
-        same_person=same,
+        split_identities=same,
         duplicates=within,
         duplicates_across=across,
         single=np.flatnonzero(counts == 1).tolist(),
@@ -159,7 +159,7 @@ def _mislabelled(
     labels: Ints,
     centres: Floats,
     others: _Others,
-    same: list[SamePair],
+    same: list[SimilarPair],
     limits: LabelLimits,
 ) -> list[Mislabelled]:
     own = (features * _unit(others.sums)).sum(axis=1)
@@ -183,26 +183,26 @@ def _mislabelled(
     return sorted(found, key=lambda each: (each.to_own - each.to_other, each.image))
 
 
-def _same_person(centres: Floats, limits: LabelLimits) -> list[SamePair]:
-    return _pairs(centres, limits.same_person, None)
+def _same_person(centres: Floats, limits: LabelLimits) -> list[SimilarPair]:
+    return _pairs(centres, limits.split_identity, None)
 
 
-def _across(features: Floats, labels: Ints, limits: LabelLimits) -> list[SamePair]:
+def _across(features: Floats, labels: Ints, limits: LabelLimits) -> list[SimilarPair]:
     return _pairs(features, limits.duplicate, labels)
 
 
-def _within(features: Floats, labels: Ints, limits: LabelLimits) -> list[SamePair]:
+def _within(features: Floats, labels: Ints, limits: LabelLimits) -> list[SimilarPair]:
     order = np.argsort(labels, kind="stable")
     found = []
     for rows in np.split(order, np.flatnonzero(np.diff(labels[order])) + 1):
         found += [
-            SamePair(int(rows[pair.first]), int(rows[pair.second]), pair.similarity)
+            SimilarPair(int(rows[pair.first]), int(rows[pair.second]), pair.similarity)
             for pair in _pairs(features[rows], limits.duplicate, None)
         ]
     return sorted(found, key=_by_similarity)
 
 
-def _pairs(rows: Floats, limit: float, labels: Ints | None) -> list[SamePair]:
+def _pairs(rows: Floats, limit: float, labels: Ints | None) -> list[SimilarPair]:
     """Pairs with a cosine of `limit` or more; if labels are given, only pairs of different labels."""
     found = []
     for part in _blocks(len(rows), len(rows)):
@@ -212,13 +212,13 @@ def _pairs(rows: Floats, limit: float, labels: Ints | None) -> list[SamePair]:
         if labels is not None:
             kept &= labels[first + part.start] != labels[second]
         found += [
-            SamePair(part.start + row, column, float(near[row, column]))
+            SimilarPair(part.start + row, column, float(near[row, column]))
             for row, column in zip(first[kept].tolist(), second[kept].tolist(), strict=True)
         ]
     return sorted(found, key=_by_similarity)
 
 
-def _by_similarity(pair: SamePair) -> tuple[float, int, int]:
+def _by_similarity(pair: SimilarPair) -> tuple[float, int, int]:
     return -pair.similarity, pair.first, pair.second
 
 

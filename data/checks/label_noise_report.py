@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.checks.contact_sheets import contact_sheet
-from data.checks.label_noise import LabelFindings, SamePair
+from data.checks.label_noise import LabelFindings, SimilarPair
 from data.sources.decoding import Image
 from runtime.escaping import csv_text
 from runtime.files import atomic_write, private_folder
@@ -58,7 +58,7 @@ def findings_text(findings: LabelFindings, subjects: int, images: int) -> str:
     lines = [
         f"labels   {images:,} images of {subjects:,} subjects were compared:",
         f"  {len(findings.mislabelled):>6,} images are nearer to another subject than to their own",
-        f"  {len(findings.same_person):>6,} pairs of subjects may be split identities",
+        f"  {len(findings.split_identities):>6,} pairs of subjects may be split identities",
         f"  {len(findings.duplicates):>6,} pairs of images of one subject are near-duplicates",
         "         near-duplicates across subjects were not searched: too many images"
         if across is None
@@ -77,7 +77,7 @@ def _csv(faces: CheckedFaces, findings: LabelFindings) -> str:
             ["mislabelled", number, first, other, f"{each.to_other:.4f}", f"{each.to_own:.4f}"],
         )
     for kind, pairs, name in (
-        ("same_person", findings.same_person, lambda subject: faces.subjects[subject]),
+        ("same_person", findings.split_identities, lambda subject: faces.subjects[subject]),
         ("duplicate", findings.duplicates, faces.name),
         ("duplicate_under_two_names", findings.duplicates_across or [], faces.name),
     ):
@@ -96,7 +96,7 @@ def _sheets(faces: CheckedFaces, findings: LabelFindings) -> list[tuple[str, lis
         rows = order[bounds[subject] : bounds[subject + 1]]
         return [int(row) for row in rows if row != without][:_OF_EACH]
 
-    def pairs(found: Sequence[SamePair]) -> list[list[list[int]]]:
+    def pairs(found: Sequence[SimilarPair]) -> list[list[list[int]]]:
         return [[[pair.first], [pair.second]] for pair in found[:_MAX_ROWS]]
 
     return [
@@ -109,7 +109,7 @@ def _sheets(faces: CheckedFaces, findings: LabelFindings) -> list[tuple[str, lis
         ),
         (
             "same_person",
-            [[some(pair.first), some(pair.second)] for pair in findings.same_person[:_MAX_ROWS]],
+            [[some(pair.first), some(pair.second)] for pair in findings.split_identities[:_MAX_ROWS]],
         ),
         ("duplicates", pairs(findings.duplicates)),
         ("duplicates_under_two_names", pairs(findings.duplicates_across or [])),

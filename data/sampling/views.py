@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from data.sampling.degradations import degrade, draw_degradation, neighbour
+from data.sampling.degradations import degrade, draw_degradation, next_frame
 from runtime.errors import InputError
 from runtime.json_files import check_type, parse_json
 
@@ -28,7 +28,7 @@ _CLIP_VIEWS = 4
 # Ranges of degradation strength in [0, 1].
 _MODERATE, _POOR = (0.05, 0.35), (0.45, 0.85)
 # Probability scale of each cause: many mild causes at once, as in poor video, rather than few strong ones.
-_OFTEN = 0.75
+_RATE = 0.75
 
 
 class Kind(IntEnum):
@@ -154,8 +154,8 @@ def make_view(image: Image, plan: ViewPlan, view: int, key: Sequence[int]) -> Im
         return np.asarray(cv2.flip(image, 1), np.uint8)
     rng = np.random.default_rng([*key, group, 0])
     low, high = _MODERATE if kind == Kind.MODERATE else _POOR
-    draw = replace(draw_degradation(rng, rng.uniform(low, high), _OFTEN), realigned=True)
+    draw = replace(draw_degradation(rng, rng.uniform(low, high), _RATE), realigned=True)
     if kind == Kind.CLIP:
         rng = np.random.default_rng([*key, group, 1 + view - plan.groups.index(group)])
-        draw = neighbour(draw, rng)
+        draw = next_frame(draw, rng)
     return degrade(image, draw, rng)

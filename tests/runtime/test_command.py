@@ -93,7 +93,7 @@ def test_streams_are_restored(capsys: pytest.CaptureFixture[str]) -> None:
     before = sys.stdout, sys.stderr
     run_command(lambda: print("inside"))
     assert (sys.stdout, sys.stderr) == before
-    print("out of range")
+    print("outside")
     assert capsys.readouterr().out == "inside\noutside\n"
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from backbones.cosine_statistics import CosineStatistics
 from data.checks import label_noise as label_check
-from data.checks.label_noise import LabelFindings, LabelLimits, Mislabelled, SamePair, check_labels
+from data.checks.label_noise import LabelFindings, LabelLimits, Mislabelled, SimilarPair, check_labels
 from data.checks.label_noise_report import CheckedFaces, findings_text, write_report
 from net import BACKBONES
 from runtime.errors import InputError
@@ -37,10 +37,10 @@ def slow_findings(features: np.ndarray, labels: np.ndarray, limits: LabelLimits)
 
     rows_of = {s: np.flatnonzero(labels == s).tolist() for s in subjects}
     same = [
-        SamePair(a, b, float(mean(rows_of[a]) @ mean(rows_of[b])))
+        SimilarPair(a, b, float(mean(rows_of[a]) @ mean(rows_of[b])))
         for a in subjects
         for b in subjects
-        if a < b and mean(rows_of[a]) @ mean(rows_of[b]) >= limits.same_person
+        if a < b and mean(rows_of[a]) @ mean(rows_of[b]) >= limits.split_identity
     ]
     pairs = {(p.first, p.second) for p in same}
     mislabelled = []
@@ -55,14 +55,14 @@ def slow_findings(features: np.ndarray, labels: np.ndarray, limits: LabelLimits)
         if to_other - to_own > limits.lead:
             mislabelled.append(Mislabelled(image, other, to_own, to_other))
     twins = [
-        SamePair(i, j, float(features[i] @ features[j]))
+        SimilarPair(i, j, float(features[i] @ features[j]))
         for i in range(len(labels))
         for j in range(i + 1, len(labels))
         if features[i] @ features[j] >= limits.duplicate
     ]
     return LabelFindings(
         mislabelled=sorted(mislabelled, key=lambda each: each.to_own - each.to_other),
-        same_person=sorted(same, key=lambda pair: -pair.similarity),
+        split_identities=sorted(same, key=lambda pair: -pair.similarity),
         duplicates=sorted(
             (p for p in twins if labels[p.first] == labels[p.second]), key=lambda p: -p.similarity
         ),
@@ -76,7 +76,7 @@ def slow_findings(features: np.ndarray, labels: np.ndarray, limits: LabelLimits)
 def keys(findings: LabelFindings) -> list[set[tuple[int, int]]]:
     return [
         {(each.image, each.other) for each in findings.mislabelled},
-        {(pair.first, pair.second) for pair in findings.same_person},
+        {(pair.first, pair.second) for pair in findings.split_identities},
         {(pair.first, pair.second) for pair in findings.duplicates},
         {(pair.first, pair.second) for pair in findings.duplicates_across or []},
         set(findings.single),
@@ -90,7 +90,7 @@ def test_findings_are_those_of_brute_force(counts: list[int], seed: int, cells: 
     rng = np.random.default_rng(seed)
     # A few wrong names, a copy or two; every subject keeps an image.
     features[rng.integers(len(features), size=2)] = features[rng.integers(len(features), size=2)]
-    limits = LabelLimits(same_person=0.4, lead=0.05)
+    limits = LabelLimits(split_identity=0.4, lead=0.05)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(label_check, "_CELLS_AT_ONCE", cells)
         found = check_labels(features, labels, limits)
@@ -116,7 +116,7 @@ def test_split_identity_is_a_pair_and_not_mislabelled() -> None:
     features, labels = people([8, 5])
     labels = np.concatenate([np.repeat([0, 2], 4), labels[8:]])
     found = check_labels(features, labels)
-    assert [(pair.first, pair.second) for pair in found.same_person] == [(0, 2)]
+    assert [(pair.first, pair.second) for pair in found.split_identities] == [(0, 2)]
     assert found.mislabelled == []
 
 
@@ -208,9 +208,9 @@ def test_copy_does_not_hide_a_mislabelled_image() -> None:
     # The same image of subject 0 twice among those of subject 2.
     features = np.concatenate([features, features[:1], features[:1]])
     labels = np.concatenate([labels, [2, 2]])
-    found = check_labels(features, labels, LabelLimits(same_person=0.9))
+    found = check_labels(features, labels, LabelLimits(split_identity=0.9))
     assert [(each.image, each.other) for each in found.mislabelled] == [(16, 0), (17, 0)]
-    alone = check_labels(features[:17], labels[:17], LabelLimits(same_person=0.9))
+    alone = check_labels(features[:17], labels[:17], LabelLimits(split_identity=0.9))
     assert found.mislabelled[0].to_own == pytest.approx(alone.mislabelled[0].to_own, abs=1e-5)
 
 
@@ -222,9 +222,9 @@ def test_limits_follow_a_measured_backbone() -> None:
     shared /= np.linalg.norm(shared, axis=1, keepdims=True)
     spec = BACKBONES["ir_tiny"]
     assert LabelLimits.of(spec) == LabelLimits()
-    assert len(check_labels(shared, labels).same_person) == 20 * 19 / 2
+    assert len(check_labels(shared, labels).split_identities) == 20 * 19 / 2
     raw = CosineStatistics(0.84, 0.03, 0.97, 0.01, 400, 200)
     found = check_labels(shared, labels, LabelLimits.of(replace(spec, cosine_statistics=raw)))
-    assert not found.same_person
+    assert not found.split_identities
     assert not found.duplicates_across
     assert [(each.image, each.other) for each in found.mislabelled] == [(0, 0)]
