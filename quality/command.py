@@ -49,7 +49,7 @@ class QualityCheckConfig:
     def __post_init__(self) -> None:
         faults = []
         if self.detector is not None and not self.detector.is_file():
-            faults.append(f"--detector {self.detector}: there is no such file.")
+            faults.append(f"--detector {self.detector}: no such file.")
         if self.store is not None and self.store.suffix != ".safetensors":
             faults.append(f"--store {self.store}: expected a name that ends in .safetensors.")
         if faults:

@@ -53,7 +53,7 @@ def read_config(path: Path) -> ConfigFile:
         return _from_run_json(path)
     check_regular(path, "a configuration (YAML)")
     if not path.is_file():
-        raise InputError(f"--config {path}: there is no such file. Expected YAML, or the run.json of a run.")
+        raise InputError(f"--config {path}: no such file. Expected YAML, or the run.json of a run.")
     with path.open("rb") as stream:
         text = stream.read(_LARGEST + 1)
     faults: list[str] = []

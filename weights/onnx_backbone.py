@@ -108,7 +108,7 @@ def read_onnx(
             output size that contradict `arch`.
     """
     if not path.is_file():
-        raise InputError(f"{path}: there is no such file; expected the weights of a backbone.")
+        raise InputError(f"{path}: no such file; expected the weights of a backbone.")
     content = path.read_bytes()
     if external_files(path, content):
         content = _with_its_weights(path)

@@ -76,7 +76,7 @@ def read_stored(path: Path, *, allow_pickle: bool = False) -> Stored:
             infinite values in any part (backbone, aggregator or head).
     """
     if not path.is_file():
-        raise InputError(f"{path}: there is no such file; expected the weights of a backbone.")
+        raise InputError(f"{path}: no such file; expected the weights of a backbone.")
     if path.suffix == ".safetensors":
         stored = _read_safetensors(path)
     elif path.suffix in TORCH_SUFFIXES:

@@ -55,7 +55,7 @@ def weights_sha256(source: Path | str) -> str:
     """
     path = resolve(source)
     if not path.is_file():
-        raise InputError(f"{path}: there is no such file; expected the weights of a backbone.")
+        raise InputError(f"{path}: no such file; expected the weights of a backbone.")
     others = external_files(path, path.read_bytes()) if path.suffix == ".onnx" else []
     if not others:
         return sha256_of(path)

@@ -192,7 +192,7 @@ def _check(args: argparse.Namespace) -> None:
     if args.batch_size % 2:
         faults.append(f"--batch_size {args.batch_size}: expected an even number, templates come in pairs.")
     if not args.evaluated_subjects.is_file():
-        faults.append(f"--evaluated_subjects {args.evaluated_subjects}: there is no such file.")
+        faults.append(f"--evaluated_subjects {args.evaluated_subjects}: no such file.")
     if faults:
         raise InputError.from_faults(faults)
 

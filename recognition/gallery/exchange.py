@@ -93,7 +93,7 @@ def read_gallery(path: Path) -> Gallery:
     """
     check_suffix(path)
     if not path.is_file():
-        raise InputError(f"{path}: there is no such file. Expected an exported gallery, {NPZ} or {CSV}.")
+        raise InputError(f"{path}: no such file. Expected an exported gallery, {NPZ} or {CSV}.")
     try:
         return _read_npz(path) if path.suffix == NPZ else _read_csv(path)
     except InputError as fault:
