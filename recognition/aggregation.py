@@ -28,7 +28,7 @@ from runtime.progress import progress_bar
 
 
 def aggregate_sets(
-    model: FaceModel, sources: Sequence[SetSource], options: PhotoOptions, *, progress: bool = True
+    model: FaceModel, sources: Sequence[SetSource], options: PhotoOptions
 ) -> tuple[list[AggregatedSet], list[EmptySet]]:
     """Aggregate the faces of each set.
 
@@ -36,7 +36,6 @@ def aggregate_sets(
         model: from `load_model`.
         sources: from `find_sets`.
         options: how photos are read.
-        progress: whether to show a progress bar.
 
     Returns:
         Sets with a usable face and sets without, each in the order of `sources`. Files that cannot be read
@@ -49,7 +48,7 @@ def aggregate_sets(
     collected = [_Collected() for _ in sources]
     waiting: list[tuple[_Collected, Image]] = []
     colours = ColourSample()
-    with progress_bar(desc="finding faces", unit=" images", disable=not progress, mininterval=0.5) as bar:
+    with progress_bar(desc="finding faces", unit=" images", mininterval=0.5) as bar:
         bar.total = sum(
             expected_frames(file, options.fps) if is_video(file) else 1
             for source in sources
@@ -113,11 +112,8 @@ def _aggregated(model: FaceModel, source: SetSource, collected: _Collected) -> A
         faces=faces,
         features=features,
         norms=norms,
-        embedding=descriptor.embedding,
-        norm=descriptor.norm,
-        picks=descriptor.picks,
-        weights=descriptor.weights,
         rejected=collected.rejected,
+        **vars(descriptor),
     )
 
 

@@ -147,7 +147,6 @@ class _Reader:
                 thumbnail=thumbnail(aligned),
                 size=face.height,
                 score=face.score,
-                landmarks=face.landmarks,
                 measures=measure_face(aligned, face.landmarks),
                 alone=not (several and keeps_all),
                 choice=FaceChoice(len(found), from_left.index(number) + 1)

@@ -20,6 +20,7 @@ from features.flips import FLIP_CHOICES, flip_rule, warn_of_doubled_norms
 from features.options import FACES_AT_ONCE
 from net import Backbone
 from photos.alignment import ALIGNMENT
+from recognition.records import SetEmbedding
 from runtime.command import resolve_device
 from runtime.errors import InputError
 from weights import (
@@ -75,23 +76,6 @@ class FaceModel:
     def preprocessing(self, alignment: str) -> dict[str, str]:
         """`describe_preprocessing` of faces with this alignment."""
         return _preprocessing(self.spec, self.flip, alignment)
-
-
-@dataclass(frozen=True, eq=False)
-class SetEmbedding:
-    """Descriptor of one set.
-
-    Attributes:
-        embedding: (D,) float32 unit vector, without auxiliary features.
-        norm: its length before normalisation, in the aggregator's scale.
-        picks: (k,) int64 selected faces in the order of selection; may be empty.
-        weights: (T,) float32 weights of the faces, summing to 1; None if the aggregator has none.
-    """
-
-    embedding: Floats
-    norm: float
-    picks: NDArray[np.int64]
-    weights: Floats | None
 
 
 def load_model(

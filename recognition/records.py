@@ -62,7 +62,6 @@ class FaceRecord:
         thumbnail: aligned face as JPEG.
         size: height of the face in its photo in pixels; None for aligned images.
         score: detection score in [0, 1]; None for aligned images.
-        landmarks: (5, 2) x, y in the photo; None for aligned images.
         measures: pose, sharpness and illumination; None if not measured.
         alone: whether the set has no other face of the same photo or frame.
         choice: how it was chosen among several faces of similar size, if there were any.
@@ -75,7 +74,6 @@ class FaceRecord:
     thumbnail: bytes
     size: float | None = None
     score: float | None = None
-    landmarks: Floats | None = None
     measures: FaceMeasures | None = None
     alone: bool = True
     choice: FaceChoice | None = None
@@ -87,7 +85,24 @@ class FaceRecord:
 
 
 @dataclass(frozen=True, eq=False)
-class AggregatedSet:
+class SetEmbedding:
+    """Descriptor of one set.
+
+    Attributes:
+        embedding: (D,) float32 unit vector, without auxiliary features.
+        norm: its length before normalisation, in the aggregator's scale.
+        picks: (k,) int64 selected faces in the order of selection; may be empty.
+        weights: (T,) float32 weights of the faces, summing to 1; None if the aggregator has none.
+    """
+
+    embedding: Floats
+    norm: float
+    picks: NDArray[np.int64]
+    weights: Floats | None
+
+
+@dataclass(frozen=True, eq=False)
+class AggregatedSet(SetEmbedding):
     """A set of T >= 1 faces and its descriptor.
 
     Attributes:
@@ -96,10 +111,6 @@ class AggregatedSet:
         faces: T records.
         features: (T, D) float32 unit rows.
         norms: (T,) float32.
-        embedding: (D,) float32 unit descriptor.
-        norm: its length before normalisation.
-        picks: (k,) int64 selected faces in the order of selection; may be empty.
-        weights: (T,) float32 weight of each face; None if the aggregator has no weights.
         rejected: files and frames without a usable face.
     """
 
@@ -108,10 +119,6 @@ class AggregatedSet:
     faces: list[FaceRecord]
     features: Floats
     norms: Floats
-    embedding: Floats
-    norm: float
-    picks: NDArray[np.int64]
-    weights: Floats | None
     rejected: list[Rejection]
 
     @property

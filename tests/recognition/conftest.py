@@ -80,11 +80,8 @@ def aggregated_set(
         faces=faces,
         features=rows,
         norms=lengths,
-        embedding=found.embedding,
-        norm=found.norm,
-        picks=found.picks,
-        weights=found.weights,
         rejected=list(rejected),
+        **vars(found),
     )
 
 

@@ -30,7 +30,7 @@ HEIC = b"\x00\x00\x00\x18ftypheic" + bytes(40)
 
 
 def aggregate(model: FaceModel, *paths: Path) -> tuple[list[AggregatedSet], list[EmptySet]]:
-    return aggregate_sets(model, find_sets(list(paths)), PhotoOptions(aligned=True), progress=False)
+    return aggregate_sets(model, find_sets(list(paths)), PhotoOptions(aligned=True))
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_set_of_one_file_is_named_once(model: FaceModel, tmp_path: Path) -> None
 def test_empty_folder_is_reported(model: FaceModel, face_folder: Callable[..., Path]) -> None:
     people = face_folder(1, 1)
     (people / "nobody" / "inner").mkdir(parents=True)
-    found, empty = aggregate_sets(model, find_sets([], people), PhotoOptions(aligned=True), progress=False)
+    found, empty = aggregate_sets(model, find_sets([], people), PhotoOptions(aligned=True))
     assert [each.name for each in found] == ["s000"]
     assert "nobody" in rejection_text(found, empty)
     assert "s000" not in rejection_text(found, empty)
@@ -100,7 +100,7 @@ def test_photos_in_subfolders_belong_to_the_set(model: FaceModel, face_folder: C
     (people / "loose.png").write_bytes((people / "s001" / "0.png").read_bytes())
     with pytest.warns(InputWarning, match=r"loose\.png"):
         sources = find_sets([], people)
-    found, _ = aggregate_sets(model, sources, PhotoOptions(aligned=True), progress=False)
+    found, _ = aggregate_sets(model, sources, PhotoOptions(aligned=True))
     assert [each.files for each in found] == [
         ["0.png", "2021/2.png", "2021/x/1.png"],
         ["0.png", "1.png", "2.png"],
