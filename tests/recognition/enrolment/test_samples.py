@@ -4,6 +4,8 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from recognition.enrolment import samples
 from recognition.enrolment.samples import duplicate_groups, independent_samples
@@ -47,3 +49,22 @@ def test_near_duplicates_join_their_media() -> None:
     assert independent_samples(media, np.full(6, -1)).tolist() == [0, 0, 1, 2, 2, 3]
     chained = independent_samples(np.arange(4), np.array([0, 0, -1, 1]))
     assert chained.tolist() == [0, 0, 1, 2]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(-1, 4)), min_size=1, max_size=12))
+def test_independent_samples_equal_a_naive_union(faces: list[tuple[int, int]]) -> None:
+    samples: list[set[int]] = []
+    for face, (medium, group) in enumerate(faces):
+        linked = {
+            other
+            for other in range(face)
+            if faces[other][0] == medium or (group >= 0 and faces[other][1] == group)
+        }
+        samples = [each for each in samples if not each & linked] + [
+            {face}.union(*(each for each in samples if each & linked))
+        ]
+    media, groups = np.array(faces).T
+    found = independent_samples(media, groups)
+    assert found.max() + 1 == len(samples)
+    assert all(len({int(found[face]) for face in each}) == 1 for each in samples)
