@@ -250,7 +250,7 @@ def transaction(path: Path, *, write: bool = False) -> Iterator[_Tables]:
         connection = _connected(path, write=write)
         yield _Tables(connection, path.stat().st_size + _size_of_log(path))
         connection.execute("COMMIT")
-    except (sqlite3.Error, _DamagedError) as fault:
+    except (sqlite3.Error, _DamagedError, UnicodeDecodeError) as fault:
         raise _fault_of(path, fault) from None
     finally:
         if connection is not None:
@@ -362,7 +362,8 @@ def _size_of_log(path: Path) -> int:
 def _fault_of(path: Path, fault: Exception) -> Exception:
     """The exception for the user, by SQLite's text: Python 3.10 does not give its error codes."""
     text = str(fault)
-    if isinstance(fault, _DamagedError):
+    if not isinstance(fault, sqlite3.Error):
+        # SQLite's message may quote bytes of a damaged schema, which Python does not decode.
         return _damaged(path, text)
     if "locked" in text:
         return InputError(

@@ -558,6 +558,16 @@ def test_changes_of_hostile_files_are_refused(tmp_path: Path, statement: str) ->
         open_gallery(path)
 
 
+def test_a_schema_that_is_not_utf8_is_reported(tmp_path: Path) -> None:
+    path = tmp_path / "g.db"
+    enroll(path, subjects("Ann"))
+    content = path.read_bytes()
+    assert content.count(b"tablesubjectssubjects") == 1
+    path.write_bytes(content.replace(b"tablesubjectssubjects", b"tablesub\xcfectssubjects"))
+    with pytest.raises(InputError, match=r"g\.db"):
+        open_gallery(path)
+
+
 def test_control_characters_in_names_are_escaped(tmp_path: Path) -> None:
     path = tmp_path / "g.db"
     enroll(path, subjects("Ann\x1b[2J", "Bob"))
