@@ -129,8 +129,8 @@ def test_impostor_faces_are_separate_media(style: str) -> None:
     # Few sets have room for none or more than two fifths, but for one that is rounded up.
     assert max(shares) <= 0.4 + 1 / 20
     assert np.mean(shares) == pytest.approx(0.4 * 0.2 * (0.75 if style == "media" else 1), abs=0.02)
-    strangers = np.concatenate([bank.labels[image_of(bank, t.rows)] for t in templates if len(t.rows) > 30])
-    assert len(np.unique(strangers)) == SUBJECTS
+    subjects = np.concatenate([bank.labels[image_of(bank, t.rows)] for t in templates if len(t.rows) > 30])
+    assert len(np.unique(subjects)) == SUBJECTS
 
 
 def test_quarter_of_the_templates_are_gallery_like() -> None:

@@ -26,7 +26,7 @@ from runtime.errors import InputError
 from weights import Loaded, load_weights, save_weights
 from weights.converting import convert_weights
 
-PEOPLE = 50
+NUM_SUBJECTS = 50
 
 
 class Coarse(Backbone):
@@ -48,7 +48,7 @@ class Coarse(Backbone):
 def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Patterns of a person, with fine noise that is lost first."""
     root = tmp_path_factory.mktemp("people")
-    for subject in range(PEOPLE):
+    for subject in range(NUM_SUBJECTS):
         (root / f"s{subject:02}").mkdir()
         pattern = np.random.default_rng(subject).integers(40, 210, (8, 8, 1))
         for number in range(3):
@@ -65,7 +65,7 @@ def test_measures_are_compared_on_degraded_faces(people: Path) -> None:
     found = recommend_quality(Coarse(1), people, num_images=150, replicates=30)
     assert set(found.curves.curves) == {"norm", "sharpness", "random"}
     assert found.name == (found.curves.choice or NONE)
-    assert found.curves.mated == PEOPLE * 3
+    assert found.curves.mated == NUM_SUBJECTS * 3
     assert found.curves.fmr == 1e-2
     assert "detector (no --detector FILE)" in found.text
     assert "learned (the weights" in found.text
@@ -81,13 +81,13 @@ def test_copies_are_not_mated_pairs(people: Path, tmp_path: Path) -> None:
     shutil.copytree(people, root, ignore=shutil.ignore_patterns(".face_index"))
     for folder in root.iterdir():
         shutil.copy(folder / "0.png", folder / "copy.png")
-    found = recommend_quality(Coarse(1), root, num_images=4 * PEOPLE, replicates=20)
-    assert f"{PEOPLE} images are near-duplicates" in found.text
-    assert found.curves.mated == PEOPLE * 3
+    found = recommend_quality(Coarse(1), root, num_images=4 * NUM_SUBJECTS, replicates=20)
+    assert f"{NUM_SUBJECTS} images are near-duplicates" in found.text
+    assert found.curves.mated == NUM_SUBJECTS * 3
     for path in [path for number in (1, 2) for path in root.glob(f"s*/{number}.png")]:
         path.unlink()
     with pytest.raises(TooFewSubjectsError, match="0 subjects"):
-        recommend_quality(Coarse(1), root, num_images=4 * PEOPLE, replicates=20)
+        recommend_quality(Coarse(1), root, num_images=4 * NUM_SUBJECTS, replicates=20)
 
 
 def test_it_is_deterministic(people: Path) -> None:
@@ -190,7 +190,7 @@ def test_single_recommendation_is_printed_and_stored(
     spec = load_weights(kept).backbone.spec
     assert spec.norm_is_quality is False
     assert spec.cosine_statistics is not None
-    assert spec.cosine_statistics.num_subjects == PEOPLE
+    assert spec.cosine_statistics.num_subjects == NUM_SUBJECTS
     assert load_model(kept, device="cpu").aggregator_name == "mean"
 
 
@@ -201,12 +201,12 @@ def test_faces_of_unknown_subjects_are_measured(
     weights, kept, loose = tmp_path / "w.safetensors", tmp_path / "q.safetensors", tmp_path / "loose"
     save_weights(weights, build_backbone("ir_tiny").eval())
     loose.mkdir()
-    for subject in range(PEOPLE):
+    for subject in range(NUM_SUBJECTS):
         shutil.copy(people / f"s{subject:02}" / "0.png", loose / f"{subject}.png")
     convert({"check_quality": (str(weights), str(loose)), "store": str(kept)})
     spec = load_weights(kept).backbone.spec
     assert spec.cosine_statistics is not None
-    assert (spec.cosine_statistics.num_faces, spec.cosine_statistics.num_subjects) == (PEOPLE, None)
+    assert (spec.cosine_statistics.num_faces, spec.cosine_statistics.num_subjects) == (NUM_SUBJECTS, None)
     assert spec.cosine_statistics.mated_mean is None
     # Fresh weights: all faces are alike until the vector that they share is gone.
     assert spec.centre is not None
