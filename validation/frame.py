@@ -415,7 +415,7 @@ class Validation(ABC, Generic[_Data, _Figures]):
         """What --compare names.
 
         Raises:
-            InputError: it names nothing, or nothing of this protocol.
+            InputError: no such reference, or it has no figures of this protocol.
         """
         return find_reference(args.compare, self.name)
 

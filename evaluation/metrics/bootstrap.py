@@ -197,14 +197,14 @@ def interval95(replicates: NDArray[np.float64]) -> tuple[NDArray[np.float64], ND
 
 
 def rate_interval95(
-    replicates: NDArray[np.float64], observed: Sequence[float], people: int
+    replicates: NDArray[np.float64], observed: Sequence[float], num_subjects: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """`interval95` of rates, which where 0 or 1 was observed reaches at least as far as the exact one.
 
     Args:
         replicates: (R, F).
         observed: (F,) the rates of all subjects.
-        people: whose comparisons the rates are of; see `evaluation.metrics.binomial` for why not the
+        num_subjects: of the comparisons; see `evaluation.metrics.binomial` for why not the
         comparisons.
 
     Raises:
@@ -212,24 +212,24 @@ def rate_interval95(
     """
     low, high = interval95(replicates)
     rates = np.asarray(observed, np.float64)
-    none, everything = exact_interval95(0, people), exact_interval95(people, people)
+    none, everything = exact_interval95(0, num_subjects), exact_interval95(num_subjects, num_subjects)
     high = np.where(rates == 0, np.maximum(high, none[1]), high)
     return np.where(rates == 1, np.minimum(low, everything[0]), low), high
 
 
 def difference_interval95(
-    differences: NDArray[np.float64], people: int
+    differences: NDArray[np.float64], num_subjects: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Paired interval of the differences (R, F) of two rates on the same draws.
 
-    Where every draw gives the same difference, so many people were decided alike, and the exact upper bound
+    Where every draw gives the same difference, the exact upper bound
     of a rate observed as 0 is put on either side.
 
     Raises:
         InputError: as `interval95`.
     """
     low, high = interval95(differences)
-    margin = np.where(low == high, exact_interval95(0, people)[1], 0)
+    margin = np.where(low == high, exact_interval95(0, num_subjects)[1], 0)
     return np.maximum(low - margin, -1), np.minimum(high + margin, 1)
 
 

@@ -1,7 +1,7 @@
 """Score normalisation with a cohort, by two methods, and what is gained or lost by it.
 
-What a poor set has in common with many people, blur and darkness, lifts its scores with all of them; a cohort
-of other people measures that, so that scores of all sets can share a threshold. Evaluation, calibration,
+Blur and darkness raise the scores of a set with all other sets. A cohort of other subjects measures that, so
+that all sets can share a threshold. Evaluation, calibration,
 inference and benchmarks all normalise here. Arrays in, figures out.
 """
 
@@ -32,7 +32,7 @@ NEEDS_COHORT = "--score_normalisation has no effect without --cohort. Remove it,
 MIN_COHORT = 20
 # The nearest of the cohort that a score is compared with, at most half of it.
 TOP = 100
-# Of the mean cosine to the nearest: a descriptor that is far from all people must not count without limit.
+# Of the mean cosine to the nearest: bounds the scale of a descriptor that is far from all others.
 _LEAST_NEARNESS = 0.01
 # Copies of one descriptor deviate in nothing.
 _LEAST_DEVIATION = 1e-6
@@ -65,7 +65,7 @@ class ScoreNormalisation:
 
     Attributes:
         method: of `METHODS`.
-        cohort: (C, D) unit rows of people who are none of those compared.
+        cohort: (C, D) unit rows of subjects who are not among those compared.
         top: of the cohort, the nearest ones that count.
     """
 
@@ -92,7 +92,7 @@ class ScoreNormalisation:
         """Vectors whose inner products are the scores, so that whatever compares descriptors compares these.
 
         Args:
-            descriptors: (M, D), or (M, P, D) of templates of up to P people; unit rows.
+            descriptors: (M, D), or (M, P, D) of templates of up to P identities; unit rows.
 
         Returns:
             The vectors of the first descriptor of a comparison and of the second, (M, E) or (M, P, E), of
@@ -146,7 +146,7 @@ def gains(
         InputError: no mated pair.
     """
     if not pairs.is_mated.any():
-        raise InputError("no pair of sets of one person: no false non-match rate can be measured.")
+        raise InputError("no mated pair of sets: no false non-match rate can be measured.")
     drawn = draw_subjects(int(pairs.subjects.max()) + 1, replicates=replicates, seed=seed)
     both = [_missed(each, rates, drawn) for each in (pairs, replace(pairs, scores=normalised))]
     (before, drawn_before), (after, drawn_after) = both

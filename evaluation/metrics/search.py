@@ -47,7 +47,7 @@ def search(probes: Floats, gallery: Floats, probe_subjects: Integers, gallery_su
 
     Args:
         probes: (P, D) descriptors, float32 or float64; unit rows where cosine is meant. Or (P, 2, D), if the
-            gallery is (G, 2, D): sets of up to two people (`coreset.two_identity_split`), the best score
+            gallery is (G, 2, D): sets of up to two identities (`coreset.two_identity_split`), the best score
             counts.
         gallery: (G, D).
         probe_subjects: (P,).
@@ -57,7 +57,7 @@ def search(probes: Floats, gallery: Floats, probe_subjects: Integers, gallery_su
         InputError: shapes differ, a value is not finite, the gallery is empty.
     """
     if probes.ndim == gallery.ndim == 3:
-        return search_similarity(_best_of_people(probes, gallery), probe_subjects, gallery_subjects)
+        return search_similarity(_best_of_identities(probes, gallery), probe_subjects, gallery_subjects)
     _check(probes, gallery, probe_subjects, gallery_subjects)
     own_columns = columns_of_subjects(probe_subjects, gallery_subjects)
     margin = rounding_of_products(probes, gallery)
@@ -92,8 +92,8 @@ def search_similarity(similarity: Floats, probe_subjects: Integers, gallery_subj
     return _joined(parts)
 
 
-def _best_of_people(probes: Floats, gallery: Floats) -> NDArray[np.float64]:
-    """(P, G) float64; a person of either side after the other, so that two such arrays are the most."""
+def _best_of_identities(probes: Floats, gallery: Floats) -> NDArray[np.float64]:
+    """(P, G) float64, one pair of identities at a time, so that at most two such arrays exist."""
     best = np.full((len(probes), len(gallery)), -np.inf)
     for entry in np.moveaxis(gallery.astype(np.float64, copy=False), 1, 0):
         for probe in np.moveaxis(probes.astype(np.float64, copy=False), 1, 0):
@@ -124,10 +124,10 @@ def published_helper_rates(
 ) -> PublishedHelperRates:
     """The published helper's own rule, for comparing with figures that were made by it.
 
-    Both galleries of a protocol have to be joined in `gallery`; then every probe is mated. Source: METHOD 8.
+    Both galleries of a protocol have to be joined in `gallery`; then every probe is mated.
 
     Raises:
-        InputError: as `search`; a probe's subject is missing or stands twice; too few impostor scores.
+        InputError: as `search`; a probe's subject is missing or occurs twice; too few impostor scores.
     """
     _check(probes, gallery, probe_subjects, gallery_subjects)
     own_columns = columns_of_subjects(probe_subjects, gallery_subjects)

@@ -64,7 +64,7 @@ def verify(
 
     Args:
         descriptors: (M, D) float32 or float64; unit rows where cosine is meant. Or (M, P, D): templates of up
-            to P people (`coreset.two_identity_split`), whose score is the best of their descriptors'.
+            to P identities (`coreset.two_identity_split`), whose score is the best of their descriptors'.
         first: (n,) row of the first template of each pair.
         second: (n,) row of the second.
         is_mated: (n,).
@@ -89,7 +89,7 @@ def verify(
             found[part] = np.max(
                 [
                     exact_products(left, right, first[own], second[own])
-                    for left, right in _person_pairs(descriptors, others)
+                    for left, right in _identity_pairs(descriptors, others)
                 ],
                 axis=0,
             )
@@ -127,19 +127,19 @@ def _scores_and_margin(
             "expected (M, D) or (M, P, D), (n,) and (n,)."
         )
     best, margin = np.empty(0, np.float32), 0.0
-    for left, right in _person_pairs(descriptors, others):
+    for left, right in _identity_pairs(descriptors, others):
         scores, rounding = _products(left, right, first, second)
         best = np.maximum(best, scores, out=best) if len(best) else scores
         margin = max(margin, rounding)
     return best, margin
 
 
-def _person_pairs(descriptors: Floats, others: Floats) -> list[tuple[Floats, Floats]]:
-    """(M, D) descriptors of either side of a pair, for each choice of a person of either."""
+def _identity_pairs(descriptors: Floats, others: Floats) -> list[tuple[Floats, Floats]]:
+    """(M, D) descriptors of either side of a pair, for each choice of an identity on either side."""
     if descriptors.ndim == 2:
         return [(descriptors, others)]
-    people = range(descriptors.shape[1])
-    return [(descriptors[:, one], others[:, other]) for one in people for other in people]
+    identities = range(descriptors.shape[1])
+    return [(descriptors[:, one], others[:, other]) for one in identities for other in identities]
 
 
 def _products(
@@ -157,7 +157,7 @@ def _products(
 
 @dataclass(frozen=True)
 class _Side:
-    """The templates that stand on one side of the pairs: descriptors (U, D) float32, and the place among them
+    """The templates on one side of the pairs: descriptors (U, D) float32, and the place among them
     of each row of all descriptors (M,), int64.
     """
 
@@ -189,7 +189,7 @@ def _multiply(
 ) -> None:
     """All products of a block of left templates, then those of its pairs; for each block in turn."""
     height, width = len(left.descriptors), len(right.descriptors)
-    # Where each pair stands among all products, row by row.
+    # The place of each pair among all products, row by row.
     kind = np.uint32 if height * width < 1 << 32 else np.int64
     row_starts, columns = (left.place * width).astype(kind), right.place.astype(kind)
     place = np.empty(len(first), kind)

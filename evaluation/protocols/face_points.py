@@ -42,7 +42,9 @@ _IMAGES_OPENED = 200
 
 @dataclass(frozen=True, eq=False)
 class FacePoints:
-    """`landmarks` (N, 5, 2) float32: x, y of METHOD 2's points; `scores` (N,) float32 of the detector."""
+    """`landmarks` (N, 5, 2) float32: x, y of both eyes, the nose and both corners of the mouth; `scores`
+    (N,) float32 of the detector.
+    """
 
     landmarks: NDArray[np.float32]
     scores: NDArray[np.float32]

@@ -1,6 +1,6 @@
 """A benchmark of the IJB layout: features -> figures of several aggregators, 1:1 and 1:N, with intervals.
 
-The middle floor of `validation_mixed`: it knows features and aggregators, no images, no network, no flags.
+No images, networks or flags are involved.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ Floats = NDArray[np.floating[Any]]
 class Rules:
     """What is done to faces before an aggregator sees them.
 
-    `flip`: how features of the mirror images were joined; `media`: whether the faces of a medium are averaged
-    to one first (an aggregator such as media_mean is told the media in any case); `detector_score` and
+    `flip`: how features of horizontal flips were fused; `media`: whether the faces of a medium are averaged
+    to one first (media-aware aggregators get the media in any case); `detector_score` and
     `norm`: whether a face's norm is multiplied by the one, and whether it is 1 without the other.
     """
 
@@ -73,10 +73,10 @@ class Rules:
 
 @dataclass(frozen=True, eq=False)
 class Cohort:
-    """Faces of people whom the benchmark does not have, with whom scores are normalised.
+    """Faces of subjects outside the benchmark, for score normalisation.
 
-    `features` (N, D) unit rows, `norms` (N,), `groups`: one template or more a person; `name` for the report;
-    `method` of `evaluation.metrics.score_normalisation.METHODS`.
+    `features` (N, D) unit rows, `norms` (N,), `groups`: one template or more per subject; `name` for the
+    report; `method` of `evaluation.metrics.score_normalisation.METHODS`.
     """
 
     name: str
@@ -101,7 +101,7 @@ class GalleryFigures:
 class AggregatorFigures:
     """Figures of one aggregator; intervals are None where there are too few subjects.
 
-    `split_rate`: share of the templates that were described as two people, None where nobody asked.
+    `split_rate`: fraction of templates split into two identities; None without the split.
     """
 
     tar: dict[str, TarAtFar]
@@ -182,12 +182,12 @@ def evaluate_ijb(
 
     Args:
         protocol: N faces.
-        features: (N, D) unit rows, joined with those of the mirror images as `rules.flip` says.
+        features: (N, D) unit rows, flips fused as `rules.flip` says.
         norms: (N,).
         aggregators: of `coreset.AGGREGATORS`, by the names that tables call them.
         rules: what is done to faces first.
         detector_scores: (N,); needed where the rules use them, or an aggregator whose quality they are.
-        cohort: scores are normalised with its people; None: they are cosines.
+        cohort: of score normalisation; None: scores are cosines.
         two_identity_split: limit of `coreset.two_identity_split.TwoIdentitySplit`; None: each template has
         one descriptor. replicates: draws of subjects for the intervals; 0 gives none.
         published_helper: also the published 1:N helper's own rates, which are not FPIR.
@@ -199,7 +199,7 @@ def evaluate_ijb(
     if cohort is not None and detector_scores is not None:
         raise InputError("detector scores are used, and the cohort's faces have none.")
     if two_identity_split is not None and published_helper:
-        raise InputError("the published 1:N helper compares single descriptors, and not those of two people.")
+        raise InputError("the published 1:N helper compares single descriptors, not two per template.")
     found, pairs = IjbFigures(), protocol.pairs
     with found.timed("prepare"):
         features, norms, groups, scores = _faces_by_rules(protocol, features, norms, detector_scores, rules)
@@ -209,11 +209,11 @@ def evaluate_ijb(
     drawn: dict[str, NDArray[np.float64]] = {}
     for name, aggregator in aggregators.items():
         with found.timed(f"aggregate {name}"):
-            describer = (
+            module = (
                 aggregator if two_identity_split is None else TwoIdentitySplit(aggregator, two_identity_split)
             )
             faces = features, norms, groups, device
-            described = aggregate_templates(describer, *faces, detector_scores=scores).embedding
+            described = aggregate_templates(module, *faces, detector_scores=scores).embedding
             normalisation = None if cohort is None else normalised_with(aggregator, cohort, rules, device)
             left, right = compared(described, normalisation)
         with found.timed("score"):
@@ -236,7 +236,7 @@ def evaluate_ijb(
             galleries,
             helper,
             subgroups,
-            None if two_identity_split is None else _share_of_two_people(described),
+            None if two_identity_split is None else _split_rate(described),
         )
         if len(found.aggregators) == 1:
             # They say of the pair list more than of the aggregator: once is enough.
@@ -263,7 +263,7 @@ def normalised_with(
     return ScoreNormalisation.with_cohort(cohort.method, described)
 
 
-def _share_of_two_people(descriptors: Floats) -> float:
+def _split_rate(descriptors: Floats) -> float:
     """Of templates (M, 2, D), those whose two descriptors differ."""
     return float((descriptors[:, 0] != descriptors[:, 1]).any(axis=1).mean())
 
@@ -323,8 +323,8 @@ def _identify(
             gallery.subjects,
         )
         closed = cmc(result, RANKS)
-        people = draws.mated_subjects(result) if draws else 0
-        cmc_intervals = _intervals(draws.cmc(result, RANKS), closed, people) if draws else None
+        num_subjects = draws.mated_subjects(result) if draws else 0
+        cmc_intervals = _intervals(draws.cmc(result, RANKS), closed, num_subjects) if draws else None
         tpir: dict[str, TpirAtFpir] = {}
         tpir_intervals = None
         if result.is_mated.all():
@@ -334,7 +334,7 @@ def _identify(
             tpir = tpir_at_fpir(result, FPIRS)
             if draws:
                 observed = {key: rate.tpir for key, rate in tpir.items()}
-                tpir_intervals = _intervals(draws.tpir(result, FPIRS), observed, people)
+                tpir_intervals = _intervals(draws.tpir(result, FPIRS), observed, num_subjects)
         found[f"gallery{number}"] = GalleryFigures(result, closed, cmc_intervals, tpir, tpir_intervals)
     return found
 
@@ -362,17 +362,17 @@ def _published_helper(
 
 
 def _intervals(
-    drawn: NDArray[np.float64], observed: Mapping[str, float], people: int
+    drawn: NDArray[np.float64], observed: Mapping[str, float], num_subjects: int
 ) -> dict[str, Interval] | None:
     try:
-        low, high = rate_interval95(drawn, list(observed.values()), people)
+        low, high = rate_interval95(drawn, list(observed.values()), num_subjects)
     except InputError:
         return None
     return {key: (float(low[n]), float(high[n])) for n, key in enumerate(observed)}
 
 
 def _differences(
-    figures: Mapping[str, AggregatorFigures], drawn: Mapping[str, NDArray[np.float64]], people: int
+    figures: Mapping[str, AggregatorFigures], drawn: Mapping[str, NDArray[np.float64]], num_subjects: int
 ) -> list[Difference]:
     """Every other aggregator against the first, on the same draws."""
     keys = [rate_key(far) for far in FARS]
@@ -380,7 +380,7 @@ def _differences(
     for name in list(drawn)[1:]:
         reference = next(iter(drawn))
         try:
-            low, high = difference_interval95(drawn[name] - drawn[reference], people)
+            low, high = difference_interval95(drawn[name] - drawn[reference], num_subjects)
         except InputError:
             continue
         intervals = {key: (float(low[n]), float(high[n])) for n, key in enumerate(keys)}

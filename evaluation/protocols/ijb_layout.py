@@ -1,7 +1,7 @@
-"""Set benchmarks in the layout of IJB-B and IJB-C: meta files read and checked, told apart by name alone.
+"""Set benchmarks in the layout of IJB-B and IJB-C: meta files, read and checked.
 
-`<root>/<NAME>/loose_crop/*.jpg` and `<root>/<NAME>/meta/<name>_*`; METHOD 7 and 8 describe the files. Any
-data set of this layout is read; of the published ones the sizes are known and checked. Pixels are read
+`<root>/<NAME>/loose_crop/*.jpg` and `<root>/<NAME>/meta/<name>_*`, as in InsightFace's evaluation package.
+Any data set of this layout is read; of the published ones the sizes are known and checked. Pixels are read
 elsewhere.
 """
 
@@ -27,7 +27,6 @@ Integers = NDArray[np.integer[Any]]
 _SHOWN = 10
 # Look-ups of so many ids at a time stay in the processor's cache.
 _CHUNK = 1 << 17
-# METHOD 7.
 KNOWN_SIZES = {
     "IJBB": {"images": 227_630, "templates": 12_115, "pairs": 8_010_270, "mated pairs": 10_270},
     "IJBC": {"images": 469_375, "templates": 23_124, "pairs": 15_658_489, "mated pairs": 19_557},
@@ -37,7 +36,7 @@ _KNOWN_SUBJECTS = {"IJBB": 1_845, "IJBC": 3_531}
 _MOST_MATED_CONTRADICTIONS = 0.01
 # Non-mated pairs of one subject, to the number of mated pairs: fewer cost the intervals alone.
 _MOST_NON_MATED_CONTRADICTIONS = 0.5
-# Id of the templates that stand in no 1:N list.
+# Id of the templates that are in no 1:N list.
 _UNKNOWN = np.iinfo(np.int64).min
 
 
@@ -172,7 +171,7 @@ def image_stamps(protocol: SetProtocol) -> NDArray[np.uint64]:
             status = (folder / name).stat()
             sizes[row], times[row] = status.st_size, status.st_mtime_ns
         elif place[name] != row:
-            # The same image stands in several lines, as it may in several templates.
+            # The same image occurs in several lines, as it may in several templates.
             sizes[row], times[row] = sizes[place[name]], times[place[name]]
     missing = [protocol.image_names[row] for row in np.flatnonzero(sizes == 0)]
     if missing:
@@ -332,7 +331,7 @@ def _check_one_to_many(
     published: bool,
     folder: Path,
 ) -> list[str]:
-    """Compares what pairs and 1:N lists say of who is whom.
+    """Checks subjects of pairs against those of the 1:N lists.
 
     Args:
         mated: rows of templates of all mated pairs (P,), (P,).

@@ -102,7 +102,7 @@ def read_ijb_s(data_root: Path, protocol_root: Path, protocols: Sequence[str] = 
 
     Raises:
         InputError: files or folders that are missing, lines of another form, names that contradict each
-            other, images that are named otherwise, or a list of templates none of which has a face.
+            other, images with other names, or a list of templates none of which has a face.
     """
     probe_files = {name: protocol_root / PROTOCOLS[name].probes for name in protocols}
     gallery_files = {
@@ -224,7 +224,7 @@ def _galleries(
             subject, file = _subject_and_file(path, number, row[1], row[2], columns)
             known = mine.setdefault(subject, [])
             if subject in others:
-                raise InputError(f"{path}, line {number}: subject {subject} stands in {paths[0]} too.")
+                raise InputError(f"{path}, line {number}: subject {subject} is in {paths[0]} too.")
             if file not in known:
                 known.append(file)
             if kind == "surveillance" and subject not in subjects_of.get(file, ()):
@@ -286,20 +286,20 @@ def _faces_of(folder: Path, needed: set[str]) -> dict[str, list[str]]:
     if not folder.is_dir():
         return {}
     found: dict[str, list[tuple[int, str, str]]] = {}
-    strange = []
+    unknown = []
     for name in os.listdir(folder):
         if is_leftover(name) or not is_image_file(os.path.join(folder, name)):
             continue
         stem = os.path.splitext(name)[0]
         match = _ON_DISK.fullmatch(stem)
         if match is None:
-            strange.append(name)
+            unknown.append(name)
         elif (file := match[1] or match[3]) in needed:
             frame = match[2] or ""
             found.setdefault(file, []).append((int(frame) if frame.isdecimal() else -1, frame, name))
-    if strange:
+    if unknown:
         raise InputError(
-            f"{folder}: {len(strange):,} images are named otherwise: {first_of(sorted(strange))}. {LAYOUT}"
+            f"{folder}: {len(unknown):,} images have other names: {first_of(sorted(unknown))}. {LAYOUT}"
         )
     return {file: [name for *_, name in sorted(frames)] for file, frames in found.items()}
 
@@ -307,7 +307,7 @@ def _faces_of(folder: Path, needed: set[str]) -> dict[str, list[str]]:
 def _notes(
     data_root: Path, lists: Mapping[str, SearchLists], row: NDArray[np.int64], subjects: NDArray[np.int64]
 ) -> tuple[str, ...]:
-    """What is lacking or strange; InputError where a protocol has a side without any face."""
+    """What is missing or unusual; InputError where a protocol has a side without any face."""
     notes, faults = [], []
     for name, protocol in lists.items():
         title = PROTOCOLS[name].title
@@ -317,12 +317,12 @@ def _notes(
             "gallery 2": protocol.galleries[1],
         }
         for side, numbers in sides.items():
-            lacking = int((row[numbers] < 0).sum())
-            if lacking == len(numbers):
-                faults.append(f"{data_root}: none of the {lacking:,} {side} of {title} has a face. {LAYOUT}")
-            elif lacking:
+            missing = int((row[numbers] < 0).sum())
+            if missing == len(numbers):
+                faults.append(f"{data_root}: none of the {missing:,} {side} of {title} has a face. {LAYOUT}")
+            elif missing:
                 notes.append(
-                    f"{title}: {lacking:,} of {len(numbers):,} {side} have no face: failures to enrol, which "
+                    f"{title}: {missing:,} of {len(numbers):,} {side} have no face: failures to enrol, which "
                     "count as never found."
                 )
         both = np.intersect1d(protocol.probes, np.concatenate(protocol.galleries))
@@ -500,7 +500,7 @@ def _search(
     """Searches the probes that have faces in the entries that have; the others are never found.
 
     A mated probe without faces, or whose mate has none, is a miss at every rank; a non-mated one without
-    faces raises no alarm. (Public codes give such templates a descriptor of zeros, which may be found.)
+    faces is no false positive. (Public codes give such templates a descriptor of zeros, which may be found.)
     """
     with_faces, entries = np.flatnonzero(data.row[probes] >= 0), gallery[data.row[gallery] >= 0]
     part = search(

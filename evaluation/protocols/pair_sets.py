@@ -1,7 +1,7 @@
 """Pairs of faces (LFW, CFP-FP, CPLFW, CALFW, AgeDB-30, others): features -> figures, and how pairs are read.
 
 A pair set is a `.bin` file, or a folder of aligned faces with a list in LFW's or a simple layout. No network
-is known here. Source: METHOD 8; LFW's README for `pairs.txt`.
+is known here. Source: LFW's README for `pairs.txt`.
 """
 
 from __future__ import annotations
@@ -125,8 +125,8 @@ def accuracy_table(rows: Mapping[str, Mapping[str, float]]) -> str:
     """Markdown like the seed's: a row a model, a column a set, then their mean; per cent.
 
     Args:
-        rows: name of the model -> file name of the set -> accuracy, a fraction. 'mean' may stand among the
-            sets of a row of which no single figures are known.
+        rows: name of the model -> file name of the set -> accuracy, a fraction. 'mean' may be among the
+            sets of a row without figures of single sets.
     """
     names = [name for name in FIVE_SETS if any(name in row for row in rows.values())]
     names += sorted({name for row in rows.values() for name in row} - set(names) - {"mean"})
@@ -194,7 +194,7 @@ def _check_unit_rows(features: NDArray[np.floating[Any]], name: str) -> None:
 
 @dataclass(frozen=True)
 class _EncodedFaces:
-    """The different images of a `.bin` file; `places`: (N,) where each stands first."""
+    """The different images of a `.bin` file; `places`: (N,) where each occurs first."""
 
     pairs: PairSet
     places: NDArray[np.int64]
@@ -243,7 +243,7 @@ def read_pair_list(folder: Path, list_file: Path) -> FacePairs:
     """Pairs of a folder of aligned faces and a list file.
 
     The list is in LFW's layout (first line 'FOLDS PAIRS' or 'PAIRS'; then lines 'NAME N1 N2' and
-    'NAME1 N1 NAME2 N2'; image n of a person is NAME/NAME_000n), whose folds are kept, or has lines
+    'NAME1 N1 NAME2 N2'; image n of a subject is NAME/NAME_000n), whose folds are kept, or has lines
     'FILE1 FILE2 0|1', files relative to the folder, 1 for mated. Columns are separated by tabs where a line
     has one, else by white space. Where the list has no folds, the mated and the non-mated pairs are each cut
     in ten, in their order.
@@ -359,7 +359,7 @@ def _raise_faults(faults: Sequence[str]) -> None:
 
 
 def _find(folder: Path, name: str) -> str | None:
-    """The file of an image, relative to the folder; a list may leave out the suffix."""
+    """The file of an image, relative to the folder; a list may omit the suffix."""
     if (folder / name).is_file():
         return name
     return next((name + suffix for suffix in _LIST_SUFFIXES if (folder / (name + suffix)).is_file()), None)

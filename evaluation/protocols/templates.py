@@ -1,7 +1,7 @@
-"""Features of single faces -> features that are compared: a face with its mirror image, media, templates.
+"""Aggregation of face features into media and template descriptors.
 
-Templates are described in ragged batches by any aggregator of `coreset`, within bounded memory, so that the
-features may stay on the disk. How good the descriptors are is said in `verification` and `identification`.
+Templates are aggregated in ragged batches by any aggregator of `coreset`, within bounded memory, so that the
+features may stay on disk.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _WORK_OF_TEMPLATE = 3
 
 @dataclass(frozen=True, eq=False)
 class FaceGroups:
-    """Which faces make which template, told once and used by every aggregator.
+    """Which faces make which template; used by every aggregator.
 
     `rows` (R,) int64: rows of the features, those of template m at `offsets[m]:offsets[m+1]`, no template
     without any; `media` (R,) int64: number of the medium of each, equal only within one template.
@@ -146,7 +146,7 @@ def aggregate_templates(
         return _weighted_sums(features, groups.rows, weights(norms[groups.rows], groups), groups.offsets)
     aggregator = aggregator.to(device).eval()
     if not len(groups):
-        raise InputError("there are no templates to describe.")
+        raise InputError("there are no templates.")
     batches = _batches(np.argsort(-groups.sizes, kind="stable"), groups.sizes)
 
     def describe(templates: NDArray[np.int64]) -> TemplateDescriptors:

@@ -1,4 +1,4 @@
-"""Text tables of protocols: read at the speed of pandas, and where they are broken, told by file and line."""
+"""Text tables of protocols, read with pandas; errors name file and line."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """TinyFace: the published lists read and checked, and features -> closed-set identification with distractors.
 
 The lists are MATLAB files, as published (`gallery_match_img_ID_pairs.mat`, `probe_img_ID_pairs.mat`); images
-are looked for where the public evaluation codes have them. No network is known here. Source: METHOD 8.
+are looked for where the public evaluation codes have them.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ def tinyface_figures(features: NDArray[np.floating[Any]], protocol: TinyFace) ->
     """
     if features.ndim != 2 or len(features) != len(protocol.faces):
         raise InputError(f"TinyFace: features {features.shape} of {len(protocol.faces):,} images.")
-    strangers = np.full(protocol.num_distractors, _DISTRACTOR)
-    subjects = np.concatenate([protocol.gallery_subjects, strangers])
+    distractors = np.full(protocol.num_distractors, _DISTRACTOR)
+    subjects = np.concatenate([protocol.gallery_subjects, distractors])
     entries = len(subjects)
     found = search(features[entries:], features[:entries], protocol.probe_subjects, subjects)
     return TinyFaceFigures(
@@ -125,11 +125,11 @@ def read_tinyface(data_root: Path, images: Path | None = None) -> TinyFace:
         for part in parts
         for file in _found(folder / part, on_disk[part], listed[part], faults)
     ]
-    lacking = np.setdiff1d(probes.subjects, gallery.subjects).tolist()
-    if lacking and len(gallery.subjects):
+    absent = np.setdiff1d(probes.subjects, gallery.subjects).tolist()
+    if absent and len(gallery.subjects):
         faults.append(
-            f"{testing / PROBE_LIST}: {len(lacking):,} subjects are not in {GALLERY_LIST}: "
-            f"{first_of(lacking)}. Are both lists of one release?"
+            f"{testing / PROBE_LIST}: {len(absent):,} subjects are not in {GALLERY_LIST}: "
+            f"{first_of(absent)}. Are both lists of one release?"
         )
     if faults:
         raise InputError.from_faults(faults)
@@ -158,10 +158,10 @@ def _read_list(path: Path, names_field: str, ids_field: str, faults: list[str]) 
     except InputError as fault:
         faults.append(str(fault) if path.exists() else f"{path}: no such file. {HOW_TO_GET}")
         return nothing
-    lacking = [field for field in (names_field, ids_field) if field not in fields]
-    if lacking:
+    absent = [field for field in (names_field, ids_field) if field not in fields]
+    if absent:
         faults.append(
-            f"{path}: has no field {' and '.join(map(repr, lacking))}, only: {', '.join(fields) or 'none'}. "
+            f"{path}: has no field {' and '.join(map(repr, absent))}, only: {', '.join(fields) or 'none'}. "
             "Expected a list of the TinyFace release."
         )
         return nothing
@@ -173,7 +173,7 @@ def _read_list(path: Path, names_field: str, ids_field: str, faults: list[str]) 
         faults.append(f"{path}: '{ids_field}' is no array of whole numbers from 0 on.")
     if isinstance(names, list) and len(set(names)) < len(names):
         twice = [name for name, times in Counter(names).items() if times > 1]
-        faults.append(f"{path}: {len(twice):,} names stand there more than once: {first_of(twice)}.")
+        faults.append(f"{path}: {len(twice):,} names occur more than once: {first_of(twice)}.")
     if len(names) != len(ids) or not len(names):
         faults.append(f"{path}: {len(names):,} names and {len(ids):,} ids, expected one of each an image.")
     if isinstance(ids, list) or not isinstance(names, list) or len(faults) > found:

@@ -33,7 +33,7 @@ FARS = (1e-2, 1e-3)
 PUBLISHED_PAIRS, PUBLISHED_FOLDS = 5000, 10
 FRAME_FOLDERS = ("aligned_images_DB", "frame_images_DB")
 HOW_TO_GET = (
-    "YouTube Faces is had from Tel Aviv University (cs.tau.ac.il/~wolf/ytfaces): the folder "
+    "YouTube Faces is available from Tel Aviv University (cs.tau.ac.il/~wolf/ytfaces): the folder "
     "aligned_images_DB, and splits.txt beside it."
 )
 _FAULTS_SHOWN = 10
@@ -232,7 +232,7 @@ def frames_are_aligned(pairs: VideoPairs) -> bool:
 
 
 def _read_splits(path: Path) -> list[tuple[int, str, str, bool]]:
-    """Fold, two videos, and whether they show one person, of each line.
+    """Fold, two videos, and whether they show one subject, of each line.
 
     The corrected list of the authors has a sixth column; the last one is the label in both.
     """

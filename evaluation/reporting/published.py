@@ -1,7 +1,7 @@
 """Published figures, and a run beside one of them or beside another run: what differs, and what may be why.
 
-The figures are those of METHOD 9: AdaFace's published weights, IJB by the media mean way. FaceCoresetNet
-publishes none per weight file.
+The figures are those of AdaFace's repository (arXiv 2204.00964) for its weights, IJB by media mean.
+FaceCoresetNet publishes none per weight file.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ _LOW_QUALITY: dict[str, dict[str, dict[str, float]]] = {
     "MS1MV2": {"surveillance_to_single": {"rank 1": 65.26, "rank 5": 70.53, "TPIR@FPIR 0.01": 51.66}},
 }
 
-# Settings by how often and how much they move figures; what stands in no list comes last.
+# Settings by how often and how much they change figures; unlisted ones come last.
 _CAUSES: dict[str, str] = {
     "protocol": "another protocol: the figures cannot be compared",
     "images": "not the same data; a part may be missing",
@@ -82,11 +82,11 @@ _CAUSES: dict[str, str] = {
     "aggregator": "another way from faces to a descriptor",
     "media": "many frames of one clip outweigh a photo, or not; on LFWS 16 points at FAR 1e-03",
     "norm": "poor faces count less, or not; on LFWS 7 points at FAR 1e-03",
-    "flip": "the mirror image is added, or not",
+    "flip": "features of the horizontal flip are added, or not",
     "detector_score": "faces count by the detector's score, or not",
     "interpolation": "aligned faces are a little sharper or softer",
 }
-_VERSION = "seldom moves more than the last digits"
+_VERSION = "rarely changes more than the last digits"
 
 
 @dataclass(frozen=True)

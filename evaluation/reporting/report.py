@@ -1,4 +1,4 @@
-"""Figures as a person reads them, Markdown tables, and as programs read them, result.json.
+"""Markdown tables of figures, and result.json.
 
 Rates are fractions everywhere but in tables, which say per cent. Plots are in `evaluation.reporting.plots`.
 """
@@ -210,7 +210,7 @@ def _rates(result: _Result) -> Iterator[tuple[str, float]]:
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns stand in line in a terminal too; all but the first are right-aligned."""
+    """A Markdown table, aligned for terminals too; all columns but the first are right-aligned."""
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
 
     def line(row: Sequence[str]) -> str:
@@ -273,7 +273,7 @@ def identification_table(results: Mapping[str, Result]) -> str:
 
 
 def protocol_text(result: Result) -> str:
-    """What has to stand above a table: all that makes figures differ, one line a rule."""
+    """What precedes a table: all that makes figures differ, one line per rule."""
     rules = result["protocol"]["rules"].items()
     lines = [f"Protocol {result['protocol']['name']}:", *(f"- {name}: {value}" for name, value in rules)]
     counts = ", ".join(f"{value:,} {name}" for name, value in result["data"].items())

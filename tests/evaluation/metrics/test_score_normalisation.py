@@ -125,5 +125,5 @@ def test_the_gain_is_measured_on_the_same_pairs() -> None:
 
 def test_without_mated_pairs_there_is_no_gain() -> None:
     people = all_pairs(np.eye(30), np.arange(30), np.ones(30, np.int64))
-    with pytest.raises(InputError, match="no pair of sets of one person"):
+    with pytest.raises(InputError, match="mated"):
         gains(people, people.scores, [1e-2])

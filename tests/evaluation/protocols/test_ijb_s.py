@@ -235,7 +235,7 @@ def test_missing_files_are_told_together(root: Path) -> None:
 def test_faces_in_another_layout_are_refused(root: Path) -> None:
     (root / "3" / "frame_1.jpg").write_bytes((root / "3" / "img_30.jpg").read_bytes())
     (root / "3" / "Thumbs.db").write_bytes(b"")
-    assert f"{root / '3'}: 1 images are named otherwise: frame_1.jpg. Expected DATA_ROOT" in fault(root)
+    assert f"{root / '3'}: 1 images have other names: frame_1.jpg. Expected DATA_ROOT" in fault(root)
     for subject in SUBJECTS:
         (root / str(subject)).rename(root / f"s{subject}")
     assert f"{root}: no face of any template of the protocols was found. Expected" in fault(root)
@@ -285,7 +285,7 @@ GALLERY = "galleries/cs6_surveillance_to_"
             "line 3: expected 'ENTRY,SUBJECT,FILE', found '2,2'",
         ),
         (GALLERY + "single_g1.csv", "2,2,img/20.jpg", "2,1,img/11.jpg", "line 3: a second file of subject 1"),
-        (GALLERY + "single_g2.csv", "7,7,img/70.jpg", "7,1,img/11.jpg", "line 2: subject 1 stands in"),
+        (GALLERY + "single_g2.csv", "7,7,img/70.jpg", "7,1,img/11.jpg", "line 2: subject 1 is in"),
         (
             GALLERY + "surveillance_g1.csv",
             "videos/4010",

@@ -180,7 +180,7 @@ def test_an_image_twice_is_told(root: Path) -> None:
         ),
         (
             {"probe_set": cells(["0_3.jpg", "0_3.jpg"]), "probe_ids": [[0], [0]]},
-            "1 names stand there more than once: 0_3.jpg",
+            "1 names occur more than once: 0_3.jpg",
         ),
         (
             {"probe_set": cells(["0_3.jpg", "1_3.jpg"]), "probe_ids": [[0], [77]]},
