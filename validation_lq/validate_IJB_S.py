@@ -4,7 +4,7 @@ python validate_IJB_S.py --weights WEIGHTS --data_root FOLDER
     FOLDER/<SUBJECT>/videos_<VIDEO>_<FRAME>.jpg, FOLDER/<SUBJECT>/img_<NUMBER>.jpg: aligned faces
     FOLDER/protocols/: the csv files of the data set; see README.md
 python validate_IJB_S.py --weights WEIGHTS --data_root FOLDER --aggregator norm_weighted media_mean
-    several ways to fuse the faces of a set share the features and stand in one table
+    several ways to fuse the faces of a set share the features and are in one table
 """
 
 from __future__ import annotations

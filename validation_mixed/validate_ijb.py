@@ -3,7 +3,7 @@
 python validate_ijb.py --data_root DATA --dataset_name IJBB --weights WEIGHTS
     embeds the images of DATA/IJBB, describes templates by the weights' own aggregator, else by media mean
 python validate_ijb.py ... --aggregator coreset mean norm_weighted media_mean
-    several aggregators share the features and stand in one table; differences are to the first
+    several aggregators share the features and are in one table; differences are to the first
 python validate_ijb.py --data_root DATA --dataset_name IJBB --features FEATURES
     evaluates features that an earlier run left, or an npz of InsightFace's
 """

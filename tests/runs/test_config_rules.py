@@ -54,7 +54,7 @@ def test_field_names_are_unique_across_groups_and_survive_flattening() -> None:
     assert type(config).from_flat(config.to_flat()) == config
 
 
-# The supplement of arXiv 2308.14075v2, and train.sh of the paper's repository; see METHOD 6.
+# The supplement of arXiv 2308.14075v2, and train.sh of the paper's repository.
 PAPER = {
     **{"aggregator": "coreset", "coreset_size": 3, "max_template_size": 20, "template_style": "clips"},
     **{"head": "adaface", "m": 0.8, "h": 0.333, "s": 48.0, "head_init": "random", "contrast_weight": 0.0},
