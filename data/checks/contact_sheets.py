@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from data.sampling.templates import TemplateBatch
 
 _GAP = 2
-_SAME_MEDIUM = 0
 _NEXT_MEDIUM = 255
 _CHOSEN = (20, 140, 60)
 
@@ -82,16 +82,19 @@ def _true_colours(images: Tensor, spec: BackboneSpec) -> NDArray[np.uint8]:
 
 
 def _write(path: Path, grid: list[list[Image]], media: list[NDArray[np.int64]] | None) -> None:
-    height, width = grid[0][0].shape[:2]
-    columns = max(len(row) for row in grid)
-    sheet = np.zeros((len(grid) * (height + _GAP), columns * (width + _GAP), 3), np.uint8)
-    for y, row in enumerate(grid):
-        top = y * (height + _GAP)
-        for x, face in enumerate(row):
-            left = x * (width + _GAP)
-            sheet[top : top + height, left : left + width] = face
-            if media is not None and x + 1 < len(row):
-                grey = _SAME_MEDIUM if media[y][x] == media[y][x + 1] else _NEXT_MEDIUM
-                sheet[top : top + height, left + width : left + width + _GAP] = grey
+    # Imported late, because only runs with contact sheets need torchvision.
+    from torchvision.utils import make_grid
+
+    height, width = (side + _GAP for side in grid[0][0].shape[:2])
+    columns, blank = max(map(len, grid)), np.zeros_like(grid[0][0])
+    cells = [cell for row in grid for cell in (*row, *[blank] * (columns - len(row)))]
+    # make_grid does not pad a single image, so there is always one more.
+    tensor = torch.from_numpy(np.stack([*cells, blank])).movedim(-1, 1)
+    sheet = make_grid(tensor, nrow=columns, padding=_GAP).movedim(0, -1).numpy()
+    sheet = sheet[_GAP:, _GAP:][: height * len(grid)].copy()
+    for y, row in enumerate(media or ()):
+        for x in np.flatnonzero(np.diff(row)).tolist():
+            right = (x + 1) * width
+            sheet[y * height : (y + 1) * height - _GAP, right - _GAP : right] = _NEXT_MEDIUM
     _written, encoded = cv2.imencode(".png", sheet[..., ::-1])
     atomic_write(path, encoded.tobytes())
