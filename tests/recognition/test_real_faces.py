@@ -21,7 +21,12 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_mated_sets_are_most_similar_with_a_third_of_images_degraded(shared: Path, tmp_path: Path) -> None:
     with tarfile.open(shared / "faces" / "lfw_dev112.tar") as archive:
         archive.extractall(tmp_path / "lfw", filter="data")
-    command = [sys.executable, str(ROOT / "benchmarks" / "speed" / "inference.py"), "--faces", str(tmp_path / "lfw")]
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "speed" / "inference.py"),
+        "--faces",
+        str(tmp_path / "lfw"),
+    ]
     command += [
         "--weights",
         str(shared / "faces" / "mobilefacenet.safetensors"),
