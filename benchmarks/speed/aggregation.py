@@ -29,8 +29,7 @@ HEADS = 8
 
 
 class OneSetAtATime(nn.Module):
-    """The published evaluation, re-created from arXiv 2308.14075 with PyTorch's own attention, on our
-    weights."""
+    """The published evaluation (arXiv 2308.14075) with PyTorch's attention and our weights."""
 
     def __init__(self, ours: CoresetAggregator) -> None:
         super().__init__()
