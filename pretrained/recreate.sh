@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Makes both published aggregators again: bash pretrained/recreate.sh IMAGES WEIGHTS JUDGED_SUBJECTS OUT
+# Recreate both pretrained aggregators: bash pretrained/recreate.sh IMAGES WEIGHTS TEST_SUBJECTS OUT
 #   IMAGES: LFW's <subject>/<image>, aligned (two images of a subject or more); WEIGHTS: InsightFace's MobileFaceNet;
-#   JUDGED_SUBJECTS: names, one a line, that the second one never sees; OUT: a folder. A kill loses little: run it again.
+#   TEST_SUBJECTS: names, one per line, excluded from the second one; OUT: a folder. Run it again after an interruption.
 set -euo pipefail
-images=$1 weights=$2 judged=$3 out=$4
+images=$1 weights=$2 test_subjects=$3 out=$4
 python=${PYTHON:-python}
 cd "$(dirname "$0")/.."
 mkdir -p "$out"
@@ -17,7 +17,7 @@ for name in mobilefacenet mobilefacenet_evaluation; do
         if [ "$name" = mobilefacenet ]; then
             data=(--train_data_path "$images" --cache_features "$out/features")
         else
-            data=(--features "$out"/features/* --exclude_subjects "$judged")
+            data=(--features "$out"/features/* --exclude_subjects "$test_subjects")
         fi
         "$python" main.py "${data[@]}" "${recipe[@]}" --out "$out/$name"
         "$python" convert.py --aggregator "$out/$name/run_0/last.ckpt" "$out/$name.safetensors" \
