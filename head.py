@@ -217,7 +217,7 @@ def _column_lengths(kernel: Tensor) -> Tensor:
 
 
 def _cosines(embedding: Tensor, kernel: Tensor) -> Tensor:
-    cosine: Tensor = _Cosines.apply(embedding, kernel)  # type: ignore[no-untyped-call]
+    cosine: Tensor = _Cosines.apply(embedding, kernel)
     return cosine
 
 

@@ -68,7 +68,7 @@ class TrainingModule(pl.LightningModule, ABC):
         subjects: Sequence[str],
     ) -> None:
         super().__init__()
-        self.model = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = backbone.to(memory_format=torch.channels_last)
         self.head = head
         self.optimiser = optimiser
         self.steps_per_epoch = steps_per_epoch

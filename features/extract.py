@@ -244,7 +244,7 @@ def embed_faces(
             writer.copy_parts(known, beside)
         if labels is not None:
             _warn_of_colours(backbone, GivenFaces(name, labels, faces.image))
-    fused = fused_for_inference(backbone).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    fused = fused_for_inference(backbone).to(memory_format=torch.channels_last)
     # Returns once all processes have written.
     faults = embed_pending_parts(fused, embed_batch, faces, options, beside, place, name)
     if rank != 0:

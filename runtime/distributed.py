@@ -41,7 +41,7 @@ def gather_rows(rows: Tensor) -> Tensor:
     """
     if not is_distributed():
         return rows
-    gathered: Tensor = _GatheredRows.apply(rows)  # type: ignore[no-untyped-call]
+    gathered: Tensor = _GatheredRows.apply(rows)
     return gathered
 
 
@@ -77,7 +77,7 @@ def with_gradient_for(parameters: Iterable[Tensor], rows: Tensor) -> Tensor:
     does not read the parameters (infinity times 0 would be NaN).
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    passed: Tensor = _WithGradientFor.apply(rows, *trained)  # type: ignore[no-untyped-call]
+    passed: Tensor = _WithGradientFor.apply(rows, *trained)
     return passed
 
 
