@@ -44,8 +44,7 @@ class FaceQuality(nn.Module):
         if kind == "learned" and embedding_size is None:
             raise InputError(
                 f"{owner}: quality 'learned' has to be trained, and {owner} has no parameters. Choose norm "
-                "or "
-                "detector, or the aggregator coreset."
+                "or detector, or the aggregator coreset."
             )
         self.kind, self._owner = kind, owner
         if kind == "learned" and embedding_size is not None:

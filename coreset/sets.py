@@ -274,8 +274,7 @@ def _faults_of_tensors(sets: FaceSets) -> list[str]:
     if norms.shape != (N,) or not norms.is_floating_point():
         faults.append(
             f"FaceSets.norms: expected ({N},) floating, found {_form(norms)}. A backbone returns norms as "
-            "(N, "
-            "1): squeeze the last dimension."
+            "(N, 1): squeeze the last dimension."
         )
     if offsets.ndim != 1 or offsets.dtype != torch.int64 or len(offsets) < 2:
         faults.append(f"FaceSets.offsets: expected (B+1,) int64 with B at least 1, found {_form(offsets)}.")

@@ -207,8 +207,7 @@ class FeatureWriter:
             except OSError as fault:
                 raise InputError(
                     f"{self.folder}: cannot be written ({fault.strerror}). The parts written so far are "
-                    "kept; "
-                    "free some disk space and run the command again."
+                    "kept; free some disk space and run the command again."
                 ) from None
         atomic_write(self._digest_file(part), digest.hexdigest())
 
@@ -241,8 +240,7 @@ class FeatureWriter:
                     self._digest_file(part).unlink()
                 raise InputError(
                     f"{self.folder}: {len(broken)} of {len(digests)} parts differ from what was written. "
-                    "Check "
-                    "that the disk is sound and shared by all nodes, then run the command again."
+                    "Check that the disk is sound and shared by all nodes, then run the command again."
                 )
             _write_manifest(self.folder, manifest | {"digests": digests})
             shutil.rmtree(self.folder / _PARTS)
@@ -286,8 +284,7 @@ def open_store(folder: Path, identity: Mapping[str, str] | None, *, verify: bool
     if verify and manifest["format"] == _WITHOUT_CHECKSUM:
         warnings.warn(
             f"{folder}: was written by an earlier version without a checksum of its manifest, which cannot "
-            "be "
-            "verified.",
+            "be verified.",
             InputWarning,
             stacklevel=2,
         )

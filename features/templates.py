@@ -262,8 +262,7 @@ class HeldOutFeatureTemplates(Dataset[FeatureTemplate]):
         if len(several) < 2:
             raise InputError(
                 f"{bank.name}: {len(several)} held-out subjects have two images or more, but validation "
-                "needs "
-                "at least two. Hold out more subjects."
+                "needs at least two. Hold out more subjects."
             )
         hashes = np.array([_name_hash(f"{seed}:{bank.subjects[subject]}") for subject in several], np.uint64)
         several = np.sort(several[np.argsort(hashes)[:max_subjects]])

@@ -47,8 +47,7 @@ def frames(path: Path, fps: float) -> Iterator[Frame]:
 
     Raises:
         InputError: the video cannot be decoded or its frames are too large; or, after the last good frame,
-        the
-            file is truncated.
+            the file is truncated.
     """
     video = _opened(path)
     try:
@@ -82,8 +81,7 @@ def frames(path: Path, fps: float) -> Iterator[Frame]:
         if count > 0 and number < _WHOLE * count:
             raise InputError(
                 f"{path}: ends after {number:,} of {count:,.0f} frames and may be truncated; the frames "
-                "before "
-                "are used."
+                "before are used."
             )
     finally:
         video.release()

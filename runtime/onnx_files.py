@@ -88,8 +88,7 @@ def external_files(path: Path, content: bytes) -> list[Path]:
         if target is None or target.resolve().parent != path.parent.resolve():
             raise InputError(
                 f"{path}: refers to weights in {name!r}, which is not in the folder of the graph. Weights "
-                "are "
-                "read only from files beside the graph; export it as one file."
+                "are read only from files beside the graph; export it as one file."
             )
         if not target.is_file():
             raise InputError(
@@ -102,8 +101,7 @@ def external_files(path: Path, content: bytes) -> list[Path]:
     if taken > _MAX_BYTES:
         raise InputError(
             f"{path}: refers to {taken / 1e9:,.1f} GB of weights in other files; expected less than 2 GiB, "
-            "the "
-            "limit of a single ONNX file. The file may be damaged."
+            "the limit of a single ONNX file. The file may be damaged."
         )
     return [path.parent / name for name in names]
 

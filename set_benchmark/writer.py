@@ -211,8 +211,7 @@ def _rows_of(pool: MediaPool, each: PlannedMedium, rng: np.random.Generator) -> 
         if not len(groups):
             raise InputError(
                 f"the views of these features include none of {', '.join(kind.name for kind in kinds)}, "
-                "which "
-                "the stress of the protocol needs. Cache more views."
+                "which the stress of the protocol needs. Cache more views."
             )
         first, count = groups[int(rng.integers(len(groups)))].tolist()
         return rows[first : first + min(count, each.frames)]

@@ -159,8 +159,7 @@ class IjbBenchmark(Validation[Data, Evaluated]):
         if args.data_root is None:
             raise InputError(
                 "--data_root is missing: the folder that holds IJBB/ and IJBC/, with loose_crop/ and meta/ "
-                "in "
-                "each. IJB is available from NIST, crops and lists in this layout from InsightFace."
+                "in each. IJB is available from NIST, crops and lists in this layout from InsightFace."
             )
         protocol = read_protocol(Path(args.data_root), args.dataset_name)
         subjects = evaluated_subjects(protocol, args.evaluated_subjects)
@@ -286,8 +285,7 @@ def _precomputed(run: Run, rules: Rules, cohort: FeatureBank | None) -> Precompu
     ):
         raise InputError(
             f"--features {args.features}: were made by another backbone than --weights {args.weights}. "
-            "Remove "
-            "one of them."
+            "Remove one of them."
         )
     for entry in run.trained:
         check_precomputed(entry.module, entry.source, features.identity, size, f"--features {args.features}")

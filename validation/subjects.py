@@ -111,8 +111,7 @@ def with_centre(bank: FeatureBank, wanted: str | None, specs: Iterable[BackboneS
             return with_centre_of(spec, bank)
     raise InputError(
         f"--cohort {bank.name}: the centre {wanted} was subtracted from the benchmark's features, and no "
-        "given "
-        "file has it. Pass the --weights that made them."
+        "given file has it. Pass the --weights that made them."
     )
 
 

@@ -22,8 +22,7 @@ from weights.storing import save_weights
 
 PICKLE_WARNING = (
     "--allow-pickle: the file is unpickled in full, and a pickle can run any code with your rights. Use it "
-    "only "
-    "for files of authors whom you trust."
+    "only for files of authors whom you trust."
 )
 _NOT_MEASURED = "not measured"
 

@@ -64,8 +64,7 @@ def check_features(path: Path, backbone: Backbone) -> None:
         return
     raise InputError(
         f"{path}: the features of its {backbone.spec.name} are {fault}. The weights are untrained, or the "
-        "file "
-        "is damaged."
+        "file is damaged."
     )
 
 

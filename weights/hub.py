@@ -126,9 +126,8 @@ def _verified(source: str, path: Path) -> Path:
         if _digest(blob, status.st_size, status.st_mtime_ns) != blob.name:
             raise InputError(
                 f"{source}: {blob} differs from the file on the hub ({status.st_size} bytes, another "
-                "SHA-256). "
-                f"The download is incomplete or the disk is damaged: remove it and the link {path}, and "
-                "download it again."
+                "SHA-256). The download is incomplete or the disk is damaged: remove it and the link "
+                f"{path}, and download it again."
             )
     return path
 

@@ -76,8 +76,7 @@ def recognise(path: Path, state: dict[str, Tensor]) -> Recognised:
         parts = ", ".join(sorted({_bare(key).split(".")[0] for key in state})) or "an empty state dict"
         raise InputError(
             f"{path}: expected a backbone, found only {parts}. If it was trained from cached features, join "
-            "it "
-            "with the backbone that made them: python convert.py --weights BACKBONE OUT.safetensors "
+            "it with the backbone that made them: python convert.py --weights BACKBONE OUT.safetensors "
             f"--aggregator_weights {path}"
         )
     for mark, translate in _MARKS.items():

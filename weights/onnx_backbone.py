@@ -68,8 +68,7 @@ class OnnxBackbone(Backbone):
         if size != self.spec.auxiliary_size:
             raise InputError(
                 f"{size} auxiliary values are needed, but an ONNX graph of {self.spec.auxiliary_size} "
-                "cannot be "
-                "changed. Pass the weights that it was exported from."
+                "cannot be changed. Pass the weights that it was exported from."
             )
 
     def _running(self) -> Any:
@@ -224,8 +223,7 @@ def _opened(content: bytes) -> Any:
     except Exception as error:
         raise InputError(
             f"no ONNX graph can be read from its {len(content)} bytes. It may be incomplete. The reader "
-            "says: "
-            f"{_first_line(error)}"
+            f"says: {_first_line(error)}"
         ) from error
     return session
 

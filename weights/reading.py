@@ -138,12 +138,9 @@ def read_checkpoint(path: Path, *, allow_pickle: bool = False) -> Any:
         if blocked:
             raise InputError(
                 f"{path}: unpickling it needs {blocked[1]}, but a pickle can run any code, so only tensors "
-                "and "
-                "plain containers are read. Save its state dict alone, torch.save(model.state_dict(), ...), "
-                "or "
-                "ask its author for a .safetensors file. If you trust the author: python convert.py "
-                "--weights "
-                "IN OUT.safetensors --allow-pickle"
+                "and plain containers are read. Save its state dict alone, torch.save(model.state_dict(), "
+                "...), or ask its author for a .safetensors file. If you trust the author: python "
+                "convert.py --weights IN OUT.safetensors --allow-pickle"
             ) from error
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"{path}: {what_it_may_be(path)} The reader says: {reason}") from error

@@ -5,8 +5,7 @@ python benchmarks/studies/baselines.py --features STORE --data_root DATA --datas
     trains each with one seed or more, evaluates them and the poolings, writes baselines.md and baselines.csv
 python benchmarks/studies/baselines.py ... --aggregators nan weighted_coreset --seeds 0 --steps 100
     some of them, with few steps
-python benchmarks/studies/baselines.py --features OTHER_FEATURES ... --aggregators weighted_coreset --beside
-OUT
+python benchmarks/studies/baselines.py --features OTHER ... --aggregators weighted_coreset --beside OUT
     aggregators trained from other features of the same faces, and all rows of OUT, in one table
 
 Rows in <out>/rows are kept, so that an interrupted run continues with the missing ones. Training is main.py

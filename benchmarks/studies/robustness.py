@@ -10,13 +10,11 @@ python benchmarks/studies/robustness.py --data_root ROOT --dataset_name LFWS --f
 Every template, gallery and probe, is changed in one way at a time, at random by --seed:
     repeats     its face of the smallest norm is repeated that many times
     impostors   that fraction of its faces are impostor faces, each of another donor; donors are not subjects
-    of
-                the benchmark, so that compared templates do not share an image
+                of the benchmark, so that compared templates do not share an image
     unreadable  that fraction of its faces are noise, a blank, or synthetic hair without a face
     wrong       that fraction of the templates get one impostor medium: a still, or a clip of 4 to 40 frames,
-    of a
-                donor of its own while there are any. A template of one medium does not indicate which is
-                meant:
+                of a donor of its own while there are any. A template of one medium does not indicate which is
+                meant
     among_several  the same, in templates of two media or more only
     size        that many of its faces are kept; smaller templates are repeated
 Fractions of faces are rounded at random, so that they are right on average.

@@ -53,8 +53,7 @@ class SetTransformer(LearnedAggregator):
         if inducing_points < 0:
             raise InputError(
                 f"set_transformer: inducing_points {inducing_points} must be at least 0; 0 is attention "
-                "between "
-                "all faces, quadratic in their number."
+                "between all faces, quadratic in their number."
             )
         self.token = nn.Linear(embedding_size + 1, width)
         self.blocks = nn.ModuleList(

@@ -124,9 +124,8 @@ def decode_image(encoded: bytes, *, upright: bool, side: int | None = None) -> I
             if (needed := _memory_of(image, len(encoded))) > MAX_MEMORY:
                 raise InputError(
                     f"is {image.width:,} x {image.height:,} pixels and needs {needed / 1e6:,.0f} MB to "
-                    "decode; "
-                    f"the limit is {MAX_MEMORY / 1e6:.0f} MB. Reduce its size, or save it as a baseline "
-                    "JPEG."
+                    f"decode; the limit is {MAX_MEMORY / 1e6:.0f} MB. Reduce its size, or save it as a "
+                    "baseline JPEG."
                 )
             if image.info.get("progressive"):
                 _check_scans(image, encoded)
@@ -136,15 +135,13 @@ def decode_image(encoded: bytes, *, upright: bool, side: int | None = None) -> I
     except Pillow.DecompressionBombError:
         raise InputError(
             f"its header declares more than {MAX_PIXELS / 1e6:.0f} million pixels; it is not decoded. "
-            "Reduce "
-            "its size."
+            "Reduce its size."
         ) from None
     except UnidentifiedImageError:
         if _is_heif(encoded):
             raise InputError(
                 "is a HEIC photo, which is not supported. Convert it to JPEG: 'sips -s format jpeg' on "
-                "macOS, "
-                "'heif-convert' on Linux, Photos on Windows"
+                "macOS, 'heif-convert' on Linux, Photos on Windows"
             ) from None
         if _begins_as_image(encoded):
             raise InputError("begins as an image, but is damaged or truncated.") from None

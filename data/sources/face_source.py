@@ -307,8 +307,8 @@ def select(source: FaceSource, rows: Sequence[int] | NDArray[np.integer]) -> Fac
     if outside.any():
         raise InputError(
             f"{source.name}: {int(outside.sum()):,} of {len(wanted):,} selected positions are out of range "
-            "for "
-            f"its {len(source):,} images (the first is {wanted[outside][0]:,}). Is it the right data set?"
+            f"for its {len(source):,} images (the first is {wanted[outside][0]:,}). Is it the right data "
+            "set?"
         )
     return source.of_source(wanted) if isinstance(source, Selection) else Selection(source, wanted)
 

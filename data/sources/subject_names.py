@@ -90,8 +90,7 @@ def check_distinct(names: Iterable[str], where: str) -> None:
         if not name.isascii() and seen.setdefault(normal(name), name) != name:
             raise InputError(
                 f"{where}: {normal(name)!r} occurs twice, with accents in the normal forms NFC and NFD. "
-                "Merge "
-                "the two folders."
+                "Merge the two folders."
             )
 
 

@@ -38,8 +38,7 @@ class RateFigures:
             false match was observed, it contains the exact interval for that number of subject pairs.
         fnmr: share of the mated pairs below the threshold; None without mated pairs.
         fnmr_interval95: of the FNMR on as many other subjects. If no false non-match was observed, it
-        contains
-            the exact interval for that number of subjects with mated pairs.
+            contains the exact interval for that number of subjects with mated pairs.
     """
 
     threshold: float

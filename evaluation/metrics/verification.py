@@ -37,8 +37,7 @@ def few_scores_warnings(rates: dict[str, TarAtFar]) -> list[str]:
     return [
         f"TAR@FAR {key} rests on {rate.nonmated_above or 'no'} non-mated "
         f"score{'' if rate.nonmated_above == 1 else 's'}, so its variance is high. Report a larger FAR, one "
-        "with "
-        f"{FEWEST_DECIDING} or more (the rule of 30: {RULE_OF_30} or more)."
+        f"with {FEWEST_DECIDING} or more (the rule of 30: {RULE_OF_30} or more)."
         for key, rate in rates.items()
         if rate.nonmated_above < FEWEST_DECIDING
     ]
@@ -51,10 +50,10 @@ class TarAtFar:
     Attributes:
         strict: the largest TAR with FAR at most the target.
         nearest: the published rule: TPR of the point of scikit-learn's `roc_curve` whose FPR is nearest to
-        the
-            target, the largest TPR on ties. Its FAR may exceed the target.
+            the target, the largest TPR on ties. Its FAR may exceed the target.
         threshold: of `strict`; as `evaluation.metrics.thresholds`, or the lowest score where all may be
-        accepted. nonmated_above: number of non-mated scores that `threshold` accepts.
+            accepted.
+        nonmated_above: number of non-mated scores that `threshold` accepts.
     """
 
     strict: float

@@ -189,7 +189,8 @@ def evaluate_ijb(
         detector_scores: (N,); needed where the rules use them, or an aggregator whose quality they are.
         cohort: of score normalisation; None: scores are cosines.
         two_identity_split: limit of `coreset.two_identity_split.TwoIdentitySplit`; None: each template has
-        one descriptor. replicates: draws of subjects for the intervals; 0 gives none.
+            one descriptor.
+        replicates: draws of subjects for the intervals; 0 gives none.
         published_helper: also the published 1:N helper's own rates, which are not FPIR.
         device: where aggregators work.
 

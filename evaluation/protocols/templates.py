@@ -126,7 +126,8 @@ def aggregate_templates(
 
     Args:
         aggregator: of `coreset.AGGREGATORS`, or a `TwoIdentitySplit`; put on `device` and into evaluation
-        mode. features: (N, D) unit rows, any floating type; may be memory-mapped.
+            mode.
+        features: (N, D) unit rows, any floating type; may be memory-mapped.
         norms: (N,).
         groups: rows of these features.
         device: where the aggregator works.
