@@ -21,7 +21,8 @@ import torch
 from torch import nn
 
 from backbones.preprocessing import describe_preprocessing
-from coreset import AGGREGATORS, build_aggregator, requires_training
+from coreset import AGGREGATOR_NAMES, AGGREGATORS, build_aggregator, requires_training
+from coreset.catalogue import MAIN_AGGREGATORS
 from evaluation.protocols.face_files import ListedFaces
 from evaluation.reporting.published import Reference, compare, find_reference
 from evaluation.reporting.report import SCHEMA, Result, protocol_text, versions, write_result
@@ -66,7 +67,10 @@ def add_weights(group: argparse._ActionsContainer) -> None:
         "the catalogue, hf://OWNER/REPO",
     )
     group.add_argument(
-        "--arch", choices=BACKBONES, help="architecture of the weights, if their file does not say it"
+        "--arch",
+        choices=BACKBONES,
+        metavar="NAME",
+        help="architecture of the weights, if their file does not say it",
     )
 
 
@@ -106,9 +110,11 @@ def add_sets(group: argparse._ActionsContainer, default: str) -> None:
     """Adds the flags of aggregators; `default`: the one of weights without an aggregator."""
     group.add_argument(
         "--aggregator",
-        choices=AGGREGATORS,
+        choices=AGGREGATOR_NAMES,
         nargs="+",
-        help=f"one or more, in one table (default: that of the weights, else {default})",
+        metavar="NAME",
+        help=f"one or more, in one table: {', '.join(MAIN_AGGREGATORS)} or a baseline of main.py "
+        f"--list_aggregators (default: that of the weights, else {default})",
     )
     group.add_argument(
         "--aggregator_weights", metavar="SOURCE", nargs="+", help="checkpoints of trained aggregators"

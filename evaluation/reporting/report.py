@@ -147,7 +147,7 @@ def write_result(out: Path, result: Result) -> Path:
     """Writes `<out>/result.json` whole or not at all, and returns its path.
 
     Raises:
-        InputError: the result is not in the schema of ARCHITECTURE, see `check_result`.
+        InputError: the result is not in the schema `_Result`, see `check_result`.
     """
     path = out / "result.json"
     check_result(result, str(path))
