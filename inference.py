@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recognition.flags import add_check_flags, add_model_flags, add_set_flags
+from recognition.flags import add_calibration_flags, add_check_flags, add_model_flags, add_set_flags
 from runtime.command import build_parser, run_command
 
 if TYPE_CHECKING:
@@ -72,18 +72,8 @@ def flags() -> argparse.ArgumentParser:
     group.add_argument(
         "--out", type=Path, metavar="DIR", default=EXPERIMENTS / "inference", help="output folder"
     )
-    group.add_argument(
-        "--calibration",
-        type=Path,
-        metavar="FILE",
-        default=argparse.SUPPRESS,
-        help="thresholds for this model, written by calibrate",
-    )
-    group.add_argument(
-        "--fmr",
-        metavar="RATE",
-        default=argparse.SUPPRESS,
-        help="false match rate of the threshold to use (default: the lowest in --calibration)",
+    add_calibration_flags(
+        group, purpose="thresholds for this model, written by calibrate", rate="the threshold to use"
     )
     return parser
 

@@ -28,6 +28,17 @@ if TYPE_CHECKING:
 _ABSENT = argparse.SUPPRESS
 
 
+def add_calibration_flags(group: argparse._ActionsContainer, *, purpose: str, rate: str) -> None:
+    """Add --calibration and --fmr; `purpose` and `rate` complete their help."""
+    group.add_argument("--calibration", type=Path, metavar="FILE", default=_ABSENT, help=purpose)
+    group.add_argument(
+        "--fmr",
+        metavar="RATE",
+        default=_ABSENT,
+        help=f"false match rate of {rate} (default: the lowest in --calibration)",
+    )
+
+
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that `open_model` reads."""
     group = parser.add_argument_group("model")

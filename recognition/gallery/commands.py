@@ -277,7 +277,7 @@ def _enroll_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _search_flags(parser: argparse.ArgumentParser) -> None:
-    from recognition.flags import add_model_flags, add_set_flags
+    from recognition.flags import add_calibration_flags, add_model_flags, add_set_flags
 
     _gallery_flag(parser)
     add_set_flags(parser)
@@ -299,18 +299,10 @@ def _search_flags(parser: argparse.ArgumentParser) -> None:
         help="find the threshold of --fpir with these: every subfolder a subject who is not enrolled "
         "(default: with the enrolled, each searched among the others)",
     )
-    group.add_argument(
-        "--calibration",
-        type=Path,
-        metavar="FILE",
-        default=argparse.SUPPRESS,
-        help="say of each match whether it is one person, by the thresholds of 'calibrate'",
-    )
-    group.add_argument(
-        "--fmr",
-        metavar="RATE",
-        default=argparse.SUPPRESS,
-        help="false match rate of a comparison (default: the lowest in --calibration)",
+    add_calibration_flags(
+        group,
+        purpose="say of each match whether it is one person, by the thresholds of 'calibrate'",
+        rate="a comparison",
     )
 
 
