@@ -311,9 +311,12 @@ def create(path: Path) -> None:
     if path.suffix != SUFFIX:
         raise InputError(f"{path}: expected the name of a gallery that ends in {SUFFIX}.")
     private_folder(path.parent)
-    with _locked(path.parent):
+    with creation_lock(path.parent):
         if path.exists():
             return
+        # Left by a killed process whose gallery was removed: SQLite would replay it into the new one.
+        for suffix in ("-wal", "-shm"):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
         with atomic_path(path) as temporary:
             _write_empty(temporary)
 
@@ -338,7 +341,7 @@ def _write_empty(path: Path) -> None:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def creation_lock(folder: Path) -> Iterator[None]:
     """In this block no other process makes a gallery in the folder; where there are no locks, one may."""
     if sys.platform == "win32":
         yield

@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recognition.gallery.contents import Gallery
-from recognition.gallery.database import SUFFIX
+from recognition.gallery.database import SUFFIX, creation_lock
 from recognition.gallery.store import enroll, open_gallery
 from recognition.preprocessing import without_auxiliary
 from runtime.array_files import read_npz, write_npz
 from runtime.errors import InputError, InputWarning
 from runtime.escaping import csv_text, escaped, from_csv_cell
-from runtime.files import atomic_path
+from runtime.files import atomic_path, temporary_folder
 from runtime.input_files import check_regular
 from runtime.json_files import check_type, parse_json
 
@@ -49,10 +49,23 @@ def database_of(path: Path) -> Path:
     database = path.with_suffix(SUFFIX)
     what = "which is used"
     if not database.exists() and path.is_file():
-        enroll(database, read_gallery(path))
+        _convert(path, database)
         what = f"into which {path.name} was converted; {path.name} is left as it was, and is not read again"
     warnings.warn(f"{path}: galleries are SQLite files now: {database}, {what}.", InputWarning, stacklevel=2)
     return database
+
+
+def _convert(source: Path, database: Path) -> None:
+    """Write the gallery of an older version to a database, which appears with all subjects or not at all."""
+    gallery = read_gallery(source)
+    with temporary_folder(database) as folder:
+        # A folder of its own: the temporary one is locked while it is used.
+        made = folder / "converted" / database.name
+        enroll(made, gallery)
+        with creation_lock(database.parent):
+            # Another process may have converted it meanwhile.
+            if not database.exists():
+                made.replace(database)
 
 
 def import_gallery(source: Path, path: Path, *, replace: bool = False) -> int:

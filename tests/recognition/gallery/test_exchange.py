@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from recognition.gallery import exchange
 from recognition.gallery.contents import Gallery
 from recognition.gallery.exchange import database_of, export_gallery, import_gallery, members_of, read_gallery
 from recognition.gallery.store import enroll, open_gallery
@@ -63,6 +64,41 @@ def test_an_older_gallery_is_converted_once(tmp_path: Path) -> None:
     assert database_of(path) == path
     with pytest.raises(InputError, match="import"):
         open_gallery(old)
+
+
+def test_an_interrupted_conversion_leaves_no_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = tmp_path / "g.npz"
+    write_npz(old, members_of(subjects("Ann", "Bob")))
+
+    def full_disk(path: Path, gallery: Gallery) -> int:
+        enroll(path, subjects("Ann"))
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(exchange, "enroll", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        database_of(old)
+    assert [path.name for path in tmp_path.iterdir()] == ["g.npz"]
+    monkeypatch.undo()
+    with pytest.warns(InputWarning, match=r"g\.db"):
+        assert len(open_gallery(database_of(old))) == 2
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".db", ".npz"]
+
+
+def test_a_conversion_that_another_process_finished_first_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = tmp_path / "g.npz"
+    write_npz(old, members_of(subjects("Ann", "Bob")))
+
+    def read_slowly(path: Path) -> Gallery:
+        enroll(tmp_path / "g.db", subjects("Ann", "Bob", "Carl"))
+        return read_gallery(path)
+
+    monkeypatch.setattr(exchange, "read_gallery", read_slowly)
+    with pytest.warns(InputWarning, match=r"g\.db"):
+        assert len(open_gallery(database_of(old))) == 3
 
 
 def test_galleries_without_a_checksum_are_read_with_a_warning(tmp_path: Path) -> None:
