@@ -85,7 +85,7 @@ def wide_gif(side: int) -> bytes:
 
 
 def sparse(path: Path) -> None:
-    """20 GB of zeros that take no room."""
+    """20 GB of zeros that compress to a few bytes."""
     with path.open("wb") as stream:
         stream.truncate(20_000_000_000)
 

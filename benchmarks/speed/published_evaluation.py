@@ -136,10 +136,10 @@ def insightface_identify(
 ) -> list[float]:
     """InsightFace's `evaluation_1N` on one gallery: rank 1, 5, 10 of mated probes, TPIR at FPIR 0.01, 0.1."""
     similarity = np.dot(probes, gallery.T)
-    hits, mated, others, strangers = [0, 0, 0], [], [], []
+    hits, mated, others, nonmated = [0, 0, 0], [], [], []
     for row, subject in enumerate(probe_subjects):
         if subject not in gallery_subjects:
-            strangers.append(similarity[row])
+            nonmated.append(similarity[row])
             continue
         own = gallery_subjects == subject
         place = np.argwhere(own)[0, 0]
@@ -148,9 +148,9 @@ def insightface_identify(
         mated.append(similarity[row][own][0])
         others.append(similarity[row][~own])
     own_scores, best_other = np.array(mated), np.array(others).max(1)
-    best = np.sort(np.array(strangers).max(1))[::-1]
+    best = np.sort(np.array(nonmated).max(1))[::-1]
     rates = [hit / len(mated) for hit in hits]
     for fpir in (0.01, 0.1):
-        threshold = best[math.ceil(len(strangers) * fpir) - 1]
+        threshold = best[math.ceil(len(nonmated) * fpir) - 1]
         rates.append(float(np.sum((own_scores > threshold) & (own_scores > best_other)) / len(mated)))
     return rates
