@@ -164,7 +164,11 @@ def _value(node: yaml.Node, kind: Any) -> Any:
     if kinds[0] is str and node.tag in _TEXT_TAGS:
         return str(node.value)
     if (kinds[0], node.tag) in ((bool, _BOOL), (int, _INT)):
-        return _plain(node)
+        # An explicit tag, such as !!bool, may precede any text.
+        try:
+            return _plain(node)
+        except (KeyError, IndexError, ValueError):
+            raise wrong from None
     if kinds[0] is float and node.tag in _TEXT_TAGS:
         # 1e-4 without a point is a text in YAML 1.1.
         try:
@@ -189,7 +193,7 @@ def _whole_numbers(node: yaml.Node) -> tuple[int, ...]:
 def _mapping(node: yaml.MappingNode) -> dict[str, Any]:
     try:
         found = _plain(node)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, KeyError, IndexError, AttributeError, ValueError):
         raise ValueError(f"expected NAME: VALUE pairs, found {_shown(node)}") from None
     if not all(isinstance(name, str) for name in found):
         raise ValueError("expected names that are texts")

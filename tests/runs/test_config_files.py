@@ -138,6 +138,21 @@ def test_files_that_are_no_configuration_are_refused(text: str, fact: str, tmp_p
     assert fact in str(fault.value)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "use_mxrecord: !!bool abc",
+        "epochs: !!int ''",
+        f"epochs: {'9' * 5000}",
+        "aggregator_options: {dropout: !!float ''}",
+        "aggregator_options: {dropout: !!timestamp x}",
+    ],
+)
+def test_values_that_contradict_their_tag_are_refused(line: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=rf"line 1: {line.partition(':')[0]}"):
+        read_back(tmp_path / "run.yaml", line)
+
+
 def test_missing_or_damaged_files_are_refused(tmp_path: Path) -> None:
     for name in ("none.yaml", "none.json"):
         with pytest.raises(InputError, match=name):
