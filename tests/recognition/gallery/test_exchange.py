@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,23 @@ def test_a_conversion_that_another_process_finished_first_is_used(
     monkeypatch.setattr(exchange, "read_gallery", read_slowly)
     with pytest.warns(InputWarning, match=r"g\.db"):
         assert len(open_gallery(database_of(old))) == 3
+
+
+def test_a_log_whose_gallery_was_removed_is_not_replayed(tmp_path: Path) -> None:
+    path = tmp_path / "g.db"
+    enroll(path, subjects("Ann"))
+    log = path.with_name("g.db-wal")
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA wal_autocheckpoint=0")
+    connection.execute("UPDATE subjects SET name = 'Eve'")
+    connection.commit()
+    left = log.read_bytes()
+    connection.close()
+    assert left
+    path.unlink()
+    log.write_bytes(left)
+    enroll(path, subjects("Bob"))
+    assert open_gallery(path).names == ("Bob",)
 
 
 def test_galleries_without_a_checksum_are_read_with_a_warning(tmp_path: Path) -> None:
