@@ -6,10 +6,10 @@ without importing torch.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
 
 from coreset.catalogue import AGGREGATOR_NAMES, describe_aggregators, requires_training
+from runtime.lazy_attributes import lazy_attributes
 
 if TYPE_CHECKING:
     from coreset.registry import AGGREGATORS, build_aggregator
@@ -33,10 +33,4 @@ _LAZY = {
     "SetDescriptor": "sets",
 }
 
-
-def __getattr__(name: str) -> object:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy_attributes(__name__, _LAZY)

@@ -6,8 +6,9 @@ containers are unpickled, and anything that does not fit exactly is an InputErro
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from runtime.lazy_attributes import lazy_attributes
 
 # ruff: noqa: F401
 if TYPE_CHECKING:
@@ -82,10 +83,4 @@ _MODULE_OF = {
     "save_weights": "storing",
 }
 
-
-def __getattr__(name: str) -> object:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy_attributes(__name__, _MODULE_OF)
