@@ -53,7 +53,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("data", type=Path, help="folder of a data set of make_ijb_like.py")
-    parser.add_argument("--rounds", type=int, default=1, help="of all phases; the median is told")
+    parser.add_argument("--rounds", type=int, default=1, help="of all phases; the median is printed")
     parser.add_argument("--worker", choices=PHASES, help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -102,7 +102,9 @@ def compare_steps(args: argparse.Namespace) -> None:
     )
     print("step: B 20, T 20, K 3, 10,000 classes, features given")
     print(f"  published {1e3 * seconds[1]:7.1f} ms")
-    print(f"  ours      {1e3 * seconds[0]:7.1f} ms   ratio {seconds[1] / seconds[0]:.2f}  {told(usage)}")
+    print(
+        f"  ours      {1e3 * seconds[0]:7.1f} ms   ratio {seconds[1] / seconds[0]:.2f}  {usage_text(usage)}"
+    )
 
 
 def compare_paths(args: argparse.Namespace) -> None:
@@ -145,10 +147,10 @@ def compare_paths(args: argparse.Namespace) -> None:
             cpu.append(usage.cpu / steps)
             usages.append(usage)
     print("paths: B 20, templates of 1 to 30 faces, 1,000 classes; all of a step, drawing and reading too")
-    print(f"  images, ir_50   {rates[1]:9.4f} steps/s, {faces[1]:.0f} faces a step; {told(usages[1])}")
+    print(f"  images, ir_50   {rates[1]:9.4f} steps/s, {faces[1]:.0f} faces a step; {usage_text(usages[1])}")
     for number in (0, 2):
         rate = f"{rates[number]:9.1f} steps/s, {faces[number]:.0f} faces a step"
-        print(f"  cached features {rate}; {told(usages[number])}")
+        print(f"  cached features {rate}; {usage_text(usages[number])}")
     ratio = min(rates[0], rates[2]) / rates[1]
     print(f"  ratio {ratio:.0f} (the slower of both); of CPU seconds {cpu[1] / max(cpu[0], cpu[2]):.0f}")
 
@@ -176,13 +178,15 @@ def ragged_batches(args: argparse.Namespace) -> None:
                 step(number)
     rate = 512 * args.rounds / usage.wall
     print(f"ragged: 512 templates a step, {statistics.mean(faces):.0f} faces, sizes 1 to 160")
-    print(f"  {rate:.0f} templates/s; {sum(places) / sum(faces) - 1:.1%} of padding; {told(usage)}")
+    print(f"  {rate:.0f} templates/s; {sum(places) / sum(faces) - 1:.1%} of padding; {usage_text(usage)}")
 
 
 def long_templates(args: argparse.Namespace) -> None:
     """Memory at 4,096 faces, and time against the number of faces."""
     usage = in_process_of_its_own(str(Path(__file__).resolve()), ["--worker"])
-    print(f"long: a step with one template of {LONGEST:,} faces: {usage.extra_mib:.0f} MiB; {told(usage)}")
+    print(
+        f"long: a step with one template of {LONGEST:,} faces: {usage.extra_mib:.0f} MiB; {usage_text(usage)}"
+    )
     sizes = [64, 128, 256, 512, 1024, 2048, 4096]
     ours, seconds = Ours(100), []
     for size in sizes:
@@ -275,7 +279,7 @@ def in_turns(
     return [statistics.median(kept) for kept in seconds], usage
 
 
-def told(usage: Usage) -> str:
+def usage_text(usage: Usage) -> str:
     """How busy others were."""
     return f"others kept {usage.others:.2f} cores busy"
 

@@ -43,7 +43,7 @@ def main() -> int:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Prints for each halving, direction and rate what was foretold and what was found.
+    """Prints for each halving, direction and rate what was predicted and what was found.
 
     Raises:
         InputError: data that cannot be read, features of other faces, or too few subjects.
@@ -57,8 +57,8 @@ def check(args: argparse.Namespace) -> None:
     subjects = np.unique(subject_of)
     print(f"{args.dataset_name}, {args.aggregator}: {len(subjects)} subjects, {len(groups)} templates")
     print(
-        f"{'split':<7}{'FMR':<7}{'threshold':<11}{'foretold (95 %)':<22}{'found':<9}{'inside':<9}"
-        f"{'FNMR foretold (95 %)':<22}{'found':<9}inside"
+        f"{'split':<7}{'FMR':<7}{'threshold':<11}{'predicted (95 %)':<22}{'found':<9}{'inside':<9}"
+        f"{'FNMR predicted (95 %)':<22}{'found':<9}inside"
     )
     inside: list[tuple[bool, bool]] = []
     for seed in range(args.splits):

@@ -34,7 +34,7 @@ from runtime.files import atomic_write
 from weights import load_backbone
 
 WRONG, TWO, CLEAN = 40, 40, 100
-OWN, EACH_OF_TWO, FEWEST = 5, 3, 6
+OWN, EACH_OF_TWO, MIN_PHOTOS = 5, 3, 6
 AT_ONCE = 256
 
 
@@ -46,7 +46,7 @@ def main() -> int:
     parser.add_argument("--weights", required=True)
     parser.add_argument("--arch")
     parser.add_argument("--faces", type=Path, required=True)
-    parser.add_argument("--measured_on", type=Path, metavar="FILE", help="subjects that are left out")
+    parser.add_argument("--measured_on", type=Path, metavar="FILE", help="subjects to exclude")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -71,16 +71,19 @@ def main() -> int:
 def checked_sets(
     backbone: Backbone, source: ImageFolder, left_out: frozenset[str], seed: int
 ) -> dict[str, int]:
-    """How many of the planted faces and folders are found, and how many clean sets are accused."""
+    """Outliers and sets of two identities found, and false positives among clean sets."""
     rng = np.random.default_rng(seed)
     names = source.subjects
     images = {
         subject: rows
         for subject in range(len(names))
-        if names[subject] not in left_out and len(rows := np.flatnonzero(source.labels == subject)) >= FEWEST
+        if names[subject] not in left_out
+        and len(rows := np.flatnonzero(source.labels == subject)) >= MIN_PHOTOS
     }
     people = np.array(sorted(images))
-    counts = dict.fromkeys(("wrong_found", "two_found", "accused", "repeats_told"), 0)
+    counts = dict.fromkeys(
+        ("outliers_found", "two_identities_found", "false_positives", "repeats_reported"), 0
+    )
 
     def some(subject: int, count: int) -> list[int]:
         return rng.choice(images[subject], count, replace=False).tolist()
@@ -88,30 +91,30 @@ def checked_sets(
     for _ in range(WRONG):
         one, other = rng.choice(people, 2, replace=False).tolist()
         identity, _, another, _ = checked(backbone, source, [*some(one, OWN), *some(other, 1)])
-        counts["wrong_found"] += bool(another[-1] or identity[-1] not in (identity[0], -1))
+        counts["outliers_found"] += bool(another[-1] or identity[-1] not in (identity[0], -1))
     for _ in range(TWO):
         one, other = rng.choice(people, 2, replace=False).tolist()
         rows = [*some(one, EACH_OF_TWO), *some(other, EACH_OF_TWO)]
-        counts["two_found"] += int(checked(backbone, source, rows)[0].max()) == 1
+        counts["two_identities_found"] += int(checked(backbone, source, rows)[0].max()) == 1
     for _ in range(CLEAN):
         rows = some(int(rng.choice(people)), OWN)
         identity, _, another, groups = checked(backbone, source, rows)
-        counts["accused"] += bool(identity.max() > 0 or another.any())
-        counts["repeats_told"] += repeats_told(source, rows, groups)
+        counts["false_positives"] += bool(identity.max() > 0 or another.any())
+        counts["repeats_reported"] += repeats_reported(source, rows, groups)
     return counts
 
 
 def checked(backbone: Backbone, source: ImageFolder, rows: list[int]) -> tuple[np.ndarray, ...]:
-    """Identities, doubts, who shows another, and near-duplicates of a set of photos."""
+    """Identities, inlier evidence, outliers and near-duplicates of a set of photos."""
     features, norms = embedded(backbone, source, rows)
     limits = EnrolmentLimits()
     groups = duplicate_groups(features, limits.of(backbone.spec)[0])
-    units = independent_samples(np.arange(len(rows)), groups)
-    return *check_identities(features, norms, units, backbone.spec, limits.outlier), groups
+    samples = independent_samples(np.arange(len(rows)), groups)
+    return *check_identities(features, norms, samples, backbone.spec, limits.outlier), groups
 
 
-def repeats_told(source: ImageFolder, rows: list[int], groups: np.ndarray) -> bool:
-    """Whether photos are said to be one: near-duplicates whose pixels are alike too, as in the advice."""
+def repeats_reported(source: ImageFolder, rows: list[int], groups: np.ndarray) -> bool:
+    """Whether photos are reported as copies: near-duplicates whose pixels agree too."""
     near = [np.flatnonzero(groups == group) for group in range(groups.max() + 1)]
     return any(
         duplicates_within([sketch(source.image(rows[face]))[None] for face in faces]) for faces in near
@@ -119,7 +122,7 @@ def repeats_told(source: ImageFolder, rows: list[int], groups: np.ndarray) -> bo
 
 
 def label_counts(backbone: Backbone, source: ImageFolder, rows: np.ndarray) -> dict[str, int]:
-    """What the label check lists, of so many images and pairs of subjects."""
+    """Findings of the label check, and the numbers of images and pairs of subjects."""
     parts = [embedded(backbone, source, part)[0] for part in blocks(rows.tolist())]
     labels = source.labels[rows]
     found = check_labels(np.concatenate(parts), labels, LabelLimits.of(backbone.spec))
@@ -144,7 +147,7 @@ def two_rows_per_subject(source: ImageFolder) -> np.ndarray:
 
 
 def blocks(rows: list[int]) -> Iterator[list[int]]:
-    """So many at a time."""
+    """Rows in parts of `AT_ONCE`."""
     for start in range(0, len(rows), AT_ONCE):
         yield rows[start : start + AT_ONCE]
 

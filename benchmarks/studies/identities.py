@@ -6,8 +6,8 @@ python benchmarks/studies/identities.py --weights WEIGHTS --faces FOLDER [--aggr
 The limit of `recognition.enrolment.identities` is chosen on one half of the subjects: the largest one that
 reports at most 0.2 % of the sets of one subject. Figures are of the other half. A mix is found if two
 identities or more are reported; its groups are right if each subject has one, apart from photos that are
-assigned to nobody. Degraded: a third of the photos of a set, by `data.sampling.augmentation`. Writes a table
-to --out.
+assigned to no group. Degraded: a third of the photos of a set, by `data.sampling.augmentation`. Writes a
+table to --out.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from runtime.progress import progress_bar
 
 PEOPLE, PHOTOS = (2, 3, 4, 5, 6), (1, 2, 3, 4, 6, 8, 10)
 MIXES, CLEAN_SETS, LARGEST_CLEAN_SET = 300, 8000, 20
-MOST_ACCUSED = 0.002
+MAX_FALSE_POSITIVE_RATE = 0.002
 GRID = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45)
 DEGRADED_SHARE = 1 / 3
 REQUIRED = (2, 3, 4)
@@ -69,7 +69,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("experiments/identities.md"))
     args = parser.parse_args()
     model = load_model(args.weights, args.aggregator_weights, arch=args.arch, device=args.device)
-    text = measured(embedded(model, args.faces, degraded=args.degraded), model.about)
+    text = measure(embedded(model, args.faces, degraded=args.degraded), model.about)
     atomic_write(args.out, text)
     print(text)
     return 0
@@ -94,7 +94,7 @@ def embedded(model: FaceModel, folder: Path, *, degraded: bool) -> Faces:
     return Faces(np.concatenate(features, axis=1), np.concatenate(norms, axis=1), subject, model.spec)
 
 
-def measured(faces: Faces, about: str) -> str:
+def measure(faces: Faces, about: str) -> str:
     """The tables as Markdown."""
     shipped = IdentityLimits()
     chosen = [_chosen_limit(faces, half) for half in (0, 1)]
@@ -118,8 +118,9 @@ def measured(faces: Faces, about: str) -> str:
             "# Sets of several people",
             "",
             f"{about} {len(faces.subject):,} images of {faces.subject.max() + 1:,} subjects. The largest "
-            f"limit with at most {100 * MOST_ACCUSED:g} % of sets of one person accused is {chosen[0]:g} on "
-            f"the first half of the subjects ({chosen[1]:g} on the second); shipped: {shipped.same:g}. "
+            f"limit with at most {100 * MAX_FALSE_POSITIVE_RATE:g} % of sets of one person taken for several "
+            f"is {chosen[0]:g} on the first half of the subjects ({chosen[1]:g} on the second); shipped: "
+            f"{shipped.same:g}. "
             f"Figures are of the second half unless said, in per cent of {MIXES} mixes each.",
             "",
             "Found to show several people (groups right):",
@@ -144,38 +145,41 @@ def measured(faces: Faces, about: str) -> str:
 def _degraded_row(faces: Faces) -> list[str]:
     if len(faces.features) < 2:
         return []
-    accused = _clean(faces, 1, np.random.default_rng(2), degraded=True)
-    return [_row("second half, a third of the photos degraded", accused)]
+    false_positives = _clean(faces, 1, np.random.default_rng(2), degraded=True)
+    return [_row("second half, a third of the photos degraded", false_positives)]
 
 
-def _row(name: str, accused: tuple[float, float]) -> str:
+def _row(name: str, false_positives: tuple[float, float]) -> str:
     return (
-        f"| {name}, 2 to {LARGEST_CLEAN_SET} photos | {CLEAN_SETS:,} | {accused[0]:.2f} | {accused[1]:.2f} |"
+        f"| {name}, 2 to {LARGEST_CLEAN_SET} photos | {CLEAN_SETS:,} | {false_positives[0]:.2f} | "
+        f"{false_positives[1]:.2f} |"
     )
 
 
 def _chosen_limit(faces: Faces, half: int) -> float:
-    """The largest limit of the grid that accuses few enough."""
+    """The largest limit of the grid that keeps the false positive rate."""
     rng, subjects = np.random.default_rng(3), faces.half(half)
-    sets = [_units(faces, _drawn(subjects, 1, _size(rng), rng)) for _ in range(CLEAN_SETS)]
+    sets = [_samples(faces, _draw_photos(subjects, 1, _size(rng), rng)) for _ in range(CLEAN_SETS)]
     fits = [
-        limit for limit in GRID if np.mean([_people(each, faces, limit) > 1 for each in sets]) <= MOST_ACCUSED
+        limit
+        for limit in GRID
+        if np.mean([_people(each, faces, limit) > 1 for each in sets]) <= MAX_FALSE_POSITIVE_RATE
     ]
     return max(fits, default=float("nan"))
 
 
-def _people(units: tuple[np.ndarray, np.ndarray], faces: Faces, limit: float) -> int:
+def _people(samples: tuple[np.ndarray, np.ndarray], faces: Faces, limit: float) -> int:
     limits = IdentityLimits.of(faces.spec)
     limits = replace(limits, same=faces.spec.cosine_limit(limit))
-    return int(find_identities(*units, limits, norm_is_quality=faces.spec.norm_is_quality).max()) + 1
+    return int(find_identities(*samples, limits, norm_is_quality=faces.spec.norm_is_quality).max()) + 1
 
 
-def _units(faces: Faces, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _samples(faces: Faces, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     features = faces.features[0, rows]
-    return pool_samples(features, faces.norms[0, rows], _unit_numbers(faces, features))
+    return pool_samples(features, faces.norms[0, rows], _sample_numbers(faces, features))
 
 
-def _unit_numbers(faces: Faces, features: np.ndarray) -> np.ndarray:
+def _sample_numbers(faces: Faces, features: np.ndarray) -> np.ndarray:
     duplicate, _ = EnrolmentLimits().of(faces.spec)
     return independent_samples(np.arange(len(features)), duplicate_groups(features, duplicate))
 
@@ -184,7 +188,7 @@ def _mixes(faces: Faces, half: int, size: tuple[int, int], rng: np.random.Genera
     """Per cent found, and with the right groups."""
     subjects, results = faces.half(half), []
     for _ in range(MIXES):
-        rows = _drawn(subjects, *size, rng)
+        rows = _draw_photos(subjects, *size, rng)
         identity, _ = _checked(faces, rows, np.zeros(len(rows), np.int64))
         known = identity >= 0
         pairs = np.unique(np.stack([identity, faces.subject[rows]])[:, known], axis=1)
@@ -198,7 +202,7 @@ def _clean(faces: Faces, half: int, rng: np.random.Generator, *, degraded: bool)
     """Per cent of sets of one person taken for several people, and in which single faces are named."""
     subjects, results = faces.half(half), []
     for _ in range(CLEAN_SETS):
-        rows = _drawn(subjects, 1, _size(rng), rng)
+        rows = _draw_photos(subjects, 1, _size(rng), rng)
         kinds = (rng.random(len(rows)) < DEGRADED_SHARE).astype(np.int64) * degraded
         identity, named = _checked(faces, rows, kinds)
         results.append((identity.max() > 0, named.any()))
@@ -209,8 +213,8 @@ def _clean(faces: Faces, half: int, rng: np.random.Generator, *, degraded: bool)
 def _checked(faces: Faces, rows: np.ndarray, kinds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Identities, and the faces that may show a different person, as the enrolment check has them."""
     features, norms = faces.features[kinds, rows], faces.norms[kinds, rows]
-    units = _unit_numbers(faces, features)
-    identity, _, named = check_identities(features, norms, units, faces.spec, EnrolmentLimits().outlier)
+    samples = _sample_numbers(faces, features)
+    identity, _, named = check_identities(features, norms, samples, faces.spec, EnrolmentLimits().outlier)
     return identity, named
 
 
@@ -218,7 +222,9 @@ def _size(rng: np.random.Generator) -> int:
     return int(rng.integers(2, LARGEST_CLEAN_SET + 1))
 
 
-def _drawn(subjects: list[np.ndarray], people: int, photos: int, rng: np.random.Generator) -> np.ndarray:
+def _draw_photos(
+    subjects: list[np.ndarray], people: int, photos: int, rng: np.random.Generator
+) -> np.ndarray:
     able = [rows for rows in subjects if len(rows) >= photos]
     return np.concatenate(
         [rng.permutation(able[each])[:photos] for each in rng.permutation(len(able))[:people]]

@@ -44,10 +44,10 @@ from recognition.enrolment.outliers import (
 from recognition.enrolment.samples import duplicate_groups, independent_samples, pool_samples
 
 FIT_SETS = 6000
-FEWEST_IMAGES, MOST_IMAGES = 2, 6
+MIN_IMAGES, MAX_IMAGES = 2, 6
 # Moderate stills, poor stills, poor clips.
 KINDS, SHARES = (Kind.MODERATE, Kind.POOR, Kind.CLIP), (0.3, 0.25, 0.45)
-WRONG = (0.02, 0.05, 0.1)
+FALSE_ALARM_RATES = (0.02, 0.05, 0.1)
 REPLICATES = 200
 
 Ints = np.ndarray
@@ -75,7 +75,7 @@ def main() -> int:
     parser.add_argument("--features", type=Path, help="of all faces of the data set, in its order")
     parser.add_argument("--seeds", type=int, default=5, help="mixes, from seed 0 on")
     parser.add_argument("--fit", type=Path, metavar="VIEWS")
-    parser.add_argument("--without", type=Path, metavar="FILE", help="subjects that the fit may not see")
+    parser.add_argument("--without", type=Path, metavar="FILE", help="subjects to exclude from the fit")
     parser.add_argument("--impostor_media", type=int, default=1, help="added to every second template")
     args = parser.parse_args()
     rule = DEFAULT_MODEL
@@ -130,7 +130,7 @@ def mixed(
     return sets
 
 
-def drawn(bank: FeatureBank, count: int, seed: int) -> list[MixedSet]:
+def draw_sets(bank: FeatureBank, count: int, seed: int) -> list[MixedSet]:
     """Sets of degraded views of a bank's subjects, each medium from an image of its own."""
     rng = np.random.default_rng(seed)
     plan = bank.plan
@@ -138,11 +138,11 @@ def drawn(bank: FeatureBank, count: int, seed: int) -> list[MixedSet]:
         raise SystemExit(f"{bank.name}: --fit needs a store of views.")
     views = [plan.media(kind) for kind in KINDS]
     images = [np.flatnonzero(bank.labels == subject) for subject in range(len(bank.subjects))]
-    several = [subject for subject, rows in enumerate(images) if len(rows) > FEWEST_IMAGES]
+    several = [subject for subject, rows in enumerate(images) if len(rows) > MIN_IMAGES]
     sets = []
     for _ in range(count):
         subject = int(rng.choice(several))
-        size = min(len(images[subject]), int(rng.integers(FEWEST_IMAGES, MOST_IMAGES + 1)))
+        size = min(len(images[subject]), int(rng.integers(MIN_IMAGES, MAX_IMAGES + 1)))
         chosen = rng.choice(images[subject], size, replace=False).tolist()
         if rng.random() < 0.5:
             chosen.append(int(rng.choice(np.flatnonzero(bank.labels != subject))))
@@ -164,11 +164,11 @@ def drawn(bank: FeatureBank, count: int, seed: int) -> list[MixedSet]:
 
 
 def fit(views: Path, without: Path | None) -> OutlierModel:
-    """Logistic regression of the evidence; prints the rule, and how many it accuses at which limit."""
+    """Logistic regression of the evidence; prints its coefficients and false alarm rates."""
     bank = read_feature_bank(views)
     left_out = set(without.read_text().split()) if without is not None else set()
     bank = bank.of_subjects(set(bank.subjects) - left_out)
-    sets = [each for each in drawn(bank, FIT_SETS, seed=1) if len(each.impostor) >= MIN_SAMPLES]
+    sets = [each for each in draw_sets(bank, FIT_SETS, seed=1) if len(each.impostor) >= MIN_SAMPLES]
     rows = np.concatenate(
         [outlier_evidence(*pool_samples(each.features, each.norms, each.media)) for each in sets]
     )
@@ -177,7 +177,9 @@ def fit(views: Path, without: Path | None) -> OutlierModel:
     rule = OutlierModel(*(round(float(value), 2) for value in [found.intercept_[0], *found.coef_[0]]))
     print(f"fitted on {len(bank.subjects):,} subjects, {len(sets):,} sets, {labels.sum():,} impostor media:")
     print(rule)
-    report("on the subjects of the fit, new draws", [drawn(bank, 2000, 2)], lambda s: _odds(s, rule, True))
+    report(
+        "on the subjects of the fit, new draws", [draw_sets(bank, 2000, 2)], lambda s: _odds(s, rule, True)
+    )
     return rule
 
 
@@ -185,7 +187,7 @@ def report(name: str, mixes: Sequence[Sequence[MixedSet]], score: Score) -> None
     """Print the detection rate at fixed false alarm rates, and both rates at the shipped limit."""
     own, impostor, *subjects = _scores([each for mix in mixes for each in mix], score)
     low, high = _interval(own, impostor, *subjects)
-    cuts = [f"{_share_found(own, impostor, wrong):.3f} at {wrong:.2f}" for wrong in WRONG]
+    cuts = [f"{_share_found(own, impostor, wrong):.3f} at {wrong:.2f}" for wrong in FALSE_ALARM_RATES]
     line = (
         f"{name}: {len(own):,} genuine and {len(impostor):,} impostor media; found {', '.join(cuts)} reported"
     )
@@ -224,7 +226,7 @@ def halves(mixes: Sequence[Sequence[MixedSet]], score: Score) -> None:
 def _scores(sets: Sequence[MixedSet], score: Score) -> tuple[np.ndarray, ...]:
     """Scores of genuine and impostor media of sets of three media or more: the median of their faces'.
 
-    And whose set each is in.
+    And the subjects of their sets.
     """
     own, impostor = [], []
     for each in sets:
@@ -246,10 +248,10 @@ def _interval(
     subjects = np.unique(np.concatenate([own_subjects, impostor_subjects]))
     found = []
     for _ in range(REPLICATES):
-        drawn = rng.multinomial(len(subjects), np.full(len(subjects), 1 / len(subjects)))
+        replicate = rng.multinomial(len(subjects), np.full(len(subjects), 1 / len(subjects)))
         here, there = (
-            np.repeat(scores, drawn[np.searchsorted(subjects, whose)])
-            for scores, whose in ((own, own_subjects), (impostor, impostor_subjects))
+            np.repeat(scores, replicate[np.searchsorted(subjects, subject_of)])
+            for scores, subject_of in ((own, own_subjects), (impostor, impostor_subjects))
         )
         found.append(_share_found(here, there, 0.05))
     observed = _share_found(own, impostor, 0.05)

@@ -110,9 +110,9 @@ def measured(
             distances.append(1 - (first.embedding.double() * second.embedding.double()).sum(dim=1))
     changed, distance = torch.cat(differ), torch.cat(distances)
     of_changed = distance[changed]
-    told = [f"{100 * changed.double().mean():.2f}", _shown(distance.max())]
-    told += [_shown(of_changed.median()), _shown(of_changed.max())] if len(of_changed) else ["-", "-"]
-    return " | ".join(told) + " |"
+    cells = [f"{100 * changed.double().mean():.2f}", _shown(distance.max())]
+    cells += [_shown(of_changed.median()), _shown(of_changed.max())] if len(of_changed) else ["-", "-"]
+    return " | ".join(cells) + " |"
 
 
 def _shown(value: Tensor) -> str:

@@ -38,7 +38,7 @@ import pandas as pd
 from torch import nn
 
 from benchmarks.studies.evaluator import EvaluationSet, add_cohort_flags, cohort_method, read_evaluation_set
-from benchmarks.studies.robustness_tables import AMOUNTS, REFERENCE, TWO_PEOPLE, draw, report
+from benchmarks.studies.robustness_tables import AMOUNTS, REFERENCE, SPLIT_SUFFIX, draw, report
 from coreset import build_aggregator
 from coreset.catalogue import DEFAULT_SPLIT_LIMIT
 from coreset.two_identity_split import TwoIdentitySplit
@@ -67,7 +67,7 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Faces:
-    """`features` (N, D) unit rows and `norms` (N,) of the benchmark's faces, then of what spoils them.
+    """`features` (N, D) unit rows and `norms` (N,) of the benchmark's faces, then of those that are added.
 
     `subjects` (N,) of each face, `UNREADABLE` or `DONOR` for the others; `donated`: of each donor, the faces
     of each medium.
@@ -125,16 +125,16 @@ def compare(args: argparse.Namespace) -> None:
     }
     if args.two_identity_split is not None:
         for name, aggregator in list(aggregators.items()):
-            aggregators[name + TWO_PEOPLE] = TwoIdentitySplit(aggregator, args.two_identity_split)
-            normalisation[name + TWO_PEOPLE] = normalisation[name]
+            aggregators[name + SPLIT_SUFFIX] = TwoIdentitySplit(aggregator, args.two_identity_split)
+            normalisation[name + SPLIT_SUFFIX] = normalisation[name]
     faces, groups = _faces(args, evaluation_set), evaluation_set.groups
     rows: list[dict[str, object]] = []
     for kind, amounts in AMOUNTS.items():
         for amount in amounts:
-            spoiled = SPOILERS[kind](groups, faces, amount, args.seed)
+            changed = CHANGES[kind](groups, faces, amount, args.seed)
             for name, aggregator in aggregators.items():
-                embedding = aggregate_templates(aggregator, faces.features, faces.norms, spoiled).embedding
-                row: dict[str, object] = {"aggregator": name, "spoiled": kind, "amount": amount}
+                embedding = aggregate_templates(aggregator, faces.features, faces.norms, changed).embedding
+                row: dict[str, object] = {"aggregator": name, "change": kind, "amount": amount}
                 rows.append(row | _rates(evaluation_set.protocol, *compared(embedding, normalisation[name])))
             print(f"{kind} {amount:g}: done")
     table = pd.DataFrame(rows)
@@ -229,21 +229,21 @@ def unreadable_images(count: int, seed: int) -> Array:
 def with_repeats(groups: FaceGroups, faces: Faces, amount: float, seed: int) -> FaceGroups:
     """Repeat the face of the smallest norm of each template `amount` times."""
 
-    def spoiled(rows: Array, rng: np.random.Generator) -> Array:
+    def changed(rows: Array, rng: np.random.Generator) -> Array:
         worst = rows[np.argmin(faces.norms[rows])]
         return np.concatenate([rows, np.full(int(amount) - 1, worst)])
 
-    return _each(groups, seed, spoiled)
+    return _each(groups, seed, changed)
 
 
 def _with_added(whose: int, groups: FaceGroups, faces: Faces, amount: float, seed: int) -> FaceGroups:
     """Add impostor or unreadable faces until their fraction is `amount`."""
     others = np.flatnonzero(faces.subjects == whose)
 
-    def spoiled(rows: Array, rng: np.random.Generator) -> Array:
+    def changed(rows: Array, rng: np.random.Generator) -> Array:
         return np.concatenate([rows, rng.choice(others, _added(len(rows), amount, rng))])
 
-    return _each(groups, seed, spoiled)
+    return _each(groups, seed, changed)
 
 
 with_impostor_faces = partial(_with_added, DONOR)
@@ -261,7 +261,7 @@ def _with_impostor_medium(
     donors = cycle(np.random.default_rng(seed).permutation(len(faces.donated)).tolist())
     medium_of = dict(zip(groups.rows.tolist(), groups.media.tolist(), strict=True))
 
-    def spoiled(rows: Array, rng: np.random.Generator) -> Array:
+    def changed(rows: Array, rng: np.random.Generator) -> Array:
         media = faces.donated[next(donors)]
         if rng.random() >= amount or len({medium_of[row] for row in rows.tolist()}) < min_media:
             return rows
@@ -269,7 +269,7 @@ def _with_impostor_medium(
         frames = 1 if len(medium) == 1 else round(np.exp(rng.uniform(*np.log(CLIP_FRAMES))))
         return np.concatenate([rows, np.resize(medium, frames)])
 
-    return _each(groups, seed, spoiled, together=True)
+    return _each(groups, seed, changed, together=True)
 
 
 with_wrong_medium = partial(_with_impostor_medium, 1)
@@ -279,13 +279,13 @@ with_wrong_among_several = partial(_with_impostor_medium, 2)
 def of_size(groups: FaceGroups, faces: Faces, amount: float, seed: int) -> FaceGroups:
     """`amount` faces of each template in random order, repeated if it has fewer."""
 
-    def spoiled(rows: Array, rng: np.random.Generator) -> Array:
+    def changed(rows: Array, rng: np.random.Generator) -> Array:
         return np.resize(rng.permutation(rows), int(amount))
 
-    return _each(groups, seed, spoiled)
+    return _each(groups, seed, changed)
 
 
-SPOILERS: Mapping[str, Callable[[FaceGroups, Faces, float, int], FaceGroups]] = {
+CHANGES: Mapping[str, Callable[[FaceGroups, Faces, float, int], FaceGroups]] = {
     "repeats": with_repeats,
     "impostors": with_impostor_faces,
     "unreadable": with_unreadable,
@@ -303,7 +303,7 @@ def _added(count: int, share: float, rng: np.random.Generator) -> int:
 def _each(
     groups: FaceGroups,
     seed: int,
-    spoiled: Callable[[Array, np.random.Generator], Array],
+    changed: Callable[[Array, np.random.Generator], Array],
     *,
     together: bool = False,
 ) -> FaceGroups:
@@ -314,7 +314,7 @@ def _each(
     for number in range(len(groups)):
         place = slice(groups.offsets[number], groups.offsets[number + 1])
         own = dict(zip(groups.rows[place].tolist(), groups.media[place].tolist(), strict=True))
-        found = spoiled(groups.rows[place], np.random.default_rng([seed, number]))
+        found = changed(groups.rows[place], np.random.default_rng([seed, number]))
         rows.append(found)
         for row in found.tolist():
             if row not in own:

@@ -31,22 +31,22 @@ REQUIRED_COSINE, REQUIRED_SHARE = 0.98, 0.5
 REFERENCE = "norm_weighted"
 STROKES = ("-", "--", ":")
 # Of an aggregator that describes two people; it has the colour of the one that does not.
-TWO_PEOPLE, TWO_PEOPLE_STROKE = ", two people", "-."
+SPLIT_SUFFIX, TWO_PEOPLE_STROKE = ", two people", "-."
 
 
 def report(table: pd.DataFrame, cosines: Mapping[str, tuple[float, float]], name: str) -> str:
     """Markdown: a table of each way, and what the repeats and a fifth of impostor faces do."""
-    parts = [f"# {name}: what spoils a set (TAR@FAR 1e-02 / 1e-03 / rank 1, %)"]
+    parts = [f"# {name}: robustness to changes of a set (TAR@FAR 1e-02 / 1e-03 / rank 1, %)"]
     figures = [column for column in table.columns if column.startswith("tar") or column == "rank1"]
     for kind, amounts in AMOUNTS.items():
-        here = table[table["spoiled"] == kind]
+        here = table[table["change"] == kind]
         lines = [f"| {LABELS[kind]} | {' | '.join(f'{amount:g}' for amount in amounts)} |"]
         lines.append("|---|" + "---:|" * len(amounts))
         for aggregator, of_it in here.groupby("aggregator", sort=False):
             cells = [" / ".join(f"{value:.1f}" for value in row) for row in of_it[figures].to_numpy()]
             lines.append(f"| {aggregator} | {' | '.join(cells)} |")
         parts.append("\n".join(lines))
-    first = table[(table["spoiled"] == "impostors")].set_index(["aggregator", "amount"])["tar_at_far_1e-02"]
+    first = table[(table["change"] == "impostors")].set_index(["aggregator", "amount"])["tar_at_far_1e-02"]
     limit = REQUIRED_SHARE * (first[REFERENCE, 0.0] - first[REFERENCE, 0.2])
     lines = [
         "| | cosine after 500 repeats: mean (least) | TAR@FAR 1e-02 lost at 20 % impostor faces |",
@@ -75,17 +75,17 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     figures = [name for name in ("tar_at_far_1e-02", "rank1") if name in table]
     figure = Figure(figsize=(4.2 * len(AMOUNTS), 3.4 * len(figures) + 0.8), layout="constrained")
     FigureCanvasAgg(figure)
-    names = list(dict.fromkeys(name.removesuffix(TWO_PEOPLE) for name in table["aggregator"]))
+    names = list(dict.fromkeys(name.removesuffix(SPLIT_SUFFIX) for name in table["aggregator"]))
     axes = figure.subplots(len(figures), len(AMOUNTS), squeeze=False)
     for column, kind in enumerate(AMOUNTS):
-        here = table[table["spoiled"] == kind]
+        here = table[table["change"] == kind]
         for row, name in enumerate(figures):
             panel = axes[row, column]
             for aggregator, of_it in here.groupby("aggregator", sort=False):
-                number = names.index(str(aggregator).removesuffix(TWO_PEOPLE))
+                number = names.index(str(aggregator).removesuffix(SPLIT_SUFFIX))
                 # Ten colours; those after them are told apart by their stroke.
                 stroke = {"color": f"C{number % 10}", "linestyle": STROKES[number // 10 % len(STROKES)]}
-                if str(aggregator).endswith(TWO_PEOPLE):
+                if str(aggregator).endswith(SPLIT_SUFFIX):
                     stroke["linestyle"] = TWO_PEOPLE_STROKE
                 panel.plot(of_it["amount"], of_it[name], marker="o", markersize=3, label=aggregator, **stroke)
             if kind in ("repeats", "size"):

@@ -123,15 +123,17 @@ def pooled_difference(folds: Sequence[tuple[Sequence[Row], Sequence[Row]]], far:
         np.mean([row.tar[key] for row in rows]) - np.mean([row.tar[key] for row in reference])
         for rows, reference in folds
     ]
-    # All folds were drawn by one seed; mixed up, a draw of one fold has nothing to do with that of another.
+    # All folds were drawn by one seed; permuted, draws of different folds are independent.
     rng = np.random.default_rng(0)
-    drawn = [rng.permutation(_mean_drawn(rows, far) - _mean_drawn(base, far)) for rows, base in folds]
+    drawn = [
+        rng.permutation(_mean_replicates(rows, far) - _mean_replicates(base, far)) for rows, base in folds
+    ]
     people = sum(rows[0].people or 1 for rows, _ in folds)
     low, high = difference_interval95(np.mean(drawn, axis=0)[:, None], people)
     return Difference(float(np.mean(means)), float(low[0]), float(high[0]))
 
 
-def _mean_drawn(rows: Sequence[Row], far: float) -> NDArray[np.float64]:
+def _mean_replicates(rows: Sequence[Row], far: float) -> NDArray[np.float64]:
     drawn = np.array([row.drawn for row in rows], np.float64)
     mean: NDArray[np.float64] = drawn[:, :, FARS.index(far)].mean(axis=0)
     return mean

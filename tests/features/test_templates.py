@@ -98,11 +98,11 @@ def test_impostor_media_have_the_requested_probability(share: float, style: str)
     wrong = 0
     for template in templates:
         subjects = bank.labels[image_of(bank, template.rows)]
-        foreign = subjects != template.label
-        assert not foreign.all() or len(foreign) == 1
-        assert len(np.unique(template.media[foreign])) <= 1
-        assert len(np.unique(subjects[foreign])) <= 1
-        wrong += bool(foreign.any())
+        impostor = subjects != template.label
+        assert not impostor.all() or len(impostor) == 1
+        assert len(np.unique(template.media[impostor])) <= 1
+        assert len(np.unique(subjects[impostor])) <= 1
+        wrong += bool(impostor.any())
     # A quarter of the sets of media are a gallery's and stay as they are. A template that is full with one
     # face has no room for a second; 40 faces rarely are.
     assert wrong / len(templates) == pytest.approx(share * (0.75 if style == "media" else 1), abs=0.03)
@@ -113,19 +113,19 @@ def test_impostor_faces_are_separate_media(style: str) -> None:
     recipe = TemplateRecipe(style=style, max_size=60, impostor_face_prob=0.4)
     bank, templates = drawn(recipe)
     plain = drawn(TemplateRecipe(style=style, max_size=60))[1]
-    spoiled, shares = 0, []
+    contaminated, shares = 0, []
     for template, before in zip(templates, plain, strict=True):
         subjects = bank.labels[image_of(bank, template.rows)]
-        foreign = subjects != template.label
+        impostor = subjects != template.label
         # What was there before is there still, before all others.
-        assert np.array_equal(template.rows[~foreign], before.rows)
-        assert not foreign[: len(before.rows)].any()
+        assert np.array_equal(template.rows[~impostor], before.rows)
+        assert not impostor[: len(before.rows)].any()
         media, count = np.unique(template.media, return_counts=True)
-        assert (count[np.isin(media, template.media[foreign])] == 1).all()
-        spoiled += bool(foreign.any())
+        assert (count[np.isin(media, template.media[impostor])] == 1).all()
+        contaminated += bool(impostor.any())
         if len(before.rows) >= 20:
-            shares.append(foreign.mean())
-    assert 0.1 < spoiled / len(templates) < 0.4
+            shares.append(impostor.mean())
+    assert 0.1 < contaminated / len(templates) < 0.4
     # Few sets have room for none or more than two fifths, but for one that is rounded up.
     assert max(shares) <= 0.4 + 1 / 20
     assert np.mean(shares) == pytest.approx(0.4 * 0.2 * (0.75 if style == "media" else 1), abs=0.02)

@@ -19,7 +19,7 @@ def test_mixes_are_found_and_sets_of_one_person_are_not(monkeypatch: pytest.Monk
     norms = np.stack([np.full(144, 10.0), np.full(144, 3.0)])
     spec = BackboneSpec("test", 128, "RGB", 127.5, 128.0, norm_is_quality=True)
     faces = identities.Faces(features.astype(np.float32), norms.astype(np.float32), subject, spec)
-    lines = identities.measured(faces, "Tested.").splitlines()
+    lines = identities.measure(faces, "Tested.").splitlines()
     table = [line for line in lines if line.startswith(("| 2 ", "| 3 ", "| 4 ", "| 5 ", "| 6 "))]
     assert len(table) == 5
     assert all(line.count("100.0 (100.0)") == 3 for line in table)

@@ -1,4 +1,4 @@
-"""Sets spoiled one way at a time: what is added, what stays, and the tables of it."""
+"""Sets changed one way at a time: what is added, what stays, and the tables of it."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def test_fractions_are_right_on_average_and_impostors_are_of_other_subjects(
     sets: tuple[FaceGroups, Faces],
 ) -> None:
     groups, faces = sets
-    for spoil in (with_impostor_faces, with_unreadable):
-        found = spoil(groups, faces, 0.3, 1)
+    for change in (with_impostor_faces, with_unreadable):
+        found = change(groups, faces, 0.3, 1)
         added = found.sizes - 4
         assert set(added) <= {1, 2}
         assert added.mean() == pytest.approx(4 * 0.3 / 0.7, abs=0.25)
@@ -71,10 +71,10 @@ def test_fractions_are_right_on_average_and_impostors_are_of_other_subjects(
             rows = found.rows[found.offsets[number] : found.offsets[number + 1]]
             assert np.array_equal(rows[:4], np.arange(4 * number, 4 * number + 4))
             others = faces.subjects[rows[4:]]
-            assert (others == (-1 if spoil is with_unreadable else -2)).all()
-        assert np.array_equal(spoil(groups, faces, 0.0, 1).rows, groups.rows)
-        assert np.array_equal(spoil(groups, faces, 0.3, 1).rows, found.rows)
-        assert not np.array_equal(spoil(groups, faces, 0.3, 2).rows, found.rows)
+            assert (others == (-1 if change is with_unreadable else -2)).all()
+        assert np.array_equal(change(groups, faces, 0.0, 1).rows, groups.rows)
+        assert np.array_equal(change(groups, faces, 0.3, 1).rows, found.rows)
+        assert not np.array_equal(change(groups, faces, 0.3, 2).rows, found.rows)
 
 
 def test_sizes(sets: tuple[FaceGroups, Faces]) -> None:
@@ -108,7 +108,7 @@ def test_the_report_says_what_holds() -> None:
     rows = [
         {
             "aggregator": name,
-            "spoiled": kind,
+            "change": kind,
             "amount": amount,
             "tar_at_far_1e-02": 80 - loss * (amount == 0.2),
         }
@@ -130,20 +130,20 @@ def test_a_wrong_medium_is_one_medium_of_one_donor(sets: tuple[FaceGroups, Faces
     groups, faces = sets
     assert np.array_equal(with_wrong_medium(groups, faces, 0, 0).rows, groups.rows)
     found = with_wrong_medium(groups, faces, 0.5, 0)
-    spoiled = 0
+    changed = 0
     for number in range(len(groups)):
         place = slice(found.offsets[number], found.offsets[number + 1])
         added, media = found.rows[place][4:], found.media[place][4:]
         assert np.array_equal(found.rows[place][:4], np.arange(4 * number, 4 * number + 4))
         if len(added):
-            spoiled += 1
+            changed += 1
             assert any(
                 set(added.tolist()) <= set(medium.tolist()) for media in faces.donated for medium in media
             )
             assert len(added) == 1 or 4 <= len(added) <= 40
             assert len(set(media.tolist())) == 1
             assert media[0] not in groups.media
-    assert 10 < spoiled < 30
+    assert 10 < changed < 30
 
 
 def test_every_template_has_its_own_impostor(sets: tuple[FaceGroups, Faces]) -> None:
