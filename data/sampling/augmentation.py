@@ -64,7 +64,7 @@ def clip_transform(image: Image, rng: np.random.Generator) -> Image:
     return image
 
 
-def mirror(image: Image, rng: np.random.Generator) -> Image:
+def random_horizontal_flip(image: Image, rng: np.random.Generator) -> Image:
     """Flip horizontally with probability 0.5."""
     return np.asarray(cv2.flip(image, 1), np.uint8) if rng.random() < 0.5 else image
 

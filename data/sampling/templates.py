@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data.sampling.augmentation import augment_face, clip_transform, mirror
+from data.sampling.augmentation import augment_face, clip_transform, random_horizontal_flip
 from data.sampling.positions import Item
 from data.sources.decoding import Image
 from data.sources.face_source import FaceSource
@@ -144,7 +144,7 @@ class FaceDataset(Dataset[tuple[NDArray[np.uint8], int]]):
     def __getitem__(self, item: Item) -> tuple[NDArray[np.uint8], int]:
         rng = _item_rng(self._seed, item)
         image = self._augmentation.apply(self._source.image(item.row), rng)
-        return self._spec.from_rgb(mirror(image, rng)), self.label_of(item)
+        return self._spec.from_rgb(random_horizontal_flip(image, rng)), self.label_of(item)
 
 
 class TemplateDataset(Dataset[Template]):
@@ -307,7 +307,7 @@ def _make_template(
     for image, length in clips:
         if image not in used:
             used[image] = augmentation.apply(source.image(int(rows[image])), rng)
-        frames += (mirror(clip_transform(used[image], rng), rng) for _ in range(length))
+        frames += (random_horizontal_flip(clip_transform(used[image], rng), rng) for _ in range(length))
     media = np.repeat(np.arange(len(clips)), [length for _, length in clips])
     return Template(spec.from_rgb(np.stack(frames)), label, media)
 
