@@ -25,8 +25,13 @@ class InputError(Exception):
 def valid_names(given: str, names: Iterable[str]) -> str:
     """For the message on an unknown name: the valid names, and the nearest one to what was given."""
     names = list(names)
-    near = difflib.get_close_matches(given, names, n=1, cutoff=0.4)
-    return f"Valid are {', '.join(names) or 'none'}." + (f" Did you mean {near[0]!r}?" if near else "")
+    return f"Valid are {', '.join(names) or 'none'}.{did_you_mean(given, names)}"
+
+
+def did_you_mean(given: str, names: Iterable[str], cutoff: float = 0.4) -> str:
+    """The question after a message on an unknown name, with a space before it; '' if no name is near."""
+    near = difflib.get_close_matches(given, list(names), n=1, cutoff=cutoff)
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 class InputWarning(UserWarning):

@@ -20,6 +20,7 @@ from features.store import MANIFEST as STORE_MANIFEST
 from runtime.errors import InputError
 from runtime.files import temporary_folder
 from runtime.output_checks import require_free_space
+from runtime.text import first_lines
 from set_benchmark.media import Choice, MediaPool, collect_media, media_of_bank
 from set_benchmark.plan import plan_benchmark
 from set_benchmark.protocol import BenchmarkProtocol
@@ -170,6 +171,6 @@ def _examples(what: str, pairs: list[tuple[str, str]], word: str) -> list[str]:
     if not pairs:
         return []
     joint = f"{word} " if word == ":" else f" {word} "
-    shown = [f"    {first}{joint}{second}" for first, second in pairs[:_SHOWN]]
-    more = [f"    and {len(pairs) - _SHOWN:,} more, in manifest.json"] if len(pairs) > _SHOWN else []
-    return [f"  {len(pairs):,} media {what}:", *shown, *more]
+    lines = [f"    {first}{joint}{second}" for first, second in pairs]
+    shown = first_lines(lines, _SHOWN, "    and {} more, in manifest.json")
+    return [f"  {len(pairs):,} media {what}:", *shown]

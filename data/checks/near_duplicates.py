@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from data.sources.decoding import Image
 from data.sources.subject_index import SubjectIndex
 from runtime.errors import InputError
+from runtime.text import first_lines, listed
 
 # Frames of a clip that are compared, evenly spaced.
 SKETCHED_FRAMES = 3
@@ -26,7 +27,6 @@ SAME_UNDER_TWO_NAMES = 0.98
 _SIDE = 16
 _BROAD = 2.0
 _BLOCK = 4096
-_SHOWN = 3
 _FAULTS_SHOWN = 5
 
 Floats = NDArray[np.float32]
@@ -98,9 +98,8 @@ def copies_text(what: str, copies: Copies, names: Sequence[str]) -> list[str]:
     for pairs, why, word in kinds:
         if not pairs:
             continue
-        shown = ", ".join(f"{names[one]} {word} {names[other]}" for one, other in list(pairs)[:_SHOWN])
-        more = ", ..." if len(pairs) > _SHOWN else ""
-        sentences.append(f"{len(pairs):,} {what} {why} and are left out: {shown}{more}")
+        shown = listed([f"{names[one]} {word} {names[other]}" for one, other in pairs])
+        sentences.append(f"{len(pairs):,} {what} {why} and are left out: {shown}")
     return sentences
 
 
@@ -160,8 +159,4 @@ def _two_names(
         and (len(places) > 1 or len(shared[other, own]) >= totals[other])
         and (own < other or len(shared[other, own]) < totals[other])
     ]
-    if len(faults) > _FAULTS_SHOWN:
-        faults[_FAULTS_SHOWN:] = [
-            f"... and {len(faults) - _FAULTS_SHOWN:,} more pairs. Many subjects may have the same image."
-        ]
-    return faults
+    return first_lines(faults, _FAULTS_SHOWN, "... and {} more pairs. Many subjects may have the same image.")

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from data.sources.decoding import HEIF_BRANDS, is_image
+from runtime.text import listed
 
 # Read as images without inspecting the content.
 IMAGE_SUFFIXES = (
@@ -50,7 +51,6 @@ _LEFTOVER_ENDS = ("@synoeastream", "@synoresource")
 # `convert.py --rec_path` unpacks the images of train.rec to IMAGES, and each pair set to a folder with PAIRS.
 IMAGES = "imgs"
 PAIRS = "pairs.csv"
-_EXAMPLES = 3
 
 
 def is_leftover(name: str) -> bool:
@@ -160,13 +160,12 @@ def beside_note(root: Path) -> str:
     loose = [each.name for each in visible(root) if not each.is_dir() and _is_medium(each)]
     if not loose:
         return ""
-    more = f" and {len(loose) - _EXAMPLES:,} more" if len(loose) > _EXAMPLES else ""
     which = (
         "1 photo or video beside the subject folders is"
         if len(loose) == 1
         else f"{len(loose):,} photos or videos beside the subject folders are"
     )
-    return f"{which} skipped: {', '.join(loose[:_EXAMPLES])}{more}. Move each into the folder of its subject"
+    return f"{which} skipped: {listed(loose)}. Move each into the folder of its subject"
 
 
 def _is_medium(path: Path) -> bool:

@@ -6,13 +6,12 @@ Names are equal if their Unicode normal forms NFC are; case matters. (macOS stor
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.errors import InputError
-
-_SHOWN = 3
+from runtime.text import listed
 
 
 def normal(name: str) -> str:
@@ -46,11 +45,11 @@ class Matches:
     unknown: tuple[str, ...]
 
 
-def match_names(listed: Collection[str], subjects: Iterable[str], where: str, data: str) -> Matches:
+def match_names(names: Collection[str], subjects: Iterable[str], where: str, data: str) -> Matches:
     """Find listed subjects in the data.
 
     Args:
-        listed: from `read_names`.
+        names: from `read_names`.
         subjects: names in the data.
         where: the list in messages, such as '--exclude_subjects FILE'.
         data: the data in messages.
@@ -59,12 +58,12 @@ def match_names(listed: Collection[str], subjects: Iterable[str], where: str, da
         InputError: no listed name matches.
     """
     there = list(subjects)
-    found = frozenset(subject for subject in there if normal(subject) in listed)
-    unknown = tuple(sorted(set(listed) - {normal(subject) for subject in found}))
+    found = frozenset(subject for subject in there if normal(subject) in names)
+    unknown = tuple(sorted(set(names) - {normal(subject) for subject in found}))
     if not found:
         raise InputError(
-            f"{where}: none of its {len(listed):,} names ({_first(unknown)}) is among the {len(there):,} "
-            f"subjects of {data} ({_first(there)}).{_other_case(unknown, there)} Names are case-sensitive."
+            f"{where}: none of its {len(names):,} names ({listed(unknown)}) is among the {len(there):,} "
+            f"subjects of {data} ({listed(there)}).{_other_case(unknown, there)} Names are case-sensitive."
         )
     return Matches(found, unknown)
 
@@ -73,7 +72,7 @@ def unknown_names(matches: Matches, subjects: Iterable[str]) -> str:
     """Text on names that match no subject, to append to a sentence; '' if there are none."""
     if not matches.unknown:
         return ""
-    text = f"; {len(matches.unknown):,} names match no subject ({_first(matches.unknown)})"
+    text = f"; {len(matches.unknown):,} names match no subject ({listed(matches.unknown)})"
     return (text + "." + _other_case(matches.unknown, subjects)).rstrip(".")
 
 
@@ -107,8 +106,4 @@ def check_one_line(names: Iterable[str], where: str) -> None:
 def _other_case(unknown: Iterable[str], subjects: Iterable[str]) -> str:
     folded = {normal(subject).casefold(): subject for subject in subjects}
     alike = [f"{name} and {folded[name.casefold()]}" for name in unknown if name.casefold() in folded]
-    return f" {len(alike):,} differ only in case: {_first(alike)}." if alike else ""
-
-
-def _first(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+    return f" {len(alike):,} differ only in case: {listed(alike)}." if alike else ""

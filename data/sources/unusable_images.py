@@ -18,6 +18,7 @@ from data.sources.decoding import Image
 from data.sources.face_source import FaceSource, select
 from runtime.errors import InputError
 from runtime.progress import progress_bar
+from runtime.text import first_lines
 
 _MAX_THREADS = 16
 _SHOWN = 10
@@ -69,9 +70,7 @@ def usable_part(source: FaceSource, skipped: list[str]) -> FaceSource:
 
 def first_faults(faults: Mapping[int, str]) -> list[str]:
     """The first ten faults by number, and the number of further ones."""
-    shown = [faults[number] for number in sorted(faults)[:_SHOWN]]
-    more = len(faults) - len(shown)
-    return shown + ([f"... and {more:,} more"] if more else [])
+    return first_lines([faults[number] for number in sorted(faults)], _SHOWN)
 
 
 class UnusableBatch:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from runtime.errors import did_you_mean, valid_names
 from runtime.text import first_lines, listed, shortened
 
 
@@ -17,3 +18,10 @@ def test_first_lines() -> None:
 def test_shortened_names_keep_both_ends() -> None:
     assert shortened("abc", 3, 1) == "abc"
     assert shortened("abcdefghijkl", 10, 4) == "abc...ijkl"
+
+
+def test_nearest_name_is_suggested_if_it_is_near() -> None:
+    assert "'adaface'" in did_you_mean("adafcae", iter(["arcface", "adaface"]))
+    assert did_you_mean("zzz", ["arcface", "adaface"]) == ""
+    assert did_you_mean("ada", ["arcface", "adaface"], cutoff=0.9) == ""
+    assert "'adaface'" in valid_names("adafcae", iter(["arcface", "adaface"]))
