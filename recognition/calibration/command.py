@@ -86,7 +86,11 @@ def run_calibrate(args: argparse.Namespace) -> None:
         print(f"left out: {note}")
     measured = measure(labelled, normalisation, replicates=args.replicates, seed=args.seed)
     atomic_write(args.out, json_text(measured.content(model.fingerprint, reading)))
-    print(f"\n{measurement_text(measured)}\n\n{args.out}: use it as --calibration {args.out} --fmr RATE")
+    print(f"\n{measurement_text(measured)}\n")
+    if measured.everything.rates:
+        print(f"{args.out}: use it as --calibration {args.out} --fmr RATE")
+    else:
+        print(f"{args.out}: contains no threshold, as no rate is supported. Calibrate with more subjects.")
 
 
 def _flags(parser: argparse.ArgumentParser) -> None:

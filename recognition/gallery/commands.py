@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 from recognition.gallery.contents import GalleryInfo
 from recognition.gallery.database import SUFFIX
-from recognition.gallery.exchange import check_suffix, database_of, export_gallery, import_gallery
+from recognition.gallery.exchange import check_suffix, database_of, export_gallery, import_galleries
 from recognition.gallery.store import (
+    already_enrolled,
     enrolled_names,
     gallery_info,
     list_subjects,
@@ -23,7 +24,7 @@ from recognition.preprocessing import preprocessing_text
 from runtime.errors import InputError
 from runtime.escaping import escaped
 from runtime.output_checks import require_free_space, require_output_file
-from runtime.text import first_lines, listed
+from runtime.text import first_lines
 
 # `list`, `remove`, `rename`, `export` and `import` need no model: what imports PyTorch or OpenCV is imported
 # by the functions that need it.
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from recognition.sources import SetSource
     from runtime.errors import Faults
 
-_NAMES_SHOWN = 5
 _SETS_SHOWN = 20
 # A descriptor and the names of its files.
 _BYTES_PER_SUBJECT = 4096
@@ -68,7 +68,10 @@ def run_enroll(args: argparse.Namespace) -> None:
     faults = Faults()
     limits = faults.of(lambda: enrolment_limits(args))
     if args.gallery.suffix not in (SUFFIX, ".npz") and not args.gallery.exists():
-        faults.sentences.append(f"--gallery {args.gallery}: expected a name that ends in {SUFFIX}.")
+        faults.sentences.append(
+            f"--gallery {args.gallery}: the name of a gallery ends in {SUFFIX}. Use for example "
+            f"{args.gallery.with_suffix(SUFFIX)}."
+        )
     faults.of(lambda: require_output_file(args.gallery, "--gallery"))
     gallery = faults.of(lambda: database_of(args.gallery)) or args.gallery
     sources, options, model, reading, info = _opened(args, faults, gallery, may_be_missing=True)
@@ -77,10 +80,7 @@ def run_enroll(args: argparse.Namespace) -> None:
         # Before the photos are read, which may take hours.
         there = enrolled_names(gallery, [source.name for source in sources])
         if there:
-            raise InputError(
-                f"{gallery}: already enrolled: {listed(there, _NAMES_SHOWN)}. Nothing was changed. "
-                "Add --replace to replace them, 'remove' them before, or rename the folders."
-            )
+            raise already_enrolled(gallery, there)
     sets, empty = aggregate_sets(model, sources, options)
     print(rejection_text(sets, empty), end="")
     if not sets:
@@ -112,6 +112,7 @@ def run_search(args: argparse.Namespace) -> None:
     from recognition.gallery.identify import identify
     from recognition.gallery.open_set import (
         check_num_nonmated,
+        num_needed,
         threshold_from_gallery,
         threshold_from_nonmated,
     )
@@ -123,21 +124,25 @@ def run_search(args: argparse.Namespace) -> None:
         faults.sentences.append(f"--top {args.top}: expected 1 or more.")
     fpir, root = vars(args).get("fpir"), vars(args).get("non_mated")
     if root is not None and fpir is None:
-        faults.sentences.append("--non_mated has an effect with --fpir alone. Remove it, or give --fpir.")
+        faults.sentences.append("--non_mated has no effect without --fpir. Remove it, or give --fpir.")
     nonmated = faults.of(lambda: [] if root is None else find_sets([], Path(root)))
-    if root is not None and fpir is not None and nonmated is not None:
+    if fpir is not None and root is None:
+        faults.of(lambda: num_needed(fpir))
+    elif fpir is not None and nonmated is not None:
         count = len(nonmated)
         faults.of(lambda: check_num_nonmated(count, fpir))
     calibration_file, fmr = vars(args).get("calibration"), vars(args).get("fmr")
     if fmr is not None and calibration_file is None:
-        faults.sentences.append("--fmr chooses a threshold of --calibration FILE, which is missing.")
+        faults.sentences.append(
+            "--fmr has no effect without --calibration. Remove it, or give --calibration."
+        )
     path = faults.of(lambda: database_of(args.gallery)) or args.gallery
     sources, options, model, reading, info = _opened(args, faults, path, may_be_missing=False)
     calibration = None
     if calibration_file is not None:
         calibration = read_calibration(calibration_file, model.fingerprint, fmr, reading=reading)
     if info is None or not info.count:
-        raise InputError(f"{path}: nobody is enrolled.")
+        raise InputError(f"{path}: nobody is enrolled. Add subjects with 'inference.py enroll'.")
     gallery = open_gallery(path)
     threshold = None
     if fpir is not None and not nonmated:
@@ -186,6 +191,9 @@ def run_list(args: argparse.Namespace) -> None:
     width = max((len(subject.name) for subject in subjects), default=0)
     for name, norm, files in subjects:
         print(f"{name:{width}}  {len(files):6,} faces  norm {norm:6.2f}")
+    if not info.count:
+        print(f"{path}: 0 subjects")
+        return
     print(
         f"{path}: {_subjects(info.count)}, {info.dimension} values each, "
         f"made with the model {info.fingerprint[:12]}; {preprocessing_text(info.reading)}"
@@ -203,8 +211,8 @@ def run_export(args: argparse.Namespace) -> None:
 def run_import(args: argparse.Namespace) -> None:
     """Add the subjects of exported galleries."""
     path = database_of(args.gallery)
-    for file in args.files:
-        print(f"{path}: {_subjects(import_gallery(file, path, replace=args.replace))}, with those of {file}")
+    count = import_galleries(args.files, path, replace=args.replace)
+    print(f"imported {', '.join(map(str, args.files))}\n{path}: {_subjects(count)}")
 
 
 def _opened(
@@ -220,12 +228,12 @@ def _opened(
     options = faults.of(lambda: photo_options(args))
     model = faults.of(lambda: open_model(args))
     if info is not None and model is not None:
-        faults.of(lambda: info.check_model(model.fingerprint))
+        faults.of(lambda: info.check_model(path, model.fingerprint))
     reading: dict[str, str] | None = None
     if sources is not None and options is not None and model is not None:
         reading = faults.of(lambda: preprocessing_of(model, options, sources))
     if info is not None and reading is not None:
-        faults.of(lambda: info.check_reading(reading))
+        faults.of(lambda: info.check_reading(path, reading))
     faults.raise_if_any()
     return _given(sources), _given(options), _given(model), _given(reading), info
 

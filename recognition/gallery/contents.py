@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -36,19 +37,19 @@ class GalleryInfo:
     dimension: int
     count: int
 
-    def check_model(self, fingerprint: str, whose: str = "this model") -> None:
-        """Raises InputError unless that is the model which made the gallery."""
-        if fingerprint != self.fingerprint:
+    def check_model(self, path: Path, fingerprint: str) -> None:
+        """Raises InputError unless that is the model which made the gallery, or nobody is enrolled."""
+        if self.count and fingerprint != self.fingerprint:
             raise InputError(
-                f"gallery: made with the model {self.fingerprint[:12]}, but {whose} is {fingerprint[:12]}: "
-                "other weights, another aggregator or other options, whose descriptors cannot be compared. "
-                "Use the model that the gallery was made with, or enroll anew into another file."
+                f"{path}: holds descriptors of the model {self.fingerprint[:12]}, not of {fingerprint[:12]}. "
+                "Descriptors of other weights, another aggregator or other options cannot be compared. Use "
+                "the model of this gallery, or another gallery."
             )
 
-    def check_reading(self, reading: Mapping[str, str]) -> None:
+    def check_reading(self, path: Path, reading: Mapping[str, str]) -> None:
         """Raises InputError where faces were read in another way; where that is not known, warns."""
         if reading and self.count:
-            check_same_preprocessing("gallery", self.reading, reading, "enroll anew into another file")
+            check_same_preprocessing(path, self.reading, reading, "use another gallery")
 
 
 class Subject(NamedTuple):
@@ -96,25 +97,25 @@ def _faults_of(gallery: Gallery) -> list[str]:
     N, descriptors = len(gallery.names), gallery.descriptors
     if descriptors.ndim != 2 or descriptors.dtype != np.float32 or len(descriptors) != N:
         form = f"{descriptors.shape} {descriptors.dtype}"
-        return [f"gallery: expected descriptors ({N}, D) float32, one for each name; found {form}."]
+        return [f"expected descriptors ({N}, D) float32, one for each name; found {form}."]
     faults = []
+    if N and not gallery.fingerprint:
+        faults.append("the fingerprint of the model is missing. Enroll the subjects anew.")
     norms = gallery.norms
     if norms.shape != (N,) or norms.dtype != np.float32 or len(gallery.files) != N:
-        faults.append(f"gallery: expected {N} float32 norms and as many lists of files, one for each name.")
+        faults.append(f"expected {N} float32 norms and as many lists of files, one for each name.")
     elif not np.isfinite(norms).all():
-        faults.append("gallery: a norm is not finite.")
+        faults.append("a norm is not finite.")
     squares = np.einsum("nd,nd->n", descriptors, descriptors)
     # A NaN is not within either.
     bad = np.flatnonzero(~(np.abs(np.sqrt(squares) - 1) < 1e-3))
     if len(bad):
-        faults.append(
-            f"gallery: the descriptor of {gallery.names[bad[0]]!r} is not of length one ({len(bad)} such)."
-        )
+        faults.append(f"the descriptor of {gallery.names[bad[0]]!r} is not of length one ({len(bad)} such).")
     if len(set(map(normal, gallery.names))) < N:
         twice = [name for name, count in Counter(map(normal, gallery.names)).items() if count > 1]
-        faults.append(f"gallery: {are_names(twice)} named more than once. Give each set a name of its own.")
+        faults.append(f"{are_names(twice)} named more than once. Give each subject a name of its own.")
     if any(not name or name != name.strip("\0") for name in gallery.names):
-        faults.append("gallery: a name is empty or ends in a zero character. Give each set a name.")
+        faults.append("a name is empty or ends in a zero character. Give each subject a name.")
     return faults
 
 

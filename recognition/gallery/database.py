@@ -61,7 +61,7 @@ class _DamagedError(Exception):
     """Says what in the file differs from what was written."""
 
 
-class _Tables:
+class Tables:
     """The tables of a gallery within one transaction.
 
     `_total` follows what is inserted and deleted, or counts what was read.
@@ -76,7 +76,7 @@ class _Tables:
         if (form := self._number("PRAGMA user_version")) != _FORM:
             raise _DamagedError(f"it has form {form}, and this version reads form {_FORM}")
         self._stored_total, self._total = 0, 0
-        # At the beginning of the transaction; without a fingerprint before any enrolment.
+        # Without a fingerprint before any enrolment.
         self.info = GalleryInfo("", {}, 0, 0)
         if row := self._execute("SELECT * FROM gallery").fetchone():
             self.info = self._info_of(row)
@@ -102,6 +102,7 @@ class _Tables:
 
     def set_info(self, info: GalleryInfo) -> None:
         """Write the settings and the sum of checksums after a change."""
+        self.info = info
         total = (self._stored_total + self._total) % _MOST_TOTAL
         reading = json.dumps(dict(info.reading))
         values = info.fingerprint, reading, info.dimension, info.count, total
@@ -242,13 +243,13 @@ def _parsed_sources(texts: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 @contextmanager
-def transaction(path: Path, *, write: bool = False) -> Iterator[_Tables]:
+def transaction(path: Path, *, write: bool = False) -> Iterator[Tables]:
     """Open a gallery for one transaction, which is committed when the block ends without an exception."""
     _check_file(path)
     connection = None
     try:
         connection = _connected(path, write=write)
-        yield _Tables(connection, path.stat().st_size + _size_of_log(path))
+        yield Tables(connection, path.stat().st_size + _size_of_log(path))
         connection.execute("COMMIT")
     except (sqlite3.Error, _DamagedError, UnicodeDecodeError) as fault:
         raise _fault_of(path, fault) from None
@@ -260,14 +261,14 @@ def transaction(path: Path, *, write: bool = False) -> Iterator[_Tables]:
 
 def _check_file(path: Path) -> None:
     if not path.exists():
-        raise InputError(f"{path}: there is no such gallery. Make it with 'enroll'.")
+        raise InputError(f"{path}: no such gallery. Create it with 'inference.py enroll'.")
     check_regular(path, "a gallery")
     with path.open("rb") as stream:
         start = stream.read(16)
     if start.startswith(b"PK"):
-        raise InputError(f"{path}: is a gallery of an older version. Convert it with 'import'.")
+        raise InputError(f"{path}: is a gallery of an older version. Convert it with 'inference.py import'.")
     if start != b"SQLite format 3\0":
-        raise InputError(f"{path}: is no gallery, or its beginning is damaged. Expected a file of 'enroll'.")
+        raise InputError(f"{path}: is not a gallery. Expected a file that 'inference.py enroll' wrote.")
 
 
 def _connected(path: Path, *, write: bool) -> sqlite3.Connection:
@@ -309,7 +310,7 @@ def create(path: Path) -> None:
     if path.exists():
         return
     if path.suffix != SUFFIX:
-        raise InputError(f"{path}: expected the name of a gallery that ends in {SUFFIX}.")
+        raise InputError(f"{path}: the name of a gallery ends in {SUFFIX}. Choose such a name.")
     private_folder(path.parent)
     with creation_lock(path.parent):
         if path.exists():
@@ -372,6 +373,11 @@ def _fault_of(path: Path, fault: Exception) -> Exception:
         return InputError(
             f"{path}: another process has been writing it for {_BUSY_SECONDS:.0f} seconds. Try again later."
         )
+    if "too big" in text:
+        return InputError(
+            f"{path}: a subject takes more than {_LARGEST_CELL >> 20} MiB, which a gallery does not hold. "
+            "Enroll fewer photos of a subject, or restore the gallery from a copy."
+        )
     if "full" in text:
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     if "readonly" in text or "unable to open" in text:
@@ -386,5 +392,5 @@ def _fault_of(path: Path, fault: Exception) -> Exception:
 
 def _damaged(path: Path, why: str) -> InputError:
     return InputError(
-        f"{path}: is damaged or is no gallery ({why}). Restore it from a copy, or enroll into another file."
+        f"{path}: is damaged or not a gallery ({why}). Restore it from a copy, or enroll into another file."
     )

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recognition.gallery.contents import Gallery
-from recognition.gallery.database import SUFFIX, creation_lock
-from recognition.gallery.store import enroll, open_gallery
+from recognition.gallery.database import SUFFIX, create, creation_lock, transaction
+from recognition.gallery.store import add, enroll, open_gallery
 from recognition.preprocessing import without_auxiliary
 from runtime.array_files import read_npz, write_npz
 from runtime.errors import InputError, InputWarning
@@ -33,6 +33,8 @@ _SCHEMA, _WITHOUT_CHECKSUM = 3, 2
 _MEMBERS = ("schema", "names", "descriptors", "norms", "files", "fingerprint", "reading")
 _COLUMNS = ("name", "norm", "files", "fingerprint", "reading")
 _MOST_COLUMNS = 100_000
+# Characters; more than the database holds.
+_LARGEST_CELL = 32 << 20
 
 
 def database_of(path: Path) -> Path:
@@ -47,11 +49,11 @@ def database_of(path: Path) -> Path:
     if path.suffix != NPZ:
         return path
     database = path.with_suffix(SUFFIX)
-    what = "which is used"
+    what = f"is not read, as {database} takes its place. Give --gallery {database}."
     if not database.exists() and path.is_file():
         _convert(path, database)
-        what = f"into which {path.name} was converted; {path.name} is left as it was, and is not read again"
-    warnings.warn(f"{path}: galleries are SQLite files now: {database}, {what}.", InputWarning, stacklevel=2)
+        what = f"was converted to {database}, which all commands use from now on. The .npz was not changed."
+    warnings.warn(f"{path}: {what}", InputWarning, stacklevel=2)
     return database
 
 
@@ -68,26 +70,36 @@ def _convert(source: Path, database: Path) -> None:
                 made.replace(database)
 
 
-def import_gallery(source: Path, path: Path, *, replace: bool = False) -> int:
-    """Add all subjects of an exported file, or of a gallery of an older version, to a gallery.
+def import_galleries(sources: Sequence[Path], path: Path, *, replace: bool = False) -> int:
+    """Add all subjects of exported files, or of galleries of older versions, in one transaction.
 
     Returns:
         How many subjects the gallery holds then.
 
     Raises:
-        InputError: as `read_gallery` and `recognition.gallery.store.enroll`.
+        InputError: as `read_gallery` and `recognition.gallery.store.enroll`; nothing was added then.
     """
-    return enroll(path, read_gallery(source), replace=replace)
+    added = [read_gallery(source) for source in sources]
+    create(path)
+    with transaction(path, write=True) as tables:
+        for source, subjects in zip(sources, added, strict=True):
+            try:
+                add(tables, subjects, path, replace=replace)
+            except InputError as fault:  # noqa: PERF203 - a few files
+                raise InputError(f"{source}: cannot be imported into {fault}") from None
+        return tables.info.count
 
 
 def export_gallery(path: Path, out: Path) -> int:
     """Write a gallery into an .npz or .csv file, and return how many subjects it holds.
 
     Raises:
-        InputError: another suffix, or as `recognition.gallery.store.open_gallery`.
+        InputError: another suffix, an empty gallery, or as `recognition.gallery.store.open_gallery`.
     """
     check_suffix(out)
     gallery = open_gallery(path)
+    if not len(gallery):
+        raise InputError(f"{path}: nobody is enrolled, so there is nothing to export.")
     with atomic_path(out) as temporary:
         if out.suffix == NPZ:
             write_npz(temporary, members_of(gallery))
@@ -106,7 +118,7 @@ def read_gallery(path: Path) -> Gallery:
     """
     check_suffix(path)
     if not path.is_file():
-        raise InputError(f"{path}: no such file. Expected an exported gallery, {NPZ} or {CSV}.")
+        raise InputError(f"{path}: no such file. Expected a gallery of 'inference.py export'.")
     try:
         return _read_npz(path) if path.suffix == NPZ else _read_csv(path)
     except InputError as fault:
@@ -139,7 +151,9 @@ def _read_npz(path: Path) -> Gallery:
     if schema not in (_SCHEMA, _WITHOUT_CHECKSUM):
         raise InputError(f"a gallery of form {schema!r}, and this program reads form {_SCHEMA}. Enroll anew.")
     if missing := sorted(set(_MEMBERS) - set(values)):
-        raise InputError(f"is no gallery: {', '.join(missing)} missing. Expected a file of 'export'.")
+        raise InputError(
+            f"is not a gallery: {', '.join(missing)} missing. Expected a file of 'inference.py export'."
+        )
     if schema == _SCHEMA and not has_checksum:
         raise InputError("is damaged: its checksum is missing. Restore it from a copy, or enroll anew.")
     if not has_checksum:
@@ -177,14 +191,15 @@ def _read_csv(path: Path) -> Gallery:
     check_regular(path, "an exported gallery")
     names, norms, files, vectors = [], [], [], []
     made: set[tuple[str, str]] = set()
+    # Holds for the whole process; the file names of a large set are one cell.
+    limit_before = csv.field_size_limit(_LARGEST_CELL)
     try:
-        with path.open(encoding="utf-8", newline="") as stream:
+        # Spreadsheets write a byte order mark.
+        with path.open(encoding="utf-8-sig", newline="") as stream:
             rows = csv.reader(stream)
             head = next(rows, [])
-            size = len(head) - len(_COLUMNS)
-            if tuple(head[: len(_COLUMNS)]) != _COLUMNS or not 0 < size < _MOST_COLUMNS:
-                raise InputError(f"expected the columns {', '.join(_COLUMNS)}, d0, ... of 'export'.")
-            for row in rows:
+            _check_columns(head)
+            for row in filter(None, rows):
                 if len(row) != len(head):
                     raise InputError(f"line {rows.line_num}: has {len(row)} cells, expected {len(head)}.")
                 name, norm, sources, *made_by = map(from_csv_cell, row[: len(_COLUMNS)])
@@ -193,13 +208,36 @@ def _read_csv(path: Path) -> Gallery:
                 files.append(parse_json(sources, f"line {rows.line_num}: files: expected a list"))
                 vectors.append(np.array(row[len(_COLUMNS) :], np.float32))
                 made.add((made_by[0], made_by[1]))
-    except (csv.Error, UnicodeDecodeError, ValueError) as fault:
-        raise InputError(f"cannot be read as an exported gallery ({fault}).") from None
-    if len(made) != 1:
-        raise InputError(f"expected subjects of one model; found {len(made)} fingerprints and readings.")
+    except UnicodeDecodeError:
+        raise InputError("is not UTF-8 text. Save it as CSV UTF-8, or export the gallery again.") from None
+    except (csv.Error, ValueError) as fault:
+        raise InputError(f"line {rows.line_num}: {fault}. Export the gallery again.") from None
+    finally:
+        csv.field_size_limit(limit_before)
+    if not made:
+        raise InputError("holds no subject.")
+    if len(made) > 1:
+        raise InputError(
+            "expected one model and one preprocessing of all subjects, but the columns fingerprint and "
+            f"reading have {len(made)} different values."
+        )
     ((fingerprint, reading),) = made
     record = parse_json(reading, "reading: expected an object")
     return _gallery_of(names, np.stack(vectors), np.array(norms, np.float32), files, fingerprint, record)
+
+
+def _check_columns(head: Sequence[str]) -> None:
+    if tuple(head[: len(_COLUMNS)]) == _COLUMNS and 0 < len(head) - len(_COLUMNS) < _MOST_COLUMNS:
+        return
+    for mark, name in ((";", "';'"), ("\t", "tabs")):
+        if head and head[0].startswith(mark.join(_COLUMNS)):
+            raise InputError(
+                f"its columns are separated by {name}. Save it with commas between columns and with decimal "
+                "points, or export the gallery again."
+            )
+    raise InputError(
+        f"line 1: expected the columns {', '.join(_COLUMNS)}, d0, d1, ... of 'inference.py export'."
+    )
 
 
 def _gallery_of(

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.metrics.binomial import threshold_rate_interval95
-from evaluation.metrics.thresholds import threshold_at
+from evaluation.metrics.thresholds import at_or_above, threshold_at
 from evaluation.metrics.verification import RULE_OF_30
 from recognition.gallery.search import search
 from runtime.errors import InputError
@@ -61,7 +61,7 @@ def threshold_from_gallery(descriptors: Floats, fpir: float) -> OpenSetThreshold
     Raises:
         InputError: an FPIR outside (0, 1), or fewer than 5 / FPIR subjects.
     """
-    needed = _num_needed(fpir)
+    needed = num_needed(fpir)
     if len(descriptors) < needed:
         raise InputError(
             f"FPIR {fpir:g}: needs {needed:,} subjects in the gallery, for {MIN_FALSE_POSITIVES} false "
@@ -97,9 +97,16 @@ def threshold_from_nonmated(probes: Floats, descriptors: Floats, fpir: float) ->
     return _threshold(search(probes, descriptors, 1).scores[:, 0], fpir, np.full(len(probes), -1))
 
 
+def num_needed(fpir: float) -> int:
+    """How many non-mated searches an FPIR needs. Raises InputError unless it is in (0, 1)."""
+    if not 0 < fpir < 1:
+        raise InputError(f"FPIR {fpir:g}: expected a rate above 0 and below 1, such as 0.01.")
+    return math.ceil(round(MIN_FALSE_POSITIVES / fpir, 6))
+
+
 def check_num_nonmated(count: int, fpir: float) -> None:
     """Raises InputError unless so many subjects who are not enrolled support that FPIR."""
-    needed = _num_needed(fpir)
+    needed = num_needed(fpir)
     if count < needed:
         raise InputError(
             f"FPIR {fpir:g}: needs {needed:,} subjects who are not enrolled, for {MIN_FALSE_POSITIVES} false "
@@ -136,7 +143,7 @@ def _threshold(
     """
     n = len(best)
     threshold = threshold_at(best, fpir)
-    accepted = best >= np.float32(threshold)
+    accepted = at_or_above(best, threshold)
     false_positives = int(accepted.sum())
     # Two subjects who are each other's best match are accepted together: one event. Weighted so, false
     # positives and searches count as Kish's effective numbers, sum of sizes squared over sum of squared
@@ -145,12 +152,6 @@ def _threshold(
     per_event = 1 + int(mutual.sum()) / max(false_positives, 1)
     interval = threshold_rate_interval95(false_positives / per_event, n / per_event)
     return OpenSetThreshold(threshold, fpir, n, false_positives, interval, closest)
-
-
-def _num_needed(fpir: float) -> int:
-    if not 0 < fpir < 1:
-        raise InputError(f"FPIR {fpir:g}: expected a rate above 0 and below 1, such as 0.01.")
-    return math.ceil(round(MIN_FALSE_POSITIVES / fpir, 6))
 
 
 def _supported(count: int) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 
 from data.sources.subject_names import normal
 from recognition.gallery.contents import Gallery, GalleryInfo, Subject, are_names
-from recognition.gallery.database import create, transaction
+from recognition.gallery.database import Tables, create, transaction
 from runtime.errors import InputError
 from runtime.escaping import escaped
 
@@ -74,33 +74,41 @@ def enroll(path: Path, subjects: Gallery, *, replace: bool = False) -> int:
         OSError: no room on the disk; the gallery is as it was.
     """
     create(path)
-    added = subjects.info
-    with transaction(path, write=True) as gallery:
-        info = gallery.info
-        if info.fingerprint:
-            info.check_model(subjects.fingerprint, "the new descriptors")
-        info.check_reading(subjects.reading)
-        if info.count and info.dimension != added.dimension:
-            raise InputError(
-                f"gallery: holds descriptors of {info.dimension} values, the new ones have "
-                f"{added.dimension}. Use the model that the gallery was made with."
-            )
-        there = [name for name in subjects.names if gallery.number_of(name) is not None]
-        if there and not replace:
-            raise InputError(
-                f"gallery: {are_names(there)} already enrolled. Nothing was changed. Remove them first, "
-                "replace them with --replace, or give the new sets other names."
-            )
-        for name in there:
-            gallery.delete(name)
-        count = info.count - len(there) + len(subjects)
-        reading = added.reading
-        if count > len(subjects):
-            # What is not known of some is not known of all.
-            reading = {**reading, **info.reading} if reading and info.reading else {}
-        gallery.insert(subjects)
-        gallery.set_info(GalleryInfo(subjects.fingerprint, reading, added.dimension, count))
+    with transaction(path, write=True) as tables:
+        return add(tables, subjects, path, replace=replace)
+
+
+def add(tables: Tables, subjects: Gallery, path: Path, *, replace: bool) -> int:
+    """`enroll` within a transaction on the gallery at `path`, which may add several galleries."""
+    info, added = tables.info, subjects.info
+    info.check_model(path, added.fingerprint)
+    info.check_reading(path, added.reading)
+    if info.count and info.dimension != added.dimension:
+        raise InputError(
+            f"{path}: holds descriptors of {info.dimension} values, the new ones have {added.dimension}. Use "
+            "the model of this gallery, or another gallery."
+        )
+    there = [name for name in subjects.names if tables.number_of(name) is not None]
+    if there and not replace:
+        raise already_enrolled(path, there)
+    for name in there:
+        tables.delete(name)
+    count = info.count - len(there) + len(subjects)
+    reading = added.reading
+    if count > len(subjects):
+        # What is not known of some is not known of all.
+        reading = {**reading, **info.reading} if reading and info.reading else {}
+    tables.insert(subjects)
+    tables.set_info(GalleryInfo(added.fingerprint, reading, added.dimension, count))
     return count
+
+
+def already_enrolled(path: Path, names: Sequence[str]) -> InputError:
+    """The error for names that a gallery has already."""
+    return InputError(
+        f"{path}: {are_names(names)} already enrolled. Nothing was changed. Add --replace to replace them, "
+        "remove them first, or give the new subjects other names."
+    )
 
 
 def remove(path: Path, names: Sequence[str]) -> int:
@@ -114,7 +122,7 @@ def remove(path: Path, names: Sequence[str]) -> int:
     wanted = {normal(escaped(name)): name for name in names}
     with transaction(path, write=True) as gallery:
         if missing := [name for name in wanted.values() if gallery.number_of(name) is None]:
-            raise _not_enrolled(missing)
+            raise _not_enrolled(path, missing)
         for name in wanted.values():
             gallery.delete(name)
         info = with_values(gallery.info, count=gallery.info.count - len(wanted))
@@ -131,18 +139,21 @@ def rename(path: Path, old: str, new: str) -> None:
     """
     new = escaped(new)
     if not new:
-        raise InputError("gallery: the new name is empty. Give the subject a name.")
+        raise InputError("NEW_NAME is empty. Give the subject a name.")
     with transaction(path, write=True) as gallery:
         number, taken = gallery.number_of(old), gallery.number_of(new)
         if number is None:
-            raise _not_enrolled([old])
+            raise _not_enrolled(path, [old])
         if taken not in (None, number):
             raise InputError(
-                f"gallery: {new!r} is already enrolled. Nothing was changed; choose another name."
+                f"{path}: another subject is named {new!r}. Nothing was changed. Choose another name."
             )
         gallery.rename(number, new)
         gallery.set_info(gallery.info)
 
 
-def _not_enrolled(names: Sequence[str]) -> InputError:
-    return InputError(f"gallery: {are_names(names)} not enrolled. Nothing was changed; 'list' shows who is.")
+def _not_enrolled(path: Path, names: Sequence[str]) -> InputError:
+    return InputError(
+        f"{path}: {are_names(names)} not enrolled. Nothing was changed. 'inference.py list' shows the "
+        "enrolled subjects; names are case-sensitive."
+    )

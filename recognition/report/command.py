@@ -88,7 +88,7 @@ def _calibration(
 ) -> Calibration | None:
     calibration, fmr = vars(args).get("calibration"), vars(args).get("fmr")
     if calibration is None and fmr is not None:
-        raise InputError("--fmr chooses a threshold of --calibration FILE, which is missing.")
+        raise InputError("--fmr has no effect without --calibration. Remove it, or give --calibration.")
     if calibration is None or known is None:
         return None
     return read_calibration(calibration, known[0].fingerprint, fmr, reading=preprocessing_of(*known))

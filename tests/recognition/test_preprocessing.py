@@ -71,7 +71,7 @@ def test_different_preprocessing_is_refused(
         told = []
         for check in (
             lambda: check_same_preprocessing("x", before, here, "y"),
-            lambda: people(before).info.check_reading(here),
+            lambda: people(before).info.check_reading(path, here),
             lambda: read_calibration(path, "f", reading=here),
         ):
             try:
@@ -143,7 +143,7 @@ def test_missing_preprocessing_record_is_a_warning(tmp_path: Path) -> None:
     enroll(path, people({}))
     here = {"alignment": "as stored"}
     with pytest.warns(InputWarning, match="does not say"):
-        gallery_info(path).check_reading(here)
+        gallery_info(path).check_reading(path, here)
     # Unknown for some subjects is unknown for all.
     joined = Gallery(("Cem",), np.eye(1, 4, dtype=np.float32), np.ones(1, np.float32), ((),), "f", here)
     with pytest.warns(InputWarning, match="does not say"):

@@ -101,7 +101,7 @@ def test_search_decides_on_matches(
     assert said.count("FMR at this score") == 3
     assert "A search makes 3" in said
     assert run("search", root / "s000", *flags, "--fmr", "1e-1") == 2
-    assert "--fmr chooses a threshold of --calibration" in capsys.readouterr().err
+    assert "--fmr has no effect without --calibration" in capsys.readouterr().err
     assert run("search", root / "s000", *flags, "--calibration", made, "--fmr", "1e-5") == 2
     assert "no threshold for the rate 1e-5; there are 1e-01, 1e-02" in capsys.readouterr().err
 

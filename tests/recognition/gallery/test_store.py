@@ -73,6 +73,17 @@ def test_enrolled_subjects_are_found_and_removed_ones_are_not(tmp_path: Path) ->
     assert_same(open_gallery(path), subjects("Dan", size=5))
 
 
+def test_an_emptied_gallery_takes_another_model(tmp_path: Path) -> None:
+    path = tmp_path / "g.db"
+    enroll(path, subjects("Ann"))
+    remove(path, ["Ann"])
+    gallery_info(path).check_model(path, "e" * 64)
+    enroll(path, subjects("Bob", fingerprint="e" * 64))
+    assert_same(open_gallery(path), subjects("Bob", fingerprint="e" * 64))
+    with pytest.raises(InputError, match=r"g\.db.* eeeeeeeeeeee.* ffffffffffff"):
+        enroll(path, subjects("Carl"))
+
+
 def test_list_reads_no_descriptor(tmp_path: Path) -> None:
     path = tmp_path / "g.db"
     gallery = subjects("Ann", "Bob")
@@ -130,7 +141,7 @@ def test_incompatible_subjects_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="'Carl', 'Dan'"):
         remove(path, ["Carl", "Ann", "Dan"])
     with pytest.raises(InputError, match="abc"):
-        gallery_info(path).check_model("abc")
+        gallery_info(path).check_model(path, "abc")
     with pytest.raises(InputError, match=r"\.db"):
         enroll(tmp_path / "g.bin", subjects("Ann"))
     for work in (open_gallery, lambda path: remove(path, ["Ann"])):
@@ -150,6 +161,8 @@ def test_descriptors_that_cannot_be_searched_are_refused() -> None:
         Gallery(good.names, good.descriptors, good.norms * np.float32(np.inf), good.files, "f")
     with pytest.raises(InputError, match="'Ann'"):
         Gallery(("Ann", "Ann"), good.descriptors, good.norms, good.files, "f")
+    with pytest.raises(InputError, match="fingerprint"):
+        Gallery(good.names, good.descriptors, good.norms, good.files, "")
     with pytest.raises(InputError, match="empty"):
         Gallery(("Ann", ""), good.descriptors, good.norms, good.files, "f")
 
