@@ -49,7 +49,7 @@ def main() -> int:
     """Run the command and return its exit code."""
     given = vars(flags().parse_args())
     if given.get("print_config"):
-        return run_command(lambda: print(config_text(_config(given, here=False)), end=""))
+        return run_command(lambda: print(config_text(_config(given, prints=True)), end=""))
     from pytorch_lightning.utilities import rank_zero_only
 
     from runs.checkpoints import StoppedBySignal
@@ -155,10 +155,12 @@ def train(given: Mapping[str, Any]) -> None:
         print(f"\n{skipped_text(run.skipped)}")
 
 
-def _config(given: Mapping[str, Any], saved: SavedRun | None = None, *, here: bool = True) -> TrainingConfig:
+def _config(
+    given: Mapping[str, Any], saved: SavedRun | None = None, *, prints: bool = False
+) -> TrainingConfig:
     """The configuration of flags, --config and checkpoint; InputError with all faults.
 
-    `here`: check also what this machine has.
+    `prints`: the configuration may be incomplete and need not suit this machine.
     """
     if saved is None and given.get("resume_from_checkpoint") is not None:
         from runs.saved_run import read_saved_run
@@ -169,8 +171,9 @@ def _config(given: Mapping[str, Any], saved: SavedRun | None = None, *, here: bo
         given,
         None if saved is None else saved.hparams,
         file=file,
-        machine=Machine.here() if here else None,
+        machine=None if prints else Machine.here(),
         checkpoint=None if saved is None else saved.path,
+        is_complete=not prints,
     )
 
 
@@ -248,7 +251,8 @@ def _print_figures(module: BackboneTrainer | FaceCoresetNet, folder: Path) -> No
         print(held_out_table(module.figures))
     else:
         print(_pair_table(module.accuracies))
-    print(f"\nresults are in {folder}: best.ckpt, last.ckpt, metrics.csv, plots/, training_samples/")
+    names = ("validation.json", "best.ckpt", "last.ckpt", "metrics.csv", "plots", "training_samples")
+    print(f"\nresults are in {folder}: {', '.join(name for name in names if (folder / name).exists())}")
 
 
 def _pair_table(accuracies: Mapping[str, FoldAccuracy]) -> str:

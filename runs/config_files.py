@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,21 +14,18 @@ import yaml
 from runs.config import GROUPS, TrainingConfig, config_fields
 from runtime.errors import InputError
 from runtime.input_files import check_regular
-from runtime.json_files import check_type, read_json
+from runtime.json_files import DuplicateKeyError, check_type, read_json, unique_keys
 
-# Flags in files of earlier versions.
-FORMER_FLAGS = {
-    "share_foreign_faces": "impostor_face_prob",
-    "share_wrong_media": "impostor_media_prob",
-    "share_virtual_subjects": "identity_mixup_prob",
-    "fewest_images": "min_images_per_subject",
-    "without_subjects": "exclude_subjects",
-}
 # Flags that say what a command does with a configuration, which a file does not.
 _ACTIONS = ("config", "print_config", "resume_from_checkpoint", "evaluate", "dry_run", "list_aggregators")
 _LARGEST = 1 << 20
 _TEXT_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float")}
-_NULL, _BOOL, _INT = (f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int"))
+_NULL, _BOOL, _INT, _FLOAT = (f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float"))
+# Numbers of YAML 1.2. Those of YAML 1.1, as PyYAML has them, make 8 of 010, 90 of 1:30, and a text of 1e-4.
+_NUMBERS = {
+    _INT: r"[-+]?[0-9]+$",
+    _FLOAT: r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$",
+}
 
 
 @dataclass(frozen=True)
@@ -36,6 +34,33 @@ class ConfigFile:
 
     values: Mapping[str, Any] = field(default_factory=dict)
     places: Mapping[str, str] = field(default_factory=dict)
+
+
+class _Loader(yaml.SafeLoader):
+    """Loads the numbers of YAML 1.2, and refuses duplicate keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """See the base class."""
+        unique_keys((self.construct_object(key, deep=True), None) for key, _ in node.value)
+        return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """See the base class."""
+        return int(node.value)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes texts that `_Loader` would take for numbers in quotes."""
+
+
+for _kind in (_Loader, _Dumper):
+    _kind.yaml_implicit_resolvers = {
+        first: [(tag, text) for tag, text in known if tag not in _NUMBERS]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    for _tag, _text in _NUMBERS.items():
+        _kind.add_implicit_resolver(_tag, re.compile(_text), list("-+.0123456789"))
+_Loader.add_constructor(_INT, _Loader.construct_yaml_int)
 
 
 class _Record(TypedDict):
@@ -61,7 +86,7 @@ def read_config(path: Path) -> ConfigFile:
     places: dict[str, str] = {}
     for key, value in _entries(path, text):
         line = key.start_mark.line + 1
-        name = FORMER_FLAGS.get(str(key.value), str(key.value))
+        name = str(key.value)
         place = f"{path}, line {line}: {name}"
         if (fault := _fault_of_key(name, values)) is not None:
             faults.append(f"{place}: {fault}")
@@ -81,14 +106,16 @@ def config_text(config: TrainingConfig) -> str:
     flat, parts = config.to_flat(), []
     for group in GROUPS:
         names = [name for name, each in config_fields().items() if each.group == group]
-        entries = yaml.safe_dump({name: flat[name] for name in names}, sort_keys=False, allow_unicode=True)
+        entries = yaml.dump(
+            {name: flat[name] for name in names}, Dumper=_Dumper, sort_keys=False, allow_unicode=True
+        )
         parts.append(f"# {group}\n{entries}")
     return "\n".join(parts)
 
 
 def _from_run_json(path: Path) -> ConfigFile:
     record, _ = read_json(path, _Record, "the run.json of a training run")
-    values = {FORMER_FLAGS.get(name, name): value for name, value in record["flags"].items()}
+    values = record["flags"]
     places = {name: f"{path}, flags: {name}" for name in values}
     faults = []
     for name, value in values.items():
@@ -128,9 +155,9 @@ def _entries(path: Path, text: bytes) -> Iterator[tuple[yaml.ScalarNode, yaml.No
     try:
         if len(text) > _LARGEST:
             raise InputError(f"{expected}, of {_LARGEST >> 20} MiB at most.")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_Loader)):
             raise InputError(f"{expected}, without aliases (*NAME).")
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        root = yaml.compose(text, Loader=_Loader)
     except yaml.YAMLError as fault:
         mark = getattr(fault, "problem_mark", None)
         line = "" if mark is None else f" Line {mark.line + 1}:"
@@ -170,7 +197,6 @@ def _value(node: yaml.Node, kind: Any) -> Any:
         except (KeyError, IndexError, ValueError):
             raise wrong from None
     if kinds[0] is float and node.tag in _TEXT_TAGS:
-        # 1e-4 without a point is a text in YAML 1.1.
         try:
             return float(node.value)
         except ValueError:
@@ -193,6 +219,8 @@ def _whole_numbers(node: yaml.Node) -> tuple[int, ...]:
 def _mapping(node: yaml.MappingNode) -> dict[str, Any]:
     try:
         found = _plain(node)
+    except DuplicateKeyError:
+        raise
     except (yaml.YAMLError, KeyError, IndexError, AttributeError, ValueError):
         raise ValueError(f"expected NAME: VALUE pairs, found {_shown(node)}") from None
     if not all(isinstance(name, str) for name in found):
@@ -201,7 +229,7 @@ def _mapping(node: yaml.MappingNode) -> dict[str, Any]:
 
 
 def _plain(node: yaml.Node) -> Any:
-    return yaml.constructor.SafeConstructor().construct_document(node)
+    return _Loader("").construct_document(node)
 
 
 def _shown(node: yaml.Node) -> str:

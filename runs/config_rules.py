@@ -82,6 +82,7 @@ def resolve(
     file: ConfigFile | None = None,
     machine: Machine | None = None,
     checkpoint: Path | None = None,
+    is_complete: bool = True,
 ) -> TrainingConfig:
     """The configuration of a run.
 
@@ -91,20 +92,24 @@ def resolve(
         file: values of --config.
         machine: what the run has; None leaves rules about devices unchecked.
         checkpoint: path of the checkpoint, for messages.
+        is_complete: False for a configuration to which values may still be added: only single values are
+            checked, and not the rules between them.
 
     Raises:
         InputError: all faults in one message.
     """
     file = file or ConfigFile()
     flags = {name: value for name, value in given.items() if name not in _ACTIONS}
-    evaluates_weights = bool(given.get("evaluate")) and "resume_from_checkpoint" not in given
-    faults = list(_faults_of_evaluation(given, file)) if evaluates_weights else []
-    if evaluates_weights:
-        file = ConfigFile({**file.values, "stage": "backbone"}, file.places)
-        flags["stage"] = "backbone"
     in_file = dict(file.values)
-    faults += [*_faults_of_16bit(in_file), *_faults_of_16bit(flags)]
+    faults = [*_faults_of_16bit(in_file), *_faults_of_16bit(flags)]
+    # Those of the file also where a flag overrides them.
+    of_values = [*_faults_of_values(in_file, file.places), *_faults_of_values(flags, {})]
+    evaluates_weights = bool(given.get("evaluate")) and "resume_from_checkpoint" not in given
+    if evaluates_weights:
+        in_file["stage"] = flags["stage"] = "backbone"
     values = {**in_file, **flags}
+    if not is_complete and any(config_fields()[name].option.stage == "coreset" for name in values):
+        values.setdefault("stage", "coreset")
     if saved is None:
         defaults, merged = new_run_values(values)
     else:
@@ -112,18 +117,23 @@ def resolve(
         faults += more
     names = {name for name, value in in_file.items() if not same_value(value, defaults.get(name))}
     places = dict(file.places)
+    kept = {} if saved is None else {name: merged[name] for name in merged.keys() - values.keys()}
     if checkpoint is not None:
-        places |= {name: f"{checkpoint}, hparams: {name}" for name in merged.keys() - values.keys()}
+        places |= {name: f"{checkpoint}, hparams: {name}" for name in kept}
+    of_values += _faults_of_values(kept, places)
     rules = _Rules(
         TrainingConfig.from_flat(merged),
         frozenset(names | flags.keys()),
         {name: place for name, place in places.items() if name not in flags},
     )
-    if saved is None and not evaluates_weights:
-        faults += rules.of_training_data()
-    faults += rules.faults(machine, trains=not evaluates_weights)
-    if faults:
-        raise InputError.from_faults(faults)
+    if is_complete:
+        if evaluates_weights:
+            faults += _faults_of_evaluation(given, file)
+        elif saved is None:
+            faults += rules.of_training_data()
+        faults += rules.faults(machine, trains=not evaluates_weights, values_are_valid=not of_values)
+    if faults or of_values:
+        raise InputError.from_faults([*faults, *of_values])
     return rules.config
 
 
@@ -131,6 +141,32 @@ def _faults_of_16bit(values: dict[str, Any]) -> Iterator[str]:
     """Replace `use_16bit` by the precision that it means."""
     if values.pop("use_16bit", False) and values.setdefault("precision", "16-mixed") != "16-mixed":
         yield f"--use_16bit means --precision 16-mixed, but --precision is {values['precision']}."
+
+
+def _faults_of_values(values: Mapping[str, Any], places: Mapping[str, str]) -> Iterator[str]:
+    """Faults of single values; `places`: where those are that are no flags of the command line."""
+    for name, value in values.items():
+        if value is None:
+            continue
+        each = config_fields()[name]
+        limits, place = each.option, f"{places.get(name, f'--{name}')} {shown(value)}"
+        if each.choices and value not in each.choices:
+            yield f"{place}: expected {', '.join(each.choices)}."
+        if isinstance(value, str) and "\0" in value:
+            yield f"{place}: expected a text without NUL characters."
+        if name == "lr_milestones" and (list(value) != sorted(set(value)) or min(value, default=1) < 1):
+            yield f"{place}: expected increasing whole numbers of epochs, 1 or more, separated by commas."
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            continue
+        low, high = limits.minimum, limits.maximum
+        holds = (
+            abs(value) < float("inf")
+            and (low is None or value >= low)
+            and (limits.above is None or value > limits.above)
+            and (high is None or value <= high)
+        )
+        if not holds:
+            yield f"{place}: expected {_range(limits.above, low, high)}."
 
 
 def _resumed(
@@ -215,17 +251,16 @@ class _Rules:
     given: frozenset[str]
     places: Mapping[str, str] = field(default_factory=dict)
 
-    def faults(self, machine: Machine | None, *, trains: bool) -> list[str]:
+    def faults(self, machine: Machine | None, *, trains: bool, values_are_valid: bool) -> list[str]:
         """All faults; those of batches and options only where single values are valid."""
-        of_values = [*self._of_values(), *self._of_milestones()]
         faults = [*self._of_stage(), *self._of_head(), *self._of_schedule(), *self._of_training()]
         faults += [*self._of_aggregator(), *self._of_features()]
         if machine is not None:
             faults += self._of_devices(machine)
-            if not of_values:
+            if values_are_valid:
                 faults += self._of_aggregator_options()
                 faults += self._of_batches(machine) if trains else ()
-        return [*faults, *of_values]
+        return faults
 
     def of_training_data(self) -> Iterator[str]:
         """A new run needs images or features."""
@@ -243,34 +278,6 @@ class _Rules:
         for name in names:
             if name in self.given:
                 yield f"{self._at(name)} {why}"
-
-    def _of_values(self) -> Iterator[str]:
-        flat = self.config.to_flat()
-        for name, each in config_fields().items():
-            value, limits = flat[name], each.option
-            if value is None:
-                continue
-            if each.choices and value not in each.choices:
-                yield f"{self._at(name)} {shown(value)}: expected {', '.join(each.choices)}."
-            if not isinstance(value, (int, float)) or isinstance(value, bool):
-                continue
-            low, high = limits.minimum, limits.maximum
-            holds = (
-                abs(value) < float("inf")
-                and (low is None or value >= low)
-                and (limits.above is None or value > limits.above)
-                and (high is None or value <= high)
-            )
-            if not holds:
-                yield f"{self._at(name)} {shown(value)}: expected {_range(limits.above, low, high)}."
-
-    def _of_milestones(self) -> Iterator[str]:
-        milestones = self.config.optimiser.lr_milestones
-        if list(milestones) != sorted(set(milestones)) or any(epoch < 1 for epoch in milestones):
-            yield (
-                f"{self._at('lr_milestones')} {shown(milestones)}: expected increasing whole numbers of "
-                "epochs, 1 or more, separated by commas."
-            )
 
     def _of_stage(self) -> Iterator[str]:
         for name, each in config_fields().items():

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from argparse import SUPPRESS, Action, ArgumentParser, ArgumentTypeError, Namespace
+from argparse import SUPPRESS, Action, ArgumentError, ArgumentParser, ArgumentTypeError, Namespace
 from typing import Any, get_origin
 
 from coreset.catalogue import describe_aggregators
 from runs.config import GROUPS, ConfigField, config_fields, shown
 from runtime.command import build_parser
+from runtime.json_files import DuplicateKeyError, unique_keys
 
 
 def training_flags(description: str | None) -> ArgumentParser:
@@ -95,12 +96,16 @@ def _name_and_value(text: str) -> tuple[str, Any]:
 
 
 class _Options(Action):
-    """Gathers NAME=VALUE in a dictionary."""
+    """Gathers NAME=VALUE of all occurrences of a flag in a dictionary."""
 
     def __call__(
         self, parser: ArgumentParser, namespace: Namespace, values: Any, option_string: str | None = None
     ) -> None:
-        setattr(namespace, self.dest, dict(values))
+        before = getattr(namespace, self.dest, {})
+        try:
+            setattr(namespace, self.dest, unique_keys([*before.items(), *values]))
+        except DuplicateKeyError as fault:
+            raise ArgumentError(self, str(fault)) from None
 
 
 class _ListAggregators(Action):

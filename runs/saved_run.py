@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from backbones.spec import with_current_names
-from coreset.catalogue import LEARNED_GAMMA
 from data.sources.fingerprint import PIXEL_LIBRARIES
 from runs.config import config_fields
-from runs.config_files import FORMER_FLAGS
 from runtime.errors import InputError, InputWarning
 from runtime.json_files import check_type
+from runtime.text import listed
 from train_val import UNUSABLE_SUBJECTS, BackboneTrainer, FaceCoresetNet
 from weights import read_checkpoint
 
@@ -106,7 +105,8 @@ class SavedRun:
         differ = [name for name in names if self.shapes.get(name) != built.get(name)]
         if self.shapes and differ:
             raise InputError(
-                f"{self.path}: {len(differ)} tensors do not fit the run, such as {_first(differ)}. {hint}"
+                f"{self.path}: {len(differ)} tensors do not fit the run, such as "
+                f"{listed(differ, _SHOWN)}. {hint}"
             )
         sizes = [len(group["params"]) for group in module.parameter_groups()]
         if resumes and self.group_sizes and list(self.group_sizes) != sizes:
@@ -165,14 +165,17 @@ def read_saved_run(path: Path) -> SavedRun:
         )
     parts = {key: checkpoint.get(key) for key in _SavedParts.__annotations__}
     check_type(parts, _SavedParts, str(path))
-    parts["hparams"] = {FORMER_FLAGS.get(name, name): value for name, value in parts["hparams"].items()}
+    if differ := sorted(parts["hparams"].keys() ^ config_fields().keys()):
+        raise InputError(
+            f"{path}: hparams: was written by another version, with other flags than this one: "
+            f"{listed(differ, 10)}. "
+            "Start a new run; --start_from_model_statedict takes the weights of its backbone."
+        )
     options = with_current_names(parts["aggregator_options"] or {})
     for name, each in config_fields().items():
-        if name in parts["hparams"]:
-            check_type(parts["hparams"][name], each.kind, f"{path}: hparams, {name}")
-    hparams = _with_current_gamma(parts["hparams"], options)
+        check_type(parts["hparams"][name], each.kind, f"{path}: hparams, {name}")
     # A file does not decide where its run writes.
-    hparams["out"], hparams["prefix"] = place_of(path)
+    hparams = parts["hparams"] | dict(zip(("out", "prefix"), place_of(path), strict=True))
     images = checkpoint.get(IMAGES_BY_SUBJECT)
     if images is not None and not isinstance(images, Tensor):
         raise InputError(f"{path}: {IMAGES_BY_SUBJECT}: expected a tensor, found {type(images).__name__}.")
@@ -219,20 +222,6 @@ def _group_sizes(path: Path, checkpoint: Mapping[str, Any]) -> list[int]:
             check_type(group.get("params"), list[int], f"{path}: optimizer_states, params")
         return [len(group["params"]) for group in groups]
     return []
-
-
-def _with_current_gamma(hparams: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Flags of a checkpoint; earlier versions fixed gamma by `gamma_lr` 0."""
-    current = dict(hparams)
-    if options.get("learn_gamma") and current.get("gamma", LEARNED_GAMMA) != LEARNED_GAMMA:
-        start = {"gamma": current["gamma"]}
-        current |= {
-            "gamma": LEARNED_GAMMA,
-            "aggregator_options": start | (current.get("aggregator_options") or {}),
-        }
-    if current.get("gamma_lr") == 0:
-        del current["gamma_lr"]
-    return current
 
 
 def check_same_data(
@@ -333,13 +322,13 @@ def removed_note(
     changed.sort()
     if changed and not refused:
         return (
-            f"{name}: has other images than {path} was trained on, of {_first(changed)}. The run continues "
-            "with the present ones."
+            f"{name}: has other images than {path} was trained on, of {listed(changed, _SHOWN)}. The run "
+            "continues with the present ones."
         )
     differences = [
         f"{gone:,} of its {len(known):,} subjects have no image now" if gone else "",
-        f"{len(new):,} subjects are new: {_first(new)}" if new else "",
-        f"{len(changed):,} subjects have other images: {_first(changed)}" if changed else "",
+        f"{len(new):,} subjects are new: {listed(new, _SHOWN)}" if new else "",
+        f"{len(changed):,} subjects have other images: {listed(changed, _SHOWN)}" if changed else "",
         "" if new or gone or changed else "the same images are in another order",
     ]
     classes = " The head has one class per subject, so these must remain." if new or gone else ""
@@ -348,11 +337,6 @@ def removed_note(
         f"{'; '.join(each for each in differences if each)}.{classes} A run is resumed and evaluated on the "
         "same data; only single images may be removed, and unreadable ones repaired."
     )
-
-
-def _first(texts: Sequence[str]) -> str:
-    more = len(texts) - _SHOWN
-    return ", ".join(texts[:_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def step_of(path: Path, checkpoint: object) -> int:

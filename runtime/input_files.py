@@ -46,10 +46,12 @@ def check_inside(names: Iterable[str], where: str) -> None:
 
 
 def check_regular(path: Path, what: str) -> None:
-    """Raise InputError for a FIFO, socket or device; `what` describes the expected file.
+    """Raise InputError for a FIFO, socket or device, or a NUL in the path; `what`: the expected file.
 
     Folders and missing files are left to the caller.
     """
+    if "\0" in str(path):
+        raise InputError(f"{path}: a path contains no NUL character. Expected {what}.")
     if path.exists() and (kind := kind_of_special(path.stat().st_mode)):
         raise InputError(f"{path}: is {kind}, which is not opened. Expected {what}.")
 

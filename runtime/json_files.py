@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints, is_typeddict
@@ -56,22 +56,53 @@ def read_json(path: Path, kind: Any, what: str) -> tuple[Any, bool]:
     return content, checksum is not None
 
 
+class DuplicateKeyError(ValueError):
+    """A key of an object occurs twice."""
+
+    def __init__(self, key: object) -> None:
+        super().__init__(f"{str(key)[:_SHOWN]!r} is given twice")
+        self.key = key
+
+
+def unique_keys(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
+    """As `dict`, which keeps the last of equal keys; raises DuplicateKeyError for them."""
+    found: dict[Any, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise DuplicateKeyError(key)
+        found[key] = value
+    return found
+
+
 def parse_json(text: str | bytes, where: str, *, num_lists: int = 0) -> Any:
     """Parse a JSON text; raises InputError beginning with `where` if it is invalid or beyond limits.
 
-    Non-finite numbers and integers of more than 19 digits are rejected. `num_lists`: the expected number of
-    lists, for texts from a file whose size was checked.
+    Non-finite numbers, integers of more than 19 digits and duplicate keys are rejected. `num_lists`: the
+    expected number of lists, for texts from a file whose size was checked.
     """
     try:
         _check_size(text, num_lists)
-        value = json.loads(text, parse_float=_finite, parse_int=_short, parse_constant=_no_number)
+        value = json.loads(
+            text,
+            parse_float=_finite,
+            parse_int=_short,
+            parse_constant=_no_number,
+            object_pairs_hook=unique_keys,
+        )
         if _openings(text) > _MAX_DEPTH:
             _check_depth(value)
     except RecursionError:
         raise InputError(f"{where} (JSON); it is nested deeper than {_MAX_DEPTH} levels.") from None
     except ValueError as fault:
-        raise InputError(f"{where} (JSON); {fault}.") from None
+        lines = _lines_with(text, fault.key) if isinstance(fault, DuplicateKeyError) else ""
+        raise InputError(f"{where} (JSON); {fault}{lines}.") from None
     return value
+
+
+def _lines_with(text: str | bytes, key: object) -> str:
+    decoded = text if isinstance(text, str) else text.decode(json.detect_encoding(text), "replace")
+    numbers = [str(n) for n, line in enumerate(decoded.splitlines(), 1) if json.dumps(key) in line]
+    return f" (lines {', '.join(numbers)})"
 
 
 def json_text(content: Mapping[str, Any]) -> str:

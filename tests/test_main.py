@@ -277,13 +277,18 @@ def test_resuming_on_other_data_is_refused(coreset_stage: dict[str, Any], tmp_pa
 
 @pytest.mark.parametrize("stage", ["backbone_stage", "coreset_stage"])
 def test_evaluating_a_checkpoint_gives_its_figures(
-    stage: str, request: pytest.FixtureRequest, tmp_path: Path
+    stage: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main.train(request.getfixturevalue(stage) | {"epochs": 1})
     out = tmp_path / "experiments"
     main.train({"resume_from_checkpoint": str(out / "run_0" / "best.ckpt"), "evaluate": True})
     trained = json.loads((out / "run_0" / "validation.json").read_text())
     assert json.loads((out / "run_1" / "validation.json").read_text()) == trained
+    folder, names = (
+        capsys.readouterr().out.strip().splitlines()[-1].removeprefix("results are in ").split(": ")
+    )
+    assert "validation.json" in names
+    assert all((Path(folder) / name).exists() for name in names.split(", "))
 
 
 @pytest.mark.parametrize("stage", ["backbone_stage", "coreset_stage"])

@@ -67,9 +67,102 @@ def test_flags_override_the_file(tmp_path: Path) -> None:
     assert config.run.precision == "16-mixed"
 
 
-def test_names_of_earlier_versions_are_read(tmp_path: Path) -> None:
-    config = read_back(tmp_path / "run.yaml", "train_data_path: imgs\nfewest_images: 4\n")
-    assert config.data.min_images_per_subject == 4
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("epochs: 010", 10),
+        ("lr: 1e-3", 1e-3),
+        ("lr: 010", 10.0),
+        ("prefix: 010", "010"),
+        ("lr_milestones: [08, 010]", (8, 10)),
+        ("aggregator_options: {dropout: 1e-3}", {"dropout": 1e-3}),
+    ],
+)
+def test_numbers_are_those_of_yaml_1_2(line: str, found: object, tmp_path: Path) -> None:
+    file = read_config(written(tmp_path / "run.yaml", line))
+    assert file.values == {line.partition(":")[0]: found}
+
+
+@pytest.mark.parametrize("value", ["1:30", "1_000", "0x10", "0b1"])
+def test_other_numbers_of_yaml_1_1_are_refused(value: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=rf"run\.yaml, line 2: epochs: .*{value}"):
+        read_config(written(tmp_path / "run.yaml", f"seed: 1\nepochs: {value}\n"))
+    file = read_config(written(tmp_path / "run.yaml", f"aggregator_options: {{a: {value}}}\n"))
+    assert file.values == {"aggregator_options": {"a": value}}
+
+
+def test_texts_that_look_like_numbers_are_printed_as_texts(tmp_path: Path) -> None:
+    options = {"a": "1e3", "b": "1:30", "c": 1e-7, "d": 8, "e": "010", "f": float("inf")}
+    config = TrainingConfig.from_flat({"prefix": "1e3", "aggregator_options": options})
+    file = read_config(written(tmp_path / "run.yaml", config_text(config)))
+    assert file.values["prefix"] == "1e3"
+    assert file.values["aggregator_options"] == options
+
+
+def test_duplicate_keys_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"run\.yaml, line 2: aggregator_options: 'dropout'"):
+        read_config(written(tmp_path / "run.yaml", "seed: 1\naggregator_options: {dropout: 0, dropout: 1}\n"))
+    text = '{\n "flags": {\n  "lr": 1,\n  "seed": 1,\n  "lr": 2\n }\n}\n'
+    with pytest.raises(InputError, match=r"run\.json: .*'lr'.* 3, 5"):
+        read_config(written(tmp_path / "run.json", text))
+
+
+def test_duplicate_options_are_refused_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = training_flags(None)
+    flag = "--aggregator_options"
+    assert parser.parse_args([flag, "a=1", flag, "b=2"]).aggregator_options == {"a": 1, "b": 2}
+    for words in (["a=1", "b=2", "a=3"], ["a=1", flag, "a=1"]):
+        with pytest.raises(SystemExit):
+            parser.parse_args([flag, *words])
+        assert "--aggregator_options: 'a'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["a\0b.yaml", "a\0b.json"])
+def test_a_path_with_a_nul_character_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="NUL"):
+        read_config(tmp_path / name)
+    with pytest.raises(InputError, match=r"--prefix .*NUL"):
+        resolve({"train_data_path": "imgs", "prefix": "a\0b"})
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"evaluate": True, "start_from_model_statedict": "w", "val_data_path": "d"},
+        {"stage": "backbone", "head": "cosface", "train_data_path": "imgs"},
+        {"stage": "backbone", "head": "cosface", "is_complete": False},
+    ],
+)
+def test_unknown_choices_in_a_file_are_refused_in_every_mode(flags: dict[str, Any], tmp_path: Path) -> None:
+    is_complete = flags.get("is_complete", True)
+    given = {name: value for name, value in flags.items() if name != "is_complete"}
+    file = read_config(written(tmp_path / "run.yaml", "stage: foo\nhead: softmax\n"))
+    with pytest.raises(InputError) as fault:
+        resolve(given, file=file, is_complete=is_complete)
+    assert "line 1: stage foo" in str(fault.value)
+    assert "line 2: head softmax" in str(fault.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "more"),
+    [
+        ({}, {"train_data_path": "imgs"}),
+        ({"epochs": 3, "head": "arcface"}, {"train_data_path": "imgs"}),
+        ({"coreset_size": 5}, WEIGHTS),
+        ({"preset": "good"}, {"features": "f.npz"}),
+        ({"preset": "good"}, WEIGHTS | {"cache_features": ""}),
+        ({"preset": "published", "aggregator_options": {"dropout": 0.0}}, WEIGHTS),
+        ({"impostor_media_prob": 0.1}, {"features": "f.npz"}),
+        ({"identity_mixup_prob": 0.1}, {"features": "f.npz", "contrast_weight": 1.0}),
+    ],
+)
+def test_an_incomplete_configuration_is_printed_and_can_be_completed(
+    given: dict[str, Any], more: dict[str, Any], tmp_path: Path
+) -> None:
+    text = config_text(resolve(given, is_complete=False))
+    assert read_back(tmp_path / "run.yaml", text, **more) == resolve(given | more)
+    with pytest.raises(InputError, match="--epochs 0"):
+        resolve(given | {"epochs": 0}, is_complete=False)
 
 
 def test_all_wrong_keys_are_refused_with_line_key_and_type(tmp_path: Path) -> None:

@@ -46,21 +46,6 @@ def test_minus_one_learns_gamma_and_any_other_value_fixes_it(
     assert isinstance(module.gamma, nn.Parameter) == is_learned
 
 
-@pytest.mark.parametrize(("gamma_lr", "is_learned"), [(1e-4, True), (0.0, False)])
-def test_gamma_of_older_checkpoints_is_kept(tmp_path: Path, gamma_lr: float, is_learned: bool) -> None:
-    """There `gamma` was where it started and `gamma_lr` 0 fixed it."""
-    hparams = resolve(WEIGHTS).to_flat() | {"gamma": 0.5, "gamma_lr": gamma_lr}
-    options = {"embedding_size": 16, "gamma": 0.5, "learn_gamma": is_learned}
-    content = {"hparams": hparams, "data_fingerprint": "d", "global_step": 7, "aggregator_options": options}
-    content["loops"] = {"fit_loop": {"epoch_progress": {"current": {"processed": 1}}}}
-    torch.save(content, tmp_path / "last.ckpt")
-    saved = read_saved_run(tmp_path / "last.ckpt")
-    assert saved.step == 7
-    module = build_aggregator("coreset", aggregator_options(resolve({}, saved.hparams), SPEC))
-    assert module.gamma.item() == 0.5
-    assert isinstance(module.gamma, nn.Parameter) == is_learned
-
-
 def checkpoint(path: Path, **changes: Any) -> Path:
     """A file with what a resumed run reads of a checkpoint; a dotted key changes one of its hparams."""
     hparams = resolve(WEIGHTS).to_flat()
@@ -104,6 +89,8 @@ def test_checkpoint_does_not_decide_where_its_run_writes(tmp_path: Path) -> None
         ({"hparams.lr_milestones": ["a"]}, "lr_milestones"),
         ({"hparams.train_data_path": 3}, "train_data_path"),
         ({"hparams.aggregator_options": "x"}, "aggregator_options"),
+        ({"hparams.share_wrong_media": 0.1}, "share_wrong_media"),
+        ({"hparams.gamma_lr": 0.0}, "--gamma_lr"),
         ({"hparams.gamma": "x", "aggregator_options": {"learn_gamma": True}}, "gamma"),
         ({"hparams.views": 1_000_000}, "--views"),
         ({"hparams.num_workers": 1_000_000}, "--num_workers"),
