@@ -26,6 +26,7 @@ from features.extract import embed_batch, embed_tensor
 from net import Backbone
 from runtime.distributed import NumberedRows, gather_union, with_gradient_for
 from runtime.errors import InputError
+from runtime.text import listed
 from training.config import AggregatorConfig, OptimiserConfig
 from training.contrastive_loss import pair_contrast
 from training.held_out import MONITORED_FAR, HeldOutFigures, held_out_figures
@@ -116,14 +117,13 @@ class TrainingModule(pl.LightningModule, ABC):
     def _non_finite_message(self, failures: Mapping[int, tuple[float, list[int]]]) -> str:
         """The message for losses and labels by process; the contrastive loss spreads a fault to all."""
         names = sorted({self._subjects[label] for _, labels in failures.values() for label in labels})
-        shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
         processes = ", ".join(str(rank) for rank in sorted(failures))
         loss, _ = failures[min(failures)]
         return (
             f"the loss is {loss:g} on process {processes} at step {self.global_step} "
             f"(epoch {self.current_epoch}); training stopped before the weights were changed. Subjects of "
-            f"the batch: {shown}. Last good checkpoint: {self.last_checkpoint}. Try a lower --lr, "
-            "--gradient_clip_val 1, or --precision bf16-mixed or 32 in place of 16 bit."
+            f"the batch: {listed(names, 10)}. Last good checkpoint: {self.last_checkpoint}. Try a lower "
+            "--lr, --gradient_clip_val 1, or --precision bf16-mixed or 32 in place of 16 bit."
         )
 
     def _log_in_training(self, name: str, value: float, prog_bar: bool = False) -> None:

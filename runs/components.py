@@ -21,6 +21,7 @@ from head import build_head, init_class_weights
 from net import Backbone
 from runs.config import TrainingConfig
 from runs.saved_run import EPOCH_ITEMS, IMAGES_BY_SUBJECT, SavedRun, check_same_data, images_by_subject
+from runtime.text import first_lines
 from train_val import BackboneTrainer, FaceCoresetNet
 from training.loaders import FaceData, FeatureTemplateData, Loading, TemplateData
 
@@ -188,9 +189,8 @@ def make_run(
 
 def skipped_text(skipped: Sequence[str]) -> str:
     """How many images are excluded, and the first of them."""
-    more = len(skipped) - _SHOWN
-    lines = [f"{len(skipped):,} images that cannot be used are excluded:", *skipped[:_SHOWN]]
-    return "\n".join([*lines, f"... and {more:,} more"] if more > 0 else lines)
+    title = f"{len(skipped):,} images that cannot be used are excluded:"
+    return "\n".join([title, *first_lines(skipped, _SHOWN)])
 
 
 def steps_per_epoch(config: TrainingConfig, data: FaceData | TemplateData | FeatureTemplateData) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from typing import Any, TypedDict, get_args, get_origin
 import yaml
 
 from runs.config import GROUPS, TrainingConfig, config_fields
-from runtime.errors import InputError
+from runtime.errors import InputError, did_you_mean
 from runtime.input_files import check_regular
 from runtime.json_files import DuplicateKeyError, check_type, read_json, unique_keys
 
@@ -144,8 +143,7 @@ def _fault_of_key(name: str, before: Any) -> str | None:
         return f"belongs on the command line (--{name})."
     if name in config_fields() or name == "use_16bit":
         return None
-    near = difflib.get_close_matches(name, config_fields(), n=1)
-    hint = f" Did you mean {near[0]}?" if near else ""
+    hint = did_you_mean(name, config_fields(), cutoff=0.6)
     return f"unknown key. Keys are the flags of main.py without dashes.{hint}"
 
 

@@ -25,6 +25,7 @@ from runs.config import TrainingConfig
 from runs.config_rules import template_pair_fault
 from runs.saved_run import SavedRun
 from runtime.errors import InputError
+from runtime.text import listed
 from train_val import FaceCoresetNet
 from training.loaders import FeatureTemplateData, TemplateData
 from weights import default_quality, norm_warning
@@ -73,7 +74,7 @@ def check_disjoint(trained: Sequence[str], validated: Sequence[str]) -> None:
     """Raise InputError where a subject is trained on and validated on."""
     if both := same_names(validated, trained):
         raise InputError(
-            f"--val_data_path: {len(both):,} of its subjects are trained on ({', '.join(both[:5])}). "
+            f"--val_data_path: {len(both):,} of its subjects are trained on ({listed(both, 5)}). "
             "Validate on other subjects."
         )
 

@@ -39,7 +39,8 @@ from runs.label_audit import faces_of_bank
 from runtime.errors import InputError
 from training.loaders import FeatureTemplateData
 from training.unknown_backbone import UnknownBackbone
-from weights import load_weights, weights_digest
+from weights import load_weights
+from weights.compatibility import check_computed_features
 
 
 def cached_feature_run(request: RunRequest, backbone: Backbone, source: FaceSource) -> Run:
@@ -123,7 +124,11 @@ def precomputed_feature_run(request: RunRequest) -> Run:
         loaded = load_weights(start if request.saved is None else request.saved.path, config.model.arch)
         backbone, weights = loaded.backbone, f"{loaded.backbone.spec.name} of {start}: {loaded.kind}"
         for known in (bank, *(() if others is None else (others.bank,))):
-            _check_backbone(backbone, known, start)
+            sizes, name = (
+                (known.embedding_size, known.auxiliary_size),
+                f"--start_from_model_statedict {start}",
+            )
+            check_computed_features(backbone, name, sizes, known.backbone_sha256, known.name)
     request.lines.extend([f"weights  {weights}", f"features {bank.name}", *notes])
     given, others = _centred(request, backbone, given, others)
     run = _feature_run(request, backbone, given, others)
@@ -143,22 +148,6 @@ def _with_enough_images(given: CachedViews, minimum: int) -> CachedViews:
             "and training needs two subjects or more. Use a lower minimum."
         )
     return replace(given, bank=bank.of_subjects(kept))
-
-
-def _check_backbone(backbone: Backbone, bank: FeatureBank, start: str) -> None:
-    own = (backbone.spec.embedding_size, backbone.spec.auxiliary_size)
-    found = (bank.embedding_size, bank.auxiliary_size)
-    if own != found:
-        raise InputError(
-            f"--start_from_model_statedict {start}: computes features of {own[0]} values, {own[1]} of them "
-            f"auxiliary, and those in {bank.name} have {found[0]} and {found[1]}. Give the weights that "
-            "computed them."
-        )
-    if bank.backbone_sha256 not in (None, weights_digest(backbone)):
-        raise InputError(
-            f"--start_from_model_statedict {start}: other weights computed the features in {bank.name}. "
-            "Give those."
-        )
 
 
 def _feature_run(

@@ -99,6 +99,31 @@ def check_backbone_digest(source: Source, digest: str, name: str) -> None:
         )
 
 
+def check_computed_features(
+    backbone: Backbone, source: str, sizes: tuple[int, int], digest: str | None, features: str
+) -> None:
+    """Check that a backbone computed features that were made before.
+
+    Args:
+        backbone: the module.
+        source: what the message calls it.
+        sizes: values of a feature, and auxiliary ones among them.
+        digest: of the weights that computed the features; None if it is not known.
+        features: what the message calls them.
+
+    Raises:
+        InputError: the features have other sizes, or other weights computed them.
+    """
+    own = (backbone.spec.embedding_size, backbone.spec.auxiliary_size)
+    if own != sizes:
+        raise InputError(
+            f"{source}: computes features of {own[0]} values, {own[1]} of them auxiliary, and those in "
+            f"{features} have {sizes[0]} and {sizes[1]}. Give the weights that computed them."
+        )
+    if digest not in (None, weights_digest(backbone)):
+        raise InputError(f"{source}: other weights computed the features in {features}. Give those.")
+
+
 def check_precomputed(
     aggregator: nn.Module, source: Source, identity: Mapping[str, str], size: int, features: str
 ) -> None:
