@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.metrics.bootstrap import difference_interval95, draw_subjects, rate_interval95
-from evaluation.metrics.thresholds import Floats, Integers, score_levels, threshold_at, thresholds_of_levels
+from evaluation.metrics.thresholds import Floats, Integers, threshold_at, thresholds_of_falling
 from evaluation.metrics.verification import check_finite, check_rates
 from runtime.errors import InputError
 
@@ -123,7 +123,7 @@ def discard_curves(
     own = {name: np.minimum(values[mated[1]], values[mated[2]]) for name, values in qualities.items()}
     order = np.argsort(-others[0], kind="stable")
     first, second = others[1][order], others[2][order]
-    levels, ends = score_levels(others[0][order])
+    falling = others[0][order]
     ones = np.ones(len(mated[0]), np.int64)
     whole = {name: discard_curve(mated[0] < threshold, quality, ones) for name, quality in own.items()}
     flat = np.full(_STEPS + 1, float((mated[0] < threshold).mean()))
@@ -131,12 +131,12 @@ def discard_curves(
     areas: dict[str, list[tuple[float, float]]] = {name: [] for name in whole}
     for draw in range(replicates):
         count = weights[:, draw][pairs.subjects]
-        accepted = (count[first] * count[second]).cumsum()[ends - 1]
+        accepted = (count[first] * count[second]).cumsum()
         # The mated pairs of a subject that is drawn twice count twice.
         weight = count[mated[1]]
         if not accepted[-1] or not weight.sum():
             continue
-        missed = mated[0] < thresholds_of_levels(levels, accepted, [fmr])[0]
+        missed = mated[0] < thresholds_of_falling(falling, accepted, [fmr])[0]
         for name, quality in own.items():
             areas[name].append(_areas(discard_curve(missed, quality, weight)))
         areas[RANDOM].append(_areas(np.full(_STEPS + 1, float((missed * weight).sum() / weight.sum()))))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from evaluation.metrics.binomial import exact_interval95
 from evaluation.metrics.identification import identification_scores, mated_only
 from evaluation.metrics.search import Search
-from evaluation.metrics.thresholds import Floats, Integers
+from evaluation.metrics.thresholds import Floats, Integers, allowed_counts
 from evaluation.metrics.verification import check_rates
 from runtime.errors import InputError
 
@@ -262,14 +262,15 @@ def weighted_tar(
     column = np.arange(len(total))
     for number, far in enumerate(fars):
         # The chunk in which the weight first exceeds the FAR, then the score in it.
-        exceeds = _ratio(sums, total) > far
+        allowed = allowed_counts(total, far)
+        exceeds = sums > allowed
         chunk = exceeds.argmax(axis=0)
         for place in np.unique(chunk[exceeds[chunk, column]]):
             mine = np.flatnonzero((chunk == place) & exceeds[chunk, column])
             part = slice(int(place) * _CHUNK, (int(place) + 1) * _CHUNK)
             weight = weights(part)[:, mine].cumsum(axis=0, dtype=np.int64)
             weight += sums[place - 1, mine] if place else 0
-            first = (_ratio(weight, total[mine]) > far).argmax(axis=0)
+            first = (weight > allowed[mine]).argmax(axis=0)
             above = np.searchsorted(-falling, -nonmated[part][first], side="left")
             rates[mine, number] = _ratio(accepted[above, mine], accepted[-1, mine])
     return np.where(((total == 0) | (accepted[-1] == 0))[:, None], np.nan, rates)

@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.metrics.thresholds import Floats, Integers, score_levels, thresholds_of_levels
+from evaluation.metrics.thresholds import Floats, Integers, thresholds_of_falling
 from evaluation.metrics.verification import check_finite
 from runtime.errors import InputError
 
@@ -223,16 +223,16 @@ def _thresholds_of_top(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """`bootstrap_thresholds` from some of the pairs; -inf where their weight does not suffice."""
     places = places[np.argsort(-pairs.scores[places], kind="stable")]
-    levels, ends = score_levels(pairs.scores[places].astype(np.float64))
+    falling = pairs.scores[places].astype(np.float64)
     first, second = (pairs.subjects[sets].astype(np.int32) for sets in pairs.sets_at(places))
     thresholds, false = np.full((2, len(totals), len(rates)), np.nan)
     for draw, total in enumerate(totals.tolist()):
         if not total:
             continue
         count = drawn[:, draw].astype(np.uint32)
-        accepted = (count[first] * count[second]).cumsum(dtype=np.int64)[ends - 1]
-        thresholds[draw] = thresholds_of_levels(levels, accepted, rates, total)
+        accepted = (count[first] * count[second]).cumsum(dtype=np.int64)
+        thresholds[draw] = thresholds_of_falling(falling, accepted, rates, total)
         if draw and not np.isnan(thresholds[draw - 1]).any():
-            above = np.searchsorted(-levels, -thresholds[draw - 1], side="right")
+            above = np.searchsorted(-falling, -thresholds[draw - 1], side="right")
             false[draw] = np.append(0, accepted)[above] / total
     return thresholds, false

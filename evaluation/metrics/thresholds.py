@@ -31,52 +31,57 @@ def threshold_at(nonmated: Floats, rate: float, weights: Integers | None = None)
         none is.
     """
     order = np.argsort(-nonmated, kind="stable")
-    levels, ends = score_levels(nonmated[order])
     counts = np.arange(1, len(order) + 1) if weights is None else weights[order].cumsum(dtype=np.int64)
-    return float(thresholds_of_levels(levels, counts[ends - 1], [rate])[0])
+    return float(thresholds_of_falling(nonmated[order], counts, [rate])[0])
 
 
-def score_levels(falling: Floats) -> tuple[Floats, NDArray[np.int64]]:
-    """The distinct scores (L,) of descending scores (n,), and how many are at or above each (L,)."""
-    last = np.append(falling[1:] != falling[:-1], True)[: len(falling)]
-    return falling[last], np.flatnonzero(last) + 1
+def allowed_counts(total: int | Integers, rates: float | Sequence[float]) -> NDArray[np.int64]:
+    """The largest counts whose share of `total` is at most `rates`; shapes broadcast."""
+    whole, wanted = np.asarray(total, np.int64), np.asarray(rates, np.float64)
+    counts = np.floor(wanted * whole).astype(np.int64).clip(0, whole)
+    # By quotients, since 7 / 100 equals the literal 0.07, and 0.07 * 100 is not 7.
+    divisor = np.maximum(whole, 1)
+    counts += (counts < whole) & ((counts + 1) / divisor <= wanted)
+    counts -= counts / divisor > wanted
+    return np.asarray(counts)
 
 
-def thresholds_of_levels(
-    levels: Floats, accepted: Integers, rates: Sequence[float], total: int | None = None
+def thresholds_of_falling(
+    falling: Floats, accepted: Integers, rates: Sequence[float], total: int | None = None
 ) -> NDArray[np.float64]:
     """`threshold_at` for several rates (F,).
 
     Args:
-        levels: (L,) distinct scores, descending.
-        accepted: (L,) total weight of the scores at or above each.
+        falling: (n,) scores, descending.
+        accepted: (n,) total weight of the scores up to and including each.
         rates: each in [0, 1].
-        total: weight of all scores if `levels` holds only the highest; None: the last of `accepted`. If the
+        total: weight of all scores if `falling` holds only the highest; None: the last of `accepted`. If the
             weight of the highest does not exceed a rate, its threshold is -inf.
     """
-    whole = accepted[-1] if total is None else total
-    # Quotients, since 7 / 100 equals the literal 0.07, and 0.07 * 100 is not 7.
-    rejected = np.searchsorted(accepted / whole, np.asarray(rates, np.float64), side="right")
-    above = np.append(np.nextafter(levels, levels.dtype.type(np.inf)).astype(np.float64), -np.inf)
-    return np.asarray(above[rejected])
+    allowed = allowed_counts(accepted[-1] if total is None else total, rates)
+    return just_above(falling, np.searchsorted(accepted, allowed, side="right"))
 
 
 def accepted_counts(rising: Floats, rates: Sequence[float]) -> NDArray[np.int64]:
     """(F,) how many of n ascending scores the threshold for each rate accepts."""
-    count, wanted = len(rising), np.asarray(rates, np.float64)
-    most = np.floor(wanted * count).astype(np.int64).clip(0, count)
-    # By quotients, as above.
-    most += (most < count) & ((most + 1) / count <= wanted)
-    most -= most / count > wanted
+    count, allowed = len(rising), allowed_counts(len(rising), rates)
     # What ties with the first rejected score is rejected.
-    rejected = rising[np.maximum(count - 1 - most, 0)]
-    return np.where(most == count, count, count - np.searchsorted(rising, rejected, side="right"))
+    rejected = rising[np.maximum(count - 1 - allowed, 0)]
+    return np.where(allowed == count, count, count - np.searchsorted(rising, rejected, side="right"))
 
 
 def thresholds_of_counts(rising: Floats, accepted: Integers) -> NDArray[np.float64]:
     """(F,) lowest thresholds that accept the given numbers (F,) of ascending scores (n,); -inf for all."""
-    rejected = rising[np.maximum(len(rising) - 1 - accepted, 0)].astype(np.float64)
-    return np.where(accepted == len(rising), -np.inf, np.nextafter(rejected, np.inf))
+    return just_above(rising[::-1], accepted, np.float64)
+
+
+def just_above(
+    falling: Floats, places: Integers | int, kind: type[np.floating[Any]] | None = None
+) -> NDArray[np.float64]:
+    """(F,) the next number of a dtype above the scores at `places`; -inf for a place after the last score."""
+    rejected = falling[np.minimum(places, len(falling) - 1)].astype(kind or falling.dtype)
+    above = np.nextafter(rejected, rejected.dtype.type(np.inf)).astype(np.float64)
+    return np.where(places == len(falling), -np.inf, above)
 
 
 def at_or_above(scores: Floats, threshold: float) -> NDArray[np.bool_]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.metrics.binomial import folds_interval95
-from evaluation.metrics.thresholds import Floats, Integers
+from evaluation.metrics.thresholds import Floats, Integers, allowed_counts, just_above
 from runtime.errors import InputError
 
 # Rates that rest on fewer errors (accepted non-mated scores) are reported with a warning.
@@ -90,19 +90,17 @@ class RocPoints:
         fpr = self.false_accepts / self.nonmated
         at_start = self.false_accepts[0] == self.true_accepts[0] == 0
         at_end = self.false_accepts[-1] == self.nonmated and self.true_accepts[-1] == self.mated
-        last = int(np.searchsorted(fpr, far, side="right")) - 1
+        last = int(np.searchsorted(self.false_accepts, allowed_counts(self.nonmated, far), side="right")) - 1
         if last < 0 or (last == 0 and not at_start) or (last == len(fpr) - 1 and not at_end):
             return None
         if (nearest := self._nearest_true_accepts(fpr, far, bool(at_end))) is None:
             return None
-        threshold = self.thresholds[last]
-        if last < len(self.thresholds) - 1:
-            # The lowest threshold that accepts what the point accepts: the next point is a non-mated score's.
-            threshold = np.nextafter(self.thresholds[last + 1], self.thresholds.dtype.type(np.inf))
+        # The lowest threshold that accepts what the point accepts: the next point is a non-mated score's.
+        threshold = max(float(just_above(self.thresholds, last + 1)), float(self.thresholds[-1]))
         return TarAtFar(
             strict=float(self.true_accepts[last] / self.mated),
             nearest=float(nearest / self.mated),
-            threshold=float(threshold),
+            threshold=threshold,
             nonmated_above=int(self.false_accepts[last]),
         )
 

@@ -15,7 +15,14 @@ from evaluation.metrics.identification import tpir_at_fpir
 from evaluation.metrics.score_normalisation import gains
 from evaluation.metrics.search import Search
 from evaluation.metrics.set_pairs import all_pairs
-from evaluation.metrics.thresholds import threshold_at
+from evaluation.metrics.thresholds import (
+    accepted_counts,
+    allowed_counts,
+    at_or_above,
+    threshold_at,
+    thresholds_of_counts,
+    thresholds_of_falling,
+)
 from evaluation.metrics.verification import tar_at_far
 from quality.error_versus_discard import FaceComparisons, discard_curves
 from recognition.gallery.open_set import threshold_from_nonmated
@@ -49,6 +56,38 @@ def test_weights_equal_repeated_scores(scores: list[tuple[int, int]], rate: floa
     if weights.sum():
         repeated = np.repeat(values, weights).astype(float)
         assert threshold_at(values.astype(float), rate, weights) == slow_threshold(repeated.tolist(), rate)
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.lists(st.sampled_from([-math.inf, -1.0, 0.0, 0.1, 0.5, 1e30]), min_size=1, max_size=30),
+    st.sampled_from([np.float32, np.float64]),
+    st.lists(st.sampled_from(RATES) | st.floats(0, 1), min_size=1, max_size=4),
+)
+def test_every_form_gives_the_threshold_of_trying_all(
+    scores: list[float], dtype: type[np.float32] | type[np.float64], rates: list[float]
+) -> None:
+    """Ascending scores, and the highest of descending ones; in float64 whatever the dtype."""
+    rising = np.sort(np.array(scores, dtype))
+    expected = [slow_threshold(rising.astype(float).tolist(), rate) for rate in rates]
+    counts = accepted_counts(rising, rates)
+    assert thresholds_of_counts(rising, counts).tolist() == expected
+    with np.errstate(over="ignore"):
+        # The threshold above a score of -inf is outside float32.
+        assert counts.tolist() == [np.count_nonzero(at_or_above(rising, at)) for at in expected]
+    falling, highest = rising[::-1].astype(float), 1 + len(rising) // 2
+    found = thresholds_of_falling(
+        falling[:highest], np.arange(1, highest + 1), rates, total=len(rising)
+    ).tolist()
+    reaches = [highest / len(rising) > rate for rate in rates]
+    assert found == [at if reach else -math.inf for at, reach in zip(expected, reaches, strict=True)]
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.integers(0, 400), min_size=1, max_size=4), st.sampled_from(RATES) | st.floats(0, 1))
+def test_allowed_counts_are_the_largest_at_the_target_rate(totals: list[int], rate: float) -> None:
+    slow = [max(c for c in range(total + 1) if c == 0 or c / total <= rate) for total in totals]
+    assert allowed_counts(np.array(totals), rate).tolist() == slow
 
 
 def test_rates_are_compared_as_quotients() -> None:
