@@ -4,8 +4,8 @@ python convert.py --rec_path DATA/faces_emore --num_workers 8
     unpacks train.rec and the pair sets (*.bin) beside it, with the original bytes
 python convert.py --pack FOLDER --out DIR
     packs a folder of <subject>/<image>
-python convert.py --draw_faces DIR --subjects 200
-    draws synthetic faces: a pack and a pair set, for the demo and for tests
+python convert.py --synthetic_faces DIR --subjects 200
+    generates a synthetic dataset: a pack and a pair set, for the demo and for tests
 python convert.py --list-weights
     lists the published models that have a name here: figures, licences, pages
 python convert.py --fetch-weights adaface_ir_50_ms1mv2
@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import InputError
+from runtime.text import first_lines
 
 if TYPE_CHECKING:
     from data.sources.unpacking import Unpacked
@@ -54,7 +55,7 @@ _SPEC = dict.fromkeys(("mean", "std", "input_size", "template", "norm_is_quality
 _MODES: dict[str, dict[str, Any]] = {
     "rec_path": {"out": "", "num_workers": 0, "image_format": "original", "quality": 95},
     "pack": {"out": None},
-    "draw_faces": {"subjects": 200, "seed": 0},
+    "synthetic_faces": {"subjects": 200, "seed": 0},
     "list_weights": {},
     "fetch_weights": {"out": ""},
     "weights": {
@@ -110,7 +111,7 @@ def flags() -> ArgumentParser:
         "--rec_path", metavar="DIR", help="unpack train.rec of this folder to imgs/<subject>/<key>"
     )
     modes.add_argument("--pack", metavar="DIR", help="pack this folder of <subject>/<image>")
-    modes.add_argument("--draw_faces", metavar="DIR", help="draw faces into a pack and a pair set")
+    modes.add_argument("--synthetic_faces", metavar="DIR", help="generate a synthetic pack and a pair set")
     modes.add_argument(
         "--build_set_benchmark",
         metavar="SOURCE",
@@ -127,8 +128,8 @@ def flags() -> ArgumentParser:
         help="--rec_path: of the files (default: original, the bytes)",
     )
     how.add_argument("--quality", type=int, help="--rec_path: of JPEG, with --image_format jpg (default: 95)")
-    how.add_argument("--subjects", type=int, help="--draw_faces: how many (default: 200)")
-    how.add_argument("--seed", type=int, help="the same seed draws, or degrades, the same faces (default: 0)")
+    how.add_argument("--subjects", type=int, help="--synthetic_faces: how many (default: 200)")
+    how.add_argument("--seed", type=int, help="of synthetic faces, and of degradations (default: 0)")
     _benchmark_flags(parser.add_argument_group("set benchmark"))
     _weight_flags(parser.add_argument_group("weights"))
     return parser
@@ -256,7 +257,7 @@ def convert(given: Mapping[str, Any]) -> None:
     work: dict[str, Callable[[Mapping[str, Any]], None]] = {
         "rec_path": _unpack,
         "pack": _pack,
-        "draw_faces": _draw,
+        "synthetic_faces": _generate_faces,
         "list_weights": _list_weights,
         "fetch_weights": _fetch_weights,
         "weights": _convert_weights,
@@ -276,8 +277,8 @@ def _check_output(mode: str, values: Mapping[str, Any]) -> None:
     if mode in ("weights", "aggregator"):
         source, target = values[mode]
         require_output_file(Path(target), f"--{mode}", inputs=[Path(source)])
-    elif mode == "draw_faces":
-        require_output_folder(Path(values[mode]), "--draw_faces")
+    elif mode == "synthetic_faces":
+        require_output_folder(Path(values[mode]), "--synthetic_faces")
     elif mode == "fetch_weights" and out is not None:
         require_output_file(out, "--out")
     elif mode == "rec_path":
@@ -339,11 +340,10 @@ def _print_unpacked(done: Unpacked, images: Path) -> None:
     )
     for note in done.notes:
         print(f"  {note}")
-    for key, why in sorted(done.skipped)[:_SHOWN]:
-        print(f"  record {key}: {why}")
-    if len(done.skipped) > _SHOWN:
-        kinds = {why for _, why in done.skipped}
-        print(f"  and {len(done.skipped) - _SHOWN:,} more; {len(kinds):,} different reasons")
+    kinds = len({why for _, why in done.skipped})
+    skipped = [f"  record {key}: {why}" for key, why in sorted(done.skipped)]
+    for line in first_lines(skipped, _SHOWN, f"  and {{}} more; {kinds:,} different reasons"):
+        print(line)
     if done.of_other_size:
         print(
             f"  {done.of_other_size:,} images are not 112 x 112, which training refuses. Align them first",
@@ -362,11 +362,11 @@ def _pack(values: Mapping[str, Any]) -> None:
         print(f"  {note}")
 
 
-def _draw(values: Mapping[str, Any]) -> None:
+def _generate_faces(values: Mapping[str, Any]) -> None:
     from data.sources.recordio import REC_NAME
     from synthetic.datasets import write_synthetic_pack
 
-    out = Path(values["draw_faces"])
+    out = Path(values["synthetic_faces"])
     subjects, images, pairs = write_synthetic_pack(out, num_subjects=values["subjects"], seed=values["seed"])
     print(
         f"{out / REC_NAME}: {images:,} synthetic images of {subjects:,} subjects; {out / 'synthetic.bin'}: "

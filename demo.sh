@@ -14,7 +14,7 @@ run() {
 }
 
 rm -rf "$DEMO/faces" "$DEMO/backbone_0" "$DEMO/coreset_0"
-run convert.py --draw_faces "$DEMO/faces" --subjects 200 --seed 0
+run convert.py --synthetic_faces "$DEMO/faces" --subjects 200 --seed 0
 run convert.py --rec_path "$DEMO/faces" --num_workers 2
 run main.py --stage backbone --arch ir_tiny --data_root "$DEMO/faces" --train_data_path imgs --val_data_path . \
   --batch_size 64 --epochs 10 --lr_milestones 6,9 --m 0.2 --s 32 --num_workers 1 --out "$DEMO" --prefix backbone

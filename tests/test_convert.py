@@ -81,7 +81,7 @@ def test_pairs_are_of_different_images_and_media(monkeypatch: pytest.MonkeyPatch
 
 def test_synthetic_pack_and_pairs_have_different_subjects(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        convert.convert({"draw_faces": str(tmp_path / name), "subjects": 3, "seed": 5})
+        convert.convert({"synthetic_faces": str(tmp_path / name), "subjects": 3, "seed": 5})
     assert (tmp_path / "a" / "train.rec").read_bytes() == (tmp_path / "b" / "train.rec").read_bytes()
     convert.convert({"rec_path": str(tmp_path / "a")})
     source = ImageFolder(tmp_path / "a" / "imgs")
@@ -103,7 +103,7 @@ def test_synthetic_pack_and_pairs_have_different_subjects(tmp_path: Path) -> Non
         ({"rec_path": ".", "quality": 900, "image_format": "jpg"}, "at most 100"),
         ({"pack": "x"}, "--pack needs --out"),
         ({"pack": "nowhere", "out": "y"}, "nowhere: no such folder"),
-        ({"draw_faces": "x", "subjects": 1}, "--subjects 1: expected 2 or more"),
+        ({"synthetic_faces": "x", "subjects": 1}, "--subjects 1: expected 2 or more"),
     ],
 )
 def test_bad_flags_are_refused(given: dict[str, object], message: str) -> None:

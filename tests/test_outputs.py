@@ -27,7 +27,7 @@ COMMANDS: dict[str, tuple[Callable[[], int], str]] = {
     "unpack": (convert.main, "--rec_path SET --out FILE/x"),
     "unpack_beside": (convert.main, "--rec_path FILE/x"),
     "pack": (convert.main, "--pack SET --out FILE/x"),
-    "draw_faces": (convert.main, "--draw_faces FILE/x"),
+    "synthetic_faces": (convert.main, "--synthetic_faces FILE/x"),
     "fetch_weights": (convert.main, "--fetch-weights missing --out FILE/x"),
     "weights": (convert.main, "--weights missing FILE/x.safetensors"),
     "aggregator": (convert.main, "--aggregator missing FILE/x.safetensors"),

@@ -45,7 +45,7 @@ from validation.frame import (
 )
 from validation.ijb_report import Evaluated, paragraphs, plot, result_of
 from validation.subjects import (
-    check_same_backbone,
+    check_cohort,
     cohort_bank,
     cohort_of,
     evaluated_subjects,
@@ -54,6 +54,7 @@ from validation.subjects import (
 from weights import (
     check_not_trained_on,
     check_precomputed,
+    check_same_backbone,
     trained_spec,
     weights_digest,
     weights_sha256,
@@ -278,19 +279,18 @@ def _precomputed(run: Run, rules: Rules, cohort: FeatureBank | None) -> Precompu
     args = run.args
     features = read_features(Path(args.features), rules.flip)
     digest, size = features.identity.get("backbone_sha256"), features.features.shape[1]
-    if (
-        digest is not None
-        and args.weights
-        and weights_digest(open_model(args, rules.flip).backbone) != digest
-    ):
-        raise InputError(
-            f"--features {args.features}: were made by another backbone than --weights {args.weights}. "
-            "Remove one of them."
+    if digest is not None and args.weights:
+        check_same_backbone(
+            f"--features {args.features}: its features",
+            digest,
+            f"--weights {args.weights}",
+            weights_digest(open_model(args, rules.flip).backbone),
+            "Remove one of them.",
         )
     for entry in run.trained:
         check_precomputed(entry.module, entry.source, features.identity, size, f"--features {args.features}")
     if cohort is not None:
-        check_same_backbone(cohort, digest, size)
+        check_cohort(cohort, digest, size)
     return features
 
 
@@ -302,7 +302,7 @@ def _embedded(
 
     model = run.loaded
     if cohort is not None:
-        check_same_backbone(cohort, weights_digest(model.backbone), model.embedding_size)
+        check_cohort(cohort, weights_digest(model.backbone), model.embedding_size)
     stamps = image_stamps(protocol)
     transforms = similarity_transforms(points.landmarks)
     store = embed_faces(

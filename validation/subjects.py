@@ -20,6 +20,7 @@ from features.bank import FeatureBank, read_feature_bank, with_centre_of
 from features.templates import TemplateRecipe, TemplateSampler
 from runtime.errors import InputError, InputWarning
 from runtime.escaping import from_csv_cell
+from weights import check_same_backbone
 
 # With one template a subject, normalised scores depend on how it happens to be drawn. Every template of the
 # benchmark is compared with the whole cohort.
@@ -74,8 +75,8 @@ def cohort_bank(path: str, excluded: frozenset[str] | None) -> FeatureBank:
     return bank.of_subjects(np.random.default_rng(0).choice(others, most, replace=False).tolist())
 
 
-def check_same_backbone(bank: FeatureBank, backbone: str | None, size: int) -> None:
-    """Checks that a cohort's features were made by the backbone of the benchmark's.
+def check_cohort(bank: FeatureBank, backbone: str | None, size: int) -> None:
+    """Check that a cohort's features were made by the backbone of the benchmark's.
 
     Args:
         bank: the cohort.
@@ -85,11 +86,11 @@ def check_same_backbone(bank: FeatureBank, backbone: str | None, size: int) -> N
     Raises:
         InputError: they were made by another one, or have another size.
     """
-    differ = None not in (backbone, bank.backbone_sha256) and backbone != bank.backbone_sha256
-    if differ or bank.embedding_size != size:
+    features, advice = f"--cohort {bank.name}: its features", "Make both with the same --weights."
+    check_same_backbone(features, bank.backbone_sha256, "the benchmark's", backbone, advice)
+    if bank.embedding_size != size:
         raise InputError(
-            f"--cohort {bank.name}: its features of {bank.embedding_size} values were made by another "
-            f"backbone than the benchmark's of {size} values. Make both with the same --weights."
+            f"{features} have {bank.embedding_size} values, and the benchmark's have {size}. {advice}"
         )
 
 

@@ -15,13 +15,11 @@ from torch import nn
 from backbones.spec import BackboneSpec, centre_digest
 from net import Backbone
 from runtime.errors import InputError
+from runtime.text import listed
 from weights.digest import name_digest, name_digests, weights_digest
 from weights.loading import PIXEL_FIELDS, Source, load_backbone, open_weights
 from weights.reading import BACKBONE_DIGEST, TRAINED_SUBJECTS
 from weights.specs import spec_in
-
-_SHOWN = 3
-
 
 # ----------------------------------------------------------------------- what a file says of its training
 
@@ -85,18 +83,29 @@ def check_feature_size(aggregator: nn.Module, size: int, source: Source) -> None
         )
 
 
-def check_backbone_digest(source: Source, digest: str, name: str) -> None:
-    """Raise InputError where an aggregator was trained on features of other weights.
+def check_same_backbone(
+    features: str, digest: str | None, other: str, wanted: str | None, advice: str
+) -> None:
+    """Raise InputError where features are known to be of another backbone than expected.
 
-    `digest`: of the weights (`weights_digest`); `name`: what the message calls them.
+    Args:
+        features: what the message calls them, with their file or flag.
+        digest: of their backbone (`weights_digest`); None where it is not known.
+        other: what the message calls the expected backbone.
+        wanted: its digest; None where it is not known.
+        advice: what the user can do.
     """
-    own = trained_backbone_digest(source)
-    if own not in (None, digest):
+    if digest is not None and wanted is not None and digest != wanted:
         raise InputError(
-            f"{source}: its aggregator was trained on features of another backbone than {name} "
-            f"({own[:16]}, not {digest[:16]}). Pass the weights of that one, or train an aggregator for "
-            "these."
+            f"{features} were made by another backbone than {other} ({digest[:16]}, not {wanted[:16]}). "
+            f"{advice}"
         )
+
+
+def _check_trained_on(source: Source, digest: str, name: str) -> None:
+    features = f"{source}: the features that its aggregator was trained on"
+    advice = "Pass the weights of that one, or train an aggregator for these."
+    check_same_backbone(features, trained_backbone_digest(source), name, digest, advice)
 
 
 def check_computed_features(
@@ -120,8 +129,10 @@ def check_computed_features(
             f"{source}: computes features of {own[0]} values, {own[1]} of them auxiliary, and those in "
             f"{features} have {sizes[0]} and {sizes[1]}. Give the weights that computed them."
         )
-    if digest not in (None, weights_digest(backbone)):
-        raise InputError(f"{source}: other weights computed the features in {features}. Give those.")
+    if digest is not None:
+        advice = "Give the weights that computed them."
+        made = f"{source}: the features in {features}"
+        check_same_backbone(made, digest, "these weights", weights_digest(backbone), advice)
 
 
 def check_precomputed(
@@ -142,7 +153,7 @@ def check_precomputed(
     """
     check_feature_size(aggregator, size, source)
     if (digest := identity.get("backbone_sha256")) is not None:
-        check_backbone_digest(source, digest, f"that of {features}")
+        _check_trained_on(source, digest, f"that of {features}")
     spec = trained_spec(source)
     if spec is None or "illumination_normalisation" not in identity:
         return
@@ -170,7 +181,7 @@ def prepare_for(backbone: Backbone, sources: Sequence[Source]) -> None:
     wanted: dict[str, tuple[Source, BackboneSpec]] = {}
     for source in sources:
         opened = open_weights(source)
-        check_backbone_digest(opened, weights_digest(backbone), f"the {backbone.spec.name} given")
+        _check_trained_on(opened, weights_digest(backbone), f"the {backbone.spec.name} given")
         if (spec := trained_spec(opened, backbone)) is None:
             continue
         _check_pixels(source, spec, backbone.spec)
@@ -234,11 +245,10 @@ def check_not_trained_on(names: frozenset[str], aggregators: Mapping[str, Source
     for aggregator, source in aggregators.items():
         trained = trained_subjects(source) or ()
         if shared := sorted({digests[digest] for digest in trained if digest in digests}):
-            shown = ", ".join(shared[:_SHOWN]) + (", ..." if len(shared) > _SHOWN else "")
             faults.append(
                 f"{source}: its {aggregator} was trained on {len(shared):,} of the {len(names):,} subjects "
-                f"of {benchmark} ({shown}), so its figures would not hold for others. Train one with main.py "
-                "--exclude_subjects FILE."
+                f"of {benchmark} ({listed(shared)}), so its figures would not hold for others. Train one "
+                "with main.py --exclude_subjects FILE."
             )
     if faults:
         raise InputError.from_faults(faults)

@@ -16,7 +16,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from runtime.errors import InputError
+from runtime.errors import InputError, valid_names
 from runtime.files import atomic_path, private_folder
 from runtime.input_files import sha256_of
 from runtime.output_checks import require_free_space
@@ -36,7 +36,7 @@ _BROKEN = (urllib.error.URLError, ConnectionError, TimeoutError, ssl.SSLError, h
 def entry_named(name: str) -> Entry:
     """The entry of a name; InputError lists the names."""
     if name not in CATALOGUE:
-        raise InputError(f"{name!r} is not in the catalogue. Expected one of {', '.join(CATALOGUE)}.")
+        raise InputError(f"{name!r} is not in the catalogue. {valid_names(name, CATALOGUE)}")
     return CATALOGUE[name]
 
 

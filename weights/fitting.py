@@ -13,6 +13,7 @@ from torch import Tensor
 from backbones.spec import BackboneSpec
 from net import BACKBONES, Backbone, build_backbone
 from runtime.errors import InputError
+from runtime.text import first_lines
 
 _SHOWN = 5
 # Number of batches that a BatchNorm has seen. It does not affect features, and files of PyTorch before 0.4.1
@@ -116,8 +117,7 @@ def state_dict_mismatches(state: Mapping[str, Tensor], shapes: Mapping[str, tupl
 
 def shortened(faults: Sequence[str]) -> list[str]:
     """The first few as lines, and the number of the others."""
-    more = [f"  ... and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
-    return [f"  {fault}" for fault in faults[:_SHOWN]] + more
+    return first_lines([f"  {fault}" for fault in faults], _SHOWN, "  ... and {} more")
 
 
 def _form(value: Tensor) -> str:

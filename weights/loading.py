@@ -12,7 +12,7 @@ from torch import nn
 
 from backbones.spec import BackboneSpec
 from net import BACKBONES, Backbone, build_backbone
-from runtime.errors import InputError
+from runtime.errors import InputError, valid_names
 from weights.aggregators import StoredAggregator, stored_aggregator
 from weights.fitting import check_features, load_into
 from weights.layouts import recognise
@@ -103,7 +103,7 @@ def load_weights(
         InputError: as `load_backbone`.
     """
     if arch is not None and arch not in BACKBONES:
-        raise InputError(f"{arch!r} is not a backbone. Expected one of {', '.join(BACKBONES)}.")
+        raise InputError(f"{arch!r} is not a backbone. {valid_names(arch, BACKBONES)}")
     opened = open_weights(source, allow_pickle=allow_pickle)
     path, stored = opened.path, opened.stored
     if stored is None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from pathlib import Path
 
-from runtime.errors import InputError
+from runtime.errors import InputError, did_you_mean
 from runtime.input_files import sha256_of
 from runtime.onnx_files import external_files
 from weights.catalogue import CATALOGUE, Entry, fetched_path
@@ -78,7 +77,7 @@ def licence_of(source: Path | str) -> str:
 def _path(source: str) -> Path:
     path = Path(source)
     if not path.exists() and not path.suffix and path.name == source:
-        near = difflib.get_close_matches(source, CATALOGUE, n=1, cutoff=0.6)
-        hint = f" Did you mean {near[0]}?" if near else " python convert.py --list-weights shows its names."
+        near = did_you_mean(source, CATALOGUE, cutoff=0.6)
+        hint = near or " python convert.py --list-weights shows its names."
         raise InputError(f"{source}: is neither a file nor a name of the catalogue.{hint}")
     return path

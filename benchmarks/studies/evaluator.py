@@ -33,7 +33,7 @@ from evaluation.protocols.ijb_layout import SetProtocol, read_protocol
 from evaluation.protocols.templates import FaceGroups, aggregate_templates, group_faces
 from features.precomputed import read_features
 from runtime.errors import InputError
-from validation.subjects import check_same_backbone, cohort_bank, cohort_of
+from validation.subjects import check_cohort, cohort_bank, cohort_of
 
 _TIMED_ROUNDS = 3
 RULES = Rules.of_paper("facecoresetnet", {})
@@ -109,7 +109,7 @@ def read_evaluation_set(
         bank = cohort_bank(
             str(cohort), None if evaluated_subjects is None else read_names(evaluated_subjects)
         )
-        check_same_backbone(bank, given.identity.get("backbone_sha256"), given.features.shape[1])
+        check_cohort(bank, given.identity.get("backbone_sha256"), given.features.shape[1])
         others = cohort_of(bank, method)
     return EvaluationSet(protocol, given.features, given.norms, groups, others)
 

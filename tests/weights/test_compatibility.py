@@ -18,6 +18,7 @@ from weights import (
     check_feature_size,
     check_not_trained_on,
     check_precomputed,
+    check_same_backbone,
     default_pooling,
     default_quality,
     load_aggregator,
@@ -124,3 +125,13 @@ def test_the_norm_weighs_faces_only_where_it_is_a_quality(
     assert default_pooling(spec) == pooling
     assert bool(norm_warning(spec, "norm")) == warns
     assert not norm_warning(spec, "learned")
+
+
+@pytest.mark.parametrize(("digest", "wanted"), [(None, "b" * 64), ("a" * 64, None), ("a" * 64, "a" * 64)])
+def test_backbones_that_may_be_the_same_are_accepted(digest: str | None, wanted: str | None) -> None:
+    check_same_backbone("--cohort C", digest, "the benchmark's", wanted, "Use one.")
+
+
+def test_features_of_another_backbone_are_refused_with_both_digests() -> None:
+    with pytest.raises(InputError, match=r"--cohort C.*aaaaaaaa.*bbbbbbbb.*Use one\."):
+        check_same_backbone("--cohort C", "a" * 64, "the benchmark's", "b" * 64, "Use one.")
