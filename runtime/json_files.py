@@ -78,7 +78,8 @@ def parse_json(text: str | bytes, where: str, *, num_lists: int = 0) -> Any:
     """Parse a JSON text; raises InputError beginning with `where` if it is invalid or beyond limits.
 
     Non-finite numbers, integers of more than 19 digits and duplicate keys are rejected. `num_lists`: the
-    expected number of lists, for texts from a file whose size was checked.
+    expected number of lists, for texts from a file whose size was checked and whose nesting the caller
+    checks.
     """
     try:
         _check_size(text, num_lists)
@@ -89,7 +90,7 @@ def parse_json(text: str | bytes, where: str, *, num_lists: int = 0) -> Any:
             parse_constant=_no_number,
             object_pairs_hook=unique_keys,
         )
-        if _openings(text) > _MAX_DEPTH:
+        if not num_lists and _openings(text) > _MAX_DEPTH:
             _check_depth(value)
     except RecursionError:
         raise InputError(f"{where} (JSON); it is nested deeper than {_MAX_DEPTH} levels.") from None

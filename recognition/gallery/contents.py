@@ -111,12 +111,17 @@ def _faults_of(gallery: Gallery) -> list[str]:
     bad = np.flatnonzero(~(np.abs(np.sqrt(squares) - 1) < 1e-3))
     if len(bad):
         faults.append(f"the descriptor of {gallery.names[bad[0]]!r} is not of length one ({len(bad)} such).")
-    if len(set(map(normal, gallery.names))) < N:
-        twice = [name for name, count in Counter(map(normal, gallery.names)).items() if count > 1]
+    if len(set(names := normal_names(gallery.names))) < N:
+        twice = [name for name, count in Counter(names).items() if count > 1]
         faults.append(f"{are_names(twice)} named more than once. Give each subject a name of its own.")
-    if any(not name or name != name.strip("\0") for name in gallery.names):
-        faults.append("a name is empty or ends in a zero character. Give each subject a name.")
+    if not all(gallery.names):
+        faults.append("a name is empty. Give each subject a name.")
     return faults
+
+
+def normal_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The forms in which names are compared; of a million ASCII names at once."""
+    return names if "".join(names).isascii() else tuple(map(normal, names))
 
 
 def are_names(names: Sequence[str]) -> str:

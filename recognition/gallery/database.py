@@ -13,6 +13,7 @@ import sqlite3
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from itertools import chain
 from operator import lt
 from pathlib import Path
@@ -23,7 +24,7 @@ from zlib import crc32
 import numpy as np
 
 from data.sources.subject_names import normal
-from recognition.gallery.contents import Floats, Gallery, GalleryInfo, Subject
+from recognition.gallery.contents import Floats, Gallery, GalleryInfo, normal_names
 from runtime.errors import InputError
 from runtime.escaping import escaped
 from runtime.files import atomic_path, private_folder
@@ -59,6 +60,16 @@ _MOST_TOTAL = 1 << 62
 
 class _DamagedError(Exception):
     """Says what in the file differs from what was written."""
+
+
+@dataclass
+class Columns:
+    """The columns of the table of subjects; objects for each row would take as long as all else."""
+
+    ids: list[int] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    files: list[tuple[str, ...]] = field(default_factory=list)
 
 
 class Tables:
@@ -115,11 +126,10 @@ class Tables:
         if self._total % _MOST_TOTAL != self._stored_total:
             raise _DamagedError("rows are missing, or differ from their checksums")
 
-    def subjects(self) -> tuple[list[int], list[Subject]]:
-        """Ids and subjects by their order of enrolment."""
+    def subjects(self) -> Columns:
+        """All subjects in the order of enrolment."""
         cursor = self._execute("SELECT * FROM subjects ORDER BY id")
-        numbers: list[int] = []
-        found: list[Subject] = []
+        found = Columns()
         length, last = 0, -1
         while rows := cursor.fetchmany(_ROWS_AT_ONCE):
             # By columns, which takes half the time of a loop over rows.
@@ -127,7 +137,7 @@ class Tables:
             if (
                 [set(map(type, column)) for column in (names, norms, sources)] != [{str}, {float}, {str}]
                 or tuple(map(_subject_checksum, ids, names, norms, sources)) != checksums
-                or tuple(map(normal, names)) != keys
+                or normal_names(names) != keys
                 # A damaged tree may lead to the same page again and again.
                 or not all(map(lt, (last, *ids), ids))
             ):
@@ -136,13 +146,14 @@ class Tables:
             length += len(all_names) + sum(map(len, sources))
             if length > self._size:
                 raise _DamagedError("its names are longer than the file")
-            shown = names if escaped(all_names) == all_names else map(escaped, names)
-            numbers += ids
+            found.ids += ids
+            found.names += names if escaped(all_names) == all_names else map(escaped, names)
+            found.norms += norms
+            found.files += _parsed_sources(sources)
             self._total += sum(checksums)
-            found += map(Subject, shown, norms, _parsed_sources(sources))
-        if len(found) != self.info.count:
-            raise _DamagedError(f"it holds {len(found):,} subjects of {self.info.count:,}")
-        return numbers, found
+        if len(found.ids) != self.info.count:
+            raise _DamagedError(f"it holds {len(found.ids):,} subjects of {self.info.count:,}")
+        return found
 
     def descriptors(self, numbers: Sequence[int]) -> Floats:
         """(N, D) in the order of the ids of `subjects`."""
@@ -227,7 +238,7 @@ def _settings_checksum(*values: object) -> int:
     return crc32("\0".join(map(str, values)).encode())
 
 
-def _parsed_sources(texts: Sequence[str]) -> list[tuple[str, ...]]:
+def _parsed_sources(texts: Sequence[str]) -> Iterator[tuple[str, ...]]:
     """Parse the JSON lists of file names of several rows together, which is faster."""
     try:
         files = parse_json(f"[{','.join(texts)}]", "sources: expected lists", num_lists=len(texts) + 1)
@@ -236,7 +247,7 @@ def _parsed_sources(texts: Sequence[str]) -> list[tuple[str, ...]]:
     is_lists = len(files) == len(texts) and set(map(type, files)) <= {list}
     if not is_lists or not set(map(type, chain.from_iterable(files))) <= {str}:
         raise _DamagedError("its sources are not lists of file names")
-    return [*map(tuple, files)]
+    return map(tuple, files)
 
 
 # ------------------------------------------------------------------------------------------- the file

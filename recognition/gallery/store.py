@@ -27,12 +27,13 @@ def open_gallery(path: Path) -> Gallery:
     """
     with transaction(path) as gallery:
         info = gallery.info
-        numbers, subjects = gallery.subjects()
-        descriptors = gallery.descriptors(numbers)
+        subjects = gallery.subjects()
+        descriptors = gallery.descriptors(subjects.ids)
         gallery.check_total()
-    names, norms, files = zip(*subjects, strict=True) if subjects else ((), (), ())
+    norms = np.array(subjects.norms, np.float32)
+    names, files = tuple(subjects.names), tuple(subjects.files)
     try:
-        return Gallery(names, descriptors, np.array(norms, np.float32), files, info.fingerprint, info.reading)
+        return Gallery(names, descriptors, norms, files, info.fingerprint, info.reading)
     except InputError as fault:
         raise InputError(f"{path}: {fault}") from None
 
@@ -46,7 +47,8 @@ def gallery_info(path: Path) -> GalleryInfo:
 def list_subjects(path: Path) -> tuple[GalleryInfo, list[Subject]]:
     """Read all subjects without their descriptors. Raises InputError as `open_gallery`."""
     with transaction(path) as gallery:
-        return gallery.info, gallery.subjects()[1]
+        found = gallery.subjects()
+        return gallery.info, [*map(Subject, found.names, found.norms, found.files)]
 
 
 def enrolled_names(path: Path, names: Sequence[str]) -> list[str]:
