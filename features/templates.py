@@ -246,7 +246,7 @@ class FeatureTemplateDataset(Dataset[Any]):
 
 
 class HeldOutFeatureTemplates(Dataset[FeatureTemplate]):
-    """Templates of held-out subjects, as `data.sampling.templates.held_out_templates` builds them.
+    """Templates of held-out subjects, as `data.sampling.templates.HeldOutTemplates` builds them.
 
     The images of each subject with two or more are split in half. One to three plain views of the first half
     form the gallery template; two probe templates are sampled from the second half as in training, without

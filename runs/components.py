@@ -12,7 +12,7 @@ from torch import Tensor
 
 from data.checks.colour_order import MIN_PAIRS, check_colour_order, check_skin_colour
 from data.checks.label_noise_report import CheckedFaces
-from data.sampling.templates import Augmentation
+from data.sampling.augmentation import Augmentation
 from data.sources.face_source import FaceSource
 from data.sources.fingerprint import data_parts, reading_parts
 from evaluation.reporting.report import versions
@@ -122,7 +122,7 @@ class RunRequest:
     def colour_warnings(self, source: FaceSource, backbone: Backbone | None = None) -> list[str]:
         """Warnings about the colours of images, and about the channel order that the backbone gets."""
         skin = check_skin_colour(source, seed=self.config.run.seed)
-        found = [skin.warning] if skin.warning else []
+        found = [skin] if skin else []
         if backbone is not None:
             report = check_colour_order(source, lambda images: extract(images, backbone)[0], backbone.spec)
             if report.verdict == "swapped" and report.num_pairs >= MIN_PAIRS:

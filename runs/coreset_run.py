@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from backbones.spec import BackboneSpec
-from data.sampling.templates import HeldOutTemplates, held_out_templates
+from data.sampling.templates import HeldOutTemplates
 from data.sources.face_source import FaceSource
 from data.sources.subsets import hold_out
 from data.sources.unusable_images import first_faults, unusable_images
@@ -86,9 +86,9 @@ def _held_out(request: RunRequest, source: FaceSource, spec: BackboneSpec) -> He
     """Templates to validate on.
 
     Raises:
-        InputError: as `held_out_templates`, or images that cannot be used.
+        InputError: as `HeldOutTemplates`, or images that cannot be used.
     """
-    held_out = held_out_templates(
+    held_out = HeldOutTemplates(
         source,
         spec,
         request.augmentation(),

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
+from data.sampling.augmentation import Augmentation
 from data.sampling.positions import PositionSampler
 from data.sampling.templates import (
-    Augmentation,
     FaceDataset,
     HeldOutTemplates,
     TemplateBatch,

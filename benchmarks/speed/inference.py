@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import cv2
 import numpy as np
 
-from data.sampling.augmentation import augment_face
+from data.sampling.augmentation import Augmentation
 from photos.photo_files import read_photo
 from recognition.aggregation import aggregate_sets
 from recognition.enrolment.checks import check_set
@@ -119,7 +119,7 @@ def write_sets(faces: Path, folder: Path, seed: int) -> int:
             for number, file in enumerate(mine):
                 image = read_photo(file)
                 if number in degraded:
-                    image = augment_face(image, rng, crop_prob=1, low_res_prob=1, photometric_prob=1)
+                    image = Augmentation(1, 1, 1).apply(image, rng)
                 name = f"{'degraded ' if number in degraded else ''}{file.stem}.png"
                 cv2.imwrite(str(place / name), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
             count += len(mine)

@@ -32,8 +32,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.speed.published_training import PublishedHead, PublishedModel
 from benchmarks.speed.usage import Usage, hand_over, in_process_of_its_own, measured
 from coreset import FaceSets, build_aggregator
+from data.sampling.augmentation import Augmentation
 from data.sampling.positions import Item
-from data.sampling.templates import Augmentation, TemplateDataset, collate_templates
+from data.sampling.templates import TemplateDataset, collate_templates
 from data.sampling.views import ViewPlan
 from features.bank import FeatureBank
 from features.templates import TemplateRecipe, TemplateSampler

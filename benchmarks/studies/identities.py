@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 
 from backbones.spec import BackboneSpec
-from data.sampling.augmentation import augment_face
+from data.sampling.augmentation import Augmentation
 from photos.photo_files import read_photo
 from recognition.enrolment.checks import check_identities
 from recognition.enrolment.identities import IdentityLimits, find_identities
@@ -84,9 +84,7 @@ def embedded(model: FaceModel, folder: Path, *, degraded: bool) -> Faces:
         images = np.stack([read_photo(path) for path, _ in files[start : start + 256]])
         found = [embed_images(model, images)]
         if degraded:
-            poor = [
-                augment_face(each, rng, crop_prob=1, low_res_prob=1, photometric_prob=1) for each in images
-            ]
+            poor = [Augmentation(1, 1, 1).apply(each, rng) for each in images]
             found.append(embed_images(model, np.stack(poor)))
         features.append(np.stack([each[0] for each in found]))
         norms.append(np.stack([each[1] for each in found]))

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # levels in 99.6 % and by more than 65 in half of them; the rest are grey photographs.
 _SKIN = np.s_[FACE_SIZE // 4 : -FACE_SIZE // 4, FACE_SIZE // 4 : -FACE_SIZE // 4]
 _GREY_LEVELS = 4.0
+_SKIN_IMAGES = 200
 _MIN_COLOURED = 10
 # Fewer mated pairs are inconclusive.
 MIN_PAIRS = 10
@@ -58,49 +59,35 @@ class GivenFaces:
 
 
 @dataclass(frozen=True)
-class SkinColourReport:
-    """Result of `check_skin_colour`.
-
-    `num_images`: checked; `num_coloured`: not grey; `red_share`: fraction of the coloured images with more
-    red than blue at the centre (1 if none is coloured); `warning`: a sentence, or ''.
-    """
-
-    num_images: int
-    num_coloured: int
-    red_share: float
-    warning: str
-
-
-@dataclass(frozen=True)
 class ColourOrderReport:
-    """Mean cosine similarity of mated pairs in the source's colours and with red and blue swapped.
+    """Result of `check_colour_order`.
 
-    `standard_error`: of the mean difference; `verdict`: "true", "swapped" or "undecided"; `sentence`: the
-    result in words.
+    `verdict`: "true", "swapped" or "undecided"; `sentence`: the result in words, with the mean cosines of
+    mated pairs in the source's colours and with red and blue swapped.
     """
 
     num_pairs: int
-    mean_as_given: float
-    mean_swapped: float
-    standard_error: float
     verdict: str
     sentence: str
 
 
-def check_skin_colour(source: FaceSource, *, num_images: int = 200, seed: int = 0) -> SkinColourReport:
-    """Check some images without a network: in true colours, skin has more red than blue."""
+def check_skin_colour(source: FaceSource, *, seed: int = 0) -> str:
+    """Check some images without a network: in true colours, skin has more red than blue.
+
+    Returns:
+        A warning if most faces are bluer; '' otherwise, and for grey images.
+    """
     rng = np.random.default_rng([seed, 1])
-    rows = np.sort(rng.choice(len(source), min(num_images, len(source)), replace=False))
+    rows = np.sort(rng.choice(len(source), min(_SKIN_IMAGES, len(source)), replace=False))
     red_minus_blue = np.array([_red_minus_blue(source.image(int(row))) for row in rows])
     coloured = red_minus_blue[np.abs(red_minus_blue) > _GREY_LEVELS]
     share = float((coloured > 0).mean()) if len(coloured) else 1.0
-    warning = ""
-    if share < 0.5 and len(coloured) >= min(_MIN_COLOURED, len(rows)):
-        warning = (
-            f"{source.name}: red and blue look swapped: only {share:.0%} of {len(coloured)} coloured faces "
-            f"are redder than blue at their centre. {_ADVICE}"
-        )
-    return SkinColourReport(len(rows), len(coloured), share, warning)
+    if share >= 0.5 or len(coloured) < min(_MIN_COLOURED, len(rows)):
+        return ""
+    return (
+        f"{source.name}: red and blue look swapped: only {share:.0%} of {len(coloured)} coloured faces "
+        f"are redder than blue at their centre. {_ADVICE}"
+    )
 
 
 def check_colour_order(
@@ -128,7 +115,7 @@ def check_colour_order(
     first, second = _mated_pairs(source, num_pairs, seed)
     if not len(first):
         sentence = f"{source.name}: no subject has two images, so the colour order could not be checked."
-        return ColourOrderReport(0, 0.0, 0.0, 0.0, "undecided", sentence)
+        return ColourOrderReport(0, "undecided", sentence)
     images = np.stack([source.image(int(row)) for row in np.concatenate((first, second))])
     as_given, others = _pair_cosines(embed(images))
     swapped, swapped_others = _pair_cosines(embed(np.ascontiguousarray(images[..., ::-1])))
@@ -140,11 +127,16 @@ def check_colour_order(
     # A poor backbone may map all faces in unseen colours to similar features.
     if verdict == "swapped" and difference.mean() >= (others - swapped_others).mean():
         verdict = "undecided"
-    means = float(as_given.mean()), float(swapped.mean())
-    sentence = _sentence(source, spec, verdict, len(first), *means)
-    if verdict == "swapped":
-        sentence = f"{sentence} {advice}"
-    return ColourOrderReport(len(first), *means, error, verdict, sentence)
+    measured = (
+        f"mean cosine of {len(first)} mated pairs of {source.name} by {spec.name} ({spec.channel_order}): "
+        f"{as_given.mean():.3f} as given, {swapped.mean():.3f} with red and blue swapped"
+    )
+    sentence = {
+        "true": f"The colour order is right: {measured}.",
+        "swapped": f"The colour order looks wrong: {measured}. {advice}",
+        "undecided": f"The colour order makes no clear difference: {measured}.",
+    }[verdict]
+    return ColourOrderReport(len(first), verdict, sentence)
 
 
 def wrong_order_advice(spec: BackboneSpec) -> str:
@@ -154,20 +146,6 @@ def wrong_order_advice(spec: BackboneSpec) -> str:
         f"If the images are in true colours, the weights expect {other}: run python convert.py --weights IN "
         f"OUT.safetensors --channel_order {other}, and use OUT."
     )
-
-
-def _sentence(
-    source: LabelledFaces, spec: BackboneSpec, verdict: str, pairs: int, as_given: float, swapped: float
-) -> str:
-    measured = (
-        f"mean cosine of {pairs} mated pairs of {source.name} by {spec.name} ({spec.channel_order}): "
-        f"{as_given:.3f} as given, {swapped:.3f} with red and blue swapped"
-    )
-    return {
-        "true": f"The colour order is right: {measured}.",
-        "swapped": f"The colour order looks wrong: {measured}.",
-        "undecided": f"The colour order makes no clear difference: {measured}.",
-    }[verdict]
 
 
 def _red_minus_blue(image: Image) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
@@ -16,7 +17,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Image = NDArray[np.uint8]
+from data.sources.decoding import Image
+from runtime.errors import InputError
 
 CROP_AREA = (0.2, 1.0)
 CROP_RATIO = (3 / 4, 4 / 3)
@@ -35,20 +37,35 @@ CLIP_BIN = 9
 CLIP_LAST_BIN = 30
 
 
-def augment_face(
-    image: Image, rng: np.random.Generator, *, crop_prob: float, low_res_prob: float, photometric_prob: float
-) -> Image:
-    """Crop, low-resolution and photometric augmentation in this order, each with its own probability.
+@dataclass(frozen=True)
+class Augmentation:
+    """The three AdaFace augmentations, each with its own probability in [0, 1].
 
-    `image` and the result: (H, W, 3) uint8 RGB. Source: AdaFace (arXiv 2204.00964) and its published code.
+    Source: AdaFace (arXiv 2204.00964) and its published code.
     """
-    if rng.random() < crop_prob:
-        image = random_crop(image, rng)
-    if rng.random() < low_res_prob:
-        image = low_resolution(image, rng)
-    if rng.random() < photometric_prob:
-        image = photometric(image, rng)
-    return image
+
+    crop_prob: float = 0.2
+    low_res_prob: float = 0.2
+    photometric_prob: float = 0.2
+
+    def __post_init__(self) -> None:
+        faults = [
+            f"{name} is {value}, expected a probability from 0 to 1."
+            for name, value in vars(self).items()
+            if not 0 <= value <= 1
+        ]
+        if faults:
+            raise InputError.from_faults(faults)
+
+    def apply(self, image: Image, rng: np.random.Generator) -> Image:
+        """Augment in this order; (H, W, 3) uint8 RGB -> the same shape."""
+        if rng.random() < self.crop_prob:
+            image = random_crop(image, rng)
+        if rng.random() < self.low_res_prob:
+            image = low_resolution(image, rng)
+        if rng.random() < self.photometric_prob:
+            image = photometric(image, rng)
+        return image
 
 
 def clip_transform(image: Image, rng: np.random.Generator) -> Image:

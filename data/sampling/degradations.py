@@ -10,17 +10,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Image = NDArray[np.uint8]
-
+from data.sampling.augmentation import LOW_RES_INTERPOLATIONS
+from data.sources.decoding import Image
 
 _MIN_PIXELS = 14
-_INTERPOLATIONS = (
-    cv2.INTER_NEAREST,
-    cv2.INTER_LINEAR,
-    cv2.INTER_AREA,
-    cv2.INTER_CUBIC,
-    cv2.INTER_LANCZOS4,
-)
 
 
 @dataclass(frozen=True)
@@ -108,7 +101,7 @@ def draw_degradation(rng: np.random.Generator, strength: float, rate: float | No
 
 def _interpolation(rng: np.random.Generator, usual: Sequence[int], share: float) -> int:
     """A usual interpolation with probability `share`, else any."""
-    return int(rng.choice(usual if rng.random() < share else _INTERPOLATIONS))
+    return int(rng.choice(usual if rng.random() < share else LOW_RES_INTERPOLATIONS))
 
 
 def next_frame(draw: Degradation, rng: np.random.Generator) -> Degradation:

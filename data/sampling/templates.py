@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data.sampling.augmentation import augment_face, clip_transform, random_horizontal_flip
+from data.sampling.augmentation import Augmentation, clip_transform, random_horizontal_flip
 from data.sampling.positions import Item
 from data.sources.decoding import Image
 from data.sources.face_source import FaceSource
@@ -32,34 +32,6 @@ LONGEST_CLIP = 3
 GALLERY_STILLS = 3
 PROBES = 2
 SAMPLE_BY = ("image", "subject")
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """The three AdaFace augmentations, each with its own probability in [0, 1]."""
-
-    crop_prob: float = 0.2
-    low_res_prob: float = 0.2
-    photometric_prob: float = 0.2
-
-    def __post_init__(self) -> None:
-        faults = [
-            f"{field.name} is {getattr(self, field.name)}, expected a probability from 0 to 1."
-            for field in fields(self)
-            if not 0 <= getattr(self, field.name) <= 1
-        ]
-        if faults:
-            raise InputError.from_faults(faults)
-
-    def apply(self, image: Image, rng: np.random.Generator) -> Image:
-        """(112, 112, 3) RGB -> the same shape."""
-        return augment_face(
-            image,
-            rng,
-            crop_prob=self.crop_prob,
-            low_res_prob=self.low_res_prob,
-            photometric_prob=self.photometric_prob,
-        )
 
 
 @dataclass(frozen=True)
@@ -90,15 +62,14 @@ class TemplateBatch:
 
     def pin_memory(self) -> TemplateBatch:
         """Copy to pinned memory; called by DataLoader."""
-        return replace(self, **{field.name: getattr(self, field.name).pin_memory() for field in fields(self)})
+        return self._each(Tensor.pin_memory)
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> TemplateBatch:
         """Copy to `device`; called by Lightning."""
-        moved = {
-            field.name: getattr(self, field.name).to(device, non_blocking=non_blocking)
-            for field in fields(self)
-        }
-        return replace(self, **moved)
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> TemplateBatch:
+        return TemplateBatch(*(change(getattr(self, field.name)) for field in fields(self)))
 
 
 def collate_templates(templates: Sequence[Template]) -> TemplateBatch:
@@ -120,11 +91,8 @@ def collate_faces(faces: Sequence[tuple[NDArray[np.uint8], int]]) -> tuple[Tenso
     return torch.from_numpy(images), torch.tensor([label for _, label in faces])
 
 
-class FaceDataset(Dataset[tuple[NDArray[np.uint8], int]]):
-    """Backbone stage: item -> (image (3, 112, 112) uint8 in the spec's channel order, label).
-
-    Each face gets the AdaFace augmentations and a random horizontal flip.
-    """
+class _AugmentedFaces:
+    """What the datasets share: a source, its augmentation and the form of the backbone's images."""
 
     def __init__(
         self, source: FaceSource, spec: BackboneSpec, augmentation: Augmentation, *, seed: int
@@ -133,6 +101,27 @@ class FaceDataset(Dataset[tuple[NDArray[np.uint8], int]]):
         self._spec = spec
         self._augmentation = augmentation
         self._seed = seed
+
+    def _template(
+        self, rng: np.random.Generator, rows: NDArray[Any], clips: Sequence[tuple[int, int]], label: int
+    ) -> Template:
+        # As published, an image drawn twice is augmented once; only its clip frames differ.
+        used: dict[int, Image] = {}
+        frames: list[Image] = []
+        for image, length in clips:
+            if image not in used:
+                used[image] = self._augmentation.apply(self._source.image(int(rows[image])), rng)
+            varied = (clip_transform(used[image], rng) for _ in range(length))
+            frames += (random_horizontal_flip(frame, rng) for frame in varied)
+        media = np.repeat(np.arange(len(clips)), [length for _, length in clips])
+        return Template(self._spec.from_rgb(np.stack(frames)), label, media)
+
+
+class FaceDataset(_AugmentedFaces, Dataset[tuple[NDArray[np.uint8], int]]):
+    """Backbone stage: item -> (image (3, 112, 112) uint8 in the spec's channel order, label).
+
+    Each face gets the AdaFace augmentations and a random horizontal flip.
+    """
 
     def __len__(self) -> int:
         return len(self._source)
@@ -147,7 +136,7 @@ class FaceDataset(Dataset[tuple[NDArray[np.uint8], int]]):
         return self._spec.from_rgb(random_horizontal_flip(image, rng)), self.label_of(item)
 
 
-class TemplateDataset(Dataset[Template]):
+class TemplateDataset(_AugmentedFaces, Dataset[Template]):
     """Coreset stage: item -> template of 1 to `max_template_size` faces.
 
     `sample_by`: an item's row is an "image" (published: the template is of its subject, so subjects are drawn
@@ -168,11 +157,8 @@ class TemplateDataset(Dataset[Template]):
         if sample_by not in SAMPLE_BY:
             raise InputError(f"templates are sampled by {' or '.join(SAMPLE_BY)}, not by {sample_by!r}.")
         _check_sizes(max_template_size, longest_clip)
-        self._source = source
+        super().__init__(source, spec, augmentation, seed=seed)
         self._index = SubjectIndex(source.labels)
-        self._spec = spec
-        self._augmentation = augmentation
-        self._seed = seed
         self._max_size = max_template_size
         self._by_image = sample_by == "image"
         self._longest_clip = longest_clip
@@ -189,7 +175,7 @@ class TemplateDataset(Dataset[Template]):
         subject = self.label_of(item)
         rows = self._index.images_of(subject)
         clips = draw_clips(rng, len(rows), self._max_size, self._longest_clip)
-        return _make_template(self._source, self._spec, self._augmentation, rng, rows, clips, subject)
+        return self._template(rng, rows, clips, subject)
 
 
 def draw_clips(
@@ -210,10 +196,17 @@ def draw_clips(
     return clips
 
 
-class HeldOutTemplates(Dataset[Template]):
-    """Templates of held-out subjects; see `held_out_templates`.
+class HeldOutTemplates(_AugmentedFaces, Dataset[Template]):
+    """The validation protocol on held-out subjects; depends on the seed only.
+
+    The images of each subject with two or more are split into disjoint halves. The gallery template has one
+    to three unmodified stills of the first half; two probe templates are drawn from the second half as in
+    training. At most `max_subjects` subjects are used, chosen by seed and name.
 
     `labels`: (M,) int64 subject of each template; `is_gallery`: (M,) bool, one of three per subject.
+
+    Raises:
+        InputError: fewer than two subjects have two images.
     """
 
     def __init__(
@@ -224,15 +217,22 @@ class HeldOutTemplates(Dataset[Template]):
         *,
         seed: int,
         max_template_size: int,
-        subjects: NDArray[np.int64],
+        max_subjects: int | None = None,
     ) -> None:
-        self._source = source
+        super().__init__(source, spec, augmentation, seed=seed)
+        _check_sizes(max_template_size, LONGEST_CLIP)
         self._index = SubjectIndex(source.labels)
-        self._spec = spec
-        self._augmentation = augmentation
-        self._seed = seed
         self._max_size = max_template_size
-        self.labels = np.repeat(subjects, 1 + PROBES)
+        several = np.flatnonzero(self._index.counts() >= 2)
+        if len(several) < 2:
+            raise InputError(
+                f"{source.name}: {len(several)} held-out subjects have two or more images, but validation "
+                "needs at least two such subjects. Hold out more subjects."
+            )
+        if max_subjects is not None and max_subjects < len(several):
+            hashes = [_name_hash(f"{seed}:{source.subjects[subject]}") for subject in several]
+            several = np.sort(several[np.argsort(hashes)[:max_subjects]])
+        self.labels = np.repeat(several, 1 + PROBES)
         self.is_gallery = np.arange(len(self.labels)) % (1 + PROBES) == 0
 
     def __len__(self) -> int:
@@ -253,63 +253,10 @@ class HeldOutTemplates(Dataset[Template]):
         gallery, probes = np.split(rows, [len(rows) // 2])
         if which:
             clips = draw_clips(rng, len(probes), self._max_size)
-            return _make_template(self._source, self._spec, self._augmentation, rng, probes, clips, subject)
+            return self._template(rng, probes, clips, subject)
         stills = gallery[: rng.integers(1, GALLERY_STILLS + 1)]
         images = np.stack([self._source.image(int(row)) for row in stills])
         return Template(self._spec.from_rgb(images), subject, np.arange(len(stills)))
-
-
-def held_out_templates(
-    source: FaceSource,
-    spec: BackboneSpec,
-    augmentation: Augmentation,
-    *,
-    seed: int,
-    max_template_size: int,
-    max_subjects: int | None = None,
-) -> HeldOutTemplates:
-    """The validation protocol on held-out subjects; depends on the seed only.
-
-    The images of each subject with two or more are split into disjoint halves. The gallery template has one
-    to three unmodified stills of the first half; two probe templates are drawn from the second half as in
-    training. At most `max_subjects` subjects are used, chosen by seed and name.
-
-    Raises:
-        InputError: fewer than two subjects have two images.
-    """
-    _check_sizes(max_template_size, LONGEST_CLIP)
-    several = np.flatnonzero(SubjectIndex(source.labels).counts() >= 2)
-    if len(several) < 2:
-        raise InputError(
-            f"{source.name}: {len(several)} held-out subjects have two or more images, but validation needs "
-            "at least two such subjects. Hold out more subjects."
-        )
-    if max_subjects is not None and max_subjects < len(several):
-        hashes = [_name_hash(f"{seed}:{source.subjects[subject]}") for subject in several]
-        several = np.sort(several[np.argsort(hashes)[:max_subjects]])
-    return HeldOutTemplates(
-        source, spec, augmentation, seed=seed, max_template_size=max_template_size, subjects=several
-    )
-
-
-def _make_template(
-    source: FaceSource,
-    spec: BackboneSpec,
-    augmentation: Augmentation,
-    rng: np.random.Generator,
-    rows: NDArray[Any],
-    clips: Sequence[tuple[int, int]],
-    label: int,
-) -> Template:
-    # As published, an image drawn twice is augmented once; only its clip frames differ.
-    used: dict[int, Image] = {}
-    frames: list[Image] = []
-    for image, length in clips:
-        if image not in used:
-            used[image] = augmentation.apply(source.image(int(rows[image])), rng)
-        frames += (random_horizontal_flip(clip_transform(used[image], rng), rng) for _ in range(length))
-    media = np.repeat(np.arange(len(clips)), [length for _, length in clips])
-    return Template(spec.from_rgb(np.stack(frames)), label, media)
 
 
 def _item_rng(seed: int, item: Item) -> np.random.Generator:

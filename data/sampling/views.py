@@ -13,13 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.sampling.degradations import degrade, draw_degradation, next_frame
+from data.sources.decoding import Image
 from runtime.errors import InputError
 from runtime.json_files import check_type, parse_json
 
 if TYPE_CHECKING:
     from data.sources.face_source import FaceSource
-
-Image = NDArray[np.uint8]
 
 DEFAULT_VIEWS = 16
 # To be increased with every change that alters a pixel of a view.

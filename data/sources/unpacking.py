@@ -233,9 +233,9 @@ def _parts(job: _Job, num_workers: int) -> Iterator[tuple[Unpacked, int]]:
     if num_workers < 2:
         yield from (_unpack(job, start) for start in starts)
         return
-    # Pool waits forever when a worker is killed, and the workers of ProcessPoolExecutor when the parent is.
-    # One pipe per worker has no lock that a killed worker could hold. Spawned, because forking a process with
-    # OpenCV's threads may hang.
+    # Pool waits forever when a worker is killed; ProcessPoolExecutor (Python 3.11.7) when one is killed while
+    # another starts, and its workers when the parent is killed. One pipe per worker has no lock that a killed
+    # worker could hold. Spawned, because forking a process with OpenCV's threads may hang.
     spawned = multiprocessing.get_context("spawn")
     workers: dict[Connection, SpawnProcess] = {}
     try:

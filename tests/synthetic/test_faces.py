@@ -81,10 +81,8 @@ def test_another_seed_draws_other_faces() -> None:
 
 
 def test_colours_are_true_and_a_swap_is_found(faces: list[SyntheticFace]) -> None:
-    report = check_skin_colour(DrawnSource(faces), num_images=len(faces))
-    assert report.warning == ""
-    assert report.red_share > 0.95
-    assert "swapped" in check_skin_colour(DrawnSource(faces, swapped=True)).warning
+    assert check_skin_colour(DrawnSource(faces)) == ""
+    assert "swapped" in check_skin_colour(DrawnSource(faces, swapped=True))
 
 
 def test_skin_is_redder_than_blue_in_every_tone() -> None:

@@ -11,7 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.sampling.templates import Augmentation, held_out_templates
+from data.sampling.augmentation import Augmentation
+from data.sampling.templates import HeldOutTemplates
 from data.sources.face_source import ImageFolder
 from data.sources.pair_files import PairSet
 from net import BACKBONES
@@ -43,7 +44,7 @@ def test_ranks_share_everything_evenly(count: int, world_size: int) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_held_out_templates_are_numbered(face_folder: Callable[..., Path], workers: int) -> None:
     source = ImageFolder(face_folder(4, 4))
-    held_out = held_out_templates(source, SPEC, NEVER, seed=0, max_template_size=3)
+    held_out = HeldOutTemplates(source, SPEC, NEVER, seed=0, max_template_size=3)
     loading = Loading(batch_size=2, num_workers=workers, seed=0, epoch_items=6)
     module = TemplateData(source, SPEC, NEVER, held_out, loading, max_template_size=3, sample_by="image")
     assert len(list(module.train_dataloader())) == 3

@@ -17,12 +17,12 @@ from torchvision.transforms.v2 import RandAugment, RandomResizedCrop
 
 from data.sampling import augmentation
 from data.sampling.augmentation import (
+    Augmentation,
     adjust_brightness,
     adjust_contrast,
     adjust_saturation,
     adjust_sharpness,
     apply_clip_operation,
-    augment_face,
     autocontrast,
     clip_transform,
     crop_window,
@@ -82,17 +82,17 @@ def test_augmentations_have_their_own_probabilities_and_a_fixed_order(called: li
     image, rng = IMAGES["face"], np.random.default_rng(0)
     for only in range(3):
         probs = [float(number == only) for number in range(3)]
-        augment_face(image, rng, crop_prob=probs[0], low_res_prob=probs[1], photometric_prob=probs[2])
+        Augmentation(probs[0], probs[1], probs[2]).apply(image, rng)
     assert called == ["random_crop", "low_resolution", "photometric"]
     called.clear()
-    augment_face(image, rng, crop_prob=1, low_res_prob=1, photometric_prob=1)
+    Augmentation(1, 1, 1).apply(image, rng)
     assert called == ["random_crop", "low_resolution", "photometric"]
     called.clear()
     for _ in range(200):
-        assert augment_face(image, rng, crop_prob=0, low_res_prob=0, photometric_prob=0) is image
+        assert Augmentation(0, 0, 0).apply(image, rng) is image
     assert called == []
     for _ in range(4000):
-        augment_face(image, rng, crop_prob=0.1, low_res_prob=0.3, photometric_prob=0.7)
+        Augmentation(0.1, 0.3, 0.7).apply(image, rng)
     shares = Counter(called)
     assert shares["random_crop"] / 4000 == pytest.approx(0.1, abs=0.02)
     assert shares["low_resolution"] / 4000 == pytest.approx(0.3, abs=0.03)
@@ -313,9 +313,7 @@ def test_half_of_the_faces_are_flipped_horizontally() -> None:
 # ---- every operation
 
 EVERY = {
-    "augment_face": lambda image, rng: augment_face(
-        image, rng, crop_prob=0.5, low_res_prob=0.5, photometric_prob=0.5
-    ),
+    "augmentation": Augmentation(0.5, 0.5, 0.5).apply,
     "clip_transform": clip_transform,
     "random_horizontal_flip": random_horizontal_flip,
     "random_crop": random_crop,

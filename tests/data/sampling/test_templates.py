@@ -15,16 +15,16 @@ from torch.utils.data import DataLoader
 
 import data.sampling.templates
 from backbones.spec import BackboneSpec
+from data.sampling.augmentation import Augmentation
 from data.sampling.positions import Item, PositionSampler
 from data.sampling.templates import (
-    Augmentation,
     FaceDataset,
+    HeldOutTemplates,
     TemplateBatch,
     TemplateDataset,
     collate_faces,
     collate_templates,
     draw_clips,
-    held_out_templates,
 )
 from data.sources.face_source import select
 from data.sources.subject_index import SubjectIndex
@@ -276,8 +276,8 @@ def test_faces_are_the_same_with_workers(faces: DrawnFaces) -> None:
 # ---- held-out subjects
 
 
-def held_out(faces: DrawnFaces, **options: object) -> data.sampling.templates.HeldOutTemplates:
-    return held_out_templates(faces, RGB, ALWAYS, **{"seed": 1, "max_template_size": 8, **options})
+def held_out(faces: DrawnFaces, **options: object) -> HeldOutTemplates:
+    return HeldOutTemplates(faces, RGB, ALWAYS, **{"seed": 1, "max_template_size": 8, **options})
 
 
 def test_held_out_subject_has_a_gallery_template_and_two_probes(faces: DrawnFaces) -> None:

@@ -377,3 +377,16 @@ def test_name_with_a_line_break_is_not_packed(
     with pytest.raises(InputError, match="line break"):
         pack_folder(folder, tmp_path / "pack")
     assert not (tmp_path / "pack").exists()
+
+
+def test_ctrl_c_ends_the_workers(large_pack: Path) -> None:
+    process = started(large_pack, 2, start_new_session=True)
+    while process.poll() is None and not any((large_pack / "imgs").glob("3/*.png")):
+        time.sleep(0.005)
+    children = children_of(process.pid)
+    assert len(children) == 2
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert said.strip().endswith("KeyboardInterrupt")
+    assert not any(map(is_running, children))
+    assert 0 < unpack_pack(large_pack, large_pack).written < 6000
