@@ -10,9 +10,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from runtime.errors import InputError, InputWarning
 
 if TYPE_CHECKING:
@@ -41,24 +38,6 @@ def preprocessing_of(model: FaceModel, options: PhotoOptions, sources: Iterable[
     if any(is_video(file) for source in sources for file in source.files()):
         record["fps"] = f"{options.fps:g}"
     return record
-
-
-def preprocessing_from_json(content: Mapping[str, object]) -> dict[str, str]:
-    """The record in a calibration file; files of earlier versions have at most the alignment."""
-    found = content.get("reading")
-    if isinstance(found, dict):
-        return {str(key): str(value) for key, value in found.items()}
-    aligned = content.get("aligned")
-    return {"alignment": _alignment(aligned)} if isinstance(aligned, bool) else {}
-
-
-def without_auxiliary(descriptors: NDArray[np.float32], record: Mapping[str, str]) -> NDArray[np.float32]:
-    """Descriptors (N, D) without the trailing zeros that earlier versions kept for auxiliary features."""
-    text = record.get("auxiliary_size", "0")
-    size = int(text) if text.isdecimal() else 0
-    if not 0 < size < descriptors.shape[1] or descriptors[:, -size:].any():
-        return descriptors
-    return np.ascontiguousarray(descriptors[:, :-size])
 
 
 def preprocessing_text(record: Mapping[str, str]) -> str:

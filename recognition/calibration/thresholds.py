@@ -14,27 +14,23 @@ others optional. `recognition.calibration.measurement` writes more keys, which a
 from __future__ import annotations
 
 import base64
-import binascii
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.metrics.score_normalisation import AS_NORM, METHODS, ScoreNormalisation, compared
-from recognition.preprocessing import check_same_preprocessing, preprocessing_from_json, without_auxiliary
+from evaluation.metrics.score_normalisation import ScoreNormalisation
+from recognition.preprocessing import check_same_preprocessing
 from runtime.errors import InputError, InputWarning
-from runtime.json_files import check_type, read_json
+from runtime.json_files import read_json
 
 SCHEMA = 1
 _SOURCE = "a calibration file"
-# In files of earlier versions, which had one method.
-_FORMER_METHOD = ("kind", "adaptive s-norm")
-
 
 Floats = NDArray[np.float32]
 
@@ -71,9 +67,9 @@ class _Identified(TypedDict):
 
 
 class _Content(_Identified, _Group, total=False):
+    reading: dict[str, str]
     by_size: dict[str, _Group]
-    # Checked with the method of earlier versions in place.
-    normalisation: object
+    normalisation: _Normalisation
 
 
 @dataclass(frozen=True)
@@ -114,8 +110,8 @@ class Calibration:
         """(N, M) scores for the thresholds, cosines or normalised, of descriptors (N, D) and (M, D)."""
         if self.normalisation is None:
             return np.asarray(cosines, np.float64)
-        wide = first.astype(np.float64), second.astype(np.float64)
-        left, right = compared(wide[0], self.normalisation)[0], compared(wide[1], self.normalisation)[1]
+        left, _ = self.normalisation.sides(first.astype(np.float64))
+        _, right = self.normalisation.sides(second.astype(np.float64))
         return np.asarray(left @ right.T)
 
 
@@ -152,11 +148,7 @@ def read_calibration(
             "rule and the preprocessing that they were measured with: use those, or calibrate again."
         )
     if reading is not None:
-        check_same_preprocessing(path, preprocessing_from_json(content), reading, "calibrate again")
-    normalisation = _normalisation(path, content.get("normalisation"))
-    if normalisation is not None:
-        cohort = without_auxiliary(normalisation.cohort, preprocessing_from_json(content))
-        normalisation = replace(normalisation, cohort=cohort)
+        check_same_preprocessing(path, content.get("reading", {}), reading, "calibrate again")
     return Calibration(
         _chosen(path, everything, fmr),
         everything,
@@ -164,7 +156,7 @@ def read_calibration(
             name: _group(path, f"by_size, {name!r}, ", entry)
             for name, entry in content.get("by_size", {}).items()
         },
-        normalisation,
+        _normalisation(path, content.get("normalisation")),
     )
 
 
@@ -205,15 +197,10 @@ def _group(path: Path, where: str, content: _Group) -> Group:
     return Group(found, rates, scores)
 
 
-def _normalisation(path: Path, content: object) -> ScoreNormalisation | None:
-    if content is None:
+def _normalisation(path: Path, stored: _Normalisation | None) -> ScoreNormalisation | None:
+    if stored is None:
         return None
-    key, former = _FORMER_METHOD
-    if isinstance(content, dict) and content.get(key) == former:
-        content = {**content, "method": AS_NORM}
-    check_type(content, _Normalisation, f"{path}: normalisation")
-    stored = cast("_Normalisation", content)
-    method, subjects, top = stored["method"], stored["people"], stored["top"]
+    subjects, top = stored["people"], stored["top"]
     try:
         values = np.frombuffer(base64.b64decode(stored["descriptors"], validate=True), "<f4")
         if subjects < 1 or stored["values"] < 1 or len(values) != subjects * stored["values"]:
@@ -226,14 +213,9 @@ def _normalisation(path: Path, content: object) -> ScoreNormalisation | None:
         lengths = np.linalg.norm(descriptors, axis=1)
         if not (np.isfinite(lengths) & (lengths > 0)).all():
             raise ValueError("a descriptor is zero or not finite")
-    except (ValueError, binascii.Error) as fault:
-        raise InputError(f"{path}: normalisation: damaged ({fault}). Calibrate again.") from None
-    if method not in METHODS:
-        raise InputError(
-            f"{path}: normalisation: the method is {method!r}, and this version has {', '.join(METHODS)}. "
-            "Calibrate again, or use the version that wrote the file."
-        )
-    return ScoreNormalisation(method, descriptors, top)
+        return ScoreNormalisation(stored["method"], descriptors, top)
+    except (ValueError, InputError) as fault:
+        raise InputError(f"{path}: normalisation: cannot be used ({fault}). Calibrate again.") from None
 
 
 def _rate(text: str) -> float | None:

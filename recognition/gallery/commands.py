@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from recognition.gallery.contents import GalleryInfo
 from recognition.gallery.database import SUFFIX
-from recognition.gallery.exchange import check_suffix, database_of, export_gallery, import_galleries
+from recognition.gallery.exchange import check_suffix, export_gallery, import_galleries
 from recognition.gallery.store import (
     already_enrolled,
     enrolled_names,
@@ -67,14 +67,14 @@ def run_enroll(args: argparse.Namespace) -> None:
 
     faults = Faults()
     limits = faults.of(lambda: enrolment_limits(args))
-    if args.gallery.suffix not in (SUFFIX, ".npz") and not args.gallery.exists():
+    if args.gallery.suffix != SUFFIX and not args.gallery.exists():
         faults.sentences.append(
             f"--gallery {args.gallery}: the name of a gallery ends in {SUFFIX}. Use for example "
             f"{args.gallery.with_suffix(SUFFIX)}."
         )
     faults.of(lambda: require_output_file(args.gallery, "--gallery"))
-    gallery = faults.of(lambda: database_of(args.gallery)) or args.gallery
-    sources, options, model, reading, info = _opened(args, faults, gallery, may_be_missing=True)
+    gallery = args.gallery
+    sources, options, model, reading, info = _opened(args, faults, may_be_missing=True)
     require_free_space(gallery.parent, _BYTES_PER_SUBJECT * len(sources))
     if info is not None and not args.replace:
         # Before the photos are read, which may take hours.
@@ -87,15 +87,15 @@ def run_enroll(args: argparse.Namespace) -> None:
         raise InputError(
             f"nothing was enrolled, as no file of the sets can be used: {rejection_reasons(empty)}"
         )
-    done = enroll_sets(gallery, model, sets, reading, limits, replace=args.replace, force=args.force)
+    advice, count = enroll_sets(gallery, model, sets, reading, limits, replace=args.replace, force=args.force)
     if empty:
         print(_failures(sets, empty).text())
     for each in sets:
         faces = "1 face" if len(each.faces) == 1 else f"{len(each.faces):,} faces"
         print(f"enrolled {each.name}: {faces}, norm {each.norm:.2f}")
-    if any(done.advice):
-        print(feedback_text(sets, done.advice, all_in="inference.py on the same sets"))
-    print(f"{gallery}: {_subjects(done.count)}")
+    if any(advice):
+        print(feedback_text(sets, advice, all_in="inference.py on the same sets"))
+    print(f"{gallery}: {_subjects(count)}")
 
 
 def run_search(args: argparse.Namespace) -> None:
@@ -136,14 +136,13 @@ def run_search(args: argparse.Namespace) -> None:
         faults.sentences.append(
             "--fmr has no effect without --calibration. Remove it, or give --calibration."
         )
-    path = faults.of(lambda: database_of(args.gallery)) or args.gallery
-    sources, options, model, reading, info = _opened(args, faults, path, may_be_missing=False)
+    sources, options, model, reading, info = _opened(args, faults, may_be_missing=False)
     calibration = None
     if calibration_file is not None:
         calibration = read_calibration(calibration_file, model.fingerprint, fmr, reading=reading)
     if info is None or not info.count:
-        raise InputError(f"{path}: nobody is enrolled. Add subjects with 'inference.py enroll'.")
-    gallery = open_gallery(path)
+        raise InputError(f"{args.gallery}: nobody is enrolled. Add subjects with 'inference.py enroll'.")
+    gallery = open_gallery(args.gallery)
     threshold = None
     if fpir is not None and not nonmated:
         # Before the photos are read: a small gallery does not support every FPIR.
@@ -169,59 +168,51 @@ def run_search(args: argparse.Namespace) -> None:
 
 def run_remove(args: argparse.Namespace) -> None:
     """Remove subjects."""
-    path = database_of(args.gallery)
     names = list(dict.fromkeys(map(escaped, args.names)))
-    count = remove(path, names)
-    print(f"removed {', '.join(names)}\n{path}: {_subjects(count)}")
+    count = remove(args.gallery, names)
+    print(f"removed {', '.join(names)}\n{args.gallery}: {_subjects(count)}")
 
 
 def run_rename(args: argparse.Namespace) -> None:
     """Rename a subject."""
-    path = database_of(args.gallery)
-    rename(path, args.old, args.new)
-    print(
-        f"renamed {escaped(args.old)} to {escaped(args.new)}\n{path}: {_subjects(gallery_info(path).count)}"
-    )
+    rename(args.gallery, args.old, args.new)
+    print(f"{args.gallery}: renamed {escaped(args.old)} to {escaped(args.new)}")
 
 
 def run_list(args: argparse.Namespace) -> None:
     """Print the enrolled subjects."""
-    path = database_of(args.gallery)
-    info, subjects = list_subjects(path)
+    info, subjects = list_subjects(args.gallery)
     width = max((len(subject.name) for subject in subjects), default=0)
     for name, norm, files in subjects:
         print(f"{name:{width}}  {len(files):6,} faces  norm {norm:6.2f}")
-    if not info.count:
-        print(f"{path}: 0 subjects")
-        return
-    print(
-        f"{path}: {_subjects(info.count)}, {info.dimension} values each, "
-        f"made with the model {info.fingerprint[:12]}; {preprocessing_text(info.reading)}"
-    )
+    text = f"{args.gallery}: {_subjects(info.count)}"
+    if subjects:
+        text += f", {info.dimension} values each, made with the model {info.fingerprint[:12]}; "
+        text += preprocessing_text(info.reading)
+    print(text)
 
 
 def run_export(args: argparse.Namespace) -> None:
     """Write the gallery as .npz or .csv."""
     check_suffix(args.out)
     require_output_file(args.out, "--out", inputs=[args.gallery])
-    path = database_of(args.gallery)
-    print(f"{args.out}: {_subjects(export_gallery(path, args.out))} of {path}")
+    print(f"{args.out}: {_subjects(export_gallery(args.gallery, args.out))} of {args.gallery}")
 
 
 def run_import(args: argparse.Namespace) -> None:
     """Add the subjects of exported galleries."""
-    path = database_of(args.gallery)
-    count = import_galleries(args.files, path, replace=args.replace)
-    print(f"imported {', '.join(map(str, args.files))}\n{path}: {_subjects(count)}")
+    count = import_galleries(args.files, args.gallery, replace=args.replace)
+    print(f"imported {', '.join(map(str, args.files))}\n{args.gallery}: {_subjects(count)}")
 
 
 def _opened(
-    args: argparse.Namespace, faults: Faults, path: Path, *, may_be_missing: bool
+    args: argparse.Namespace, faults: Faults, *, may_be_missing: bool
 ) -> tuple[list[SetSource], PhotoOptions, FaceModel, dict[str, str], GalleryInfo | None]:
     """Sets, how to read them, the model, the record of both, and the gallery; all faults in one message."""
     from recognition.flags import open_model, photo_options, set_sources
     from recognition.preprocessing import preprocessing_of
 
+    path = args.gallery
     is_missing = may_be_missing and not path.exists()
     info = None if is_missing else faults.of(lambda: gallery_info(path))
     sources = faults.of(lambda: set_sources(args))
@@ -267,7 +258,7 @@ def _gallery_flag(parser: argparse.ArgumentParser) -> None:
         required=True,
         metavar="FILE",
         default=argparse.SUPPRESS,
-        help=f"the gallery, {SUFFIX}; an .npz of older versions is converted to {SUFFIX} on its first use",
+        help=f"the gallery, a file that ends in {SUFFIX}",
     )
 
 

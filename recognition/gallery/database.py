@@ -13,7 +13,6 @@ import sqlite3
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from itertools import chain
 from operator import lt
 from pathlib import Path
@@ -62,14 +61,8 @@ class _DamagedError(Exception):
     """Says what in the file differs from what was written."""
 
 
-@dataclass
-class Columns:
-    """The columns of the table of subjects; objects for each row would take as long as all else."""
-
-    ids: list[int] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)
-    norms: list[float] = field(default_factory=list)
-    files: list[tuple[str, ...]] = field(default_factory=list)
+# Ids, names, norms and sources of all subjects. Objects for each row would take as long as all else.
+Columns = tuple[list[int], list[str], list[float], list[tuple[str, ...]]]
 
 
 class Tables:
@@ -129,7 +122,7 @@ class Tables:
     def subjects(self) -> Columns:
         """All subjects in the order of enrolment."""
         cursor = self._execute("SELECT * FROM subjects ORDER BY id")
-        found = Columns()
+        found: Columns = ([], [], [], [])
         length, last = 0, -1
         while rows := cursor.fetchmany(_ROWS_AT_ONCE):
             # By columns, which takes half the time of a loop over rows.
@@ -146,13 +139,13 @@ class Tables:
             length += len(all_names) + sum(map(len, sources))
             if length > self._size:
                 raise _DamagedError("its names are longer than the file")
-            found.ids += ids
-            found.names += names if escaped(all_names) == all_names else map(escaped, names)
-            found.norms += norms
-            found.files += _parsed_sources(sources)
+            found[0].extend(ids)
+            found[1].extend(names if escaped(all_names) == all_names else map(escaped, names))
+            found[2].extend(norms)
+            found[3].extend(_parsed_sources(sources))
             self._total += sum(checksums)
-        if len(found.ids) != self.info.count:
-            raise _DamagedError(f"it holds {len(found.ids):,} subjects of {self.info.count:,}")
+        if len(found[0]) != self.info.count:
+            raise _DamagedError(f"it holds {len(found[0]):,} subjects of {self.info.count:,}")
         return found
 
     def descriptors(self, numbers: Sequence[int]) -> Floats:
@@ -277,7 +270,10 @@ def _check_file(path: Path) -> None:
     with path.open("rb") as stream:
         start = stream.read(16)
     if start.startswith(b"PK"):
-        raise InputError(f"{path}: is a gallery of an older version. Convert it with 'inference.py import'.")
+        raise InputError(
+            f"{path}: is an exported gallery, or one of an older version. Import it: python inference.py "
+            f"import --gallery {path.with_suffix(SUFFIX)} {path}"
+        )
     if start != b"SQLite format 3\0":
         raise InputError(f"{path}: is not a gallery. Expected a file that 'inference.py enroll' wrote.")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +18,6 @@ from recognition.records import AggregatedSet
 from runtime.errors import InputError
 
 
-@dataclass(frozen=True, eq=False)
-class Enrolment:
-    """Sets that were enrolled, with the quality feedback on each; `count`: subjects in the gallery now."""
-
-    sets: Sequence[AggregatedSet]
-    advice: Sequence[Sequence[Feedback]]
-    count: int
-
-
 def enroll_sets(
     path: Path,
     model: FaceModel,
@@ -37,7 +27,7 @@ def enroll_sets(
     *,
     replace: bool = False,
     force: bool = False,
-) -> Enrolment:
+) -> tuple[list[list[Feedback]], int]:
     """Check sets and add them to a gallery in one transaction, each as a subject under its name.
 
     Args:
@@ -48,6 +38,9 @@ def enroll_sets(
         limits: of the checks.
         replace: whether subjects of the same names are replaced.
         force: whether sets that may show more than one person are enrolled too.
+
+    Returns:
+        The quality feedback on each set, and how many subjects the gallery holds then.
 
     Raises:
         InputError: sets that may show more than one person, or as `recognition.gallery.store.enroll`; no set
@@ -68,7 +61,7 @@ def enroll_sets(
         model.fingerprint,
         reading,
     )
-    return Enrolment(sets, advice, enroll(path, subjects, replace=replace))
+    return advice, enroll(path, subjects, replace=replace)
 
 
 def descriptors_of(sets: Sequence[AggregatedSet]) -> NDArray[np.float32]:

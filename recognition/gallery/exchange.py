@@ -1,4 +1,4 @@
-"""Galleries as .npz and .csv files: export, import, and conversion of galleries of older versions.
+"""Galleries as .npz and .csv files: export and import.
 
 Galleries were .npz files once; an exported one has that form, so that older versions read it.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import json
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -17,57 +16,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recognition.gallery.contents import Gallery
-from recognition.gallery.database import SUFFIX, create, creation_lock, transaction
-from recognition.gallery.store import add, enroll, open_gallery
-from recognition.preprocessing import without_auxiliary
+from recognition.gallery.database import create, transaction
+from recognition.gallery.store import add, open_gallery
 from runtime.array_files import read_npz, write_npz
-from runtime.errors import InputError, InputWarning
+from runtime.errors import InputError
 from runtime.escaping import csv_text, escaped, from_csv_cell
-from runtime.files import atomic_path, temporary_folder
+from runtime.files import atomic_path
 from runtime.input_files import check_regular
 from runtime.json_files import check_type, parse_json
 
 NPZ, CSV = ".npz", ".csv"
-# 3: has a checksum. 2: says how faces were read.
-_SCHEMA, _WITHOUT_CHECKSUM = 3, 2
+_SCHEMA = 3
 _MEMBERS = ("schema", "names", "descriptors", "norms", "files", "fingerprint", "reading")
 _COLUMNS = ("name", "norm", "files", "fingerprint", "reading")
 _MOST_COLUMNS = 100_000
 # Characters; more than the database holds.
 _LARGEST_CELL = 32 << 20
-
-
-def database_of(path: Path) -> Path:
-    """The gallery that commands use for a path: the path itself, or for an .npz the .db of the same name.
-
-    A gallery of an older version is converted on its first use; the .npz is left as it is. An InputWarning
-    says so.
-
-    Raises:
-        InputError: the .npz cannot be read.
-    """
-    if path.suffix != NPZ:
-        return path
-    database = path.with_suffix(SUFFIX)
-    what = f"is not read, as {database} takes its place. Give --gallery {database}."
-    if not database.exists() and path.is_file():
-        _convert(path, database)
-        what = f"was converted to {database}, which all commands use from now on. The .npz was not changed."
-    warnings.warn(f"{path}: {what}", InputWarning, stacklevel=2)
-    return database
-
-
-def _convert(source: Path, database: Path) -> None:
-    """Write the gallery of an older version to a database, which appears with all subjects or not at all."""
-    gallery = read_gallery(source)
-    with temporary_folder(database) as folder:
-        # A folder of its own: the temporary one is locked while it is used.
-        made = folder / "converted" / database.name
-        enroll(made, gallery)
-        with creation_lock(database.parent):
-            # Another process may have converted it meanwhile.
-            if not database.exists():
-                made.replace(database)
 
 
 def import_galleries(sources: Sequence[Path], path: Path, *, replace: bool = False) -> int:
@@ -146,22 +110,11 @@ def members_of(gallery: Gallery) -> dict[str, NDArray[Any]]:
 
 
 def _read_npz(path: Path) -> Gallery:
-    values, has_checksum = read_npz(path, "a gallery", optional=_MEMBERS)
-    schema = values["schema"].tolist() if "schema" in values else _SCHEMA
-    if schema not in (_SCHEMA, _WITHOUT_CHECKSUM):
-        raise InputError(f"a gallery of form {schema!r}, and this program reads form {_SCHEMA}. Enroll anew.")
-    if missing := sorted(set(_MEMBERS) - set(values)):
-        raise InputError(
-            f"is not a gallery: {', '.join(missing)} missing. Expected a file of 'inference.py export'."
-        )
-    if schema == _SCHEMA and not has_checksum:
-        raise InputError("is damaged: its checksum is missing. Restore it from a copy, or enroll anew.")
+    values, has_checksum = read_npz(path, "a gallery", needed=_MEMBERS, optional=())
+    if not np.array_equal(values["schema"], _SCHEMA):
+        raise InputError(f"is of another form, and this version reads form {_SCHEMA}. Enroll anew.")
     if not has_checksum:
-        warnings.warn(
-            f"{path}: was written before galleries had a checksum, so damage cannot be detected.",
-            InputWarning,
-            stacklevel=4,
-        )
+        raise InputError("is damaged: its checksum is missing. Restore it from a copy, or enroll anew.")
     text, reading = values["files"], values["reading"].tolist()
     if values["names"].dtype.kind != "U" or text.dtype != np.uint8 or not isinstance(reading, str):
         raise InputError("expected names and reading as texts, and files as bytes of a text.")
@@ -254,7 +207,6 @@ def _gallery_of(
     if not isinstance(names, list):
         raise InputError("names: expected a list.")
     check_type(reading, dict[str, str], "reading")
-    descriptors = without_auxiliary(descriptors, reading) if descriptors.ndim == 2 else descriptors
     return Gallery(
         tuple(map(escaped, names)),
         descriptors,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from evaluation.metrics.thresholds import at_or_above
 from recognition.calibration.decisions import Decisions, decide
 from recognition.calibration.thresholds import Calibration
 from recognition.gallery.contents import Gallery
@@ -39,25 +40,19 @@ class Identification:
     decisions: Decisions | None = None
     is_trusted: bool = True
 
-    def answer(self, probe: int) -> str | None:
-        """The name of the subject that a probe shows, None where no match reaches the threshold.
-
-        Without a threshold that is the best match.
-        """
-        least = -np.inf if self.threshold is None else self.threshold.threshold
-        row, score = self.matches.rows[probe, 0], self.matches.scores[probe, 0]
-        return self.gallery.names[row] if score >= least else None
-
     def text(self) -> str:
         """The matches of each set, its answer, and what threshold and decisions rest on."""
         lines = []
         for probe, each in enumerate(self.sets):
-            found = "" if self.threshold is None else f": {self.answer(probe) or 'nobody who is enrolled'}"
-            lines.append(f"{each.name}{found}")
-            pairs = zip(self.matches.rows[probe], self.matches.scores[probe], strict=True)
+            rows, scores = self.matches.rows[probe], self.matches.scores[probe]
+            answer = ""
+            if self.threshold is not None:
+                is_found = at_or_above(scores[:1], self.threshold.threshold).any()
+                answer = f": {self.gallery.names[rows[0]] if is_found else 'nobody who is enrolled'}"
+            lines.append(f"{each.name}{answer}")
             lines += [
                 f"  {rank}. {score:7.4f}  {self.gallery.names[row]}{self._decided((probe, rank - 1))}"
-                for rank, (row, score) in enumerate(pairs, 1)
+                for rank, (row, score) in enumerate(zip(rows, scores, strict=True), 1)
             ]
         if self.threshold is not None:
             lines += ["", threshold_text(self.threshold, self.gallery.names)]

@@ -113,14 +113,13 @@ def _take_best(
 
 
 def _check_arrays(probes: Floats, descriptors: Floats, top: int) -> None:
-    faults = [f"search: top {top} must be at least 1."] if top < 1 else []
+    if top < 1:
+        raise InputError(f"search: expected top 1 or more, found top {top}.")
     forms: list[NDArray[Any]] = [probes, descriptors]
     if any(array.ndim != 2 or array.dtype != np.float32 for array in forms) or (
         probes.shape[1] != descriptors.shape[1]
     ):
-        faults.append(
+        raise InputError(
             f"search: expected float32 probes (P, D) and descriptors (N, D); found {probes.shape} "
             f"{probes.dtype} and {descriptors.shape} {descriptors.dtype}."
         )
-    if faults:
-        raise InputError.from_faults(faults)

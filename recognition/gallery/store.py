@@ -27,13 +27,12 @@ def open_gallery(path: Path) -> Gallery:
     """
     with transaction(path) as gallery:
         info = gallery.info
-        subjects = gallery.subjects()
-        descriptors = gallery.descriptors(subjects.ids)
+        ids, names, norms, files = gallery.subjects()
+        descriptors = gallery.descriptors(ids)
         gallery.check_total()
-    norms = np.array(subjects.norms, np.float32)
-    names, files = tuple(subjects.names), tuple(subjects.files)
+    columns = tuple(names), descriptors, np.array(norms, np.float32), tuple(files)
     try:
-        return Gallery(names, descriptors, norms, files, info.fingerprint, info.reading)
+        return Gallery(*columns, info.fingerprint, info.reading)
     except InputError as fault:
         raise InputError(f"{path}: {fault}") from None
 
@@ -47,8 +46,7 @@ def gallery_info(path: Path) -> GalleryInfo:
 def list_subjects(path: Path) -> tuple[GalleryInfo, list[Subject]]:
     """Read all subjects without their descriptors. Raises InputError as `open_gallery`."""
     with transaction(path) as gallery:
-        found = gallery.subjects()
-        return gallery.info, [*map(Subject, found.names, found.norms, found.files)]
+        return gallery.info, [*map(Subject, *gallery.subjects()[1:])]
 
 
 def enrolled_names(path: Path, names: Sequence[str]) -> list[str]:

@@ -152,15 +152,12 @@ def test_missing_preprocessing_record_is_a_warning(tmp_path: Path) -> None:
     # As in files of earlier versions.
     values = {name: array for name, array in members_of(joined).items() if name != "reading"}
     np.savez(tmp_path / "g.npz", **values | {"schema": np.array(1)})
-    with pytest.raises(InputError, match=r"form 1.*form 3"):
+    with pytest.raises(InputError, match="reading"):
         read_gallery(tmp_path / "g.npz")
     content = {"schema": 1, "fingerprint": "f", "thresholds": {"1e-03": {"threshold": 0.4}}}
     calibration = tmp_path / "c.json"
     calibration.write_text(json.dumps(content))
     with pytest.warns(InputWarning, match="does not say"):
-        read_calibration(calibration, "f", reading=here)
-    calibration.write_text(json.dumps(content | {"aligned": False}))
-    with pytest.raises(InputError, match="alignment"):
         read_calibration(calibration, "f", reading=here)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from evaluation.metrics.score_normalisation import METHODS
 from recognition.calibration.thresholds import encoded, read_calibration
 from runtime.errors import InputError, InputWarning
 from runtime.json_files import json_text
@@ -77,33 +78,14 @@ def stored_cohort(**changes: object) -> dict[str, object]:
     return {"top": 12, "people": 24, "values": 8, "descriptors": encoded(rows)} | changes
 
 
-@pytest.mark.parametrize(
-    ("stored", "method"),
-    [
-        ({"method": "local_scaling"}, "local_scaling"),
-        ({"method": "as_norm"}, "as_norm"),
-        # As files were written before there was a choice.
-        ({"kind": "adaptive s-norm"}, "as_norm"),
-    ],
-)
-def test_scores_are_normalised_by_the_method_of_the_file(
-    tmp_path: Path, stored: dict[str, object], method: str
-) -> None:
-    found = read_calibration(written(tmp_path, normalisation=stored_cohort(**stored)), MINE)
+@pytest.mark.parametrize("method", METHODS)
+def test_scores_are_normalised_by_the_method_of_the_file(tmp_path: Path, method: str) -> None:
+    found = read_calibration(written(tmp_path, normalisation=stored_cohort(method=method)), MINE)
     assert found.normalisation is not None
     assert (found.normalisation.method, found.normalisation.top) == (method, 12)
     rows = np.random.default_rng(1).normal(size=(3, 8)).astype(np.float32)
     first, second = found.normalisation.sides(rows.astype(np.float64))
     assert np.array_equal(found.compared(rows @ rows.T, rows, rows), first @ second.T)
-
-
-def test_zeros_in_place_of_auxiliary_values_are_left_out_of_older_cohorts(tmp_path: Path) -> None:
-    rows = np.random.default_rng(0).normal(size=(24, 8)).astype(np.float32)
-    content = stored_cohort(values=12, descriptors=encoded(np.pad(rows, ((0, 0), (0, 4)))), method="as_norm")
-    path = written(tmp_path, normalisation=content, reading={"auxiliary_size": "4"})
-    found = read_calibration(path, MINE)
-    assert found.normalisation is not None
-    np.testing.assert_array_equal(found.normalisation.cohort, rows)
 
 
 @pytest.mark.parametrize("stored", [{"method": "z_norm"}, {}, {"method": "as_norm", "top": 1}])

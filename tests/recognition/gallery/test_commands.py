@@ -20,7 +20,6 @@ from net import build_backbone
 from recognition.enrolment import checks as enrolment
 from recognition.enrolment import quality_feedback
 from recognition.enrolment.checks import EnrolmentCheck, check_set
-from recognition.gallery.exchange import export_gallery
 from recognition.gallery.store import open_gallery
 from recognition.model import FaceModel
 from recognition.records import AggregatedSet
@@ -226,17 +225,3 @@ def test_export_and_import(run: Commands, face_folder: Callable[..., Path], suff
     assert "already enrolled" in run("import", out, code=2)
     assert "2 subjects" in run("import", out, "--replace")
     assert ".txt" in run("export", "--out", out.with_suffix(".txt"), code=2)
-
-
-def test_commands_convert_a_gallery_of_older_versions(
-    run: Commands, face_folder: Callable[..., Path]
-) -> None:
-    root = face_folder(3, 2)
-    run("enroll", root / "s000", root / "s001")
-    database, run.gallery = run.gallery, run.gallery.with_suffix(".npz")
-    export_gallery(database, run.gallery)
-    database.unlink()
-    assert "g.db: 2 subjects" in run("list")
-    assert "g.db: 3 subjects" in run("enroll", root / "s002")
-    assert run("search", root / "s002", "--top", 1).split()[-1] == "s002"
-    assert database.exists()
