@@ -84,7 +84,7 @@ class ImageFolder:
         self._listing = list_faces(self.location)
         if self.location != root:
             self.notes.append(unpacked_note(root))
-        self.notes += self._listing.skipped.sentences()
+        self.notes += self._listing.notes
         self._set_labels()
 
     @property
@@ -123,16 +123,11 @@ class ImageFolder:
         def path(row: int) -> bytes:
             return os.path.join(folders[self.labels[row]], os.fsencode(self._listing.name(row)))
 
-        def read(row: int) -> bytes | None:
-            try:
-                return read_encoded(Path(os.fsdecode(path(row))))
-            except InputError:
-                return None
-
         def state(some: NDArray[np.int64]) -> FileState:
             return state_of_files([path(row) for row in some.tolist()])
 
-        return stamps_of(np.arange(len(self)) if rows is None else rows, state, read, self.location)
+        wanted = np.arange(len(self)) if rows is None else rows
+        return stamps_of(wanted, state, self.read_bytes, self.location)
 
     def _set_labels(self) -> None:
         counts = np.diff(self._listing.subject_offsets)
@@ -199,13 +194,8 @@ class RecordIOSource:
             changed = np.full(len(some), files.changed_ns.max())
             return FileState(np.array(signatures, np.uint64), changed)
 
-        def read(row: int) -> bytes | None:
-            try:
-                return self.read_bytes(row)
-            except InputError:
-                return None
-
-        return stamps_of(np.arange(len(self)) if rows is None else rows, state, read, self.location)
+        wanted = np.arange(len(self)) if rows is None else rows
+        return stamps_of(wanted, state, self.read_bytes, self.location)
 
 
 class Selection:

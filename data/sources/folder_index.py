@@ -7,12 +7,11 @@ folder has changed.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import tempfile
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,6 @@ from data.sources.subject_names import check_distinct
 from runtime.array_files import read_npz, write_npz
 from runtime.errors import InputError
 from runtime.files import atomic_path, cache_folder, private_folder
-from runtime.json_files import check_type, parse_json
 from runtime.progress import progress_bar
 
 INDEX_FOLDER = ".face_index"
@@ -40,11 +38,34 @@ INDEX_FOLDER = ".face_index"
 _INDEX_FILE = "listing.npz"
 _SHOWN = 3
 _EXAMPLES = 3
-# 3: with checksum. 2: image files as defined in `data.sources.image_files`.
-_FORMAT = 3
+# To be raised when other files count as images (`data.sources.image_files`), too.
+_FORMAT = 4
 # File systems have time steps of up to two seconds, so a folder changed this recently may change again
 # without a new time stamp. Such a listing is not cached.
 TIME_STEP_NS = 2_000_000_000
+
+
+@dataclass
+class Skipped:
+    """Files and folders that are not read: counts and first names by kind, such as '.txt files'."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, kind: str, name: str) -> None:
+        """Count one."""
+        self.counts[kind] += 1
+        names = self.examples.setdefault(kind, [])
+        if len(names) < _EXAMPLES:
+            names.append(name)
+
+    def sentences(self) -> list[str]:
+        """One sentence per kind, most frequent first."""
+        return [
+            f"{count:,} {kind} are not read: {', '.join(self.examples[kind])}"
+            + (", ..." if count > len(self.examples[kind]) else "")
+            for kind, count in self.counts.most_common()
+        ]
 
 
 @dataclass(frozen=True)
@@ -53,14 +74,15 @@ class FolderListing:
 
     `subjects`: S names. `subject_offsets`: (S+1,) int64, the images of subject s are rows
     `subject_offsets[s]:subject_offsets[s+1]`. `names`: (bytes,) uint8, zero-terminated file names.
-    `name_offsets`: (N+1,) int64, where each name starts in `names`. `skipped`: files that are not read.
+    `name_offsets`: (N+1,) int64, where each name starts in `names`. `notes`: sentences on files that are not
+    read.
     """
 
     subjects: list[str]
     subject_offsets: NDArray[np.int64]
     names: NDArray[np.uint8]
     name_offsets: NDArray[np.int64]
-    skipped: Skipped
+    notes: list[str]
 
     def __len__(self) -> int:
         return len(self.name_offsets) - 1
@@ -98,7 +120,7 @@ def list_faces(root: Path) -> FolderListing:
 
 def _subject_folders(root: Path) -> _Folders:
     found: list[tuple[str, int]] = []
-    skipped = Skipped.nothing()
+    skipped = Skipped()
     try:
         with os.scandir(root) as entries:
             for e in entries:
@@ -108,7 +130,7 @@ def _subject_folders(root: Path) -> _Folders:
                 if e.is_dir():
                     found.append((e.name, e.stat().st_mtime_ns))
                 elif e.is_symlink() and not e.is_file():
-                    skipped.add("broken links", e.name)
+                    skipped.add("broken links beside the subject folders", e.name)
                 elif e.name.lower().endswith(IMAGE_SUFFIXES):
                     skipped.add("images beside the subject folders", e.name)
     except FileNotFoundError:
@@ -156,7 +178,7 @@ def _scan(root: Path, folders: _Folders) -> FolderListing:
     index_folder, now = writable_index_folder(root)
     blobs: list[bytes] = []
     counts = np.zeros(len(folders.names), np.int64)
-    skipped = Skipped.nothing()
+    skipped = Skipped()
     progress = progress_bar(folders.names, desc=f"listing {root.name}", unit="subject", delay=2, leave=False)
     for number, subject in enumerate(progress):
         images = _image_names(root / subject, skipped)
@@ -166,8 +188,8 @@ def _scan(root: Path, folders: _Folders) -> FolderListing:
         raise InputError(_no_images(root, folders, skipped))
     names = np.frombuffer(b"".join(blobs), np.uint8)
     if index_folder is not None and (folders.stamps < now - TIME_STEP_NS).all():
-        _keep(index_folder / _INDEX_FILE, folders, counts, names, skipped)
-    return _listing(folders, counts, names, skipped)
+        _keep(index_folder / _INDEX_FILE, folders, counts, names, skipped.sentences())
+    return _listing(folders, counts, names, skipped.sentences())
 
 
 def _image_names(folder: Path, skipped: Skipped) -> list[str]:
@@ -188,7 +210,9 @@ def _image_names(folder: Path, skipped: Skipped) -> list[str]:
                 elif is_image_file(e.path):
                     names.append(e.name)
                 else:
-                    skipped.add_file(f"{folder.name}/{e.name}")
+                    suffix = os.path.splitext(e.name)[1].lower()
+                    kind = f"{suffix} files" if suffix else "files without suffix"
+                    skipped.add(kind, f"{folder.name}/{e.name}")
     except OSError as fault:
         raise InputError(f"{folder}: cannot be read ({fault.strerror}). Check its permissions.") from None
     if not names:
@@ -197,7 +221,7 @@ def _image_names(folder: Path, skipped: Skipped) -> list[str]:
 
 
 def _listing(
-    folders: _Folders, counts: NDArray[np.int64], names: NDArray[np.uint8], skipped: Skipped
+    folders: _Folders, counts: NDArray[np.int64], names: NDArray[np.uint8], notes: list[str]
 ) -> FolderListing:
     filled = counts > 0
     return FolderListing(
@@ -205,7 +229,7 @@ def _listing(
         subject_offsets=np.concatenate(([0], np.cumsum(counts[filled]))),
         names=names,
         name_offsets=np.concatenate(([0], np.flatnonzero(names == 0) + 1)),
-        skipped=skipped.with_more(folders.skipped),
+        notes=[*folders.skipped.sentences(), *notes],
     )
 
 
@@ -232,7 +256,7 @@ def _keep(
     folders: _Folders,
     counts: NDArray[np.int64],
     names: NDArray[np.uint8],
-    skipped: Skipped,
+    notes: list[str],
 ) -> None:
     arrays = {
         "format": np.array(_FORMAT),
@@ -240,7 +264,7 @@ def _keep(
         "stamps": folders.stamps,
         "counts": counts,
         "names": names,
-        "skipped": np.array(skipped.to_json()),
+        "notes": np.array(notes, np.str_),
     }
     try:
         with atomic_path(path) as temporary:
@@ -255,7 +279,7 @@ def _load(path: Path, folders: _Folders) -> FolderListing | None:
 
     It may have come with the data, so it is not trusted.
     """
-    needed = ("format", "folders", "stamps", "counts", "names", "skipped")
+    needed = ("format", "folders", "stamps", "counts", "names", "notes")
     try:
         kept, has_checksum = read_npz(path, "a list of images", needed=needed, optional=())
         same = (
@@ -264,9 +288,9 @@ def _load(path: Path, folders: _Folders) -> FolderListing | None:
             and np.array_equal(kept["stamps"], folders.stamps)
             and kept["folders"].tobytes() == _joined(folders.names)
         )
-        if not same or not _is_listing(folders, kept["counts"], kept["names"]):
+        if not same or kept["notes"].ndim != 1 or not _is_listing(folders, kept["counts"], kept["names"]):
             return None
-        return _listing(folders, kept["counts"], kept["names"], Skipped.from_json(str(kept["skipped"])))
+        return _listing(folders, kept["counts"], kept["names"], list(map(str, kept["notes"])))
     except InputError:
         return None
 
@@ -285,58 +309,3 @@ def _is_listing(folders: _Folders, counts: NDArray[Any], names: NDArray[Any]) ->
 
 def _joined(names: list[str]) -> bytes:
     return b"".join(os.fsencode(name) + b"\0" for name in names)
-
-
-@dataclass
-class Skipped:
-    """Files and folders that are not read: counts and first names by kind."""
-
-    counts: Counter[str]
-    examples: dict[str, list[str]]
-
-    @classmethod
-    def nothing(cls) -> Skipped:
-        """An empty record."""
-        return cls(Counter(), {})
-
-    def add(self, kind: str, name: str) -> None:
-        """Count one; `kind` is in the plural, such as '.txt files'."""
-        self.counts[kind] += 1
-        names = self.examples.setdefault(kind, [])
-        if len(names) < _EXAMPLES:
-            names.append(name)
-
-    def add_file(self, name: str) -> None:
-        """Count a file that is not an image, by its suffix."""
-        suffix = os.path.splitext(name)[1].lower()
-        self.add(f"{suffix} files" if suffix else "files without suffix", name)
-
-    def with_more(self, other: Skipped) -> Skipped:
-        """The sum of two records."""
-        examples = {
-            kind: (self.examples.get(kind, []) + other.examples.get(kind, []))[:_EXAMPLES]
-            for kind in self.counts | other.counts
-        }
-        return Skipped(self.counts + other.counts, examples)
-
-    def to_json(self) -> str:
-        """JSON text for `from_json`."""
-        return json.dumps([self.counts, self.examples])
-
-    @classmethod
-    def from_json(cls, text: str) -> Skipped:
-        """Parse the text of `to_json`; raises InputError for anything else."""
-        stored = parse_json(text, "what is skipped")
-        check_type(stored, tuple[dict[str, int], dict[str, list[str]]], "what is skipped")
-        counts, examples = stored
-        if counts.keys() != examples.keys():
-            raise InputError("what is skipped: expected examples of each kind.")
-        return cls(Counter(counts), examples)
-
-    def sentences(self) -> list[str]:
-        """One sentence per kind, most frequent first."""
-        return [
-            f"{count:,} {kind} are not read: {', '.join(self.examples[kind])}"
-            + (", ..." if count > len(self.examples[kind]) else "")
-            for kind, count in self.counts.most_common()
-        ]

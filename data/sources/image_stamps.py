@@ -10,6 +10,7 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def state_of_files(paths: Sequence[bytes]) -> FileState:
 def stamps_of(
     rows: NDArray[np.int64],
     state: Callable[[NDArray[np.int64]], FileState],
-    read: Callable[[int], bytes | None],
+    read: Callable[[int], bytes],
     root: Path,
 ) -> Stamps:
     """(n,) stamps of the images `rows` (n,) of a data set; `UNREADABLE` for unreadable ones.
@@ -73,7 +74,7 @@ def stamps_of(
     Args:
         rows: row numbers.
         state: returns the state of some rows.
-        read: returns the bytes of a row, None if it cannot be read.
+        read: returns the bytes of a row, or raises InputError or OSError.
         root: folder of the data set, beside which stamps are cached.
     """
     known = _Known.of(root)
@@ -82,11 +83,10 @@ def stamps_of(
         these = rows[start : start + _PART]
         found = state(these)
         stamps = known.stamps(found.signatures)
-        changed = found.changed_ns.copy()
         for place in np.flatnonzero(stamps == UNREADABLE).tolist():
-            content = read(int(these[place]))
-            stamps[place] = UNREADABLE if content is None else content_stamp(content)
-        return stamps, found.signatures, changed
+            with suppress(InputError, OSError):
+                stamps[place] = content_stamp(read(int(these[place])))
+        return stamps, found.signatures, found.changed_ns
 
     starts = range(0, len(rows), _PART)
     with (

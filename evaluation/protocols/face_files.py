@@ -76,13 +76,7 @@ class FaceFiles:
         def state(rows: NDArray[np.int64]) -> FileState:
             return state_of_files([os.path.join(root, name) for name in self.names[rows].tolist()])
 
-        def read(row: int) -> bytes | None:
-            try:
-                return self.path(row).read_bytes()
-            except OSError:
-                return None
-
-        stamps = stamps_of(np.arange(len(self)), state, read, self.root)
+        stamps = stamps_of(np.arange(len(self)), state, lambda row: self.path(row).read_bytes(), self.root)
         for number in np.flatnonzero(stamps == UNREADABLE).tolist():
             raise InputError(f"{self.path(number)}: cannot be read.")
         return stamps

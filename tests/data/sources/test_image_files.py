@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 from pathlib import Path
 
@@ -15,7 +14,6 @@ import convert
 from data.sources.decoding import decode_face
 from data.sources.face_source import ImageFolder
 from data.sources.fingerprint import fingerprint
-from data.sources.folder_index import Skipped
 from data.sources.image_files import IMAGE_SUFFIXES, is_image_file, is_leftover, subjects_root
 from data.sources.unpacking import pack_folder
 from photos.photo_files import decode_photo
@@ -174,7 +172,8 @@ def test_broken_link_is_reported(people: Path) -> None:
     (people / "p0" / "gone.jpg").symlink_to(people / "nowhere.jpg")
     (people / "p2").symlink_to(people / "nowhere")
     said = "\n".join(ImageFolder(people).notes)
-    assert "2 broken links" in said
+    assert "1 broken links beside the subject folders are not read: p2" in said
+    assert "1 broken links are not read: p0/gone.jpg" in said
     assert "p0/gone.jpg" in said
     assert "p2" in said
 
@@ -225,11 +224,22 @@ def test_pair_set_beside_subjects_is_not_a_subject(tmp_path: Path) -> None:
     assert "2 folders of unpacked pair sets" in "\n".join(source.notes)
 
 
-def test_counts_survive_the_cached_listing() -> None:
-    skipped = Skipped.nothing()
+def test_cached_listing_says_what_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "root" / "a"
+    folder.mkdir(parents=True)
+    (folder / "1.jpg").write_bytes(encoded(5, "JPEG"))
     for number in range(5):
-        skipped.add_file(f"a/{number}.TXT")
-    skipped.add("broken links", "b")
-    again = Skipped.from_json(json.dumps(json.loads(skipped.to_json())))
-    assert again.sentences() == skipped.sentences()
-    assert again.sentences()[0] == "5 .txt files are not read: a/0.TXT, a/1.TXT, a/2.TXT, ..."
+        (folder / f"{number}.TXT").write_text("")
+    (folder / "link").symlink_to("nowhere")
+    (folder.parent / "beside.png").write_bytes(b"")
+    for path in (folder, folder.parent):
+        os.utime(path, (1e9, 1e9))
+    notes = ImageFolder(folder.parent).notes
+    assert [note.split(" are not read: ")[0] for note in notes] == [
+        "1 images beside the subject folders",
+        "5 .txt files",
+        "1 broken links",
+    ]
+    assert notes[1].endswith(", ...")
+    monkeypatch.setattr("data.sources.folder_index._scan", None)
+    assert ImageFolder(folder.parent).notes == notes
