@@ -13,7 +13,6 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,6 +23,7 @@ from data.sources.decoding import (
     WrongSizeError,
     decode_face,
     decode_image,
+    encode_image,
     read_encoded,
     suffix_of,
 )
@@ -319,13 +319,8 @@ class _FolderReader:
         self._work.mkdir(parents=True, exist_ok=True)
         path = self._work / f"{self._count}.png"
         self._count += 1
-        path.write_bytes(encode_png(face))
+        path.write_bytes(encode_image(face, ".png"))
         return path
-
-
-def encode_png(face: Image) -> bytes:
-    """Encode (H, W, 3) RGB as PNG."""
-    return bytes(cv2.imencode(".png", cv2.cvtColor(face, cv2.COLOR_RGB2BGR))[1])
 
 
 def evenly(things: Sequence[_Thing], most: int) -> list[_Thing]:

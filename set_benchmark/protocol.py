@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from data.sampling.degradations import Degradation
-from runtime.errors import InputError
+from runtime.errors import InputError, valid_names
 from runtime.json_files import read_json
 
 Range = tuple[int, int]
@@ -139,20 +139,16 @@ def _read(path: Path) -> dict[str, Any]:
     if path.suffix == ".json":
         values: dict[str, Any] = read_json(path, dict[str, Any], what)[0]
         return values
+    if sys.version_info < (3, 11):
+        raise InputError("protocols in TOML need Python 3.11; write it as JSON.")
     try:
         with path.open("rb") as stream:
             text = stream.read(_MAX_BYTES).decode("utf-8-sig")
-        values = _toml(text)
+        # Imported by name, because mypy checks against Python 3.10.
+        values = import_module("tomllib").loads(text)
     except (OSError, ValueError, RecursionError) as fault:
         raise InputError(f"{path}: cannot be read as TOML ({fault}). Expected {what}.") from None
     return values
-
-
-def _toml(text: str) -> Any:
-    if sys.version_info < (3, 11):
-        raise InputError("protocols in TOML need Python 3.11; write it as JSON.")
-    # Imported by name, because mypy checks against Python 3.10.
-    return import_module("tomllib").loads(text)
 
 
 def _protocol(values: dict[str, Any], where: str) -> BenchmarkProtocol:
@@ -160,108 +156,98 @@ def _protocol(values: dict[str, Any], where: str) -> BenchmarkProtocol:
     stress = values.pop("stress", {})
     if not isinstance(stress, dict):
         raise InputError(f"{where}: stress is {stress!r}; expected an object.")
-    own = _checked(values, BenchmarkProtocol, _OWN_RULES, where, faults)
-    of_stress = _checked(stress, Stress, _STRESS_RULES, f"{where}, stress", faults)
+    own = _checked(values, _OWN_RULES, where, faults)
+    of_stress = _checked(stress, _STRESS_RULES, f"{where}, stress", faults)
     if faults:
         raise InputError.from_faults(faults)
     return replace(BenchmarkProtocol(), **own, stress=Stress(**of_stress))
 
 
-_Rule = Callable[[Any], Any]
+@dataclass(frozen=True)
+class _Rule:
+    """What a field accepts: `expected` in words, and a function that converts a value or raises."""
+
+    expected: str
+    convert: Callable[[Any], Any]
+
+    @classmethod
+    def number(cls, least: float, most: float, kind: type[int] | type[float]) -> _Rule:
+        """One number in a closed interval."""
+        name = "an integer" if kind is int else "a number"
+        return cls(f"{name} from {least:g} to {most:g}", lambda value: _number(value, least, most, kind))
+
+    @classmethod
+    def range(cls, least: float, most: float, kind: type[int] | type[float] = int) -> _Rule:
+        """Two ascending numbers in a closed interval."""
+
+        def convert(value: Any) -> Any:
+            low, high = (_number(each, least, most, kind) for each in value)
+            return _require(low <= high, (low, high))
+
+        name = "integers" if kind is int else "numbers"
+        return cls(f"two {name} from {least:g} to {most:g}, ascending", convert)
+
+    @classmethod
+    def one_of(cls, names: tuple[str, ...]) -> _Rule:
+        """One of these names."""
+        return cls(" or ".join(names), lambda value: _require(value in names, value))
 
 
-def _range(least: float, most: float, kind: type[int] | type[float] = int) -> tuple[_Rule, str]:
-    def rule(value: Any) -> Any:
-        low, high = value
-        if not least <= kind(low) <= kind(high) <= most or kind(low) != low or kind(high) != high:
-            raise ValueError
-        return kind(low), kind(high)
-
-    return (
-        rule,
-        f"two {'integers' if kind is int else 'numbers'} from {least:g} to {most:g}, ascending",
-    )
-
-
-def _number(least: float, most: float, kind: type[int] | type[float]) -> tuple[_Rule, str]:
-    def rule(value: Any) -> Any:
-        if isinstance(value, (bool, str)) or kind(value) != value or not least <= value <= most:
-            raise ValueError
-        return kind(value)
-
-    return rule, f"{'an integer' if kind is int else 'a number'} from {least:g} to {most:g}"
-
-
-def _one_of(names: tuple[str, ...]) -> tuple[_Rule, str]:
-    def rule(value: Any) -> Any:
-        if value not in names:
-            raise ValueError
-        return value
-
-    return rule, " or ".join(names)
-
-
-def _causes(value: Any) -> tuple[str, ...]:
-    if not value or isinstance(value, str) or set(value) - set(CAUSES):
-        raise ValueError
-    return tuple(cause for cause in CAUSES if cause in value)
-
-
-def _sizes(value: Any) -> tuple[int, ...]:
-    if isinstance(value, str) or any(int(size) != size or not 1 <= size <= _MAX_COUNT for size in value):
-        raise ValueError
-    return tuple(int(size) for size in value)
-
-
-def _name(value: Any) -> str:
-    if not isinstance(value, str) or not value:
+def _require(condition: bool, value: Any) -> Any:
+    if not condition:
         raise ValueError
     return value
 
 
-_SHARE = _number(0, 1, float)
-_OWN_RULES: dict[str, tuple[_Rule, str]] = {
-    "name": (_name, "a string"),
-    "subjects": _number(0, _MAX_COUNT * 100, int),
-    "templates": _range(2, _MAX_COUNT),
-    "gallery_media": _range(1, _MAX_COUNT),
-    "probe_media": _range(1, _MAX_COUNT),
-    "gallery_kind": _one_of(GALLERY_KINDS),
-    "clip_frames": _range(1, _MAX_COUNT),
-    "fps": _number(0.01, 1000, float),
-    "pairs": _one_of(PAIR_KINDS),
-    "nonmated_pairs": _number(0, 1e12, int),
+def _number(value: Any, least: float, most: float, kind: type[int] | type[float]) -> Any:
+    _require(not isinstance(value, (bool, str)) and kind(value) == value and least <= value <= most, value)
+    return kind(value)
+
+
+def _causes(value: Any) -> tuple[str, ...]:
+    _require(bool(value) and not isinstance(value, str) and set(value) <= set(CAUSES), value)
+    return tuple(cause for cause in CAUSES if cause in value)
+
+
+_SHARE = _Rule.number(0, 1, float)
+_OWN_RULES = {
+    "name": _Rule("a string", lambda value: _require(isinstance(value, str) and value != "", value)),
+    "subjects": _Rule.number(0, _MAX_COUNT * 100, int),
+    "templates": _Rule.range(2, _MAX_COUNT),
+    "gallery_media": _Rule.range(1, _MAX_COUNT),
+    "probe_media": _Rule.range(1, _MAX_COUNT),
+    "gallery_kind": _Rule.one_of(GALLERY_KINDS),
+    "clip_frames": _Rule.range(1, _MAX_COUNT),
+    "fps": _Rule.number(0.01, 1000, float),
+    "pairs": _Rule.one_of(PAIR_KINDS),
+    "nonmated_pairs": _Rule.number(0, 1e12, int),
 }
-_STRESS_RULES: dict[str, tuple[_Rule, str]] = {
+_STRESS_RULES = {
     "degraded": _SHARE,
-    "strength": _range(0, 1, float),
-    "causes": (_causes, f"a list of {', '.join(CAUSES)}"),
+    "strength": _Rule.range(0, 1, float),
+    "causes": _Rule(f"a list of {', '.join(CAUSES)}", _causes),
     "simulated_clips": _SHARE,
     "foreign": _SHARE,
     "repeated": _SHARE,
-    "repeats": _range(2, 1000),
-    "template_sizes": (_sizes, "a list of numbers of faces"),
+    "repeats": _Rule.range(2, 1000),
+    "template_sizes": _Rule(
+        "a list of numbers of faces", lambda sizes: tuple(_number(size, 1, _MAX_COUNT, int) for size in sizes)
+    ),
 }
 
 
 def _checked(
-    values: Mapping[str, Any],
-    kind: type[Any],
-    rules: Mapping[str, tuple[_Rule, str]],
-    where: str,
-    faults: list[str],
+    values: Mapping[str, Any], rules: Mapping[str, _Rule], where: str, faults: list[str]
 ) -> dict[str, Any]:
     found = {}
-    known = [each.name for each in fields(kind) if each.name in rules]
     for name, value in values.items():
         if name not in rules:
-            faults.append(f"{where}: '{name}' is not a field of a protocol; expected {', '.join(known)}.")
+            faults.append(f"{where}: '{name}' is not a field of a protocol. {valid_names(name, rules)}")
             continue
-        rule, expected = rules[name]
         try:
-            found[name] = rule(value)
+            found[name] = rules[name].convert(value)
         except (TypeError, ValueError, OverflowError):
-            faults.append(f"{where}: {name} is {value!r}; expected {expected}.")
+            faults.append(f"{where}: {name} is {value!r}; expected {rules[name].expected}.")
     return found
 
 

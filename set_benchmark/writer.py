@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 
 from data.sampling.degradations import Degradation, degrade, draw_degradation, next_frame
 from data.sampling.views import Kind
+from data.sources.decoding import encode_image
 from photos.alignment import TEMPLATE
 from runtime.errors import InputError
 from runtime.escaping import csv_cell
 from runtime.files import atomic_write, private_folder
 from runtime.input_files import sha256_of
 from runtime.progress import progress_bar
-from set_benchmark.media import Frame, MediaPool, encode_png, evenly, kept_suffix
+from set_benchmark.media import Frame, MediaPool, evenly, kept_suffix
 from set_benchmark.plan import BenchmarkPlan, PlannedMedium
 from set_benchmark.protocol import BenchmarkProtocol, with_causes
 
@@ -150,12 +151,12 @@ def _rendered(
         elif draw is None and variation:
             own = next_frame(Degradation(), rng)
         if own is not None:
-            yield encode_png(degrade(pool.image(frame), own, rng)), ".png", frame.score
+            yield encode_image(degrade(pool.image(frame), own, rng), ".png"), ".png", frame.score
             continue
         encoded = pool.encoded(frame)
         suffix = kept_suffix(encoded)
         if suffix is None:
-            encoded, suffix = encode_png(pool.image(frame)), ".png"
+            encoded, suffix = encode_image(pool.image(frame), ".png"), ".png"
         yield encoded, suffix, frame.score
 
 

@@ -7,12 +7,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from data.sources.decoding import Image
+from data.sources.decoding import encode_image
 from data.sources.pair_files import write_pair_set
 from data.sources.recordio import REC_NAME, write_face_pack
 from runtime.errors import InputError
@@ -23,7 +22,6 @@ PAIRS = 600
 PAIR_SET = "synthetic.bin"
 # Subjects of the pair set, which are not in the pack.
 MIN_OTHERS = 20
-_JPEG_QUALITY = 95
 
 
 def write_synthetic_pack(folder: Path, *, num_subjects: int, seed: int) -> tuple[int, int, int]:
@@ -43,11 +41,13 @@ def write_synthetic_pack(folder: Path, *, num_subjects: int, seed: int) -> tuple
     num_others = max(MIN_OTHERS, num_subjects // 5)
     with progress_bar(total=num_subjects + num_others, desc="drawing", unit="subject") as bar:
         others = draw_faces(num_subjects=num_others, seed=seed, first_subject=num_subjects)
-        encoded = [(face.subject, face.medium, _jpeg(face.image)) for face in _counted(others, bar)]
+        encoded = [
+            (face.subject, face.medium, encode_image(face.image, ".jpg")) for face in _counted(others, bar)
+        ]
         content, is_mated = _pairs(encoded, np.random.default_rng(seed))
         write_pair_set(folder / PAIR_SET, content, is_mated)
         faces = _counted(draw_faces(num_subjects=num_subjects, seed=seed), bar)
-        images = write_face_pack(folder, ((face.subject, _jpeg(face.image)) for face in faces))
+        images = write_face_pack(folder, ((face.subject, encode_image(face.image, ".jpg")) for face in faces))
     return num_subjects, images, PAIRS
 
 
@@ -75,8 +75,3 @@ def _pairs(
         chosen.add((one, other))
         content += [encoded[one][2], encoded[other][2]]
     return content, is_mated
-
-
-def _jpeg(image: Image) -> bytes:
-    options = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
-    return cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)[1].tobytes()

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import cv2
-
-from data.sources.decoding import Image
+from data.sources.decoding import encode_image
 from runtime.errors import InputError
 from runtime.files import atomic_write
 from synthetic.faces import draw_faces, draw_frontal_face
@@ -23,13 +21,14 @@ def write_example_sets(folder: Path) -> list[Path]:
     """
     subjects: list[list[bytes]] = [[], []]
     for face in draw_faces(num_subjects=len(subjects), seed=_SEED, first_subject=_FIRST_SUBJECT):
-        subjects[face.subject - _FIRST_SUBJECT].append(_png(face.image))
+        subjects[face.subject - _FIRST_SUBJECT].append(encode_image(face.image, ".png"))
     first, second = subjects
+    impostor = draw_frontal_face(_FIRST_SUBJECT, seed=_SEED)
     sets = {
         "alex_album": first[:_FACES_PER_SET],
         # The last faces of a subject are video frames.
         "alex_camera": first[-_FACES_PER_SET:],
-        "robin_album": [*second[:_FACES_PER_SET], _png(draw_frontal_face(_FIRST_SUBJECT, seed=_SEED))],
+        "robin_album": [*second[:_FACES_PER_SET], encode_image(impostor, ".png")],
     }
     files = {
         folder / name / f"{number:02}.png": encoded
@@ -45,7 +44,3 @@ def write_example_sets(folder: Path) -> list[Path]:
     for path, encoded in files.items():
         atomic_write(path, encoded)
     return [folder / name for name in sets]
-
-
-def _png(face: Image) -> bytes:
-    return bytes(cv2.imencode(".png", cv2.cvtColor(face, cv2.COLOR_RGB2BGR))[1])

@@ -19,32 +19,28 @@ if TYPE_CHECKING:
     from backbones.spec import BackboneSpec
     from data.sampling.templates import TemplateBatch
 
+# Rows of a sheet, and faces in a row.
+_ROWS, _FACES, _TEMPLATE_FACES = 8, 16, 24
 _GAP = 2
 _NEXT_MEDIUM = 255
 _CHOSEN = (20, 140, 60)
 
 
-def face_sheet(images: Tensor, spec: BackboneSpec, path: Path, *, rows: int = 8, columns: int = 16) -> None:
+def face_sheet(images: Tensor, spec: BackboneSpec, path: Path) -> None:
     """Write a grid of faces in true colours; `images`: (B, 3, H, W) uint8 in the spec's channel order."""
-    faces = _true_colours(images[: rows * columns], spec)
-    _write(path, [[*faces[first : first + columns]] for first in range(0, len(faces), columns)], None)
+    faces = _true_colours(images[: _ROWS * _FACES], spec)
+    _write(path, [[*faces[first : first + _FACES]] for first in range(0, len(faces), _FACES)], None)
 
 
 def template_sheet(
-    batch: TemplateBatch,
-    spec: BackboneSpec,
-    path: Path,
-    *,
-    picks: Tensor | None = None,
-    rows: int = 8,
-    columns: int = 24,
+    batch: TemplateBatch, spec: BackboneSpec, path: Path, *, picks: Tensor | None = None
 ) -> None:
     """Write a row of faces per template in true colours, with white lines between media.
 
     `picks`: (B, K) selected faces of an aggregator, -1 where none; they are framed and numbered in order.
     """
     offsets = batch.offsets.tolist()
-    ranges = [slice(a, min(b, a + columns)) for a, b in pairwise(offsets[: rows + 1])]
+    ranges = [slice(a, min(b, a + _TEMPLATE_FACES)) for a, b in pairwise(offsets[: _ROWS + 1])]
     media = [batch.media[part].cpu().numpy() for part in ranges]
     grid = [[*_true_colours(batch.images[part], spec)] for part in ranges]
     if picks is not None:

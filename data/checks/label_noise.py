@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backbones.spec import BackboneSpec
+from data.sources.subject_index import SubjectIndex
 from runtime.errors import InputError
 
 Floats = NDArray[np.float32]
@@ -129,16 +130,21 @@ def check_labels(features: Floats, labels: Ints, limits: LabelLimits | None = No
         raise InputError("label check: expected two or more subjects, numbered consecutively from 0.")
     sums = np.zeros((len(counts), features.shape[1]), np.float32)
     np.add.at(sums, labels, features)
-    same = _same_person(_unit(sums), limits)
+    centres = _unit(sums)
+    same = _pairs(centres, limits.split_identity)
     within = _within(features, labels, limits)
     others, num_others = sums[labels] - features, counts[labels] - 1
     for pair in within:
         for image, copy in ((pair.first, pair.second), (pair.second, pair.first)):
             others[image] -= features[copy]
             num_others[image] -= 1
-    across = _across(features, labels, limits) if len(features) <= MAX_COMPARED else None
+    own = (features * _unit(others)).sum(axis=1)
+    # Without another image of its subject nothing is known of an image.
+    own[num_others == 0] = np.inf
+    searched = len(features) <= MAX_COMPARED
+    across = _pairs(features, limits.duplicate, labels) if searched else None
     return LabelFindings(
-        mislabelled=_mislabelled(features, labels, _unit(sums), _Others(others, num_others), same, limits),
+        mislabelled=_mislabelled(features, labels, centres, own, same, limits.lead),
         split_identities=same,
         duplicates=within,
         duplicates_across=across,
@@ -146,23 +152,15 @@ def check_labels(features: Floats, labels: Ints, limits: LabelLimits | None = No
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _Others:
-    """Of each image the other ones of its subject: `sums` (N, D) of their features, `counts` (N,)."""
-
-    sums: Floats
-    counts: Ints
-
-
 def _mislabelled(
     features: Floats,
     labels: Ints,
     centres: Floats,
-    others: _Others,
+    own: Floats,
     same: list[SimilarPair],
-    limits: LabelLimits,
+    lead: float,
 ) -> list[Mislabelled]:
-    own = (features * _unit(others.sums)).sum(axis=1)
+    """`own` (N,): cosine of each image to the others of its subject."""
     alike: dict[int, list[int]] = {}
     for pair in same:
         alike.setdefault(pair.first, []).append(pair.second)
@@ -175,7 +173,7 @@ def _mislabelled(
             near[row, alike.get(label, [])] = -np.inf
         other = near.argmax(axis=1)
         best = near[np.arange(len(near)), other]
-        wrong = (best - own[part] > limits.lead) & (others.counts[part] > 0)
+        wrong = best - own[part] > lead
         found += [
             Mislabelled(part.start + row, int(other[row]), float(own[part.start + row]), float(best[row]))
             for row in np.flatnonzero(wrong).tolist()
@@ -183,26 +181,17 @@ def _mislabelled(
     return sorted(found, key=lambda each: (each.to_own - each.to_other, each.image))
 
 
-def _same_person(centres: Floats, limits: LabelLimits) -> list[SimilarPair]:
-    return _pairs(centres, limits.split_identity, None)
-
-
-def _across(features: Floats, labels: Ints, limits: LabelLimits) -> list[SimilarPair]:
-    return _pairs(features, limits.duplicate, labels)
-
-
 def _within(features: Floats, labels: Ints, limits: LabelLimits) -> list[SimilarPair]:
-    order = np.argsort(labels, kind="stable")
     found = []
-    for rows in np.split(order, np.flatnonzero(np.diff(labels[order])) + 1):
+    for rows in SubjectIndex(labels).groups():
         found += [
-            SimilarPair(int(rows[pair.first]), int(rows[pair.second]), pair.similarity)
-            for pair in _pairs(features[rows], limits.duplicate, None)
+            SimilarPair(rows[pair.first], rows[pair.second], pair.similarity)
+            for pair in _pairs(features[rows], limits.duplicate)
         ]
     return sorted(found, key=_by_similarity)
 
 
-def _pairs(rows: Floats, limit: float, labels: Ints | None) -> list[SimilarPair]:
+def _pairs(rows: Floats, limit: float, labels: Ints | None = None) -> list[SimilarPair]:
     """Pairs with a cosine of `limit` or more; if labels are given, only pairs of different labels."""
     found = []
     for part in _blocks(len(rows), len(rows)):

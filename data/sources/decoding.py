@@ -214,6 +214,12 @@ def suffix_of(encoded: bytes) -> str | None:
     return next((suffix for start, suffix in _SUFFIXES.items() if encoded.startswith(start)), None)
 
 
+def encode_image(image: Image, suffix: str, quality: int = 95) -> bytes:
+    """Encode (H, W, 3) RGB as '.png', or as '.jpg' of a quality from 1 to 100."""
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality] if suffix == ".jpg" else []
+    return cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)[1].tobytes()
+
+
 def _opened(file: str | io.BytesIO) -> ImageFile.ImageFile:
     return Pillow.open(file, formats=_FORMATS)
 

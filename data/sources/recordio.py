@@ -318,7 +318,7 @@ class RecordWriter:
 class FacePack:
     """The images of a pack: `keys` (N,) int64, `labels` (N,) int64, and a reader.
 
-    `notes`: sentences on renumbered labels and unused records.
+    `notes`: sentences on unused records.
     """
 
     keys: NDArray[np.int64]
@@ -338,7 +338,7 @@ def record_writer(rec: Path, idx: Path) -> Iterator[RecordWriter]:
         atomic_write(idx, writer.index())
 
 
-def write_face_pack(folder: Path, images: Iterable[tuple[int, bytes]], size: int = 112) -> int:
+def write_face_pack(folder: Path, images: Iterable[tuple[int, bytes]]) -> int:
     """Write train.rec, train.idx and `property` in InsightFace's layout; returns the number of images.
 
     `images`: (subject, encoded image), grouped by ascending subject. Record 0 holds the range of the identity
@@ -369,15 +369,12 @@ def write_face_pack(folder: Path, images: Iterable[tuple[int, bytes]], size: int
         for number, (first, end) in enumerate(ranges.values()):
             writer.write(key + number, b"", (float(first), float(end)))
         writer.set_first_labels((float(key), float(key + len(ranges))))
-    atomic_write(folder / "property", f"{len(ranges)},{size},{size}")
+    atomic_write(folder / "property", f"{len(ranges)},112,112")
     return key - 1
 
 
 def read_face_pack(folder: Path) -> FacePack:
     """Open `train.rec` of a folder, with labels from the identity ranges or else from every header.
-
-    Labels are 32-bit floats, inexact from 2^24. If identity ranges distinguish the subjects, these are
-    renumbered, with a note.
 
     Raises:
         InputError: as `RecordReader`, or labels that are invalid or too large to be exact.
@@ -410,18 +407,8 @@ def read_face_pack(folder: Path) -> FacePack:
     if ranges is None:
         return FacePack(keys, _checked_labels(rec, keys, reader.first_labels(keys)), reader, notes)
     starts, counts, order = ranges
-    values = reader.first_labels(starts)
-    inexact = (values >= _FIRST_INEXACT) & np.isfinite(values)
-    if inexact.any():
-        notes += (
-            f"labels of {rec} from {_FIRST_INEXACT:,} are not exact: its {len(starts):,} subjects are "
-            "renumbered from 0 by its identity ranges",
-        )
-        values = np.where(inexact, 0, values)
-    subjects = _checked_labels(rec, starts, values)
-    if inexact.any():
-        subjects = np.arange(len(starts))
-    elif len(twice := np.flatnonzero(np.diff(np.sort(subjects)) == 0)):
+    subjects = _checked_labels(rec, starts, reader.first_labels(starts))
+    if len(twice := np.flatnonzero(np.diff(np.sort(subjects)) == 0)):
         raise InputError(
             f"{rec}: two identity ranges have the label {np.sort(subjects)[twice[0]]}. The file is damaged; "
             "compare its checksum with the original."

@@ -18,10 +18,9 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any, cast
 
-import cv2
 import numpy as np
 
-from data.sources.decoding import FACE_SIZE, Image, decode_face, decode_image, suffix_of
+from data.sources.decoding import FACE_SIZE, Image, decode_face, decode_image, encode_image, suffix_of
 from data.sources.face_source import ImageFolder
 from data.sources.image_files import IMAGES, PAIRS
 from data.sources.pair_files import PairSet
@@ -310,7 +309,7 @@ def _unpack(job: _Job, start: int) -> tuple[Unpacked, int]:
             part.skipped.append((key, image))
             continue
         part.of_other_size += image.shape[:2] != (FACE_SIZE, FACE_SIZE)
-        _write(path, content if original else _recoded(image, suffix, job.quality))
+        _write(path, content if original else encode_image(image, suffix, job.quality))
         part.written += 1
     return part, len(keys)
 
@@ -340,11 +339,6 @@ def _decoded(content: bytes) -> Image | str:
     if _ENDS.get(_suffix(content), b"") not in content[-_END_IS_WITHIN:]:
         return f"{len(content):,} bytes of a truncated image"
     return image
-
-
-def _recoded(image: Image, suffix: str, quality: int) -> bytes:
-    options = [cv2.IMWRITE_JPEG_QUALITY, quality] if suffix == ".jpg" else []
-    return cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)[1].tobytes()
 
 
 def _suffix(content: bytes) -> str:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from backbones.spec import BackboneSpec
+from data.checks import contact_sheets
 from data.checks.contact_sheets import face_sheet, template_sheet
 from data.sampling.templates import TemplateBatch
 
@@ -30,8 +31,12 @@ def read_rgb(path: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("order", ["RGB", "BGR"])
-def test_single_faces_form_a_grid_in_true_colours(tmp_path: Path, order: str) -> None:
-    face_sheet(faces(order), spec(order), tmp_path / "run" / "faces.png", rows=2, columns=2)
+def test_single_faces_form_a_grid_in_true_colours(
+    tmp_path: Path, order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contact_sheets, "_ROWS", 2)
+    monkeypatch.setattr(contact_sheets, "_FACES", 2)
+    face_sheet(faces(order), spec(order), tmp_path / "run" / "faces.png")
     sheet = read_rgb(tmp_path / "run" / "faces.png")
     assert sheet.shape == (2 * 114, 2 * 114, 3)
     seen = [tuple(sheet[y, x].tolist()) for y in (50, 164) for x in (50, 164)]
@@ -55,9 +60,9 @@ def test_templates_form_rows_with_lines_between_media(tmp_path: Path, order: str
 
 
 def test_long_templates_and_large_batches_are_cut(tmp_path: Path) -> None:
-    images = faces("RGB")[torch.arange(60) % 5]
-    batch = TemplateBatch(images, torch.arange(0, 61, 12), torch.arange(5), torch.arange(60))
-    template_sheet(batch, spec("RGB"), tmp_path / "templates.png", rows=3, columns=4)
-    assert read_rgb(tmp_path / "templates.png").shape == (3 * 114, 4 * 114, 3)
+    images = faces("RGB")[torch.arange(300) % 5]
+    batch = TemplateBatch(images, torch.arange(0, 301, 30), torch.arange(10), torch.arange(300))
+    template_sheet(batch, spec("RGB"), tmp_path / "templates.png")
+    assert read_rgb(tmp_path / "templates.png").shape == (8 * 114, 24 * 114, 3)
     face_sheet(images[:3], spec("RGB"), tmp_path / "faces.png")
     assert read_rgb(tmp_path / "faces.png").shape == (114, 3 * 114, 3)
