@@ -41,50 +41,14 @@ from runtime.text import first_lines
 
 if TYPE_CHECKING:
     from data.sources.unpacking import Unpacked
-    from weights.overrides import Overrides
 
 # Everything else is imported by the mode that needs it: --help is fast, and so are the worker processes, each
 # of which imports this file.
 _SHOWN = 5
 # `data.sources.unpacking.FORMATS`.
 IMAGE_FORMATS = ("original", "jpg", "png")
-_PREPARED = {"normalise_illumination": False, "auxiliary": ""}
-_OVERRIDES = {"coreset_size": "", "gamma": ""}
-_SPEC = dict.fromkeys(("mean", "std", "input_size", "template", "norm_is_quality"), "")
-# Flags of each mode, with their defaults; None: required.
-_MODES: dict[str, dict[str, Any]] = {
-    "rec_path": {"out": "", "num_workers": 0, "image_format": "original", "quality": 95},
-    "pack": {"out": None},
-    "synthetic_faces": {"subjects": 200, "seed": 0},
-    "list_weights": {},
-    "fetch_weights": {"out": ""},
-    "weights": {
-        "arch": "",
-        "channel_order": "",
-        "allow_pickle": False,
-        "licence": "",
-        "aggregator_weights": "",
-        **_PREPARED,
-        **_OVERRIDES,
-        **_SPEC,
-    },
-    "aggregator": {"licence": "", **_OVERRIDES},
-    "check_quality": {
-        **{"arch": "", "channel_order": "", "num_images": 300, "seed": 0},
-        **{"out": "", "store": "", "detector": ""},
-        **_OVERRIDES,
-        **_SPEC,
-    },
-    "export": {"out": None, "arch": "", "channel_order": "", **_OVERRIDES},
-    "build_set_benchmark": {
-        "out": None,
-        "name": None,
-        "protocol": "stills",
-        "seed": 0,
-        "detector": "",
-        "exclude_subjects": "",
-    },
-}
+# The default of a flag that a mode needs.
+_NEEDED = object()
 # Files that modes write into --out.
 _FILES = {
     "check_quality": ("quality.json", "error_versus_reject.png"),
@@ -234,14 +198,14 @@ def convert(given: Mapping[str, Any]) -> None:
         InputError: flags that do not belong to the mode, or data that cannot be used.
     """
     mode = next(name for name in _MODES if name in given)
-    allowed = _MODES[mode]
+    work, allowed = _MODES[mode]
     faults = [
         f"--{name} has no effect with --{mode}. Remove it." for name in given if name not in (mode, *allowed)
     ]
     faults += [
         f"--{mode} needs --{name}."
         for name, default in allowed.items()
-        if default is None and name not in given
+        if default is _NEEDED and name not in given
     ]
     values = allowed | dict(given)
     for name, least in (("num_workers", 0), ("subjects", 2), ("seed", 0), ("quality", 1), ("num_images", 20)):
@@ -254,19 +218,7 @@ def convert(given: Mapping[str, Any]) -> None:
     if faults:
         raise InputError.from_faults(faults)
     _check_output(mode, values)
-    work: dict[str, Callable[[Mapping[str, Any]], None]] = {
-        "rec_path": _unpack,
-        "pack": _pack,
-        "synthetic_faces": _generate_faces,
-        "list_weights": _list_weights,
-        "fetch_weights": _fetch_weights,
-        "weights": _convert_weights,
-        "aggregator": _extract_aggregator,
-        "check_quality": _check_quality,
-        "export": _export,
-        "build_set_benchmark": _build_set_benchmark,
-    }
-    work[mode](values)
+    work(values)
 
 
 def _check_output(mode: str, values: Mapping[str, Any]) -> None:
@@ -395,6 +347,7 @@ def _fetch_weights(values: Mapping[str, Any]) -> None:
 
 def _convert_weights(values: Mapping[str, Any]) -> None:
     from weights.converting import PICKLE_WARNING, convert_weights
+    from weights.overrides import Overrides, stated_spec
 
     source, out = values["weights"]
     if values["allow_pickle"]:
@@ -402,62 +355,52 @@ def _convert_weights(values: Mapping[str, Any]) -> None:
     done = convert_weights(
         source,
         Path(out),
-        arch=values["arch"] or None,
-        channel_order=values["channel_order"] or None,
+        arch=values["arch"],
+        channel_order=values["channel_order"],
         allow_pickle=values["allow_pickle"],
-        licence=values["licence"] or None,
+        licence=values["licence"],
         normalise_illumination=values["normalise_illumination"],
-        auxiliary=None if values["auxiliary"] == "" else values["auxiliary"],
-        stated=_stated(values),
-        overrides=_overrides(values),
-        aggregator_weights=values["aggregator_weights"] or None,
+        auxiliary=values["auxiliary"],
+        stated=stated_spec(values),
+        overrides=Overrides.of(values),
+        aggregator_weights=values["aggregator_weights"],
     )
     print(done)
 
 
 def _extract_aggregator(values: Mapping[str, Any]) -> None:
     from weights.converting import extract_aggregator
-
-    source, out = values["aggregator"]
-    print(extract_aggregator(source, Path(out), values["licence"] or None, _overrides(values)))
-
-
-def _overrides(values: Mapping[str, Any]) -> Overrides:
     from weights.overrides import Overrides
 
-    return Overrides.of({name: value for name, value in values.items() if value != ""})
-
-
-def _stated(values: Mapping[str, Any]) -> dict[str, Any]:
-    from weights.overrides import stated_spec
-
-    return stated_spec(values)
+    source, out = values["aggregator"]
+    print(extract_aggregator(source, Path(out), values["licence"], Overrides.of(values)))
 
 
 def _check_quality(values: Mapping[str, Any]) -> None:
     from quality.command import QualityCheckConfig, run_quality_check
-    from weights.overrides import stated_spec
+    from weights.overrides import Overrides, stated_spec
 
     source, images = values["check_quality"]
     config = QualityCheckConfig(
         **{name: Path(values[name]) if values[name] else None for name in ("out", "store", "detector")},
-        arch=values["arch"] or None,
-        channel_order=values["channel_order"] or None,
+        arch=values["arch"],
+        channel_order=values["channel_order"],
         stated=stated_spec(values),
         num_images=values["num_images"],
         seed=values["seed"],
-        overrides=_overrides(values),
+        overrides=Overrides.of(values),
     )
     print(run_quality_check(source, Path(images), config))
 
 
 def _export(values: Mapping[str, Any]) -> None:
     from weights.export import FORMATS, export_onnx
+    from weights.overrides import Overrides
 
     form, source = values["export"]
     if form not in FORMATS:
         raise InputError(f"--export {form}: expected {' or '.join(FORMATS)}, then the weights.")
-    how = values["arch"] or None, values["channel_order"] or None, _overrides(values)
+    how = values["arch"], values["channel_order"], Overrides.of(values)
     done = export_onnx(source, Path(values["out"]), *how)
     for each in done:
         check = "not compared, as onnxruntime is not installed"
@@ -484,6 +427,39 @@ def _build_set_benchmark(values: Mapping[str, Any]) -> None:
         exclude=read_names(without) if without else frozenset(),
     )
     print(built.text)
+
+
+# Flags of several modes, which are None unless given.
+_OVERRIDES = dict.fromkeys(("coreset_size", "gamma"))
+_SPEC = dict.fromkeys(("mean", "std", "input_size", "template", "norm_is_quality", "arch", "channel_order"))
+# The work of each mode, and its flags with their defaults.
+_MODES: dict[str, tuple[Callable[[Mapping[str, Any]], None], dict[str, Any]]] = {
+    "rec_path": (_unpack, {"out": None, "num_workers": 0, "image_format": "original", "quality": 95}),
+    "pack": (_pack, {"out": _NEEDED}),
+    "synthetic_faces": (_generate_faces, {"subjects": 200, "seed": 0}),
+    "list_weights": (_list_weights, {}),
+    "fetch_weights": (_fetch_weights, {"out": None}),
+    "weights": (
+        _convert_weights,
+        {
+            **dict.fromkeys(("licence", "aggregator_weights", "auxiliary")),
+            **{"allow_pickle": False, "normalise_illumination": False},
+            **_OVERRIDES,
+            **_SPEC,
+        },
+    ),
+    "aggregator": (_extract_aggregator, {"licence": None, **_OVERRIDES}),
+    "check_quality": (
+        _check_quality,
+        {"num_images": 300, "seed": 0, "out": None, "store": None, "detector": None, **_OVERRIDES, **_SPEC},
+    ),
+    "export": (_export, {"out": _NEEDED, "arch": None, "channel_order": None, **_OVERRIDES}),
+    "build_set_benchmark": (
+        _build_set_benchmark,
+        dict.fromkeys(("out", "name"), _NEEDED)
+        | {"protocol": "stills", "seed": 0, "detector": None, "exclude_subjects": None},
+    ),
+}
 
 
 if __name__ == "__main__":

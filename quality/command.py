@@ -8,13 +8,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
+
+from evaluation.metrics.verification import rate_key
+from evaluation.reporting.plots import write_plot
 from quality.check import NONE, check_quality, open_faces, set_cosine_statistics
 from quality.choice import TooFewSubjectsError, curves_to_dict, recommend_quality
-from quality.plots import plot_discard_curves
+from quality.error_versus_discard import (
+    MAX_DISCARDED,
+    PARTIAL,
+    RANDOM,
+    DiscardCurves,
+    discard_fractions,
+    ideal_curve,
+)
 from runtime.errors import InputError
 from runtime.files import atomic_write
-from weights import Overrides, load_aggregator, load_weights, open_weights
+from weights import load_aggregator, load_weights, open_weights
 from weights.converting import convert_weights
+from weights.overrides import AS_STORED, Overrides
+
+_RECOMMENDED = {
+    NONE: "learned for an aggregator that is trained, none for poolings: the norm does not measure quality",
+    "learned": "learned, the one of their aggregator",
+}
 
 
 @dataclass(frozen=True)
@@ -44,7 +61,7 @@ class QualityCheckConfig:
     stated: Mapping[str, Any] | None = None
     num_images: int = 300
     seed: int = 0
-    overrides: Overrides | None = None
+    overrides: Overrides = AS_STORED
 
     def __post_init__(self) -> None:
         faults = []
@@ -86,12 +103,10 @@ def run_quality_check(source: str, images: Path, config: QualityCheckConfig) -> 
         if config.out is not None:
             raise
         parts.append(f"The error-versus-discard characteristic was not measured: {error}")
-    parts.append(_recommendation(quality))
+    parts.append(f"Recommended: --quality {_RECOMMENDED.get(quality, quality)}.")
     if config.out is not None and found is not None:
         name = Path(source).name
-        plot_discard_curves(
-            config.out / "error_versus_reject.png", found.curves, title=f"Error versus discard, {name}"
-        )
+        _plot(config.out / "error_versus_reject.png", found.curves, title=f"Error versus discard, {name}")
         text = json.dumps(curves_to_dict(found, name), indent=1)
         atomic_write(config.out / "quality.json", f"{text}\n")
         parts.append(f"{config.out}: error_versus_reject.png, quality.json")
@@ -111,12 +126,22 @@ def run_quality_check(source: str, images: Path, config: QualityCheckConfig) -> 
     return "\n\n".join(parts)
 
 
-def _recommendation(quality: str) -> str:
-    if quality == NONE:
-        return (
-            "Recommended: --quality learned for an aggregator that is trained, none for poolings: the norm "
-            "is not a measure of quality."
-        )
-    if quality == "learned":
-        return "Recommended: --quality learned, the one of their aggregator."
-    return f"Recommended: --quality {quality}."
+def _plot(path: Path, found: DiscardCurves, *, title: str) -> None:
+    """Plot FNMR over the discarded fraction, one line for each measure of quality."""
+
+    def draw(axes: Axes) -> None:
+        percent = 100 * discard_fractions()
+        start = float(found.curves[RANDOM].fnmr[0])
+        for name, curve in found.curves.items():
+            if name != RANDOM:
+                chosen = " (chosen)" if name == found.choice else ""
+                axes.plot(percent, 100 * curve.fnmr, label=f"{name}{chosen}")
+        axes.plot(percent, 100 * found.curves[RANDOM].fnmr, label=RANDOM, color="0.45", linestyle=":")
+        axes.plot(percent, 100 * ideal_curve(start), label="ideal", color="0.75", linestyle="-")
+        axes.axvspan(0, 100 * PARTIAL, color="0.95", zorder=0)
+        axes.set_xlim(0, 100 * MAX_DISCARDED)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("discarded mated pairs, %, lowest quality first (grey: range of the ranking)")
+        axes.set_ylabel(f"FNMR at FMR {rate_key(found.fmr)}, %")
+
+    write_plot(path, title, draw, "lower left")

@@ -42,7 +42,7 @@ LIBRARIES = {
         "training.loaders",
     },
     "pandas": {"evaluation.protocols", "runs.learning_curves"},
-    "matplotlib": {"evaluation.reporting", "quality.plots", "runs.learning_curves"},
+    "matplotlib": {"evaluation.reporting", "quality.command", "runs.learning_curves"},
 }
 # What packages may import of ours, where the order alone would allow more.
 OWN = {

@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from backbones.catalogue import BACKBONES
-from runtime.errors import InputError
 from runtime.files import cache_folder
 
 _FILE = Path(__file__).with_name("catalogue.json")
@@ -50,17 +47,15 @@ class Entry:
     note: str = ""
 
 
-def read_catalogue(path: Path = _FILE) -> dict[str, Entry]:
-    """All entries by name, in the file's order.
-
-    Raises:
-        InputError: an entry with unknown or missing fields, an unknown architecture, or data without terms.
-    """
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    terms: dict[str, str] = stored["data_terms"]
-    kinds: dict[str, dict[str, Any]] = stored["kinds"]
-    entries = [_entry(path, values, kinds, terms) for values in stored["models"]]
-    return {entry.name: entry for entry in entries}
+def _read_catalogue() -> dict[str, Entry]:
+    """All entries by name, in the file's order. Missing fields come from the kind of an entry."""
+    stored = json.loads(_FILE.read_text(encoding="utf-8"))
+    entries = {}
+    for values in stored["models"]:
+        joined = stored["kinds"].get(values.pop("kind", ""), {}) | values
+        terms = stored["data_terms"][joined["training_data"]]
+        entries[joined["name"]] = Entry(data_terms=terms, **joined)
+    return entries
 
 
 def fetched_path(entry: Entry) -> Path:
@@ -104,26 +99,4 @@ def _wrapped(text: str) -> str:
     return textwrap.fill(text, _WIDTH, subsequent_indent="    ", break_on_hyphens=False)
 
 
-def _entry(
-    path: Path, values: dict[str, Any], kinds: dict[str, dict[str, Any]], terms: dict[str, str]
-) -> Entry:
-    """Build an entry; missing fields come from its kind, and the terms of its data from their table."""
-    given = dict(values)
-    joined = kinds.get(given.pop("kind", ""), {}) | given
-    data = str(joined.get("training_data"))
-    joined["data_terms"] = terms.get(data)
-    known = {field.name for field in fields(Entry)}
-    wrong = sorted(set(joined) - known)
-    try:
-        entry = Entry(**{key: value for key, value in joined.items() if key in known})
-    except TypeError as error:
-        raise InputError(f"{path}: the entry {values}: {error}.") from error
-    if wrong or entry.architecture not in BACKBONES or entry.data_terms is None:
-        raise InputError(
-            f"{path}: {entry.name}: expected a known architecture ({entry.architecture}), terms of its "
-            f"training data ({data}) and no unknown fields ({', '.join(wrong) or 'none'})."
-        )
-    return entry
-
-
-CATALOGUE = read_catalogue()
+CATALOGUE = _read_catalogue()

@@ -15,7 +15,7 @@ from weights.aggregators import StoredAggregator
 from weights.compatibility import check_feature_size, prepare_for
 from weights.digest import weights_digest
 from weights.loading import load_stored_aggregator, load_weights, open_weights
-from weights.overrides import Overrides
+from weights.overrides import AS_STORED, Overrides
 from weights.reading import BACKBONE_DIGEST, TRAINED_SUBJECTS
 from weights.sources import NOT_STATED, licence_of, source_name
 from weights.storing import save_weights
@@ -25,6 +25,7 @@ PICKLE_WARNING = (
     "only for files of authors whom you trust."
 )
 _NOT_MEASURED = "not measured"
+_NORM_TEXTS = {None: "was not measured", True: "is a measure of it", False: "is not a measure of it"}
 
 
 def convert_weights(
@@ -40,7 +41,7 @@ def convert_weights(
     auxiliary: int | None = None,
     measured: BackboneSpec | None = None,
     stated: Mapping[str, Any] | None = None,
-    overrides: Overrides | None = None,
+    overrides: Overrides = AS_STORED,
     aggregator_weights: str | None = None,
 ) -> str:
     """Write a source's backbone, and its aggregator if there is one, to `out`.
@@ -77,8 +78,7 @@ def convert_weights(
         aggregator, fit = load_stored_aggregator(opened, overrides), ""
     else:
         aggregator, fit = _joined(loaded.backbone, aggregator_weights, about, overrides)
-    if overrides is not None:
-        overrides.check_effect([] if aggregator is None else [aggregator.module])
+    overrides.check_effect([] if aggregator is None else [aggregator.module])
     known = licence_of(source)
     about = {
         "source": about.get("source") or source_name(source),
@@ -87,7 +87,11 @@ def convert_weights(
         **_trained_subjects(about),
     }
     backbone = loaded.backbone
-    _set_measured(backbone, quality, measured)
+    if quality:
+        backbone.spec = replace(backbone.spec, norm_is_quality=quality == "norm")
+    if measured is not None:
+        statistics = measured.cosine_statistics
+        backbone.spec = replace(backbone.spec, centre=measured.centre, cosine_statistics=statistics)
     before = backbone.spec
     if normalise_illumination and not before.normalises_illumination:
         # Centre and statistics were measured without it.
@@ -108,7 +112,7 @@ def convert_weights(
 
 
 def _joined(
-    backbone: Backbone, source: str, about: dict[str, str], overrides: Overrides | None
+    backbone: Backbone, source: str, about: dict[str, str], overrides: Overrides
 ) -> tuple[StoredAggregator, str]:
     """The aggregator of a source, and a text on how its fit was checked; prepares the backbone for it.
 
@@ -122,17 +126,14 @@ def _joined(
     check_feature_size(aggregator.module, backbone.spec.embedding_size, source)
     about.pop(TRAINED_SUBJECTS, None)
     about.update(_trained_subjects(opened.stored.about))
-    fit = f" of {source_name(source)}"
+    fit = "which does not state the weights that it was trained with; only sizes were compared"
     if BACKBONE_DIGEST in opened.stored.about:
-        return aggregator, f"{fit}, trained on features of these weights"
-    return (
-        aggregator,
-        f"{fit}, which does not state the weights that it was trained with; only sizes were compared",
-    )
+        fit = "trained on features of these weights"
+    return aggregator, f" of {source_name(source)}, {fit}"
 
 
 def extract_aggregator(
-    source: str, out: Path, licence: str | None = None, overrides: Overrides | None = None
+    source: str, out: Path, licence: str | None = None, overrides: Overrides = AS_STORED
 ) -> str:
     """Write the trained aggregator of a checkpoint without its backbone to `out`, and describe it.
 
@@ -145,8 +146,7 @@ def extract_aggregator(
         raise InputError(
             f"{source}: there is no aggregator in it. Expected a checkpoint of the coreset stage."
         )
-    if overrides is not None:
-        overrides.check_effect([found.module])
+    overrides.check_effect([found.module])
     backbone = load_weights(opened).backbone
     about = {"licence": licence or NOT_STATED, **_trained_subjects(opened.stored.about)}
     save_weights(out, backbone, found, about, aggregator_alone=True)
@@ -160,46 +160,27 @@ def extract_aggregator(
     )
 
 
-def _set_measured(backbone: Backbone, quality: str | None, measured: BackboneSpec | None) -> None:
-    if quality:
-        backbone.spec = replace(backbone.spec, norm_is_quality=quality == "norm")
-    if measured is not None:
-        statistics = measured.cosine_statistics
-        backbone.spec = replace(backbone.spec, centre=measured.centre, cosine_statistics=statistics)
-
-
 def _written_text(out: Path, spec: BackboneSpec, kind: str, aggregator: str, about: Mapping[str, str]) -> str:
+    values = f"{spec.with_auxiliary(0).embedding_size} values"
+    if spec.auxiliary_size:
+        values += f" and {spec.auxiliary_size} auxiliary values"
+    cosines = "cosines not measured: the limits of MobileFaceNet are used"
+    if spec.cosine_statistics is not None:
+        cosines = f"{spec.cosine_statistics.text()}, {'with a' if spec.centre else 'without a'} centre"
     lines = [
-        f"{out}: {spec.name}, {_values_text(spec)} per face; layout: {kind}",
+        f"{out}: {spec.name}, {values} per face; layout: {kind}",
         f"  {_pixels_text(spec)}",
         f"  aggregator {aggregator}",
-        f"  quality of a face {about['quality']}; its norm {_norm_text(spec.norm_is_quality)}",
-        f"  {_cosine_text(spec)}",
+        f"  quality of a face {about['quality']}; its norm {_NORM_TEXTS[spec.norm_is_quality]}",
+        f"  {cosines}",
         f"  source {about['source']}; licence of the weights: {about['licence']}",
     ]
     return "\n".join(lines)
 
 
-def _values_text(spec: BackboneSpec) -> str:
-    own = f"{spec.with_auxiliary(0).embedding_size} values"
-    return f"{own} and {spec.auxiliary_size} auxiliary values" if spec.auxiliary_size else own
-
-
 def _trained_subjects(about: Mapping[str, str]) -> dict[str, str]:
     """The trained subjects that a file states, which are written to the converted file too."""
     return {key: value for key, value in about.items() if key == TRAINED_SUBJECTS}
-
-
-def _cosine_text(spec: BackboneSpec) -> str:
-    if spec.cosine_statistics is None:
-        return "cosines not measured: the limits of MobileFaceNet are used"
-    return f"{spec.cosine_statistics.text()}, {'with a' if spec.centre else 'without a'} centre"
-
-
-def _norm_text(is_quality: bool | None) -> str:
-    if is_quality is None:
-        return "was not measured"
-    return "is a measure of it" if is_quality else "is not a measure of it"
 
 
 def _pixels_text(spec: BackboneSpec) -> str:

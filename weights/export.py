@@ -28,8 +28,8 @@ from runtime.errors import InputError
 from runtime.files import atomic_write
 from runtime.output_checks import require_free_space
 from weights.loading import load_backbone, load_stored_aggregator, open_weights
-from weights.onnx_backbone import OnnxBackbone
-from weights.overrides import Overrides
+from weights.onnx_backbone import OnnxBackbone, require_packages
+from weights.overrides import AS_STORED, Overrides
 from weights.specs import metadata_of
 
 FORMATS = ("onnx",)
@@ -114,7 +114,7 @@ def export_onnx(
     out: Path,
     arch: str | None = None,
     channel_order: str | None = None,
-    overrides: Overrides | None = None,
+    overrides: Overrides = AS_STORED,
 ) -> list[Exported]:
     """Write backbone.onnx, and aggregator.onnx if the weights have a trained one.
 
@@ -126,14 +126,13 @@ def export_onnx(
     Raises:
         InputError: a missing package, unreadable weights, weights that are an ONNX graph, or a full disk.
     """
-    _require("onnx", "onnxscript")
+    require_packages("an ONNX export", "onnx", "onnxscript")
     opened = open_weights(source)
     backbone = load_backbone(opened, arch, channel_order=channel_order)
     if isinstance(backbone, OnnxBackbone):
         raise InputError(f"{source}: is already an ONNX graph.")
     aggregator = load_stored_aggregator(opened, overrides)
-    if overrides is not None:
-        overrides.check_effect([] if aggregator is None else [aggregator.module])
+    overrides.check_effect([] if aggregator is None else [aggregator.module])
     wrapped = None
     if aggregator is not None and any(True for _ in aggregator.module.parameters()):
         wrapped = PaddedAggregator(aggregator.module)
@@ -248,13 +247,6 @@ def _difference(content: bytes, module: nn.Module, checked: Sequence[Mapping[str
             wanted = module(*tensors.values())[0]
         differences.append((torch.from_numpy(found) - wanted).abs().max())
     return float(torch.stack(differences).max())
-
-
-def _require(*packages: str) -> None:
-    missing = [name for name in packages if find_spec(name) is None]
-    if missing:
-        names = " ".join(missing)
-        raise InputError(f"an ONNX export needs {names}, which is not installed: pip install {names}")
 
 
 @contextmanager

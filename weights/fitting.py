@@ -73,46 +73,42 @@ def _architecture(path: Path, state: dict[str, Tensor], arch: str | None, spec: 
     """The name of the backbone that names and shapes of the entries fit; InputError for none."""
     if arch is not None and spec is not None and arch != spec.name:
         raise InputError(f"{path}: holds {spec.name}, but {arch} was asked for. Ask for {spec.name} or none.")
-    name = arch or (spec.name if spec else None)
-    if name is None or state_dict_mismatches(state, _shapes_of(name)):
-        name = _deduced(path, state, name)
-    return name
-
-
-def _deduced(path: Path, state: dict[str, Tensor], asked: str | None) -> str:
-    """The backbone that fits, if none was asked for; otherwise InputError lists the mismatches."""
-    of_each = {name: state_dict_mismatches(state, _shapes_of(name)) for name in BACKBONES}
+    asked = arch or (spec.name if spec else None)
+    if asked is not None and not state_dict_mismatches(state, _entries_of(asked)):
+        return asked
+    of_each = {name: state_dict_mismatches(state, _entries_of(name)) for name in BACKBONES}
     fitting = next((name for name, faults in of_each.items() if not faults), None)
     if asked is None and fitting is not None:
         return fitting
     name = asked or min(BACKBONES, key=lambda name: len(of_each[name]))
-    faults = of_each[name]
-    lines = [f"{path}: the weights are not those of {name}{'' if asked else ', the closest backbone'}:"]
-    lines += shortened(faults)
-    raise InputError.from_faults([*lines, _guess(state, fitting, _shapes_of(name))])
+    first = f"{path}: the weights are not those of {name}{'' if asked else ', the closest backbone'}:"
+    raise InputError.from_faults(
+        [first, *shortened(of_each[name]), _guess(state, fitting, _entries_of(name))]
+    )
 
 
 @cache
-def _shapes_of(name: str) -> dict[str, tuple[int, ...]]:
+def _entries_of(name: str) -> dict[str, Tensor]:
+    """The expected entries of a backbone, without values."""
     with torch.device("meta"):
-        return {key: tuple(value.shape) for key, value in build_backbone(name).state_dict().items()}
+        return build_backbone(name).state_dict()
 
 
-def state_dict_mismatches(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+def state_dict_mismatches(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
     """Differences from the expected names, shapes and dtypes, one text each."""
     misshaped = [
-        f"{key}: {_form(state[key])} where {shape} is expected"
-        for key, shape in shapes.items()
-        if key in state and tuple(state[key].shape) != shape
+        f"{key}: {_form(state[key])} where {tuple(value.shape)} is expected"
+        for key, value in expected.items()
+        if key in state and state[key].shape != value.shape
     ]
     # load_state_dict would cast a quantised file silently.
     misshaped += [
         f"{key}: {_form(state[key])} where floating point is expected"
-        for key in shapes
+        for key in expected
         if key in state and not (key.endswith(_COUNT) or state[key].is_floating_point())
     ]
-    missing = [f"{key}: missing" for key in shapes if key not in state and not key.endswith(_COUNT)]
-    return misshaped + missing + [f"{key}: unexpected" for key in state if key not in shapes]
+    missing = [f"{key}: missing" for key in expected if key not in state and not key.endswith(_COUNT)]
+    return misshaped + missing + [f"{key}: unexpected" for key in state if key not in expected]
 
 
 def shortened(faults: Sequence[str]) -> list[str]:
@@ -124,7 +120,7 @@ def _form(value: Tensor) -> str:
     return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
 
 
-def _guess(state: Mapping[str, Tensor], fitting: str | None, shapes: Mapping[str, tuple[int, ...]]) -> str:
+def _guess(state: Mapping[str, Tensor], fitting: str | None, expected: Mapping[str, Tensor]) -> str:
     """The likeliest cause of the mismatches, as a sentence."""
     if fitting is not None:
         return f"They are exactly those of {fitting}: ask for {fitting} or none."
@@ -133,10 +129,10 @@ def _guess(state: Mapping[str, Tensor], fitting: str | None, shapes: Mapping[str
             "The names resemble a residual network of torchvision or InsightFace, but it has no blocks of an "
             "IResNet (layer1.0.prelu)."
         )
-    common = shapes.keys() & state.keys()
+    common = expected.keys() & state.keys()
     if not common:
         return "None of the names is known: it may be another kind of network."
-    if len(common) == len(shapes) == len(state):
+    if len(common) == len(expected) == len(state):
         return "Only shapes differ: it may be for another image size, embedding size or precision."
     if len(common) == len(state):
         return "Part of the network is missing: it may be a deeper one, or the file is incomplete."

@@ -9,7 +9,7 @@ wrapper.py; MagFace's models/iresnet.py, inference/gen_feat.py; AdaFace's net.py
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,8 +85,8 @@ def recognise(path: Path, state: dict[str, Tensor]) -> Recognised:
             prefix = min(prefixes, key=len)
             if _bare(prefix).startswith(_MAGFACE):
                 rest = {key: value for key, value in rest.items() if _bare(key) not in _MAGFACE_HEADS}
-            return translate(path, *_without(prefix, rest))
-    return Recognised("unknown", _without("model.", rest)[1])
+            return translate(path, prefix, _renamed(rest, [key.removeprefix(prefix) for key in rest]))
+    return Recognised("unknown", _renamed(rest, [key.removeprefix("model.") for key in rest]))
 
 
 def cvlface_config(path: Path) -> dict[str, object] | None:
@@ -114,13 +114,12 @@ def _bare(key: str) -> str:
     return key
 
 
-def _without(prefix: str, state: dict[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
+def _renamed(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
     ours: dict[str, Tensor] = {}
-    for key, value in state.items():
-        name = key.removeprefix(prefix)
+    for (key, value), name in zip(state.items(), names, strict=True):
         # Do not let one of two keys of the same name disappear.
         ours[key if name in ours else name] = value
-    return prefix, ours
+    return ours
 
 
 def _from_ir(path: Path, prefix: str, state: dict[str, Tensor]) -> Recognised:
@@ -136,11 +135,7 @@ def _from_insightface(path: Path, prefix: str, state: dict[str, Tensor]) -> Reco
     stages = [int(unit[1]) for unit in units if unit]
     # `IResNet.body` numbers units across stages.
     before = {stage: sum(other < stage for other in stages) for stage in range(1, 5)}
-    ours: dict[str, Tensor] = {}
-    for key, value in state.items():
-        name = _insightface_name(key, before)
-        # Do not let one of two keys of the same name disappear.
-        ours[key if name in ours else name] = value
+    ours = _renamed(state, [_insightface_name(key, before) for key in state])
     order = _cvlface_order(path, prefix)
     if order is not None:
         return Recognised("CVLFace, InsightFace's IResNet", ours, {"channel_order": order})

@@ -17,7 +17,7 @@ from weights.aggregators import StoredAggregator, stored_aggregator
 from weights.fitting import check_features, load_into
 from weights.layouts import recognise
 from weights.onnx_backbone import GRAPH, OnnxBackbone, read_onnx
-from weights.overrides import Overrides
+from weights.overrides import AS_STORED, Overrides
 from weights.reading import Stored, read_stored
 from weights.sources import resolve
 from weights.specs import ONNX, spec_in
@@ -136,13 +136,13 @@ def load_weights(
     return Loaded(backbone, "ours" if spec else found.kind)
 
 
-def load_aggregator(source: Source, overrides: Overrides | None = None) -> nn.Module | None:
+def load_aggregator(source: Source, overrides: Overrides = AS_STORED) -> nn.Module | None:
     """The module of `load_stored_aggregator`."""
     found = load_stored_aggregator(source, overrides)
     return None if found is None else found.module
 
 
-def load_stored_aggregator(source: Source, overrides: Overrides | None = None) -> StoredAggregator | None:
+def load_stored_aggregator(source: Source, overrides: Overrides = AS_STORED) -> StoredAggregator | None:
     """Load the aggregator of a file with its name and options, on the CPU; None where there is none.
 
     Reads weights of this project and published FaceCoresetNet checkpoints. Coreset size and gamma are those

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -212,14 +213,16 @@ def _opened(content: bytes) -> Any:
 
     onnxruntime would read external weights from the working directory, where any file may have their name.
     """
-    runtime = _onnxruntime()
-    options = runtime.SessionOptions()
+    require_packages("an ONNX file", "onnxruntime")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
     try:
         if any(tensor.files for tensor in onnx_tensors(content)):
             raise ValueError("the graph has external weights; convert the .onnx file beside them again")
-        session: Any = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        session: Any = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise InputError(
             f"no ONNX graph can be read from its {len(content)} bytes. It may be incomplete. The reader "
@@ -256,11 +259,7 @@ def _with_its_weights(path: Path) -> bytes:
     return found
 
 
-def _onnxruntime() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise InputError(
-            "ONNX files need onnxruntime, which is not installed: pip install onnxruntime"
-        ) from error
-    return onnxruntime
+def require_packages(what: str, *packages: str) -> None:
+    """Raise InputError for packages that are not installed; `what` needs them."""
+    if missing := " ".join(name for name in packages if find_spec(name) is None):
+        raise InputError(f"{what} needs {missing}, which is not installed: pip install {missing}")

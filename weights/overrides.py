@@ -6,6 +6,7 @@ import argparse
 import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import InputError
@@ -28,8 +29,7 @@ class Overrides:
 
     def given(self) -> dict[str, int | float]:
         """The overrides that are set, by name."""
-        values = {"coreset_size": self.coreset_size, "gamma": self.gamma}
-        return {name: value for name, value in values.items() if value is not None}
+        return {name: value for name, value in vars(self).items() if value is not None}
 
     def options_of(self, aggregator: str) -> dict[str, int | float]:
         """The overrides that are set and that the aggregator of this name has."""
@@ -45,6 +45,9 @@ class Overrides:
             raise InputError(
                 f"{' and '.join(unused)}: no aggregator that is used has this option. Remove it."
             )
+
+
+AS_STORED = Overrides()
 
 
 def add_override_flags(group: argparse._ActionsContainer) -> None:
@@ -65,7 +68,7 @@ def add_override_flags(group: argparse._ActionsContainer) -> None:
 
 
 # Flag -> field of a backbone's spec.
-SPEC_FLAGS = {
+_SPEC_FLAGS = {
     "mean": "mean",
     "std": "std",
     "input_size": "input_size",
@@ -75,7 +78,7 @@ SPEC_FLAGS = {
 
 
 def add_spec_flags(group: argparse._ActionsContainer) -> None:
-    """Add the flags of `SPEC_FLAGS`, which are absent from the parsed flags unless given."""
+    """Add the flags of `_SPEC_FLAGS`, which are absent from the parsed flags unless given."""
     for name, what in (("mean", "subtracted from pixel values 0..255"), ("std", "which divides them")):
         group.add_argument(
             f"--{name}",
@@ -94,7 +97,7 @@ def add_spec_flags(group: argparse._ActionsContainer) -> None:
     )
     group.add_argument(
         "--template",
-        type=_ten,
+        type=partial(_numbers, counts=(10,)),
         default=argparse.SUPPRESS,
         metavar="X,Y,...",
         help="positions of eyes, nose and corners of the mouth, pixels of --input_size, if they differ from "
@@ -111,9 +114,7 @@ def add_spec_flags(group: argparse._ActionsContainer) -> None:
 
 def stated_spec(values: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a backbone's spec among the flags given (of `add_spec_flags`)."""
-    given = {
-        field: values[flag] for flag, field in SPEC_FLAGS.items() if flag in values and values[flag] != ""
-    }
+    given = {field: values[flag] for flag, field in _SPEC_FLAGS.items() if values.get(flag) is not None}
     if "norm_is_quality" in given:
         given["norm_is_quality"] = _NORM_IS_QUALITY[given["norm_is_quality"]]
     return given
@@ -123,15 +124,11 @@ _NORM_IS_QUALITY = {"yes": True, "no": False, "unknown": None}
 
 
 def _one_or_three(text: str) -> float | tuple[float, ...]:
-    values = _numbers(text, 1, 3)
+    values = _numbers(text, (1, 3))
     return values[0] if len(values) == 1 else values
 
 
-def _ten(text: str) -> tuple[float, ...]:
-    return _numbers(text, 10)
-
-
-def _numbers(text: str, *counts: int) -> tuple[float, ...]:
+def _numbers(text: str, counts: tuple[int, ...]) -> tuple[float, ...]:
     try:
         values = tuple(float(part) for part in text.split(","))
     except ValueError:

@@ -19,7 +19,7 @@ import convert
 from coreset import AGGREGATORS, FaceSets, build_aggregator
 from net import build_backbone
 from runtime.errors import InputError
-from weights import export, load_aggregator, load_backbone, save_weights
+from weights import export, load_aggregator, load_backbone, onnx_backbone, save_weights
 from weights.export import PaddedAggregator, export_aggregator
 
 onnx = pytest.importorskip("onnx", reason="an export needs onnx")
@@ -242,7 +242,7 @@ def test_invalid_exports_are_refused(
         convert.convert({"export": ["onnx", str(checkpoint)]})
     with pytest.raises(InputError, match="no padded form"):
         PaddedAggregator(build_aggregator("mean", {}))
-    monkeypatch.setattr(export, "find_spec", lambda name: None)
+    monkeypatch.setattr(onnx_backbone, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install onnx onnxscript"):
         convert.convert({"export": ["onnx", str(checkpoint)], "out": str(tmp_path / "new")})
     assert not (tmp_path / "new").exists()

@@ -17,13 +17,12 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from coreset import AGGREGATORS, build_aggregator
 from coreset.aggregator import CoresetAggregator
 from coreset.sets import FaceSets
 from net import BACKBONES, Backbone, build_backbone
 from runtime.errors import InputError
-from weights import StoredAggregator, load_aggregator, load_backbone, load_weights, save_weights
-from weights.published_aggregator import published_aggregator
+from weights import load_aggregator, load_backbone, load_weights, save_weights
+from weights.aggregators import published_aggregator
 
 
 class ArcfaceBlock(nn.Module):
@@ -287,19 +286,6 @@ def test_a_published_aggregator_with_a_missing_key_is_an_error(
     torch.save({"state_dict": state, "hyper_parameters": hyper}, tmp_path / "published.ckpt")
     with pytest.raises(InputError, match=r"self_norm\.weight|norm1"):
         load_aggregator(tmp_path / "published.ckpt")
-
-
-def test_aggregator_stored_under_its_former_name_loads(tmp_path: Path) -> None:
-    module = build_aggregator("context_attention", {"embedding_size": 8, "hidden_size": 4})
-    path = tmp_path / "former.safetensors"
-    save_weights(
-        path,
-        build_backbone("ir_tiny"),
-        StoredAggregator("conan", {"embedding_size": 8, "hidden_size": 4}, module),
-    )
-    loaded = load_aggregator(path)
-    assert type(loaded) is AGGREGATORS["context_attention"]
-    assert torch.equal(loaded.context[0].weight, module.context[0].weight)
 
 
 # MagFace
