@@ -5,8 +5,8 @@ Importable without torch. Rules between fields are in `runs.config_rules`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import Field, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -21,6 +21,8 @@ from training.config import (
     stage_option,
 )
 
+# Flags that say what is done with a configuration, which are no part of it.
+ACTIONS = ("config", "print_config", "resume_from_checkpoint", "evaluate", "dry_run", "list_aggregators")
 # Recipe for training from cached features in minutes.
 _GOOD: dict[str, Any] = {
     "aggregator": "weighted_coreset",
@@ -236,13 +238,7 @@ class TrainingConfig:
         return Path(self.data.cache_features or Path(self.run.out) / "features")
 
 
-GROUPS: dict[str, type] = {
-    "data": DataConfig,
-    "model": ModelConfig,
-    "aggregator": AggregatorConfig,
-    "optimiser": OptimiserConfig,
-    "run": RunConfig,
-}
+GROUPS: dict[str, type] = {each.name: each.default_factory for each in fields(TrainingConfig)}  # type: ignore[misc]
 
 
 @dataclass(frozen=True)
@@ -276,23 +272,12 @@ class ConfigField:
 @cache
 def config_fields() -> dict[str, ConfigField]:
     """The fields of all groups by name."""
-    return {each.name: each for group, kind in GROUPS.items() for each in _fields_of(group, kind)}
-
-
-def _fields_of(group: str, kind: type) -> Iterator[ConfigField]:
-    hints = get_type_hints(kind)
-    each: Field[Any]
-    for each in fields(kind):
-        yield ConfigField(each.name, group, hints[each.name], each.default, each.metadata["option"])
-
-
-def names_with(**details: Any) -> frozenset[str]:
-    """Names of the fields whose option has these values."""
-    return frozenset(
-        name
-        for name, each in config_fields().items()
-        if all(getattr(each.option, key) == value for key, value in details.items())
-    )
+    return {
+        each.name: ConfigField(each.name, group, hints[each.name], each.default, each.metadata["option"])
+        for group, kind in GROUPS.items()
+        for hints in [get_type_hints(kind)]
+        for each in fields(kind)
+    }
 
 
 def new_run_values(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -330,3 +315,8 @@ def same_value(first: Any, second: Any) -> bool:
 def shown(value: Any) -> str:
     """A value as on the command line."""
     return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+
+
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """Whole numbers separated by commas, as on the command line; ValueError for others."""
+    return tuple(int(part) for part in text.split(",") if part)

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict, get_args, get_origin
+from typing import Any, Literal, TypedDict, get_args, get_origin
 
 import yaml
 
-from runs.config import GROUPS, TrainingConfig, config_fields
+from runs.config import ACTIONS, GROUPS, TrainingConfig, config_fields, whole_numbers
 from runtime.errors import InputError, did_you_mean
 from runtime.input_files import check_regular
 from runtime.json_files import DuplicateKeyError, check_type, read_json, unique_keys
 
-# Flags that say what a command does with a configuration, which a file does not.
-_ACTIONS = ("config", "print_config", "resume_from_checkpoint", "evaluate", "dry_run", "list_aggregators")
 _LARGEST = 1 << 20
 _TEXT_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float")}
-_NULL, _BOOL, _INT, _FLOAT = (f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float"))
+_INT, _FLOAT = (f"tag:yaml.org,2002:{name}" for name in ("int", "float"))
 # Numbers of YAML 1.2. Those of YAML 1.1, as PyYAML has them, make 8 of 010, 90 of 1:30, and a text of 1e-4.
 _NUMBERS = {
     _INT: r"[-+]?[0-9]+$",
@@ -73,28 +72,18 @@ def read_config(path: Path) -> ConfigFile:
         InputError: the file cannot be read, or has unknown keys or values of the wrong type; all of them in
             one message, with line, key and expected type.
     """
-    if path.suffix == ".json":
-        return _from_run_json(path)
-    check_regular(path, "a configuration (YAML)")
-    if not path.is_file():
-        raise InputError(f"--config {path}: no such file. Expected YAML, or the run.json of a run.")
-    with path.open("rb") as stream:
-        text = stream.read(_LARGEST + 1)
     faults: list[str] = []
     values: dict[str, Any] = {}
     places: dict[str, str] = {}
-    for key, value in _entries(path, text):
-        line = key.start_mark.line + 1
-        name = str(key.value)
-        place = f"{path}, line {line}: {name}"
-        if (fault := _fault_of_key(name, values)) is not None:
+    for name, place, value in (_run_json if path.suffix == ".json" else _yaml)(path):
+        if (fault := _fault_of_key(name, places)) is not None:
             faults.append(f"{place}: {fault}")
             continue
-        try:
-            values[name] = _value(value, _kind_of(name))
-        except ValueError as wrong:
-            faults.append(f"{place}: {wrong}.")
         places[name] = place
+        try:
+            values[name] = _typed(value, name, place)
+        except InputError as wrong:
+            faults.append(str(wrong))
     if faults:
         raise InputError.from_faults(faults)
     return ConfigFile(values, places)
@@ -112,34 +101,17 @@ def config_text(config: TrainingConfig) -> str:
     return "\n".join(parts)
 
 
-def _from_run_json(path: Path) -> ConfigFile:
+def _run_json(path: Path) -> Iterator[tuple[str, str, Any]]:
+    """Name, place and value of each flag in a run.json."""
     record, _ = read_json(path, _Record, "the run.json of a training run")
-    values = record["flags"]
-    places = {name: f"{path}, flags: {name}" for name in values}
-    faults = []
-    for name, value in values.items():
-        if (fault := _fault_of_key(name, ())) is not None:
-            faults.append(f"{places[name]}: {fault}")
-            continue
-        try:
-            check_type(value, _kind_of(name), places[name])
-        except InputError as wrong:
-            faults.append(str(wrong))
-    if faults:
-        raise InputError.from_faults(faults)
-    return ConfigFile(values, places)
-
-
-def _kind_of(name: str) -> Any:
-    kind = bool if name == "use_16bit" else config_fields()[name].kind
-    # Which texts are accepted is checked with all other rules.
-    return str if get_args(kind) and all(isinstance(each, str) for each in get_args(kind)) else kind
+    for name, value in record["flags"].items():
+        yield name, f"{path}, flags: {name}", value
 
 
 def _fault_of_key(name: str, before: Any) -> str | None:
     if name in before:
-        return "is set twice."
-    if name in _ACTIONS:
+        return "is given twice."
+    if name in ACTIONS:
         return f"belongs on the command line (--{name})."
     if name in config_fields() or name == "use_16bit":
         return None
@@ -147,9 +119,14 @@ def _fault_of_key(name: str, before: Any) -> str | None:
     return f"unknown key. Keys are the flags of main.py without dashes.{hint}"
 
 
-def _entries(path: Path, text: bytes) -> Iterator[tuple[yaml.ScalarNode, yaml.Node]]:
-    """Keys and values of the mapping that the file holds."""
+def _yaml(path: Path) -> Iterator[tuple[str, str, yaml.Node]]:
+    """Key, place and value of each entry of a YAML file."""
     expected = f"{path}: expected a configuration (YAML): lines of KEY: VALUE"
+    check_regular(path, "a configuration (YAML)")
+    if not path.is_file():
+        raise InputError(f"--config {path}: no such file. Expected YAML, or the run.json of a run.")
+    with path.open("rb") as stream:
+        text = stream.read(_LARGEST + 1)
     try:
         if len(text) > _LARGEST:
             raise InputError(f"{expected}, of {_LARGEST >> 20} MiB at most.")
@@ -167,70 +144,34 @@ def _entries(path: Path, text: bytes) -> Iterator[tuple[yaml.ScalarNode, yaml.No
     if not isinstance(root, yaml.MappingNode):
         raise InputError(f"{expected}.")
     for key, value in root.value:
+        line = key.start_mark.line + 1
         if not isinstance(key, yaml.ScalarNode):
-            raise InputError(f"{expected}. Line {key.start_mark.line + 1}: the key is no text.")
-        yield key, value
+            raise InputError(f"{expected}. Line {line}: the key is no text.")
+        yield key.value, f"{path}, line {line}: {key.value}", value
 
 
-def _value(node: yaml.Node, kind: Any) -> Any:
-    """The value of a node as a type of the configuration; ValueError says what was expected."""
-    kinds = get_args(kind) or (kind,)
-    if get_origin(kind) is tuple:
-        return _whole_numbers(node)
-    if node.tag == _NULL and type(None) in kinds:
-        return None
-    if get_origin(kinds[0]) is not None and isinstance(node, yaml.MappingNode):
-        return _mapping(node)
-    names = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
-    expected = names.get(kinds[0], "NAME: VALUE pairs") + (" or null" if type(None) in kinds else "")
-    wrong = ValueError(f"expected {expected}, found {_shown(node)}")
-    if not isinstance(node, yaml.ScalarNode):
-        raise wrong
-    if kinds[0] is str and node.tag in _TEXT_TAGS:
-        return str(node.value)
-    if (kinds[0], node.tag) in ((bool, _BOOL), (int, _INT)):
-        # An explicit tag, such as !!bool, may precede any text.
-        try:
-            return _plain(node)
-        except (KeyError, IndexError, ValueError):
-            raise wrong from None
-    if kinds[0] is float and node.tag in _TEXT_TAGS:
-        try:
-            return float(node.value)
-        except ValueError:
-            raise wrong from None
-    raise wrong
+def _typed(value: Any, name: str, place: str) -> Any:
+    """A value of JSON or YAML as the type of a field; InputError if it has another."""
+    kind = bool if name == "use_16bit" else config_fields()[name].kind
+    # Which texts are accepted is checked with all other rules.
+    kind = str if get_origin(kind) is Literal else kind
+    if isinstance(value, yaml.Node):
+        value = _plain(value, kind, place)
+    check_type(value, kind, place)
+    return value
 
 
-def _whole_numbers(node: yaml.Node) -> tuple[int, ...]:
-    """A list of whole numbers, or the same text as on the command line."""
+def _plain(node: yaml.Node, kind: Any, place: str) -> Any:
+    """The value of a node. A text or number is read as on the command line, if it is one for the type."""
+    if isinstance(node, yaml.ScalarNode) and node.tag in _TEXT_TAGS:
+        readers: dict[Any, Callable[[str], Any]] = {str: str, float: float, tuple: whole_numbers}
+        read = next((readers[k] for k in (get_origin(kind), kind, *get_args(kind)) if k in readers), None)
+        with suppress(ValueError):
+            if read is not None:
+                return read(node.value)
     try:
-        if isinstance(node, yaml.SequenceNode) and all(each.tag == _INT for each in node.value):
-            return tuple(int(each.value) for each in node.value)
-        if isinstance(node, yaml.ScalarNode) and node.tag in _TEXT_TAGS:
-            return tuple(int(part) for part in node.value.split(",") if part)
-    except ValueError:
-        pass
-    raise ValueError(f"expected a list of whole numbers, found {_shown(node)}")
-
-
-def _mapping(node: yaml.MappingNode) -> dict[str, Any]:
-    try:
-        found = _plain(node)
-    except DuplicateKeyError:
-        raise
-    except (yaml.YAMLError, KeyError, IndexError, AttributeError, ValueError):
-        raise ValueError(f"expected NAME: VALUE pairs, found {_shown(node)}") from None
-    if not all(isinstance(name, str) for name in found):
-        raise ValueError("expected names that are texts")
-    return dict(found)
-
-
-def _plain(node: yaml.Node) -> Any:
-    return _Loader("").construct_document(node)
-
-
-def _shown(node: yaml.Node) -> str:
-    if isinstance(node, yaml.ScalarNode):
-        return repr(node.value) if len(node.value) <= 40 else f"{node.value[:40]!r}..."
-    return "a list" if isinstance(node, yaml.SequenceNode) else "an object"
+        return _Loader("").construct_document(node)
+    except DuplicateKeyError as fault:
+        raise InputError(f"{place}: {fault}.") from None
+    except (yaml.YAMLError, LookupError, AttributeError, TypeError, ValueError):
+        raise InputError(f"{place}: has values that contradict their YAML tags.") from None

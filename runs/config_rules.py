@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from coreset.catalogue import requires_training
+from coreset.catalogue import AGGREGATOR_NAMES, requires_training
 from runs.config import (
+    ACTIONS,
     TrainingConfig,
     config_fields,
-    names_with,
     new_run_values,
     same_value,
     shown,
@@ -26,8 +26,6 @@ from runs.config_files import ConfigFile
 from runtime.errors import InputError
 from training.config import TEST_RUN_EPOCHS
 
-# Flags that say what is done with a configuration.
-_ACTIONS = ("config", "print_config", "resume_from_checkpoint", "evaluate", "dry_run")
 # Flags that imply the coreset stage.
 _OF_CORESET_STAGE = ("features", "cache_features", "preset")
 _OF_IMAGES = (
@@ -46,6 +44,7 @@ _OF_CORESET_AGGREGATOR = (
     *("coreset_size", "gamma", "gamma_lr"),
     *("selection_temperature", "selection_temperature_end", "learn_temperature"),
 )
+_NEEDS_FEATURES = "needs features: add --cache_features, or --features DIR."
 # Options of the coreset aggregator's constructor, and the flag that sets each.
 _OPTION_FLAGS = {
     **{name: name for name in ("coreset_size", "selection_temperature", "learn_temperature")},
@@ -99,7 +98,7 @@ def resolve(
         InputError: all faults in one message.
     """
     file = file or ConfigFile()
-    flags = {name: value for name, value in given.items() if name not in _ACTIONS}
+    flags = {name: value for name, value in given.items() if name not in ACTIONS}
     in_file = dict(file.values)
     faults = [*_faults_of_16bit(in_file), *_faults_of_16bit(flags)]
     # Those of the file also where a flag overrides them.
@@ -113,24 +112,22 @@ def resolve(
     if saved is None:
         defaults, merged = new_run_values(values)
     else:
-        defaults, merged, more = _resumed(values, saved, {**file.places, **dict.fromkeys(flags)})
+        defaults = saved
+        merged, more = _resumed(values, saved, {**file.places, **dict.fromkeys(flags)})
         faults += more
-    names = {name for name, value in in_file.items() if not same_value(value, defaults.get(name))}
-    places = dict(file.places)
+    places = {name: place for name, place in file.places.items() if name not in flags}
     kept = {} if saved is None else {name: merged[name] for name in merged.keys() - values.keys()}
     if checkpoint is not None:
         places |= {name: f"{checkpoint}, hparams: {name}" for name in kept}
     of_values += _faults_of_values(kept, places)
-    rules = _Rules(
-        TrainingConfig.from_flat(merged),
-        frozenset(names | flags.keys()),
-        {name: place for name, place in places.items() if name not in flags},
-    )
+    changed = {name for name, value in in_file.items() if not same_value(value, defaults.get(name))}
+    given_flags = {name for name, value in flags.items() if value is not None}
+    rules = _Rules(TrainingConfig.from_flat(merged), frozenset(changed | given_flags), places)
     if is_complete:
         if evaluates_weights:
             faults += _faults_of_evaluation(given, file)
-        elif saved is None:
-            faults += rules.of_training_data()
+        elif saved is None and rules.config.data.train_data_path is None and not rules.config.data.features:
+            faults.append("--train_data_path is missing: the folder of <subject>/<image>, below --data_root.")
         faults += rules.faults(machine, trains=not evaluates_weights, values_are_valid=not of_values)
     if faults or of_values:
         raise InputError.from_faults([*faults, *of_values])
@@ -171,28 +168,22 @@ def _faults_of_values(values: Mapping[str, Any], places: Mapping[str, str]) -> I
 
 def _resumed(
     values: Mapping[str, Any], saved: Mapping[str, Any], places: Mapping[str, str | None]
-) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
-    """Values of the saved run, those with changes, and faults of changes that would make it another run."""
-    known = config_fields()
-    required = {"stage", "train_data_path"} | {n for n, each in known.items() if each.option.stage_defaults}
-    if missing := [name for name in known if name in required - saved.keys()]:
-        raise InputError(f"The checkpoint has no {', '.join(missing)} among its hparams. Start a new run.")
-    before = {name: saved.get(name, each.default) for name, each in known.items()}
-    if before["aggregator"] == "coreset":
-        values = with_preset_options(values, before["preset"])
-    resumable = names_with(resumable=True)
+) -> tuple[dict[str, Any], list[str]]:
+    """The values of a resumed run, and faults of changes that would make it another run."""
+    if saved["aggregator"] == "coreset":
+        values = with_preset_options(values, saved["preset"])
     faults = [
-        f"{places.get(name) or f'--{name}'} {shown(value)}: the resumed run has {shown(before[name])}. "
+        f"{places.get(name) or f'--{name}'} {shown(value)}: the resumed run has {shown(saved[name])}. "
         "Remove it, or start a new run."
         for name, value in values.items()
-        if name not in resumable and not same_value(value, before[name])
+        if not config_fields()[name].option.resumable and not same_value(value, saved[name])
     ]
-    faults += _faults_of_other_epochs(values.get("epochs", before["epochs"]), before)
-    merged = before | dict(values)
-    if "out" in values and "cache_features" not in values and before["cache_features"] == "":
+    faults += _faults_of_other_epochs(values.get("epochs", saved["epochs"]), saved)
+    merged = {**saved, **values}
+    if "out" in values and "cache_features" not in values and saved["cache_features"] == "":
         # The features remain where they are.
-        merged["cache_features"] = str(TrainingConfig.from_flat(before).feature_folder)
-    return before, merged, faults
+        merged["cache_features"] = str(TrainingConfig.from_flat(saved).feature_folder)
+    return merged, faults
 
 
 def _faults_of_other_epochs(epochs: int, saved: Mapping[str, Any]) -> Iterator[str]:
@@ -253,8 +244,7 @@ class _Rules:
 
     def faults(self, machine: Machine | None, *, trains: bool, values_are_valid: bool) -> list[str]:
         """All faults; those of batches and options only where single values are valid."""
-        faults = [*self._of_stage(), *self._of_head(), *self._of_schedule(), *self._of_training()]
-        faults += [*self._of_aggregator(), *self._of_features()]
+        faults = [*self._of_stage(), *self._without_effect(), *self._conflicts(), *self._of_coreset_stage()]
         if machine is not None:
             faults += self._of_devices(machine)
             if values_are_valid:
@@ -262,22 +252,8 @@ class _Rules:
                 faults += self._of_batches(machine) if trains else ()
         return faults
 
-    def of_training_data(self) -> Iterator[str]:
-        """A new run needs images or features."""
-        data = self.config.data
-        if data.train_data_path is None and data.features is None:
-            yield (
-                "--train_data_path is missing: the folder of <subject>/<image> to train on, below "
-                "--data_root."
-            )
-
     def _at(self, name: str) -> str:
         return self.places.get(name, f"--{name}")
-
-    def _without_effect(self, names: tuple[str, ...], why: str) -> Iterator[str]:
-        for name in names:
-            if name in self.given:
-                yield f"{self._at(name)} {why}"
 
     def _of_stage(self) -> Iterator[str]:
         for name, each in config_fields().items():
@@ -288,51 +264,84 @@ class _Rules:
                     f"stage. Remove it, or add --stage {stage}."
                 )
 
-    def _of_head(self) -> Iterator[str]:
-        head = self.config.model.head
-        if head != "adaface":
-            why = f"belongs to the head adaface, and this run has {head}. Remove it."
-            yield from self._without_effect(("h", "t_alpha"), why)
+    def _each(self, names: tuple[str, ...], why: str) -> Iterator[str]:
+        return (f"{self._at(name)} {why}" for name in names if name in self.given)
 
-    def _of_schedule(self) -> Iterator[str]:
-        schedule = self.config.optimiser.lr_schedule
-        if schedule != "milestones":
-            why = f"has no effect on the schedule {schedule}. Remove it."
-            yield from self._without_effect(("lr_milestones", "lr_gamma"), why)
-
-    def _of_training(self) -> Iterator[str]:
-        config = self.config
+    def _without_effect(self) -> Iterator[str]:
+        """Values that this run does not read."""
+        config, data, aggregator = self.config, self.config.data, self.config.aggregator
         is_coreset = config.stage == "coreset"
-        if "backbone_lr" in self.given and is_coreset and not config.model.finetune_backbone:
-            yield f"{self._at('backbone_lr')} has no effect on a frozen backbone. Add --finetune_backbone."
+        if (head := config.model.head) != "adaface":
+            why = f"belongs to the head adaface, and this run has {head}. Remove it."
+            yield from self._each(("h", "t_alpha"), why)
+        if (schedule := config.optimiser.lr_schedule) != "milestones":
+            why = f"has no effect on the schedule {schedule}. Remove it."
+            yield from self._each(("lr_milestones", "lr_gamma"), why)
+        if is_coreset and not config.model.finetune_backbone:
+            why = "has no effect on a frozen backbone. Add --finetune_backbone."
+            yield from self._each(("backbone_lr",), why)
+        if is_coreset and aggregator.aggregator != "coreset":
+            why = "belongs to --aggregator coreset; set options of others by --aggregator_options."
+            yield from self._each(_OF_CORESET_AGGREGATOR, why)
+        elif is_coreset:
+            if aggregator.coreset_size == 1:
+                why = "has no effect on a coreset of one face (--coreset_size 1). Remove it."
+                yield from self._each(("gamma",), why)
+            if not (aggregator.learns_gamma or aggregator.learn_temperature):
+                why = (
+                    "has no effect: neither gamma (--gamma -1) nor --learn_temperature is learned. Remove it."
+                )
+                yield from self._each(("gamma_lr",), why)
+        if data.features is not None:
+            yield from self._each(_OF_IMAGES, "is about images, and --features reads none. Remove it.")
+            if config.model.start_from_model_statedict is None:
+                why = "has no effect on features without --start_from_model_statedict. Remove it."
+                yield from self._each(("arch",), why)
+        if data.from_features:
+            why = "has no effect on features that are computed before training. Remove it."
+            yield from self._each(_OF_EMBEDDING, why)
+        elif is_coreset and config.run.preset != "good":
+            yield from self._each(_OF_FEATURES, _NEEDS_FEATURES)
+        if data.cache_features is None:
+            yield from self._each(("views", "cache_dtype"), "belongs to --cache_features.")
+        if data.template_style != "media":
+            yield from self._each(("longest_clip",), "belongs to --template_style media.")
+
+    def _conflicts(self) -> Iterator[str]:
+        config, data, aggregator = self.config, self.config.data, self.config.aggregator
         if config.optimiser.identity_mixup_prob and not config.optimiser.contrast_weight:
             yield (
                 f"{self._at('identity_mixup_prob')} needs pairs of templates of one subject: give "
                 "--contrast_weight above 0, or --identity_mixup_prob 0."
             )
-        if "held_out" in self.given and config.data.val_data_path is not None:
+        if "held_out" in self.given and data.val_data_path is not None:
             yield f"{self._at('held_out')} and --val_data_path: in the coreset stage, choose one of them."
-        if is_coreset and config.model.start_from_model_statedict is None and not config.data.features:
-            yield "--stage coreset needs the weights of a backbone: give --start_from_model_statedict FILE."
         if config.run.fast_dev_run and config.optimiser.test_run:
             yield "--fast_dev_run and --test_run: choose one of them."
-
-    def _of_aggregator(self) -> Iterator[str]:
-        aggregator, size = self.config.aggregator, self.config.aggregator.coreset_size
+        if data.cache_features is not None and data.features is not None:
+            yield "--cache_features makes features and --features reads existing ones: choose one."
+        if aggregator.learn_temperature and aggregator.selection_temperature_end is not None:
+            yield "--learn_temperature and --selection_temperature_end: choose one of them."
         if aggregator.quality == "detector":
             yield (
                 f"{self._at('quality')} detector: training data have no detector scores. Choose norm, "
                 "learned or none; detector is for the poolings of validate_ijb.py, whose meta files have "
                 "scores."
             )
-        if aggregator.learn_temperature and aggregator.selection_temperature_end is not None:
-            yield "--learn_temperature and --selection_temperature_end: choose one of them."
-        if self.config.stage != "coreset":
+
+    def _of_coreset_stage(self) -> Iterator[str]:
+        config, aggregator = self.config, self.config.aggregator
+        if config.stage != "coreset":
             return
+        if config.model.start_from_model_statedict is None and not config.data.features:
+            yield "--stage coreset needs the weights of a backbone: give --start_from_model_statedict FILE."
+        if not config.data.from_features:
+            if config.run.preset == "good":
+                yield f"--preset good {_NEEDS_FEATURES}"
+            elif config.model.head_init == "centroids":
+                yield f"--head_init centroids {_NEEDS_FEATURES}"
         if aggregator.aggregator != "coreset":
-            why = "belongs to --aggregator coreset; set options of others by --aggregator_options."
-            yield from self._without_effect(_OF_CORESET_AGGREGATOR, why)
-            if not _has_weights(aggregator.aggregator):
+            if aggregator.aggregator in AGGREGATOR_NAMES and not requires_training(aggregator.aggregator):
                 yield f"--aggregator {aggregator.aggregator}: has nothing to train. Evaluate it as it is."
             return
         options = aggregator.aggregator_options or {}
@@ -344,13 +353,6 @@ class _Rules:
                 f"--aggregator_options gamma={options['gamma']} is the initial value of a learned gamma, and "
                 f"--gamma {aggregator.gamma:g} fixes it. Remove one of them."
             )
-        if size == 1 and "gamma" in self.given:
-            yield f"{self._at('gamma')} has no effect on a coreset of one face (--coreset_size 1). Remove it."
-        if "gamma_lr" in self.given and not (aggregator.learns_gamma or aggregator.learn_temperature):
-            yield (
-                f"{self._at('gamma_lr')} has no effect: neither gamma (--gamma -1) nor the temperature "
-                "(--learn_temperature) is learned. Remove it."
-            )
 
     def _of_aggregator_options(self) -> list[str]:
         """Checked before images are read and features cached; imports torch."""
@@ -361,30 +363,6 @@ class _Rules:
 
         faults = option_faults(aggregator.aggregator, aggregator.aggregator_options)
         return [f"{self._at('aggregator_options')}: {fault}" for fault in faults]
-
-    def _of_features(self) -> Iterator[str]:
-        data, config = self.config.data, self.config
-        if data.cache_features is not None and data.features is not None:
-            yield "--cache_features makes features and --features reads existing ones: choose one."
-        if data.features is not None:
-            names = tuple(n for n in _OF_IMAGES if n != "train_data_path" or data.train_data_path is not None)
-            yield from self._without_effect(names, "is about images, and --features reads none. Remove it.")
-            if config.model.start_from_model_statedict is None:
-                why = "has no effect on features without --start_from_model_statedict. Remove it."
-                yield from self._without_effect(("arch",), why)
-        if data.from_features:
-            why = "has no effect on features that are computed before training. Remove it."
-            yield from self._without_effect(_OF_EMBEDDING, why)
-        elif config.stage == "coreset":
-            needs = [self._at(name) for name in _OF_FEATURES if name in self.given]
-            needs += ["--head_init centroids"] if config.model.head_init == "centroids" else []
-            needs = ["--preset good"] if config.run.preset == "good" else needs
-            for flag in needs:
-                yield f"{flag} needs features: add --cache_features, or --features DIR."
-        if data.cache_features is None:
-            yield from self._without_effect(("views", "cache_dtype"), "belongs to --cache_features.")
-        if data.template_style != "media":
-            yield from self._without_effect(("longest_clip",), "belongs to --template_style media.")
 
     def _of_devices(self, machine: Machine) -> Iterator[str]:
         run = self.config.run
@@ -428,14 +406,6 @@ def template_pair_fault(batch_size: int, processes: int) -> str:
         f"--batch_size {batch_size}: batches consist of pairs of templates of one subject here, so each of "
         f"{processes} processes needs an even number. Give a multiple of {2 * processes}."
     )
-
-
-def _has_weights(aggregator: str) -> bool:
-    try:
-        return requires_training(aggregator)
-    except KeyError:
-        # Reported as a wrong choice.
-        return True
 
 
 def _range(above: float | None, low: float | None, high: float | None) -> str:

@@ -8,7 +8,7 @@ from argparse import SUPPRESS, Action, ArgumentError, ArgumentParser, ArgumentTy
 from typing import Any, get_origin
 
 from coreset.catalogue import describe_aggregators
-from runs.config import GROUPS, ConfigField, config_fields, shown
+from runs.config import GROUPS, ConfigField, config_fields, shown, whole_numbers
 from runtime.command import build_parser
 from runtime.json_files import DuplicateKeyError, unique_keys
 
@@ -63,7 +63,7 @@ def _argument(each: ConfigField) -> dict[str, Any]:
     if text.without_value is not None:
         details |= {"nargs": "?", "const": text.without_value}
     if get_origin(each.base) is tuple:
-        return details | {"type": _milestones}
+        return details | {"type": whole_numbers}
     if get_origin(each.base) is not None and not each.choices:
         return details | {"nargs": "+", "type": _name_and_value, "action": _Options}
     return details | ({"type": each.base} if each.base in (int, float) else {})
@@ -76,13 +76,6 @@ def _default(each: ConfigField) -> str:
         return "" if each.base is bool else f" (default: {each.default})"
     backbone, coreset = map(shown, each.option.stage_defaults)
     return f" (default: {backbone}" + (f", coreset stage {coreset})" if coreset != backbone else ")")
-
-
-def _milestones(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(",") if part)
-    except ValueError:
-        raise ArgumentTypeError(f"expected whole numbers separated by commas, found {text!r}") from None
 
 
 def _name_and_value(text: str) -> tuple[str, Any]:

@@ -186,7 +186,7 @@ def _name(kind: Any) -> str:
         bool: "true or false",
         type(None): "null",
     }
-    plain = {list: "a list", tuple: "a list", dict: "an object"}
+    plain = {list: "a list", tuple: "a list", dict: "an object", Mapping: "an object"}
     return names.get(kind) or plain.get(get_origin(kind) or kind) or str(getattr(kind, "__name__", kind))
 
 

@@ -13,7 +13,6 @@ from backbones.catalogue import BACKBONES, HEAD_NAMES
 from coreset.catalogue import AGGREGATOR_NAMES, LEARNED_GAMMA, MAIN_AGGREGATORS, QUALITIES
 
 Stage = Literal["backbone", "coreset"]
-STAGES: tuple[Stage, ...] = ("backbone", "coreset")
 # Epochs of --test_run, whatever --epochs says.
 TEST_RUN_EPOCHS = 2
 

@@ -74,7 +74,7 @@ def test_flags_override_the_file(tmp_path: Path) -> None:
         ("lr: 1e-3", 1e-3),
         ("lr: 010", 10.0),
         ("prefix: 010", "010"),
-        ("lr_milestones: [08, 010]", (8, 10)),
+        ("lr_milestones: [08, 010]", [8, 10]),
         ("aggregator_options: {dropout: 1e-3}", {"dropout": 1e-3}),
     ],
 )
@@ -187,13 +187,13 @@ gpus: null
     lines = str(fault.value).splitlines()
     facts = {
         2: ("learning_rate", "unknown"),
-        3: ("epochs", "a whole number, found 'many'"),
-        4: ("lr", "a number, found a list"),
+        3: ("epochs", "an integer, found 'many'"),
+        4: ("lr", "a number, found [1]"),
         6: ("use_mxrecord", "true or false"),
-        7: ("lr_milestones", "whole numbers"),
-        8: ("prefix", "a text"),
-        9: ("seed", "a whole number"),
-        10: ("aggregator_options", "NAME: VALUE"),
+        7: ("lr_milestones", "integer"),
+        8: ("prefix", "a string"),
+        9: ("seed", "an integer"),
+        10: ("aggregator_options", "an object"),
         13: ("batch_size", "twice"),
         14: ("evaluate", "command line"),
     }

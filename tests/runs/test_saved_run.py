@@ -131,6 +131,3 @@ def test_checkpoint_without_trainer_states_is_refused_before_writing(tmp_path: P
     path = checkpoint(tmp_path / "last.ckpt", callbacks={}, optimizer_states=[])
     with pytest.raises(InputError, match=r"last\.ckpt.*optimizer_states.*lr_schedulers"):
         read_saved_run(path).check_epochs(3)
-    hparams = {name: value for name, value in read_saved_run(path).hparams.items() if name != "epochs"}
-    with pytest.raises(InputError, match="epochs"):
-        resolve({"epochs": 2}, hparams)
