@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from backbones.spec import with_current_names
 from data.sources.fingerprint import PIXEL_LIBRARIES
 from runs.config import config_fields
 from runtime.errors import InputError, InputWarning
@@ -40,11 +39,11 @@ class SavedRun:
         path: of the checkpoint.
         step: optimiser steps done.
         hparams: flags of the run; `out` and `prefix` are those of the folder that the checkpoint is in.
-        data_fingerprint: digests by part; a text in checkpoints of earlier versions.
+        data_fingerprint: digests by part.
         backbone_spec: None where the run had features and no backbone.
         epochs_done: complete epochs.
-        images_by_subject: see `images_by_subject`; None in older checkpoints and for features.
-        epoch_items: items per epoch; None in older checkpoints.
+        images_by_subject: see `images_by_subject`; None for features.
+        epoch_items: items per epoch.
         unusable: subjects with images that could not be used.
         aggregator_options: arguments of its aggregator.
         cache_is_given: False where only the checkpoint names the folder of cached features.
@@ -56,7 +55,7 @@ class SavedRun:
     path: Path
     step: int
     hparams: Mapping[str, Any]
-    data_fingerprint: Mapping[str, str] | str
+    data_fingerprint: Mapping[str, str]
     backbone_spec: Mapping[str, Any] | None
     epochs_done: int
     images_by_subject: Tensor | None
@@ -116,34 +115,34 @@ class SavedRun:
             )
 
 
-class _SavedParts(TypedDict):
-    """What a checkpoint contains beside tensors, as far as it is read here."""
+class _Group(TypedDict):
+    params: list[int]
 
-    hparams: dict[str, Any]
-    data_fingerprint: dict[str, str] | str
-    backbone_spec: dict[str, Any] | None
-    aggregator_options: dict[str, Any] | None
-    epoch_items: int | None
-    unusable_subjects: list[int] | None
+
+class _OptimiserState(TypedDict):
+    param_groups: list[_Group]
 
 
 # The Trainer reads these only after files of the run are written.
-_TRAINER_STATES = {
+_TRAINER_STATES: dict[str, Any] = {
     "pytorch-lightning_version": str,
     "loops": dict[str, dict[str, Any]],
     "callbacks": dict[str, dict[str, Any]],
-    "optimizer_states": list[dict[str, Any]],
+    "optimizer_states": list[_OptimiserState],
     "lr_schedulers": list[dict[str, Any]],
 }
-
-
-def _check_trainer_states(path: Path, checkpoint: Mapping[str, Any]) -> None:
-    for name, kind in _TRAINER_STATES.items():
-        if name in checkpoint:
-            check_type(checkpoint[name], kind, f"{path}: {name}")
-    version = checkpoint.get("pytorch-lightning_version", "0")
-    if re.match(r"\d+(\.\d+)*", version) is None:
-        raise InputError(f"{path}: pytorch-lightning_version: expected one such as 2.5.0, found {version!r}.")
+# What is read here of a checkpoint.
+_PARTS: dict[str, Any] = {
+    "hparams": dict[str, Any],
+    "data_fingerprint": dict[str, str],
+    "backbone_spec": dict[str, Any] | None,
+    "aggregator_options": dict[str, Any] | None,
+    "state_dict": dict[str, Any],
+    IMAGES_BY_SUBJECT: Tensor | None,
+    EPOCH_ITEMS: int | None,
+    UNUSABLE_SUBJECTS: list[int] | None,
+    **_TRAINER_STATES,
+}
 
 
 def read_saved_run(path: Path) -> SavedRun:
@@ -163,65 +162,50 @@ def read_saved_run(path: Path) -> SavedRun:
             f"{path}: is no checkpoint of main.py, it has no {' and no '.join(missing)}. To start from the "
             "weights of another project use --start_from_model_statedict."
         )
-    parts = {key: checkpoint.get(key) for key in _SavedParts.__annotations__}
-    check_type(parts, _SavedParts, str(path))
-    if differ := sorted(parts["hparams"].keys() ^ config_fields().keys()):
+    for name, kind in _PARTS.items():
+        if name in checkpoint:
+            check_type(checkpoint[name], kind, f"{path}: {name}")
+    version = checkpoint.get("pytorch-lightning_version", "0")
+    if re.match(r"\d+(\.\d+)*", version) is None:
+        raise InputError(f"{path}: pytorch-lightning_version: expected one such as 2.5.0, found {version!r}.")
+    hparams = checkpoint["hparams"]
+    if differ := sorted(hparams.keys() ^ config_fields().keys()):
         raise InputError(
-            f"{path}: hparams: was written by another version, with other flags than this one: "
-            f"{listed(differ, 10)}. "
-            "Start a new run; --start_from_model_statedict takes the weights of its backbone."
+            f"{path}: hparams: another version with other flags wrote it ({listed(differ, 10)}). Start a new "
+            "run; --start_from_model_statedict takes the weights of its backbone."
         )
-    options = with_current_names(parts["aggregator_options"] or {})
     for name, each in config_fields().items():
-        check_type(parts["hparams"][name], each.kind, f"{path}: hparams, {name}")
-    # A file does not decide where its run writes.
-    hparams = parts["hparams"] | dict(zip(("out", "prefix"), place_of(path), strict=True))
-    images = checkpoint.get(IMAGES_BY_SUBJECT)
-    if images is not None and not isinstance(images, Tensor):
-        raise InputError(f"{path}: {IMAGES_BY_SUBJECT}: expected a tensor, found {type(images).__name__}.")
+        check_type(hparams[name], each.kind, f"{path}: hparams, {name}")
     try:
         epochs = int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
     except (KeyError, TypeError, ValueError):
         raise InputError(
             f"{path}: does not say how many epochs are done. Is it a last.ckpt of main.py?"
         ) from None
-    _check_trainer_states(path, checkpoint)
+    # A file does not decide where its run writes.
+    root, prefix = place_of(path)
+    state = checkpoint.get("state_dict", {})
+    optimisers = checkpoint.get("optimizer_states", [])
     return SavedRun(
         path,
         step_of(path, checkpoint),
-        hparams,
-        parts["data_fingerprint"],
-        parts["backbone_spec"],
+        hparams | {"out": root, "prefix": prefix},
+        checkpoint["data_fingerprint"],
+        checkpoint.get("backbone_spec"),
         epochs,
-        images,
-        parts[EPOCH_ITEMS],
-        parts[UNUSABLE_SUBJECTS] or (),
-        options,
+        checkpoint.get(IMAGES_BY_SUBJECT),
+        checkpoint.get(EPOCH_ITEMS),
+        checkpoint.get(UNUSABLE_SUBJECTS) or (),
+        checkpoint.get("aggregator_options") or {},
         missing_states=[name for name in _TRAINER_STATES if checkpoint.get(name, []) == []],
-        shapes=_shapes(path, checkpoint),
-        group_sizes=_group_sizes(path, checkpoint),
+        shapes={name: _shape(value) for name, value in state.items() if isinstance(value, Tensor)},
+        group_sizes=[len(group["params"]) for group in optimisers[0]["param_groups"]] if optimisers else [],
     )
-
-
-def _shapes(path: Path, checkpoint: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    state = checkpoint.get("state_dict", {})
-    check_type(state, dict[str, Any], f"{path}: state_dict")
-    return {name: _shape(value) for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def _shape(value: Tensor) -> tuple[int, ...]:
     # The bytes of an ONNX graph are sized when they are loaded.
     return () if value.dtype == torch.uint8 else tuple(value.shape)
-
-
-def _group_sizes(path: Path, checkpoint: Mapping[str, Any]) -> list[int]:
-    for state in checkpoint.get("optimizer_states", [])[:1]:
-        groups = state.get("param_groups")
-        check_type(groups, list[dict[str, Any]], f"{path}: optimizer_states, param_groups")
-        for group in groups:
-            check_type(group.get("params"), list[int], f"{path}: optimizer_states, params")
-        return [len(group["params"]) for group in groups]
-    return []
 
 
 def check_same_data(
@@ -235,11 +219,6 @@ def check_same_data(
         InputError: other data; the message says what differs.
     """
     before = saved.data_fingerprint
-    if isinstance(before, str):
-        raise InputError(
-            f"{saved.path}: was written by an earlier version, which recorded names of images and not their "
-            "content, so it is unknown whether this is the same data. Start a new run."
-        )
     differ = [part for part in {**before, **data} if before.get(part) != data.get(part)]
     lines = [
         f"  {part}: {before.get(part, 'unknown')} then, {data.get(part, 'unknown')} now" for part in differ
