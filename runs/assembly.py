@@ -18,7 +18,7 @@ from features.cache import cached_views, with_cosines
 from net import Backbone, build_backbone
 from runs.backbone_run import backbone_run
 from runs.components import Run, RunRequest
-from runs.coreset_run import coreset_run
+from runs.coreset_stage import coreset_run
 from runs.feature_run import cache_of, cached_feature_run, precomputed_feature_run
 from runs.label_audit import FOLDER as LABEL_FOLDER
 from runs.label_audit import faces_of_bank

@@ -109,10 +109,8 @@ def resolve(
     values = {**in_file, **flags}
     if not is_complete and any(config_fields()[name].option.stage == "coreset" for name in values):
         values.setdefault("stage", "coreset")
-    if saved is None:
-        defaults, merged = new_run_values(values)
-    else:
-        defaults = saved
+    defaults, merged = new_run_values(values) if saved is None else (dict(saved), {})
+    if saved is not None:
         merged, more = _resumed(values, saved, {**file.places, **dict.fromkeys(flags)})
         faults += more
     places = {name: place for name, place in file.places.items() if name not in flags}

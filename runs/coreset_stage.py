@@ -1,26 +1,34 @@
-"""What coreset runs from images and from features share: aggregator, losses, validation subjects."""
+"""The coreset stage: templates through a frozen or fine-tuned backbone, aggregator and margin head.
+
+Runs from images, and what those from features share with them.
+"""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
+from torch import Tensor
 
 from backbones.spec import BackboneSpec
 from coreset import AGGREGATORS
 from coreset.catalogue import LEARNED_GAMMA
 from coreset.weighted_coreset import COPY_SIMILARITY, GATE_START, GATE_STEEPNESS
+from data.sampling.templates import HeldOutTemplates
 from data.sources.face_source import FaceSource, open_source
 from data.sources.image_files import pair_set_folders
 from data.sources.pair_files import find_pair_sets
 from data.sources.subject_names import same_names
-from data.sources.unusable_images import usable_part
+from data.sources.subsets import hold_out
+from data.sources.unusable_images import first_faults, unusable_images, usable_part
 from net import Backbone
-from runs.components import ENOUGH_CLASSES, RunRequest
+from quality.check import set_cosine_statistics
+from runs.components import ENOUGH_CLASSES, Run, RunRequest, make_head, make_run
 from runs.config import TrainingConfig
 from runs.config_rules import template_pair_fault
 from runs.saved_run import SavedRun
@@ -37,6 +45,68 @@ MAX_HELD_OUT_SUBJECTS = 500
 MIN_CLASSES = 3
 # Options of aggregators that follow from the cosine statistics of the backbone.
 _COSINE_LIMITS = ("gate_start", "gate_steepness", "copy_similarity")
+
+
+def coreset_run(request: RunRequest, backbone: Backbone, source: FaceSource) -> Run:
+    """Loaders, head and module of the coreset stage on images."""
+    data_config, seed, saved = request.config.data, request.config.run.seed, request.saved
+    finetunes = request.config.model.finetune_backbone
+    if data_config.val_data_path is None:
+        source, others = hold_out(source, data_config.held_out, seed)
+    else:
+        others = validation_subjects(request)
+        check_disjoint(source.subjects, others.subjects)
+    held_out = _held_out(request, others, backbone.spec)
+    config, few = with_losses_for(request.config, len(source.subjects), request.processes)
+    request = replace(request, config=config)
+    data = TemplateData(
+        source,
+        backbone.spec,
+        request.augmentation(),
+        held_out,
+        request.loading(max(config.optimiser.batch_size, len(source) // 10)),
+        max_template_size=data_config.max_template_size,
+        sample_by=data_config.sample_by,
+        paired=config.optimiser.contrast_weight > 0,
+        keeps_features=not finetunes,
+    )
+    if saved is None and not finetunes and not backbone.spec.is_measured:
+        with suppress(InputError):
+            set_cosine_statistics(backbone, source, seed=seed)
+    request.lines.extend(cosine_lines(backbone.spec))
+    return make_coreset_run(
+        request,
+        backbone,
+        data,
+        request.identity_of_images(source),
+        trains_on=f"templates; the backbone {backbone.spec.name} is "
+        + ("fine-tuned" if finetunes else "frozen"),
+        num_images=len(source),
+        num_held_out=len(others.subjects),
+        warnings=[few, *request.colour_warnings(source, None if saved else backbone)],
+    )
+
+
+def _held_out(request: RunRequest, source: FaceSource, spec: BackboneSpec) -> HeldOutTemplates:
+    """Templates to validate on.
+
+    Raises:
+        InputError: as `HeldOutTemplates`, or images that cannot be used.
+    """
+    held_out = HeldOutTemplates(
+        source,
+        spec,
+        request.augmentation(),
+        seed=request.config.run.seed,
+        max_template_size=request.config.data.max_template_size,
+        max_subjects=MAX_HELD_OUT_SUBJECTS,
+    )
+    faults = unusable_images(held_out.rows().tolist(), source.image, "held-out images")
+    if faults:
+        raise InputError.from_faults(
+            [f"{len(faults):,} images of held-out subjects cannot be used:", *first_faults(faults)]
+        )
+    return held_out
 
 
 def with_losses_for(config: TrainingConfig, num_subjects: int, processes: int) -> tuple[TrainingConfig, str]:
@@ -141,36 +211,70 @@ def _cosine_limits(spec: BackboneSpec) -> dict[str, float]:
     return {name: round(limit, 6) for name, limit in zip(_COSINE_LIMITS, limits, strict=True)}
 
 
-def coreset_module(
+def make_coreset_run(
     request: RunRequest,
     backbone: Backbone,
-    head: torch.nn.Module,
     data: TemplateData | FeatureTemplateData,
     identity: Mapping[str, Any],
-    subject_means: torch.Tensor | None = None,
-) -> FaceCoresetNet:
-    """The module of the coreset stage; `identity` and `subject_means` as for `FaceCoresetNet`."""
-    config = request.config
-    return FaceCoresetNet(
+    *,
+    trains_on: str,
+    num_images: int,
+    num_held_out: int,
+    details: tuple[str, str] = ("", ""),
+    class_means: Tensor | None = None,
+    warnings: Sequence[str] = (),
+) -> Run:
+    """Head and module of the coreset stage, and what is printed about them.
+
+    Args:
+        request: of the run.
+        backbone: of the templates.
+        data: of the run.
+        identity: of `RunRequest.identity_of`.
+        trains_on: what templates consist of, in words.
+        num_images: training images.
+        num_held_out: subjects that are not trained on.
+        details: added to what is printed about classes and about a batch.
+        class_means: (C, D) mean clean feature of each subject, for head and identity mixup.
+        warnings: printed before training; empty ones are not.
+    """
+    config, num_subjects = request.config, len(identity["subjects"])
+    aggregator, head_name, held_out = config.aggregator, config.model.head, data.held_out
+    columns = class_means if config.model.head_init == "centroids" else None
+    module = FaceCoresetNet(
         backbone,
-        head,
+        make_head(config, backbone, num_subjects, columns),
         config.optimiser,
-        aggregator=config.aggregator,
+        aggregator=aggregator,
         aggregator_options=aggregator_options(config, backbone.spec, request.saved),
         finetune_backbone=config.model.finetune_backbone,
-        head_weight=1.0 if head_is_used(len(identity["subjects"])) else 0.0,
-        subject_means=subject_means,
+        head_weight=1.0 if head_is_used(num_subjects) else 0.0,
+        subject_means=class_means if config.optimiser.identity_mixup_prob > 0 else None,
         **request.shared_options(data, identity),
     )
-
-
-def describe_aggregator(config: TrainingConfig) -> str:
-    """The trained aggregator in words."""
-    aggregator = config.aggregator
-    if aggregator.aggregator != "coreset":
-        return f"the aggregator {aggregator.aggregator}"
-    gamma = "learned" if aggregator.learns_gamma else f"fixed at {aggregator.gamma:g}"
-    return f"the aggregator (K {aggregator.coreset_size}, gamma {gamma})"
+    request.lines.extend(
+        [
+            f"classes  {num_subjects:,} subjects with {num_images:,} images{details[0]}",
+            f"validate {len(np.unique(held_out.labels)):,} of {num_held_out:,} held-out subjects: "
+            f"{len(held_out):,} templates",
+        ]
+    )
+    trained = f"the aggregator {aggregator.aggregator}"
+    if aggregator.aggregator == "coreset":
+        gamma = "learned" if aggregator.learns_gamma else f"fixed at {aggregator.gamma:g}"
+        trained = f"the aggregator (K {aggregator.coreset_size}, gamma {gamma})"
+    quality = aggregator.quality or default_quality(backbone.spec)
+    return make_run(
+        request,
+        module,
+        data,
+        f"trains {trained} and a head of {head_name} on {trains_on}",
+        num_images=num_images,
+        each=f"{config.optimiser.batch_size} templates of 1 to {config.data.max_template_size} faces"
+        + details[1],
+        validates=True,
+        warnings=[each for each in (norm_warning(backbone.spec, quality), *warnings) if each],
+    )
 
 
 def cosine_lines(spec: BackboneSpec) -> list[str]:
@@ -179,10 +283,3 @@ def cosine_lines(spec: BackboneSpec) -> list[str]:
         return []
     subtracted = "" if spec.centre is None else "; the vector that all features share is subtracted"
     return [f"cosines  {spec.cosine_statistics.text()}{subtracted}"]
-
-
-def quality_warnings(config: TrainingConfig, backbone: Backbone) -> list[str]:
-    """A warning where faces are weighted by a norm that is not known to measure quality."""
-    quality = config.aggregator.quality or default_quality(backbone.spec)
-    warning = norm_warning(backbone.spec, quality)
-    return [warning] if warning else []

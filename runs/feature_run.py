@@ -23,15 +23,13 @@ from features.cache import (
 from features.options import FACES_AT_ONCE, EmbedOptions
 from features.templates import HeldOutFeatureTemplates, TemplateRecipe, TemplateSampler
 from net import Backbone
-from runs.components import Run, RunRequest, make_head, make_run
+from runs.components import Run, RunRequest
 from runs.config import DataConfig
 from runs.coreset_stage import (
     MAX_HELD_OUT_SUBJECTS,
     check_disjoint,
-    coreset_module,
     cosine_lines,
-    describe_aggregator,
-    quality_warnings,
+    make_coreset_run,
     validation_subjects,
     with_losses_for,
 )
@@ -173,40 +171,21 @@ def _feature_run(
         backbone.spec,
         cached.faces if others is None else None,
     )
-    for_head, for_mixup = config.model.head_init == "centroids", config.optimiser.identity_mixup_prob > 0
-    means = torch.from_numpy(bank.clean_means()) if for_head or for_mixup else None
-    module = coreset_module(
-        request,
-        backbone,
-        make_head(config, backbone, len(bank.subjects), means if for_head else None),
-        data,
-        request.identity_of(bank.name, bank.identity, bank.subjects),
-        means if for_mixup else None,
-    )
+    needs_means = config.model.head_init == "centroids" or config.optimiser.identity_mixup_prob > 0
     single = int((np.bincount(bank.labels) == 1).sum())
     features = bank.num_rows if cached.faces is None else len(bank) * data_config.views
-    request.lines.extend(
-        [
-            f"classes  {len(bank.subjects):,} subjects with {len(bank):,} images, {features:,} features"
-            + (f"; {single:,} with one image serve as negatives only" if single else ""),
-            f"validate {len(np.unique(held_out.labels)):,} of {len(held_out_bank.subjects):,} held-out "
-            f"subjects: {len(held_out):,} templates",
-        ]
-    )
-    return make_run(
+    negatives = f"; {single:,} with one image serve as negatives only" if single else ""
+    return make_coreset_run(
         request,
-        module,
+        backbone,
         data,
-        f"trains {describe_aggregator(config)} and a head of {config.model.head} on templates of features",
+        request.identity_of(bank.name, bank.identity, bank.subjects),
+        trains_on="templates of features",
         num_images=len(bank),
-        each=f"{config.optimiser.batch_size} templates of 1 to {data_config.max_template_size} faces"
-        + _contamination(data_config),
-        validates=True,
-        warnings=[
-            each
-            for each in (few, *quality_warnings(config, backbone), cosine_warning(backbone.spec, bank))
-            if each
-        ],
+        num_held_out=len(held_out_bank.subjects),
+        details=(f", {features:,} features{negatives}", _contamination(data_config)),
+        class_means=torch.from_numpy(bank.clean_means()) if needs_means else None,
+        warnings=[few, cosine_warning(backbone.spec, bank)],
     )
 
 
