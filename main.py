@@ -206,7 +206,7 @@ def _evaluate_backbone(given: Mapping[str, Any]) -> None:
     import torch
 
     from features.process_group import take_rank
-    from runs.backbone_evaluation import evaluate_backbone
+    from runs.backbone_run import evaluate_backbone
     from runs.folder import pair_summary, run_folder, write_run_json
 
     config = _config(given)

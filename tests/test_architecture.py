@@ -41,8 +41,8 @@ LIBRARIES = {
         "quality.image_measures",
         "training.loaders",
     },
-    "pandas": {"evaluation.protocols", "runs.learning_curves"},
-    "matplotlib": {"evaluation.reporting", "quality.command", "runs.learning_curves"},
+    "pandas": {"evaluation.protocols", "runs.visualizer"},
+    "matplotlib": {"evaluation.reporting", "quality.command", "runs.visualizer"},
 }
 # What packages may import of ours, where the order alone would allow more.
 OWN = {

@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import pytest
 
-from runs.learning_curves import draw_curves, read_metrics
+from runs.visualizer import draw_curves, read_metrics
 
 pytestmark = pytest.mark.plots
 
