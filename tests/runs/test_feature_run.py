@@ -439,10 +439,3 @@ def test_flags_override_presets() -> None:
 def test_flags_without_effect_are_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         resolve(given)
-
-
-def test_older_checkpoints_resume_with_defaults() -> None:
-    saved = resolve(WEIGHTS).to_flat()
-    for name in ("preset", "contrast_weight", "lr_schedule", "aggregator"):
-        del saved[name]
-    assert resolve({}, saved) == resolve(WEIGHTS)
