@@ -195,10 +195,12 @@ def _checksum(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
+def _count(text: str | bytes, mark: str) -> int:
+    return text.count(mark.encode()) if isinstance(text, bytes) else text.count(mark)
+
+
 def _openings(text: str | bytes) -> int:
-    return (
-        text.count(b"[") + text.count(b"{") if isinstance(text, bytes) else text.count("[") + text.count("{")
-    )
+    return _count(text, "[") + _count(text, "{")
 
 
 def _check_size(text: str | bytes, num_lists: int) -> None:
@@ -207,8 +209,7 @@ def _check_size(text: str | bytes, num_lists: int) -> None:
         raise ValueError(f"it has more than {_MAX_CONTAINERS:,} lists and objects")
     if num_lists:
         return
-    values = text.count(b",") if isinstance(text, bytes) else text.count(",")
-    if len(text) > _MAX_BYTES or values > _MAX_VALUES:
+    if len(text) > _MAX_BYTES or _count(text, ",") > _MAX_VALUES:
         raise ValueError(f"it has more than {_MAX_BYTES >> 20} MiB, or more than {_MAX_VALUES:,} values")
 
 

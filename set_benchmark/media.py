@@ -6,6 +6,7 @@ that are not 112 x 112 are detected and aligned.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -143,7 +144,7 @@ def collect_media(
         folders = _subject_folders(subjects_root(source))
         away, named_out = _named(exclude, folders, source)
         folders = {name: path for name, path in folders.items() if name not in away}
-        names = chosen({name: _count(folder) for name, folder in folders.items()})
+        names = chosen({name: len(visible(folder)) for name, folder in folders.items()})
         pool = MediaPool(names, [], named_out=named_out)
         pool.rejected += [(folder.name, "is an unpacked pair set") for folder in pair_set_folders(source)]
         if note := beside_note(subjects_root(source)):
@@ -153,7 +154,8 @@ def collect_media(
             reader.add(number, name, folders[name])
     _check_pictures(pool)
     if not pool.media:
-        raise InputError(f"{source}: {_why_nothing(pool)}")
+        first = [f": {name}: {why} ({len(pool.rejected):,} in all)" for name, why in pool.rejected[:1]]
+        raise InputError(f"{source}: no usable image{''.join(first)}.")
     return pool
 
 
@@ -201,10 +203,6 @@ def _counts(subjects: list[str], labels: NDArray[np.int64], exclude: frozenset[s
 # -------------------------------------------------------------------------------------------- folders
 
 
-def _count(folder: Path) -> int:
-    return len(visible(folder))
-
-
 def _subject_folders(source: Path) -> dict[str, Path]:
     if not source.is_dir():
         raise InputError(
@@ -247,20 +245,20 @@ class _FolderReader:
         before = len(self._pool.media)
         for path in visible(folder):
             where = f"{name}/{path.name}"
+            is_still = False
             if path.is_dir():
-                self._add(subject, where, list(self._frames_of(path, where)), is_clip=True)
+                faces = self._frames_of(path, where)
             elif is_video(path):
-                self._add(subject, where, list(self._frames_of_video(path, where)), is_clip=True)
-            elif is_image_file(str(path)):
-                self._add(subject, where, list(self._still(path, where)), is_clip=False)
+                faces = self._frames_of_video(path, where)
+            elif is_still := is_image_file(str(path)):
+                faces = self._still(path, where)
             else:
                 self._pool.rejected.append((where, "is neither an image nor a video"))
+                continue
+            if found := tuple(faces):
+                self._pool.media.append(Medium(subject, where, found, is_clip=not is_still))
         if len(self._pool.media) == before:
             self._pool.rejected.append((name, "has no usable image"))
-
-    def _add(self, subject: int, name: str, found: list[Frame], *, is_clip: bool) -> None:
-        if found:
-            self._pool.media.append(Medium(subject, name, tuple(found), is_clip))
 
     def _frames_of(self, folder: Path, name: str) -> Iterator[Frame]:
         inside = visible(folder)
@@ -280,7 +278,7 @@ class _FolderReader:
             for _ in frames(path, self._fps):
                 count += 1
         except InputError as fault:
-            self._pool.rejected.append((name, _without_path(fault, path)))
+            self._pool.rejected.append((name, str(fault).removeprefix(f"{path}: ").rstrip(".")))
         wanted = evenly(range(count), self._most)
         found = False
         if wanted:
@@ -337,18 +335,9 @@ def evenly(things: Sequence[_Thing], most: int) -> list[_Thing]:
 
 def _natural(path: Path) -> tuple[tuple[int, int, str], ...]:
     """Sort key of natural order: frame 10 after frame 9, with or without leading zeros."""
-    parts: list[tuple[int, int, str]] = []
-    text = ""
-    for character in path.name + " ":
-        if text and character.isdecimal() != text[-1].isdecimal():
-            parts.append((0, int(text), "") if text.isdecimal() else (1, 0, text))
-            text = ""
-        text += character
-    return tuple(parts)
-
-
-def _without_path(fault: InputError, path: Path) -> str:
-    return str(fault).removeprefix(f"{path}: ").rstrip(".")
+    # Without the text after the last number, such as the suffix.
+    parts = filter(None, re.split(r"(\d+)", path.name)[:-1])
+    return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts)
 
 
 # ----------------------------------------------------------------------------------- the same picture twice
@@ -359,9 +348,8 @@ def _check_pictures(pool: MediaPool) -> None:
     sketches: list[Floats] = []
     readable: list[Medium] = []
     for medium in progress_bar(pool.media, desc="reading", unit=" media", mininterval=0.5):
-        own: list[Floats] = []
         try:
-            own.extend(sketch(pool.image(frame)) for frame in evenly(medium.frames, SKETCHED_FRAMES))
+            own = [sketch(pool.image(frame)) for frame in evenly(medium.frames, SKETCHED_FRAMES)]
         except InputError as fault:
             pool.rejected.append((medium.name, str(fault)))
             continue
@@ -373,10 +361,3 @@ def _check_pictures(pool: MediaPool) -> None:
     pool.duplicates += [(names[again], names[first]) for again, first in copies.within.items()]
     pool.two_names += [(names[first], names[second]) for first, second in copies.between]
     pool.media = [medium for place, medium in enumerate(readable) if place not in gone]
-
-
-def _why_nothing(pool: MediaPool) -> str:
-    if pool.rejected:
-        name, why = pool.rejected[0]
-        return f"no usable image: {name}: {why} ({len(pool.rejected):,} in all)."
-    return "no usable image."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -130,18 +131,16 @@ def number_of_views(stored: str) -> int:
     return len(_parsed(stored)["kinds"])
 
 
-def _parsed(stored: str) -> dict[str, Any]:
-    try:
-        found = parse_json(stored, "views")
-        check_type(found, _Views, "views")
-    except InputError:
-        return {"kinds": []}
-    known: dict[str, Any] = found
-    return known
-
-
 class _Views(TypedDict):
     kinds: list[str]
+
+
+def _parsed(stored: str) -> dict[str, Any]:
+    with suppress(InputError):
+        found: dict[str, Any] = parse_json(stored, "views")
+        check_type(found, _Views, "views")
+        return found
+    return {"kinds": []}
 
 
 def make_view(image: Image, plan: ViewPlan, view: int, key: Sequence[int]) -> Image:
