@@ -32,6 +32,11 @@ ALLOWED: dict[str, set[str]] = {
     "convert.py --help": set(),
     "convert.py --list-weights": set(),
     "main.py --help": set(),
+    "validation_hq/validate_pairs.py --help": set(),
+    "validation_hq/validate_ytf.py --help": set(),
+    "validation_lq/validate_IJB_S.py --help": set(),
+    "validation_lq/validate_tinyface.py --help": set(),
+    "validation_mixed/validate_ijb.py --help": set(),
 }
 # Runs a command and prints its exit code, the heavy libraries in memory, and its processor time.
 PROBE = """

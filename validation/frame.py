@@ -15,39 +15,29 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-import torch
-from torch import nn
-
-from backbones.preprocessing import describe_preprocessing
-from coreset import AGGREGATOR_NAMES, AGGREGATORS, build_aggregator, requires_training
-from coreset.catalogue import MAIN_AGGREGATORS
-from evaluation.protocols.face_files import ListedFaces
+# Commands start fast: what imports torch or OpenCV is imported by the functions that need it.
+from backbones.catalogue import BACKBONES
+from coreset.catalogue import AGGREGATOR_NAMES, MAIN_AGGREGATORS, requires_training
 from evaluation.reporting.published import Reference, compare, find_reference
 from evaluation.reporting.report import SCHEMA, Result, protocol_text, versions, write_result
-from features.extract import embed_faces
 from features.flips import FLIP_CHOICES, flip_rule, warn_of_doubled_norms
 from features.options import FACES_AT_ONCE, PRECISIONS, EmbedOptions
-from features.store import FeatureStore
-from net import BACKBONES, Backbone
-from photos.alignment import AS_STORED
 from runtime.command import build_parser, run_command
 from runtime.errors import Faults, InputError
 from runtime.files import atomic_write
 from runtime.machine import peak_resident_mib
 from runtime.output_checks import require_output_folder
-from weights import (
-    Overrides,
-    check_feature_size,
-    load_backbone,
-    load_stored_aggregator,
-    prepare_for,
-    resolve,
-    source_name,
-    weights_sha256,
-)
-from weights.overrides import add_override_flags
+from weights.overrides import Overrides, add_override_flags
+from weights.sources import resolve, source_name, weights_sha256
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from evaluation.protocols.face_files import ListedFaces
+    from features.store import FeatureStore
+    from net import Backbone
 
 # Written to the project's folder, whatever folder a command is called from.
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
@@ -136,11 +126,15 @@ def add_output(parser: argparse.ArgumentParser, out: str) -> None:
 
 def chosen_gpus(gpus: int | None) -> int:
     """GPUs of a node by --gpus; 0 is the CPU."""
+    import torch
+
     return min(1, torch.cuda.device_count()) if gpus is None else gpus
 
 
 def embedding_faults(args: argparse.Namespace) -> list[str]:
     """What is wrong with the flags of embedding."""
+    import torch
+
     available, gpus, faults = torch.cuda.device_count(), chosen_gpus(args.gpus), []
     if gpus > available:
         faults.append(f"--gpus {gpus}: PyTorch finds {available} GPUs on this machine.")
@@ -248,6 +242,8 @@ def open_model(args: argparse.Namespace, flip: str) -> Model:
     Raises:
         InputError: --weights is missing or cannot be used, or does not fit --aggregator_weights.
     """
+    from weights import load_backbone, prepare_for
+
     if args.weights is None:
         raise InputError("--weights is missing: the weights of a backbone, such as AdaFace's published ones.")
     backbone = load_backbone(args.weights, args.arch)
@@ -261,6 +257,8 @@ def trained_aggregators(args: argparse.Namespace) -> dict[str, TrainedAggregator
     Raises:
         InputError: a file has none, or two have one of the same name.
     """
+    from weights import load_stored_aggregator
+
     overrides = Overrides.of(vars(args))
     found: dict[str, TrainedAggregator] = {}
     for source in args.aggregator_weights or []:
@@ -288,6 +286,8 @@ def open_aggregators(
         InputError: files as in `trained_aggregators`, an untrained aggregator that has to be trained, a file
             or an option that no aggregator uses.
     """
+    from coreset import AGGREGATORS, build_aggregator
+
     trained = trained_aggregators(args)
     names = args.aggregator or list(trained) or [default]
     faults = Faults()
@@ -319,6 +319,8 @@ def open_aggregators(
 
 def options_of(aggregator: str) -> Iterable[str]:
     """Names of an aggregator's options."""
+    from coreset import AGGREGATORS
+
     return inspect.signature(AGGREGATORS[aggregator]).parameters
 
 
@@ -358,13 +360,16 @@ class Run:
             raise RuntimeError("this run has no model: its features are precomputed")
         return self.model
 
-    def embed(self, faces: ListedFaces, *, name: str, alignment: str = AS_STORED) -> FeatureStore | None:
-        """Features of images; None in all processes but the first."""
+    def embed(self, faces: ListedFaces, *, name: str, alignment: str | None = None) -> FeatureStore | None:
+        """Features of images, by default taken as stored; None in all processes but the first."""
+        from features.extract import embed_faces
+        from photos.alignment import AS_STORED
+
         with self.seconds.of("embed"):
             return embed_faces(
                 self.loaded.backbone,
                 faces,
-                {"images": faces.digest(), "alignment": alignment},
+                {"images": faces.digest(), "alignment": alignment or AS_STORED},
                 self.cache,
                 self.loaded.options,
                 stamps=faces.stamps(),
@@ -471,6 +476,8 @@ class Validation(ABC, Generic[_Data, _Figures]):
         Raises:
             InputError: weights that cannot be used or do not fit each other.
         """
+        from weights import check_feature_size
+
         faults = Faults()
         model = faults.of(lambda: open_model(args, self.flip_rule(args))) if self.embeds(args) else None
         default = self.default_aggregator
@@ -574,12 +581,17 @@ def result_of_run(
     rules: Mapping[str, str],
     aggregator: str,
     data: Mapping[str, int],
-    alignment: str = AS_STORED,
+    alignment: str | None = None,
 ) -> Result:
     """`result_frame` of a run that embeds."""
+    from backbones.preprocessing import describe_preprocessing
+    from photos.alignment import AS_STORED
+
     model = run.loaded
     spec, options = model.backbone.spec, model.options
-    steps = describe_preprocessing(spec, alignment=alignment, flip=options.flip, precision=options.precision)
+    steps = describe_preprocessing(
+        spec, alignment=alignment or AS_STORED, flip=options.flip, precision=options.precision
+    )
     return result_frame(
         name,
         {**rules, **steps},

@@ -6,27 +6,11 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from coreset import requires_training
-from coreset.catalogue import DEFAULT_SPLIT_LIMIT, QUALITIES
-from coreset.quality import quality_of
+from coreset.catalogue import DEFAULT_SPLIT_LIMIT, QUALITIES, requires_training
 from evaluation.metrics.score_normalisation import DEFAULT_METHOD, METHODS, METHODS_HELP, NEEDS_COHORT
-from evaluation.protocols.face_points import (
-    POINTS,
-    FacePoints,
-    check_detector_scores,
-    check_landmarks,
-    check_points_in_images,
-    faces_digest,
-    read_points,
-)
-from evaluation.protocols.ijb import NOT_USED, RULE_VALUES, Cohort, Rules, evaluate_ijb
-from evaluation.protocols.ijb_layout import SetProtocol, image_stamps, read_protocol
 from evaluation.reporting.published import PAPER_RULES, Reference, find_reference
-from features.bank import FeatureBank
-from features.precomputed import PrecomputedFeatures, read_features
-from photos.alignment import ALIGNMENT, LandmarkedFaces, similarity_transforms
 from runtime.command import build_parser
 from runtime.errors import InputError
 from validation.frame import (
@@ -43,27 +27,19 @@ from validation.frame import (
     options_of,
     range_faults,
 )
-from validation.ijb_report import Evaluated, paragraphs, plot, result_of
-from validation.subjects import (
-    check_cohort,
-    cohort_bank,
-    cohort_of,
-    evaluated_subjects,
-    with_centre,
-)
-from weights import (
-    check_not_trained_on,
-    check_precomputed,
-    check_same_backbone,
-    trained_spec,
-    weights_digest,
-    weights_sha256,
-)
+from weights.sources import weights_sha256
+
+if TYPE_CHECKING:
+    from evaluation.protocols.face_points import FacePoints
+    from evaluation.protocols.ijb import Cohort, Rules
+    from evaluation.protocols.ijb_layout import SetProtocol
+    from features.bank import FeatureBank
+    from features.precomputed import PrecomputedFeatures
+    from validation.ijb_report import Evaluated
 
 DEFAULT_AGGREGATOR = "media_mean"
 # Flags of embedding, without effect on precomputed features.
 _EMBEDDING = ("num_nodes", "cpu_processes", "num_workers", "batch_size", "precision", "cache")
-_RULE_WORDS = {"none": NOT_USED, "off": NOT_USED, "on": "multiplied"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +51,7 @@ class Data:
     cohort: FeatureBank | None
 
 
-class IjbBenchmark(Validation[Data, Evaluated]):
+class IjbBenchmark(Validation[Data, "Evaluated"]):
     """The command validation_mixed/validate_ijb.py."""
 
     default_aggregator = DEFAULT_AGGREGATOR
@@ -157,6 +133,9 @@ class IjbBenchmark(Validation[Data, Evaluated]):
         return rules_of(args).flip
 
     def read(self, args: argparse.Namespace) -> Data:
+        from evaluation.protocols.ijb_layout import read_protocol
+        from validation.subjects import cohort_bank, evaluated_subjects
+
         if args.data_root is None:
             raise InputError(
                 "--data_root is missing: the folder that holds IJBB/ and IJBC/, with loose_crop/ and meta/ "
@@ -170,6 +149,11 @@ class IjbBenchmark(Validation[Data, Evaluated]):
         return find_reference(args.compare, args.dataset_name)
 
     def evaluate(self, run: Run, data: Data) -> Evaluated | None:
+        from coreset.quality import quality_of
+        from evaluation.protocols.ijb import NOT_USED, evaluate_ijb
+        from validation.ijb_report import Evaluated
+        from weights import check_not_trained_on
+
         args, rules, protocol = run.args, rules_of(run.args), data.protocol
         if data.subjects is not None:
             sources = {entry.name: entry.source for entry in run.trained}
@@ -216,9 +200,13 @@ class IjbBenchmark(Validation[Data, Evaluated]):
         )
 
     def report(self, run: Run, data: Data, figures: Evaluated, reference: Reference | None) -> Report:
+        from validation.ijb_report import paragraphs, result_of
+
         return Report(result_of(figures), paragraphs(figures))
 
     def write_more(self, run: Run, figures: Evaluated) -> list[str]:
+        from validation.ijb_report import plot
+
         plot(figures, run.out / "plots")
         return ["result.json", "report.md", "plots/", "features/ (for --features)"]
 
@@ -264,11 +252,17 @@ def _add_protocol(group: argparse._ActionsContainer) -> None:
 
 def rules_of(args: argparse.Namespace) -> Rules:
     """The rules of the paper, changed by the flags of single rules."""
+    from evaluation.protocols.ijb import NOT_USED, RULE_VALUES, Rules
+
+    words = {"none": NOT_USED, "off": NOT_USED, "on": "multiplied"}
     values = {name: getattr(args, name) for name in RULE_VALUES if getattr(args, name) is not None}
-    return Rules.of_paper(args.protocol, {name: _RULE_WORDS.get(v, v) for name, v in values.items()})
+    return Rules.of_paper(args.protocol, {name: words.get(v, v) for name, v in values.items()})
 
 
 def _cohort(run: Run, bank: FeatureBank, features: PrecomputedFeatures) -> Cohort:
+    from validation.subjects import cohort_of, with_centre
+    from weights import trained_spec
+
     known = [entry.source for entry in run.trained] + ([run.args.weights] if run.args.weights else [])
     bank = with_centre(bank, features.identity.get("centre"), map(trained_spec, known))
     return cohort_of(bank, run.args.score_normalisation)
@@ -276,6 +270,10 @@ def _cohort(run: Run, bank: FeatureBank, features: PrecomputedFeatures) -> Cohor
 
 def _precomputed(run: Run, rules: Rules, cohort: FeatureBank | None) -> PrecomputedFeatures:
     """The features of --features, checked against --weights, aggregators and cohort."""
+    from features.precomputed import read_features
+    from validation.subjects import check_cohort
+    from weights import check_precomputed, check_same_backbone, weights_digest
+
     args = run.args
     features = read_features(Path(args.features), rules.flip)
     digest, size = features.identity.get("backbone_sha256"), features.features.shape[1]
@@ -297,8 +295,13 @@ def _precomputed(run: Run, rules: Rules, cohort: FeatureBank | None) -> Precompu
 def _embedded(
     run: Run, protocol: SetProtocol, points: FacePoints, cohort: FeatureBank | None
 ) -> PrecomputedFeatures | None:
-    # Precomputed features do not need it, and it takes seconds to import.
+    from evaluation.protocols.face_points import faces_digest
+    from evaluation.protocols.ijb_layout import image_stamps
     from features.extract import embed_faces
+    from features.precomputed import PrecomputedFeatures
+    from photos.alignment import ALIGNMENT, LandmarkedFaces, similarity_transforms
+    from validation.subjects import check_cohort
+    from weights import weights_digest
 
     model = run.loaded
     if cohort is not None:
@@ -323,6 +326,14 @@ def _embedded(
 
 def _points(protocol: SetProtocol, *, aligns: bool, weighs: bool) -> tuple[FacePoints | None, Sequence[str]]:
     """Landmarks and scores if they are needed, checked for their use; and warnings."""
+    from evaluation.protocols.face_points import (
+        POINTS,
+        check_detector_scores,
+        check_landmarks,
+        check_points_in_images,
+        read_points,
+    )
+
     warnings = list(protocol.warnings)
     if not aligns and not weighs:
         return None, warnings

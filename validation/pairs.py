@@ -6,24 +6,15 @@ import argparse
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from data.sources.pair_files import find_pair_sets, read_pair_set
 from evaluation.metrics.verification import few_scores_warnings
-from evaluation.protocols.pair_sets import (
-    FIVE_SETS,
-    FacePairs,
-    PairFigures,
-    accuracy_table,
-    details_table,
-    mean_accuracy,
-    pair_figures,
-    pairs_of_bin,
-    read_pair_list,
-    size_notes,
-)
 from evaluation.reporting.published import Reference
 from runtime.errors import Faults, InputError
 from validation.frame import Report, Run, Validation, heading, result_of_run
+
+if TYPE_CHECKING:
+    from evaluation.protocols.pair_sets import FacePairs, PairFigures
 
 HOW_TO_GET = (
     "The five sets are part of the training packs of InsightFace's data zoo, such as MS1MV2 (faces_emore): "
@@ -31,7 +22,7 @@ HOW_TO_GET = (
 )
 
 
-class PairSets(Validation[dict[str, FacePairs], dict[str, PairFigures]]):
+class PairSets(Validation["dict[str, FacePairs]", "dict[str, PairFigures]"]):
     """The command validation_hq/validate_pairs.py."""
 
     name = out = "pair_sets"
@@ -52,6 +43,8 @@ class PairSets(Validation[dict[str, FacePairs], dict[str, PairFigures]]):
         return find_pairs(args.data_root, args.sets, args.pairs)
 
     def evaluate(self, run: Run, data: dict[str, FacePairs]) -> dict[str, PairFigures] | None:
+        from evaluation.protocols.pair_sets import FIVE_SETS, pair_figures
+
         figures = {}
         for name, pairs in data.items():
             store = run.embed(pairs.faces, name=FIVE_SETS.get(name, name))
@@ -67,13 +60,29 @@ class PairSets(Validation[dict[str, FacePairs], dict[str, PairFigures]]):
         figures: dict[str, PairFigures],
         reference: Reference | None,
     ) -> Report:
+        from evaluation.protocols.pair_sets import (
+            FIVE_SETS,
+            accuracy_table,
+            details_table,
+            mean_accuracy,
+            size_notes,
+        )
+
         counts = {
-            "images": sum(each.images for each in figures.values()),
-            "pairs": sum(each.pairs for each in figures.values()),
-            "genuine": sum(each.mated for each in figures.values()),
+            "images": sum(len(each.faces) for each in data.values()),
+            "pairs": sum(map(len, data.values())),
+            "genuine": sum(int(each.is_mated.sum()) for each in data.values()),
         }
         result = result_of_run(run, self.name, {"distance": "squared Euclidean"}, "none", counts)
-        result["pair_sets"] = {name: each.to_dict() for name, each in figures.items()}
+        result["pair_sets"] = {
+            name: {
+                "pairs": len(data[name]),
+                "mated": int(data[name].is_mated.sum()),
+                "images": len(data[name].faces),
+                **each.to_result(),
+            }
+            for name, each in figures.items()
+        }
         result["figures"] = {f"{name} accuracy": each.accuracy.accuracy for name, each in figures.items()}
         # 'mean accuracy' without names is the published mean of the five sets.
         is_five = list(figures) == list(FIVE_SETS)
@@ -95,11 +104,11 @@ class PairSets(Validation[dict[str, FacePairs], dict[str, PairFigures]]):
             for name, each in figures.items()
             for text in few_scores_warnings(each.tar_at_far)
         ]
-        notes += size_notes(figures)
+        notes += size_notes(data)
         absent = [f"{name}.bin" for name in FIVE_SETS if name not in figures]
         if absent and len(absent) < len(FIVE_SETS):
             notes.append(f"Of the five published sets, {', '.join(absent)} are missing. {HOW_TO_GET}")
-        return Report(result, [head, accuracy_table(rows), details_table(figures)], notes)
+        return Report(result, [head, accuracy_table(rows), details_table(figures, data)], notes)
 
 
 def find_pairs(
@@ -110,6 +119,8 @@ def find_pairs(
     Raises:
         InputError: no set, one that was asked for is missing, or one that cannot be read.
     """
+    from evaluation.protocols.pair_sets import FIVE_SETS, read_pair_list
+
     if data_root is not None and pairs is None:
         return _sets_of_folder(data_root, names)
     if pairs is None or data_root is not None:
@@ -125,6 +136,9 @@ def find_pairs(
 
 
 def _sets_of_folder(data_root: Path, names: Sequence[str] | None) -> dict[str, FacePairs]:
+    from data.sources.pair_files import find_pair_sets, read_pair_set
+    from evaluation.protocols.pair_sets import FIVE_SETS, pairs_of_bin
+
     if not data_root.is_dir():
         raise InputError(f"--data_root {data_root}: no such folder. {HOW_TO_GET}")
     on_disk = {path.stem: path for path in find_pair_sets(data_root)}
@@ -135,13 +149,12 @@ def _sets_of_folder(data_root: Path, names: Sequence[str] | None) -> dict[str, F
         present_files = ", ".join(path.name for path in on_disk.values()) or "no .bin file"
         raise InputError(f"{data_root}: looked for {', '.join(missing)}; found {present_files}. {HOW_TO_GET}")
     faults = Faults()
-    found = {name: faults.of(partial(_read_set, on_disk[name])) for name in wanted}
+    read = {name: faults.of(partial(read_pair_set, on_disk[name])) for name in wanted}
+    found = {
+        name: faults.of(partial(pairs_of_bin, pairs)) for name, pairs in read.items() if pairs is not None
+    }
     faults.raise_if_any()
     return {name: pairs for name, pairs in found.items() if pairs is not None}
-
-
-def _read_set(path: Path) -> FacePairs:
-    return pairs_of_bin(read_pair_set(path))
 
 
 PROTOCOL = PairSets()

@@ -5,26 +5,19 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from evaluation.metrics.verification import few_scores_warnings
-from evaluation.protocols.youtube_faces import (
-    HOW_TO_GET,
-    VideoFigures,
-    VideoPairs,
-    evaluate_video_pairs,
-    frames_are_aligned,
-    read_video_pairs,
-    video_table,
-)
 from evaluation.reporting.published import Reference
-from photos.detection import find_detector
 from runtime.errors import InputError
 from validation.frame import Report, Run, Validation, heading, result_of_run
 
-Figures = dict[str, VideoFigures]
+if TYPE_CHECKING:
+    from evaluation.protocols.pair_sets import PairFigures
+    from evaluation.protocols.youtube_faces import VideoPairs
 
 
-class YouTubeFaces(Validation[VideoPairs, Figures]):
+class YouTubeFaces(Validation["VideoPairs", "dict[str, PairFigures]"]):
     """The command validation_hq/validate_ytf.py."""
 
     name, out = "YouTube Faces", "ytf"
@@ -44,6 +37,9 @@ class YouTubeFaces(Validation[VideoPairs, Figures]):
         )
 
     def read(self, args: argparse.Namespace) -> VideoPairs:
+        from evaluation.protocols.youtube_faces import HOW_TO_GET, frames_are_aligned, read_video_pairs
+        from photos.detection import find_detector
+
         if args.frames < 0:
             raise InputError(f"--frames {args.frames}: expected 0 or more.")
         if args.data_root is None:
@@ -57,14 +53,20 @@ class YouTubeFaces(Validation[VideoPairs, Figures]):
             return pairs
         return replace(pairs, frames=replace(pairs.frames, detector=find_detector(args.detector)))
 
-    def evaluate(self, run: Run, data: VideoPairs) -> Figures | None:
+    def evaluate(self, run: Run, data: VideoPairs) -> dict[str, PairFigures] | None:
+        from evaluation.protocols.youtube_faces import evaluate_video_pairs
+
         store = run.embed(data.frames, name=self.name, alignment=data.frames.alignment)
         if store is None:
             return None
         with run.seconds.of("aggregate and score"):
             return evaluate_video_pairs(data, store.features, store.norms, run.aggregators, run.loaded.device)
 
-    def report(self, run: Run, data: VideoPairs, figures: Figures, reference: Reference | None) -> Report:
+    def report(
+        self, run: Run, data: VideoPairs, figures: dict[str, PairFigures], reference: Reference | None
+    ) -> Report:
+        from evaluation.protocols.youtube_faces import video_table
+
         first = next(iter(figures))
         rules = {"sets": "all frames of a video", "distance": "squared Euclidean"}
         counts = {

@@ -7,26 +7,29 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data.sources.decoding import Image, decode_face, read_encoded
-from data.sources.face_loader import Faces
-from data.sources.image_files import is_image_file, is_leftover
-from data.sources.image_stamps import UNREADABLE, FileState, stamps_of, state_of_files
 from runtime.errors import InputError
 from runtime.input_files import check_inside
 
-_SHOWN = 10
+if TYPE_CHECKING:
+    from data.sources.decoding import Image
+    from data.sources.image_stamps import FileState
 
 
-class ListedFaces(Faces, Protocol):
-    """Faces whose features may be kept."""
+class ListedFaces(Protocol):
+    """Faces (`data.sources.face_loader.Faces`) whose features may be kept."""
+
+    def __len__(self) -> int: ...
+
+    def image(self, number: int) -> Image:
+        """(112, 112, 3) RGB."""
 
     def digest(self) -> str:
         """Tells one list of images from another."""
@@ -58,6 +61,8 @@ class FaceFiles:
 
     def image(self, number: int) -> Image:
         """(112, 112, 3) RGB."""
+        from data.sources.decoding import decode_face, read_encoded
+
         path = self.path(number)
         try:
             encoded = read_encoded(path)
@@ -71,6 +76,8 @@ class FaceFiles:
 
     def stamps(self) -> NDArray[np.uint64]:
         """(N,) `data.sources.image_stamps` of every file: another stamp is another image."""
+        from data.sources.image_stamps import UNREADABLE, stamps_of, state_of_files
+
         root = os.fsencode(self.root)
 
         def state(rows: NDArray[np.int64]) -> FileState:
@@ -92,12 +99,12 @@ def files_by_stem(folder: Path) -> dict[str, str]:
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder.")
+    from data.sources.image_files import is_leftover
+
     found: dict[str, str] = {}
-    for parent, folders, names in os.walk(folder, followlinks=True):
+    for parent, folders, _ in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not is_leftover(name))
-        for name in sorted(names):
-            if is_leftover(name) or not is_image_file(os.path.join(parent, name)):
-                continue
+        for name in sorted(image_names(parent)):
             stem = os.path.splitext(name)[0]
             relative = os.path.relpath(os.path.join(parent, name), folder)
             if stem in found:
@@ -108,7 +115,9 @@ def files_by_stem(folder: Path) -> dict[str, str]:
     return found
 
 
-def first_of(things: Sequence[object]) -> str:
-    """The first ten of a list, and how many more there are: for messages."""
-    more = f" and {len(things) - _SHOWN:,} more" if len(things) > _SHOWN else ""
-    return ", ".join(map(str, things[:_SHOWN])) + more
+def image_names(folder: Path | str) -> list[str]:
+    """Names of the images in a folder, in any order; OSError where it cannot be read."""
+    from data.sources.image_files import is_image_file, is_leftover
+
+    names = os.listdir(folder)
+    return [name for name in names if not is_leftover(name) and is_image_file(os.path.join(folder, name))]

@@ -21,10 +21,10 @@ from scipy.sparse.csgraph import connected_components
 from evaluation.protocols.text_tables import line_of_row, read_table
 from runtime.errors import InputError
 from runtime.input_files import check_inside
+from runtime.text import listed
 
 Integers = NDArray[np.integer[Any]]
 
-_SHOWN = 10
 # Look-ups of so many ids at a time stay in the processor's cache.
 _CHUNK = 1 << 17
 KNOWN_SIZES = {
@@ -177,7 +177,7 @@ def image_stamps(protocol: SetProtocol) -> NDArray[np.uint64]:
     if missing:
         raise InputError(
             f"{folder}: {len(missing):,} of {len(sizes):,} images are missing or empty: "
-            f"{', '.join(missing[:_SHOWN])}{', ...' if len(missing) > _SHOWN else ''}. Unpack them again."
+            f"{listed(missing, 10)}. Unpack them again."
         )
     # An odd factor keeps sizes apart whatever the times are.
     stamps: NDArray[np.uint64] = sizes * np.uint64(0x9E3779B97F4A7C15) ^ times

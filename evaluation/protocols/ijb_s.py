@@ -12,20 +12,23 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
-from data.sources.image_files import is_image_file, is_leftover
 from evaluation.metrics.identification import TpirAtFpir, cmc, tpir_at_fpir
 from evaluation.metrics.search import Search, search
-from evaluation.protocols.face_files import FaceFiles, first_of
-from evaluation.protocols.templates import FaceGroups, aggregate_templates
-from evaluation.reporting.report import closed_section, markdown_table, open_section
+from evaluation.protocols.face_files import FaceFiles, image_names
+from evaluation.reporting.report import closed_section, markdown_table, open_section, percent
 from runtime.errors import InputError
+from runtime.text import listed
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from evaluation.protocols.templates import FaceGroups
 
 RANKS = (1, 5, 10)
 FPIRS = (0.01, 0.1)
@@ -246,6 +249,8 @@ def _galleries(
 
 
 def _with_faces(data_root: Path, templates: _Templates, lists: Mapping[str, SearchLists]) -> IjbS:
+    from evaluation.protocols.templates import FaceGroups
+
     needed: dict[int, set[str]] = {}
     for subject, files in templates.numbers:
         needed.setdefault(subject, set()).update(files)
@@ -287,11 +292,8 @@ def _faces_of(folder: Path, needed: set[str]) -> dict[str, list[str]]:
         return {}
     found: dict[str, list[tuple[int, str, str]]] = {}
     unknown = []
-    for name in os.listdir(folder):
-        if is_leftover(name) or not is_image_file(os.path.join(folder, name)):
-            continue
-        stem = os.path.splitext(name)[0]
-        match = _ON_DISK.fullmatch(stem)
+    for name in image_names(folder):
+        match = _ON_DISK.fullmatch(os.path.splitext(name)[0])
         if match is None:
             unknown.append(name)
         elif (file := match[1] or match[3]) in needed:
@@ -299,7 +301,7 @@ def _faces_of(folder: Path, needed: set[str]) -> dict[str, list[str]]:
             found.setdefault(file, []).append((int(frame) if frame.isdecimal() else -1, frame, name))
     if unknown:
         raise InputError(
-            f"{folder}: {len(unknown):,} images have other names: {first_of(sorted(unknown))}. {LAYOUT}"
+            f"{folder}: {len(unknown):,} images have other names: {listed(sorted(unknown), 10)}. {LAYOUT}"
         )
     return {file: [name for *_, name in sorted(frames)] for file, frames in found.items()}
 
@@ -413,6 +415,8 @@ def evaluate_ijb_s(
     Raises:
         InputError: another number of features, or as `ijb_s_figures`.
     """
+    from evaluation.protocols.templates import aggregate_templates
+
     if features.ndim != 2 or not len(features) == len(norms) == len(data.faces):
         raise InputError(
             f"IJB-S: features {features.shape} and norms {norms.shape} of {len(data.faces):,} faces."
@@ -438,8 +442,7 @@ def ijb_s_table(rows: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
         head += [f"{title} rank 1", "rank 5", "TPIR@FPIR 0.01"]
     none = (np.nan, np.nan, np.nan)
     body = [
-        [model, *("-" if np.isnan(v) else f"{100 * v:.2f}" for name in names for v in row.get(name, none))]
-        for model, row in rows.items()
+        [model, *(percent(v) for name in names for v in row.get(name, none))] for model, row in rows.items()
     ]
     return markdown_table(head, body)
 

@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from data.sources.decoding import Image
 from data.sources.pair_files import NUM_FOLDS, PairSet, check_pairs
 from evaluation.metrics.verification import FoldAccuracy, TarAtFar, fold_accuracy, roc_curve, tar_at_far
-from evaluation.protocols.face_files import FaceFiles, ListedFaces, first_of
-from evaluation.reporting.report import markdown_table, percent, verification_section
+from evaluation.protocols.face_files import FaceFiles, ListedFaces
+from evaluation.reporting.report import Result, markdown_table, percent, verification_section
 from runtime.errors import InputError
 from runtime.input_files import check_inside
+from runtime.text import first_lines, listed
 
 # File name -> what tables call it, in the seed's order.
 FIVE_SETS = {
@@ -35,7 +36,6 @@ FIVE_SETS = {
 PUBLISHED_SIZES = {"lfw": 6000, "cfp_fp": 7000, "cplfw": 6000, "calfw": 6000, "agedb_30": 6000}
 FARS = (1e-3,)
 _LIST_SUFFIXES = (".jpg", ".png", ".jpeg", ".bmp", ".webp", ".ppm")
-_FAULTS_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -59,25 +59,19 @@ class FacePairs:
 
 @dataclass(frozen=True)
 class PairFigures:
-    """Figures of one pair set, fractions.
+    """Figures of one list of pairs, of faces or of videos; fractions.
 
-    `accuracy`: over the ten folds, its threshold a squared distance; `tar_at_far`: by `rate_key`, thresholds
-    are cosines; `auc`: area under the whole ROC.
+    `accuracy`: over the folds, its threshold a squared distance; `tar_at_far`: by `rate_key`, thresholds are
+    cosines; `auc`: area under the whole ROC.
     """
 
-    pairs: int
-    mated: int
-    images: int
     accuracy: FoldAccuracy
     tar_at_far: dict[str, TarAtFar]
     auc: float
 
-    def to_dict(self) -> dict[str, Any]:
-        """The set's part of result.json."""
+    def to_result(self) -> Result:
+        """'accuracy' and 'verification' of a result.json."""
         return {
-            "pairs": self.pairs,
-            "mated": self.mated,
-            "images": self.images,
             "accuracy": asdict(self.accuracy),
             "verification": verification_section(self.tar_at_far, self.auc),
         }
@@ -87,11 +81,7 @@ class PairFigures:
 
 
 def pair_figures(features: NDArray[np.floating[Any]], pairs: FacePairs) -> PairFigures:
-    """Arrays to figures: ten-fold accuracy and strict TAR@FAR of `pairs`.
-
-    Args:
-        features: (N, D) unit rows, one for each of the faces.
-        pairs: which rows are compared.
+    """`figures_of_pairs` of features (N, D), checked against the faces.
 
     Raises:
         InputError: another number of rows, a row that is not finite or of another length than 1.
@@ -99,20 +89,29 @@ def pair_figures(features: NDArray[np.floating[Any]], pairs: FacePairs) -> PairF
     if features.ndim != 2 or len(features) != len(pairs.faces):
         raise InputError(f"{pairs.name}: features {features.shape} of {len(pairs.faces)} images.")
     _check_unit_rows(features, pairs.name)
-    squared = np.empty(len(pairs))
-    for start in range(0, len(pairs), 1024):
+    return compared_rows(features, pairs.first, pairs.second, pairs.is_mated, pairs.folds, FARS)
+
+
+def compared_rows(
+    rows: NDArray[np.floating[Any]],
+    first: NDArray[np.int64],
+    second: NDArray[np.int64],
+    is_mated: NDArray[np.bool_],
+    folds: NDArray[np.int64],
+    fars: Sequence[float],
+) -> PairFigures:
+    """The figures of n pairs of unit rows (N, D); the other arrays are (n,)."""
+    squared = np.empty(len(is_mated))
+    for start in range(0, len(squared), 1024):
         part = slice(start, start + 1024)
-        difference = features[pairs.first[part]].astype(np.float64) - features[pairs.second[part]]
+        difference = rows[first[part]].astype(np.float64) - rows[second[part]]
         squared[part] = np.einsum("nd,nd->n", difference, difference)
     # |a - b|^2 = 2 - 2 cos: the same order, and so the same rates, as the cosine's.
     cosines = 1 - squared / 2
     return PairFigures(
-        pairs=len(pairs),
-        mated=int(pairs.is_mated.sum()),
-        images=len(pairs.faces),
-        accuracy=fold_accuracy(squared, pairs.is_mated, pairs.folds),
-        tar_at_far=tar_at_far(cosines, pairs.is_mated, FARS),
-        auc=roc_curve(cosines, pairs.is_mated).auc,
+        accuracy=fold_accuracy(squared, is_mated, folds),
+        tar_at_far=tar_at_far(cosines, is_mated, fars),
+        auc=roc_curve(cosines, is_mated).auc,
     )
 
 
@@ -135,48 +134,37 @@ def accuracy_table(rows: Mapping[str, Mapping[str, float]]) -> str:
     def cells(row: Mapping[str, float]) -> list[str]:
         single = [row[name] for name in names if name in row]
         mean = row.get("mean", float(np.mean(single)) if len(single) == len(names) else np.nan)
-        return [_per_cent(row.get(name, np.nan)) for name in names] + [_per_cent(mean)]
+        return [percent(row.get(name)) for name in names] + [percent(mean)]
 
     return markdown_table(head, [[model, *cells(row)] for model, row in rows.items()])
 
 
-def details_table(figures: Mapping[str, PairFigures]) -> str:
-    """Markdown: accuracy [95 % interval], standard error, threshold and TAR@FAR of each set; per cent."""
-    fars = list(next(iter(figures.values())).tar_at_far)
-    head = [
-        "pair set",
-        "pairs",
-        "accuracy",
-        "standard error",
-        "threshold (squared distance)",
-        *(f"TAR@FAR {far}" for far in fars),
-    ]
-    rows = [
-        [
-            FIVE_SETS.get(name, name),
-            f"{each.pairs:,}",
-            percent(each.accuracy.accuracy, each.accuracy.interval95),
-            _per_cent(each.accuracy.standard_error),
-            f"{each.accuracy.threshold:.3f}",
-            *(_per_cent(each.tar_at_far[far].strict) for far in fars),
-        ]
-        for name, each in figures.items()
-    ]
+def details_table(figures: Mapping[str, PairFigures], sets: Mapping[str, FacePairs]) -> str:
+    """Markdown: pairs, accuracy [95 % interval], standard error, threshold, TAR@FAR of each set; per cent."""
+    cells = {name: accuracy_cells(each) for name, each in figures.items()}
+    head = ["pair set", "pairs", *next(iter(cells.values()))]
+    rows = [[FIVE_SETS.get(name, name), f"{len(sets[name]):,}", *row.values()] for name, row in cells.items()]
     return markdown_table(head, rows)
 
 
-def size_notes(figures: Mapping[str, PairFigures]) -> list[str]:
+def accuracy_cells(figures: PairFigures) -> dict[str, str]:
+    """Cells of a table by the heads of their columns; rates in per cent, the accuracy with its interval."""
+    return {
+        "accuracy": percent(figures.accuracy.accuracy, figures.accuracy.interval95),
+        "standard error": percent(figures.accuracy.standard_error),
+        "threshold (squared distance)": f"{figures.accuracy.threshold:.3f}",
+        **{f"TAR@FAR {far}": percent(rate.strict) for far, rate in figures.tar_at_far.items()},
+    }
+
+
+def size_notes(sets: Mapping[str, FacePairs]) -> list[str]:
     """A sentence for each set that carries a published name but not the published number of pairs."""
     return [
-        f"{name}: {each.pairs:,} pairs, the published set has {PUBLISHED_SIZES[name]:,}: do not compare it "
+        f"{name}: {len(pairs):,} pairs, the published set has {PUBLISHED_SIZES[name]:,}: do not compare it "
         "with published figures."
-        for name, each in figures.items()
-        if PUBLISHED_SIZES.get(name, each.pairs) != each.pairs
+        for name, pairs in sets.items()
+        if PUBLISHED_SIZES.get(name, len(pairs)) != len(pairs)
     ]
-
-
-def _per_cent(fraction: float) -> str:
-    return "-" if np.isnan(fraction) else percent(fraction)
 
 
 def _check_unit_rows(features: NDArray[np.floating[Any]], name: str) -> None:
@@ -262,7 +250,7 @@ def read_pair_list(folder: Path, list_file: Path) -> FacePairs:
     if missing:
         raise InputError(
             f"{folder}: {len(missing):,} of {len(names):,} images of {list_file} are missing: "
-            f"{first_of(missing)}. Expected aligned faces in the layout of the list."
+            f"{listed(missing, 10)}. Expected aligned faces in the layout of the list."
         )
     number_of = {name: number for number, name in enumerate(names)}
     first, second = (np.array([number_of[pair[side]] for pair in files]) for side in (0, 1))
@@ -353,9 +341,7 @@ def _unexpected(list_file: Path, number: int, columns: Sequence[str], form: str)
 
 def _raise_faults(faults: Sequence[str]) -> None:
     if faults:
-        more = len(faults) - _FAULTS_SHOWN
-        shown = [*faults[:_FAULTS_SHOWN], *([f"... and {more:,} more such lines."] if more > 0 else [])]
-        raise InputError.from_faults(shown)
+        raise InputError.from_faults(first_lines(faults, 10, "... and {} more such lines."))
 
 
 def _find(folder: Path, name: str) -> str | None:

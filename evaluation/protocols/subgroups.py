@@ -162,10 +162,7 @@ def subgroup_table(results: Mapping[str, Result]) -> str | None:
     for title, groups in first.items():
         for number, (name, counts) in enumerate(groups.items()):
             rates = [result["strata"][title][name]["tar_at_far"] for result in results.values()]
-            cells = [
-                " / ".join(percent(found[key]["strict"]) if key in found else "-" for key in keys)
-                for found in rates
-            ]
+            cells = [" / ".join(percent(r.get(key, {}).get("strict")) for key in keys) for r in rates]
             pairs = [f"{counts['pairs']:,}", f"{counts['mated']:,}"]
             rows.append([title if number == 0 else "", name, *pairs, *cells])
     return markdown_table([f"TAR@FAR {' / '.join(keys)}, %", "", "pairs", "mated", *results], rows)

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from evaluation.metrics.identification import cmc
 from evaluation.metrics.search import search
-from evaluation.protocols.face_files import FaceFiles, files_by_stem, first_of
+from evaluation.protocols.face_files import FaceFiles, files_by_stem
 from evaluation.protocols.matlab_files import read_matlab
 from evaluation.reporting.report import closed_section
 from runtime.errors import InputError
+from runtime.text import listed
 
 RANKS = (1, 5, 20)
 GALLERY_LIST = "gallery_match_img_ID_pairs.mat"
@@ -119,21 +120,21 @@ def read_tinyface(data_root: Path, images: Path | None = None) -> TinyFace:
     gallery = _read_list(testing / GALLERY_LIST, "gallery_set", "gallery_ids", faults)
     probes = _read_list(testing / PROBE_LIST, "probe_set", "probe_ids", faults)
     on_disk = {part: _listing(folder / part, faults) for part in parts}
-    listed = {GALLERY: gallery.stems, DISTRACTORS: list(on_disk[DISTRACTORS]), PROBE: probes.stems}
+    stems = {GALLERY: gallery.stems, DISTRACTORS: list(on_disk[DISTRACTORS]), PROBE: probes.stems}
     names = [
         f"{part}/{file}"
         for part in parts
-        for file in _found(folder / part, on_disk[part], listed[part], faults)
+        for file in _found(folder / part, on_disk[part], stems[part], faults)
     ]
     absent = np.setdiff1d(probes.subjects, gallery.subjects).tolist()
     if absent and len(gallery.subjects):
         faults.append(
             f"{testing / PROBE_LIST}: {len(absent):,} subjects are not in {GALLERY_LIST}: "
-            f"{first_of(absent)}. Are both lists of one release?"
+            f"{listed(list(map(str, absent)), 10)}. Are both lists of one release?"
         )
     if faults:
         raise InputError.from_faults(faults)
-    sizes = {part: len(stems) for part, stems in listed.items()}
+    sizes = {part: len(listing) for part, listing in stems.items()}
     notes = (*_size_notes(sizes), *_name_notes({GALLERY_LIST: gallery, PROBE_LIST: probes}))
     return TinyFace(FaceFiles.of(folder, names), gallery.subjects, probes.subjects, sizes[DISTRACTORS], notes)
 
@@ -173,7 +174,7 @@ def _read_list(path: Path, names_field: str, ids_field: str, faults: list[str]) 
         faults.append(f"{path}: '{ids_field}' is no array of whole numbers from 0 on.")
     if isinstance(names, list) and len(set(names)) < len(names):
         twice = [name for name, times in Counter(names).items() if times > 1]
-        faults.append(f"{path}: {len(twice):,} names occur more than once: {first_of(twice)}.")
+        faults.append(f"{path}: {len(twice):,} names occur more than once: {listed(twice, 10)}.")
     if len(names) != len(ids) or not len(names):
         faults.append(f"{path}: {len(names):,} names and {len(ids):,} ids, expected one of each an image.")
     if isinstance(ids, list) or not isinstance(names, list) or len(faults) > found:
@@ -196,7 +197,7 @@ def _found(folder: Path, on_disk: Mapping[str, str], stems: Sequence[str], fault
     missing = [stem for stem in stems if stem not in on_disk]
     if missing and on_disk:
         faults.append(
-            f"{folder}: {len(missing):,} of {len(stems):,} listed images are missing: {first_of(missing)}. "
+            f"{folder}: {len(missing):,} of {len(stems):,} listed images are missing: {listed(missing, 10)}. "
             "Aligned copies need every listed image: keep the plain crop where alignment failed."
         )
     return [on_disk[stem] for stem in stems if stem in on_disk]
@@ -214,15 +215,15 @@ def _size_notes(sizes: Mapping[str, int]) -> list[str]:
 def _name_notes(lists: Mapping[str, _List]) -> list[str]:
     """File names start with the subject, and some public codes go by that: say where it is not so."""
     notes = []
-    for name, listed in lists.items():
+    for name, entries in lists.items():
         others = [
             stem
-            for stem, subject in zip(listed.stems, listed.subjects.tolist(), strict=True)
+            for stem, subject in zip(entries.stems, entries.subjects.tolist(), strict=True)
             if (prefix := stem.partition("_")[0]).isdecimal() and int(prefix) != subject
         ]
         if others:
             notes.append(
                 f"{name}: {len(others):,} images are named after another subject than the list gives them "
-                f"({first_of(others)}); codes that go by the names get other figures."
+                f"({listed(others, 10)}); codes that go by the names get other figures."
             )
     return notes

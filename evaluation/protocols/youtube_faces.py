@@ -7,9 +7,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,15 @@ from numpy.typing import NDArray
 from torch import nn
 
 from data.sources.decoding import Image
-from data.sources.image_files import is_image_file, is_leftover
-from evaluation.metrics.verification import FoldAccuracy, TarAtFar, fold_accuracy, roc_curve, tar_at_far
-from evaluation.protocols.face_files import FaceFiles, first_of
+from evaluation.protocols.face_files import FaceFiles, image_names
+from evaluation.protocols.pair_sets import PairFigures, accuracy_cells, compared_rows
 from evaluation.protocols.templates import FaceGroups, aggregate_templates, group_faces
-from evaluation.reporting.report import Result, markdown_table, percent, verification_section
+from evaluation.reporting.report import markdown_table, percent
 from photos.alignment import AS_STORED
 from photos.video_frames import FRAME_ALIGNMENT, aligned_frame, is_aligned
 from runtime.errors import InputError
 from runtime.input_files import check_inside, sha256_of
+from runtime.text import first_lines, listed
 
 FARS = (1e-2, 1e-3)
 PUBLISHED_PAIRS, PUBLISHED_FOLDS = 5000, 10
@@ -36,7 +35,6 @@ HOW_TO_GET = (
     "YouTube Faces is available from Tel Aviv University (cs.tau.ac.il/~wolf/ytfaces): the folder "
     "aligned_images_DB, and splits.txt beside it."
 )
-_FAULTS_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -99,22 +97,6 @@ class VideoPairs:
         return group_faces(self.video_of_frame, np.zeros_like(self.video_of_frame), len(self.videos))
 
 
-@dataclass(frozen=True)
-class VideoFigures:
-    """Figures of one aggregator; `accuracy`'s threshold is a squared distance, those of the rates cosines."""
-
-    accuracy: FoldAccuracy
-    tar_at_far: dict[str, TarAtFar]
-    auc: float
-
-    def to_result(self) -> Result:
-        """'accuracy' and 'verification' of a result.json."""
-        return {
-            "accuracy": asdict(self.accuracy),
-            "verification": verification_section(self.tar_at_far, self.auc),
-        }
-
-
 # ------------------------------------------------------------------------------------------- figures
 
 
@@ -124,7 +106,7 @@ def evaluate_video_pairs(
     norms: NDArray[np.floating[Any]],
     aggregators: Mapping[str, nn.Module],
     device: torch.device | str = "cpu",
-) -> dict[str, VideoFigures]:
+) -> dict[str, PairFigures]:
     """Features of all frames -> figures by aggregator.
 
     Args:
@@ -142,34 +124,15 @@ def evaluate_video_pairs(
     found, groups = {}, pairs.groups
     for name, aggregator in aggregators.items():
         embedding = aggregate_templates(aggregator, features, norms, groups, device).embedding
-        difference = embedding[pairs.first].astype(np.float64) - embedding[pairs.second]
-        squared = np.einsum("nd,nd->n", difference, difference)
-        cosines = 1 - squared / 2
-        found[name] = VideoFigures(
-            fold_accuracy(squared, pairs.is_mated, pairs.folds),
-            tar_at_far(cosines, pairs.is_mated, FARS),
-            roc_curve(cosines, pairs.is_mated).auc,
-        )
+        found[name] = compared_rows(embedding, pairs.first, pairs.second, pairs.is_mated, pairs.folds, FARS)
     return found
 
 
-def video_table(figures: Mapping[str, VideoFigures]) -> str:
+def video_table(figures: Mapping[str, PairFigures]) -> str:
     """Markdown: a row an aggregator; rates in per cent, accuracy with its 95 % interval."""
-    fars = list(next(iter(figures.values())).tar_at_far)
-    head = ["aggregator", "accuracy", "standard error", "threshold (squared distance)"]
-    head += [*(f"TAR@FAR {far}" for far in fars), "AUC"]
-    rows = [
-        [
-            name,
-            percent(each.accuracy.accuracy, each.accuracy.interval95),
-            percent(each.accuracy.standard_error),
-            f"{each.accuracy.threshold:.3f}",
-            *(percent(each.tar_at_far[far].strict) for far in fars),
-            percent(each.auc),
-        ]
-        for name, each in figures.items()
-    ]
-    return markdown_table(head, rows)
+    cells = {name: accuracy_cells(each) | {"AUC": percent(each.auc)} for name, each in figures.items()}
+    head = ["aggregator", *next(iter(cells.values()))]
+    return markdown_table(head, [[name, *row.values()] for name, row in cells.items()])
 
 
 # ------------------------------------------------------------------------------------------- reading
@@ -200,7 +163,7 @@ def read_video_pairs(data_root: Path, splits: Path | None, most_frames: int) -> 
     if missing := [video for video, names in frames.items() if not names]:
         raise InputError(
             f"{folder}: {len(missing):,} of {len(videos):,} videos of {path.name} have no frames there: "
-            f"{first_of(missing)}. Expected {folder}/<NAME>/<VIDEO>/<frame>.jpg."
+            f"{listed(missing, 10)}. Expected {folder}/<NAME>/<VIDEO>/<frame>.jpg."
         )
     number = {video: place for place, video in enumerate(videos)}
     kept = {video: _evenly(names, most_frames) for video, names in frames.items()}
@@ -254,12 +217,7 @@ def _read_splits(path: Path) -> list[tuple[int, str, str, bool]]:
             continue
         found.append((int(cells[0]), cells[2], cells[3], cells[-1] == "1"))
     if faults:
-        more = (
-            [f"... and {len(faults) - _FAULTS_SHOWN:,} more such lines."]
-            if len(faults) > _FAULTS_SHOWN
-            else []
-        )
-        raise InputError.from_faults([*faults[:_FAULTS_SHOWN], *more])
+        raise InputError.from_faults(first_lines(faults, 10, "... and {} more such lines."))
     kinds = {mated for *_, mated in found}
     if len({fold for fold, *_ in found}) < 2 or len(kinds) < 2:
         raise InputError(
@@ -280,11 +238,9 @@ def _is_pair(cells: Sequence[str]) -> bool:
 def _frames_of(folder: Path) -> list[str]:
     """Names of a video's frames by their numbers: 'aligned_detect_0.9.jpg' before '...0.10.jpg'."""
     try:
-        names = os.listdir(folder)
+        return sorted(image_names(folder), key=_numbers)
     except OSError:
         return []
-    frames = (n for n in names if not is_leftover(n) and is_image_file(os.path.join(folder, n)))
-    return sorted(frames, key=_numbers)
 
 
 def _numbers(name: str) -> tuple[list[int], str]:

@@ -6,14 +6,13 @@ FaceCoresetNet publishes none per weight file.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from evaluation.reporting.report import markdown_table, percent, read_result
-from runtime.errors import InputError
+from runtime.errors import InputError, valid_names
 
 # Protocol switches as the papers set them; the names of `protocol.rules` in result.json.
 PAPER_RULES: dict[str, dict[str, str]] = {
@@ -128,11 +127,7 @@ def find_reference(wanted: str, protocol: str) -> Reference:
         return Reference(wanted, figures_of(result), settings_of(result))
     rows = {_name(*key): key for key in _ADAFACE}
     if wanted not in rows:
-        near = difflib.get_close_matches(wanted, rows, n=1, cutoff=0.4)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise InputError(
-            f"{wanted!r} is neither a file nor a published row.{hint} There are: {', '.join(rows)}."
-        )
+        raise InputError(f"{wanted!r} is neither a file nor a published row. {valid_names(wanted, rows)}")
     backbone, data = rows[wanted]
     ijb_b, ijb_c, pair_sets = _ADAFACE[rows[wanted]]
     published: Mapping[str, float | None] = {

@@ -5,6 +5,7 @@ Rates are fractions everywhere but in tables, which say per cent. Plots are in `
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -221,8 +222,13 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(head), f"|{rule}|", *map(line, rows)])
 
 
-def percent(rate: float, interval: Sequence[float] | None = None) -> str:
-    """A fraction in per cent with two decimals, and its interval: '92.42 [91.92, 92.82]'."""
+def percent(rate: float | None, interval: Sequence[float] | None = None) -> str:
+    """A fraction in per cent with two decimals, and its interval: '92.42 [91.92, 92.82]'; '-' for no rate.
+
+    No rate is None or NaN.
+    """
+    if rate is None or math.isnan(rate):
+        return "-"
     if interval is None:
         return f"{100 * rate:.2f}"
     return f"{100 * rate:.2f} [{100 * interval[0]:.2f}, {100 * interval[1]:.2f}]"
@@ -235,12 +241,10 @@ def verification_table(results: Mapping[str, Result]) -> str:
     for name, result in results.items():
         rates = result["verification"]["tar_at_far"]
         for rule in ("strict", "nearest"):
-            cells = [
-                percent(rates[key][rule], rates[key]["interval95"] if rule == "strict" else None)
-                if key in rates
-                else "-"
-                for key in keys
-            ]
+            cells = []
+            for key in keys:
+                rate = rates.get(key, {})
+                cells.append(percent(rate.get(rule), rate.get("interval95") if rule == "strict" else None))
             auc = percent(result["verification"]["auc"]) if rule == "strict" else ""
             rows.append([name if rule == "strict" else "", rule, *cells, auc])
     return markdown_table(["TAR@FAR, %", "rule", *keys, "AUC"], rows)
@@ -259,15 +263,15 @@ def identification_table(results: Mapping[str, Result]) -> str:
         mine = [(name, gallery) for gallery in section["closed"]]
         for place in mine:
             intervals = closed[place].get("interval95") or {}
-            cells = [_cell(closed[place]["cmc"].get(rank), intervals.get(rank)) for rank in ranks]
+            cells = [percent(closed[place]["cmc"].get(rank), intervals.get(rank)) for rank in ranks]
             for fpir in fpirs:
                 rate = opened[place].get(fpir, {})
-                cells.append(_cell(rate.get("tpir"), rate.get("interval95")))
+                cells.append(percent(rate.get("tpir"), rate.get("interval95")))
             rows.append([name if place == mine[0] else "", place[1], *cells])
         if len(mine) > 1:
             means = [_mean([closed[place]["cmc"].get(rank) for place in mine]) for rank in ranks]
             means += [_mean([opened[place].get(fpir, {}).get("tpir") for place in mine]) for fpir in fpirs]
-            rows.append(["", "mean", *map(_cell, means)])
+            rows.append(["", "mean", *map(percent, means)])
     head = ["1:N, %", "gallery", *(f"rank {rank}" for rank in ranks), *(f"TPIR@FPIR {f}" for f in fpirs)]
     return markdown_table(head, rows)
 
@@ -279,10 +283,6 @@ def protocol_text(result: Result) -> str:
     counts = ", ".join(f"{value:,} {name}" for name, value in result["data"].items())
     versions = ", ".join(f"{name} {value}" for name, value in result["versions"].items())
     return "\n".join([*lines, f"- data: {counts}", f"- versions: {versions}"])
-
-
-def _cell(rate: float | None, interval: Sequence[float] | None = None) -> str:
-    return "-" if rate is None else percent(rate, interval)
 
 
 def _mean(rates: Sequence[float | None]) -> float | None:
