@@ -84,7 +84,9 @@ def test_names_of_a_foreign_gallery_are_escaped(
     export_gallery(path, sent)
     values = members_of(read_gallery(sent))
     write_npz(sent, values | {"names": np.array(["a\n\x1b[2J\rb"]), "fingerprint": np.array("f\n\x1b")})
-    assert inference.main(["list", "--gallery", str(sent)]) == 0
+    imported = str(tmp_path / "imported.db")
+    assert inference.main(["import", "--gallery", imported, str(sent)]) == 0
+    assert inference.main(["list", "--gallery", imported]) == 0
     said = capsys.readouterr().out
     assert_harmless(said)
     assert "a\\n\\x1b[2J\\rb" in said
