@@ -136,7 +136,7 @@ def _temporary(path: Path, suffix: str, *, is_folder: bool) -> Iterator[Path]:
             if lock is not None:
                 os.close(lock)
             temporary = _made(path.parent, prefix, suffix, is_folder=is_folder)
-            lock = _locked(temporary, wait=True)
+            lock = locked(temporary, wait=True)
         yield temporary
         _sync_folder(path.parent)
     except Exception as fault:
@@ -160,7 +160,7 @@ def _made(folder: Path, prefix: str, suffix: str, *, is_folder: bool) -> Path:
 
 def _remove_leftovers(folder: Path, made_here: re.Pattern[str]) -> None:
     for name in os.listdir(folder):
-        if made_here.fullmatch(name) and (lock := _locked(folder / name, wait=False)) is not None:
+        if made_here.fullmatch(name) and (lock := locked(folder / name, wait=False)) is not None:
             _remove(folder / name)
             os.close(lock)
 
@@ -172,7 +172,7 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _locked(path: Path, *, wait: bool) -> int | None:
+def locked(path: Path, *, wait: bool) -> int | None:
     """A descriptor that holds the lock of a file or folder; None if it is taken or locks are unsupported."""
     if sys.platform == "win32":
         return None

@@ -86,13 +86,9 @@ class Decisions:
 def decide(
     calibration: Calibration, scores: Doubles, first_sizes: NDArray[np.int64], second_sizes: NDArray[np.int64]
 ) -> Decisions:
-    """Decide on pairs.
+    """Decide on pairs by their scores, of any shape, from `Calibration.compared`.
 
-    Args:
-        calibration: from `read_calibration`.
-        scores: any shape, from `Calibration.compared`.
-        first_sizes: numbers of faces of the first set of each pair, broadcast to the scores.
-        second_sizes: of the second.
+    The sizes are the numbers of faces of the first and second set of each pair, broadcast to the scores.
     """
     cells = np.broadcast_to(cells_of(first_sizes, second_sizes), scores.shape)
     shape = scores.shape

@@ -109,7 +109,7 @@ def find_labelled(root: Path, flag: str, min_subjects: int = MIN_SUBJECTS) -> li
                     "under two names. Keep one of them."
                 )
             source = SetSource(folder.relative_to(root).as_posix(), folder, with_subfolders=is_set)
-            if _has_files(source):
+            if any(each.is_file() for each in source.files()):
                 found.append(LabelledSource(escaped(subject.name), source, is_set))
     there = {each.subject for each in found}
     if bare := [escaped(each.name) for each in subjects if escaped(each.name) not in there]:
@@ -137,16 +137,15 @@ def aggregate_labelled(
         InputError: no usable face in any folder, or all photos of a subject are also those of another.
     """
     described, empty = aggregate_sets(model, [each.source for each in sources], options)
-    of_name = {each.source.name: each for each in sources}
-    rejected = rejection_text(described, empty, all_in="left_out of the calibration file")
-    rejected += face_choice_text(described) + mixed_text(
-        model, described, [of_name[each.name].subject for each in described]
-    )
     if not described:
         raise InputError(
             f"nothing was written, as no file of the folders is usable: {rejection_reasons(empty)}"
         )
-    kept, notes = without_copies(described, [of_name[each.name].subject for each in described])
+    of_name = {each.source.name: each for each in sources}
+    owners = [of_name[each.name].subject for each in described]
+    rejected = rejection_text(described, empty, all_in="left_out of the calibration file")
+    rejected += face_choice_text(described) + mixed_text(model, described, owners)
+    kept, notes = without_copies(described, owners)
     names, sizes, descriptors, subjects = [], [], [], []
     for each, rows_kept in zip(described, kept, strict=True):
         labelled = of_name[each.name]
@@ -161,10 +160,15 @@ def aggregate_labelled(
         for number, rows in enumerate(parts):
             names.append(each.name if labelled.is_set else f"{each.name} (set {number + 1})")
             sizes.append(len(rows))
-            descriptors.append(_descriptor(model, each, rows, media))
+            descriptors.append(
+                each.embedding
+                if len(rows) == len(media)
+                else aggregate_features(model, each.features[rows], each.norms[rows], media[rows]).embedding
+            )
             subjects.append(labelled.subject)
     subject_names, numbers = np.unique(subjects, return_inverse=True)
     everything: list[AggregatedSet | EmptySet] = [*empty, *described]
+    everyone = {each.subject for each in sources}
     return LabelledSets(
         subject_names=subject_names.tolist(),
         subjects=numbers.astype(np.int64),
@@ -172,7 +176,7 @@ def aggregate_labelled(
         sizes=np.array(sizes, np.int64),
         descriptors=np.stack(descriptors),
         notes=notes,
-        failures=_failures(sources, {each.name for each in empty}),
+        failures=EnrolmentFailures(len(sources), len(empty), len(everyone), len(everyone - set(owners))),
         rejected=rejected,
         left_out=tuple(
             (f"{each.name}/{one.name}", one.reason) for each in everything for one in each.rejected
@@ -220,26 +224,14 @@ def _joined(subject: str, sets: Sequence[AggregatedSet]) -> AggregatedSet:
     )
 
 
-def _failures(sources: Sequence[LabelledSource], empty: set[str]) -> EnrolmentFailures:
-    enrolled = {each.subject for each in sources if each.source.name not in empty}
-    subjects = {each.subject for each in sources}
-    return EnrolmentFailures(len(sources), len(empty), len(subjects), len(subjects - enrolled))
-
-
 def without_copies(
     described: Sequence[AggregatedSet], subjects: Sequence[str]
 ) -> tuple[list[NDArray[np.int64]], list[str]]:
     """Rows of each set's faces without copies of photos and videos, and sentences on the copies.
 
-    Args:
-        described: sets.
-        subjects: the subject of each.
-
-    Raises:
-        InputError: as `find_copies`.
+    `subjects`: the subject of each set. Raises InputError as `find_copies`.
     """
-    everyone = sorted(set(subjects))
-    number = {name: place for place, name in enumerate(everyone)}
+    everyone, numbers = np.unique(subjects, return_inverse=True)
     owners: list[int] = []
     rows: list[NDArray[np.int64]] = []
     sketches: list[NDArray[np.float32]] = []
@@ -254,17 +246,12 @@ def without_copies(
             owners.append(place)
             rows.append(own)
             names.append(f"{each.name}/{faces[0].name}")
-    copies = find_copies(
-        sketches, np.array([number[subjects[owner]] for owner in owners], np.int64), everyone
-    )
-    gone = copies.left_out
-    kept: list[list[NDArray[np.int64]]] = [[] for _ in described]
+    copies = find_copies(sketches, numbers[owners].astype(np.int64), everyone.tolist())
+    kept = [[np.zeros(0, np.int64)] for _ in described]
     for medium, owner in enumerate(owners):
-        if medium not in gone:
+        if medium not in copies.left_out:
             kept[owner].append(rows[medium])
-    return [
-        np.sort(np.concatenate(parts)) if parts else np.zeros(0, np.int64) for parts in kept
-    ], copies_text("photos", copies, names)
+    return [np.sort(np.concatenate(parts)) for parts in kept], copies_text("photos", copies, names)
 
 
 def split_photos(media: NDArray[np.int64], rng: np.random.Generator) -> list[NDArray[np.int64]]:
@@ -292,15 +279,3 @@ def split_photos(media: NDArray[np.int64], rng: np.random.Generator) -> list[NDA
         parts.append(np.flatnonzero(np.isin(media, numbers[at : min(taken, end)])))
         at = min(taken, end)
     return parts
-
-
-def _descriptor(
-    model: FaceModel, each: AggregatedSet, rows: NDArray[np.int64], media: NDArray[np.int64]
-) -> NDArray[np.float32]:
-    if len(rows) == len(media):
-        return each.embedding
-    return aggregate_features(model, each.features[rows], each.norms[rows], media[rows]).embedding
-
-
-def _has_files(source: SetSource) -> bool:
-    return any(each.is_file() for each in source.files())

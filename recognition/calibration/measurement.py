@@ -61,12 +61,7 @@ class Measurement:
     seed: int
 
     def content(self, fingerprint: str, reading: Mapping[str, str]) -> dict[str, Any]:
-        """The content of a calibration file.
-
-        Args:
-            fingerprint: of the model.
-            reading: how faces were read, from `recognition.preprocessing`.
-        """
+        """The content of a calibration file; `reading`: from `recognition.preprocessing`."""
         labelled = self.labelled
         content: dict[str, Any] = {
             "schema": SCHEMA,
@@ -82,7 +77,14 @@ class Measurement:
             "failures_to_enrol": _failures_content(labelled.failures, self.everything),
             **_group_content(self.everything),
             "by_size": {
-                name: _group_content(group) | {"one_threshold": _cost_content(name, self.costs)}
+                name: _group_content(group)
+                | {
+                    # Error rates of pairs of these sizes with one threshold for all sizes.
+                    "one_threshold": {
+                        key: dict(zip(("fmr", "fnmr"), cost.cells[name], strict=True))
+                        for key, cost in self.costs.items()
+                    }
+                }
                 for name, group in self.cells.items()
             },
             "left_out": [{"name": name, "reason": reason} for name, reason in labelled.left_out],
@@ -110,14 +112,7 @@ def measure(
 ) -> Measurement:
     """Measure thresholds for `RATES` on all pairs of labelled sets.
 
-    Args:
-        labelled: from `recognition.calibration.labelled_sets`.
-        normalisation: of the scores, from `cohort_normalisation`.
-        replicates: draws of subjects for the intervals.
-        seed: of the draws.
-
-    Raises:
-        InputError: too few subjects.
+    `replicates`: draws of subjects for the intervals. Raises InputError for too few subjects.
     """
     embeddings = labelled.descriptors
     plain = all_pairs(InnerProducts(embeddings, embeddings, clip=True), labelled.subjects, labelled.sizes)
@@ -144,16 +139,10 @@ def measure(
 
 
 def cohort_normalisation(cohort: LabelledSets, method: str = DEFAULT_METHOD) -> ScoreNormalisation:
-    """Score normalisation with the largest set of each subject of a cohort.
-
-    Raises:
-        InputError: too few subjects.
-    """
-    rows = [
-        max(np.flatnonzero(cohort.subjects == subject), key=lambda row: int(cohort.sizes[row]))
-        for subject in range(len(cohort.subject_names))
-    ]
-    return ScoreNormalisation.with_cohort(method, cohort.descriptors[rows])
+    """Score normalisation with the largest set of each subject; raises InputError for too few subjects."""
+    largest = np.lexsort((-cohort.sizes, cohort.subjects))
+    _, rows = np.unique(cohort.subjects[largest], return_index=True)
+    return ScoreNormalisation.with_cohort(method, cohort.descriptors[largest[rows]])
 
 
 def _closest(labelled: LabelledSets, pairs: SetPairs) -> list[tuple[tuple[str, str], float]]:
@@ -212,8 +201,3 @@ def _failures_content(failures: EnrolmentFailures, everything: GroupFigures) -> 
             for key, each in everything.rates.items()
         },
     }
-
-
-def _cost_content(name: str, costs: Mapping[str, OneThreshold]) -> dict[str, Any]:
-    """Error rates of pairs of these sizes with one threshold for all sizes, by rate."""
-    return {key: dict(zip(("fmr", "fnmr"), cost.cells[name], strict=True)) for key, cost in costs.items()}

@@ -26,12 +26,9 @@ from data.sources.subject_names import normal
 from recognition.gallery.contents import Floats, Gallery, GalleryInfo, normal_names
 from runtime.errors import InputError
 from runtime.escaping import escaped
-from runtime.files import atomic_path, private_folder
+from runtime.files import atomic_path, locked, private_folder
 from runtime.input_files import check_regular
 from runtime.json_files import check_type, parse_json
-
-if sys.platform != "win32":
-    import fcntl
 
 SUFFIX = ".db"
 # SQLite's application_id of our galleries, and the form of the tables below.
@@ -319,7 +316,8 @@ def create(path: Path) -> None:
     if path.suffix != SUFFIX:
         raise InputError(f"{path}: the name of a gallery ends in {SUFFIX}. Choose such a name.")
     private_folder(path.parent)
-    with creation_lock(path.parent):
+    lock = locked(path.parent, wait=True)
+    try:
         if path.exists():
             return
         # Left by a killed process whose gallery was removed: SQLite would replay it into the new one.
@@ -327,6 +325,9 @@ def create(path: Path) -> None:
             path.with_name(path.name + suffix).unlink(missing_ok=True)
         with atomic_path(path) as temporary:
             _write_empty(temporary)
+    finally:
+        if lock is not None:
+            os.close(lock)
 
 
 def _write_empty(path: Path) -> None:
@@ -346,21 +347,6 @@ def _write_empty(path: Path) -> None:
     with path.open("r+b") as stream:
         stream.seek(18)
         stream.write(b"\2\2")
-
-
-@contextmanager
-def creation_lock(folder: Path) -> Iterator[None]:
-    """In this block no other process makes a gallery in the folder; where there are no locks, one may."""
-    if sys.platform == "win32":
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _size_of_log(path: Path) -> int:

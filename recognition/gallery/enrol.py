@@ -34,7 +34,7 @@ def enroll_sets(
         path: of the gallery, which is created if needed.
         model: that described the sets.
         sets: one or more.
-        reading: how their faces were read, from `recognition.preprocessing.preprocessing_of`.
+        reading: from `recognition.preprocessing.preprocessing_of`.
         limits: of the checks.
         replace: whether subjects of the same names are replaced.
         force: whether sets that may show more than one person are enrolled too.

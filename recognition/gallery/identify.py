@@ -89,14 +89,7 @@ def identify(
     """Search sets in a gallery.
 
     Warns where the backbone was never measured and the enrolled subjects are more alike than they should be.
-
-    Args:
-        model: that described the sets.
-        sets: P probes, one or more.
-        gallery: with one subject or more.
-        top: matches of each set.
-        threshold: from `recognition.gallery.open_set`.
-        calibration: of the same model.
+    `sets` and `gallery` hold one or more, and `model` described both; `calibration` is of the same model.
     """
     if why := model.spec.unmeasured_warning(gallery.descriptors, np.arange(len(gallery))):
         warnings.warn(f"gallery: {why}, and enroll anew.", InputWarning, stacklevel=2)

@@ -63,11 +63,6 @@ def enroll(path: Path, subjects: Gallery, *, replace: bool = False) -> int:
 
     Other writers are waited for. A process that is killed leaves the gallery as it was or as it is after.
 
-    Args:
-        path: of the gallery.
-        subjects: to add.
-        replace: whether subjects of the same names are replaced.
-
     Raises:
         InputError: names that are enrolled already (without `replace`), another model, another way of reading
             faces, descriptors of another size, or as `open_gallery`; the gallery is as it was.

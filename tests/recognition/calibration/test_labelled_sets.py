@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evaluation.metrics.calibration import MIN_SUBJECTS
 from evaluation.metrics.enrolment_failures import EnrolmentFailures
 from evaluation.metrics.set_pairs import groups_of
 from recognition.calibration.labelled_sets import aggregate_labelled, find_labelled, mixed_text, split_photos
@@ -156,3 +157,12 @@ def test_folders_without_photos_are_named(face_folder: Folder) -> None:
     (root / "bare" / "inner").mkdir(parents=True)
     with pytest.warns(InputWarning, match="bare"):
         assert len(find_labelled(root, "--images_root")) == 10
+
+
+def test_folders_without_a_usable_photo_are_refused(bare_model: FaceModel, tmp_path: Path) -> None:
+    for number in range(MIN_SUBJECTS):
+        (tmp_path / f"s{number}").mkdir()
+        (tmp_path / f"s{number}" / "a.png").write_bytes(b"broken")
+    sources = find_labelled(tmp_path, "--images_root")
+    with pytest.raises(InputError, match="no file"):
+        aggregate_labelled(bare_model, sources, PhotoOptions(aligned=True))
