@@ -315,10 +315,19 @@ def read_feature_bank(path: Path) -> FeatureBank:
     one photo or video.
 
     Raises:
-        InputError: neither of them, or it cannot be used.
+        InputError: neither of them, or it is incomplete, damaged or cannot be used.
     """
     if path.is_dir() and (path / MANIFEST).is_file():
-        return read_view_store(path)
+        store = open_store(path, None)
+        try:
+            subjects, plan = view_subjects(store)
+        except InputError as fault:
+            raise InputError(
+                f"{fault} Its features are not views to train on; make them with main.py --cache_features."
+            ) from None
+        labels = np.asarray(store.columns[LABEL][:: len(plan)], np.int64)
+        starts = np.arange(len(labels), dtype=np.int64) * len(plan)
+        return bank_of_views(store, subjects, labels, plan, starts, store.identity)
     if path.suffix == ".npz" and path.is_file():
         needed = ("features", "norms", "labels")
         stored, _ = read_npz(path, "an npz of features", needed=needed, if_there=("media",))
@@ -328,24 +337,6 @@ def read_feature_bank(path: Path) -> FeatureBank:
         f"{path}: holds no features to train on. Expected a folder written by main.py --cache_features, or "
         "an npz with 'features', 'norms', 'labels' and, if known, 'media'."
     )
-
-
-def read_view_store(folder: Path) -> FeatureBank:
-    """Open and verify a store of views with its subjects.
-
-    Raises:
-        InputError: it is incomplete or damaged, or not a store of views.
-    """
-    store = open_store(folder, None)
-    try:
-        subjects, plan = view_subjects(store)
-    except InputError as fault:
-        raise InputError(
-            f"{fault} Its features are not views to train on; make them with main.py --cache_features."
-        ) from None
-    labels = np.asarray(store.columns[LABEL][:: len(plan)], np.int64)
-    starts = np.arange(len(labels), dtype=np.int64) * len(plan)
-    return bank_of_views(store, subjects, labels, plan, starts, store.identity)
 
 
 class _Faces(TypedDict):

@@ -43,7 +43,6 @@ from features.store import (
     MANIFEST,
     STAMP,
     FeatureStore,
-    WrittenRows,
     is_complete,
     open_store,
     stored_identity,
@@ -57,6 +56,7 @@ from runtime.files import atomic_write
 
 # Parts of an identity in which a usable store may differ.
 _IMAGES, _VIEWS = "faces", "views"
+_WrittenRows = tuple[FeatureStore, NDArray[np.bool_]]
 
 
 @dataclass(frozen=True)
@@ -265,32 +265,32 @@ class _KnownViews:
         of, place = of_image[images], first_row[images] + view
         if (of < 0).any():
             return None
-        size, kind = stores[0].store.features.shape[1], stores[0].store.features.dtype
-        features, norms = np.empty((len(rows), size), kind), np.empty(len(rows), np.float32)
+        like = stores[0][0].features
+        features, norms = np.empty((len(rows), like.shape[1]), like.dtype), np.empty(len(rows), np.float32)
         for number in np.unique(of).tolist():
-            there, here = stores[number], of == number
-            if not there.valid[place[here]].all():
+            (store, valid), here = stores[number], of == number
+            if not valid[place[here]].all():
                 return None
-            features[here], norms[here] = there.store.features[place[here]], there.store.norms[place[here]]
+            features[here], norms[here] = store.features[place[here]], store.norms[place[here]]
         return {"features": features, "norms": norms}
 
     # Lazy: only one process reads the stores.
     @cached_property
-    def _found(self) -> tuple[list[WrittenRows], NDArray[np.int64], NDArray[np.int64]]:
-        """Stores; index of the store of each image (I,), -1 for none; row of its first view there (I,)."""
+    def _found(self) -> tuple[list[_WrittenRows], NDArray[np.int64], NDArray[np.int64]]:
+        """Stores and their valid rows; index of the store of each image (I,), -1 for none; its first row."""
         wanted = self._wanted
-        stores: list[WrittenRows] = []
+        stores: list[_WrittenRows] = []
         of = np.full(len(wanted.stamps), -1)
         first = np.zeros(len(wanted.stamps), np.int64)
         # Complete ones first: the others may lack some views of an image.
         for folder, views in sorted(wanted.alike(), key=lambda each: not is_complete(each[0])):
             if folder.name == wanted.name or (of >= 0).all():
                 continue
-            there = written_rows(folder)
-            if there is None:
+            if (there := written_rows(folder)) is None:
                 continue
-            some = there.valid.reshape(-1, views).any(axis=1)
-            stored = np.where(some, there.store.columns[STAMP][::views], UNREADABLE).astype(np.uint64)
+            store, valid = there
+            some = valid.reshape(-1, views).any(axis=1)
+            stored = np.where(some, store.columns[STAMP][::views], UNREADABLE).astype(np.uint64)
             places = _places(stored, wanted.stamps)
             new = (places >= 0) & (of < 0)
             of[new], first[new] = len(stores), places[new] * views

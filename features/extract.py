@@ -160,21 +160,6 @@ def fused_for_inference(backbone: Backbone) -> Backbone:
     return fused
 
 
-def colour_warning(backbone: Backbone, faces: LabelledFaces) -> str:
-    """A sentence where the backbone seems to expect the other channel order; else an empty string.
-
-    The faces have to be in true colours.
-    """
-    report = check_colour_order(
-        faces,
-        lambda images: extract(images, backbone)[0],
-        backbone.spec,
-        num_pairs=_COLOUR_PAIRS,
-        advice=wrong_order_advice(backbone.spec),
-    )
-    return report.sentence if report.verdict == "swapped" and report.num_pairs >= MIN_PAIRS else ""
-
-
 # ------------------------------------------------------------------------------------ into a store
 
 
@@ -270,12 +255,19 @@ def identity_of(backbone: Backbone, images: Mapping[str, str], options: EmbedOpt
 
 
 def _warn_of_colours(backbone: Backbone, faces: LabelledFaces) -> None:
+    """Warn where the backbone seems to expect the other channel order than faces in true colours have."""
     try:
-        warning = colour_warning(backbone, faces)
+        report = check_colour_order(
+            faces,
+            lambda images: extract(images, backbone)[0],
+            backbone.spec,
+            num_pairs=_COLOUR_PAIRS,
+            advice=wrong_order_advice(backbone.spec),
+        )
     except InputError:
         return  # Images that cannot be used are reported together, after embedding.
-    if warning:
-        warnings.warn(warning, InputWarning, stacklevel=2)
+    if report.verdict == "swapped" and report.num_pairs >= MIN_PAIRS:
+        warnings.warn(report.sentence, InputWarning, stacklevel=2)
 
 
 def _sentence_of_faults(faults: Mapping[int, str], folder: Path) -> str:

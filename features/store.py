@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.array_files import map_npy
-from runtime.errors import InputError, InputWarning
+from runtime.errors import InputError
 from runtime.files import atomic_write, private_folder
 from runtime.json_files import check_type, json_text, read_json
 from runtime.machine import usable_cores
@@ -31,9 +30,7 @@ from runtime.output_checks import require_free_space
 MANIFEST = "store.json"
 # Column that identifies the image of each row.
 STAMP = "stamp"
-# Format 3 has a checksum. From format 2 on the identity has decoder and colour order, and stamps of training
-# images are of their content.
-_FORMAT, _WITHOUT_CHECKSUM = 3, 2
+_FORMAT = 3
 _COLUMN_TYPES = [f"{kind}{bits}" for kind in ("int", "uint", "float") for bits in (8, 16, 32, 64)] + ["bool"]
 _PARTS = "parts"
 # 4 MiB at 512 values. A kill loses at most one part, about three minutes of an IR-50 on two cores.
@@ -152,26 +149,21 @@ class FeatureWriter:
         layout = self.layout
         manifest = _read_manifest(self.folder)
         digests = None if manifest is None else manifest.get("digests")
-        done = set(range(layout.num_parts)) if digests else self._written()
+        done = set(range(layout.num_parts) if digests else _part_digests(self.folder))
         for name, array in (expected or {}).items():
             stored = _mapped(self.folder / f"{name}.npy", *layout.arrays()[name])
-            done -= {
-                part
-                for part in done
-                for rows in [layout.rows(part)]
-                if not np.array_equal(stored[rows.start : rows.stop], array[rows.start : rows.stop])
-            }
-        if digests and len(done) < layout.num_parts:
+            for part in list(done):
+                rows = layout.rows(part)
+                if not np.array_equal(stored[rows.start : rows.stop], array[rows.start : rows.stop]):
+                    done.remove(part)
+        if manifest and digests and len(done) < layout.num_parts:
             for part in done:
                 atomic_write(self._digest_file(part), digests[part])
-            manifest = {key: value for key, value in (manifest or {}).items() if key != "digests"}
+            del manifest["digests"]
             _write_manifest(self.folder, manifest)
-        for part in self._written() - done:
+        for part in set(_part_digests(self.folder)) - done:
             self._digest_file(part).unlink()
         return [part for part in range(layout.num_parts) if part not in done]
-
-    def _written(self) -> set[int]:
-        return set(_part_digests(self.folder))
 
     def _digest_file(self, part: int) -> Path:
         return self.folder / _PARTS / f"{part}.json"
@@ -281,13 +273,6 @@ def open_store(folder: Path, identity: Mapping[str, str] | None, *, verify: bool
             f"{folder}: its features are incomplete. Run the command that makes them again; it resumes where "
             "it stopped."
         )
-    if verify and manifest["format"] == _WITHOUT_CHECKSUM:
-        warnings.warn(
-            f"{folder}: was written by an earlier version without a checksum of its manifest, which cannot "
-            "be verified.",
-            InputWarning,
-            stacklevel=2,
-        )
     layout = _layout(folder, manifest)
     store = _mapped_store(folder, layout, manifest)
     if verify and (broken := _differing(folder, layout, dict(enumerate(manifest["digests"])))):
@@ -305,33 +290,20 @@ def _mapped_store(folder: Path, layout: StoreLayout, manifest: Mapping[str, Any]
     return FeatureStore(folder, features, norms, arrays, manifest["identity"], manifest["about"])
 
 
-@dataclass(frozen=True, eq=False)
-class WrittenRows:
-    """The rows of a store, complete or not; `valid` (N,): they match their digest."""
-
-    store: FeatureStore
-    valid: NDArray[np.bool_]
-
-
-def written_rows(folder: Path) -> WrittenRows | None:
-    """The usable rows of a store; None where there is none, or one that cannot be read."""
+def written_rows(folder: Path) -> tuple[FeatureStore, NDArray[np.bool_]] | None:
+    """A store, complete or not, and (N,) which rows match their digest; None where it cannot be read."""
     try:
-        manifest = _read_manifest(folder)
-        if manifest is None:
+        if (manifest := _read_manifest(folder)) is None:
             return None
-        return _written_rows(folder, manifest)
+        layout = _layout(folder, manifest)
+        store = _mapped_store(folder, layout, manifest)
+        digests = dict(enumerate(manifest.get("digests", []))) or _part_digests(folder)
+        valid = np.zeros(layout.num_rows, bool)
+        for part in set(digests) - set(_differing(folder, layout, digests)):
+            valid[layout.rows(part)] = True
+        return store, valid
     except (InputError, OSError, ValueError):
         return None
-
-
-def _written_rows(folder: Path, manifest: Mapping[str, Any]) -> WrittenRows:
-    layout = _layout(folder, manifest)
-    store = _mapped_store(folder, layout, manifest)
-    digests = dict(enumerate(manifest.get("digests", []))) or _part_digests(folder)
-    valid = np.zeros(layout.num_rows, bool)
-    for part in set(digests) - set(_differing(folder, layout, digests)):
-        valid[layout.rows(part)] = True
-    return WrittenRows(store, valid)
 
 
 def stored_identity(folder: Path) -> dict[str, str] | None:
@@ -360,15 +332,13 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         manifest, has_checksum = read_json(path, dict[str, Any], "the manifest of a store of features")
-        if manifest.get("format") not in (_FORMAT, _WITHOUT_CHECKSUM):
-            raise InputError(
-                f"{path}: has format {manifest.get('format')!r}; this version reads formats "
-                f"{_WITHOUT_CHECKSUM} and {_FORMAT}."
-            )
+        if manifest.get("format") != _FORMAT:
+            stored = manifest.get("format")
+            raise InputError(f"{path}: has format {stored!r}; this version reads format {_FORMAT}.")
+        if not has_checksum:
+            raise InputError(f"{path}: is damaged: its checksum is missing.")
         check_type(manifest, _Manifest, str(path))
         check_type(manifest.get("digests", []), list[str], f"{path}: digests")
-        if not has_checksum and manifest["format"] == _FORMAT:
-            raise InputError(f"{path}: is damaged: its checksum is missing.")
         parts = _layout(folder, manifest).num_parts
         if len(manifest.get("digests", ())) not in (0, parts):
             raise InputError(f"{path}: is damaged: {len(manifest['digests']):,} digests of {parts:,} parts.")
@@ -410,8 +380,7 @@ def _layout(folder: Path, manifest: Mapping[str, Any]) -> StoreLayout:
 def _part_digests(folder: Path) -> dict[int, str]:
     """The digests of the written parts of an incomplete store."""
     paths = [path for path in (folder / _PARTS).glob("[0-9]*.json") if path.stem.isdecimal()]
-    # Earlier versions wrote them as JSON texts.
-    return {int(path.stem): path.read_bytes()[:100].decode("ascii", "replace").strip('"') for path in paths}
+    return {int(path.stem): path.read_bytes()[:100].decode("ascii", "replace") for path in paths}
 
 
 def _check_identity(folder: Path, manifest: Mapping[str, Any], identity: Mapping[str, str]) -> None:

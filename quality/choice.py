@@ -7,11 +7,12 @@ curves are computed in `quality.error_versus_discard`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ from torch import nn
 from coreset.quality import quality_module
 from data.checks.near_duplicates import copies_text, find_copies, sketch
 from data.sampling.degradations import degrade, draw_degradation
-from data.sources.decoding import Image
+from data.sources.decoding import FACE_SIZE, Image
 from data.sources.face_source import ImageFolder, LooseImages
 from data.sources.subject_index import SubjectIndex
 from evaluation.metrics.verification import FEWEST_DECIDING, rate_key
@@ -37,8 +38,8 @@ from quality.error_versus_discard import (
     discard_curves,
     discard_fractions,
 )
-from quality.image_measures import detector_scores, sharpness
 from runtime.errors import InputError
+from runtime.input_files import utf8_path
 
 # What every command can weight faces by; the other measures are shown for comparison.
 _USABLE = ("norm", "learned")
@@ -46,6 +47,10 @@ _USABLE = ("norm", "learned")
 _RATES = (1e-3, 1e-2, 1e-1)
 _MAX_FACES_PER_SUBJECT = 4
 _MIN_SUBJECTS = 15
+# An aligned face fills its image, and the detector needs a margin around it.
+_MARGIN = FACE_SIZE // 2
+# Low, so that poor faces get a score too; where nothing is detected it is 0.
+_LOWEST_SCORE = 0.02
 
 
 class TooFewSubjectsError(InputError):
@@ -216,3 +221,39 @@ def _text(found: DiscardCurves, faces: int, subjects: int, not_measured: Sequenc
 def _area(value: float, interval: tuple[float, float]) -> str:
     low, high = interval
     return f"{100 * value:.2f} ({100 * low:.2f} to {100 * high:.2f})"
+
+
+def sharpness(face: Image) -> float:
+    """Variance of the Laplacian of the grey levels (Pech-Pacheco et al. 2000).
+
+    Args:
+        face: (H, W, 3) uint8 RGB.
+    """
+    grey = cv2.cvtColor(face, cv2.COLOR_RGB2GRAY)
+    return float(cv2.Laplacian(grey, cv2.CV_64F).var())
+
+
+def detector_scores(faces: Iterable[Image], model: Path) -> NDArray[np.float32]:
+    """(N,) the highest detection score of YuNet in each aligned face; 0 where nothing is detected.
+
+    Raises:
+        InputError: the file is not a detector.
+    """
+    side = FACE_SIZE + 2 * _MARGIN
+    level = cv2.utils.logging.getLogLevel()
+    try:
+        # As in `photos.detection`: OpenCV 5 prints a note about its new engine on stderr.
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+        with utf8_path(model) as readable:
+            yunet = cv2.FaceDetectorYN.create(str(readable), "", (side, side), _LOWEST_SCORE)
+    except cv2.error as fault:
+        raise InputError(f"{model}: OpenCV cannot read it as YuNet ({fault.err}).") from None
+    finally:
+        cv2.utils.logging.setLogLevel(level)
+    scores = []
+    for face in faces:
+        image = cv2.cvtColor(face, cv2.COLOR_RGB2BGR)
+        padded = cv2.copyMakeBorder(image, _MARGIN, _MARGIN, _MARGIN, _MARGIN, cv2.BORDER_CONSTANT)
+        found = yunet.detect(padded)[1]
+        scores.append(0.0 if found is None else float(found[:, -1].max()))
+    return np.array(scores, np.float32)

@@ -38,7 +38,7 @@ LIBRARIES = {
         "photos",
         "synthetic",
         "set_benchmark",
-        "quality.image_measures",
+        "quality.choice",
         "training.loaders",
     },
     "pandas": {"evaluation.protocols", "runs.visualizer"},

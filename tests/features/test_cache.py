@@ -372,14 +372,9 @@ def test_inconsistent_files_of_a_store_are_reported(folder: Path, backbone: Back
     feature_cache.precomputed_features(store)
 
 
-def test_store_without_checksum_is_read_with_a_warning(
-    folder: Path, backbone: Backbone, cache: Cache
-) -> None:
-    bank = cached_views(backbone, open_source(folder), cache).bank
+def test_store_without_checksum_is_refused(folder: Path, backbone: Backbone, cache: Cache) -> None:
+    cached_views(backbone, open_source(folder), cache)
     (store,) = cache.folder.iterdir()
-    changed_json(store / feature_store.MANIFEST, lambda m: m.update(format=2), checksum=False)
-    with pytest.warns(InputWarning, match=str(store)):
-        assert np.array_equal(cached_views(backbone, open_source(folder), cache).bank.features, bank.features)
     changed_json(store / feature_store.MANIFEST, lambda m: m.update(format=3), checksum=False)
     with pytest.raises(InputError, match="checksum"):
         feature_cache.precomputed_features(store)

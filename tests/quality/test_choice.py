@@ -18,9 +18,8 @@ from convert import convert
 from coreset.quality import FaceQuality
 from net import BACKBONES, Backbone, build_backbone
 from quality.check import NONE
-from quality.choice import TooFewSubjectsError, curves_to_dict, recommend_quality
+from quality.choice import TooFewSubjectsError, curves_to_dict, recommend_quality, sharpness
 from quality.command import QualityCheckConfig
-from quality.image_measures import sharpness
 from recognition.model import load_model
 from runtime.errors import InputError
 from weights import Loaded, load_weights, save_weights
