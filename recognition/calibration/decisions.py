@@ -144,12 +144,8 @@ def about_threshold(decisions: Decisions) -> str:
     kind = (
         f", of scores normalised with a cohort ({decisions.normalisation})" if decisions.normalisation else ""
     )
-    if len(values) == 1:
-        return f"threshold for a false match rate of {decisions.fmr}{kind}: {values[0]:.4f}"
-    return (
-        f"threshold for a false match rate of {decisions.fmr}{kind}: {values[0]:.4f} to {values[-1]:.4f}, by "
-        "the sizes of the two sets"
-    )
+    several = f" to {values[-1]:.4f}, by the sizes of the two sets" if len(values) > 1 else ""
+    return f"threshold for a false match rate of {decisions.fmr}{kind}: {values[0]:.4f}{several}"
 
 
 def decisions_text(sets: Sequence[AggregatedSet], decisions: Decisions) -> str:

@@ -202,12 +202,8 @@ def _normalisation(path: Path, stored: _Normalisation | None) -> ScoreNormalisat
         return None
     subjects, top = stored["people"], stored["top"]
     try:
-        values = np.frombuffer(base64.b64decode(stored["descriptors"], validate=True), "<f4")
-        if subjects < 1 or stored["values"] < 1 or len(values) != subjects * stored["values"]:
-            raise ValueError(
-                f"{len(values):,} numbers, of {subjects:,} subjects with {stored['values']:,} each"
-            )
-        descriptors = values.reshape(subjects, -1).astype(np.float32)
+        numbers = np.frombuffer(base64.b64decode(stored["descriptors"], validate=True), "<f4")
+        descriptors = numbers.reshape(subjects, stored["values"]).astype(np.float32)
         if not 2 <= top <= subjects:
             raise ValueError(f"top is {top}, of {subjects} subjects")
         lengths = np.linalg.norm(descriptors, axis=1)

@@ -6,11 +6,11 @@ import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from recognition.gallery.contents import GalleryInfo
-from recognition.gallery.database import SUFFIX
-from recognition.gallery.exchange import check_suffix, export_gallery, import_galleries
+from recognition.gallery.database import SUFFIX, check_suffix
+from recognition.gallery.exchange import export_gallery, import_galleries
 from recognition.gallery.store import (
     already_enrolled,
     enrolled_names,
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 _SETS_SHOWN = 20
 # A descriptor and the names of its files.
 _BYTES_PER_SUBJECT = 4096
-_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True)
@@ -67,13 +66,9 @@ def run_enroll(args: argparse.Namespace) -> None:
 
     faults = Faults()
     limits = faults.of(lambda: enrolment_limits(args))
-    if args.gallery.suffix != SUFFIX and not args.gallery.exists():
-        faults.sentences.append(
-            f"--gallery {args.gallery}: the name of a gallery ends in {SUFFIX}. Use for example "
-            f"{args.gallery.with_suffix(SUFFIX)}."
-        )
-    faults.of(lambda: require_output_file(args.gallery, "--gallery"))
     gallery = args.gallery
+    faults.of(lambda: check_suffix(gallery))
+    faults.of(lambda: require_output_file(gallery, "--gallery"))
     sources, options, model, reading, info = _opened(args, faults, may_be_missing=True)
     require_free_space(gallery.parent, _BYTES_PER_SUBJECT * len(sources))
     if info is not None and not args.replace:
@@ -194,7 +189,6 @@ def run_list(args: argparse.Namespace) -> None:
 
 def run_export(args: argparse.Namespace) -> None:
     """Write the gallery as .npz or .csv."""
-    check_suffix(args.out)
     require_output_file(args.out, "--out", inputs=[args.gallery])
     print(f"{args.out}: {_subjects(export_gallery(args.gallery, args.out))} of {args.gallery}")
 
@@ -226,14 +220,9 @@ def _opened(
     if info is not None and reading is not None:
         faults.of(lambda: info.check_reading(path, reading))
     faults.raise_if_any()
-    return _given(sources), _given(options), _given(model), _given(reading), info
-
-
-def _given(value: _Value | None) -> _Value:
-    """The value of a step without a fault."""
-    if value is None:
+    if sources is None or options is None or model is None or reading is None:
         raise RuntimeError("a step without a value left no fault")
-    return value
+    return sources, options, model, reading, info
 
 
 def _failures(sets: Sequence[AggregatedSet], empty: Sequence[EmptySet]) -> EnrolmentFailures:

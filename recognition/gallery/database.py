@@ -72,18 +72,18 @@ class Tables:
         self._execute: Callable[..., sqlite3.Cursor] = connection.execute
         self._size = size
         found = set(self._execute("SELECT sql FROM sqlite_master LIMIT 9"))
-        if self._number("PRAGMA application_id") != _APPLICATION or found != {(sql,) for sql in _SCHEMA}:
+        (application,), (form,) = (
+            self._execute(f"PRAGMA {name}").fetchone() for name in ("application_id", "user_version")
+        )
+        if application != _APPLICATION or found != {(sql,) for sql in _SCHEMA}:
             raise _DamagedError("its tables are not those of a gallery")
-        if (form := self._number("PRAGMA user_version")) != _FORM:
+        if form != _FORM:
             raise _DamagedError(f"it has form {form}, and this version reads form {_FORM}")
         self._stored_total, self._total = 0, 0
         # Without a fingerprint before any enrolment.
         self.info = GalleryInfo("", {}, 0, 0)
         if row := self._execute("SELECT * FROM gallery").fetchone():
             self.info = self._info_of(row)
-
-    def _number(self, statement: str) -> object:
-        return self._execute(statement).fetchone()[0]
 
     def _info_of(self, row: tuple[Any, ...]) -> GalleryInfo:
         _, fingerprint, reading, dimension, count, total, checksum = row
@@ -309,12 +309,19 @@ def _begun(path: Path, mode: str, *, write: bool) -> sqlite3.Connection:
     return connection
 
 
+def check_suffix(path: Path) -> None:
+    """Raises InputError unless that is a file, or the name of a new gallery."""
+    if path.suffix != SUFFIX and not path.exists():
+        raise InputError(
+            f"{path}: the name of a gallery ends in {SUFFIX}. Use for example {path.with_suffix(SUFFIX)}."
+        )
+
+
 def create(path: Path) -> None:
     """Make an empty gallery unless there is a file; of several processes that do so, one makes it."""
     if path.exists():
         return
-    if path.suffix != SUFFIX:
-        raise InputError(f"{path}: the name of a gallery ends in {SUFFIX}. Choose such a name.")
+    check_suffix(path)
     private_folder(path.parent)
     lock = locked(path.parent, wait=True)
     try:
@@ -358,10 +365,8 @@ def _size_of_log(path: Path) -> int:
 
 def _fault_of(path: Path, fault: Exception) -> Exception:
     """The exception for the user, by SQLite's text: Python 3.10 does not give its error codes."""
-    text = str(fault)
-    if not isinstance(fault, sqlite3.Error):
-        # SQLite's message may quote bytes of a damaged schema, which Python does not decode.
-        return _damaged(path, text)
+    # SQLite's message may quote bytes of a damaged schema, which Python does not decode.
+    text = str(fault) if isinstance(fault, sqlite3.Error) else ""
     if "locked" in text:
         return InputError(
             f"{path}: another process has been writing it for {_BUSY_SECONDS:.0f} seconds. Try again later."
@@ -380,10 +385,6 @@ def _fault_of(path: Path, fault: Exception) -> Exception:
             f"{path}: cannot be read or written ({text}): the disk has an error, or the file would be larger "
             "than a limit of the user allows (ulimit -f). Check the disk, or raise the limit."
         )
-    return _damaged(path, text)
-
-
-def _damaged(path: Path, why: str) -> InputError:
     return InputError(
-        f"{path}: is damaged or not a gallery ({why}). Restore it from a copy, or enroll into another file."
+        f"{path}: is damaged or not a gallery ({fault}). Restore it from a copy, or enroll into another file."
     )

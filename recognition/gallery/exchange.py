@@ -60,7 +60,7 @@ def export_gallery(path: Path, out: Path) -> int:
     Raises:
         InputError: another suffix, an empty gallery, or as `recognition.gallery.store.open_gallery`.
     """
-    check_suffix(out)
+    _check_suffix(out)
     gallery = open_gallery(path)
     if not len(gallery):
         raise InputError(f"{path}: nobody is enrolled, so there is nothing to export.")
@@ -80,7 +80,7 @@ def read_gallery(path: Path) -> Gallery:
     Raises:
         InputError: no such file, another suffix, or one that is damaged.
     """
-    check_suffix(path)
+    _check_suffix(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file. Expected a gallery of 'inference.py export'.")
     try:
@@ -90,8 +90,7 @@ def read_gallery(path: Path) -> Gallery:
         raise InputError(text if text.startswith(str(path)) else f"{path}: {text}") from None
 
 
-def check_suffix(path: Path) -> None:
-    """Raises InputError unless the name of a file says that it is an exported gallery."""
+def _check_suffix(path: Path) -> None:
     if path.suffix not in (NPZ, CSV):
         raise InputError(f"{path}: expected a name that ends in {NPZ} or {CSV}.")
 
