@@ -31,7 +31,7 @@ from training.config import AggregatorConfig, OptimiserConfig
 from training.contrastive_loss import pair_contrast
 from training.held_out import MONITORED_FAR, HeldOutFigures, held_out_figures
 from training.identity_mixup import mix_identities
-from training.loaders import FaceData, FeatureTemplateData, TemplateData
+from training.loaders import FaceData, TemplateTrainingData
 from training.optimisers import backbone_groups, coreset_groups, make_scheduler, selection_temperature
 from training.unknown_backbone import UnknownBackbone
 from weights import TRAINED_SUBJECTS, name_digests
@@ -366,7 +366,7 @@ class FaceCoresetNet(TrainingModule):
         checkpoint["aggregator_name"] = self.aggregator_name
         checkpoint["aggregator_options"] = self.aggregator_options
 
-    def _template_data(self) -> TemplateData | FeatureTemplateData:
+    def _template_data(self) -> TemplateTrainingData:
         return self.trainer.datamodule  # type: ignore[attr-defined, no-any-return]
 
 

@@ -23,7 +23,7 @@ from runs.config import TrainingConfig
 from runs.saved_run import EPOCH_ITEMS, IMAGES_BY_SUBJECT, SavedRun, check_same_data, images_by_subject
 from runtime.text import first_lines
 from train_val import BackboneTrainer, FaceCoresetNet
-from training.loaders import FaceData, FeatureTemplateData, Loading, TemplateData
+from training.loaders import Loading, TrainingData
 
 # Below this number of classes a warning is printed.
 ENOUGH_CLASSES = 20
@@ -82,9 +82,7 @@ class RunRequest:
             photometric_prob=data.photometric_augmentation_prob,
         )
 
-    def shared_options(
-        self, data: FaceData | TemplateData | FeatureTemplateData, identity: Mapping[str, Any]
-    ) -> dict[str, Any]:
+    def shared_options(self, data: TrainingData, identity: Mapping[str, Any]) -> dict[str, Any]:
         """Keyword arguments that the modules of both stages share; `identity`: of `identity_of`."""
         return {
             "steps_per_epoch": steps_per_epoch(self.config, data),
@@ -147,7 +145,7 @@ class Run:
     """
 
     module: BackboneTrainer | FaceCoresetNet
-    data: FaceData | TemplateData | FeatureTemplateData
+    data: TrainingData
     what: str
     lines: list[str]
     warnings: list[str]
@@ -161,7 +159,7 @@ class Run:
 def make_run(
     request: RunRequest,
     module: BackboneTrainer | FaceCoresetNet,
-    data: FaceData | TemplateData | FeatureTemplateData,
+    data: TrainingData,
     what: str,
     *,
     num_images: int,
@@ -193,7 +191,7 @@ def skipped_text(skipped: Sequence[str]) -> str:
     return "\n".join([title, *first_lines(skipped, _SHOWN)])
 
 
-def steps_per_epoch(config: TrainingConfig, data: FaceData | TemplateData | FeatureTemplateData) -> int:
+def steps_per_epoch(config: TrainingConfig, data: TrainingData) -> int:
     """Optimiser steps of an epoch, the same for any number of processes."""
     return -(-len(data.sampler()) // config.optimiser.accumulate_grad_batches)
 

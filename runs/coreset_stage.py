@@ -35,7 +35,7 @@ from runs.saved_run import SavedRun
 from runtime.errors import InputError
 from runtime.text import listed
 from train_val import FaceCoresetNet
-from training.loaders import FeatureTemplateData, TemplateData
+from training.loaders import TemplateData, TemplateTrainingData
 from weights import default_quality, norm_warning
 
 MAX_HELD_OUT_SUBJECTS = 500
@@ -214,7 +214,7 @@ def _cosine_limits(spec: BackboneSpec) -> dict[str, float]:
 def make_coreset_run(
     request: RunRequest,
     backbone: Backbone,
-    data: TemplateData | FeatureTemplateData,
+    data: TemplateTrainingData,
     identity: Mapping[str, Any],
     *,
     trains_on: str,

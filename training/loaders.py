@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -73,35 +73,38 @@ class _ResumableLoader(DataLoader[Any]):
         """The sampler starts at the position of the checkpoint."""
 
 
-class _TrainingData(LightningDataModule, ABC):
-    """Shards over ranks; the position within an epoch follows from the number of optimiser steps."""
+class TrainingData(LightningDataModule):
+    """Shards over ranks; the position within an epoch follows from the number of optimiser steps.
+
+    `repeats`: consecutive positions with the same row.
+    """
 
     # Patterns of Lightning's warnings about intended settings.
     expected_warnings: tuple[str, ...] = ()
 
-    def __init__(self, loading: Loading, num_rows: int, repeats: int = 1) -> None:
+    def __init__(
+        self, dataset: Dataset[Any], collate: Callable[[Any], Any], loading: Loading, repeats: int = 1
+    ) -> None:
         super().__init__()
         self.loading = loading
-        self._num_rows = num_rows
+        self._dataset = dataset
+        self._collate = collate
         self._repeats = repeats
 
-    @abstractmethod
     def train_dataloader(self) -> DataLoader[Any]:
-        """Batches of one rank."""
-
-    def _train_loader(self, dataset: Dataset[Any], collate: Callable[[Any], Any]) -> DataLoader[Any]:
+        """Training batches of one rank."""
         sampler = self.sampler()
         if self.trainer is not None:
             epoch, start = position_after(self.trainer.global_step, len(sampler), self.loading.accumulate)
             sampler.set_epoch(epoch)
             sampler.start = start
-        return self._loader(dataset, collate, kind=_ResumableLoader, batch_sampler=sampler)
+        return self._loader(self._dataset, self._collate, kind=_ResumableLoader, batch_sampler=sampler)
 
     def sampler(self) -> PositionSampler:
         """The order of this rank's items; without a trainer, of a single process."""
         rank, world_size = self._rank_and_world_size()
         return PositionSampler(
-            num_rows=self._num_rows,
+            num_rows=len(self._dataset),  # type: ignore[arg-type]
             num_items=self.loading.epoch_items,
             batch_size=self.loading.batch_size // world_size,
             seed=self.loading.seed,
@@ -147,8 +150,11 @@ class _TrainingData(LightningDataModule, ABC):
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
 
-class FaceData(_TrainingData):
-    """Backbone stage: single faces to train on, pair sets to validate on."""
+class FaceData(TrainingData):
+    """Backbone stage: single faces to train on, pair sets to validate on.
+
+    Training batches are images (B, 3, 112, 112) uint8 and labels (B,).
+    """
 
     def __init__(
         self,
@@ -158,14 +164,9 @@ class FaceData(_TrainingData):
         pair_sets: Sequence[PairSet],
         loading: Loading,
     ) -> None:
-        super().__init__(loading, len(source))
-        self._dataset = FaceDataset(source, spec, augmentation, seed=loading.seed)
+        super().__init__(FaceDataset(source, spec, augmentation, seed=loading.seed), collate_faces, loading)
         self._spec = spec
         self.pair_sets = list(pair_sets)
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Batches (images (B, 3, 112, 112) uint8, labels (B,))."""
-        return self._train_loader(self._dataset, collate_faces)
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """One loader a pair set: (numbers (B,), (images (B, 3, 112, 112) uint8, zeros))."""
@@ -177,29 +178,33 @@ class FaceData(_TrainingData):
         ]
 
 
-class _HeldOutData(_TrainingData):
-    """Validation on templates of held-out subjects.
+class TemplateTrainingData(TrainingData):
+    """Coreset stage: templates to train on, and of held-out subjects to validate on.
 
-    `keeps_features`: the module keeps the features of a frozen backbone, so templates are loaded once, and
-    later passes yield their numbers only.
+    `keeps_features`: the module keeps the features of a frozen backbone, so held-out templates are loaded
+    once, and later passes yield their numbers only.
     """
 
     held_out: HeldOutTemplates | HeldOutFeatureTemplates
     keeps_features = False
     _once: _LoadedOnce | None = None
+    _collate_held_out: Callable[[Any], Any]
 
     @abstractmethod
+    def preview_images(self, batch: Any) -> TemplateBatch | None:
+        """The images of a batch; None where they are unknown."""
+
     def held_out_batch(self, numbers: Sequence[int]) -> Any:
         """The held-out templates of these numbers as one batch."""
+        return self._collate_held_out([self.held_out[number] for number in numbers])
 
     def example(self, count: int) -> Any:
         """The first held-out probe templates, for a preview."""
         return self.held_out_batch(np.flatnonzero(~self.held_out.is_gallery)[:count].tolist())
 
-    def _held_out_loader(
-        self, batch_size: int, collate: Callable[[Any], Any]
-    ) -> DataLoader[Any] | _LoadedOnce:
-        loader = self._validation_loader(self.held_out, len(self.held_out), batch_size, collate)
+    def _held_out_loader(self, batch_size: int) -> DataLoader[Any] | _LoadedOnce:
+        count = len(self.held_out)
+        loader = self._validation_loader(self.held_out, count, batch_size, self._collate_held_out)
         if not self.keeps_features:
             return loader
         if self._once is None:
@@ -235,11 +240,13 @@ class _LoadedOnce:
             yield numbers, templates
 
 
-class TemplateData(_HeldOutData):
-    """Coreset stage from images: templates for training and of held-out subjects.
+class TemplateData(TemplateTrainingData):
+    """Coreset stage from images: batches are `TemplateBatch`.
 
     `paired`: positions 2p and 2p+1 are templates of one subject.
     """
+
+    _collate_held_out = staticmethod(collate_templates)
 
     def __init__(
         self,
@@ -254,7 +261,7 @@ class TemplateData(_HeldOutData):
         paired: bool = False,
         keeps_features: bool = False,
     ) -> None:
-        self._dataset = TemplateDataset(
+        dataset = TemplateDataset(
             source,
             spec,
             augmentation,
@@ -262,29 +269,21 @@ class TemplateData(_HeldOutData):
             max_template_size=max_template_size,
             sample_by=sample_by,
         )
-        super().__init__(loading, len(self._dataset), 2 if paired else 1)
+        super().__init__(dataset, collate_templates, loading, 2 if paired else 1)
         self.held_out: HeldOutTemplates = held_out
         self.keeps_features = keeps_features
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Batches of `TemplateBatch`."""
-        return self._train_loader(self._dataset, collate_templates)
-
     def val_dataloader(self) -> DataLoader[Any] | _LoadedOnce:
         """(numbers (B,), TemplateBatch) of the held-out templates."""
-        return self._held_out_loader(VALIDATION_TEMPLATES, collate_templates)
-
-    def held_out_batch(self, numbers: Sequence[int]) -> TemplateBatch:
-        """See the base class."""
-        return collate_templates([self.held_out[number] for number in numbers])
+        return self._held_out_loader(VALIDATION_TEMPLATES)
 
     def preview_images(self, batch: TemplateBatch) -> TemplateBatch:
-        """The images of a batch."""
+        """See the base class."""
         return batch
 
 
-class FeatureTemplateData(_HeldOutData):
-    """Coreset stage from features: as `TemplateData`, with rows of a bank in place of images.
+class FeatureTemplateData(TemplateTrainingData):
+    """Coreset stage from features: batches are `FeatureBatch`, rows of a bank in place of images.
 
     `faces`: the images of the rows, for previews; None where they are unknown. There are no workers, since a
     batch is drawn in a few milliseconds.
@@ -301,27 +300,17 @@ class FeatureTemplateData(_HeldOutData):
         spec: BackboneSpec,
         faces: Faces | None,
     ) -> None:
-        super().__init__(
-            replace(loading, num_workers=0),
-            template_sampler.num_rows,
-            2 if template_sampler.recipe.paired else 1,
-        )
-        self._dataset = FeatureTemplateDataset(template_sampler)
+        repeats = 2 if template_sampler.recipe.paired else 1
+        dataset = FeatureTemplateDataset(template_sampler)
+        super().__init__(dataset, _identity, replace(loading, num_workers=0), repeats)
         self._spec = spec
         self._faces = faces
         self.held_out: HeldOutFeatureTemplates = held_out
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Batches of `FeatureBatch`."""
-        return self._train_loader(self._dataset, _identity)
+        self._collate_held_out = held_out.collate
 
     def val_dataloader(self) -> DataLoader[Any] | _LoadedOnce:
         """(numbers (B,), FeatureBatch) of the held-out templates."""
-        return self._held_out_loader(VALIDATION_FEATURES, self.held_out.collate)
-
-    def held_out_batch(self, numbers: Sequence[int]) -> FeatureBatch:
-        """See the base class."""
-        return self.held_out.collate([self.held_out[number] for number in numbers])
+        return self._held_out_loader(VALIDATION_FEATURES)
 
     def preview_images(self, batch: FeatureBatch) -> TemplateBatch | None:
         """Images of the first templates of a batch; None where they are unknown."""
