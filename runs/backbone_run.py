@@ -6,6 +6,7 @@ flip rules and lists of pairs.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from data.sources.face_source import FaceSource
@@ -18,7 +19,7 @@ from net import Backbone
 from photos.alignment import AS_STORED
 from runs.components import ENOUGH_CLASSES, Run, RunRequest, make_head, make_run
 from runs.config import TrainingConfig
-from runtime.errors import InputError
+from runtime.errors import Faults, InputError
 from train_val import BackboneTrainer
 from training.loaders import FaceData
 from weights import load_backbone, source_name, weights_sha256
@@ -35,6 +36,11 @@ def backbone_run(request: RunRequest, backbone: Backbone, source: FaceSource) ->
     head = make_head(config, backbone, len(subjects))
     options = request.shared_options(data, request.identity_of_images(source))
     module = BackboneTrainer(backbone, head, config.optimiser, **options)
+    few = [
+        f"{len(subjects)} subjects are too few to train a backbone with a margin head (fewer than "
+        f"{ENOUGH_CLASSES}): it does not generalise to others. Train the aggregator over pretrained weights "
+        "(--stage coreset)."
+    ] * (len(subjects) < ENOUGH_CLASSES)
     sets = ", ".join(f"{pairs.name} ({len(pairs):,} pairs)" for pairs in pair_sets)
     request.lines.append(
         f"validate {sets or 'nothing: no --val_data_path is given, so only last.ckpt is written'}"
@@ -48,7 +54,7 @@ def backbone_run(request: RunRequest, backbone: Backbone, source: FaceSource) ->
         num_images=len(source),
         each=f"{config.optimiser.batch_size} faces",
         validates=bool(pair_sets),
-        warnings=[*_few_classes(len(subjects)), *request.colour_warnings(source)],
+        warnings=[*few, *request.colour_warnings(source)],
     )
 
 
@@ -101,25 +107,14 @@ def pair_sets_of(folder: Path) -> list[PairSet]:
             f"--val_data_path {folder}: contains no pair sets (lfw.bin, cfp_fp.bin, ...), which come with "
             "the data of InsightFace."
         )
-    faults: list[str] = []
-    pair_sets = []
-    for path in paths:
-        try:
-            pairs = read_pair_set(path)
-            check_pairs(str(path), pairs.is_mated)
-            check_pair_images(pairs)
-            pair_sets.append(pairs)
-        except InputError as fault:  # noqa: PERF203 - a few pair sets
-            faults.append(str(fault))
-    if faults:
-        raise InputError.from_faults(faults)
-    return pair_sets
+    faults = Faults()
+    pair_sets = [faults.of(partial(_checked_pair_set, path)) for path in paths]
+    faults.raise_if_any()
+    return [pairs for pairs in pair_sets if pairs is not None]
 
 
-def _few_classes(count: int) -> list[str]:
-    if count >= ENOUGH_CLASSES:
-        return []
-    return [
-        f"{count} subjects are too few to train a backbone with a margin head (fewer than {ENOUGH_CLASSES}): "
-        "it does not generalise to others. Train the aggregator over pretrained weights (--stage coreset)."
-    ]
+def _checked_pair_set(path: Path) -> PairSet:
+    pairs = read_pair_set(path)
+    check_pairs(str(path), pairs.is_mated)
+    check_pair_images(pairs)
+    return pairs

@@ -53,16 +53,13 @@ class RunRequest:
     lines: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
 
-    def items_per_epoch(self, default: int) -> int:
-        """Items of an epoch; a resumed run keeps its number, on which its position depends."""
-        items = self.config.optimiser.epoch_items
-        if items is not None:
-            return items
-        return default if self.saved is None or self.saved.epoch_items is None else self.saved.epoch_items
-
     def loading(self, default_items: int) -> Loading:
-        """How batches are loaded; `default_items`: items of an epoch without --epoch_items."""
-        config, items = self.config.optimiser, self.items_per_epoch(default_items)
+        """How batches are loaded; `default_items`: items of an epoch without --epoch_items.
+
+        A resumed run keeps its number of items, on which its position depends.
+        """
+        config, saved = self.config.optimiser, None if self.saved is None else self.saved.epoch_items
+        items = config.epoch_items or saved or default_items
         if config.test_run:
             items = _TEST_RUN_STEPS * config.accumulate_grad_batches * config.batch_size
         return Loading(
@@ -85,7 +82,7 @@ class RunRequest:
     def shared_options(self, data: TrainingData, identity: Mapping[str, Any]) -> dict[str, Any]:
         """Keyword arguments that the modules of both stages share; `identity`: of `identity_of`."""
         return {
-            "steps_per_epoch": steps_per_epoch(self.config, data),
+            "steps_per_epoch": -(-len(data.sampler()) // self.config.optimiser.accumulate_grad_batches),
             "seed": self.config.run.seed,
             **identity,
         }
@@ -139,7 +136,6 @@ class Run:
         warnings: printed before training.
         facts: for run.json.
         validates: whether there is something to validate on.
-        steps_per_epoch: optimiser steps.
         skipped: what is wrong with each excluded image.
         faces: computes the labelled faces for --dry_run, where there are features to check labels by.
     """
@@ -151,7 +147,6 @@ class Run:
     warnings: list[str]
     facts: dict[str, Any]
     validates: bool
-    steps_per_epoch: int
     skipped: Sequence[str] = ()
     faces: Callable[[], CheckedFaces] | None = None
 
@@ -169,12 +164,11 @@ def make_run(
 ) -> Run:
     """A run with what is printed about its batches; `each`: what a batch consists of."""
     optimiser, lines, skipped = request.config.optimiser, request.lines, request.skipped
-    steps = steps_per_epoch(request.config, data)
     accumulated = optimiser.accumulate_grad_batches
     lines.append(
         f"batches  {each} in all"
         + (f", {accumulated} batches a step" if accumulated > 1 else "")
-        + f"; {steps:,} steps an epoch, {optimiser.trained_epochs} epochs"
+        + f"; {module.steps_per_epoch:,} steps an epoch, {optimiser.trained_epochs} epochs"
     )
     module.identity[EPOCH_ITEMS] = data.sampler().num_items
     facts = {"classes": module.num_subjects, "images": num_images, **module.identity}
@@ -182,18 +176,13 @@ def make_run(
     if skipped:
         facts["skipped_images"] = {"count": len(skipped), "first": skipped[:_SHOWN]}
         warnings = [*warnings, skipped_text(skipped)]
-    return Run(module, data, what, lines, warnings, facts, validates, steps, skipped)
+    return Run(module, data, what, lines, warnings, facts, validates, skipped)
 
 
 def skipped_text(skipped: Sequence[str]) -> str:
     """How many images are excluded, and the first of them."""
     title = f"{len(skipped):,} images that cannot be used are excluded:"
     return "\n".join([title, *first_lines(skipped, _SHOWN)])
-
-
-def steps_per_epoch(config: TrainingConfig, data: TrainingData) -> int:
-    """Optimiser steps of an epoch, the same for any number of processes."""
-    return -(-len(data.sampler()) // config.optimiser.accumulate_grad_batches)
 
 
 def make_head(

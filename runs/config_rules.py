@@ -186,24 +186,17 @@ def _resumed(
 
 def _faults_of_other_epochs(epochs: int, saved: Mapping[str, Any]) -> Iterator[str]:
     """Faults of a number of epochs that the schedules of the saved run do not allow."""
-    if epochs == saved["epochs"]:
-        return
-    if saved["test_run"]:
-        yield (
-            f"--epochs {epochs} has no effect: the resumed run is a --test_run of {TEST_RUN_EPOCHS} epochs. "
-            "Start a new run."
-        )
-        return
     schedules = {
+        "--test_run": saved["test_run"],
         "--lr_schedule one_cycle": saved["lr_schedule"] == "one_cycle",
         "--selection_temperature_end": saved["selection_temperature_end"] is not None,
     }
-    for flag, spans in schedules.items():
-        if spans:
-            yield (
-                f"--epochs {epochs}: {flag} of the resumed run spans {saved['epochs']} epochs and cannot "
-                "continue over another number. Remove --epochs, or start a new run."
-            )
+    spanned = TEST_RUN_EPOCHS if saved["test_run"] else saved["epochs"]
+    for flag in (flag for flag, spans in schedules.items() if spans and epochs != saved["epochs"]):
+        yield (
+            f"--epochs {epochs}: {flag} of the resumed run spans {spanned} epochs and cannot continue over "
+            "another number. Remove --epochs, or start a new run."
+        )
 
 
 def _faults_of_evaluation(given: Mapping[str, Any], file: ConfigFile) -> Iterator[str]:

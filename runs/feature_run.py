@@ -122,11 +122,9 @@ def precomputed_feature_run(request: RunRequest) -> Run:
         loaded = load_weights(start if request.saved is None else request.saved.path, config.model.arch)
         backbone, weights = loaded.backbone, f"{loaded.backbone.spec.name} of {start}: {loaded.kind}"
         for known in (bank, *(() if others is None else (others.bank,))):
-            sizes, name = (
-                (known.embedding_size, known.auxiliary_size),
-                f"--start_from_model_statedict {start}",
-            )
-            check_computed_features(backbone, name, sizes, known.backbone_sha256, known.name)
+            sizes = (known.embedding_size, known.auxiliary_size)
+            flag = f"--start_from_model_statedict {start}"
+            check_computed_features(backbone, flag, sizes, known.backbone_sha256, known.name)
     request.lines.extend([f"weights  {weights}", f"features {bank.name}", *notes])
     given, others = _centred(request, backbone, given, others)
     run = _feature_run(request, backbone, given, others)

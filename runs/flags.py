@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from argparse import SUPPRESS, Action, ArgumentError, ArgumentParser, ArgumentTypeError, Namespace
 from typing import Any, get_origin
 
@@ -22,7 +21,10 @@ def training_flags(description: str | None) -> ArgumentParser:
         groups[each.group].add_argument(f"--{each.name}", **_argument(each))
     aggregator, run = groups["aggregator"], groups["run"]
     aggregator.add_argument(
-        "--list_aggregators", action=_ListAggregators, nargs=0, help="list all aggregators and exit"
+        "--list_aggregators",
+        action="version",
+        version=describe_aggregators(),
+        help="list all aggregators and exit",
     )
     run.add_argument("--use_16bit", action="store_true", help="the same as --precision 16-mixed")
     run.add_argument(
@@ -99,13 +101,3 @@ class _Options(Action):
             setattr(namespace, self.dest, unique_keys([*before.items(), *values]))
         except DuplicateKeyError as fault:
             raise ArgumentError(self, str(fault)) from None
-
-
-class _ListAggregators(Action):
-    """Prints the aggregators and exits."""
-
-    def __call__(
-        self, parser: ArgumentParser, namespace: Namespace, values: Any, option_string: str | None = None
-    ) -> None:
-        sys.stdout.write(f"{describe_aggregators()}\n")
-        parser.exit()

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
@@ -230,8 +230,8 @@ def check_same_data(
             stacklevel=2,
         )
     elif differ and images is not None and saved.images_by_subject is not None and set(differ) <= _OF_IMAGES:
-        before_and_now = (saved.images_by_subject, subjects, images, saved.unusable)
-        warnings.warn(removed_note(saved.path, name, *before_and_now), InputWarning, stacklevel=2)
+        note = _removed_note(saved, saved.images_by_subject, name, subjects, images)
+        warnings.warn(note, InputWarning, stacklevel=2)
     elif differ:
         raise InputError.from_faults(
             [
@@ -265,27 +265,13 @@ def images_by_subject(
     return torch.from_numpy(np.stack([np.array(digests, np.int64), counts, contents], axis=1))
 
 
-def removed_note(
-    path: Path,
-    name: str,
-    before: Tensor,
-    subjects: Sequence[str],
-    now: Tensor,
-    unusable: Collection[int] = (),
-) -> str:
-    """The warning where images of `name` were removed since checkpoint `path` was written.
+def _removed_note(saved: SavedRun, before: Tensor, name: str, subjects: Sequence[str], now: Tensor) -> str:
+    """The warning where images of the data `name` were removed since a checkpoint was written.
 
-    Args:
-        path: of the checkpoint.
-        name: of the data.
-        before: `images_by_subject` of the checkpoint.
-        subjects: S names.
-        now: `images_by_subject` of `subjects`.
-        unusable: rows of `before` with images that could not be used, which may have been repaired.
-
-    Raises:
-        InputError: the data differ in another way; the message names the subjects.
+    `before`, `now`: `images_by_subject` then and of `subjects`. Images that could not be used may have been
+    repaired. InputError where the data differ in another way; the message names the subjects.
     """
+    path, unusable = saved.path, saved.unusable
     known = {digest: (place, *rest) for place, (digest, *rest) in enumerate(before.tolist())}
     there = {digest: (name, *rest) for name, (digest, *rest) in zip(subjects, now.tolist(), strict=True)}
     new = [there[digest][0] for digest in there if digest not in known]

@@ -60,7 +60,7 @@ def make_trainer(
         broadcast_buffers=config.stage == "backbone",
         process_group_backend="gloo" if accelerator == "cpu" else "nccl",
     )
-    writes, steps = not config.run.fast_dev_run, run.steps_per_epoch
+    writes, steps = not config.run.fast_dev_run, run.module.steps_per_epoch
     latest = PeriodicCheckpoint(folder) if writes else None
     callbacks: list[pl.Callback] = [EndAtSignal(), StopAtUnusable(latest)]
     callbacks += [TrainingVisualizer(folder)] if writes else []
