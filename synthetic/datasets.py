@@ -1,4 +1,4 @@
-"""Write synthetic faces as a data set: a RecordIO pack, and a pair set of other subjects."""
+"""Write synthetic faces: a RecordIO pack with a pair set of other subjects, or example sets for inference."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ from data.sources.decoding import encode_image
 from data.sources.pair_files import write_pair_set
 from data.sources.recordio import REC_NAME, write_face_pack
 from runtime.errors import InputError
+from runtime.files import atomic_write
 from runtime.progress import progress_bar
-from synthetic.faces import SyntheticFace, draw_faces
+from synthetic.faces import SyntheticFace, draw_faces, draw_frontal_face
 
 PAIRS = 600
 PAIR_SET = "synthetic.bin"
 # Subjects of the pair set, which are not in the pack.
 MIN_OTHERS = 20
+# Subjects that the demo's network was not trained on: it is trained on those of seed 0.
+_SEED, _FIRST_SUBJECT, _FACES_PER_SET = 1, 2, 9
 
 
 def write_synthetic_pack(folder: Path, *, num_subjects: int, seed: int) -> tuple[int, int, int]:
@@ -49,6 +52,39 @@ def write_synthetic_pack(folder: Path, *, num_subjects: int, seed: int) -> tuple
         faces = _counted(draw_faces(num_subjects=num_subjects, seed=seed), bar)
         images = write_face_pack(folder, ((face.subject, encode_image(face.image, ".jpg")) for face in faces))
     return num_subjects, images, PAIRS
+
+
+def write_example_sets(folder: Path) -> list[Path]:
+    """Write three sets: two of one subject, and one of another subject with one impostor face.
+
+    Raises:
+        InputError: the folder has other files.
+    """
+    subjects: list[list[bytes]] = [[], []]
+    for face in draw_faces(num_subjects=len(subjects), seed=_SEED, first_subject=_FIRST_SUBJECT):
+        subjects[face.subject - _FIRST_SUBJECT].append(encode_image(face.image, ".png"))
+    first, second = subjects
+    impostor = draw_frontal_face(_FIRST_SUBJECT, seed=_SEED)
+    sets = {
+        "alex_album": first[:_FACES_PER_SET],
+        # The last faces of a subject are video frames.
+        "alex_camera": first[-_FACES_PER_SET:],
+        "robin_album": [*second[:_FACES_PER_SET], encode_image(impostor, ".png")],
+    }
+    files = {
+        folder / name / f"{number:02}.png": encoded
+        for name, faces in sets.items()
+        for number, encoded in enumerate(faces)
+    }
+    existing = [path for path in sorted(folder.rglob("*")) if not path.is_dir()]
+    if others := [path for path in existing if path not in files or path.read_bytes() != files[path]]:
+        raise InputError(
+            f"{folder}: contains files that are not of the example, such as {others[0]}. Choose another "
+            "--out, or move them."
+        )
+    for path, encoded in files.items():
+        atomic_write(path, encoded)
+    return [folder / name for name in sets]
 
 
 def _counted(faces: Iterator[SyntheticFace], bar: tqdm[Any]) -> Iterator[SyntheticFace]:

@@ -44,7 +44,7 @@ def write_report(folder: Path, faces: CheckedFaces, findings: LabelFindings) -> 
     for name, rows in _sheets(faces, findings):
         path = folder / f"{name}.png"
         if rows and faces.image is not None:
-            _write_sheet(path, rows, faces.image)
+            contact_sheet([[[*map(faces.image, group)] for group in row] for row in rows], path)
             written.append(path.name)
         else:
             # Remove the sheet of an earlier check.
@@ -73,17 +73,16 @@ def _csv(faces: CheckedFaces, findings: LabelFindings) -> str:
     rows: list[Sequence[object]] = [_HEAD]
     for number, each in enumerate(findings.mislabelled, start=1):
         first, other = faces.name(each.image), faces.subjects[each.other]
-        rows.append(
-            ["mislabelled", number, first, other, f"{each.to_other:.4f}", f"{each.to_own:.4f}"],
-        )
+        rows.append(["mislabelled", number, first, other, f"{each.to_other:.4f}", f"{each.to_own:.4f}"])
     for kind, pairs, name in (
         ("same_person", findings.split_identities, lambda subject: faces.subjects[subject]),
         ("duplicate", findings.duplicates, faces.name),
         ("duplicate_under_two_names", findings.duplicates_across or [], faces.name),
     ):
-        for number, pair in enumerate(pairs, start=1):
-            row = [kind, number, name(pair.first), name(pair.second), f"{pair.similarity:.4f}", ""]
-            rows.append(row)
+        rows += [
+            [kind, number, name(pair.first), name(pair.second), f"{pair.similarity:.4f}", ""]
+            for number, pair in enumerate(pairs, start=1)
+        ]
     return csv_text(rows)
 
 
@@ -114,7 +113,3 @@ def _sheets(faces: CheckedFaces, findings: LabelFindings) -> list[tuple[str, lis
         ("duplicates", pairs(findings.duplicates)),
         ("duplicates_under_two_names", pairs(findings.duplicates_across or [])),
     ]
-
-
-def _write_sheet(path: Path, rows: list[list[list[int]]], image: Callable[[int], Image]) -> None:
-    contact_sheet([[[image(number) for number in group] for group in row] for row in rows], path)

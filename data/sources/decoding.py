@@ -138,7 +138,7 @@ def decode_image(encoded: bytes, *, upright: bool, side: int | None = None) -> I
             "Reduce its size."
         ) from None
     except UnidentifiedImageError:
-        if _is_heif(encoded):
+        if encoded[4:8] == b"ftyp" and encoded[8:12] in HEIF_BRANDS:
             raise InputError(
                 "is a HEIC photo, which is not supported. Convert it to JPEG: 'sips -s format jpeg' on "
                 "macOS, 'heif-convert' on Linux, Photos on Windows"
@@ -147,7 +147,8 @@ def decode_image(encoded: bytes, *, upright: bool, side: int | None = None) -> I
             raise InputError("begins as an image, but is damaged or truncated.") from None
         raise InputError("is not an image, or of an unsupported format.") from None
     except Exception as fault:  # noqa: BLE001 - whatever a decoder raises on a damaged file is about that file
-        raise InputError(f"cannot be decoded: {_sentence(fault)} The file may be truncated.") from None
+        text = str(fault).strip().rstrip(".") or type(fault).__name__
+        raise InputError(f"cannot be decoded: {text}. The file may be truncated.") from None
 
 
 @contextmanager
@@ -332,10 +333,6 @@ def _deep_colour(encoded: bytes) -> Image:
     return _eight_bits(deep[..., ::-1], white_level(0, float(deep.max()), is_float=False))
 
 
-def _is_heif(encoded: bytes) -> bool:
-    return encoded[4:8] == b"ftyp" and encoded[8:12] in HEIF_BRANDS
-
-
 def _begins_as_image(encoded: bytes) -> bool:
     """Whether the first bytes are those of a supported format."""
     is_avif = encoded[4:12] in (b"ftypavif", b"ftypavis") and features.check("avif")
@@ -346,11 +343,6 @@ def _begins_as_image(encoded: bytes) -> bool:
 def _eight_bits(levels: NDArray[np.generic], white: float) -> Image:
     scaled = np.clip(levels.astype(np.float64) / white, 0, 1) * 255
     return np.asarray(scaled, np.uint8)
-
-
-def _sentence(fault: Exception) -> str:
-    text = str(fault).strip().rstrip(".") or type(fault).__name__
-    return f"{text}."
 
 
 def decode_face(encoded: bytes, where: str, *, swap_color_channel: bool = False) -> Image:

@@ -158,8 +158,5 @@ class _Known:
         old = np.isin(self.signatures, signatures) if grown else np.ones(len(self.signatures), bool)
         joined, first = np.unique(np.concatenate([self.signatures[old], signatures[new]]), return_index=True)
         values = np.concatenate([self.values[old], stamps[new]])[first]
-        try:
-            with atomic_path(folder / _FILE) as temporary:
-                write_npz(temporary, {"format": np.array(_FORMAT), "signatures": joined, "stamps": values})
-        except OSError:
-            return
+        with suppress(OSError), atomic_path(folder / _FILE) as temporary:
+            write_npz(temporary, {"format": np.array(_FORMAT), "signatures": joined, "stamps": values})

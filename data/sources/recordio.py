@@ -284,11 +284,11 @@ class RecordReader:
 
 
 class RecordWriter:
-    """Writes records sequentially; created by `record_writer`."""
+    """Writes records sequentially; created by `record_writer`. `index`: lines of the index file."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
-        self._index: list[str] = []
+        self.index: list[str] = []
         self._offset = 0
 
     def write(self, key: int, payload: bytes, labels: tuple[float, ...] = (0.0,)) -> None:
@@ -298,7 +298,7 @@ class RecordWriter:
         record = head + (struct.pack(f"<{flag}f", *labels) if flag else b"") + payload
         if len(record) > _MAX_LENGTH:
             raise InputError(f"record {key}: {len(record):,} bytes; the limit is {_MAX_LENGTH:,}.")
-        self._index.append(f"{key}\t{self._offset}\n")
+        self.index.append(f"{key}\t{self._offset}\n")
         for part in _encoded(record):
             self._stream.write(part)
             self._offset += len(part)
@@ -308,10 +308,6 @@ class RecordWriter:
         self._stream.seek(_PART_AND_HEADER.size)
         self._stream.write(struct.pack(f"<{len(labels)}f", *labels))
         self._stream.seek(self._offset)
-
-    def index(self) -> str:
-        """Text of the index file."""
-        return "".join(self._index)
 
 
 @dataclass(frozen=True)
@@ -335,7 +331,7 @@ def record_writer(rec: Path, idx: Path) -> Iterator[RecordWriter]:
             writer = RecordWriter(stream)
             yield writer
         # Between the two renames a reader would find an index that does not fit, and scan the records.
-        atomic_write(idx, writer.index())
+        atomic_write(idx, "".join(writer.index))
 
 
 def write_face_pack(folder: Path, images: Iterable[tuple[int, bytes]]) -> int:

@@ -36,7 +36,9 @@ def train_subset(source: FaceSource, spec: str | None, seed: int) -> tuple[FaceS
     if spec is None:
         return source, f"all {_size(source)}"
     if spec == "":
-        places = [folder / PUBLISHED_SUBSET for folder in _folders_around(source.location)]
+        folder = source.location.resolve()
+        around = dict.fromkeys((folder, folder.parent, folder.parent.parent))
+        places = [each / PUBLISHED_SUBSET for each in around]
         for path in places:
             if path.is_file():
                 return _indexed(source, path)
@@ -213,11 +215,6 @@ def _drawn_order(subjects: list[str], seed: int, purpose: str) -> list[int]:
 def _hash(name: str, seed: int, purpose: str) -> int:
     text = f"{purpose}:{seed}:".encode() + os.fsencode(normal(name))
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
-
-
-def _folders_around(location: Path) -> list[Path]:
-    folder = location.resolve()
-    return list(dict.fromkeys((folder, folder.parent, folder.parent.parent)))
 
 
 def _size(source: FaceSource) -> str:

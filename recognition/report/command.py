@@ -29,7 +29,7 @@ from recognition.report.tables import (
 from recognition.sources import SetSource
 from runtime.errors import Faults, InputError
 from runtime.output_checks import require_output_folder
-from synthetic.example_sets import write_example_sets
+from synthetic.datasets import write_example_sets
 
 _WRITTEN = ("report.html", "similarity.csv", "descriptors.npz", "descriptors.json", "decisions.csv")
 
