@@ -47,12 +47,12 @@ def similarity_transforms(landmarks: Floats) -> NDArray[np.float64]:
     centre = points.mean(axis=1, keepdims=True)
     x, y = np.moveaxis(points - centre, -1, 0)
     u, v = (TEMPLATE - TEMPLATE.mean(axis=0)).T
-    spread = (x**2 + y**2).sum(axis=1)
-    cosine = (x * u + y * v).sum(axis=1) / spread
-    sine = (x * v - y * u).sum(axis=1) / spread
-    turn = np.stack([np.stack([cosine, -sine], axis=-1), np.stack([sine, cosine], axis=-1)], axis=1)
-    shift = TEMPLATE.mean(axis=0)[:, None] - turn @ centre.transpose(0, 2, 1)
-    return np.concatenate([turn, shift], axis=2)
+    variance = (x**2 + y**2).sum(axis=1)
+    cosine = (x * u + y * v).sum(axis=1) / variance
+    sine = (x * v - y * u).sum(axis=1) / variance
+    rotation = np.stack([np.stack([cosine, -sine], axis=-1), np.stack([sine, cosine], axis=-1)], axis=1)
+    translation = TEMPLATE.mean(axis=0)[:, None] - rotation @ centre.transpose(0, 2, 1)
+    return np.concatenate([rotation, translation], axis=2)
 
 
 def align(image: Image, transform: NDArray[np.float64]) -> Image:

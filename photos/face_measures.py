@@ -22,7 +22,7 @@ _NOSE_LOWER = 3.0
 _FACE = (slice(34, 106), slice(24, 88))
 _BLUR = 1.5
 # Minimum standard deviation of the levels to measure sharpness.
-_MIN_SPREAD = 1.0
+_MIN_CONTRAST = 1.0
 
 
 @dataclass(frozen=True)
@@ -58,15 +58,15 @@ def measure_face(face: Image, landmarks: NDArray[np.floating[Any]] | None) -> Fa
     grey = cv2.cvtColor(face, cv2.COLOR_RGB2GRAY).astype(np.float32)
     blurred = cv2.GaussianBlur(grey, (0, 0), _BLUR)[_FACE]
     inner = grey[_FACE]
-    spread = float(inner.std())
+    contrast = float(inner.std())
     middle = inner.shape[1] // 2
     left, right = float(inner[:, :middle].mean()), float(inner[:, middle:].mean())
     return FaceMeasures(
         yaw=yaw,
         pitch=pitch,
-        sharpness=float((inner - blurred).std()) / spread if spread > _MIN_SPREAD else 0.0,
+        sharpness=float((inner - blurred).std()) / contrast if contrast > _MIN_CONTRAST else 0.0,
         brightness=float(inner.mean()),
-        contrast=spread,
+        contrast=contrast,
         side_light=(right - left) / max(left + right, 1.0),
     )
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from data.checks.colour_order import MIN_PAIRS, GivenFaces, check_colour_order, wrong_order_advice
 from data.sources.decoding import Image
 from data.sources.image_files import is_video
 from photos.detection import find_detector
 from photos.videos import expected_frames
-from recognition.colour_check import ColourSample
 from recognition.enrolment.face_choice import AGREEMENT, choose_faces
 from recognition.face_reading import PhotoOptions, read_faces
 from recognition.model import FaceModel, aggregate_features, embed_images
@@ -25,6 +25,9 @@ from recognition.records import AggregatedSet, EmptySet, FaceRecord, Rejection
 from recognition.sources import SetSource
 from runtime.errors import InputWarning
 from runtime.progress import progress_bar
+
+# Faces on which the channel order of a backbone is checked.
+_MAX_SETS, _FACES_PER_SET = 40, 2
 
 
 def aggregate_sets(
@@ -119,3 +122,33 @@ def _aggregated(model: FaceModel, source: SetSource, collected: _Collected) -> A
 
 def _with_agreement(face: FaceRecord, agrees: bool) -> FaceRecord:
     return face if face.choice is None else replace(face, choice=replace(face.choice, agrees=agrees))
+
+
+@dataclass
+class ColourSample:
+    """Two faces of each of the first sets, collected while faces are read."""
+
+    faces: dict[int, list[Image]] = field(default_factory=dict)
+
+    def add(self, index: int, face: Image) -> None:
+        """Keep a face (112, 112, 3) RGB of a set if the sample needs it."""
+        if index not in self.faces and len(self.faces) >= _MAX_SETS:
+            return
+        kept = self.faces.setdefault(index, [])
+        if len(kept) < _FACES_PER_SET:
+            kept.append(face)
+
+    def warning(self, model: FaceModel) -> str:
+        """A sentence if mated faces are more similar with red and blue swapped; else empty."""
+        pairs = [faces for faces in self.faces.values() if len(faces) == _FACES_PER_SET]
+        if len(pairs) < MIN_PAIRS:
+            return ""
+        images = [face for faces in pairs for face in faces]
+        labels = np.repeat(np.arange(len(pairs)), _FACES_PER_SET)
+        report = check_colour_order(
+            GivenFaces("the sets", labels, images.__getitem__),
+            lambda faces: embed_images(model, faces)[0],
+            model.spec,
+            advice=wrong_order_advice(model.spec),
+        )
+        return report.sentence if report.verdict == "swapped" else ""

@@ -31,7 +31,7 @@ from recognition.enrolment.quality_feedback import quality_feedback
 from recognition.face_reading import PhotoOptions
 from recognition.model import load_model
 from recognition.report.page import write_page
-from recognition.report.report import Report
+from recognition.report.summary import Report
 from recognition.report.tables import similarities
 from recognition.sources import find_sets
 

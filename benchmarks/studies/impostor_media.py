@@ -31,8 +31,8 @@ from evaluation.metrics.bootstrap import rate_interval95
 from evaluation.metrics.thresholds import threshold_at
 from evaluation.protocols.ijb_layout import SetProtocol
 from features.bank import FeatureBank, read_feature_bank
+from recognition.enrolment.checks import similarity_to_rest
 from recognition.enrolment.identities import IdentityLimits, find_identities
-from recognition.enrolment.leave_one_out import similarity_to_rest
 from recognition.enrolment.limits import NEAR_DUPLICATE, EnrolmentLimits
 from recognition.enrolment.outliers import (
     DEFAULT_MODEL,

@@ -17,8 +17,7 @@ from recognition.flags import enrolment_limits, open_model, photo_options, set_s
 from recognition.model import FaceModel
 from recognition.preprocessing import preprocessing_of
 from recognition.report.page import write_page
-from recognition.report.report import Report
-from recognition.report.summary import write_summary
+from recognition.report.summary import Report, write_summary
 from recognition.report.tables import (
     check_text,
     matrix_text,

@@ -19,7 +19,7 @@ from recognition.calibration.decisions import Decisions, about_threshold, neares
 from recognition.enrolment.checks import EnrolmentCheck
 from recognition.enrolment.quality_feedback import Feedback, choice_text
 from recognition.records import AggregatedSet, EmptySet, FaceRecord
-from recognition.report.report import Report
+from recognition.report.summary import Report
 from runtime.escaping import escaped
 from runtime.files import atomic_write
 
@@ -49,7 +49,6 @@ def page(report: Report) -> str:
     num_rejected = sum(len(each.rejected) for each in every)
     values = zip(report.sets, report.checks, report.feedback, offsets[:-1], strict=True)
     return _template().render(
-        title=report.title,
         totals=f"{_counted(len(report.sets), 'set')}, {_counted(offsets[-1], 'face')}, {num_rejected:,} "
         "without a usable face.",
         about=f"{model.about} Backbone: {model.spec.name}, horizontal flip: {model.flip}. Model fingerprint: "

@@ -1,4 +1,4 @@
-"""descriptors.json: all findings on each set and face.
+"""Findings of a run on each set and face, and their file descriptors.json.
 
 The descriptors themselves are in descriptors.npz, in the same order.
 """
@@ -8,21 +8,46 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from recognition.calibration.decisions import Decisions
 from recognition.enrolment.checks import EnrolmentCheck
 from recognition.enrolment.quality_feedback import Feedback, num_samples
+from recognition.model import FaceModel
 from recognition.records import AggregatedSet, EmptySet
-from recognition.report.report import Report
 from runtime.files import atomic_write
 
 SCHEMA = 2
 _DIGITS = 4
 _MEASURES = ("yaw", "pitch", "sharpness", "brightness", "contrast", "side_light")
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """The sets of a run, with one check and one list of feedback per set.
+
+    Attributes:
+        model: that aggregated the sets.
+        sets: B sets.
+        empty: sets without a usable face.
+        matrix: (B, B) cosines.
+        checks: B checks.
+        feedback: B lists.
+        decisions: (B, B), with a calibration.
+    """
+
+    model: FaceModel
+    sets: Sequence[AggregatedSet]
+    empty: Sequence[EmptySet]
+    matrix: NDArray[np.float32]
+    checks: Sequence[EnrolmentCheck]
+    feedback: Sequence[Sequence[Feedback]]
+    decisions: Decisions | None = None
 
 
 def write_summary(path: Path, report: Report) -> None:

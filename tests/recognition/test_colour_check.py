@@ -12,7 +12,7 @@ import pytest
 
 from features.extract import embed_faces
 from features.options import EmbedOptions
-from recognition.colour_check import ColourSample
+from recognition.aggregation import ColourSample
 from recognition.model import load_model
 from runtime.errors import InputWarning
 from weights import load_backbone, save_weights

@@ -21,8 +21,7 @@ from recognition.enrolment.rejections import rejection_reasons, rejection_text
 from recognition.face_reading import PhotoOptions
 from recognition.model import FaceModel
 from recognition.records import AggregatedSet, EmptySet, Rejection
-from recognition.report.report import Report
-from recognition.report.summary import write_summary
+from recognition.report.summary import Report, write_summary
 from recognition.sources import find_sets
 from runtime.errors import InputError, InputWarning
 

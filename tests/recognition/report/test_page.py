@@ -22,7 +22,7 @@ from recognition.enrolment.quality_feedback import quality_feedback
 from recognition.model import FaceModel
 from recognition.records import AggregatedSet, EmptySet, FaceChoice, Rejection
 from recognition.report.page import ordered_samples, page, write_page
-from recognition.report.report import Report
+from recognition.report.summary import Report
 from recognition.report.tables import (
     similarities,
 )

@@ -17,8 +17,7 @@ from recognition.enrolment.quality_feedback import (
 )
 from recognition.model import FaceModel
 from recognition.records import AggregatedSet, EmptySet, FaceRecord, Rejection
-from recognition.report.report import Report
-from recognition.report.summary import write_summary
+from recognition.report.summary import Report, write_summary
 from recognition.report.tables import similarities
 
 Make = Callable[..., AggregatedSet]
