@@ -9,11 +9,9 @@ import argparse
 import inspect
 import shlex
 import sys
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
@@ -21,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from backbones.catalogue import BACKBONES
 from coreset.catalogue import AGGREGATOR_NAMES, MAIN_AGGREGATORS, requires_training
 from evaluation.reporting.published import Reference, compare, find_reference
-from evaluation.reporting.report import SCHEMA, Result, protocol_text, versions, write_result
+from evaluation.reporting.report import SCHEMA, Result, Seconds, protocol_text, versions, write_result
 from features.flips import FLIP_CHOICES, flip_rule, warn_of_doubled_norms
 from features.options import FACES_AT_ONCE, PRECISIONS, EmbedOptions
 from runtime.command import build_parser, run_command
@@ -64,8 +62,8 @@ def add_weights(group: argparse._ActionsContainer) -> None:
     )
 
 
-def add_flip(group: argparse._ActionsContainer, default: str = argparse.SUPPRESS) -> None:
-    """Adds --flip; `default`: the value of the published code, where there is one."""
+def add_flip(group: argparse._ActionsContainer, default: str) -> None:
+    """Adds --flip; `default`: the value of the published code, `argparse.SUPPRESS` where there is none."""
     group.add_argument(
         "--flip",
         choices=FLIP_CHOICES,
@@ -327,20 +325,6 @@ def options_of(aggregator: str) -> Iterable[str]:
 # --------------------------------------------------------------------------------------------- run
 
 
-@dataclass
-class Seconds:
-    """Wall time of phases by name."""
-
-    phases: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def of(self, phase: str) -> Iterator[None]:
-        """Adds the time of a block."""
-        start = time.perf_counter()
-        yield
-        self.phases[phase] = self.phases.get(phase, 0.0) + time.perf_counter() - start
-
-
 @dataclass(frozen=True, eq=False)
 class Run:
     """What a validation works with; `model` is None where features are precomputed."""
@@ -406,6 +390,9 @@ class Validation(ABC, Generic[_Data, _Figures]):
     def add_data(self, group: argparse._ActionsContainer) -> None:
         """Adds the flags of the data set."""
 
+    def add_more(self, parser: argparse.ArgumentParser) -> None:
+        """Adds flags of the protocol, other than those of the data set."""
+
     @abstractmethod
     def read(self, args: argparse.Namespace) -> _Data:
         """Reads the protocol's files.
@@ -445,6 +432,7 @@ class Validation(ABC, Generic[_Data, _Figures]):
         add_flip(group, self.flip)
         if self.default_aggregator is not None:
             add_sets(parser.add_argument_group("sets"), self.default_aggregator)
+        self.add_more(parser)
         add_embedding(parser)
         add_output(parser, self.out)
         return parser
@@ -601,7 +589,7 @@ def result_of_run(
             "weights_sha256": weights_sha256(model.weights),
         },
         data,
-        run.seconds.phases,
+        run.seconds,
     )
 
 

@@ -11,17 +11,12 @@ from typing import TYPE_CHECKING, Any
 from coreset.catalogue import DEFAULT_SPLIT_LIMIT, QUALITIES, requires_training
 from evaluation.metrics.score_normalisation import DEFAULT_METHOD, METHODS, METHODS_HELP, NEEDS_COHORT
 from evaluation.reporting.published import PAPER_RULES, Reference, find_reference
-from runtime.command import build_parser
+from evaluation.reporting.report import Seconds
 from runtime.errors import InputError
 from validation.frame import (
     Report,
     Run,
     Validation,
-    add_embedding,
-    add_flip,
-    add_output,
-    add_sets,
-    add_weights,
     chosen_gpus,
     open_model,
     options_of,
@@ -54,15 +49,13 @@ class Data:
 class IjbBenchmark(Validation[Data, "Evaluated"]):
     """The command validation_mixed/validate_ijb.py."""
 
+    out = "DATASET_NAME"
+    # The rules of --protocol have a value.
+    flip = argparse.SUPPRESS
     default_aggregator = DEFAULT_AGGREGATOR
 
-    def flags(self, description: str | None = None) -> argparse.ArgumentParser:
-        parser = build_parser(description)
-        parser.argument_default = argparse.SUPPRESS
-        self.add_data(parser.add_argument_group("data"))
-        group = parser.add_argument_group("model")
-        add_weights(group)
-        add_sets(group, DEFAULT_AGGREGATOR)
+    def add_more(self, parser: argparse.ArgumentParser) -> None:
+        group = parser.add_argument_group("features")
         group.add_argument(
             "--quality",
             choices=[name for name in QUALITIES if name != "learned"],
@@ -75,9 +68,6 @@ class IjbBenchmark(Validation[Data, "Evaluated"]):
             "pickle",
         )
         _add_protocol(parser.add_argument_group("protocol"))
-        add_embedding(parser)
-        add_output(parser, "DATASET_NAME")
-        return parser
 
     def add_data(self, group: argparse._ActionsContainer) -> None:
         group.add_argument(
@@ -193,7 +183,7 @@ class IjbBenchmark(Validation[Data, "Evaluated"]):
                 f"{protocol.name} does not name its subjects, so the cohort may contain some of them. "
                 "--evaluated_subjects FILE names them."
             )
-        figures.seconds = run.seconds.phases | figures.seconds
+        figures.seconds = Seconds(run.seconds | figures.seconds)
         hashes = {entry.name: weights_sha256(entry.source) for entry in run.trained}
         return Evaluated(
             protocol, rules, args.protocol, cohort, args.two_identity_split, features, figures, hashes
@@ -213,7 +203,6 @@ class IjbBenchmark(Validation[Data, "Evaluated"]):
 
 def _add_protocol(group: argparse._ActionsContainer) -> None:
     group.add_argument("--protocol", choices=PAPER_RULES, default="facecoresetnet", help="rules of a paper")
-    add_flip(group)
     group.add_argument("--media", choices=("none", "mean"), help="average the faces of each medium first")
     group.add_argument(
         "--detector_score", choices=("off", "on"), help="multiply norms by the detector's score"
@@ -326,25 +315,19 @@ def _embedded(
 
 def _points(protocol: SetProtocol, *, aligns: bool, weighs: bool) -> tuple[FacePoints | None, Sequence[str]]:
     """Landmarks and scores if they are needed, checked for their use; and warnings."""
-    from evaluation.protocols.face_points import (
-        POINTS,
-        check_detector_scores,
-        check_landmarks,
-        check_points_in_images,
-        read_points,
-    )
+    from evaluation.protocols import face_points as checks
 
     warnings = list(protocol.warnings)
     if not aligns and not weighs:
         return None, warnings
-    points, path = read_points(protocol), protocol.meta(POINTS)
+    points, path = checks.read_points(protocol), protocol.meta(checks.POINTS)
     if aligns:
-        warnings += check_landmarks(points.landmarks, path)
-        warnings += check_points_in_images(
+        warnings += checks.check_landmarks(points.landmarks, path)
+        warnings += checks.check_points_in_images(
             points.landmarks, protocol.image_names, protocol.image_folder, path
         )
     if weighs:
-        warnings += check_detector_scores(
+        warnings += checks.check_detector_scores(
             points.scores, protocol.template_of_face, protocol.template_ids, path
         )
     return points, warnings

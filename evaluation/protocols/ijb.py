@@ -5,9 +5,7 @@ No images, networks or flags are involved.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,11 +21,18 @@ from evaluation.metrics.score_normalisation import DEFAULT_METHOD, ScoreNormalis
 from evaluation.metrics.search import PublishedHelperRates, Search, published_helper_rates, search
 from evaluation.metrics.template_pairs import verify
 from evaluation.metrics.verification import RocCurve, TarAtFar, few_scores_warnings, rate_key
-from evaluation.protocols.ijb_layout import SetProtocol, TemplateList
+from evaluation.protocols.ijb_layout import SetProtocol
 from evaluation.protocols.subgroups import SubgroupFigures, find_subgroups, subgroup_figures, subgroup_section
 from evaluation.protocols.templates import FaceGroups, aggregate_templates, average_media, group_faces
 from evaluation.reporting.published import PAPER_RULES
-from evaluation.reporting.report import Interval, Result, closed_section, open_section, verification_section
+from evaluation.reporting.report import (
+    Interval,
+    Result,
+    Seconds,
+    closed_section,
+    open_section,
+    verification_section,
+)
 from features.flips import FLIP_RULES, NO_FLIP
 from runtime.errors import InputError
 
@@ -114,9 +119,7 @@ class AggregatorFigures:
 
     def sections(self) -> Result:
         """'verification', 'identification' and 'strata' of a result.json."""
-        result: Result = {
-            "verification": verification_section(self.tar, self.curve.auc, self.tar_intervals),
-        }
+        result: Result = {"verification": verification_section(self.tar, self.curve.auc, self.tar_intervals)}
         if self.galleries:
             result["identification"] = {
                 "closed": {n: closed_section(g.cmc, g.cmc_intervals) for n, g in self.galleries.items()},
@@ -125,11 +128,8 @@ class AggregatorFigures:
                 },
             }
         if self.published_helper is not None:
-            helper = self.published_helper
-            result["published_helper_not_fpir"] = {
-                "rank": helper.rank_rates,
-                "accepted_at": helper.accepted_at,
-            }
+            rates = self.published_helper
+            result["published_helper_not_fpir"] = {"rank": rates.rank_rates, "accepted_at": rates.accepted_at}
         if self.subgroups:
             result["strata"] = subgroup_section(self.subgroups)
         if self.split_rate is not None:
@@ -153,15 +153,8 @@ class IjbFigures:
 
     aggregators: dict[str, AggregatorFigures] = field(default_factory=dict)
     differences: list[Difference] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: Seconds = field(default_factory=Seconds)
     warnings: list[str] = field(default_factory=list)
-
-    @contextmanager
-    def timed(self, phase: str) -> Iterator[None]:
-        """Adds the time of a block to a phase."""
-        start = time.perf_counter()
-        yield
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
 
 
 def evaluate_ijb(
@@ -202,14 +195,14 @@ def evaluate_ijb(
     if two_identity_split is not None and published_helper:
         raise InputError("the published 1:N helper compares single descriptors, not two per template.")
     found, pairs = IjbFigures(), protocol.pairs
-    with found.timed("prepare"):
+    with found.seconds.of("prepare"):
         features, norms, groups, scores = _faces_by_rules(protocol, features, norms, detector_scores, rules)
         groupings = find_subgroups(protocol)
-    with found.timed("intervals"):
+    with found.seconds.of("intervals"):
         pair_draws = _pair_bootstrap(protocol, replicates, found.warnings)
     drawn: dict[str, NDArray[np.float64]] = {}
     for name, aggregator in aggregators.items():
-        with found.timed(f"aggregate {name}"):
+        with found.seconds.of(f"aggregate {name}"):
             module = (
                 aggregator if two_identity_split is None else TwoIdentitySplit(aggregator, two_identity_split)
             )
@@ -217,27 +210,25 @@ def evaluate_ijb(
             described = aggregate_templates(module, *faces, detector_scores=scores).embedding
             normalisation = None if cohort is None else normalised_with(aggregator, cohort, rules, device)
             left, right = compared(described, normalisation)
-        with found.timed("score"):
+        with found.seconds.of("score"):
             ends = pairs.first, pairs.second, pairs.is_mated
             verification = verify(left, *ends, FARS, second_descriptors=right)
             subgroups = subgroup_figures(groupings, verification.scores, pairs.is_mated)
-        with found.timed("intervals"):
+        with found.seconds.of("intervals"):
             tar_intervals = None
             if pair_draws is not None:
                 drawn[name] = pair_draws.tar(verification.scores, FARS)
                 strict = {key: rate.strict for key, rate in verification.rates.items()}
                 tar_intervals = _intervals(drawn[name], strict, pair_draws.mated_subjects)
-        with found.timed("identify"):
+        with found.seconds.of("identify"):
             galleries = _identify(protocol, left, right, replicates, found.warnings)
             helper = _published_helper(protocol, left, right) if published_helper else None
+        split_rate = None
+        if two_identity_split is not None:
+            split_rate = float((described[:, 0] != described[:, 1]).any(axis=1).mean())
+        rates, curve = verification.rates, verification.curve
         found.aggregators[name] = AggregatorFigures(
-            verification.rates,
-            tar_intervals,
-            verification.curve,
-            galleries,
-            helper,
-            subgroups,
-            None if two_identity_split is None else _split_rate(described),
+            rates, tar_intervals, curve, galleries, helper, subgroups, split_rate
         )
         if len(found.aggregators) == 1:
             # They say of the pair list more than of the aggregator: once is enough.
@@ -262,11 +253,6 @@ def normalised_with(
         features, norms, groups = average_media(features, norms, groups)
     described = aggregate_templates(aggregator, features, norms, groups, device).embedding
     return ScoreNormalisation.with_cohort(cohort.method, described)
-
-
-def _split_rate(descriptors: Floats) -> float:
-    """Of templates (M, 2, D), those whose two descriptors differ."""
-    return float((descriptors[:, 0] != descriptors[:, 1]).any(axis=1).mean())
 
 
 def _faces_by_rules(
@@ -313,16 +299,13 @@ def _identify(
     """Each gallery searched by itself, as gallery1, gallery2."""
     if protocol.probes is None:
         return {}
-    probes = protocol.probes
-    draws = _probe_bootstrap(probes, replicates)
+    probes, draws = protocol.probes, None
+    if replicates and len(np.unique(probes.subjects)) > 1:
+        draws = ProbeBootstrap(probes.subjects, replicates=replicates)
     found = {}
     for number, gallery in enumerate(protocol.galleries, 1):
-        result = search(
-            of_probes[probes.templates],
-            of_galleries[gallery.templates],
-            probes.subjects,
-            gallery.subjects,
-        )
+        compared_rows = of_probes[probes.templates], of_galleries[gallery.templates]
+        result = search(*compared_rows, probes.subjects, gallery.subjects)
         closed = cmc(result, RANKS)
         num_subjects = draws.mated_subjects(result) if draws else 0
         cmc_intervals = _intervals(draws.cmc(result, RANKS), closed, num_subjects) if draws else None
@@ -338,12 +321,6 @@ def _identify(
                 tpir_intervals = _intervals(draws.tpir(result, FPIRS), observed, num_subjects)
         found[f"gallery{number}"] = GalleryFigures(result, closed, cmc_intervals, tpir, tpir_intervals)
     return found
-
-
-def _probe_bootstrap(probes: TemplateList, replicates: int) -> ProbeBootstrap | None:
-    if not replicates or len(np.unique(probes.subjects)) < 2:
-        return None
-    return ProbeBootstrap(probes.subjects, replicates=replicates)
 
 
 def _published_helper(

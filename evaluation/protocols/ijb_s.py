@@ -123,7 +123,7 @@ def read_ijb_s(data_root: Path, protocol_root: Path, protocols: Sequence[str] = 
     if faults:
         raise InputError.from_faults(faults)
     subjects_of = _subjects_of_files(metadata)
-    templates = _Templates()
+    templates: _Templates = {}
     lists = {
         name: SearchLists(
             _probes(templates, PROTOCOLS[name], probe_files[name], subjects_of, metadata),
@@ -134,14 +134,12 @@ def read_ijb_s(data_root: Path, protocol_root: Path, protocols: Sequence[str] = 
     return _with_faces(data_root, templates, lists)
 
 
-class _Templates:
-    """Each set of faces once: (subject, files) -> its number."""
+# Each set of faces once: (subject, files) -> its number.
+_Templates = dict[tuple[int, tuple[str, ...]], int]
 
-    def __init__(self) -> None:
-        self.numbers: dict[tuple[int, tuple[str, ...]], int] = {}
 
-    def number(self, subject: int, files: Iterable[str]) -> int:
-        return self.numbers.setdefault((subject, tuple(files)), len(self.numbers))
+def _number_of(templates: _Templates, subject: int, files: Iterable[str]) -> int:
+    return templates.setdefault((subject, tuple(files)), len(templates))
 
 
 def _rows(path: Path, columns: str) -> Iterator[tuple[int, list[str]]]:
@@ -210,9 +208,9 @@ def _probes(
             for subject in subjects:
                 if subject in probes and name.startswith("videos_"):
                     probes[subject].append(name)
-        numbers = [templates.number(subject, names) for subject, names in probes.items()]
+        numbers = [_number_of(templates, subject, names) for subject, names in probes.items()]
     else:
-        numbers = [templates.number(subject, [name]) for subject, name in seen]
+        numbers = [_number_of(templates, subject, [name]) for subject, name in seen]
     return np.array(list(dict.fromkeys(numbers)), np.int64)
 
 
@@ -242,7 +240,7 @@ def _galleries(
         if not mine:
             raise InputError(f"{path}: lists no files.")
     first, second = (
-        np.array([templates.number(subject, mine[subject]) for subject in sorted(mine)], np.int64)
+        np.array([_number_of(templates, subject, mine[subject]) for subject in sorted(mine)], np.int64)
         for mine in files
     )
     return first, second
@@ -252,7 +250,7 @@ def _with_faces(data_root: Path, templates: _Templates, lists: Mapping[str, Sear
     from evaluation.protocols.templates import FaceGroups
 
     needed: dict[int, set[str]] = {}
-    for subject, files in templates.numbers:
+    for subject, files in templates:
         needed.setdefault(subject, set()).update(files)
     # Packed subject by subject: as strings of their own, ten million names would take a gigabyte.
     packed: list[NDArray[np.bytes_]] = []
@@ -264,12 +262,12 @@ def _with_faces(data_root: Path, templates: _Templates, lists: Mapping[str, Sear
             rows_of[subject, file] = range(num_faces, num_faces + len(found[file]))
             packed.append(FaceFiles.of(data_root, (f"{subject}/{name}" for name in found[file])).names)
             num_faces += len(found[file])
-    row = np.full(len(templates.numbers), -1)
+    row = np.full(len(templates), -1)
     rows: list[NDArray[np.int64]] = []
     media: list[NDArray[np.int64]] = []
     offsets = [0]
     num_media = 0
-    for number, (subject, files) in enumerate(templates.numbers):
+    for number, (subject, files) in enumerate(templates):
         parts = [rows_of[subject, file] for file in files if (subject, file) in rows_of]
         if not parts:
             continue
@@ -281,7 +279,7 @@ def _with_faces(data_root: Path, templates: _Templates, lists: Mapping[str, Sear
     if not rows:
         raise InputError(f"{data_root}: no face of any template of the protocols was found. {LAYOUT}")
     groups = FaceGroups(np.concatenate(rows), np.array(offsets), np.concatenate(media))
-    subjects = np.array([subject for subject, _ in templates.numbers], np.int64)
+    subjects = np.array([subject for subject, _ in templates], np.int64)
     notes = _notes(data_root, lists, row, subjects)
     return IjbS(FaceFiles(data_root, np.concatenate(packed)), groups, subjects, row, lists, notes)
 

@@ -66,13 +66,15 @@ class TinyFaceFigures:
     def to_result(self) -> dict[str, Any]:
         """The protocol's parts of result.json."""
         return {
-            "data": {"images": self.probes + self.gallery + self.distractors, **self._counts()},
+            "data": {
+                "images": self.probes + self.gallery + self.distractors,
+                "probes": self.probes,
+                "gallery": self.gallery,
+                "distractors": self.distractors,
+            },
             "identification": {"closed": {"gallery with distractors": closed_section(self.cmc)}},
             "figures": {f"rank {rank}": rate for rank, rate in self.cmc.items()},
         }
-
-    def _counts(self) -> dict[str, int]:
-        return {"probes": self.probes, "gallery": self.gallery, "distractors": self.distractors}
 
 
 def tinyface_figures(features: NDArray[np.floating[Any]], protocol: TinyFace) -> TinyFaceFigures:
@@ -135,8 +137,16 @@ def read_tinyface(data_root: Path, images: Path | None = None) -> TinyFace:
     if faults:
         raise InputError.from_faults(faults)
     sizes = {part: len(listing) for part, listing in stems.items()}
-    notes = (*_size_notes(sizes), *_name_notes({GALLERY_LIST: gallery, PROBE_LIST: probes}))
-    return TinyFace(FaceFiles.of(folder, names), gallery.subjects, probes.subjects, sizes[DISTRACTORS], notes)
+    notes = [
+        f"{part}: {sizes[part]:,} images, the published protocol has {published:,}: do not compare the "
+        "figures with published ones."
+        for part, published in PUBLISHED_SIZES.items()
+        if sizes[part] != published
+    ]
+    notes += _name_notes({GALLERY_LIST: gallery, PROBE_LIST: probes})
+    return TinyFace(
+        FaceFiles.of(folder, names), gallery.subjects, probes.subjects, sizes[DISTRACTORS], tuple(notes)
+    )
 
 
 @dataclass(frozen=True)
@@ -201,15 +211,6 @@ def _found(folder: Path, on_disk: Mapping[str, str], stems: Sequence[str], fault
             "Aligned copies need every listed image: keep the plain crop where alignment failed."
         )
     return [on_disk[stem] for stem in stems if stem in on_disk]
-
-
-def _size_notes(sizes: Mapping[str, int]) -> list[str]:
-    return [
-        f"{part}: {sizes[part]:,} images, the published protocol has {published:,}: do not compare the "
-        "figures with published ones."
-        for part, published in PUBLISHED_SIZES.items()
-        if sizes[part] != published
-    ]
 
 
 def _name_notes(lists: Mapping[str, _List]) -> list[str]:

@@ -43,28 +43,39 @@ def plot_roc(path: Path, curves: Mapping[str, RocCurve], *, title: str) -> None:
 
 def plot_det(path: Path, curves: Mapping[str, RocCurve], *, title: str) -> None:
     """FNMR over FMR (ISO/IEC 19795-1), both on log axes, as PNG: the same counts as the ROC's."""
-
-    def draw(axes: Axes) -> None:
-        for name, curve in curves.items():
-            _log_line(axes, curve.far, 1 - curve.tar, name)
-        axes.set_ylabel("false non-match rate (FNMR), %")
-        _false_rates(axes, "false match rate (FMR)", [curve.far for curve in curves.values()], "pairs")
-
-    write_plot(path, title, draw, "lower left")
+    rates = {name: (curve.far, curve.tar) for name, curve in curves.items()}
+    _plot_missed(path, rates, title, "false match rate (FMR)", "false non-match rate (FNMR), %", "pairs")
 
 
 def plot_identification(
     path: Path, curves: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]], *, title: str
 ) -> None:
     """Missed mated probes over FPIR, both on log axes, as PNG; the curves are (fpir, tpir)."""
+    false = "false positive identification rate (FPIR)"
+    missed = "false negative identification rate (FNIR = 1 - TPIR), %"
+    _plot_missed(path, curves, title, false, missed, "probes")
+
+
+def _plot_missed(
+    path: Path,
+    curves: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]],
+    title: str,
+    false: str,
+    missed: str,
+    of: str,
+) -> None:
+    """1 - true rate over false rate, on log axes; a line ends where nothing is missed any more."""
 
     def draw(axes: Axes) -> None:
-        for name, (fpir, tpir) in curves.items():
-            _log_line(axes, fpir, 1 - tpir, name)
-        axes.set_ylabel("false negative identification rate (FNIR = 1 - TPIR), %")
-        _false_rates(
-            axes, "false positive identification rate (FPIR)", [f for f, _ in curves.values()], "probes"
-        )
+        for name, (rate, found) in curves.items():
+            shown = np.where(found < 1, 100 * (1 - found), np.nan)
+            axes.plot(rate, shown, drawstyle="steps-post", label=name)
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_ylabel(missed)
+        _false_rates(axes, false, [rate for rate, _ in curves.values()], of)
 
     write_plot(path, title, draw, "lower left")
 
@@ -108,15 +119,6 @@ def write_plot(path: Path, title: str, draw: Callable[[Axes], None], legend: Cor
     axes.legend(loc=legend, fontsize=9)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=150)
-
-
-def _log_line(axes: Axes, false: NDArray[np.float64], missed: NDArray[np.float64], name: str) -> None:
-    """A line on a log axis, which ends where nothing is missed any more."""
-    axes.plot(false, np.where(missed > 0, 100 * missed, np.nan), drawstyle="steps-post", label=name)
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _floor(axes: Axes, values: Sequence[NDArray[np.float64]]) -> None:

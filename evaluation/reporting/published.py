@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evaluation.reporting.report import markdown_table, percent, read_result
+from evaluation.reporting.report import figures_of, markdown_table, percent, read_result
 from runtime.errors import InputError, valid_names
 
 # Protocol switches as the papers set them; the names of `protocol.rules` in result.json.
@@ -175,22 +175,6 @@ def differences(ours: Mapping[str, str], theirs: Mapping[str, str]) -> list[Diff
         for name in _ordered(ours)
         if name in theirs and ours[name] != theirs[name]
     ]
-
-
-def figures_of(result: Mapping[str, Any]) -> dict[str, float]:
-    """All rates of a result by name, as 'TAR@FAR 1e-04, nearest' and 'gallery1 rank 1'."""
-    figures: dict[str, float] = {}
-    for key, rate in result.get("verification", {}).get("tar_at_far", {}).items():
-        figures |= {f"TAR@FAR {key}, {rule}": float(rate[rule]) for rule in ("strict", "nearest")}
-    identification = result.get("identification", {})
-    for gallery, part in identification.get("closed", {}).items():
-        figures |= {f"{gallery} rank {rank}": float(rate) for rank, rate in part["cmc"].items()}
-    for gallery, part in identification.get("open", {}).items():
-        rates = part["tpir_at_fpir"].items()
-        figures |= {f"{gallery} TPIR@FPIR {key}": float(rate["tpir"]) for key, rate in rates}
-    # Protocols with figures of their own (IJB-S, TinyFace, pair sets) give them under their published names.
-    figures |= {name: float(rate) for name, rate in result.get("figures", {}).items()}
-    return figures
 
 
 def settings_of(result: Mapping[str, Any]) -> dict[str, str]:

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import math
 import platform
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
@@ -106,19 +109,7 @@ def verification_section(
     rates: Mapping[str, TarAtFar], auc: float, intervals: Mapping[str, Interval] | None = None
 ) -> Result:
     """The 'verification' of a result: rates and 95 % intervals of the strict ones, by `rate_key`."""
-    return {
-        "tar_at_far": {
-            key: {
-                "strict": rate.strict,
-                "nearest": rate.nearest,
-                "threshold": rate.threshold,
-                "interval95": list(intervals[key]) if intervals else None,
-                "nonmated_above": rate.nonmated_above,
-            }
-            for key, rate in rates.items()
-        },
-        "auc": auc,
-    }
+    return {"tar_at_far": _with_intervals(rates, intervals), "auc": auc}
 
 
 def closed_section(rates: Mapping[str, float], intervals: Mapping[str, Interval] | None = None) -> Result:
@@ -131,16 +122,15 @@ def closed_section(rates: Mapping[str, float], intervals: Mapping[str, Interval]
 
 def open_section(rates: Mapping[str, TpirAtFpir], intervals: Mapping[str, Interval] | None = None) -> Result:
     """One gallery's entry of 'open' in 'identification', by FPIR."""
+    return {"tpir_at_fpir": _with_intervals(rates, intervals)}
+
+
+def _with_intervals(
+    rates: Mapping[str, TarAtFar] | Mapping[str, TpirAtFpir], intervals: Mapping[str, Interval] | None
+) -> Result:
     return {
-        "tpir_at_fpir": {
-            key: {
-                "tpir": rate.tpir,
-                "threshold": rate.threshold,
-                "interval95": list(intervals[key]) if intervals else None,
-                "nonmated_above": rate.nonmated_above,
-            }
-            for key, rate in rates.items()
-        }
+        key: {**asdict(rate), "interval95": list(intervals[key]) if intervals else None}
+        for key, rate in rates.items()
     }
 
 
@@ -184,27 +174,44 @@ def check_result(result: object, where: str) -> None:
         )
     if not {"verification", "identification", "figures"} & set(found):
         raise InputError(f"{where}: verification or identification is missing.")
-    for name, rate in _rates(found):
+    for name, rate in {**figures_of(found), **_subgroup_rates(found)}.items():
         if not 0 <= rate <= 1:
             raise InputError(f"{where}: {name} is {rate!r}; expected a fraction between 0 and 1.")
 
 
-def _rates(result: _Result) -> Iterator[tuple[str, float]]:
-    """All rates of a result, with names for messages."""
-    if "verification" in result:
-        for far, tar in result["verification"]["tar_at_far"].items():
-            yield f"strict TAR@FAR {far}", tar["strict"]
-            yield f"nearest TAR@FAR {far}", tar["nearest"]
-    if "identification" in result:
-        identification = result["identification"]
-        for gallery, closed in identification["closed"].items():
-            yield from ((f"{gallery} rank {rank}", rate) for rank, rate in closed["cmc"].items())
-        for gallery, opened in identification.get("open", {}).items():
-            yield from ((f"{gallery} TPIR@FPIR {k}", r["tpir"]) for k, r in opened["tpir_at_fpir"].items())
-    for title, groups in result.get("strata", {}).items():
-        for name, group in groups.items():
-            yield from ((f"{title} {name} TAR@FAR {k}", r["strict"]) for k, r in group["tar_at_far"].items())
-    yield from result.get("figures", {}).items()
+def figures_of(result: Mapping[str, Any]) -> dict[str, float]:
+    """All rates of a result by name, as 'TAR@FAR 1e-04, nearest' and 'gallery1 rank 1'."""
+    figures: dict[str, float] = {}
+    for key, rate in result.get("verification", {}).get("tar_at_far", {}).items():
+        figures |= {f"TAR@FAR {key}, {rule}": float(rate[rule]) for rule in ("strict", "nearest")}
+    identification = result.get("identification", {})
+    for gallery, part in identification.get("closed", {}).items():
+        figures |= {f"{gallery} rank {rank}": float(rate) for rank, rate in part["cmc"].items()}
+    for gallery, part in identification.get("open", {}).items():
+        rates = part["tpir_at_fpir"].items()
+        figures |= {f"{gallery} TPIR@FPIR {key}": float(rate["tpir"]) for key, rate in rates}
+    # Protocols with figures of their own (IJB-S, TinyFace, pair sets) give them under their published names.
+    return figures | {name: float(rate) for name, rate in result.get("figures", {}).items()}
+
+
+def _subgroup_rates(result: _Result) -> dict[str, float]:
+    return {
+        f"{title} {name} TAR@FAR {key}": rate["strict"]
+        for title, groups in result.get("strata", {}).items()
+        for name, group in groups.items()
+        for key, rate in group["tar_at_far"].items()
+    }
+
+
+class Seconds(dict[str, float]):
+    """Wall time of phases by name."""
+
+    @contextmanager
+    def of(self, phase: str) -> Iterator[None]:
+        """Adds the time of a block."""
+        start = time.perf_counter()
+        yield
+        self[phase] = self.get(phase, 0.0) + time.perf_counter() - start
 
 
 # ---------------------------------------------------------------------------------------------- tables
@@ -252,28 +259,29 @@ def verification_table(results: Mapping[str, Result]) -> str:
 
 def identification_table(results: Mapping[str, Result]) -> str:
     """Ranks and TPIR at each FPIR, per cent, of results by name; a row a gallery, and their mean."""
-    sections = {name: result["identification"] for name, result in results.items()}
-    galleries = [(name, gallery) for name, section in sections.items() for gallery in section["closed"]]
-    closed = {(n, g): sections[n]["closed"][g] for n, g in galleries}
-    opened = {(n, g): sections[n].get("open", {}).get(g, {}).get("tpir_at_fpir", {}) for n, g in galleries}
-    ranks = list(dict.fromkeys(rank for part in closed.values() for rank in part["cmc"]))
-    fpirs = list(dict.fromkeys(fpir for part in opened.values() for fpir in part))
+    found: dict[tuple[str, str], dict[str, tuple[float, Sequence[float] | None]]] = {}
+    for name, result in results.items():
+        section = result["identification"]
+        for gallery, closed in section["closed"].items():
+            spans = closed.get("interval95") or {}
+            opened = section.get("open", {}).get(gallery, {}).get("tpir_at_fpir", {})
+            found[name, gallery] = {
+                **{f"rank {rank}": (rate, spans.get(rank)) for rank, rate in closed["cmc"].items()},
+                **{f"TPIR@FPIR {f}": (rate["tpir"], rate.get("interval95")) for f, rate in opened.items()},
+            }
+    columns = list(dict.fromkeys(column for row in found.values() for column in row))
+    columns.sort(key=lambda column: column.startswith("TPIR"))
     rows = []
-    for name, section in sections.items():
-        mine = [(name, gallery) for gallery in section["closed"]]
-        for place in mine:
-            intervals = closed[place].get("interval95") or {}
-            cells = [percent(closed[place]["cmc"].get(rank), intervals.get(rank)) for rank in ranks]
-            for fpir in fpirs:
-                rate = opened[place].get(fpir, {})
-                cells.append(percent(rate.get("tpir"), rate.get("interval95")))
-            rows.append([name if place == mine[0] else "", place[1], *cells])
+    for name in results:
+        mine = {gallery: row for (owner, gallery), row in found.items() if owner == name}
+        for place, (gallery, row) in enumerate(mine.items()):
+            cells = (percent(*row.get(column, (None,))) for column in columns)
+            rows.append(["" if place else name, gallery, *cells])
         if len(mine) > 1:
-            means = [_mean([closed[place]["cmc"].get(rank) for place in mine]) for rank in ranks]
-            means += [_mean([opened[place].get(fpir, {}).get("tpir") for place in mine]) for fpir in fpirs]
+            rates = [[row[column][0] for row in mine.values() if column in row] for column in columns]
+            means = (sum(part) / len(mine) if len(part) == len(mine) else None for part in rates)
             rows.append(["", "mean", *map(percent, means)])
-    head = ["1:N, %", "gallery", *(f"rank {rank}" for rank in ranks), *(f"TPIR@FPIR {f}" for f in fpirs)]
-    return markdown_table(head, rows)
+    return markdown_table(["1:N, %", "gallery", *columns], rows)
 
 
 def protocol_text(result: Result) -> str:
@@ -283,11 +291,6 @@ def protocol_text(result: Result) -> str:
     counts = ", ".join(f"{value:,} {name}" for name, value in result["data"].items())
     versions = ", ".join(f"{name} {value}" for name, value in result["versions"].items())
     return "\n".join([*lines, f"- data: {counts}", f"- versions: {versions}"])
-
-
-def _mean(rates: Sequence[float | None]) -> float | None:
-    there = [rate for rate in rates if rate is not None]
-    return sum(there) / len(there) if len(there) == len(rates) else None
 
 
 def versions() -> dict[str, str]:
