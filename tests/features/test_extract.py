@@ -248,7 +248,7 @@ def script(tmp_path: Path) -> Callable[..., list[str]]:
 def test_embedding_resumes_after_a_kill(script: Callable[..., list[str]], tmp_path: Path) -> None:
     process = subprocess.Popen(script(pause=0.02), stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("cache/*/parts/*.json")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob("cache/*/parts/[0-9]*.json")) and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
