@@ -115,7 +115,10 @@ def train(given: Mapping[str, Any]) -> None:
     rank = take_rank(devices, config.run.num_nodes)
     mode = GpuMode.of_training(config.stage, gpu=accelerator == "gpu")
     folder = Path(config.run.out)
-    _check_output(config)
+    if not config.run.fast_dev_run:
+        require_output_folder(folder, "--out")
+    if config.data.cache_features is not None:
+        require_output_folder(config.feature_folder, "--cache_features")
     run = build_run(RunRequest(config, saved, processes, gpu=accelerator == "gpu", dry_run=dry_run))
     if saved is not None:
         saved.check_fits(run.module, resumes=not evaluate)
@@ -175,14 +178,6 @@ def _config(
         checkpoint=None if saved is None else saved.path,
         is_complete=not prints,
     )
-
-
-def _check_output(config: TrainingConfig) -> None:
-    """Raise InputError unless the folders of the run and of its features can be written."""
-    if not config.run.fast_dev_run:
-        require_output_folder(Path(config.run.out), "--out")
-    if config.data.cache_features is not None:
-        require_output_folder(config.feature_folder, "--cache_features")
 
 
 @contextmanager

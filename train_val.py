@@ -48,9 +48,7 @@ class TrainingModule(pl.LightningModule, ABC):
     """Shared by both stages: the checks of a step, the schedule, and the contents of a checkpoint.
 
     Args:
-        backbone: embeds faces.
-        head: margin head.
-        optimiser: losses, optimiser and schedules.
+        backbone, head, optimiser: what is trained, and how.
         steps_per_epoch: optimiser steps.
         seed: of noise and dropout.
         identity: plain values for the checkpoint: flags, versions, fingerprint of the data.

@@ -24,7 +24,6 @@ from features.options import FACES_AT_ONCE, EmbedOptions
 from features.templates import HeldOutFeatureTemplates, TemplateRecipe, TemplateSampler
 from net import Backbone
 from runs.components import Run, RunRequest
-from runs.config import DataConfig
 from runs.coreset_stage import (
     MAX_HELD_OUT_SUBJECTS,
     check_disjoint,
@@ -173,6 +172,8 @@ def _feature_run(
     single = int((np.bincount(bank.labels) == 1).sum())
     features = bank.num_rows if cached.faces is None else len(bank) * data_config.views
     negatives = f"; {single:,} with one image serve as negatives only" if single else ""
+    shares = {"medium": data_config.impostor_media_prob, "faces": data_config.impostor_face_prob}
+    impostors = "".join(f", {share:.0%} with impostor {what}" for what, share in shares.items() if share)
     return make_coreset_run(
         request,
         backbone,
@@ -181,18 +182,10 @@ def _feature_run(
         trains_on="templates of features",
         num_images=len(bank),
         num_held_out=len(held_out_bank.subjects),
-        details=(f", {features:,} features{negatives}", _contamination(data_config)),
+        details=(f", {features:,} features{negatives}", impostors),
         class_means=torch.from_numpy(bank.clean_means()) if needs_means else None,
         warnings=[few, cosine_warning(backbone.spec, bank)],
     )
-
-
-def _contamination(data: DataConfig) -> str:
-    parts = {
-        "with an impostor medium": data.impostor_media_prob,
-        "with impostor faces": data.impostor_face_prob,
-    }
-    return "".join(f", {share:.0%} {what}" for what, share in parts.items() if share)
 
 
 def _split(

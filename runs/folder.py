@@ -29,13 +29,8 @@ def run_folder(root: Path, prefix: str, resumed: Path | None = None, *, step: in
     """The folder of a run: that of a resumed last.ckpt, else a new `<root>/<prefix>_<n>`.
 
     A run resumed from another checkpoint than last.ckpt, or with another `root` or `prefix`, continues
-    in a new folder with a copy of its metrics, its best checkpoint and its record.
-
-    Args:
-        root: folder of the run folders.
-        prefix: start of a new folder's name.
-        resumed: checkpoint to continue from.
-        step: optimiser steps that the checkpoint has done; later metrics are dropped.
+    in a new folder with a copy of its metrics, its best checkpoint and its record. Metrics after `step`, the
+    optimiser steps that the checkpoint has done, are dropped.
 
     Raises:
         InputError: the record or the metrics of the resumed run are damaged; nothing was written.
