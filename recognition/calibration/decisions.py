@@ -134,7 +134,7 @@ def nearest_pairs(decisions: Decisions, count: int = PAIRS_SHOWN) -> list[tuple[
     rows, columns = np.triu_indices(len(decisions.scores), 1)
     distance = np.abs(decisions.scores - decisions.thresholds)[rows, columns]
     order = np.argsort(distance, kind="stable")[:count]
-    return [(int(rows[place]), int(columns[place])) for place in order]
+    return [*zip(rows[order].tolist(), columns[order].tolist(), strict=True)]
 
 
 def about_threshold(decisions: Decisions) -> str:

@@ -74,11 +74,8 @@ class _Content(_Identified, _Group, total=False):
 
 @dataclass(frozen=True)
 class Threshold:
-    """`fmr`: as in the file; `value`: two sets with a score at or above it count as one person; `interval95`:
-    its confidence interval, if the file has it.
-    """
+    """Two sets with a score at or above `value` count as one person; `interval95`: of it, if known."""
 
-    fmr: str
     value: float
     interval95: tuple[float, float] | None = None
 
@@ -100,11 +97,6 @@ class Calibration:
     everything: Group
     by_size: Mapping[str, Group] = field(default_factory=dict)
     normalisation: ScoreNormalisation | None = None
-
-    @property
-    def threshold(self) -> Threshold:
-        """Of sets of any sizes."""
-        return self.everything.thresholds[self.fmr]
 
     def compared(self, cosines: Floats, first: Floats, second: Floats) -> NDArray[np.float64]:
         """(N, M) scores for the thresholds, cosines or normalised, of descriptors (N, D) and (M, D)."""
@@ -184,7 +176,7 @@ def _group(path: Path, where: str, content: _Group) -> Group:
             raise InputError(f"{path}: {where}thresholds: {key!r} is no rate, such as 1e-03.")
         low_high = entry.get("interval95")
         interval = None if low_high is None else (float(low_high[0]), float(low_high[1]))
-        found[key] = Threshold(key, float(entry["threshold"]), interval)
+        found[key] = Threshold(float(entry["threshold"]), interval)
     if (curve := content.get("curve")) is None:
         return Group(found)
     rates, scores = map(tuple, (map(float, curve["fmr"]), map(float, curve["score"])))

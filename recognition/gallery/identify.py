@@ -104,16 +104,10 @@ def decide_matches(
     """Decide on the (P, k) matches of P sets, each as if the two sets had been compared alone."""
     scores = matches.scores.astype(np.float64)
     if calibration.normalisation is not None:
-        embeddings = descriptors_of(sets)
+        probes = descriptors_of(sets)[:, None]
+        found = zip(matches.scores[:, None], probes, matches.rows, strict=True)
         scores = np.concatenate(
-            [
-                calibration.compared(
-                    matches.scores[probe : probe + 1],
-                    embeddings[probe : probe + 1],
-                    gallery.descriptors[rows],
-                )
-                for probe, rows in enumerate(matches.rows)
-            ]
+            [calibration.compared(own, probe, gallery.descriptors[rows]) for own, probe, rows in found]
         )
     first = np.array([len(each.faces) for each in sets])
     second = np.array([len(files) for files in gallery.files])[matches.rows]

@@ -23,8 +23,8 @@ from recognition.report.tables import matrix_text, similarities
 
 Make = Callable[..., AggregatedSet]
 RATE = "1e-02"
-ALL = Group({RATE: Threshold(RATE, 0.4, (0.35, 0.45))}, (0, 0.001, 0.01, 0.1), (0.65, 0.6, 0.4, 0.2))
-LARGE = Group({RATE: Threshold(RATE, 0.55)}, (0.01, 0.5), (0.55, 0.3))
+ALL = Group({RATE: Threshold(0.4, (0.35, 0.45))}, (0, 0.001, 0.01, 0.1), (0.65, 0.6, 0.4, 0.2))
+LARGE = Group({RATE: Threshold(0.55)}, (0.01, 0.5), (0.55, 0.3))
 
 
 def decided(scores: list[float], first: int, second: int) -> object:
@@ -57,7 +57,7 @@ def test_set_sizes_have_their_own_threshold_if_supported() -> None:
 
 
 def test_a_file_without_a_curve_gives_no_fmr_at_the_score() -> None:
-    calibration = Calibration(RATE, Group({RATE: Threshold(RATE, 0.4)}))
+    calibration = Calibration(RATE, Group({RATE: Threshold(0.4)}))
     found = decide(calibration, np.array([0.5]), np.array([1]), np.array([1]))
     assert found.fmr_text((0,)) == "not known"
     assert found.threshold_text((0,)) == "0.4000"

@@ -32,9 +32,13 @@ def written(folder: Path, **changes: object) -> Path:
 def test_a_rate_is_found_in_any_notation(tmp_path: Path) -> None:
     path = written(tmp_path)
     for text in ("1e-02", "0.01", "1e-2"):
-        assert read_calibration(path, MINE, text).threshold.value == 0.3
-    assert read_calibration(path, MINE).threshold.fmr == "1e-03"
-    assert read_calibration(path, MINE).threshold.value == 0.4
+        assert read_calibration(path, MINE, text).fmr == "1e-02"
+    found = read_calibration(path, MINE)
+    assert found.fmr == "1e-03"
+    assert {rate: each.value for rate, each in found.everything.thresholds.items()} == {
+        "1e-02": 0.3,
+        "1e-03": 0.4,
+    }
 
 
 def test_another_model_is_refused(tmp_path: Path) -> None:
@@ -131,7 +135,7 @@ def test_a_changed_calibration_is_reported(tmp_path: Path) -> None:
     path.write_text(json_text(json.loads(path.read_text())))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert read_calibration(path, MINE, "1e-02").threshold.value == 0.3
+        assert read_calibration(path, MINE, "1e-02").fmr == "1e-02"
     path.write_text(path.read_text().replace("0.3", "0.2"))
     with pytest.raises(InputError, match=r"calibration\.json.*checksum"):
         read_calibration(path, MINE)

@@ -29,7 +29,7 @@ from recognition.report.tables import (
 
 Make = Callable[..., AggregatedSet]
 D = 64
-CALIBRATION = Calibration("1e-03", Group({"1e-03": Threshold("1e-03", 0.42)}))
+CALIBRATION = Calibration("1e-03", Group({"1e-03": Threshold(0.42)}))
 
 
 def person(count: int, seed: int = 0) -> np.ndarray:

@@ -26,7 +26,7 @@ Make = Callable[..., AggregatedSet]
 D = 64
 
 
-CALIBRATION = Calibration("1e-03", Group({"1e-03": Threshold("1e-03", 0.42)}))
+CALIBRATION = Calibration("1e-03", Group({"1e-03": Threshold(0.42)}))
 
 
 def person(count: int, seed: int = 0) -> np.ndarray:
