@@ -49,8 +49,8 @@ _LANDMARK_MARGIN = 0.75
 # passes is at least 0.913 upright, and at most 0.897 rotated by 90, 180 or 270 degrees. Blurred, dark or
 # occluded faces score lower, but again highest when upright.
 _UPRIGHT_SCORE = 0.905
-_TURN_GAIN, _MIN_TURNED_SCORE = 0.01, 0.7
-_TURNS = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
+_ROTATION_GAIN, _MIN_ROTATED_SCORE = 0.01, 0.7
+_ROTATIONS = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,19 +59,19 @@ class DetectedFace:
 
     `box`: x, y, width, height; `landmarks`: (5, 2) x, y, from the left of the upright face (left eye first);
     `score`: of the detector, 0 to 1; `landmark_score`: mean score of the landmark passes, 0 if these miss the
-    face; `turned`: clockwise rotation in degrees that makes the photo upright.
+    face; `rotation`: clockwise rotation in degrees that makes the photo upright.
     """
 
     box: tuple[float, float, float, float]
     landmarks: NDArray[np.float32]
     score: float
     landmark_score: float = 0.0
-    turned: int = 0
+    rotation: int = 0
 
     @property
     def height(self) -> float:
         """Height of the upright face in pixels."""
-        return self.box[3] if self.turned in (0, 180) else self.box[2]
+        return self.box[3] if self.rotation in (0, 180) else self.box[2]
 
     def aligned(self, photo: Image) -> Image:
         """The aligned face (112, 112, 3) from the photo."""
@@ -126,27 +126,23 @@ class FaceDetector:
         sides = _SEARCH_SIDES_ALL if faces == "all" else _SEARCH_SIDES
 
         def landmarked(found: list[DetectedFace]) -> list[DetectedFace]:
-            chosen = (
-                similar_faces(found)
-                if with_similar and faces == "largest"
-                else chosen_faces(found, photo.shape[:2], faces)
-            )
+            chosen = chosen_faces(found, photo.shape[:2], faces, with_similar=with_similar)
             return [self._landmarked(photo, face) for face in chosen]
 
         found = self._find(photo, sides)
         as_it_is = landmarked(found)
         if is_upright or any(map(_is_surely_upright, as_it_is)):
             return as_it_is
-        turned = max((self._find(photo, sides, turn) for turn in _TURNS), key=_best_score)
-        needed = max(_best_score(found) + _TURN_GAIN, _MIN_TURNED_SCORE)
-        return landmarked(turned) if _best_score(turned) >= needed else as_it_is
+        rotated = max((self._find(photo, sides, rotation) for rotation in _ROTATIONS), key=_best_score)
+        needed = max(_best_score(found) + _ROTATION_GAIN, _MIN_ROTATED_SCORE)
+        return landmarked(rotated) if _best_score(rotated) >= needed else as_it_is
 
-    def _find(self, image: Image, sides: tuple[int, ...], turn: int = 0) -> list[DetectedFace]:
+    def _find(self, image: Image, sides: tuple[int, ...], rotation: int = 0) -> list[DetectedFace]:
         longer, tried = max(image.shape[:2]), set()
         for side in sides:
             # Small photos are not enlarged, but reduced, in case the face fills the photo.
             scale = min(1.0, side / longer)
-            if scale not in tried and (found := self._run(image, scale, _FIND_SCORE, turn)):
+            if scale not in tried and (found := self._run(image, scale, _FIND_SCORE, rotation)):
                 return found
             tried.add(scale)
         return []
@@ -164,7 +160,7 @@ class FaceDetector:
             best
             for tall in _LANDMARK_HEIGHTS
             for best in _same_face(
-                face, self._run(crop, tall / face.height, _LANDMARK_SCORE, face.turned), x, y
+                face, self._run(crop, tall / face.height, _LANDMARK_SCORE, face.rotation), x, y
             )
         ]
         if not seen:
@@ -177,7 +173,7 @@ class FaceDetector:
             landmark_score=sum(each.score for each in seen) / len(_LANDMARK_HEIGHTS),
         )
 
-    def _run(self, image: Image, scale: float, score: float, turn: int) -> list[DetectedFace]:
+    def _run(self, image: Image, scale: float, score: float, rotation: int) -> list[DetectedFace]:
         """Detect faces in an RGB image, scaled and rotated for the search; results in its pixels."""
         height, width = (max(1, round(side * scale)) for side in image.shape[:2])
         kind = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
@@ -188,33 +184,35 @@ class FaceDetector:
         )
         # Converted after resizing, so that a large photo is not copied.
         searched = cv2.cvtColor(resized, cv2.COLOR_RGB2BGR)
-        if turn:
-            searched = cv2.rotate(searched, _TURNS[turn])
+        if rotation:
+            searched = cv2.rotate(searched, _ROTATIONS[rotation])
         self._yunet.setScoreThreshold(score)
         self._yunet.setInputSize((searched.shape[1], searched.shape[0]))
         rows = self._yunet.detect(searched)[1]
         ratio = np.array([image.shape[1] / width, image.shape[0] / height], np.float32)
-        return [] if rows is None else [_face(row, turn, (width, height), ratio) for row in rows]
+        return [] if rows is None else [_face(row, rotation, (width, height), ratio) for row in rows]
 
 
-def chosen_faces(found: list[DetectedFace], shape: tuple[int, ...], faces: str) -> list[DetectedFace]:
-    """Select faces by `faces` (of `FACES`), in a photo of `shape` (height, width)."""
+def chosen_faces(
+    found: list[DetectedFace], shape: tuple[int, ...], faces: str, *, with_similar: bool = False
+) -> list[DetectedFace]:
+    """Select faces of a photo of `shape` (height, width); other arguments are those of `detect`."""
     if not found:
         return []
     largest_first = sorted(found, key=_area, reverse=True)
     if faces == "all":
         return largest_first
     if faces == "largest":
-        return largest_first[:1]
+        least = SIMILAR_AREA * _area(largest_first[0])
+        return [face for face in largest_first if _area(face) >= least] if with_similar else largest_first[:1]
     if faces == "central":
-        return [min(largest_first, key=lambda face: _distance_to_centre(face, shape))]
+
+        def distance_to_centre(face: DetectedFace) -> float:
+            left, top, width, height = face.box
+            return float(np.hypot(left + width / 2 - shape[1] / 2, top + height / 2 - shape[0] / 2))
+
+        return [min(largest_first, key=distance_to_centre)]
     raise InputError(f"faces {faces!r}: expected {', '.join(FACES)}.")
-
-
-def similar_faces(found: list[DetectedFace]) -> list[DetectedFace]:
-    """The largest face and those of similar size, largest first."""
-    largest = max(map(_area, found), default=0.0)
-    return sorted((face for face in found if _area(face) >= SIMILAR_AREA * largest), key=_area, reverse=True)
 
 
 def find_detector(given: Path | None = None, *, cache: Path | None = None) -> Path:
@@ -245,7 +243,12 @@ def find_detector(given: Path | None = None, *, cache: Path | None = None) -> Pa
             f"the face detector is not in {path.parent} and cannot be downloaded ({reason}). "
             f"{_how_to_get(path)}"
         ) from None
-    _check_hash(content, path)
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != DETECTOR_SHA256:
+        raise InputError(
+            f"{DETECTOR_URL} returned another file ({len(content):,} bytes, SHA-256 {digest}). "
+            f"{_how_to_get(path)}"
+        )
     atomic_write(path, content)
     return path
 
@@ -257,35 +260,26 @@ def _how_to_get(path: Path) -> str:
     )
 
 
-def _check_hash(content: bytes, path: Path) -> None:
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != DETECTOR_SHA256:
-        raise InputError(
-            f"{DETECTOR_URL} returned another file ({len(content):,} bytes, SHA-256 {digest}). "
-            f"{_how_to_get(path)}"
-        )
-
-
 def _face(
-    row: NDArray[np.float32], turn: int, size: tuple[int, int], ratio: NDArray[np.float32]
+    row: NDArray[np.float32], rotation: int, size: tuple[int, int], ratio: NDArray[np.float32]
 ) -> DetectedFace:
     """A face from YuNet's row (box, landmarks, score), in the image before rotation.
 
     `size`: width and height of the searched image; `ratio`: (x, y) scale from it to the photo.
     """
-    corners = _turned_back(np.stack([row[:2], row[:2] + row[2:4]]), turn, size) * ratio
+    corners = _rotated_back(np.stack([row[:2], row[:2] + row[2:4]]), rotation, size) * ratio
     left, top = corners.min(axis=0).tolist()
     width, height = np.ptp(corners, axis=0).tolist()
-    landmarks = _turned_back(row[4:14].reshape(5, 2), turn, size) * ratio
-    return DetectedFace((left, top, width, height), landmarks, float(row[14]), turned=turn)
+    landmarks = _rotated_back(row[4:14].reshape(5, 2), rotation, size) * ratio
+    return DetectedFace((left, top, width, height), landmarks, float(row[14]), rotation=rotation)
 
 
-def _turned_back(points: NDArray[np.float32], turn: int, size: tuple[int, int]) -> NDArray[np.float32]:
-    """Map points (n, 2) back from an image of `size` after a clockwise rotation by `turn` degrees."""
+def _rotated_back(points: NDArray[np.float32], rotation: int, size: tuple[int, int]) -> NDArray[np.float32]:
+    """Map points (n, 2) back from an image of `size` that was rotated clockwise by `rotation` degrees."""
     x, y = points.T
     right, bottom = size[0] - 1, size[1] - 1
     before = {0: (x, y), 90: (y, bottom - x), 180: (right - x, bottom - y), 270: (right - y, x)}
-    return np.stack(before[turn], axis=1).astype(np.float32)
+    return np.stack(before[rotation], axis=1).astype(np.float32)
 
 
 def _best_score(found: list[DetectedFace]) -> float:
@@ -300,15 +294,17 @@ def _is_surely_upright(face: DetectedFace) -> bool:
 
 def _same_face(face: DetectedFace, found: list[DetectedFace], x: float, y: float) -> list[DetectedFace]:
     """The face, among those of a crop at x, y, that overlaps `face` enough; else none."""
-    moved = [_moved(each, x, y) for each in found]
+    shift = np.array([x, y], np.float32)
+    moved = [
+        replace(
+            each,
+            box=(each.box[0] + x, each.box[1] + y, each.box[2], each.box[3]),
+            landmarks=each.landmarks + shift,
+        )
+        for each in found
+    ]
     best = max(moved, key=lambda each: _overlap(each.box, face.box), default=None)
     return [] if best is None or _overlap(best.box, face.box) < _SAME_FACE else [best]
-
-
-def _moved(face: DetectedFace, x: float, y: float) -> DetectedFace:
-    left, top, width, height = face.box
-    shift = np.array([x, y], np.float32)
-    return replace(face, box=(left + x, top + y, width, height), landmarks=face.landmarks + shift)
 
 
 def _overlap(first: tuple[float, ...], second: tuple[float, ...]) -> float:
@@ -322,8 +318,3 @@ def _overlap(first: tuple[float, ...], second: tuple[float, ...]) -> float:
 
 def _area(face: DetectedFace) -> float:
     return face.box[2] * face.box[3]
-
-
-def _distance_to_centre(face: DetectedFace, shape: tuple[int, ...]) -> float:
-    left, top, width, height = face.box
-    return float(np.hypot(left + width / 2 - shape[1] / 2, top + height / 2 - shape[0] / 2))

@@ -29,7 +29,7 @@ def read_aligned(path: Path) -> Image:
     try:
         return decode_image(read_encoded(path), upright=False, side=FACE_SIZE)
     except WrongSizeError as fault:
-        raise InputError(f"{path}: {_not_aligned(fault.width, fault.height)}") from None
+        raise InputError(f"{path}: {not_aligned(fault.width, fault.height)}") from None
     except InputError as fault:
         raise InputError(f"{path}: {fault}") from None
 
@@ -39,14 +39,8 @@ def decode_photo(encoded: bytes) -> Image:
     return decode_image(encoded, upright=True)
 
 
-def check_aligned(image: Image) -> Image:
-    """Return the image; raises InputError unless it has the size of an aligned face."""
-    if image.shape[:2] != (FACE_SIZE, FACE_SIZE):
-        raise InputError(_not_aligned(image.shape[1], image.shape[0]))
-    return image
-
-
-def _not_aligned(width: int, height: int) -> str:
+def not_aligned(width: int, height: int) -> str:
+    """Why an image of this size is not an aligned face."""
     return (
         f"is {width} x {height} pixels, but aligned faces are {FACE_SIZE} x {FACE_SIZE}. Use inference.py "
         "without --aligned to detect the face."

@@ -28,13 +28,10 @@ def aligned_frame(encoded: bytes, where: str, detector: Path | None) -> Image:
         InputError: undecodable, or of another size without a detector.
     """
     try:
-        return decode_image(encoded, upright=False, side=FACE_SIZE)
-    except WrongSizeError:
-        frame = None
-    except InputError as fault:
-        raise InputError(f"{where}: {fault}") from None
-    try:
-        frame = decode_photo(encoded)
+        try:
+            return decode_image(encoded, upright=False, side=FACE_SIZE)
+        except WrongSizeError:
+            frame = decode_photo(encoded)
     except InputError as fault:
         raise InputError(f"{where}: {fault}") from None
     if detector is None:

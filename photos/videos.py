@@ -102,22 +102,15 @@ def _opened(path: Path) -> cv2.VideoCapture:
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", _SILENT)
     level = cv2.utils.logging.getLogLevel()
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+    # Without FFmpeg, OpenCV tries other backends on a damaged file, even for images.
+    has_ffmpeg = cv2.CAP_FFMPEG in cv2.videoio_registry.getStreamBackends()
     try:
-        return _captured(path)
+        with utf8_path(path) as readable:
+            # Absolute, because FFmpeg takes 'concat:a' for a protocol.
+            name = os.path.abspath(readable)
+            return cv2.VideoCapture(name, cv2.CAP_FFMPEG if has_ffmpeg else cv2.CAP_ANY)
     finally:
         cv2.utils.logging.setLogLevel(level)
-
-
-def _captured(path: Path) -> cv2.VideoCapture:
-    with utf8_path(path) as readable:
-        # Absolute, because FFmpeg takes 'concat:a' for a protocol.
-        return cv2.VideoCapture(os.path.abspath(readable), _backend())
-
-
-def _backend() -> int:
-    """FFmpeg if available: otherwise OpenCV would try other backends on a damaged file, even for images."""
-    has_ffmpeg = cv2.CAP_FFMPEG in cv2.videoio_registry.getStreamBackends()
-    return cv2.CAP_FFMPEG if has_ffmpeg else cv2.CAP_ANY
 
 
 def _mirrored(image: Image, matrix: Matrix) -> Image:
@@ -136,12 +129,11 @@ def _rate(video: cv2.VideoCapture) -> float:
 
 def _why_closed(path: Path) -> str:
     try:
-        size = path.stat().st_size
-        with path.open("rb"):
-            pass
+        with path.open("rb") as stream:
+            is_empty = not stream.read(1)
     except OSError as fault:
         return f"cannot be read ({fault.strerror})."
-    return "the file is empty." if size == 0 else "is not a video, or of an unsupported format."
+    return "the file is empty." if is_empty else "is not a video, or of an unsupported format."
 
 
 # ------------------------------------------------------------------ display matrix of MP4 and MOV (box tkhd)
@@ -158,9 +150,7 @@ def mirroring_matrix(path: Path) -> Matrix | None:
             matrix = next(_matrices(stream, end), None)
     except (OSError, struct.error):
         return None
-    if matrix is None:
-        return None
-    a, b, c, d = matrix
+    a, b, c, d = matrix or (0, 0, 0, 0)
     return matrix if a * d - b * c < 0 else None
 
 

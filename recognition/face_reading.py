@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 
-from data.sources.decoding import Image, memory_to_decode
+from data.sources.decoding import FACE_SIZE, Image, memory_to_decode
 from data.sources.image_files import is_video
 from photos.detection import FaceDetector
 from photos.face_measures import measure_face
-from photos.photo_files import check_aligned, read_aligned, read_photo, thumbnail
+from photos.photo_files import not_aligned, read_aligned, read_photo, thumbnail
 from photos.videos import frames
 from recognition.records import FaceChoice, FaceRecord, Rejection
 from recognition.sources import SetSource
@@ -128,7 +128,12 @@ class _Reader:
 
     def _faces(self, photo: Image, name: str, medium: _Medium) -> PhotoFaces:
         if self._options.aligned:
-            return _aligned_face(photo, name, medium)
+            height, width = photo.shape[:2]
+            if (height, width) != (FACE_SIZE, FACE_SIZE):
+                return medium.rejection(not_aligned(width, height), name)
+            measures = measure_face(photo, None)
+            record = FaceRecord(name, medium.number, thumbnail(photo), measures=measures, file=medium.name)
+            return PhotoFaces([(record, photo)], [])
         detector = self._detectors.get()
         try:
             found = detector.detect(photo, self._options.faces, with_similar=True)
@@ -153,18 +158,7 @@ class _Reader:
                 if several and not keeps_all
                 else None,
                 file=medium.name,
-                turned=face.turned,
+                rotation=face.rotation,
             )
             faces.append((record, aligned))
         return PhotoFaces(faces, [])
-
-
-def _aligned_face(image: Image, name: str, medium: _Medium) -> PhotoFaces:
-    try:
-        check_aligned(image)
-    except InputError as fault:
-        return medium.rejection(str(fault), name)
-    record = FaceRecord(
-        name, medium.number, thumbnail(image), measures=measure_face(image, None), file=medium.name
-    )
-    return PhotoFaces([(record, image)], [])

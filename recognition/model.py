@@ -200,14 +200,14 @@ def aggregate_features(
 def aggregate_batch(model: FaceModel, sets: FaceSets) -> list[SetEmbedding]:
     """Aggregate several sets, in order. Raises InputError if a descriptor is not finite."""
     found = model.aggregator(sets.to(model.device)).checked()
-    weights = None if found.weights is None else found.weights.cpu().float().numpy()
-    bounds = sets.offsets.tolist()
-    described = []
     columns = (found.embedding.cpu().float().numpy(), found.norm.cpu().numpy(), found.picks.cpu().numpy())
-    for number, (embedding, norm, picks) in enumerate(zip(*columns, strict=True)):
-        share = None if weights is None else weights[bounds[number] : bounds[number + 1]]
-        described.append(SetEmbedding(embedding, float(norm), picks[picks >= 0], share))
-    return described
+    weights: list[Floats] | list[None] = [None] * len(columns[0])
+    if found.weights is not None:
+        weights = np.split(found.weights.cpu().float().numpy(), sets.offsets[1:-1].tolist())
+    return [
+        SetEmbedding(embedding, float(norm), picks[picks >= 0], share)
+        for embedding, norm, picks, share in zip(*columns, weights, strict=True)
+    ]
 
 
 def _chosen_aggregator(

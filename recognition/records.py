@@ -66,7 +66,7 @@ class FaceRecord:
         alone: whether the set has no other face of the same photo or frame.
         choice: how it was chosen among several faces of similar size, if there were any.
         file: photo or video, relative to the set's folder; `escaped`.
-        turned: clockwise rotation in degrees that made the photo upright.
+        rotation: clockwise rotation in degrees that made the photo upright.
     """
 
     name: str
@@ -78,7 +78,7 @@ class FaceRecord:
     alone: bool = True
     choice: FaceChoice | None = None
     file: str = ""
-    turned: int = 0
+    rotation: int = 0
 
     def __post_init__(self) -> None:
         _escape(self, "name", "file")

@@ -71,7 +71,7 @@ def test_folders_give_matrix_and_files(
     }
     told = json.loads((out / "descriptors.json").read_text())["sets"]
     assert [each["name"] for each in told] == ["s000", "s001", "s002"]
-    for advice in (advice["text"] for each in told for advice in each["advice"]):
+    for advice in (advice["text"] for each in told for advice in each["feedback"]):
         assert advice in said
 
 

@@ -169,7 +169,7 @@ def _chosen_limit(faces: Faces, half: int) -> float:
 def _people(samples: tuple[np.ndarray, np.ndarray], faces: Faces, limit: float) -> int:
     limits = IdentityLimits.of(faces.spec)
     limits = replace(limits, same=faces.spec.cosine_limit(limit))
-    return int(find_identities(*samples, limits, norm_is_quality=faces.spec.norm_is_quality).max()) + 1
+    return int(find_identities(*samples, limits).max()) + 1
 
 
 def _samples(faces: Faces, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -171,9 +171,9 @@ def check_identities(
         (T,) `identity`, `outlier_prob` and `outlier` of `EnrolmentCheck`; equal within a sample.
     """
     directions, lengths = pool_samples(features, norms, samples)
-    limits, is_quality = IdentityLimits.of(spec), bool(spec.norm_is_quality)
-    identity = find_identities(directions, lengths, limits, norm_is_quality=is_quality)
-    outlier = unmatched_samples(directions, lengths, identity, limits, norm_is_quality=is_quality)[samples]
+    limits = IdentityLimits.of(spec)
+    identity = find_identities(directions, lengths, limits)
+    outlier = unmatched_samples(directions, lengths, identity, limits)[samples]
     probability = np.full(len(samples), np.nan)
     if identity.max() == 0:
         probability = outlier_probability(features, norms, samples, spec)

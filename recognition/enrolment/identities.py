@@ -54,15 +54,15 @@ class IdentityLimits:
 
     @classmethod
     def of(cls, spec: BackboneSpec) -> IdentityLimits:
-        """The limits for the features of a backbone."""
+        """The limits for a backbone; those of quality are 0 if its norm does not measure quality."""
         same, pair, another, *qualities = astuple(cls())
         cosines = (spec.cosine_limit(limit) for limit in (same, pair, another))
-        return cls(*cosines, *(spec.norm_share(share) for share in qualities))
+        return cls(
+            *cosines, *(spec.norm_share(share) if spec.norm_is_quality else 0.0 for share in qualities)
+        )
 
 
-def find_identities(
-    directions: Floats, qualities: Floats, limits: IdentityLimits, *, norm_is_quality: bool = True
-) -> Ints:
+def find_identities(directions: Floats, qualities: Floats, limits: IdentityLimits) -> Ints:
     """Group the photos and videos of a set by identity.
 
     An identity is a cluster of at least two photos of sufficient quality. If no two photos match, each photo
@@ -72,7 +72,6 @@ def find_identities(
         directions: (U, D) unit rows, one for each independent sample.
         qualities: (U,) norms.
         limits: in the scale of these directions.
-        norm_is_quality: whether the quality limits apply.
 
     Returns:
         (U,) identity of each sample, 0 the one with the most samples; -1 if it belongs to none.
@@ -87,12 +86,10 @@ def find_identities(
         _join_nearest(directions, clusters, limits.same)
     sizes = np.bincount(clusters[clusters >= 0])
     members = [np.flatnonzero(clusters == cluster) for cluster in range(len(sizes))]
-    is_identity = np.ones(len(sizes), np.bool_)
-    if norm_is_quality:
-        shares = [np.sort(qualities[each])[::-1] / max(qualities.max(), 1e-12) for each in members]
-        is_identity = np.array(
-            [each[0] >= limits.min_quality and each[:2][-1] >= limits.min_second_quality for each in shares]
-        )
+    shares = [np.sort(qualities[each])[::-1] / max(qualities.max(), 1e-12) for each in members]
+    is_identity = np.array(
+        [each[0] >= limits.min_quality and each[:2][-1] >= limits.min_second_quality for each in shares]
+    )
     if (sizes[is_identity] > 1).any():
         # Whether a photo that matches no other is an outlier is decided by `enrolment.outliers`.
         is_identity &= sizes > 1
@@ -105,12 +102,7 @@ def find_identities(
 
 
 def unmatched_samples(
-    directions: Floats,
-    qualities: Floats,
-    identities: Ints,
-    limits: IdentityLimits,
-    *,
-    norm_is_quality: bool = True,
+    directions: Floats, qualities: Floats, identities: Ints, limits: IdentityLimits
 ) -> NDArray[np.bool_]:
     """(U,) samples of sufficient quality that match no identity of their set; all False in sets of two.
 
@@ -122,7 +114,7 @@ def unmatched_samples(
     sums = np.zeros((int(identities.max()) + 1, directions.shape[1]))
     np.add.at(sums, identities[~outside], (directions * qualities[:, None])[~outside])
     means = sums / np.linalg.norm(sums, axis=1, keepdims=True).clip(1e-12)
-    is_good = qualities >= (limits.min_single_quality * qualities.max() if norm_is_quality else 0)
+    is_good = qualities >= limits.min_single_quality * qualities.max()
     return np.asarray(outside & is_good & ((directions @ means.T).max(axis=1) < limits.another))
 
 
@@ -145,7 +137,7 @@ def split_videos(
         norms: (T,).
         spec: of the backbone.
     """
-    limits, is_quality = IdentityLimits.of(spec), bool(spec.norm_is_quality)
+    limits = IdentityLimits.of(spec)
     # Frames of one video are more similar than photos of different days.
     limits = replace(limits, pair=limits.same)
     split = media.copy()
@@ -153,8 +145,8 @@ def split_videos(
         rows = np.flatnonzero(media == medium)
         samples = independent_samples(np.arange(len(rows)), group[rows])
         directions, lengths = pool_samples(features[rows], norms[rows], samples)
-        identities = find_identities(directions, lengths, limits, norm_is_quality=is_quality)
-        unmatched = unmatched_samples(directions, lengths, identities, limits, norm_is_quality=is_quality)
+        identities = find_identities(directions, lengths, limits)
+        unmatched = unmatched_samples(directions, lengths, identities, limits)
         identities = np.where(unmatched, identities.max() + 1, identities.clip(0))
         if identities.max() > 0:
             split[rows] = split.max() + 1 + identities[samples]

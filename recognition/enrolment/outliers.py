@@ -6,7 +6,7 @@ therefore also uses the similarities of the other photos, their mutual agreement
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,8 +51,7 @@ class OutlierModel:
     @property
     def weights(self) -> Floats:
         """(5,) in the order of `outlier_evidence`."""
-        values = (self.similarity, self.weakness, self.agreement, self.lowest_other, self.interaction)
-        return np.array(values, np.float64)
+        return np.array(astuple(self)[1:], np.float64)
 
 
 DEFAULT_MODEL = OutlierModel()

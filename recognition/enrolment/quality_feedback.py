@@ -50,13 +50,13 @@ class Topic(Enum):
     """What feedback is about, the most important first. Values are written to descriptors.json."""
 
     UNCHECKED = "unchecked"
-    OUTLIER = "stranger"
-    SEVERAL_IDENTITIES = "disagreement"
+    OUTLIER = "outlier"
+    SEVERAL_IDENTITIES = "several_identities"
     SEVERAL_FACES = "several_faces"
     REPEATS = "repeats"
     SIZE = "size"
     SHARPNESS = "sharpness"
-    ILLUMINATION = "light"
+    ILLUMINATION = "illumination"
     QUALITY = "quality"
     NUMBER = "number"
     POSE = "pose"
@@ -189,8 +189,8 @@ def _several_identities(aggregated: AggregatedSet, check: EnrolmentCheck, outlie
         f"({number}) {_names(aggregated, faces, _NAMES_PER_IDENTITY)}"
         for number, faces in enumerate(identities, start=1)
     ]
-    more = f"; and {len(groups) - _IDENTITIES_SHOWN:,} more" if len(groups) > _IDENTITIES_SHOWN else ""
-    text = f"the faces may show {len(groups):,} identities: {'; '.join(groups[:_IDENTITIES_SHOWN])}{more}."
+    shown = "; ".join(first_lines(groups, _IDENTITIES_SHOWN, "and {} more"))
+    text = f"the faces may show {len(groups):,} identities: {shown}."
     if len(outliers):
         verb = "matches" if len(outliers) == 1 else "match"
         text += f" {_names(aggregated, outliers)} {verb} none of them."

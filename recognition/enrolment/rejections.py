@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from recognition.records import AggregatedSet, EmptySet, FaceRecord, Rejection
-from runtime.text import listed
+from runtime.text import first_lines, listed
 
 _SETS_SHOWN = 20
 _REASONS_SHOWN = 5
@@ -27,11 +27,9 @@ def rejection_text(
         Lines with line ends; empty if there is nothing to report.
     """
     every: list[AggregatedSet | EmptySet] = [*empty, *sets]
-    reports = [lines for each in every if (lines := _lines(each, all_in))]
-    text = "".join(f"{line}\n" for lines in reports[:_SETS_SHOWN] for line in lines)
-    if len(reports) > _SETS_SHOWN:
-        text += f"rejected: files of {len(reports) - _SETS_SHOWN:,} more sets; {all_in} lists them.\n"
-    return text
+    reports = ["\n".join(lines) for each in every if (lines := _lines(each, all_in))]
+    others = "rejected: files of {} more sets; " + f"{all_in} lists them."
+    return "".join(f"{report}\n" for report in first_lines(reports, _SETS_SHOWN, others))
 
 
 def rejection_reasons(empty: Sequence[EmptySet]) -> str:
@@ -56,10 +54,10 @@ def _lines(each: AggregatedSet | EmptySet, all_in: str) -> list[str]:
         lines.append(f"rejected: {each.name}: there are no photos or videos in this folder.")
     if partly := [one for one in each.rejected if one.medium in used]:
         lines.append(f"rejected: of {each.name}, {_grouped(partly, all_in)}")
-    if turned := [f"{face.name} by {face.turned} degrees" for face in faces if face.turned]:
+    if rotated := [f"{face.name} by {face.rotation} degrees" for face in faces if face.rotation]:
         lines.append(
-            f"{each.name}: {len(turned):,} of {len(faces):,} faces were upside down or sideways and were "
-            f"rotated: {listed(turned, _NAMES_SHOWN)}"
+            f"{each.name}: {len(rotated):,} of {len(faces):,} faces were upside down or sideways and were "
+            f"rotated: {listed(rotated, _NAMES_SHOWN)}"
         )
     names = list(
         dict.fromkeys([*(face.file for face in faces), *(one.file or one.name for one in each.rejected)])

@@ -266,8 +266,8 @@ def _photo_facts(record: FaceRecord) -> Iterator[tuple[str, str]]:
         yield "Several faces", f"{choice_text(record)} was used: {reason}"
     if record.size is not None and record.score is not None:
         yield "In the photo", f"{record.size:.0f} pixels high, detection score {record.score:.2f}"
-    if record.turned:
-        yield "Rotated", f"by {record.turned} degrees clockwise; the photo is not upright"
+    if record.rotation:
+        yield "Rotated", f"by {record.rotation} degrees clockwise; the photo is not upright"
     measures = record.measures
     if measures is None:
         return

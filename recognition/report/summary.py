@@ -22,7 +22,7 @@ from recognition.model import FaceModel
 from recognition.records import AggregatedSet, EmptySet
 from runtime.files import atomic_write
 
-SCHEMA = 2
+SCHEMA = 3
 _DIGITS = 4
 _MEASURES = ("yaw", "pitch", "sharpness", "brightness", "contrast", "side_light")
 
@@ -53,9 +53,9 @@ class Report:
 def write_summary(path: Path, report: Report) -> None:
     """Write descriptors.json.
 
-    {"schema": 2, "fingerprint": ..., "about": ..., "empty": [...], "sets": [{"name", "faces": T, "units",
-    "norm", "picks", "identities": [[...], ...], "advice": [{"topic", "text", "faces": [...]}],
-    "details": [{"name", "norm", "weight", "identity", "doubt", "choice", "size", "yaw", ...}, ...],
+    {"schema": 3, "fingerprint": ..., "about": ..., "empty": [...], "sets": [{"name", "faces": T, "samples",
+    "norm", "picks", "identities": [[...], ...], "feedback": [{"topic", "text", "faces": [...]}],
+    "details": [{"name", "norm", "weight", "identity", "outlier_prob", "choice", "size", "yaw", ...}, ...],
     "rejected": [{"name", "reason"}]}, ...]}. Faces and identities are numbered from 0; "identities" lists the
     faces of each identity that the set may show; unknown numbers are null.
     """
@@ -73,13 +73,13 @@ def _set(aggregated: AggregatedSet, check: EnrolmentCheck, feedback: Sequence[Fe
     return {
         "name": aggregated.name,
         "faces": len(aggregated.faces),
-        "units": num_samples(aggregated, check),
+        "samples": num_samples(aggregated, check),
         "norm": _number(aggregated.norm),
         "picks": aggregated.picks.tolist(),
         "identities": [
             np.flatnonzero(check.identity == number).tolist() for number in range(check.num_identities)
         ],
-        "advice": [
+        "feedback": [
             {"topic": each.topic.value, "text": each.text, "faces": list(each.faces)} for each in feedback
         ],
         "details": [_face(aggregated, check, face) for face in range(len(aggregated.faces))],
@@ -93,7 +93,7 @@ def _face(aggregated: AggregatedSet, check: EnrolmentCheck, face: int) -> dict[s
         "norm": aggregated.norms[face],
         "weight": None if aggregated.weights is None else aggregated.weights[face],
         "similarity": check.similarity[face],
-        "doubt": check.outlier_prob[face],
+        "outlier_prob": check.outlier_prob[face],
         "shift": check.shift[face],
         "size": record.size,
         "score": record.score,
@@ -102,9 +102,9 @@ def _face(aggregated: AggregatedSet, check: EnrolmentCheck, face: int) -> dict[s
     return {
         "name": record.name,
         "medium": record.medium,
-        "turned": record.turned,
+        "rotation": record.rotation,
         "group": int(check.group[face]) if check.group[face] >= 0 else None,
-        "stranger": bool(check.outlier[face]),
+        "outlier": bool(check.outlier[face]),
         "identity": int(check.identity[face]) if check.identity[face] >= 0 else None,
         "poor": bool(check.poor[face]),
         "choice": None if record.choice is None else asdict(record.choice),

@@ -43,9 +43,7 @@ def write_descriptors(path: Path, sets: Sequence[AggregatedSet], model: FaceMode
     no weights); `fingerprint` of the model.
     """
     most = max(len(each.picks) for each in sets)
-    picks = np.full((len(sets), most), -1, np.int64)
-    for row, each in zip(picks, sets, strict=True):
-        row[: len(each.picks)] = each.picks
+    picks = [np.pad(each.picks, (0, most - len(each.picks)), constant_values=-1) for each in sets]
     weights = [
         np.full(len(each.faces), np.nan, np.float32) if each.weights is None else each.weights
         for each in sets
@@ -56,7 +54,7 @@ def write_descriptors(path: Path, sets: Sequence[AggregatedSet], model: FaceMode
             name=np.array([each.name for each in sets]),
             descriptor=np.stack([each.embedding for each in sets]),
             norm=np.array([each.norm for each in sets], np.float32),
-            picks=picks,
+            picks=np.stack(picks),
             offsets=np.cumsum([0, *(len(each.faces) for each in sets)]),
             face_name=np.array([file for each in sets for file in each.files]),
             face_norm=np.concatenate([each.norms for each in sets]),
@@ -74,11 +72,9 @@ def matrix_text(
     shown = min(len(sets), _MOST_COLUMNS)
     digits = len(str(len(sets)))
     lines = [" " * (width + digits + 2) + "".join(f"{column + 1:>9}" for column in range(shown))]
-    is_same = (
-        np.zeros(matrix.shape, np.bool_)
-        if decisions is None
-        else decisions.is_same & ~np.eye(len(sets), dtype=bool)
-    )
+    is_same = np.zeros(matrix.shape, np.bool_)
+    if decisions is not None:
+        is_same = decisions.is_same & ~np.eye(len(sets), dtype=bool)
     for row, name in enumerate(names):
         cells = (
             f"{matrix[row, column]:8.4f}{'*' if is_same[row, column] else ' '}" for column in range(shown)

@@ -23,7 +23,6 @@ from photos.detection import (
     FaceDetector,
     chosen_faces,
     find_detector,
-    similar_faces,
 )
 from photos.photo_files import decode_photo
 from runtime.errors import InputError
@@ -224,9 +223,10 @@ def test_pinned_hash_is_that_of_the_official_file(shared: Path) -> None:
 def test_faces_of_half_the_largest_area_are_similar() -> None:
     points = np.zeros((5, 2), np.float32)
     boxes = [(0, 0, 10, 10), (20, 0, 12, 12), (40, 0, 7, 7), (60, 0, 9, 9)]
-    found = similar_faces([DetectedFace(box, points, 0.9) for box in boxes])
+    faces = [DetectedFace(box, points, 0.9) for box in boxes]
+    found = chosen_faces(faces, (100, 100), "largest", with_similar=True)
     assert [face.box[2] for face in found] == [12, 10, 9]
-    assert similar_faces([]) == []
+    assert chosen_faces([], (100, 100), "largest", with_similar=True) == []
 
 
 @pytest.mark.parametrize("quarters", [1, 2, 3])
@@ -237,7 +237,7 @@ def test_rotated_photo_gives_the_face_of_the_upright_one(
         (upright,) = detector.detect(photo, "central")
         turned = np.ascontiguousarray(np.rot90(photo, quarters))
         (found,) = detector.detect(turned, "central")
-        assert (upright.turned, found.turned) == (0, 90 * quarters)
+        assert (upright.rotation, found.rotation) == (0, 90 * quarters)
         assert found.height == pytest.approx(upright.height, rel=0.1)
         faces = [
             cv2.GaussianBlur(each, (0, 0), 3).astype(float)
@@ -261,4 +261,4 @@ def test_upright_photo_is_searched_once(
         detector.detect(photo, "central")
     assert set(turns) == {0}
     assert len(turns) == 10 * (1 + len(detection._LANDMARK_HEIGHTS))
-    assert detector.detect(np.ascontiguousarray(photo[::-1]), "central", is_upright=True)[0].turned == 0
+    assert detector.detect(np.ascontiguousarray(photo[::-1]), "central", is_upright=True)[0].rotation == 0

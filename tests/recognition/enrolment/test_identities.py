@@ -3,11 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from backbones.spec import BackboneSpec
 from recognition.enrolment import identities as module
 from recognition.enrolment.identities import IdentityLimits, find_identities, unmatched_samples
 
 D = 128
 LIMITS = IdentityLimits()
+WITHOUT_QUALITY = IdentityLimits.of(BackboneSpec("fake", D, "RGB", 127.5, 127.5, norm_is_quality=False))
 
 
 def photos(counts: list[int], spread: float = 0.5, seed: int = 0) -> np.ndarray:
@@ -44,7 +46,7 @@ def test_cluster_of_low_quality_is_no_identity() -> None:
     rows = photos([4, 3])
     qualities = np.array([11.0, 10, 9, 10, 9, 5, 5])
     assert find_identities(rows, qualities, LIMITS).tolist() == [0, 0, 0, 0, -1, -1, -1]
-    assert find_identities(rows, qualities, LIMITS, norm_is_quality=False).tolist() == [0, 0, 0, 0, 1, 1, 1]
+    assert find_identities(rows, qualities, WITHOUT_QUALITY).tolist() == [0, 0, 0, 0, 1, 1, 1]
     assert find_identities(photos([1, 1, 1]), np.array([11.0, 5, 5]), LIMITS).tolist() == [0, -1, -1]
 
 
@@ -64,6 +66,6 @@ def test_unmatched_photo_of_good_quality_is_an_outlier() -> None:
     rows, found = photos([3, 1, 1]), np.array([0, 0, 0, -1, -1])
     qualities = np.array([10.0, 10, 10, 9, 5])
     assert unmatched_samples(rows, qualities, found, LIMITS).tolist() == [False, False, False, True, False]
-    ignoring = unmatched_samples(rows, qualities, found, LIMITS, norm_is_quality=False)
+    ignoring = unmatched_samples(rows, qualities, found, WITHOUT_QUALITY)
     assert ignoring.tolist() == [False, False, False, True, True]
     assert not unmatched_samples(rows[:2], qualities[:2], np.array([0, -1]), LIMITS).any()

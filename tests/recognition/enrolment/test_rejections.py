@@ -163,11 +163,11 @@ def test_rotated_photos_are_reported(
     model: FaceModel, make_set: Callable[..., AggregatedSet], tmp_path: Path
 ) -> None:
     found = make_set(model, np.eye(3, 64))
-    found.faces[1] = replace(found.faces[1], turned=180)
+    found.faces[1] = replace(found.faces[1], rotation=180)
     text = rejection_text([found], [])
     for fact in ("anna", "1 of 3", found.faces[1].name, "180"):
         assert fact in text
     check = check_set(model, found, EnrolmentLimits())
     write_summary(tmp_path / "d.json", Report(model, [found], [], np.eye(1, dtype="f4"), [check], [[]]))
     (told,) = json.loads((tmp_path / "d.json").read_text())["sets"]
-    assert [face["turned"] for face in told["details"]] == [0, 180, 0]
+    assert [face["rotation"] for face in told["details"]] == [0, 180, 0]

@@ -76,13 +76,13 @@ def test_summary_has_feedback_and_no_nan(
     assert "NaN" not in text
     assert content["fingerprint"] == model.fingerprint
     first, second = content["sets"]
-    assert first["advice"] == [
+    assert first["feedback"] == [
         {"topic": "pose", "text": "no view with the face turned to the left of the image.", "faces": []}
     ]
     assert first["details"][3]["yaw"] == 22.0
     assert first["details"][0]["size"] == 150.0
-    assert (first["faces"], first["units"], first["picks"]) == (6, 6, good_set.picks.tolist())
-    assert second["details"][0]["doubt"] is None
+    assert (first["faces"], first["samples"], first["picks"]) == (6, 6, good_set.picks.tolist())
+    assert second["details"][0]["outlier_prob"] is None
     assert second["rejected"] == [{"name": "x.jpg", "reason": "the file is empty."}]
     assert content["empty"][0]["name"] == "carl"
     shown = feedback_text(sets, advice)
