@@ -29,7 +29,7 @@ class _MarginHead(nn.Module, ABC):
     Args:
         embedding_size: D.
         num_classes: C.
-        m: margin.
+        m: margin; None for the default of the head.
         s: scale of the logits.
 
     Raises:
@@ -38,9 +38,13 @@ class _MarginHead(nn.Module, ABC):
 
     # Keeps cosines and angles inside their range, where the gradient of the arc cosine is finite.
     _eps = 1e-4
+    _default_margin = 0.4
 
-    def __init__(self, embedding_size: int, num_classes: int, *, m: float, s: float) -> None:
+    def __init__(
+        self, embedding_size: int, num_classes: int, *, m: float | None = None, s: float = 64.0
+    ) -> None:
         super().__init__()
+        m = self._default_margin if m is None else m
         faults = [
             f"head: {name} must be at least 1, found {value}."
             for name, value in (("embedding_size", embedding_size), ("num_classes", num_classes))
@@ -91,8 +95,7 @@ class _MarginHead(nn.Module, ABC):
 class ArcFace(_MarginHead):
     """Additive angular margin, cos(theta + m) (arXiv 1801.07698)."""
 
-    def __init__(self, embedding_size: int, num_classes: int, *, m: float = 0.5, s: float = 64.0) -> None:
-        super().__init__(embedding_size, num_classes, m=m, s=s)
+    _default_margin = 0.5
 
     def _with_margin(self, cosine: Tensor, norm: Tensor) -> Tensor:
         return self._add_angle(cosine, self.m)
@@ -100,9 +103,6 @@ class ArcFace(_MarginHead):
 
 class CosFace(_MarginHead):
     """Additive cosine margin, cos(theta) - m (arXiv 1801.09414)."""
-
-    def __init__(self, embedding_size: int, num_classes: int, *, m: float = 0.4, s: float = 64.0) -> None:
-        super().__init__(embedding_size, num_classes, m=m, s=s)
 
     def _with_margin(self, cosine: Tensor, norm: Tensor) -> Tensor:
         return cosine - self.m
@@ -117,7 +117,7 @@ class AdaFace(_MarginHead):
     Args:
         embedding_size: D.
         num_classes: C.
-        m: margin.
+        m: margin; None for 0.4.
         h: concentration of the normalised norm.
         s: scale of the logits.
         t_alpha: weight of the current batch in the running mean and standard deviation of the norms.
@@ -133,7 +133,7 @@ class AdaFace(_MarginHead):
         embedding_size: int,
         num_classes: int,
         *,
-        m: float = 0.4,
+        m: float | None = None,
         h: float = 0.333,
         s: float = 64.0,
         t_alpha: float = 0.01,
@@ -250,10 +250,8 @@ def build_head(
     """
     if name not in HEADS:
         raise InputError(f"There is no head {name!r}. {valid_names(name, HEADS)}")
-    own = {} if m is None else {"m": m}
-    if name == "adaface":
-        return AdaFace(embedding_size, num_classes, h=h, s=s, t_alpha=t_alpha, **own)
-    return (ArcFace if name == "arcface" else CosFace)(embedding_size, num_classes, s=s, **own)
+    own = {"h": h, "t_alpha": t_alpha} if name == "adaface" else {}
+    return HEADS[name](embedding_size, num_classes, m=m, s=s, **own)
 
 
 @torch.no_grad()

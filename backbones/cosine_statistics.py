@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import InputError
+from runtime.json_files import is_plain
 
 # Median non-mated cosine above which the vector that all features share is subtracted. MobileFaceNet's is
 # 0.00, so that its features and aggregators are unchanged; that of dlib's ResNet is 0.84.
@@ -59,7 +60,7 @@ class CosineStatistics:
         spreads = (self.nonmated_std, self.mated_std, self.log_norm_std)
         deviations = [std for std in spreads if std is not None]
         faults = []
-        if not all(_is_number(value) for value in (*means, *deviations)):
+        if not all(is_plain(value, float) and math.isfinite(value) for value in (*means, *deviations)):
             faults.append("means and standard deviations must be finite numbers")
         elif not all(-1 <= mean < 1 for mean in means) or min(deviations) <= 0:
             faults.append("means must be in -1..1 and standard deviations above 0")
@@ -68,7 +69,7 @@ class CosineStatistics:
         if (self.mated_mean is None) != (self.mated_std is None):
             faults.append("mated_mean and mated_std must be given together")
         counts = [count for count in (self.num_faces, self.num_subjects) if count is not None]
-        if not all(isinstance(count, int) and not isinstance(count, bool) and count >= 1 for count in counts):
+        if not all(is_plain(count, int) and count >= 1 for count in counts):
             faults.append("num_faces and num_subjects must be positive integers")
         if faults:
             raise InputError(f"cosine statistics: {'; '.join(faults)}; found {self.to_dict()}.")
@@ -256,10 +257,6 @@ def _translated(
     parts = from_low.clip(0) * target.nonmated_std, to_high.clip(0) * other_high_std
     between = target.nonmated_mean + parts[0] / (parts[0] + parts[1]) * (other_high - target.nonmated_mean)
     return np.where(from_low <= 0, below.clip(-1), np.where(to_high <= 0, above, between))
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 # MobileFaceNet by `measure_cosines` on two images of each of 1,251 subjects of LFW, with which thresholds

@@ -22,6 +22,7 @@ from coreset.catalogue import AGGREGATOR_ENTRIES, AggregatorEntry
 from coreset.pooling import BestNorm, FpsMean, Mean, MediaMean, NormWeighted, RandomK, TopK
 from coreset.weighted_coreset import WeightedCoreset
 from runtime.errors import InputError, valid_names
+from runtime.json_files import is_plain
 
 # Modules that map FaceSets to a SetDescriptor; options are the keywords of the constructor.
 AGGREGATORS: dict[str, type[nn.Module]] = {
@@ -98,7 +99,7 @@ def option_faults(name: str, options: Mapping[str, object]) -> list[str]:
         if option not in parameters:
             valid = valid_names(str(option), parameters)
             faults.append(f"Aggregator {name!r} has no option {option!r}. {valid}")
-        elif not _fits(value, types[option]):
+        elif not is_plain(value, types[option]) or (isinstance(value, float) and not math.isfinite(value)):
             wanted = (
                 "finite " * (isinstance(value, float) and types[option] is float) + types[option].__name__
             )
@@ -112,9 +113,3 @@ def option_faults(name: str, options: Mapping[str, object]) -> list[str]:
 
 def _parameters(kind: type[nn.Module]) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(kind).parameters if "__init__" in vars(kind) else {}
-
-
-def _fits(value: object, wanted: type) -> bool:
-    if wanted is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return type(value) is wanted

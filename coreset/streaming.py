@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -119,18 +118,6 @@ class TemplateStream:
         return self._state.is_exact
 
 
-class _State(Protocol):
-    """State of a stream for one kind of aggregator."""
-
-    is_exact: bool
-
-    def update(self, faces: FaceSets, first: int) -> None:
-        """Add the faces of one set, numbered from `first`."""
-
-    def descriptor(self) -> SetDescriptor:
-        """Descriptor of all faces so far, at least one."""
-
-
 def _with_norm_quality(aggregator: nn.Module) -> nn.Module:
     """The aggregator for faces whose norms were already replaced by qualities."""
     if quality_of(aggregator) == "norm":
@@ -141,7 +128,9 @@ def _with_norm_quality(aggregator: nn.Module) -> nn.Module:
     return copied
 
 
-def _state_for(aggregator: nn.Module, capacity: int, seed: int) -> _State:
+def _state_for(
+    aggregator: nn.Module, capacity: int, seed: int
+) -> _RunningMean | _RunningPicks | Candidates | _Sample:
     if isinstance(aggregator, (Mean, NormWeighted, MediaMean)):
         return _RunningMean(aggregator)
     if isinstance(aggregator, (BestNorm, TopK, RandomK)):

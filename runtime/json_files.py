@@ -162,11 +162,12 @@ def _type_fault(value: object, kind: Any, key: str) -> _Fault | None:
             return wrong
         entries = [(f"{key}.{name}", entry, args[1]) for name, entry in value.items()]
     else:
-        return None if _is_plain(value, kind) else wrong
+        return None if is_plain(value, kind) else wrong
     return next((fault for entry in entries if (fault := _type_fault(entry[1], entry[2], entry[0]))), None)
 
 
-def _is_plain(value: object, kind: Any) -> bool:
+def is_plain(value: object, kind: Any) -> bool:
+    """Whether a value has a builtin type; an integer may stand for a float, a bool for neither."""
     if kind is None or kind is type(None):
         return value is None
     if isinstance(value, bool):
