@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 
+from backbones.base import UnknownBackbone
 from coreset import build_aggregator
 from coreset.aggregator import CoresetAggregator
 from coreset.selection import pick_agreement
@@ -33,7 +34,6 @@ from training.held_out import MONITORED_FAR, HeldOutFigures, held_out_figures
 from training.identity_mixup import mix_identities
 from training.loaders import FaceData, TemplateTrainingData
 from training.optimisers import backbone_groups, coreset_groups, make_scheduler, selection_temperature
-from training.unknown_backbone import UnknownBackbone
 from weights import TRAINED_SUBJECTS, name_digests
 
 # Poolings that held-out validation compares with the trained aggregator.

@@ -9,7 +9,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from backbones.cosine_statistics import REFERENCE, CosineStatistics, measure_cosines, median_nonmated_cosine
 from backbones.face_template import SIDE, warp_to_points
 from runtime.errors import InputError
+from runtime.json_files import is_plain
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,9 +77,9 @@ class BackboneSpec:
 
     def __post_init__(self) -> None:
         faults = [
-            f"{field.name} must be of type {field.type}, found {getattr(self, field.name)!r}"
-            for field in fields(self)
-            if field.name not in _STRUCTURED and not _is_plain(getattr(self, field.name), str(field.type))
+            f"{name} must be of type {kind.__name__}, found {getattr(self, name)!r}"
+            for name, kind in get_type_hints(type(self)).items()
+            if isinstance(kind, type) and not is_plain(getattr(self, name), kind)
         ] or self._faults()
         if faults:
             raise InputError.from_faults([f"backbone spec: {fault}." for fault in faults])
@@ -290,10 +291,9 @@ class BackboneSpec:
         return replace(self, centre=self.centre if keep_centre else centre, cosine_statistics=statistics)
 
 
-# Fields that are stored only where they are set, and those that are no plain values.
+# Fields that are stored only where they are set, and those that are lists in JSON.
 _OPTIONAL = ("normalises_illumination", "auxiliary_size", "centre", "cosine_statistics", "alignment")
 _LISTS = ("mean", "std", "centre", "alignment")
-_STRUCTURED = ("mean", "std", "norm_is_quality", "centre", "cosine_statistics", "alignment")
 
 
 def centre_digest(centre: tuple[float, ...]) -> str:
@@ -309,13 +309,5 @@ def _are_numbers(values: object, *counts: int) -> bool:
     return (
         isinstance(values, tuple)
         and len(values) in counts
-        and all(_is_plain(value, "float") and math.isfinite(value) for value in values)
+        and all(is_plain(value, float) and math.isfinite(value) for value in values)
     )
-
-
-def _is_plain(value: object, type_name: str) -> bool:
-    """JSON has one kind of number: an integer may stand for a float, but a bool for neither."""
-    if isinstance(value, bool) or type_name == "bool":
-        return isinstance(value, bool) and type_name == "bool"
-    kinds: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float)}
-    return isinstance(value, kinds[type_name])

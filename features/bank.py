@@ -7,7 +7,7 @@ which rows form a template.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -169,15 +169,14 @@ class FeatureBatch:
 
     def pin_memory(self) -> FeatureBatch:
         """The batch in pinned memory; called by DataLoader."""
-        return replace(self, **{field.name: getattr(self, field.name).pin_memory() for field in fields(self)})
+        return self._each(Tensor.pin_memory)
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> FeatureBatch:
         """The batch on `device`; called by Lightning."""
-        moved = {
-            field.name: getattr(self, field.name).to(device, non_blocking=non_blocking)
-            for field in fields(self)
-        }
-        return replace(self, **moved)
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> FeatureBatch:
+        return FeatureBatch(*(change(getattr(self, field.name)) for field in fields(self)))
 
 
 def bank_of_views(

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from backbones.base import UnknownBackbone
 from data.sampling.views import ViewPlan, views_identity
 from data.sources.face_source import FaceSource
 from data.sources.subsets import held_out_subjects, kept_subjects
@@ -35,7 +36,6 @@ from runs.coreset_stage import (
 from runs.label_audit import faces_of_bank
 from runtime.errors import InputError
 from training.loaders import FeatureTemplateData
-from training.unknown_backbone import UnknownBackbone
 from weights import load_weights
 from weights.compatibility import check_computed_features
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from backbones.base import UnknownBackbone
 from coreset import FaceSets, build_aggregator
 from features.bank import FeatureBank, bank_of_rows, gather_batch, with_centre_of
 from features.cache import with_cosines
@@ -19,7 +20,6 @@ from runs.config_rules import resolve
 from runs.coreset_stage import aggregator_options
 from runs.saved_run import SavedRun
 from runtime.errors import InputError
-from training.unknown_backbone import UnknownBackbone
 from validation.subjects import with_centre
 
 PEOPLE, EACH, SIZE = 60, 4, 64

@@ -15,6 +15,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from backbones.auxiliary import append_auxiliary
+from backbones.base import UnknownBackbone
 from coreset import AGGREGATORS, build_aggregator
 from features.bank import FeatureBatch
 from head import build_head
@@ -22,7 +23,6 @@ from runtime.distributed import NumberedRows, gather_union
 from runtime.errors import InputError
 from train_val import FaceCoresetNet
 from training.config import AggregatorConfig, OptimiserConfig
-from training.unknown_backbone import UnknownBackbone
 
 D, A, S, B = 16, 4, 12, 16
 # A hang is an error after so long.
