@@ -21,10 +21,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from recognition.flags import add_calibration_flags, add_check_flags, add_model_flags, add_set_flags
 from runtime.command import build_parser, run_command
+from runtime.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     from recognition.model import embed_images, embed_set, load_model
@@ -52,6 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given and given[0] in (*GALLERY_COMMANDS, CALIBRATE):
         return _subcommand(given[0], given[1:])
+    hint = did_you_mean(given[0], (*GALLERY_COMMANDS, CALIBRATE), cutoff=0.7) if given else ""
+    if hint and not Path(given[0]).exists():
+        # Otherwise the flags of the command are reported as unknown.
+        return run_command(lambda: _refuse(f"{given[0]}: no such command, folder, image or video.{hint}"))
     args = flags().parse_args(given)
 
     def run() -> None:
@@ -76,6 +81,10 @@ def flags() -> argparse.ArgumentParser:
         group, purpose="thresholds for this model, written by calibrate", rate="the threshold to use"
     )
     return parser
+
+
+def _refuse(reason: str) -> NoReturn:
+    raise InputError(reason)
 
 
 def _subcommand(name: str, arguments: Sequence[str]) -> int:

@@ -108,6 +108,12 @@ def test_all_faults_are_reported_together_and_nothing_is_written(
     assert not out.exists()
 
 
+def test_nearest_command_is_suggested(capsys: pytest.CaptureFixture[str]) -> None:
+    for typed, meant in (("enrol", "enroll"), ("serach", "search"), ("calibarte", "calibrate")):
+        assert run(typed, "--gallery", "g.db") == 2
+        assert f"'{meant}'" in capsys.readouterr().err
+
+
 def test_flags_without_effect_are_refused(
     checkpoint: Path, face_folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -31,7 +31,7 @@ _COLUMNS_IN_PRINT = 20
 # The other faces of a set are folded.
 _FACES_SHOWN = 120
 # Characters; longer names keep their end, which differs most between files.
-_LONGEST_NAME = 15
+_LONGEST_NAME = 12
 # Percentage of the accent colour from which the text takes the colour for dark backgrounds.
 _HOT = 60
 
@@ -216,7 +216,7 @@ def _face(aggregated: AggregatedSet, check: EnrolmentCheck, face: int, offset: i
     return _Face(
         number=offset + face,
         name=name,
-        short=name if len(name) <= _LONGEST_NAME else f"{name[:4]}…{name[-10:]}",
+        short=name if len(name) <= _LONGEST_NAME else f"{name[:2]}…{name[-9:]}",
         pick=_pick(aggregated, face),
         norm=f"{aggregated.norms[face]:.1f}",
         weight=weight,
