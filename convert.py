@@ -70,7 +70,7 @@ def flags() -> ArgumentParser:
 
     parser = build_parser(__doc__)
     parser.argument_default = SUPPRESS
-    modes = parser.add_argument_group("what to do").add_mutually_exclusive_group(required=True)
+    modes = parser.add_argument_group("mode").add_mutually_exclusive_group(required=True)
     modes.add_argument(
         "--rec_path", metavar="DIR", help="unpack train.rec of this folder to imgs/<subject>/<key>"
     )
@@ -83,30 +83,40 @@ def flags() -> ArgumentParser:
         "with train.rec, or cached features",
     )
     _weight_modes(modes)
-    how = parser.add_argument_group("how")
-    how.add_argument("--out", metavar="DIR", help="where to (default: --rec_path's folder, or the cache)")
-    how.add_argument("--num_workers", type=int, help="--rec_path: processes (default: 0, this one)")
-    how.add_argument(
+    options = parser.add_argument_group("options")
+    options.add_argument(
+        "--out", metavar="DIR", help="output folder (default: --rec_path's folder, or the cache)"
+    )
+    options.add_argument(
+        "--num_workers", type=int, help="--rec_path: number of worker processes (default: 0, this process)"
+    )
+    options.add_argument(
         "--image_format",
         choices=IMAGE_FORMATS,
-        help="--rec_path: of the files (default: original, the bytes)",
+        help="--rec_path: image format of the unpacked files (default: original, unchanged bytes)",
     )
-    how.add_argument("--quality", type=int, help="--rec_path: of JPEG, with --image_format jpg (default: 95)")
-    how.add_argument("--subjects", type=int, help="--synthetic_faces: how many (default: 200)")
-    how.add_argument("--seed", type=int, help="of synthetic faces, and of degradations (default: 0)")
+    options.add_argument(
+        "--quality", type=int, help="--rec_path: JPEG quality, with --image_format jpg (default: 95)"
+    )
+    options.add_argument("--subjects", type=int, help="--synthetic_faces: number of subjects (default: 200)")
+    options.add_argument("--seed", type=int, help="seed of synthetic faces and degradations (default: 0)")
     _benchmark_flags(parser.add_argument_group("set benchmark"))
     _weight_flags(parser.add_argument_group("weights"))
     return parser
 
 
 def _benchmark_flags(group: _ArgumentGroup) -> None:
-    group.add_argument("--name", help="of the data set; --out is the data root that evaluations are given")
+    group.add_argument("--name", help="name of the data set; --out is the --data_root of its evaluation")
     group.add_argument(
         "--protocol", metavar="FILE|PRESET", help="stills, mixed, stress, or .json or .toml (default: stills)"
     )
-    group.add_argument("--detector", metavar="FILE", help="YuNet; --check-quality: to score faces")
     group.add_argument(
-        "--exclude_subjects", metavar="FILE", help="names to leave out, one a line, such as those trained on"
+        "--detector", metavar="FILE", help="YuNet's model file; --check-quality: detector that scores faces"
+    )
+    group.add_argument(
+        "--exclude_subjects",
+        metavar="FILE",
+        help="file of subjects to exclude, one per line, such as the training subjects",
     )
 
 
@@ -147,12 +157,14 @@ def _weight_flags(group: _ArgumentGroup) -> None:
 
     add_override_flags(group)
     add_spec_flags(group)
-    group.add_argument("--arch", choices=BACKBONES, help="of the weights, where their file does not say it")
+    group.add_argument(
+        "--arch", choices=BACKBONES, help="architecture of the weights, if the file does not state it"
+    )
     group.add_argument(
         "--channel_order",
         "--channel-order",
         choices=("BGR", "RGB"),
-        help="that the weights expect, where it is another than their kind's",
+        help="channel order that the weights expect, if it differs from the default of their layout",
     )
     group.add_argument(
         "--allow-pickle",
@@ -162,15 +174,14 @@ def _weight_flags(group: _ArgumentGroup) -> None:
     )
     group.add_argument(
         "--normalise_illumination",
-        "--level-light",
         action="store_true",
-        help="--weights: bring each face to one brightness and contrast before these weights see it",
+        help="--weights: normalise brightness and contrast of each face before the backbone",
     )
     group.add_argument(
         "--auxiliary",
         type=int,
         metavar="N",
-        help="--weights: N auxiliary values behind the embedding, for aggregators that read them (0: none)",
+        help="--weights: N auxiliary features after the embedding, for aggregators that use them (0: none)",
     )
     group.add_argument(
         "--aggregator_weights",
@@ -179,7 +190,9 @@ def _weight_flags(group: _ArgumentGroup) -> None:
         "of main.py --features need it",
     )
     group.add_argument(
-        "--licence", metavar="TEXT", help="--weights, --aggregator: of them, as their author states it"
+        "--licence",
+        metavar="TEXT",
+        help="--weights, --aggregator: licence of the weights, as stated by the author",
     )
     group.add_argument(
         "--num_images", type=int, help="--check-quality: faces to measure on, at most (default: 300)"

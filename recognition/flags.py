@@ -64,7 +64,10 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         "--list_aggregators (default: the aggregator of the weights; for a backbone norm_weighted)",
     )
     group.add_argument(
-        "--aggregator_weights", default=_ABSENT, metavar="CHECKPOINT", help="with a trained aggregator"
+        "--aggregator_weights",
+        default=_ABSENT,
+        metavar="CHECKPOINT",
+        help="checkpoint with a trained aggregator",
     )
     add_override_flags(group)
     group.add_argument(
@@ -91,7 +94,7 @@ def add_set_flags(parser: argparse.ArgumentParser) -> None:
 def add_photo_flags(group: argparse._ActionsContainer) -> None:
     """Add the flags that `photo_options` reads."""
     group.add_argument(
-        "--faces", choices=FACES, default=FACES[0], help="which faces of a photo with several are used"
+        "--faces", choices=FACES, default=FACES[0], help="which faces to use if a photo shows several"
     )
     group.add_argument(
         "--aligned", action="store_true", help="images are aligned 112 x 112 faces; nothing is detected"

@@ -57,13 +57,13 @@ def add_override_flags(group: argparse._ActionsContainer) -> None:
         type=int,
         default=argparse.SUPPRESS,
         metavar="K",
-        help="of the aggregator, in place of the stored value",
+        help="coreset size K of the aggregator; overrides the stored value",
     )
     group.add_argument(
         "--gamma",
         type=float,
         default=argparse.SUPPRESS,
-        help="of the aggregator's selection, in place of the stored value; -1: the learned one",
+        help="exponent gamma of the selection; overrides the stored value (-1: learned)",
     )
 
 
@@ -79,7 +79,8 @@ _SPEC_FLAGS = {
 
 def add_spec_flags(group: argparse._ActionsContainer) -> None:
     """Add the flags of `_SPEC_FLAGS`, which are absent from the parsed flags unless given."""
-    for name, what in (("mean", "subtracted from pixel values 0..255"), ("std", "which divides them")):
+    subtracted, divisor = "subtracted from pixel values 0..255", "divisor of pixel values after subtraction"
+    for name, what in (("mean", subtracted), ("std", divisor)):
         group.add_argument(
             f"--{name}",
             type=_one_or_three,
