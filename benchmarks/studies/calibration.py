@@ -37,7 +37,7 @@ def main() -> int:
     parser.add_argument("--dataset_name", required=True)
     parser.add_argument("--features", type=Path, required=True, help="of all its faces, in its order")
     parser.add_argument("--aggregator", default="norm_weighted", help="a pooling (default: %(default)s)")
-    parser.add_argument("--splits", type=int, default=5, help="halvings, from seed 0 on (default: 5)")
+    parser.add_argument("--splits", type=int, default=5, help="number of halvings, from seed 0 on")
     args = parser.parse_args()
     return run_command(lambda: check(args))
 

@@ -175,7 +175,9 @@ def main() -> int:
 
         del sys.argv[1]
         return train()
-    args = flags(__doc__, VARIANTS, "as it is").parse_args()
+    parser = flags(__doc__, VARIANTS, "as it is")
+    parser.set_defaults(out=Path("experiments/selection"))
+    args = parser.parse_args()
     return run_command(
         lambda: compare(args, VARIANTS, ("benchmarks/studies/selection.py", "--train"), "selection")
     )
