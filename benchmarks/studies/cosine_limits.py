@@ -122,7 +122,7 @@ def repeats_reported(source: ImageFolder, rows: list[int], groups: np.ndarray) -
 
 
 def label_counts(backbone: Backbone, source: ImageFolder, rows: np.ndarray) -> dict[str, int]:
-    """Findings of the label check, and the numbers of images and pairs of subjects."""
+    """Findings of the label audit, and the numbers of images and pairs of subjects."""
     parts = [embedded(backbone, source, part)[0] for part in blocks(rows.tolist())]
     labels = source.labels[rows]
     found = check_labels(np.concatenate(parts), labels, LabelLimits.of(backbone.spec))

@@ -1,4 +1,4 @@
-"""Contact sheets of training batches and of label-check findings, as PNG files."""
+"""Contact sheets of training batches and of label-audit findings, as PNG files."""
 
 from __future__ import annotations
 

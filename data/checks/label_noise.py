@@ -27,7 +27,7 @@ MAX_COMPARED = 100_000
 
 @dataclass(frozen=True)
 class LabelLimits:
-    """Thresholds of the label check.
+    """Thresholds of the label audit.
 
     The defaults were measured with MobileFaceNet on 4,144 images of 1,101 subjects of LFW. All of 124
     relabelled images are found, with 26 others, the first of which is an error of LFW. All of 60 subjects
@@ -49,7 +49,7 @@ class LabelLimits:
 
     def __post_init__(self) -> None:
         faults = [
-            f"label check: {name} {value:g}; expected -1 to 1."
+            f"label audit: {name} {value:g}; expected -1 to 1."
             for name, value in vars(self).items()
             if not (math.isfinite(value) and -1 <= value <= 1)
         ]
@@ -123,11 +123,11 @@ def check_labels(features: Floats, labels: Ints, limits: LabelLimits | None = No
     limits = limits or LabelLimits()
     if features.ndim != 2 or labels.shape != features.shape[:1]:
         raise InputError(
-            f"label check: features {features.shape} and labels {labels.shape}; expected (N, D) and (N,)."
+            f"label audit: features {features.shape} and labels {labels.shape}; expected (N, D) and (N,)."
         )
     counts = np.bincount(labels)
     if len(counts) < 2 or not counts.all():
-        raise InputError("label check: expected two or more subjects, numbered consecutively from 0.")
+        raise InputError("label audit: expected two or more subjects, numbered consecutively from 0.")
     sums = np.zeros((len(counts), features.shape[1]), np.float32)
     np.add.at(sums, labels, features)
     centres = _unit(sums)

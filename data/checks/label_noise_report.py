@@ -15,6 +15,7 @@ from data.sources.decoding import Image
 from runtime.escaping import csv_text
 from runtime.files import atomic_write, private_folder
 
+# The published name of the list of the label audit.
 CSV = "label_check.csv"
 _MAX_ROWS = 40
 _OF_EACH = 4

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backbones.cosine_statistics import CosineStatistics
-from data.checks import label_noise as label_check
+from data.checks import label_noise
 from data.checks.label_noise import LabelFindings, LabelLimits, Mislabelled, SimilarPair, check_labels
 from data.checks.label_noise_report import CheckedFaces, findings_text, write_report
 from net import BACKBONES
@@ -92,7 +92,7 @@ def test_findings_are_those_of_brute_force(counts: list[int], seed: int, cells: 
     features[rng.integers(len(features), size=2)] = features[rng.integers(len(features), size=2)]
     limits = LabelLimits(split_identity=0.4, lead=0.05)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(label_check, "_CELLS_AT_ONCE", cells)
+        patch.setattr(label_noise, "_CELLS_AT_ONCE", cells)
         found = check_labels(features, labels, limits)
     expected = slow_findings(features, labels, limits)
     assert keys(found) == keys(expected)
@@ -131,7 +131,7 @@ def test_copies_are_reported_within_and_across_names() -> None:
 def test_too_many_images_are_not_compared_across_and_this_is_reported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(label_check, "MAX_COMPARED", 5)
+    monkeypatch.setattr(label_noise, "MAX_COMPARED", 5)
     features, labels = people([3, 3])
     found = check_labels(features, labels)
     assert found.duplicates_across is None
@@ -149,7 +149,7 @@ def test_subject_of_one_image_is_reported_but_not_as_mislabelled() -> None:
     ("shape", "labels"), [((3, 4), [0, 1]), ((3, 4), [0, 0, 0]), ((3, 4), [0, 2, 2]), ((3,), [0, 1, 1])]
 )
 def test_what_cannot_be_checked_is_refused(shape: tuple[int, ...], labels: list[int]) -> None:
-    with pytest.raises(InputError, match="label check"):
+    with pytest.raises(InputError, match="label audit"):
         check_labels(np.ones(shape, np.float32), np.array(labels))
 
 
