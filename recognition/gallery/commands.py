@@ -136,7 +136,7 @@ def run_search(args: argparse.Namespace) -> None:
     if calibration_file is not None:
         calibration = read_calibration(calibration_file, model.fingerprint, fmr, reading=reading)
     if info is None or not info.count:
-        raise InputError(f"{args.gallery}: nobody is enrolled. Add subjects with 'inference.py enroll'.")
+        raise InputError(f"{args.gallery}: no subject is enrolled. Add subjects with 'inference.py enroll'.")
     gallery = open_gallery(args.gallery)
     threshold = None
     if fpir is not None and not nonmated:
@@ -277,7 +277,7 @@ def _search_flags(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=argparse.SUPPRESS,
         metavar="RATE",
-        help="answer with a name or 'nobody', at this false positive identification rate: the share of "
+        help="answer with a name or 'not enrolled', at this false positive identification rate: the share of "
         "searches of subjects who are not enrolled that return a name",
     )
     group.add_argument(

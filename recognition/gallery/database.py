@@ -1,6 +1,6 @@
 """The SQLite file of a gallery: its tables, and transactions on them.
 
-A file may come from anybody: its tables, types, sizes and checksums are compared with what is written here
+A file is untrusted: its tables, types, sizes and checksums are compared with what is written here
 before anything is returned.
 """
 

@@ -63,7 +63,7 @@ def export_gallery(path: Path, out: Path) -> int:
     _check_suffix(out)
     gallery = open_gallery(path)
     if not len(gallery):
-        raise InputError(f"{path}: nobody is enrolled, so there is nothing to export.")
+        raise InputError(f"{path}: no subject is enrolled, so there is nothing to export.")
     with atomic_path(out) as temporary:
         if out.suffix == NPZ:
             write_npz(temporary, members_of(gallery))

@@ -48,7 +48,7 @@ class Identification:
             answer = ""
             if self.threshold is not None:
                 is_found = at_or_above(scores[:1], self.threshold.threshold).any()
-                answer = f": {self.gallery.names[rows[0]] if is_found else 'nobody who is enrolled'}"
+                answer = f": {self.gallery.names[rows[0]] if is_found else 'not enrolled'}"
             lines.append(f"{each.name}{answer}")
             lines += [
                 f"  {rank}. {score:7.4f}  {self.gallery.names[row]}{self._decided((probe, rank - 1))}"

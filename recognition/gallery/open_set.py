@@ -53,10 +53,10 @@ class OpenSetThreshold:
 def threshold_from_gallery(descriptors: Floats, fpir: float) -> OpenSetThreshold:
     """Threshold from the gallery itself: each enrolled subject is searched among all others (leave one out).
 
-    No other photos are needed, but the threshold holds for probes of the quality of the gallery. Poorer
-    probes are less like anybody: their false positive rate is lower, and their own subject is missed more
-    often. A subject enrolled under two names raises the threshold: see `closest`. Of a large gallery 30 /
-    FPIR subjects are searched, evenly spread.
+    No other photos are needed, but the threshold holds for probes of the quality of the gallery. Probes of
+    lower quality are less similar to all subjects: their false positive rate is lower, and their own subject
+    is missed more often. A subject enrolled under two names raises the threshold: see `closest`. Of a large
+    gallery 30 / FPIR subjects are searched, evenly spread.
 
     Raises:
         InputError: an FPIR outside (0, 1), or fewer than 5 / FPIR subjects.
@@ -84,7 +84,7 @@ def threshold_from_nonmated(probes: Floats, descriptors: Floats, fpir: float) ->
     """Threshold from sets of subjects who are known not to be enrolled, best ones like the probes to come.
 
     Args:
-        probes: (S, D) float32, unit rows, one a subject.
+        probes: (S, D) float32, unit rows, one per subject.
         descriptors: (N, D) the gallery.
         fpir: the share of these probes that may get an answer.
 
@@ -93,7 +93,7 @@ def threshold_from_nonmated(probes: Floats, descriptors: Floats, fpir: float) ->
     """
     check_num_nonmated(len(probes), fpir)
     if not len(descriptors):
-        raise InputError("gallery: nobody is enrolled, so no search can return a false positive.")
+        raise InputError("gallery: no subject is enrolled, so no search can return a false positive.")
     return _threshold(search(probes, descriptors, 1).scores[:, 0], fpir, np.full(len(probes), -1))
 
 
@@ -105,7 +105,7 @@ def num_needed(fpir: float) -> int:
 
 
 def check_num_nonmated(count: int, fpir: float) -> None:
-    """Raises InputError unless so many subjects who are not enrolled support that FPIR."""
+    """Raise InputError if the number of non-mated subjects is too small for the FPIR."""
     needed = num_needed(fpir)
     if count < needed:
         raise InputError(

@@ -66,7 +66,7 @@ def enroll(path: Path, subjects: Gallery, *, replace: bool = False) -> int:
     Raises:
         InputError: names that are enrolled already (without `replace`), another model, another way of reading
             faces, descriptors of another size, or as `open_gallery`; the gallery is as it was.
-        OSError: no room on the disk; the gallery is as it was.
+        OSError: the disk is full; the gallery is as it was.
     """
     create(path)
     with transaction(path, write=True) as tables:

@@ -1,4 +1,4 @@
-"""The gallery commands end to end, on small drawn faces and an untrained network."""
+"""The gallery commands end to end, on small synthetic faces and an untrained network."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_a_subject_who_is_not_enrolled_gets_no_name(run: Commands, face_folder: 
     noise.mkdir()
     image = np.random.default_rng(0).integers(0, 255, (112, 112, 3)).astype(np.uint8)
     cv2.imwrite(str(noise / "a.png"), image)
-    assert "noise: nobody who is enrolled" in run("search", noise, "--fpir", 0.25)
+    assert "noise: not enrolled" in run("search", noise, "--fpir", 0.25)
 
 
 def test_all_faults_are_reported_at_once(run: Commands, tmp_path: Path) -> None:
