@@ -178,9 +178,9 @@ def _rate_content(figures: RateFigures) -> dict[str, Any]:
         "threshold": figures.threshold,
         "interval95": figures.interval95,
         "fmr": figures.fmr,
-        "fmr95": figures.fmr_interval95,
+        "fmr_interval95": figures.fmr_interval95,
         "fnmr": figures.fnmr,
-        "fnmr95": figures.fnmr_interval95,
+        "fnmr_interval95": figures.fnmr_interval95,
     }
 
 

@@ -231,6 +231,6 @@ def test_the_rate_on_other_subjects_is_in_its_interval(shared: Path, tmp_path: P
     for rate, figures in zip(RATES, content["thresholds"].values(), strict=False):
         observed = float((nonmated >= figures["threshold"]).mean())
         assert 0.4 * rate < observed < 2 * rate
-        inside.append(figures["fmr95"][0] <= observed <= figures["fmr95"][1])
+        inside.append(figures["fmr_interval95"][0] <= observed <= figures["fmr_interval95"][1])
     assert sum(inside) >= 2
     assert cohort_normalisation(other).top == 92
