@@ -23,15 +23,15 @@ LABELS = {
     "repeats": "times that the worst face is there",
     "impostors": "fraction of impostor faces",
     "unreadable": "share of unreadable faces",
-    "wrong": "share of templates with a wrong medium",
+    "wrong": "share of templates with an impostor medium",
     "among_several": "the same, of templates of several media",
     "size": "faces of a template",
 }
 REQUIRED_COSINE, REQUIRED_SHARE = 0.98, 0.5
 REFERENCE = "norm_weighted"
 STROKES = ("-", "--", ":")
-# Of an aggregator that describes two people; it has the colour of the one that does not.
-SPLIT_SUFFIX, TWO_PEOPLE_STROKE = ", two people", "-."
+# Of an aggregator with the two-identity split; it has the colour of the one without.
+SPLIT_SUFFIX, SPLIT_STROKE = ", two-identity split", "-."
 
 
 def report(table: pd.DataFrame, cosines: Mapping[str, tuple[float, float]], name: str) -> str:
@@ -86,7 +86,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
                 # Ten colours; those after them are told apart by their stroke.
                 stroke = {"color": f"C{number % 10}", "linestyle": STROKES[number // 10 % len(STROKES)]}
                 if str(aggregator).endswith(SPLIT_SUFFIX):
-                    stroke["linestyle"] = TWO_PEOPLE_STROKE
+                    stroke["linestyle"] = SPLIT_STROKE
                 panel.plot(of_it["amount"], of_it[name], marker="o", markersize=3, label=aggregator, **stroke)
             if kind in ("repeats", "size"):
                 panel.set_xscale("log")
