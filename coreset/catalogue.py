@@ -66,7 +66,7 @@ def requires_training(name: str) -> bool:
 
 
 def describe_aggregators() -> str:
-    """Table for `--list_aggregators`: name, kind, summary and paper, a line each."""
+    """Table for `--list_aggregators`: name, kind, summary and paper, one line per aggregator."""
     width = max(map(len, AGGREGATOR_NAMES))
     order = sorted(AGGREGATOR_NAMES, key=lambda name: name not in MAIN_AGGREGATORS)
     lines = []

@@ -19,7 +19,7 @@ DEFAULT_CAPACITY = 1024
 
 
 class TemplateStream:
-    """Descriptor of a set whose faces arrive in portions.
+    """Descriptor of a set whose faces arrive in batches.
 
     How it compares to the aggregator applied to all faces at once:
 

@@ -20,12 +20,13 @@ _ITERATIONS = 3
 class TwoIdentitySplit(nn.Module):
     """Describe a set by an aggregator, and in two parts where it may show two subjects.
 
-    Nothing in a set of one face each of two subjects says which of them is meant, and one descriptor of both
-    is similar to neither. Each set is therefore clustered into two parts: the initial centres are the first
-    two faces of farthest-point sampling with gamma 1, and are replaced three times by the parts' means
-    weighted by squared norms. If both parts have faces of some quality that are similar to each other, and
-    the cosine between their descriptors is below `limit`, both descriptors are kept, and a comparison takes
-    the larger score. Time is O(T D) besides the aggregator, which processes each face at most twice.
+    A set with one face of each of two subjects does not determine which subject it represents, and one
+    descriptor of both is similar to neither. Each set is therefore clustered into two parts: the initial
+    centres are the first two faces of farthest-point sampling with gamma 1, and are replaced three times by
+    the parts' means weighted by squared norms. If both parts have faces of some quality that are similar to
+    each other, and the cosine between their descriptors is below `limit`, both descriptors are kept, and a
+    comparison takes the larger score. Time is O(T D) besides the aggregator, which processes each face at
+    most twice.
 
     A set of two subjects then matches sets of either, so that a benchmark that assigns one subject to each
     set counts matches with the other as false.
@@ -48,7 +49,7 @@ class TwoIdentitySplit(nn.Module):
         """
         whole: SetDescriptor = self.aggregator(sets)
         embedding = whole.embedding.unsqueeze(1).repeat(1, 2, 1)
-        second = second_part(sets)
+        second = in_second_cluster(sets)
         is_split = _may_be_two(sets, ~second, second)
         if is_split.any():
             kept = is_split[sets.set_of_face]
@@ -59,15 +60,15 @@ class TwoIdentitySplit(nn.Module):
         return SetDescriptor(embedding, whole.norm, whole.picks, whole.weights)
 
 
-def second_part(sets: FaceSets) -> Tensor:
-    """(N,) bool: faces in the second part of their set; see `TwoIdentitySplit`."""
-    _, second = sets.map_padded(_second_part)
+def in_second_cluster(sets: FaceSets) -> Tensor:
+    """(N,) bool: faces in the second cluster of their set; see `TwoIdentitySplit`."""
+    _, second = sets.map_padded(_in_second_cluster)
     if second is None:
         raise RuntimeError("a batch has at least one set")
     return second
 
 
-def _second_part(features: Tensor, norms: Tensor, mask: Tensor | None) -> tuple[tuple[()], Tensor]:
+def _in_second_cluster(features: Tensor, norms: Tensor, mask: Tensor | None) -> tuple[tuple[()], Tensor]:
     features, norms = features.float(), norms.float()
     mask = torch.ones_like(norms, dtype=torch.bool) if mask is None else mask
     found = select_faces(features, norms, mask, coreset_size=2, gamma=1.0, padding_is_finite=True)

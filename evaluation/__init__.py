@@ -1,1 +1,1 @@
-"""Scores to figures. Knows no network."""
+"""Metrics, protocols and reports computed from scores. Independent of networks."""

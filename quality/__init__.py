@@ -1,1 +1,1 @@
-"""Quality of a face: whether the norm is one, which measure to use, image measures."""
+"""Quality of a face: whether the norm measures quality, which measure to use, image measures."""

@@ -90,7 +90,7 @@ class DataConfig:
     )
     min_images_per_subject: int = option(1, "exclude subjects with fewer images", minimum=1)
     exclude_subjects: str | None = option(
-        None, "exclude the subjects named in this file, one a line, such as test subjects", metavar="FILE"
+        None, "exclude the subjects named in this file, one per line, such as test subjects", metavar="FILE"
     )
     held_out: float = option(
         0.1,

@@ -1,4 +1,4 @@
-"""What a checkpoint says beside its weights, and whether a run may continue from it."""
+"""Metadata of a checkpoint, and whether a run may continue from it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class SavedRun:
-    """What a checkpoint of main.py says beside its weights.
+    """Metadata of a checkpoint of main.py.
 
     Attributes:
         path: of the checkpoint.

@@ -1,4 +1,4 @@
-"""Pictures of a training run: input of the network, learning curves, selected faces."""
+"""Preview images of a training run: input of the network, learning curves, selected faces."""
 
 from __future__ import annotations
 

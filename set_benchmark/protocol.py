@@ -52,6 +52,7 @@ class Stress:
     strength: tuple[float, float] = (0.1, 1.0)
     causes: tuple[str, ...] = tuple(CAUSES)
     simulated_clips: float = 0.0
+    # Impostor faces; the name is a key of protocol files.
     foreign: float = 0.0
     repeated: float = 0.0
     repeats: Range = (2, 8)

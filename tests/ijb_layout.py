@@ -1,4 +1,4 @@
-"""Writes a small set benchmark in the true layout of IJB-B: drawn faces as JPEG, points, all meta files."""
+"""Write a small set benchmark in the layout of IJB-B: synthetic faces as JPEG, points, all meta files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small TinyFace and IJB-S data sets of drawn faces in the true layout, and how they are told by hand."""
+"""Small TinyFace and IJB-S data sets of synthetic faces in the published layout, with expected figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training command: both stages end to end on small drawn faces, resuming, signals, ranks, bad input."""
+"""The training command: both stages on small synthetic faces, resuming, signals, ranks, bad input."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ NARROW = {
 
 
 def weights_by_rule(network: nn.Module) -> dict[str, Tensor]:
-    """The conformance README's rule: every entry from its name and shape alone."""
+    """Weights generated from each entry's name and shape."""
     activations = {name for name, module in network.named_modules() if isinstance(module, nn.PReLU)}
     state = {}
     for name, entry in network.state_dict().items():

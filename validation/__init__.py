@@ -1,1 +1,1 @@
-"""What the validation commands share, and one module a protocol."""
+"""What the validation commands share, and one module per protocol."""

@@ -91,7 +91,7 @@ def add_embedding(parser: argparse.ArgumentParser) -> None:
         type=int,
         help=f"images (default: {FACES_AT_ONCE['cuda']} on a GPU, {FACES_AT_ONCE['cpu']} on a CPU)",
     )
-    group.add_argument("--precision", choices=PRECISIONS, default="32", help="of the backbone")
+    group.add_argument("--precision", choices=PRECISIONS, default="32", help="precision of the backbone")
 
 
 def add_sets(group: argparse._ActionsContainer, default: str) -> None:

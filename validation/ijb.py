@@ -79,7 +79,7 @@ class IjbBenchmark(Validation[Data, "Evaluated"]):
         group.add_argument(
             "--evaluated_subjects",
             metavar="FILE",
-            help="names of the benchmark's subjects, one a line: aggregators trained on one of them are "
+            help="names of the benchmark's subjects, one per line: aggregators trained on one of them are "
             "refused, and the cohort is used without them (default: the benchmark's own list, where it has "
             "one)",
         )
@@ -207,7 +207,7 @@ def _add_protocol(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         "--detector_score", choices=("off", "on"), help="multiply norms by the detector's score"
     )
-    group.add_argument("--norm", choices=("off", "on"), help="weigh faces by their feature norm")
+    group.add_argument("--norm", choices=("off", "on"), help="weight faces by their feature norm")
     group.add_argument(
         "--cohort",
         metavar="FEATURES",

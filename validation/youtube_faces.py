@@ -31,7 +31,9 @@ class YouTubeFaces(Validation["VideoPairs", "dict[str, PairFigures]"]):
         group.add_argument(
             "--splits", type=Path, metavar="FILE", help="the pairs (default: DATA_ROOT/splits.txt)"
         )
-        group.add_argument("--frames", type=int, default=0, help="of each video, evenly spaced; 0: all")
+        group.add_argument(
+            "--frames", type=int, default=0, help="frames per video, evenly spaced; 0 uses all"
+        )
         group.add_argument(
             "--detector", type=Path, metavar="FILE", help="YuNet, for frames that are not aligned faces"
         )

@@ -1,4 +1,5 @@
-"""Does an aggregator fit a backbone, was it trained on the evaluated subjects, is the norm a quality here.
+"""Check that an aggregator fits a backbone, was not trained on the evaluated subjects, and gets a norm that
+measures quality.
 
 What a file does not state is not checked.
 """

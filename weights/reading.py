@@ -90,11 +90,11 @@ def read_stored(path: Path, *, allow_pickle: bool = False) -> Stored:
 
 def check_values(path: Path, state: Mapping[str, Tensor]) -> None:
     """Raises InputError unless all entries are plain arrays, and finite ones in float32."""
-    foreign = [key for key, value in state.items() if not _is_plain(value)]
-    if foreign:
+    unsupported = [key for key, value in state.items() if not _is_plain(value)]
+    if unsupported:
         raise InputError(
-            f"{path}: {foreign[0]} is a sparse, quantised or empty (meta) tensor. Save the state dict of the "
-            "model as plain arrays."
+            f"{path}: {unsupported[0]} is a sparse, quantised or empty (meta) tensor. Save the state dict of "
+            "the model as plain arrays."
         )
     broken = [key for key, value in state.items() if not _is_finite(value)]
     if broken:

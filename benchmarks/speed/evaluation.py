@@ -1,8 +1,8 @@
 """Evaluation at the size of IJB-C against a plain re-creation of the published code.
 
 python benchmarks/speed/evaluation.py DATA/IJBC
-    DATA: output of ../shared/bench/make_ijb_like.py: features and meta files without images. Full size takes
-    8 minutes on two cores; with --scale 0.05 of the generator, half a minute
+    DATA: a data set in the IJB layout without images: features.npy (one row per image) and the meta files.
+    The size of IJB-C takes 8 minutes on two cores, a twentieth of it half a minute
 
 Each phase runs in its own process. Ratios need a quiet machine.
 """
@@ -52,15 +52,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("data", type=Path, help="folder of a data set of make_ijb_like.py")
+    parser.add_argument("data", type=Path, help="folder with features.npy and the meta files")
     parser.add_argument("--rounds", type=int, default=1, help="of all phases; the median is printed")
     parser.add_argument("--worker", choices=PHASES, help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if not (args.data / "features.npy").is_file():
         parser.error(
-            f"{args.data}: there is no features.npy. Write the data set first: "
-            "python ../shared/bench/make_ijb_like.py --out DIR, then pass DIR/IJBC."
+            f"{args.data}: there is no features.npy. Expected a data set in the IJB layout with one row of "
+            "features per image."
         )
     if args.worker:
         hand_over(PHASES[args.worker](Data(args.data.resolve(), args.work)))

@@ -1,7 +1,8 @@
-"""Small files that ask for much: each has to end in an InputError under 1 GB and 5 s of CPU time.
+"""Small files that demand much memory or time: each has to end in an InputError.
 
-Every file is made, then read in a process of its own, whose memory on top of the imports is measured. To add
-one, add an entry to BOMBS. Run from the root: `python benchmarks/speed/hostile_files.py`.
+The limits are 1 GB and 5 s of CPU time. Every file is made, then read in a process of its own, whose memory
+on top of the imports is measured. To add one, add an entry to BOMBS. Run from the root:
+`python benchmarks/speed/hostile_files.py`.
 """
 
 from __future__ import annotations

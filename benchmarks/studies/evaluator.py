@@ -88,9 +88,9 @@ def read_evaluation_set(
     evaluated_subjects: Path | None = None,
     method: str = DEFAULT_METHOD,
 ) -> EvaluationSet:
-    """Reads all, without embedding anything; mirror images are in the features if they were made so.
+    """Read all without embedding; features include horizontal flips if they were extracted with them.
 
-    `cohort`: features of people, of whom those in `evaluated_subjects`, names one a line, are left out;
+    `cohort`: features of people; those in `evaluated_subjects`, names one per line, are excluded;
     `method` of `evaluation.metrics.score_normalisation`.
 
     Raises:

@@ -3,7 +3,7 @@
 python benchmarks/studies/impostor_media.py --data_root ROOT --dataset_name LFWS --features FEATURES --seeds 5
     FEATURES: features of its faces, as validation_mixed stores them (<out>/features/...). One medium of
     another subject is added to every second template; templates of three media or more are counted
-python benchmarks/studies/impostor_media.py --fit VIEWS [--without SUBJECTS.txt] ...
+python benchmarks/studies/impostor_media.py --fit VIEWS [--exclude_subjects SUBJECTS.txt] ...
     fits the model to a store of views (main.py --cache_features) without those subjects, prints its
     coefficients in the form of recognition/enrolment/outliers.py, and evaluates it
 
@@ -75,12 +75,14 @@ def main() -> int:
     parser.add_argument("--features", type=Path, help="of all faces of the data set, in its order")
     parser.add_argument("--seeds", type=int, default=5, help="mixes, from seed 0 on")
     parser.add_argument("--fit", type=Path, metavar="VIEWS")
-    parser.add_argument("--without", type=Path, metavar="FILE", help="subjects to exclude from the fit")
+    parser.add_argument(
+        "--exclude_subjects", type=Path, metavar="FILE", help="subjects to exclude from the fit"
+    )
     parser.add_argument("--impostor_media", type=int, default=1, help="added to every second template")
     args = parser.parse_args()
     rule = DEFAULT_MODEL
     if args.fit is not None:
-        rule = fit(args.fit, args.without)
+        rule = fit(args.fit, args.exclude_subjects)
     if args.data_root is None or args.features is None:
         return 0
     evaluation_set = read_evaluation_set(args.data_root, args.dataset_name, args.features)
@@ -163,11 +165,11 @@ def draw_sets(bank: FeatureBank, count: int, seed: int) -> list[MixedSet]:
     return sets
 
 
-def fit(views: Path, without: Path | None) -> OutlierModel:
+def fit(views: Path, exclude_subjects: Path | None) -> OutlierModel:
     """Logistic regression of the evidence; prints its coefficients and false alarm rates."""
     bank = read_feature_bank(views)
-    left_out = set(without.read_text().split()) if without is not None else set()
-    bank = bank.of_subjects(set(bank.subjects) - left_out)
+    excluded = set(exclude_subjects.read_text().split()) if exclude_subjects is not None else set()
+    bank = bank.of_subjects(set(bank.subjects) - excluded)
     sets = [each for each in draw_sets(bank, FIT_SETS, seed=1) if len(each.impostor) >= MIN_SAMPLES]
     rows = np.concatenate(
         [outlier_evidence(*pool_samples(each.features, each.norms, each.media)) for each in sets]

@@ -87,7 +87,9 @@ def main() -> int:
     parser.add_argument("--features", type=Path, required=True, help="of all its faces, in its order")
     parser.add_argument("--weights", type=Path, required=True, help="the backbone, for unreadable faces")
     parser.add_argument("--donors", type=Path, required=True, help="views of other people's faces")
-    parser.add_argument("--evaluated_subjects", type=Path, required=True, help="names, one a line: no donors")
+    parser.add_argument(
+        "--evaluated_subjects", type=Path, required=True, help="names, one per line: no donors"
+    )
     add_cohort_flags(parser)
     parser.add_argument("--aggregator", nargs="+", default=["mean", REFERENCE, "media_mean"], help="poolings")
     parser.add_argument("--aggregator_weights", nargs="+", default=[], metavar="NAME=FILE", help="trained")

@@ -1,1 +1,1 @@
-"""Aggregators re-created from other papers, for comparison; one paper a file."""
+"""Aggregators re-created from other papers, for comparison; one paper per file."""

@@ -24,7 +24,8 @@ METHODS = (LOCAL_SCALING, AS_NORM)
 # Of every command.
 DEFAULT_METHOD = LOCAL_SCALING
 METHODS_HELP = (
-    f"{LOCAL_SCALING}: the cosine over the geometric mean of how near both sets are to the cohort; "
+    f"{LOCAL_SCALING}: the cosine over the geometric mean of the mean cosines of both sets to their nearest "
+    "cohort members; "
     f"{AS_NORM}: adaptive symmetric score normalisation (AS-norm)"
 )
 NEEDS_COHORT = "--score_normalisation has no effect without --cohort. Remove it, or add --cohort."

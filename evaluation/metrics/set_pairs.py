@@ -1,6 +1,6 @@
-"""Scores of all pairs of N labelled sets, in a few bytes a pair, and counts over them.
+"""Scores of all pairs of N labelled sets, in a few bytes per pair, and counts over them.
 
-The index of a pair determines its two sets, so that subjects and sizes are kept once a set.
+The index of a pair determines its two sets, so that subjects and sizes are kept once per set.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ def verify(
 def pair_scores(descriptors: Floats, first: Integers, second: Integers) -> NDArray[np.float32]:
     """Scores (n,) of the pairs, in their order; arguments as `verify`.
 
-    Needs 4 bytes a pair for the result and about 250 MiB at IJB-C's size beside float32 descriptors.
+    Needs 4 bytes per pair for the result and about 250 MiB at IJB-C's size beside float32 descriptors.
 
     Raises:
         InputError: shapes differ, a row does not exist, a descriptor that is used is not finite.

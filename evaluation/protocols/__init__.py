@@ -1,1 +1,1 @@
-"""Evaluation protocols: files read and checked, figures made."""
+"""Evaluation protocols: reading, validation and metrics."""

@@ -235,7 +235,7 @@ def _galleries(
             if len(known) > 1 and kind != "booking":
                 raise InputError(
                     f"{path}, line {number}: a second file of subject {subject} ({known[0]}, {file}); this "
-                    "gallery has one a subject."
+                    "gallery has one per subject."
                 )
         if not mine:
             raise InputError(f"{path}: lists no files.")
@@ -380,7 +380,7 @@ class IjbSFigures:
 
 
 def ijb_s_figures(descriptors: NDArray[np.floating[Any]], data: IjbS) -> dict[str, IjbSFigures]:
-    """Arrays to figures, by protocol; ties count against us.
+    """Arrays to figures, by protocol; ties are counted as errors.
 
     Args:
         descriptors: one unit row for each template that has faces, in the order of `data.groups`.
@@ -428,7 +428,9 @@ def evaluate_ijb_s(
 
 
 def ijb_s_table(rows: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
-    """Markdown like the seed's: rank 1, rank 5 and TPIR at FPIR 1e-02 of each protocol; per cent.
+    """Markdown table as the published command prints it, in per cent.
+
+    Columns: rank 1, rank 5 and TPIR at FPIR 1e-02 of each protocol.
 
     Args:
         rows: name of the model -> protocol -> these three, fractions.

@@ -24,7 +24,7 @@ from runtime.errors import InputError
 from runtime.input_files import check_inside
 from runtime.text import first_lines, listed
 
-# File name -> what tables call it, in the seed's order.
+# File name -> what tables call it, in the order of the published tables.
 FIVE_SETS = {
     "lfw": "LFW",
     "cfp_fp": "CFP-FP",
@@ -121,7 +121,7 @@ def mean_accuracy(figures: Mapping[str, PairFigures]) -> float:
 
 
 def accuracy_table(rows: Mapping[str, Mapping[str, float]]) -> str:
-    """Markdown like the seed's: a row a model, a column a set, then their mean; per cent.
+    """Markdown table as the published command prints it: a row per model, a column per set, the mean; in %.
 
     Args:
         rows: name of the model -> file name of the set -> accuracy, a fraction. 'mean' may be among the
@@ -359,7 +359,7 @@ def _folds_by_kind(is_mated: NDArray[np.bool_], list_file: Path) -> NDArray[np.i
         if len(places) < NUM_FOLDS:
             raise InputError(
                 f"{list_file}: {int(is_mated.sum())} mated and {int((~is_mated).sum())} non-mated pairs, "
-                f"expected {NUM_FOLDS} or more of each: one a fold."
+                f"expected {NUM_FOLDS} or more of each: one per fold."
             )
         for fold, part in enumerate(np.array_split(places, NUM_FOLDS)):
             folds[part] = fold

@@ -22,6 +22,7 @@ from evaluation.reporting.report import Result, markdown_table, percent
 from runtime.errors import InputError
 
 FARS = (1e-2, 1e-3)
+# Keys of result.json, whose names are kept: foreign faces are impostor faces.
 FACES, MEDIA, IMPOSTORS = "faces of the probe", "media of the probe", "share of foreign faces"
 # Names of the subgroups and the lower bound of each. The titles and names are keys of result.json.
 _SIZES = {"1": 1, "2-4": 2, "5-16": 5, "17 or more": 17}

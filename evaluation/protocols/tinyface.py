@@ -78,7 +78,7 @@ class TinyFaceFigures:
 
 
 def tinyface_figures(features: NDArray[np.floating[Any]], protocol: TinyFace) -> TinyFaceFigures:
-    """Arrays to figures: every probe is searched in the gallery with all distractors; ties count against us.
+    """Arrays to figures: each probe is searched in gallery and distractors; ties are counted as errors.
 
     Args:
         features: (N, D) unit rows, in the order of `protocol.faces`.
@@ -186,7 +186,9 @@ def _read_list(path: Path, names_field: str, ids_field: str, faults: list[str]) 
         twice = [name for name, times in Counter(names).items() if times > 1]
         faults.append(f"{path}: {len(twice):,} names occur more than once: {listed(twice, 10)}.")
     if len(names) != len(ids) or not len(names):
-        faults.append(f"{path}: {len(names):,} names and {len(ids):,} ids, expected one of each an image.")
+        faults.append(
+            f"{path}: {len(names):,} names and {len(ids):,} ids, expected one name and one id per image."
+        )
     if isinstance(ids, list) or not isinstance(names, list) or len(faults) > found:
         return nothing
     return _List([PurePosixPath(name).stem for name in names], ids.astype(np.int64))

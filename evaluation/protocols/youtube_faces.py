@@ -1,7 +1,7 @@
-"""YouTube Faces: ten folds of video pairs; each video is a set of frames. Read, checked, and made to figures.
+"""YouTube Faces, ten folds of video pairs: read and check the files and compute the accuracy.
 
 `<root>/aligned_images_DB/<NAME>/<VIDEO>/<frame>.jpg` and `<root>/splits.txt`, with lines
-'fold, pair, NAME/VIDEO, NAME/VIDEO, 0|1' below a header. No network is known here.
+'fold, pair, NAME/VIDEO, NAME/VIDEO, 0|1' below a header. Each video is a set of frames.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ _STYLES = ("-", "--", "-.", ":")
 
 
 def plot_roc(path: Path, curves: Mapping[str, RocCurve], *, title: str) -> None:
-    """TAR over FAR on a log axis as PNG, one line a name; grey where chance decides.
+    """TAR over FAR on a log axis as PNG, one line per name; grey where chance decides.
 
     TAR@FAR is the name of the published figure. Every template has a face here, so that no attempt fails
     before the comparison and the FAR of ISO/IEC 19795-1 equals the FMR.

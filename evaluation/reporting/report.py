@@ -258,7 +258,7 @@ def verification_table(results: Mapping[str, Result]) -> str:
 
 
 def identification_table(results: Mapping[str, Result]) -> str:
-    """Ranks and TPIR at each FPIR, per cent, of results by name; a row a gallery, and their mean."""
+    """Ranks and TPIR at each FPIR, per cent, of results by name; a row per gallery, and their mean."""
     found: dict[tuple[str, str], dict[str, tuple[float, Sequence[float] | None]]] = {}
     for name, result in results.items():
         section = result["identification"]

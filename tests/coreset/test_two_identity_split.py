@@ -10,7 +10,7 @@ from torch import Tensor
 
 from coreset import FaceSets, build_aggregator
 from coreset import sets as sets_module
-from coreset.two_identity_split import TwoIdentitySplit, second_part
+from coreset.two_identity_split import TwoIdentitySplit, in_second_cluster
 
 D = 16
 
@@ -91,7 +91,7 @@ def test_incoherent_and_zero_norm_parts_are_not_split() -> None:
         others = F.normalize(torch.eye(D)[1] + own * torch.eye(D)[2:10], dim=1)
         norms = torch.cat([one.norms, torch.full((8,), 19.0)])
         sets = FaceSets(torch.cat([one.features, others]), norms, torch.tensor([0, 14]))
-        assert second_part(sets).tolist() == [False] * 6 + [True] * 8
+        assert in_second_cluster(sets).tolist() == [False] * 6 + [True] * 8
         found = TwoIdentitySplit(aggregator)(sets).embedding[0]
         assert torch.equal(found[0], found[1]) is not apart
     pair = FaceSets.dense(torch.eye(D)[:2].unsqueeze(0), torch.zeros(1, 2))
@@ -101,10 +101,10 @@ def test_incoherent_and_zero_norm_parts_are_not_split() -> None:
 
 def test_split_is_invariant_to_order_and_copies() -> None:
     sets = subject_sets(SETS[:1] + SETS[3:4], seed=3, spread=0.3)
-    found = second_part(sets)
+    found = in_second_cluster(sets)
     order = torch.tensor([2, 0, 3, 1, *range(sets.num_faces - 1, 3, -1)])
     moved = FaceSets(sets.features[order], sets.norms[order], sets.offsets)
-    assert torch.equal(second_part(moved), found[order])
+    assert torch.equal(in_second_cluster(moved), found[order])
     copies = torch.full((7, D), D**-0.5)
     same = FaceSets(copies, torch.full((7,), 9.0), torch.tensor([0, 7]))
     described = TwoIdentitySplit(build_aggregator("mean", {}))(same).embedding[0]
@@ -137,7 +137,7 @@ def test_parts_equal_reference_implementation() -> None:
     features = F.normalize(torch.randn(N, D, generator=generator) + 0.5, dim=1)
     norms = 5 + 20 * torch.rand(N, generator=generator)
     sets = FaceSets(features, norms, F.pad(sizes.cumsum(0), (1, 0)))
-    found = second_part(sets)
+    found = in_second_cluster(sets)
     for number in range(40):
         place = slice(int(sets.offsets[number]), int(sets.offsets[number + 1]))
         if sizes[number] > 1:

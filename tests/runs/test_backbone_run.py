@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 @pytest.fixture
 def evaluation(world: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
-    """The flags of the issue: no data to train on."""
+    """Flags of an evaluation without training data."""
     return {
         "start_from_model_statedict": str(tmp_path / "tiny.safetensors"),
         "arch": "ir_tiny",

@@ -304,18 +304,18 @@ def test_auxiliary_features_reach_aggregators_that_read_them(good: dict[str, Any
     plain = good["start_from_model_statedict"]
     start = tmp_path / "auxiliary.safetensors"
     convert_weights(plain, start, auxiliary=6)
-    told = good | {"start_from_model_statedict": str(start), "aggregator": "weighted_coreset", "epochs": 1}
-    main.train(told)
+    flags = good | {"start_from_model_statedict": str(start), "aggregator": "weighted_coreset", "epochs": 1}
+    main.train(flags)
     checkpoint = tmp_path / "experiments" / "run_0" / "last.ckpt"
     trained = load_aggregator(checkpoint)
     assert trained is not None
     assert (trained.embedding_size, trained.auxiliary_size) == (70, 6)
     assert load_backbone(checkpoint).spec.auxiliary_size == 6
-    others = resolve(told | {"aggregator": "learned_map"})
+    others = resolve(flags | {"aggregator": "learned_map"})
     module = training_run.build_run(RunRequest(others)).module
     assert (module.aggregator.embedding_size, module.aggregator.auxiliary_size) == (70, 0)
     # From the store alone, where no weights are given.
-    given = {key: value for key, value in told.items() if key not in OF_IMAGES}
+    given = {key: value for key, value in flags.items() if key not in OF_IMAGES}
     given["features"] = str(store_of(good))
     unknown = {key: value for key, value in given.items() if key != "start_from_model_statedict"}
     run = training_run.build_run(RunRequest(resolve(unknown)))

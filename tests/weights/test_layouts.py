@@ -1,6 +1,6 @@
 """Weights of other projects in their exact layouts, built here: names, shapes, prefixes, what they compute.
 
-Sources: the key tables of the conformance data; arcface_torch/backbones/iresnet.py; CVLFace's models/iresnet,
+Sources: arcface_torch/backbones/iresnet.py; CVLFace's models/iresnet,
 models/iresnet_insightface and wrapper.py.
 """
 

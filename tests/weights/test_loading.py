@@ -158,7 +158,7 @@ def test_mobilefacenet_is_equal_after_saving(shared: Path, tmp_path: Path) -> No
 
 
 def mxnet_state() -> dict[str, Tensor]:
-    """Fresh MobileFaceNet weights under MXNet's names, written out by the rule of the faces README."""
+    """Fresh MobileFaceNet weights under MXNet's names."""
     kinds = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_var"}
     state = {}
     for key, value in build_backbone("mobilefacenet").state_dict().items():

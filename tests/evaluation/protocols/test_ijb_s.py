@@ -305,9 +305,9 @@ def test_a_broken_file_is_told_by_its_line(root: Path, file: str, old: str, new:
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new))
-    told = fault(root)
-    assert str(path) in told
-    assert message in told
+    text = fault(root)
+    assert str(path) in text
+    assert message in text
 
 
 @pytest.mark.parametrize("file", ["cs6_surveillance_to_surveillance_probe.csv", GALLERY + "single_g2.csv"])

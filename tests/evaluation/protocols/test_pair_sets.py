@@ -46,7 +46,7 @@ class NoFaces:
 
 
 def embed(faces: Faces) -> np.ndarray:
-    """A 'network' that tells drawn faces apart: the levels of their pattern."""
+    """A 'network' that distinguishes synthetic faces: the levels of their pattern."""
     levels = np.stack([faces.image(n)[8::16, 8::16, 0].ravel() for n in range(len(faces))]) - 128.0
     return unit(levels)
 

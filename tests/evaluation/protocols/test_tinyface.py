@@ -190,9 +190,9 @@ def test_an_image_twice_is_told(root: Path) -> None:
 )
 def test_a_broken_list_is_told_by_its_field(root: Path, content: dict[str, Any], message: str) -> None:
     savemat(root / TESTING / PROBE_LIST, content, appendmat=False)
-    told = fault(root)
-    assert PROBE_LIST in told
-    assert message in told
+    text = fault(root)
+    assert PROBE_LIST in text
+    assert message in text
 
 
 def test_lists_of_row_vectors_whole_numbers_and_plain_strings_are_read(root: Path) -> None:
