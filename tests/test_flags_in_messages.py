@@ -26,6 +26,7 @@ SETS = ("validation.youtube_faces", "validation.ijb_s")
 WITH_SETS = ("inference", "validation.ijb", "validation.youtube_faces")
 # Modules that more commands import than print their messages, or those with a flag, and those that do.
 PRINTED_BY: dict[str | tuple[str, str], Sequence[str]] = {
+    "backbones.base": ("main",),
     "runtime.command": ("inference",),
     "set_benchmark.media": ("convert",),
     "set_benchmark.protocol": ("convert",),
