@@ -265,10 +265,14 @@ class FaceCoresetNet(TrainingModule):
     def embedded(self, batch: TemplateBatch | FeatureBatch) -> FaceSets:
         """The faces of a batch as features, with gradient only where the backbone is trained."""
         if isinstance(batch, FeatureBatch):
-            return FaceSets(batch.features.float(), batch.norms, batch.offsets, batch.media)
+            return self._sets(batch.features.float(), batch.norms, batch)
         trained = self.finetune_backbone and self.training
         features, norms = (embed_batch if trained else embed_tensor)(self.model, batch.images)
-        return FaceSets(features, norms, batch.offsets, batch.media)
+        return self._sets(features, norms, batch)
+
+    def _sets(self, rows: Tensor, norms: Tensor, batch: TemplateBatch | FeatureBatch) -> FaceSets:
+        size = self.model.spec.auxiliary_size
+        return FaceSets.from_rows(rows, norms, batch.offsets, size, media=batch.media)
 
     def _loss(self, batch: TemplateBatch | FeatureBatch, seed: int) -> tuple[Tensor, Tensor]:
         sets, labels, more_columns = self.embedded(batch), batch.labels, None

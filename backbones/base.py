@@ -147,8 +147,7 @@ class UnknownBackbone(Backbone):
     def features(self, images: Tensor) -> Tensor:
         """Raise InputError: there is nothing to embed with."""
         raise InputError(
-            "This run has features and no backbone to embed images with. Give the backbone that computed "
-            "them with --start_from_model_statedict."
+            "These features have no backbone to embed images with. Give the backbone that computed them."
         )
 
 

@@ -85,7 +85,7 @@ class BackboneSpec:
             raise InputError.from_faults([f"backbone spec: {fault}." for fault in faults])
 
     def _faults(self) -> list[str]:
-        size, centre, pixels = self._identity_size, self.centre, (_tuple(self.mean), _tuple(self.std))
+        size, centre, pixels = self.identity_size, self.centre, (_tuple(self.mean), _tuple(self.std))
         checks = {
             f"channel_order is BGR or RGB, not {self.channel_order!r}": self.channel_order in ("BGR", "RGB"),
             "embedding_size and input_size must be positive": min(self.embedding_size, self.input_size) >= 1,
@@ -170,7 +170,8 @@ class BackboneSpec:
         return np.array(np.moveaxis(ordered, -1, -3), order="C")
 
     @property
-    def _identity_size(self) -> int:
+    def identity_size(self) -> int:
+        """D: values of a row without auxiliary features."""
         return self.embedding_size - self.auxiliary_size
 
     @property
@@ -254,7 +255,7 @@ class BackboneSpec:
         Raises:
             InputError: a negative size.
         """
-        return replace(self, embedding_size=self._identity_size + size, auxiliary_size=size)
+        return replace(self, embedding_size=self.identity_size + size, auxiliary_size=size)
 
     def with_features_of(self, other: BackboneSpec) -> BackboneSpec:
         """The same spec with the centre of `other`, and the statistics that belong to such features."""

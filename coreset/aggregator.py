@@ -130,7 +130,7 @@ class CoresetAggregator(PaddedAggregator):
         self.log_temperature.fill_(math.log(_checked_temperature(value)))
 
     def _chunk(
-        self, features: Tensor, norms: Tensor, mask: Tensor | None
+        self, features: Tensor, norms: Tensor, mask: Tensor | None, *auxiliary: Tensor
     ) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
         # No more queries than faces: empty ones cost as much as others.
         K = min(self.coreset_size, norms.shape[1])

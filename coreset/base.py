@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from backbones.auxiliary import split_auxiliary
 from coreset.precision import at_least_float32, without_autocast
 from coreset.quality import FaceQuality, quality_module
 from coreset.sets import FaceSets, SetDescriptor
@@ -23,7 +23,7 @@ class AggregatorOutput(NamedTuple):
     """Output of `LearnedAggregator.aggregate` for B sets of up to T faces.
 
     Attributes:
-        vectors: (B, D - auxiliary_size), not normalised; a single face has length 1.
+        vectors: (B, D), not normalised; a single face has length 1.
         shares: (B, T) of each face in the descriptor, non-negative, summing to 1; 0 for padding.
         picks: (B, K) int64, -1 where none; None for an aggregator that does not select faces.
     """
@@ -36,11 +36,15 @@ class AggregatorOutput(NamedTuple):
 class PaddedAggregator(nn.Module):
     """An aggregator whose computation is `_padded`, a function of one padded batch.
 
-    `_padded` maps features (B, T, D), norms (B, T) and a mask (B, T), None without padding, to un-normalised
-    descriptors (B, D), picks (B, K) and shares (B, T), which training may leave out.
+    `_padded` maps features (B, T, D), norms (B, T), a mask (B, T), None without padding, and auxiliary
+    features (B, T, A), where the aggregator reads them, to un-normalised descriptors (B, D), picks (B, K) and
+    shares (B, T), which training may leave out.
     """
 
+    # Values of a row, D + A, as in `BackboneSpec`.
     embedding_size: int
+    # A.
+    auxiliary_size: int = 0
     # The compiled `_padded`. It is bound to the weights of the module that compiled it, so that copies and
     # pickles do not contain it.
     _compiled: Callable[..., Any] | None = None
@@ -55,17 +59,22 @@ class PaddedAggregator(nn.Module):
         Without gradients memory is that of one padded chunk (`FaceSets.chunks`).
 
         Raises:
-            InputError: features of another size.
+            InputError: features or auxiliary features of another size.
         """
-        (vectors, picks), weights = self._prepared(sets).map_padded(self._chunk)
+        sets = self._prepared(sets)
+        auxiliary = () if not self.auxiliary_size or sets.auxiliary is None else (sets.auxiliary,)
+        (vectors, picks), weights = sets.map_padded(self._chunk, *auxiliary)
         return SetDescriptor.from_vectors(vectors, picks, weights)
 
     def _prepared(self, sets: FaceSets) -> FaceSets:
         """The sets with qualities in place of norms."""
-        if sets.embedding_size != self.embedding_size:
+        D = self.embedding_size - self.auxiliary_size
+        found = 0 if sets.auxiliary is None else sets.auxiliary.shape[1]
+        if sets.embedding_size != D or (self.auxiliary_size and found != self.auxiliary_size):
+            wanted = f" and {self.auxiliary_size} auxiliary ones" if self.auxiliary_size else ""
             raise InputError(
-                f"{type(self).__name__}: expected features of {self.embedding_size} values, found "
-                f"{sets.embedding_size}. Use the backbone that this aggregator was trained with."
+                f"{type(self).__name__}: expected features of {D} values{wanted}, found "
+                f"{sets.embedding_size} and {found}. Use the backbone that this aggregator was trained with."
             )
         return self._quality.replace_norms(sets)
 
@@ -77,9 +86,9 @@ class PaddedAggregator(nn.Module):
         return quality
 
     def _chunk(
-        self, features: Tensor, norms: Tensor, mask: Tensor | None
+        self, features: Tensor, norms: Tensor, mask: Tensor | None, *auxiliary: Tensor
     ) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
-        vectors, picks, shares = self._run(features, norms, mask)
+        vectors, picks, shares = self._run(features, norms, mask, *auxiliary)
         return (vectors, picks), None if self.training or shares is None else shares.detach().float()
 
     def aggregate_padded(
@@ -88,7 +97,7 @@ class PaddedAggregator(nn.Module):
         """The computation for one padded batch, as exporters trace it.
 
         Args:
-            features: (B, T, D) unit rows.
+            features: (B, T, D + A) rows as backbones return them.
             norms: (B, T); detector scores for the quality 'detector'.
             mask: (B, T) bool, True where there is a face, at least one per set; padding may hold NaN.
 
@@ -100,7 +109,11 @@ class PaddedAggregator(nn.Module):
         features, norms = at_least_float32(features), at_least_float32(norms)
         if mask is not None:
             features, norms = features.masked_fill(~mask.unsqueeze(-1), 0), norms.masked_fill(~mask, 0)
-        return self._run(features, self._quality(features, norms), mask)
+        auxiliary: tuple[Tensor, ...] = ()
+        if self.auxiliary_size:
+            features, *rest = split_auxiliary(features, self.auxiliary_size)
+            auxiliary = tuple(rest)
+        return self._run(features, self._quality(features, norms), mask, *auxiliary)
 
     def compile_padded(self) -> None:
         """Use torch.compile for `_padded` from now on; names in the state dict stay the same."""
@@ -126,10 +139,8 @@ class LearnedAggregator(PaddedAggregator):
     disagree.
 
     Args:
-        embedding_size: D, auxiliary features included.
-        auxiliary_size: number of auxiliary features at the end of each feature. They are inputs only: a
-            descriptor has D - auxiliary_size values in evaluation; in training it is padded with zeros to D,
-            the size of the head's class weights.
+        embedding_size: values of a backbone's row, D and the auxiliary features.
+        auxiliary_size: number A of auxiliary features that are read; a descriptor has D values.
         quality: what replaces the norms, see `coreset.quality`.
 
     Raises:
@@ -145,23 +156,25 @@ class LearnedAggregator(PaddedAggregator):
             raise InputError(f"{name}: auxiliary_size {auxiliary_size} must be in 0..{embedding_size - 1}.")
         self.embedding_size = embedding_size
         self.auxiliary_size = auxiliary_size
-        self.face_quality = FaceQuality(quality, name, embedding_size)
+        self.face_quality = FaceQuality(quality, name, embedding_size - auxiliary_size)
 
     @abstractmethod
-    def aggregate(self, features: Tensor, norms: Tensor, mask: Tensor) -> AggregatorOutput:
-        """Aggregate unit features (B, T, D) with norms (B, T); mask (B, T) is True where there is a face.
+    def aggregate(self, features: Tensor, norms: Tensor, mask: Tensor, auxiliary: Tensor) -> AggregatorOutput:
+        """Aggregate unit features (B, T, D) with norms (B, T) and auxiliary features (B, T, A), A may be 0.
 
-        Each set has a face; padding holds finite values, which must not matter.
+        The mask (B, T) is True where there is a face. Each set has a face; padding holds finite values, which
+        must not matter.
         """
 
-    def _padded(self, features: Tensor, norms: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _padded(
+        self, features: Tensor, norms: Tensor, mask: Tensor | None, auxiliary: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         with without_autocast(features):
             features, norms = at_least_float32(features), at_least_float32(norms)
             if mask is None:
                 mask = torch.ones_like(norms, dtype=torch.bool)
-            vectors, shares, picks = self.aggregate(features, norms, mask)
-            if self.auxiliary_size and self.training:
-                vectors = F.pad(vectors, (0, self.auxiliary_size))
+            auxiliary = features[..., :0] if auxiliary is None else at_least_float32(auxiliary)
+            vectors, shares, picks = self.aggregate(features, norms, mask, auxiliary)
             if picks is None:
                 picks = torch.zeros_like(norms[:, :0], dtype=torch.int64)
             return vectors * (shares * norms).sum(dim=1, keepdim=True), picks, shares

@@ -31,44 +31,51 @@ class StreamedFaces:
     Attributes:
         features: (T, D) unit rows, float32 or wider.
         norms: (T,).
+        auxiliary: (T, A); A is 0 where the aggregator reads none.
         numbers: (T,) int64 indices in the stream.
     """
 
     features: Tensor
     norms: Tensor
+    auxiliary: Tensor
     numbers: Tensor
 
     @classmethod
     def of(cls, faces: FaceSets, first: int) -> StreamedFaces:
         """The faces of a batch, numbered from `first`."""
         numbers = torch.arange(first, first + faces.num_faces, device=faces.features.device)
-        return cls(at_least_float32(faces.features), at_least_float32(faces.norms), numbers)
+        features, norms = at_least_float32(faces.features), at_least_float32(faces.norms)
+        auxiliary = features[:, :0] if faces.auxiliary is None else at_least_float32(faces.auxiliary)
+        return cls(features, norms, auxiliary, numbers)
 
     def __len__(self) -> int:
         return len(self.numbers)
 
+    @property
+    def _values(self) -> tuple[Tensor, ...]:
+        return self.features, self.norms, self.auxiliary, self.numbers
+
     def subset(self, rows: Tensor | slice) -> StreamedFaces:
         """Some rows; a view for a slice."""
-        return StreamedFaces(self.features[rows], self.norms[rows], self.numbers[rows])
+        return StreamedFaces(*(values[rows] for values in self._values))
 
     def extended(self, other: StreamedFaces) -> StreamedFaces:
         """These faces followed by others."""
-        return StreamedFaces(
-            torch.cat([self.features, other.features]),
-            torch.cat([self.norms, other.norms]),
-            torch.cat([self.numbers, other.numbers]),
-        )
+        pairs = zip(self._values, other._values, strict=True)
+        return StreamedFaces(*(torch.cat(pair) for pair in pairs))
 
     def put(self, rows: slice, other: StreamedFaces) -> None:
         """Overwrite some rows."""
-        self.features[rows], self.norms[rows], self.numbers[rows] = other.features, other.norms, other.numbers
+        for own, new in zip(self._values, other._values, strict=True):
+            own[rows] = new
 
     def aggregate(self, aggregator: nn.Module) -> SetDescriptor:
         """The aggregator's descriptor of these faces, with picks as indices in the stream, without
         weights.
         """
         whole = torch.tensor([0, len(self)], device=self.features.device)
-        found: SetDescriptor = aggregator(FaceSets(self.features, self.norms, whole))
+        auxiliary = self.auxiliary if self.auxiliary.shape[1] else None
+        found: SetDescriptor = aggregator(FaceSets(self.features, self.norms, whole, auxiliary))
         picks = torch.where(found.picks >= 0, self.numbers[found.picks.clamp_min(0)], -1)
         return SetDescriptor(found.embedding, found.norm, picks)
 
@@ -102,9 +109,7 @@ class Candidates:
         new = StreamedFaces.of(faces, first)
         if self._buffer is None:
             self._buffer = StreamedFaces(
-                new.features.new_empty(self._capacity, new.features.shape[1]),
-                new.norms.new_empty(self._capacity),
-                new.numbers.new_empty(self._capacity),
+                *(values.new_empty(self._capacity, *values.shape[1:]) for values in new._values)
             )
         start = 0
         while start < len(new):

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from backbones.auxiliary import split_auxiliary
 from runtime.errors import InputError
 
 # Positions (faces and padding) in one chunk: 2 MiB per float32 copy at D = 512, which stays in the
@@ -28,11 +29,9 @@ FREE_PADDING = 320
 # templates on an H200: 12 ms as one chunk with seven positions per face, 63 ms as six chunks with 1.4.
 MAX_GPU_CHUNK_POSITIONS = 65_536
 
-# Maps padded features (b, T, D), norms (b, T) and a mask (b, T), None without padding, to results for each
-# set (b, ...) and for each face (b, T).
-PaddedFunction: TypeAlias = Callable[
-    [Tensor, Tensor, Tensor | None], tuple[tuple[Tensor, ...], Tensor | None]
-]
+# Maps padded features (b, T, D), norms (b, T), a mask (b, T), None without padding, and further values of the
+# faces (b, T, ...) to results for each set (b, ...) and for each face (b, T).
+PaddedFunction: TypeAlias = Callable[..., tuple[tuple[Tensor, ...], Tensor | None]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +42,8 @@ class FaceSets:
         features: (N, D) floating, unit rows.
         norms: (N,) floating, length of each feature before normalisation.
         offsets: (B+1,) int64, increasing from 0 to N; no set is empty.
+        auxiliary: (N, A) floating, values of the backbone that describe the image and not the identity; read
+            by aggregators with `auxiliary_size` A, ignored by all others.
         media: (N,) int64, index of the photo or video of each face; required by `media_mean` only.
         detector_scores: (N,) floating in 0..1; required by the quality 'detector' only.
 
@@ -53,6 +54,7 @@ class FaceSets:
     features: Tensor
     norms: Tensor
     offsets: Tensor
+    auxiliary: Tensor | None = None
     media: Tensor | None = None
     detector_scores: Tensor | None = None
 
@@ -72,9 +74,25 @@ class FaceSets:
             )
         B, T, _ = features.shape
         offsets = torch.arange(B + 1, device=features.device) * T
-        return cls(
-            features.flatten(0, 1), norms.flatten(), offsets, None if media is None else media.flatten()
-        )
+        flat_media = None if media is None else media.flatten()
+        return cls(features.flatten(0, 1), norms.flatten(), offsets, media=flat_media)
+
+    @classmethod
+    def from_rows(
+        cls,
+        rows: Tensor,
+        norms: Tensor,
+        offsets: Tensor,
+        auxiliary_size: int,
+        *,
+        media: Tensor | None = None,
+        detector_scores: Tensor | None = None,
+    ) -> FaceSets:
+        """Sets of rows (N, D + A) as backbones and feature stores have them, with A auxiliary features."""
+        auxiliary = None
+        if auxiliary_size:
+            rows, auxiliary = split_auxiliary(rows, auxiliary_size)
+        return cls(rows, norms, offsets, auxiliary, media, detector_scores)
 
     @classmethod
     def from_list(cls, sets: Sequence[tuple[Tensor, Tensor]]) -> FaceSets:
@@ -162,8 +180,8 @@ class FaceSets:
         chunks.append(self._pad(order[first:], sizes[order[first]], faces))
         return chunks
 
-    def map_padded(self, function: PaddedFunction) -> tuple[list[Tensor], Tensor | None]:
-        """Apply a function of padded sets to all chunks.
+    def map_padded(self, function: PaddedFunction, *more: Tensor) -> tuple[list[Tensor], Tensor | None]:
+        """Apply a function of padded sets to all chunks; `more`: further values of the faces (N, ...).
 
         Returns:
             The results for each set (B, ...), in the order of the sets, and those for each face (N,).
@@ -172,7 +190,8 @@ class FaceSets:
         outputs: list[tuple[Tensor, ...]] = []
         of_faces: Tensor | None = None
         for chunk in chunks:
-            results, values = function(chunk.take(self.features), chunk.take(self.norms), chunk.mask)
+            padded = (chunk.take(values) for values in more)
+            results, values = function(chunk.take(self.features), chunk.take(self.norms), chunk.mask, *padded)
             outputs.append(results)
             if values is not None:
                 of_faces = values.new_zeros(self.num_faces) if of_faces is None else of_faces
@@ -223,8 +242,7 @@ class SetDescriptor:
     """Descriptors of sets, as every aggregator returns them.
 
     Attributes:
-        embedding: (B, D) unit rows; without auxiliary features for trained aggregators; zero where the faces
-            of a set cancel out.
+        embedding: (B, D) unit rows; zero where the faces of a set cancel out.
         norm: (B,) length before normalisation: the quality of the set in the aggregator's own scale.
         picks: (B, K) int64 selected faces, as indices within their set, in order of selection; -1 where none.
         weights: (N,) share of each face in the descriptor, summing to 1 over each set; detached; None if not
@@ -266,7 +284,7 @@ def unit_and_norm(vectors: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _faults_of_tensors(sets: FaceSets) -> list[str]:
-    features, norms, offsets, media, scores = (getattr(sets, field.name) for field in fields(sets))
+    features, norms, offsets, auxiliary, media, scores = (getattr(sets, field.name) for field in fields(sets))
     N = len(features)
     if features.ndim != 2 or not features.is_floating_point():
         return [f"FaceSets.features: expected (N, D) floating, found {_form(features)}."]
@@ -278,11 +296,15 @@ def _faults_of_tensors(sets: FaceSets) -> list[str]:
         )
     if offsets.ndim != 1 or offsets.dtype != torch.int64 or len(offsets) < 2:
         faults.append(f"FaceSets.offsets: expected (B+1,) int64 with B at least 1, found {_form(offsets)}.")
+    if auxiliary is not None and (
+        auxiliary.ndim != 2 or len(auxiliary) != N or not auxiliary.is_floating_point()
+    ):
+        faults.append(f"FaceSets.auxiliary: expected ({N}, A) floating, found {_form(auxiliary)}.")
     if media is not None and (media.shape != (N,) or media.dtype != torch.int64):
         faults.append(f"FaceSets.media: expected ({N},) int64, found {_form(media)}.")
     if scores is not None and (scores.shape != (N,) or not scores.is_floating_point()):
         faults.append(f"FaceSets.detector_scores: expected ({N},) floating, found {_form(scores)}.")
-    others = [tensor for tensor in (norms, offsets, media, scores) if tensor is not None]
+    others = [tensor for tensor in (norms, offsets, auxiliary, media, scores) if tensor is not None]
     if any(tensor.device != features.device for tensor in others):
         faults.append(
             f"FaceSets: expected all tensors on {features.device}, the device of the features; use "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +58,9 @@ class TemplateStream:
         self.num_faces = 0
         self._quality = quality_module(aggregator)
         self._state = _state_for(_with_norm_quality(aggregator), capacity, seed)
-        self._embedding_size: int | None = getattr(aggregator, "embedding_size", None)
+        self._auxiliary_size: int = getattr(aggregator, "auxiliary_size", 0)
+        size: int = getattr(aggregator, "embedding_size", 0) - self._auxiliary_size
+        self._sizes: tuple[int, int] | None = (size, self._auxiliary_size) if size else None
 
     @torch.no_grad()
     def update(
@@ -66,14 +69,16 @@ class TemplateStream:
         norms: Tensor,
         media: Tensor | None = None,
         detector_scores: Tensor | None = None,
+        auxiliary: Tensor | None = None,
     ) -> None:
         """Add faces, possibly none.
 
         Args:
-            features: (T, D) floating, unit rows.
+            features: (T, D) floating, unit rows, without auxiliary features.
             norms: (T,) floating.
             media: (T,) int64, increasing over the stream; required by `media_mean` only.
             detector_scores: (T,) floating; required by the quality 'detector' only.
+            auxiliary: (T, A) floating; required by aggregators that read auxiliary features.
 
         Raises:
             InputError: inconsistent shapes or values that are not finite; no face is added then.
@@ -81,22 +86,27 @@ class TemplateStream:
         if len(features) == 0:
             return
         whole = torch.tensor([0, len(features)], device=features.device)
-        faces = FaceSets(features, norms, whole, media, detector_scores)
-        if self._embedding_size not in (None, faces.embedding_size):
+        faces = FaceSets(features, norms, whole, auxiliary, media, detector_scores)
+        if auxiliary is not None and not self._auxiliary_size:
+            faces, auxiliary = replace(faces, auxiliary=None), None
+        sizes = faces.embedding_size, 0 if auxiliary is None else auxiliary.shape[1]
+        if self._sizes not in (None, sizes):
             raise InputError(
-                f"TemplateStream: expected features of {self._embedding_size} values, found "
-                f"{faces.embedding_size}. All faces of a stream must come from one backbone."
+                "TemplateStream: expected features and auxiliary features of {} and {} values, found {} and "
+                "{}. All faces of a stream must come from one backbone.".format(*self._sizes or (), *sizes)
             )
         if self._quality is not None:
             faces = self._quality.replace_norms(faces)
         finite = faces.norms.isfinite() & features.isfinite().all(dim=1)
+        if auxiliary is not None:
+            finite &= auxiliary.isfinite().all(dim=1)
         if not bool(finite.all()):
             raise InputError(
                 f"TemplateStream: face {self.num_faces + int(finite.int().argmin())} holds NaN or infinite "
                 "values. Remove it; a stream cannot remove it later."
             )
         self._state.update(faces, self.num_faces)
-        self._embedding_size = faces.embedding_size
+        self._sizes = sizes
         self.num_faces += faces.num_faces
 
     @torch.no_grad()

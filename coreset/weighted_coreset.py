@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.auxiliary import split_auxiliary
 from coreset.base import AggregatorOutput, LearnedAggregator
 from coreset.layers import (
     LearnedExponent,
@@ -68,7 +67,7 @@ class WeightedCoreset(LearnedAggregator):
     (benchmarks/studies/pick_stability.py).
 
     Args:
-        embedding_size: D, auxiliary features included.
+        embedding_size: values of a row, D and the auxiliary features.
         coreset_size: K.
         gamma: exponent of the quality in the selection metric.
         width: of the tokens.
@@ -134,9 +133,8 @@ class WeightedCoreset(LearnedAggregator):
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 
-    def aggregate(self, features: Tensor, norms: Tensor, mask: Tensor) -> AggregatorOutput:
+    def aggregate(self, features: Tensor, norms: Tensor, mask: Tensor, auxiliary: Tensor) -> AggregatorOutput:
         """See the base class."""
-        features, auxiliary = split_auxiliary(features, self.auxiliary_size)
         D = features.shape[-1]
         similarity, inverse_multiplicity = _anchor_similarity(
             features, norms, mask, self.gamma, self.copy_similarity

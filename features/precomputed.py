@@ -25,6 +25,13 @@ _PICKLES = (".pickle", ".pkl")
 Floats = NDArray[np.floating[Any]]
 
 
+def auxiliary_size_of(identity: Mapping[str, str]) -> int | None:
+    """Auxiliary features of rows made from these parts: 0 where flips were concatenated, None if unknown."""
+    if identity.get("flip") == "concat":
+        return 0
+    return int(identity["auxiliary_size"]) if "auxiliary_size" in identity else None
+
+
 @dataclass(frozen=True, eq=False)
 class PrecomputedFeatures:
     """`features` (N, D) unit rows and `norms` (N,) of all faces, in the order of the protocol.
@@ -37,6 +44,11 @@ class PrecomputedFeatures:
     norms: Floats
     identity: Mapping[str, str]
     about: Mapping[str, str]
+
+    @property
+    def auxiliary_size(self) -> int | None:
+        """Number of auxiliary features at the end of each row; None where it is not known."""
+        return auxiliary_size_of(self.identity)
 
 
 def read_features(path: Path, flip: str | None) -> PrecomputedFeatures:

@@ -70,8 +70,13 @@ class FaceModel:
 
     @property
     def embedding_size(self) -> int:
-        """D of the features, doubled by flip rule 'concat'; descriptors have no auxiliary features."""
+        """Values of a row, doubled by flip rule 'concat'; descriptors have no auxiliary features."""
         return self.spec.embedding_size * (2 if self.flip == "concat" else 1)
+
+    @property
+    def auxiliary_size(self) -> int:
+        """Number of auxiliary features at the end of each row; 0 with flip rule 'concat'."""
+        return _auxiliary_size(self.spec, self.flip)
 
     def preprocessing(self, alignment: str) -> dict[str, str]:
         """`describe_preprocessing` of faces with this alignment."""
@@ -122,7 +127,7 @@ def load_model(
         opened, opened_aggregator, aggregator, backbone.spec, overrides or Overrides()
     )
     size = backbone.spec.embedding_size * (2 if flip == "concat" else 1)
-    check_feature_size(module, size, aggregator_weights or weights)
+    check_feature_size(module, size, _auxiliary_size(backbone.spec, flip), aggregator_weights or weights)
     warn_of_doubled_norms(flip, module, name)
     fingerprint = _fingerprint(backbone, flip, module, name)
     return FaceModel(
@@ -187,11 +192,12 @@ def aggregate_features(
     if len(features) == 0:
         raise InputError("a set without faces has no descriptor. Remove it, or add photos.")
     numbers = np.arange(len(features)) if media is None else media
-    sets = FaceSets(
+    sets = FaceSets.from_rows(
         torch.from_numpy(np.ascontiguousarray(features, np.float32)),
         torch.from_numpy(np.ascontiguousarray(norms, np.float32)),
         torch.tensor([0, len(features)]),
-        torch.from_numpy(np.ascontiguousarray(numbers, np.int64)),
+        model.auxiliary_size,
+        media=torch.from_numpy(np.ascontiguousarray(numbers, np.int64)),
     )
     return aggregate_batch(model, sets)[0]
 
@@ -252,6 +258,10 @@ def _chosen_aggregator(
     return pooling, wanted, f"Sets are aggregated by the pooling '{wanted}', {reason}."
 
 
+def _auxiliary_size(spec: BackboneSpec, flip: str) -> int:
+    return 0 if flip == "concat" else spec.auxiliary_size
+
+
 def _short(source: Path | str) -> str:
     """The last two parts of a path: reports are shared, and should not reveal the machine's folders."""
     return "/".join(Path(source).parts[-2:]) if Path(source).exists() else str(source)
@@ -262,8 +272,10 @@ def _preprocessing(spec: BackboneSpec, flip: str, alignment: str) -> dict[str, s
 
 
 def _fingerprint(backbone: Backbone, flip: str, aggregator: nn.Module, name: str) -> str:
+    # Aggregators that read no auxiliary features pooled them, too, before revision 2.
+    ignored = backbone.spec.auxiliary_size > 0 and not getattr(aggregator, "auxiliary_size", 0)
     parts = {
-        "revision": _REVISION,
+        "revision": _REVISION + ignored,
         "backbone": weights_digest(backbone),
         **_preprocessing(backbone.spec, flip, ALIGNMENT["alignment"]),
         **ALIGNMENT,

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from data.checks.colour_order import MIN_PAIRS, check_colour_order, check_skin_colour
@@ -188,16 +187,11 @@ def skipped_text(skipped: Sequence[str]) -> str:
 def make_head(
     config: TrainingConfig, backbone: Backbone, num_classes: int, columns: Tensor | None = None
 ) -> torch.nn.Module:
-    """The margin head; `columns` (C, D) replaces its random class weights.
-
-    Class weights are zero at auxiliary features, as is what an aggregator returns there.
-    """
+    """The margin head; `columns` (C, D) replaces its random class weights."""
     torch.manual_seed(config.run.seed)
     model = config.model
-    size, auxiliary_size = backbone.spec.embedding_size, backbone.spec.auxiliary_size
+    size = backbone.spec.identity_size
     head = build_head(model.head, size, num_classes, m=model.m, h=model.h, s=model.s, t_alpha=model.t_alpha)
-    if columns is None and auxiliary_size:
-        columns = head.get_parameter("kernel").T[:, : size - auxiliary_size]
     if columns is not None:
-        init_class_weights(head, F.pad(columns, (0, auxiliary_size)))
+        init_class_weights(head, columns)
     return head

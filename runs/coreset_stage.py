@@ -188,9 +188,10 @@ def aggregator_options(
         own = {name: value for name, value in values.items() if value and name in known}
         limits = _cosine_limits(spec) if saved is None else saved.aggregator_options
         own |= {name: limits[name] for name in _COSINE_LIMITS if name in known and name in limits}
-        return {"embedding_size": spec.embedding_size, **own, **given}
+        size = spec.embedding_size if "auxiliary_size" in known else spec.identity_size
+        return {"embedding_size": size, **own, **given}
     return {
-        "embedding_size": spec.embedding_size,
+        "embedding_size": spec.identity_size,
         "coreset_size": aggregator.coreset_size,
         **({} if aggregator.gamma == LEARNED_GAMMA else {"gamma": aggregator.gamma}),
         "learn_gamma": aggregator.learns_gamma,

@@ -33,7 +33,6 @@ PRINTED_BY: dict[str | tuple[str, str], Sequence[str]] = {
     "data.sampling.views": ("main",),
     "features.process_group": ("main", *VALIDATIONS),
     "features.flips": VALIDATIONS,
-    "runs.settings": ("main",),
     "validation.frame": VALIDATIONS,
     ("validation.frame", "--aggregator"): SETS,
     ("validation.frame", "--aggregator_weights"): SETS,

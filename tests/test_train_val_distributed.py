@@ -61,7 +61,7 @@ def step_of(
     torch.manual_seed(0)
     module = FaceCoresetNet(
         UnknownBackbone(D + auxiliary, auxiliary),
-        build_head(head, D + auxiliary, S),
+        build_head(head, D, S),
         replace(RECIPE, **recipe),
         aggregator=AggregatorConfig(aggregator=aggregator),
         aggregator_options=options,
@@ -109,7 +109,7 @@ def part_of(batch: FeatureBatch, rank: int, processes: int) -> FeatureBatch:
 def good_steps() -> dict[str, Step]:
     """The whole recipe `good` without dropout, whose draws are not by template; also with adaface's state."""
     options = {"embedding_size": D + A, "auxiliary_size": A, "width": 16, "dropout": 0.0}
-    coreset = {"embedding_size": D + A, "num_heads": 4, "dropout": 0.0, "gumbel_noise": False}
+    coreset = {"embedding_size": D, "num_heads": 4, "dropout": 0.0, "gumbel_noise": False}
     return {
         "good": step_of("weighted_coreset", options, auxiliary=A),
         "adaface": step_of("coreset", coreset, "adaface", auxiliary=A),

@@ -27,18 +27,18 @@ def mix_identities(
     processes, and all processes have the synthetic identities of all in one numbering.
 
     Args:
-        sets: B templates with features of D values and A auxiliary ones; 2p and 2p + 1 are of one subject.
+        sets: B templates; 2p and 2p + 1 are of one subject.
         labels: (B,) int64 in 0..S-1.
-        class_means: (S, D) unit rows, without auxiliary features.
+        class_means: (S, D) unit rows.
         prob: of each pair.
         seed: the same on all processes, another for each batch.
 
     Returns:
-        The templates; labels, where synthetic identities are S, S + 1, ...; unit directions (V, D + A) of the
-        synthetic identities of all processes, zero at auxiliary features.
+        The templates; labels, where synthetic identities are S, S + 1, ...; unit directions (V, D) of the
+        synthetic identities of all processes.
     """
     of_pair = labels[0::2]
-    P, (S, D) = len(of_pair), class_means.shape
+    P, S = len(of_pair), len(class_means)
     rank, processes = rank_and_world_size()
     generator = torch.Generator(class_means.device).manual_seed(seed)
     all_chosen = torch.rand(P * processes, device=class_means.device, generator=generator) < prob
@@ -50,12 +50,9 @@ def mix_identities(
     pair = torch.arange(len(labels), device=labels.device).repeat_interleave(sets.sizes) // 2
     own = class_means[of_pair]
     features = at_least_float32(sets.features)
-    identity, auxiliary = features[:, :D], features[:, D:]
-    direction, length = unit_and_norm(identity)
+    direction, length = unit_and_norm(features)
     shown = (direction * own[pair]).sum(dim=1, keepdim=True).clamp_min(0)
     moved, _ = unit_and_norm(direction + shown * (all_directions[here] - own)[pair])
-    # The length of the identity part is kept, so unit rows remain unit rows.
-    identity = torch.where(chosen[pair].unsqueeze(1), moved * length.unsqueeze(1), identity)
+    features = torch.where(chosen[pair].unsqueeze(1), moved * length.unsqueeze(1), features)
     renamed = torch.where(chosen, S + number, of_pair).repeat_interleave(2)
-    directions = F.pad(all_directions[all_chosen], (0, auxiliary.shape[1]))
-    return replace(sets, features=torch.cat([identity, auxiliary], dim=1)), renamed, directions
+    return replace(sets, features=features), renamed, all_directions[all_chosen]

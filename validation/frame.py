@@ -193,8 +193,13 @@ class Model:
 
     @property
     def embedding_size(self) -> int:
-        """D of the features, flips fused."""
+        """Values of a row, flips fused."""
         return self.backbone.spec.embedding_size * (2 if self.options.flip == "concat" else 1)
+
+    @property
+    def auxiliary_size(self) -> int:
+        """Number of auxiliary features at the end of each row; 0 where flips are concatenated."""
+        return 0 if self.options.flip == "concat" else self.backbone.spec.auxiliary_size
 
     @property
     def name(self) -> str:
@@ -474,7 +479,7 @@ class Validation(ABC, Generic[_Data, _Figures]):
         aggregators, trained = opened or ({}, [])
         for entry in trained:
             if model is not None:
-                check_feature_size(entry.module, model.embedding_size, entry.source)
+                check_feature_size(entry.module, model.embedding_size, model.auxiliary_size, entry.source)
             warn_of_doubled_norms(self.flip_rule(args), entry.module, entry.name)
         return Run(args, model, aggregators, trained, out, args.cache or out / "features", seconds)
 

@@ -170,6 +170,7 @@ class IjbBenchmark(Validation[Data, "Evaluated"]):
             features.norms,
             run.aggregators,
             rules,
+            auxiliary_size=_auxiliary_size(run, features),
             detector_scores=points.scores if points is not None and weighs else None,
             cohort=cohort,
             two_identity_split=args.two_identity_split,
@@ -246,6 +247,13 @@ def rules_of(args: argparse.Namespace) -> Rules:
     words = {"none": NOT_USED, "off": NOT_USED, "on": "multiplied"}
     values = {name: getattr(args, name) for name in RULE_VALUES if getattr(args, name) is not None}
     return Rules.of_paper(args.protocol, {name: words.get(v, v) for name, v in values.items()})
+
+
+def _auxiliary_size(run: Run, features: PrecomputedFeatures) -> int:
+    """That of the features; of ones without a description, what the aggregators read."""
+    if features.auxiliary_size is not None:
+        return features.auxiliary_size
+    return max(getattr(module, "auxiliary_size", 0) for module in run.aggregators.values())
 
 
 def _cohort(run: Run, bank: FeatureBank, features: PrecomputedFeatures) -> Cohort:

@@ -77,7 +77,10 @@ class IjbSIdentification(Validation[IjbS, Figures]):
         if store is None:
             return None
         with run.seconds.of("aggregate and identify"):
-            return evaluate_ijb_s(data, store.features, store.norms, run.aggregators, run.loaded.device)
+            return evaluate_ijb_s(
+                *(data, store.features, store.norms, run.aggregators, run.loaded.device),
+                auxiliary_size=run.loaded.auxiliary_size,
+            )
 
     def report(self, run: Run, data: IjbS, figures: Figures, reference: References | None) -> Report:
         first = next(iter(figures))

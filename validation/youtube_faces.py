@@ -62,7 +62,10 @@ class YouTubeFaces(Validation["VideoPairs", "dict[str, PairFigures]"]):
         if store is None:
             return None
         with run.seconds.of("aggregate and score"):
-            return evaluate_video_pairs(data, store.features, store.norms, run.aggregators, run.loaded.device)
+            return evaluate_video_pairs(
+                *(data, store.features, store.norms, run.aggregators, run.loaded.device),
+                auxiliary_size=run.loaded.auxiliary_size,
+            )
 
     def report(
         self, run: Run, data: VideoPairs, figures: dict[str, PairFigures], reference: Reference | None

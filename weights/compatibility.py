@@ -74,13 +74,25 @@ def trained_subjects(source: Source) -> frozenset[str] | None:
 # ------------------------------------------------------------------------ aggregator and features
 
 
-def check_feature_size(aggregator: nn.Module, size: int, source: Source) -> None:
-    """Raise InputError where the aggregator of a source takes features of another size."""
-    expected = getattr(aggregator, "embedding_size", size)
-    if expected != size:
+def check_feature_size(aggregator: nn.Module, size: int, auxiliary_size: int, source: Source) -> None:
+    """Check that the aggregator of a source takes features of a size.
+
+    Args:
+        aggregator: the module.
+        size: values of a row, auxiliary ones included.
+        auxiliary_size: auxiliary ones among them.
+        source: what the message calls the aggregator.
+
+    Raises:
+        InputError: it takes others. One that reads no auxiliary features takes rows with any number of them.
+    """
+    read = getattr(aggregator, "auxiliary_size", 0)
+    own, given = getattr(aggregator, "embedding_size", size - auxiliary_size) - read, size - auxiliary_size
+    if own != given or (read and read != auxiliary_size):
         raise InputError(
-            f"{source}: its aggregator takes features of {expected} values, but these have {size}. Use the "
-            "backbone that it was trained with; the flip rule 'concat' doubles the size."
+            f"{source}: its aggregator takes features of {own} values and {read} auxiliary ones, but these "
+            f"have {given} and {auxiliary_size}. Use the backbone that it was trained with; the flip rule "
+            "'concat' doubles the size."
         )
 
 
@@ -152,7 +164,8 @@ def check_precomputed(
         InputError: the features have another size, or were made by another backbone, with another
             illumination normalisation, number of auxiliary values or centre.
     """
-    check_feature_size(aggregator, size, source)
+    auxiliary_size = int(identity.get("auxiliary_size", getattr(aggregator, "auxiliary_size", 0)))
+    check_feature_size(aggregator, size, 0 if identity.get("flip") == "concat" else auxiliary_size, source)
     if (digest := identity.get("backbone_sha256")) is not None:
         _check_trained_on(source, digest, f"that of {features}")
     spec = trained_spec(source)

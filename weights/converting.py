@@ -123,7 +123,8 @@ def _joined(
     if aggregator is None or opened.stored is None:
         raise InputError(f"--aggregator_weights {source}: there is no aggregator in it.")
     prepare_for(backbone, [opened])
-    check_feature_size(aggregator.module, backbone.spec.embedding_size, source)
+    spec = backbone.spec
+    check_feature_size(aggregator.module, spec.embedding_size, spec.auxiliary_size, source)
     about.pop(TRAINED_SUBJECTS, None)
     about.update(_trained_subjects(opened.stored.about))
     fit = "which does not state the weights that it was trained with; only sizes were compared"

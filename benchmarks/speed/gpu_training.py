@@ -71,8 +71,10 @@ class Training:
 
 def on_device(batch: FeatureBatch, device: torch.device) -> tuple[FaceSets, Tensor]:
     """The batch as training gives it to the aggregator."""
-    sets = FaceSets(batch.features, batch.norms, batch.offsets, batch.media).to(device)
-    return FaceSets(sets.features.float(), sets.norms, sets.offsets, sets.media), batch.labels.to(device)
+    sets = FaceSets(batch.features, batch.norms, batch.offsets, media=batch.media).to(device)
+    return FaceSets(sets.features.float(), sets.norms, sets.offsets, media=sets.media), batch.labels.to(
+        device
+    )
 
 
 def seconds_of(call: Callable[[int], None], rounds: int, device: torch.device) -> float:

@@ -135,7 +135,7 @@ def compare_paths(args: argparse.Namespace) -> None:
 
         def from_features(step: int) -> int:
             batch = template_sampler.batch([Item(step, place, 7 * place) for place in range(20)])
-            sets = FaceSets(batch.features.float(), batch.norms, batch.offsets, batch.media)
+            sets = FaceSets(batch.features.float(), batch.norms, batch.offsets, media=batch.media)
             ours.step(sets, batch.labels)
             return len(batch.rows)
 
@@ -168,7 +168,7 @@ def ragged_batches(args: argparse.Namespace) -> None:
             batch = template_sampler.batch(
                 [Item(0, 512 * number + place, place // 2) for place in range(512)]
             )
-            sets = FaceSets(batch.features.float(), batch.norms, batch.offsets, batch.media)
+            sets = FaceSets(batch.features.float(), batch.norms, batch.offsets, media=batch.media)
             places.append(sum(chunk.rows.numel() for chunk in sets.chunks()))
             faces.append(sets.num_faces)
             ours.step(sets, batch.labels)

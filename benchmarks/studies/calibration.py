@@ -23,7 +23,6 @@ from coreset import build_aggregator
 from evaluation.metrics.calibration import calibrate
 from evaluation.metrics.set_pairs import InnerProducts, SetPairs, all_pairs
 from evaluation.metrics.thresholds import at_or_above
-from evaluation.protocols.templates import aggregate_templates
 from runtime.command import build_parser, run_command
 from runtime.errors import InputError
 
@@ -53,7 +52,7 @@ def check(args: argparse.Namespace) -> None:
     aggregator = build_aggregator(args.aggregator, {})
     evaluation_set = read_evaluation_set(args.data_root, args.dataset_name, args.features)
     groups, subject_of = evaluation_set.groups, evaluation_set.protocol.subjects
-    described = aggregate_templates(aggregator, evaluation_set.features, evaluation_set.norms, groups)
+    descriptors = evaluation_set.describe(aggregator)
     subjects = np.unique(subject_of)
     print(f"{args.dataset_name}, {args.aggregator}: {len(subjects)} subjects, {len(groups)} templates")
     print(
@@ -66,8 +65,7 @@ def check(args: argparse.Namespace) -> None:
         halves = np.array_split(shuffled, 2)
         for turn in (0, 1):
             here, there = (
-                _pairs(described.embedding, subject_of, groups.sizes, halves[part])
-                for part in (turn, 1 - turn)
+                _pairs(descriptors, subject_of, groups.sizes, halves[part]) for part in (turn, 1 - turn)
             )
             inside += _lines(here, there, f"{seed}{'ab'[turn]}", seed)
     fmr, fnmr = np.mean(inside, axis=0)

@@ -43,7 +43,8 @@ RULES = Rules.of_paper("facecoresetnet", {})
 class EvaluationSet:
     """`features` (N, D) unit rows and `norms` (N,) of the protocol's faces, in its order; its templates.
 
-    `cohort`: other people, whom scores are normalised with; None: scores are cosines.
+    `auxiliary_size`: number of auxiliary features at the end of each row; `cohort`: other people, whom scores
+    are normalised with; None: scores are cosines.
     """
 
     protocol: SetProtocol
@@ -51,10 +52,18 @@ class EvaluationSet:
     norms: Floats
     groups: FaceGroups
     cohort: Cohort | None
+    auxiliary_size: int
 
     def normalisation(self, module: nn.Module) -> ScoreNormalisation | None:
         """That of an aggregator's scores; None where there is no cohort."""
-        return None if self.cohort is None else normalised_with(module, self.cohort, RULES)
+        if self.cohort is None:
+            return None
+        return normalised_with(module, self.cohort, RULES, auxiliary_size=self.auxiliary_size)
+
+    def describe(self, module: nn.Module, groups: FaceGroups | None = None) -> Floats:
+        """The descriptors (M, D) of all templates, or of `groups`."""
+        faces = self.features, self.norms, self.groups if groups is None else groups
+        return aggregate_templates(module, *faces, auxiliary_size=self.auxiliary_size).embedding
 
 
 def add_cohort_flags(parser: argparse.ArgumentParser) -> None:
@@ -111,7 +120,7 @@ def read_evaluation_set(
         )
         check_cohort(bank, given.identity.get("backbone_sha256"), given.features.shape[1])
         others = cohort_of(bank, method)
-    return EvaluationSet(protocol, given.features, given.norms, groups, others)
+    return EvaluationSet(protocol, given.features, given.norms, groups, others, given.auxiliary_size or 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,12 +141,15 @@ class Evaluator(EvaluationSet):
     def figures(self, name: str, module: nn.Module) -> dict[str, Any]:
         """A row's figures, rates as fractions: TAR by FAR and its draws (R, FARs), rank-1, TPIR, speed."""
         found = evaluate_ijb(
-            self.protocol, self.features, self.norms, {name: module}, RULES, cohort=self.cohort, replicates=0
+            *(self.protocol, self.features, self.norms, {name: module}, RULES),
+            auxiliary_size=self.auxiliary_size,
+            cohort=self.cohort,
+            replicates=0,
         ).aggregators[name]
         seconds = []
         for _ in range(_TIMED_ROUNDS):
             start = time.process_time()
-            embedding = aggregate_templates(module, self.features, self.norms, self.groups).embedding
+            embedding = self.describe(module)
             seconds.append(time.process_time() - start)
         pairs, (left, right) = self.protocol.pairs, compared(embedding, self.normalisation(module))
         scores = verify(
@@ -158,10 +170,11 @@ class Evaluator(EvaluationSet):
         if not isinstance(module, CoresetAggregator):
             return {}
         rows = self.groups.rows
-        sets = FaceSets(
+        sets = FaceSets.from_rows(
             torch.from_numpy(self.features[rows]),
             torch.from_numpy(self.norms[rows]),
             torch.from_numpy(self.groups.offsets),
+            self.auxiliary_size,
         )
         torch.manual_seed(0)
         with torch.no_grad():

@@ -59,16 +59,18 @@ def compare(args: argparse.Namespace) -> None:
         raise InputError(f"--aggregator_weights {args.aggregator_weights}: there is no aggregator in it.")
     evaluation_set = read_evaluation_set(args.data_root, args.dataset_name, args.features)
     rows = torch.from_numpy(evaluation_set.groups.rows)
-    whole = FaceSets(
+    whole = FaceSets.from_rows(
         torch.from_numpy(evaluation_set.features)[rows].float(),
         torch.from_numpy(evaluation_set.norms)[rows].float(),
         torch.from_numpy(evaluation_set.groups.offsets),
+        evaluation_set.auxiliary_size,
     )
     generator = torch.Generator().manual_seed(args.seed)
     repeated = FaceSets(
         whole.features.repeat_interleave(COPIES, dim=0),
         whole.norms.repeat_interleave(COPIES),
         whole.offsets * COPIES,
+        None if whole.auxiliary is None else whole.auxiliary.repeat_interleave(COPIES, dim=0),
     )
     lines = [
         f"{args.dataset_name}: {whole.num_sets:,} templates, {whole.num_faces:,} faces, {args.repeats} "
@@ -94,7 +96,7 @@ def moved(sets: FaceSets, size: float, generator: torch.Generator) -> FaceSets:
     change = torch.randn(sets.features.shape, generator=generator)
     features = F.normalize(sets.features + size * F.normalize(change, dim=1), dim=1)
     norms = sets.norms * (1 + size * (2 * torch.rand(sets.norms.shape, generator=generator) - 1))
-    return FaceSets(features, norms, sets.offsets)
+    return FaceSets(features, norms, sets.offsets, sets.auxiliary)
 
 
 def measured(

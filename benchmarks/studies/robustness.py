@@ -77,6 +77,12 @@ class Faces:
     norms: Array
     subjects: Array
     donated: Sequence[Sequence[Array]]
+    auxiliary_size: int = 0
+
+    def describe(self, aggregator: nn.Module, groups: FaceGroups) -> Array:
+        """Descriptors (M, D) of templates."""
+        faces = self.features, self.norms, groups
+        return aggregate_templates(aggregator, *faces, auxiliary_size=self.auxiliary_size).embedding
 
 
 def main() -> int:
@@ -135,7 +141,7 @@ def compare(args: argparse.Namespace) -> None:
         for amount in amounts:
             changed = CHANGES[kind](groups, faces, amount, args.seed)
             for name, aggregator in aggregators.items():
-                embedding = aggregate_templates(aggregator, faces.features, faces.norms, changed).embedding
+                embedding = faces.describe(aggregator, changed)
                 row: dict[str, object] = {"aggregator": name, "change": kind, "amount": amount}
                 rows.append(row | _rates(evaluation_set.protocol, *compared(embedding, normalisation[name])))
             print(f"{kind} {amount:g}: done")
@@ -177,6 +183,7 @@ def _faces(args: argparse.Namespace, evaluation_set: EvaluationSet) -> Faces:
         np.concatenate([norms, odd_norms, np.asarray(donors.norms[chosen], np.float32)]),
         np.concatenate([evaluation_set.protocol.subjects[evaluation_set.protocol.template_of_face], kinds]),
         list(donated.values()),
+        evaluation_set.auxiliary_size,
     )
 
 
@@ -331,7 +338,7 @@ def _each(
 def repeat_cosine(aggregator: nn.Module, groups: FaceGroups, faces: Faces) -> tuple[float, float]:
     """Mean and smallest cosine of each descriptor with that of its worst face repeated 500 times."""
     before, after = (
-        aggregate_templates(aggregator, faces.features, faces.norms, each).embedding
+        faces.describe(aggregator, each)
         for each in (groups, with_repeats(groups, faces, AMOUNTS["repeats"][-1], 0))
     )
     cosines = (before * after).sum(axis=-1)

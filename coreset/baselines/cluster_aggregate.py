@@ -51,7 +51,7 @@ class ClusterAggregate(LearnedAggregator):
         self.mixers = nn.ModuleList(_MixerBlock(M, 2 * _WIDTH) for _ in range(2))
         self.confidence = hidden_layers(2 * _WIDTH, 2 * _WIDTH, embedding_size)
 
-    def aggregate(self, features: Tensor, norms: Tensor, mask: Tensor) -> AggregatorOutput:
+    def aggregate(self, features: Tensor, norms: Tensor, mask: Tensor, auxiliary: Tensor) -> AggregatorOutput:
         """See the base class."""
         T = features.shape[1]
         B, M = features.shape[0], self.centres.shape[0]

@@ -23,7 +23,7 @@ class ContextAttention(LearnedAggregator):
         check_options("context_attention", hidden_size=hidden_size)
         self.context = hidden_layers(2 * embedding_size, hidden_size, embedding_size)
 
-    def aggregate(self, features: Tensor, norms: Tensor, mask: Tensor) -> AggregatorOutput:
+    def aggregate(self, features: Tensor, norms: Tensor, mask: Tensor, auxiliary: Tensor) -> AggregatorOutput:
         """See the base class."""
         D = features.shape[-1]
         mean, variance = mean_and_variance(features, mask)

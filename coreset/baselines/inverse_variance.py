@@ -30,7 +30,7 @@ class InverseVariance(LearnedAggregator):
             nn.Linear(hidden_size, embedding_size),
         )
 
-    def aggregate(self, features: Tensor, norms: Tensor, mask: Tensor) -> AggregatorOutput:
+    def aggregate(self, features: Tensor, norms: Tensor, mask: Tensor, auxiliary: Tensor) -> AggregatorOutput:
         """See the base class."""
         D = features.shape[-1]
         inputs = torch.cat([features * D**0.5, log_norms(norms).unsqueeze(2)], dim=2)

@@ -42,7 +42,7 @@ class LearnedMap(LearnedAggregator):
         self.exponent = LearnedExponent(exponent)
         self.map = zero_last_layer(hidden_layers(embedding_size, hidden_size, embedding_size))
 
-    def aggregate(self, features: Tensor, norms: Tensor, mask: Tensor) -> AggregatorOutput:
+    def aggregate(self, features: Tensor, norms: Tensor, mask: Tensor, auxiliary: Tensor) -> AggregatorOutput:
         """See the base class."""
         shares = masked_softmax(self.exponent() * log_norms(norms), mask)
         direction, length = unit_and_norm(weighted_sum(shares, features))

@@ -25,7 +25,7 @@ class NeuralAggregation(LearnedAggregator):
         nn.init.zeros_(self.transfer.weight)
         nn.init.zeros_(self.transfer.bias)
 
-    def aggregate(self, features: Tensor, norms: Tensor, mask: Tensor) -> AggregatorOutput:
+    def aggregate(self, features: Tensor, norms: Tensor, mask: Tensor, auxiliary: Tensor) -> AggregatorOutput:
         """See the base class."""
         first = weighted_sum(masked_softmax(features @ self.query, mask), features)
         query = torch.tanh(self.transfer(first))

@@ -55,7 +55,7 @@ class ProxyFusion(LearnedAggregator):
         self.contexts = _PerProxy(num_proxies, 2 * D, D)
         self.dropout = nn.Dropout(dropout)
 
-    def aggregate(self, features: Tensor, norms: Tensor, mask: Tensor) -> AggregatorOutput:
+    def aggregate(self, features: Tensor, norms: Tensor, mask: Tensor, auxiliary: Tensor) -> AggregatorOutput:
         """See the base class."""
         faces = features * norms.unsqueeze(2)
         relevance, chosen = self._relevance(faces, mask).topk(self.num_chosen, dim=1)

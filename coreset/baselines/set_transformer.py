@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from backbones.auxiliary import split_auxiliary
 from coreset.base import AggregatorOutput, LearnedAggregator
 from coreset.layers import (
     Attention,
@@ -30,7 +29,7 @@ class SetTransformer(LearnedAggregator):
     the weighted sum that starts at zero.
 
     Args:
-        embedding_size: D, auxiliary features included.
+        embedding_size: values of a row, D and the auxiliary features.
         inducing_points: m.
         width: of the tokens.
         num_heads: of the attention.
@@ -70,9 +69,8 @@ class SetTransformer(LearnedAggregator):
         self.after_seed = nn.LayerNorm(width)
         self.output = zero_last_layer(hidden_layers(width, width, embedding_size - auxiliary_size))
 
-    def aggregate(self, features: Tensor, norms: Tensor, mask: Tensor) -> AggregatorOutput:
+    def aggregate(self, features: Tensor, norms: Tensor, mask: Tensor, auxiliary: Tensor) -> AggregatorOutput:
         """See the base class."""
-        features, auxiliary = split_auxiliary(features, self.auxiliary_size)
         D = features.shape[-1]
         tokens = self.token(torch.cat([features * D**0.5, log_norms(norms).unsqueeze(2), auxiliary], dim=2))
         for block in self.blocks:

@@ -164,6 +164,7 @@ def evaluate_ijb(
     aggregators: Mapping[str, nn.Module],
     rules: Rules,
     *,
+    auxiliary_size: int = 0,
     detector_scores: Floats | None = None,
     cohort: Cohort | None = None,
     two_identity_split: float | None = None,
@@ -179,6 +180,7 @@ def evaluate_ijb(
         norms: (N,).
         aggregators: of `coreset.AGGREGATORS`, by the names that tables call them.
         rules: what is done to faces first.
+        auxiliary_size: number of auxiliary features at the end of each row.
         detector_scores: (N,); needed where the rules use them, or an aggregator whose quality they are.
         cohort: of score normalisation; None: scores are cosines.
         two_identity_split: limit of `coreset.two_identity_split.TwoIdentitySplit`; None: each template has
@@ -206,9 +208,16 @@ def evaluate_ijb(
             module = (
                 aggregator if two_identity_split is None else TwoIdentitySplit(aggregator, two_identity_split)
             )
-            faces = features, norms, groups, device
-            described = aggregate_templates(module, *faces, detector_scores=scores).embedding
-            normalisation = None if cohort is None else normalised_with(aggregator, cohort, rules, device)
+            described = aggregate_templates(
+                *(module, features, norms, groups, device),
+                auxiliary_size=auxiliary_size,
+                detector_scores=scores,
+            ).embedding
+            normalisation = None
+            if cohort is not None:
+                normalisation = normalised_with(
+                    aggregator, cohort, rules, device, auxiliary_size=auxiliary_size
+                )
             left, right = compared(described, normalisation)
         with found.seconds.of("score"):
             ends = pairs.first, pairs.second, pairs.is_mated
@@ -239,7 +248,12 @@ def evaluate_ijb(
 
 
 def normalised_with(
-    aggregator: nn.Module, cohort: Cohort, rules: Rules, device: torch.device | str = "cpu"
+    aggregator: nn.Module,
+    cohort: Cohort,
+    rules: Rules,
+    device: torch.device | str = "cpu",
+    *,
+    auxiliary_size: int = 0,
 ) -> ScoreNormalisation:
     """By the descriptors of the cohort's templates, their faces treated by the benchmark's rules.
 
@@ -251,7 +265,8 @@ def normalised_with(
         norms = np.ones_like(norms)
     if rules.media != NOT_USED:
         features, norms, groups = average_media(features, norms, groups)
-    described = aggregate_templates(aggregator, features, norms, groups, device).embedding
+    faces = features, norms, groups, device
+    described = aggregate_templates(aggregator, *faces, auxiliary_size=auxiliary_size).embedding
     return ScoreNormalisation.with_cohort(cohort.method, described)
 
 

@@ -400,6 +400,8 @@ def evaluate_ijb_s(
     norms: NDArray[np.floating[Any]],
     aggregators: Mapping[str, nn.Module],
     device: torch.device | str = "cpu",
+    *,
+    auxiliary_size: int = 0,
 ) -> dict[str, dict[str, IjbSFigures]]:
     """Features of faces to figures: name of the aggregator -> protocol -> figures.
 
@@ -409,6 +411,7 @@ def evaluate_ijb_s(
         norms: (N,).
         aggregators: of `coreset.AGGREGATORS`.
         device: where aggregators work.
+        auxiliary_size: number of auxiliary features at the end of each row.
 
     Raises:
         InputError: another number of features, or as `ijb_s_figures`.
@@ -421,7 +424,10 @@ def evaluate_ijb_s(
         )
     return {
         name: ijb_s_figures(
-            aggregate_templates(aggregator, features, norms, data.groups, device).embedding, data
+            aggregate_templates(
+                aggregator, features, norms, data.groups, device, auxiliary_size=auxiliary_size
+            ).embedding,
+            data,
         )
         for name, aggregator in aggregators.items()
     }

@@ -117,6 +117,7 @@ def aggregate_templates(
     groups: FaceGroups,
     device: torch.device | str = "cpu",
     *,
+    auxiliary_size: int = 0,
     detector_scores: Floats | None = None,
 ) -> TemplateDescriptors:
     """One descriptor a template.
@@ -131,6 +132,7 @@ def aggregate_templates(
         norms: (N,).
         groups: rows of these features.
         device: where the aggregator works.
+        auxiliary_size: number of auxiliary features at the end of each row.
         detector_scores: (N,), for aggregators whose quality they are.
 
     Raises:
@@ -144,7 +146,10 @@ def aggregate_templates(
     device = torch.device(device)
     weights = _POOLING_WEIGHTS.get(type(aggregator)) if quality_of(aggregator) == "norm" else None
     if weights is not None and device.type == "cpu":
-        return _weighted_sums(features, groups.rows, weights(norms[groups.rows], groups), groups.offsets)
+        coefficients = weights(norms[groups.rows], groups)
+        if auxiliary_size:
+            coefficients = coefficients / _identity_lengths(features, auxiliary_size)[groups.rows]
+        return _weighted_sums(features, groups.rows, coefficients, groups.offsets, auxiliary_size)
     aggregator = aggregator.to(device).eval()
     if not len(groups):
         raise InputError("there are no templates.")
@@ -152,7 +157,7 @@ def aggregate_templates(
 
     def describe(templates: NDArray[np.int64]) -> TemplateDescriptors:
         with torch.inference_mode():
-            sets = _sets_of(templates, features, norms, groups, detector_scores).to(device)
+            sets = _sets_of(templates, features, norms, groups, auxiliary_size, detector_scores).to(device)
             descriptor: SetDescriptor = aggregator(sets).checked()
             return TemplateDescriptors(
                 descriptor.embedding.float().cpu().numpy(), descriptor.norm.float().cpu().numpy()
@@ -200,26 +205,41 @@ def _sets_of(
     features: Floats,
     norms: Floats,
     groups: FaceGroups,
+    auxiliary_size: int,
     detector_scores: Floats | None,
 ) -> FaceSets:
     sizes = groups.sizes[templates]
     offsets = np.concatenate([[0], np.cumsum(sizes)])
     places = np.arange(offsets[-1]) + np.repeat(groups.offsets[templates] - offsets[:-1], sizes)
     rows = groups.rows[places]
-    return FaceSets(
+    scores = None if detector_scores is None else torch.from_numpy(detector_scores[rows].astype(np.float32))
+    return FaceSets.from_rows(
         torch.from_numpy(features[rows].astype(np.float32, copy=False)),
         torch.from_numpy(norms[rows].astype(np.float32, copy=False)),
         torch.from_numpy(offsets),
-        torch.from_numpy(groups.media[places]),
-        None if detector_scores is None else torch.from_numpy(detector_scores[rows].astype(np.float32)),
+        auxiliary_size,
+        media=torch.from_numpy(groups.media[places]),
+        detector_scores=scores,
     )
+
+
+def _identity_lengths(features: Floats, auxiliary_size: int) -> NDArray[np.float32]:
+    """(N,) length of each row without its auxiliary features, read in parts."""
+    parts = (features[start : start + 8_192, :-auxiliary_size] for start in range(0, len(features), 8_192))
+    return np.concatenate([np.linalg.norm(part.astype(np.float32), axis=1) for part in parts])
 
 
 @torch.inference_mode()
 def _weighted_sums(
-    features: Floats, rows: NDArray[np.int64], weights: Floats, offsets: NDArray[np.int64]
+    features: Floats,
+    rows: NDArray[np.int64],
+    weights: Floats,
+    offsets: NDArray[np.int64],
+    auxiliary_size: int = 0,
 ) -> TemplateDescriptors:
-    """Sums of weighted rows: one pass over the features where they lie, without a copy of any."""
+    """Sums of weighted rows, without their last values: one pass over the features where they lie, without a
+    copy of any.
+    """
     sums = []
     # Half precision is widened by parts; float32 is summed where it is, in one go.
     step = len(offsets) - 1 if features.dtype == np.float32 else 1_024
@@ -239,7 +259,8 @@ def _weighted_sums(
                 per_sample_weights=torch.from_numpy(weights[part].astype(np.float32, copy=False)),
             )
         )
-    embedding, norm = unit_and_norm(torch.cat(sums))
+    vectors = torch.cat(sums)
+    embedding, norm = unit_and_norm(vectors[:, : vectors.shape[1] - auxiliary_size])
     return TemplateDescriptors(embedding.numpy(), norm.numpy())
 
 

@@ -106,6 +106,8 @@ def evaluate_video_pairs(
     norms: NDArray[np.floating[Any]],
     aggregators: Mapping[str, nn.Module],
     device: torch.device | str = "cpu",
+    *,
+    auxiliary_size: int = 0,
 ) -> dict[str, PairFigures]:
     """Features of all frames -> figures by aggregator.
 
@@ -115,6 +117,7 @@ def evaluate_video_pairs(
         norms: (N,).
         aggregators: by name.
         device: where they work.
+        auxiliary_size: number of auxiliary features at the end of each row.
 
     Raises:
         InputError: another number of features, or too few folds or pairs for a figure.
@@ -123,7 +126,8 @@ def evaluate_video_pairs(
         raise InputError(f"{len(pairs.video_of_frame):,} frames, but features {features.shape}.")
     found, groups = {}, pairs.groups
     for name, aggregator in aggregators.items():
-        embedding = aggregate_templates(aggregator, features, norms, groups, device).embedding
+        faces = features, norms, groups, device
+        embedding = aggregate_templates(aggregator, *faces, auxiliary_size=auxiliary_size).embedding
         found[name] = compared_rows(embedding, pairs.first, pairs.second, pairs.is_mated, pairs.folds, FARS)
     return found
 

@@ -209,20 +209,21 @@ def descriptor_shifts(model: FaceModel, aggregated: AggregatedSet) -> NDArray[np
     sets_per_batch = max(1, _FACES_PER_BATCH // count)
     for start in range(0, len(wanted), sets_per_batch):
         left_out = wanted[start : start + sets_per_batch]
-        without = aggregate_batch(model, _sets_without(aggregated, left_out))
+        without = aggregate_batch(model, _sets_without(aggregated, left_out, model.auxiliary_size))
         cosines = np.stack([each.embedding for each in without]) @ aggregated.embedding
         shifts[left_out] = np.maximum(0, 1 - cosines)
     return shifts
 
 
-def _sets_without(aggregated: AggregatedSet, left_out: NDArray[np.int64]) -> FaceSets:
+def _sets_without(aggregated: AggregatedSet, left_out: NDArray[np.int64], auxiliary_size: int) -> FaceSets:
     count, media = len(aggregated.faces), aggregated.media
     rows = np.concatenate([np.delete(np.arange(count), face) for face in left_out])
     # Media of different sets are different media.
     offset = np.repeat(np.arange(len(left_out)), count - 1) * (int(media.max()) + 1)
-    return FaceSets(
+    return FaceSets.from_rows(
         torch.from_numpy(aggregated.features[rows]),
         torch.from_numpy(aggregated.norms[rows]),
         torch.arange(len(left_out) + 1) * (count - 1),
-        torch.from_numpy(media[rows] + offset),
+        auxiliary_size,
+        media=torch.from_numpy(media[rows] + offset),
     )

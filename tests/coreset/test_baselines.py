@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -41,9 +42,18 @@ def random_sets(sizes: list[int], seed: int = 0, module: nn.Module | None = None
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(sum(sizes), D, generator=generator, dtype=torch.float64)
     norms = 5 + 30 * torch.rand(sum(sizes), generator=generator, dtype=torch.float64)
-    own = D - getattr(module, "auxiliary_size", 0)
+    auxiliary_size = getattr(module, "auxiliary_size", 0)
+    own = D - auxiliary_size
     joined = append_auxiliary(F.normalize(features[:, :own], dim=1), features[:, own:])
-    return FaceSets(joined, norms, torch.tensor([0, *sizes]).cumsum(0))
+    return FaceSets.from_rows(joined, norms, torch.tensor([0, *sizes]).cumsum(0), auxiliary_size)
+
+
+def rows_of(sets: FaceSets) -> Tensor:
+    return sets.features if sets.auxiliary is None else append_auxiliary(sets.features, sets.auxiliary)
+
+
+def with_rows(rows: Tensor, norms: Tensor, offsets: Tensor, module: nn.Module) -> FaceSets:
+    return FaceSets.from_rows(rows, norms, offsets, getattr(module, "auxiliary_size", 0))
 
 
 def reference_nan(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
@@ -150,7 +160,7 @@ def reference_set_transformer(module: nn.Module, f: Tensor, r: Tensor) -> Tensor
         pooled.append(a @ values[:, part])
     share = torch.stack(shares).mean(dim=0)
     vector = share @ f + module.output(module.after_seed(module.seed + torch.cat(pooled)))
-    return reference_padded(module, vector) * (share @ r)
+    return vector * (share @ r)
 
 
 def reference_learned_map(module: nn.Module, f: Tensor, r: Tensor) -> Tensor:
@@ -224,12 +234,7 @@ def reference_weighted_coreset(module: nn.Module, f: Tensor, r: Tensor) -> Tenso
     output = module.output(module.output_norm(rows))
     weights = output[:, 0].softmax(dim=0)
     vector = weights @ (torch.stack(means) + output[:, 1:])
-    return reference_padded(module, vector) * (weights @ torch.stack(norms))
-
-
-def reference_padded(module: nn.Module, vector: Tensor) -> Tensor:
-    """In training as long as a feature."""
-    return torch.cat([vector, vector.new_zeros(module.auxiliary_size)]) if module.training else vector
+    return vector * (weights @ torch.stack(norms))
 
 
 def reference_farthest(near: list[list[float]], worth_of: Tensor, count: int, gamma: float) -> list[int]:
@@ -304,7 +309,7 @@ def test_output_equals_reference_implementation(case: str, seed: int) -> None:
         found = module(sets)
         for b in range(sets.num_sets):
             rows = slice(int(sets.offsets[b]), int(sets.offsets[b + 1]))
-            wanted = reference(module, sets.features[rows], sets.norms[rows])
+            wanted = reference(module, rows_of(sets)[rows], sets.norms[rows])
             torch.testing.assert_close(found.embedding[b] * found.norm[b], wanted, rtol=1e-6, atol=1e-7)
 
 
@@ -314,13 +319,13 @@ def test_gradients_equal_reference_implementation(case: str) -> None:
     module = build(name, **options)
     sets = random_sets([7, 2, 12], module=module)
     direction = torch.randn(D, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    features = sets.features.clone().requires_grad_()
-    found = module(FaceSets(features, sets.norms, sets.offsets))
+    features = rows_of(sets).clone().requires_grad_()
+    found = module(with_rows(features, sets.norms, sets.offsets, module))
     direction = direction[: found.embedding.shape[1]]
     ((found.embedding * found.norm[:, None]) @ direction).sum().backward()
     ours = {key: p.grad for key, p in module.named_parameters()}
     module.zero_grad()
-    inputs = sets.features.clone().requires_grad_()
+    inputs = rows_of(sets).clone().requires_grad_()
     for a, b in zip(sets.offsets[:-1], sets.offsets[1:], strict=True):
         (reference(module, inputs[a:b], sets.norms[a:b]) @ direction).backward()
     torch.testing.assert_close(features.grad, inputs.grad, rtol=1e-6, atol=1e-7)
@@ -330,14 +335,19 @@ def test_gradients_equal_reference_implementation(case: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["weighted_coreset", "set_transformer"])
-def test_descriptors_have_no_auxiliary_features_and_zeros_in_training(name: str) -> None:
+def test_descriptors_have_no_auxiliary_features_but_depend_on_them(name: str) -> None:
     module = build(name, auxiliary_size=4)
-    found = module(random_sets([3, 1], module=module))
-    assert found.embedding.shape == (2, D - 4)
-    module.train()
-    in_training = module(random_sets([3, 1], module=module)).embedding
-    assert in_training.shape == (2, D)
-    assert not in_training[:, -4:].any()
+    sets = random_sets([3, 1], module=module)
+    for training in (True, False):
+        torch.manual_seed(0)
+        found = module.train(training)(sets)
+        assert found.embedding.shape == (2, D - 4)
+    assert sets.auxiliary is not None
+    other = module(replace(sets, auxiliary=sets.auxiliary + 1))
+    assert not torch.allclose(other.embedding, found.embedding)
+    for wrong in (None, sets.auxiliary[:, :3]):
+        with pytest.raises(InputError, match=r"12 .*\b4\b"):
+            module(replace(sets, auxiliary=wrong))
 
 
 @reference_every
@@ -349,7 +359,7 @@ def test_padding_values_do_not_matter(case: str) -> None:
     mask = torch.arange(9) < torch.tensor([[9], [4], [1]])
     features[~mask], norms[~mask] = torch.nan, torch.nan
     vectors, picks, shares = module.aggregate_padded(features, norms, mask)
-    ragged = FaceSets(features[mask], norms[mask], torch.tensor([0, 9, 13, 14]))
+    ragged = with_rows(features[mask], norms[mask], torch.tensor([0, 9, 13, 14]), module)
     wanted = module(ragged)
     torch.testing.assert_close(vectors, wanted.embedding * wanted.norm[:, None])
     assert torch.equal(picks, wanted.picks)
@@ -366,7 +376,7 @@ def test_norms_of_any_size_stay_finite(case: str, norm: float) -> None:
     norms = sets.norms.float().clone()
     norms[:4] = norm
     features = sets.features.float().requires_grad_()
-    found = module(FaceSets(features, norms.requires_grad_(), sets.offsets))
+    found = module(with_rows(features, norms.requires_grad_(), sets.offsets, module))
     assert found.embedding.isfinite().all()
     found.embedding.sum().backward()
     assert features.grad.isfinite().all()
@@ -424,7 +434,7 @@ def products_of(name: str, options: dict[str, object], num_faces: int) -> int:
     """Multiplications in products of matrices for one set, attention spelled out."""
     module = build_aggregator(name, {"embedding_size": D} | options).eval().requires_grad_(False)
     sets = random_sets([num_faces])
-    single = FaceSets(sets.features.float(), sets.norms.float(), sets.offsets)
+    single = with_rows(sets.features.float(), sets.norms.float(), sets.offsets, module)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         module(single)
     return int(counter.get_total_flops())

@@ -80,14 +80,24 @@ def random_sets(sizes: list[int], seed: int = 0) -> FaceSets:
     features = F.normalize(torch.randn(N, D, generator=generator), dim=1)
     norms = 5 + 30 * torch.rand(N, generator=generator)
     scores = torch.rand(N, generator=generator)
-    return FaceSets(features, norms, torch.tensor([0, *sizes]).cumsum(0), torch.arange(N) // 2, scores)
+    return FaceSets(
+        features,
+        norms,
+        torch.tensor([0, *sizes]).cumsum(0),
+        media=torch.arange(N) // 2,
+        detector_scores=scores,
+    )
 
 
 def reordered(sets: FaceSets, rows: Tensor) -> FaceSets:
     assert sets.media is not None
     assert sets.detector_scores is not None
     return FaceSets(
-        sets.features[rows], sets.norms[rows], sets.offsets, sets.media[rows], sets.detector_scores[rows]
+        sets.features[rows],
+        sets.norms[rows],
+        sets.offsets,
+        media=sets.media[rows],
+        detector_scores=sets.detector_scores[rows],
     )
 
 
@@ -159,7 +169,9 @@ def test_output_is_independent_of_other_sets(name: str, sizes: list[int], seed: 
         offsets = torch.tensor([0, sizes[b]])
         assert sets.detector_scores is not None
         scores = sets.detector_scores[rows]
-        one = FaceSets(sets.features[rows], sets.norms[rows], offsets, sets.media[rows], scores)
+        one = FaceSets(
+            sets.features[rows], sets.norms[rows], offsets, media=sets.media[rows], detector_scores=scores
+        )
         alone = aggregator(one)
         assert torch.equal(alone.picks[0], together.picks[b])
         torch.testing.assert_close(alone.embedding[0], together.embedding[b], rtol=0, atol=1e-5)
@@ -177,6 +189,15 @@ def test_ragged_equals_dense(name: str) -> None:
 
 
 @every_name
+def test_auxiliary_features_are_ignored_by_aggregators_that_read_none(name: str) -> None:
+    aggregator, sets = build(name), random_sets([3, 1, 20])
+    found = aggregator(replace(sets, auxiliary=torch.randn(24, 5)))
+    wanted = aggregator(sets)
+    assert torch.equal(found.embedding, wanted.embedding)
+    assert torch.equal(found.picks, wanted.picks)
+
+
+@every_name
 @pytest.mark.parametrize("T", [1, 2, 5, 64])
 def test_set_of_equal_faces_equals_one_face(name: str, T: int) -> None:
     """Picks stay distinct, and one face or many copies of it have the same direction."""
@@ -187,8 +208,8 @@ def test_set_of_equal_faces_equals_one_face(name: str, T: int) -> None:
         one.features.expand(T, D),
         one.norms.expand(T),
         torch.tensor([0, T]),
-        torch.zeros(T).long(),
-        one.detector_scores.expand(T),
+        media=torch.zeros(T).long(),
+        detector_scores=one.detector_scores.expand(T),
     )
     found, wanted = aggregator(copies), aggregator(one)
     if name not in COUNTS_COPIES:

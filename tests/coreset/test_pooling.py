@@ -21,7 +21,7 @@ def random_sets(sizes: list[int], seed: int = 0) -> FaceSets:
     features = F.normalize(torch.randn(N, 6, generator=generator, dtype=torch.float64), dim=1)
     norms = 5 + 30 * torch.rand(N, generator=generator, dtype=torch.float64)
     media = torch.randint(-2, 3, (N,), generator=generator) * 1000
-    return FaceSets(features, norms, torch.tensor([0, *sizes]).cumsum(0), media)
+    return FaceSets(features, norms, torch.tensor([0, *sizes]).cumsum(0), media=media)
 
 
 def slow_vector(name: str, f: Tensor, r: Tensor, media: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ def test_media_mean_weights_media_equally() -> None:
     """A clip of four equal frames weighs as much as one still, and a number is its own medium in each set."""
     features = F.normalize(torch.randn(3, 6), dim=1)
     order, media = [0, 1, 1, 1, 1, 2, 0], torch.tensor([7, 8, 8, 8, 8, 7, 7])
-    sets = FaceSets(features[order], torch.ones(7), torch.tensor([0, 5, 7]), media)
+    sets = FaceSets(features[order], torch.ones(7), torch.tensor([0, 5, 7]), media=media)
     found = MediaMean()(sets)
     expected = torch.stack([features[0] + features[1], (features[2] + features[0]) / 2])
     torch.testing.assert_close(found.embedding * found.norm[:, None], expected)
@@ -126,7 +126,7 @@ def test_faces_that_cancel_out_give_zero_without_nan(kind: type[Pooling]) -> Non
     face = F.normalize(torch.ones(6), dim=0)
     features = torch.stack([face, -face, face]).requires_grad_()
     norms = torch.tensor([9.0, 9.0, 0.0], requires_grad=True)
-    sets = FaceSets(features, norms, torch.tensor([0, 2, 3]), torch.arange(3))
+    sets = FaceSets(features, norms, torch.tensor([0, 2, 3]), media=torch.arange(3))
     found = kind()(sets)
     assert found.embedding[0].tolist() == [0] * 6
     assert found.norm[0] == 0
@@ -143,7 +143,7 @@ def test_gradients_equal_those_of_the_formula(kind: type[Pooling]) -> None:
     pooling = kind()
 
     def descriptor(features: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
-        found = pooling(FaceSets(features, norms, sets.offsets, sets.media))
+        found = pooling(FaceSets(features, norms, sets.offsets, media=sets.media))
         return found.embedding, found.norm
 
     inputs = (sets.features.requires_grad_(), sets.norms.requires_grad_())

@@ -22,7 +22,9 @@ def some_sets(scores: bool = True) -> FaceSets:
     features = F.normalize(torch.randn(12, D, generator=generator), dim=1)
     norms = 5 + 30 * torch.rand(12, generator=generator)
     detector = torch.rand(12, generator=generator) if scores else None
-    return FaceSets(features, norms, torch.tensor([0, 5, 12]), torch.arange(12), detector)
+    return FaceSets(
+        features, norms, torch.tensor([0, 5, 12]), media=torch.arange(12), detector_scores=detector
+    )
 
 
 def build(name: str, quality: str) -> torch.nn.Module:

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
+from backbones.auxiliary import append_auxiliary
 from coreset import sets as sets_module
 from coreset.sets import FaceSets, SetDescriptor, unit_and_norm
 from runtime.errors import InputError
@@ -45,8 +49,13 @@ def test_to_device_keeps_all_fields() -> None:
 
 def test_subset_selects_faces_and_drops_empty_sets() -> None:
     sets = some_sets([2, 1, 3])
-    sets = FaceSets(sets.features, sets.norms, sets.offsets, torch.arange(6), torch.arange(6) / 6)
+    sets = FaceSets(
+        sets.features, sets.norms, sets.offsets, media=torch.arange(6), detector_scores=torch.arange(6) / 6
+    )
+    sets = replace(sets, auxiliary=torch.arange(12.0).view(6, 2))
     found = sets.subset(torch.tensor([False, True, False, True, True, False]))
+    assert found.auxiliary is not None
+    assert found.auxiliary.tolist() == [[2, 3], [6, 7], [8, 9]]
     assert found.offsets.tolist() == [0, 1, 3]
     assert torch.equal(found.features, sets.features[[1, 3, 4]])
     assert found.norms.tolist() == [2, 4, 5]
@@ -56,6 +65,28 @@ def test_subset_selects_faces_and_drops_empty_sets() -> None:
     assert torch.equal(found.detector_scores, torch.tensor([1, 3, 4]) / 6)
     with pytest.raises(InputError, match="with B at least 1"):
         sets.subset(torch.zeros(6, dtype=torch.bool))
+
+
+def test_rows_of_a_backbone_are_split_and_padded_together() -> None:
+    sets = some_sets([2, 1, 3])
+    features, auxiliary = torch.nn.functional.normalize(sets.features, dim=1), torch.randn(6, 3)
+    rows = append_auxiliary(features, auxiliary)
+    found = FaceSets.from_rows(rows, sets.norms, sets.offsets, 3, media=torch.arange(6))
+    assert found.auxiliary is not None
+    torch.testing.assert_close(found.features, features)
+    torch.testing.assert_close(found.auxiliary, auxiliary, rtol=1e-3, atol=1e-3)
+    whole = FaceSets.from_rows(rows, sets.norms, sets.offsets, 0)
+    assert whole.features is rows
+    assert whole.auxiliary is None
+
+    def sums(
+        features: Tensor, norms: Tensor, mask: Tensor | None, more: Tensor
+    ) -> tuple[tuple[Tensor], None]:
+        present = torch.ones_like(norms) if mask is None else mask.float()
+        return ((more * present.unsqueeze(2)).sum(dim=1),), None
+
+    (by_set,), _ = found.map_padded(sums, found.auxiliary)
+    torch.testing.assert_close(by_set, found.sum_by_set(found.auxiliary))
 
 
 FEATURES, NORMS, OFFSETS = torch.ones(3, 4), torch.ones(3), torch.tensor([0, 1, 3])
@@ -74,11 +105,17 @@ FAULTS = {
 }
 
 
+@pytest.mark.parametrize("auxiliary", [torch.ones(2, 4), torch.ones(3), torch.ones(3, 4).int()])
+def test_auxiliary_features_of_another_shape_or_type_are_rejected(auxiliary: Tensor) -> None:
+    with pytest.raises(InputError, match="auxiliary"):
+        FaceSets(FEATURES, NORMS, OFFSETS, auxiliary)
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_invalid_batches_are_rejected(fault: str) -> None:
     features, norms, offsets, media, words = FAULTS[fault]
     with pytest.raises(InputError) as error:
-        FaceSets(features, norms, offsets, media)
+        FaceSets(features, norms, offsets, media=media)
     assert words in str(error.value)
 
 

@@ -65,7 +65,7 @@ def streamed(aggregator: nn.Module, faces: FACES, portion: int, **options: int) 
 
 
 def batch(aggregator: nn.Module, faces: FACES, media: Tensor | None = None) -> SetDescriptor:
-    found: SetDescriptor = aggregator(FaceSets(*faces, torch.tensor([0, len(faces[1])]), media))
+    found: SetDescriptor = aggregator(FaceSets(*faces, torch.tensor([0, len(faces[1])]), media=media))
     return found
 
 
@@ -252,6 +252,27 @@ def test_other_aggregators_get_a_uniform_sample() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "options"),
+    [("weighted_coreset", {"embedding_size": D + 3, "auxiliary_size": 3}), ("coreset", {})],
+)
+def test_auxiliary_features_can_be_streamed(name: str, options: dict[str, object]) -> None:
+    features, norms = random_faces(40)
+    auxiliary = torch.randn(40, 3, generator=torch.Generator().manual_seed(7))
+    aggregator = build(name, **options)
+    for parameter in aggregator.parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(8))
+    stream = TemplateStream(aggregator, capacity=40)
+    for start in range(0, 40, 15):
+        rows = slice(start, start + 15)
+        stream.update(features[rows], norms[rows], auxiliary=auxiliary[rows])
+    whole = FaceSets(features, norms, torch.tensor([0, 40]), auxiliary)
+    assert_same(stream.descriptor(), aggregator(whole))
+    if options:
+        with pytest.raises(InputError, match=r"3 .*found 16 and 0"):
+            stream.update(features, norms)
+
+
+@pytest.mark.parametrize(
     ("name", "quality"),
     [
         *[(name, "detector") for name in ("coreset", "fps_mean", "norm_weighted", "top_k", "best_norm")],
@@ -295,7 +316,7 @@ def test_invalid_faces_are_rejected_and_leave_the_stream_unchanged() -> None:
     broken[3] = torch.nan
     with pytest.raises(InputError, match="face 8 holds NaN"):
         stream.update(features, broken)
-    with pytest.raises(InputError, match="expected features of 16 values, found 8"):
+    with pytest.raises(InputError, match=r"16 .*found 8"):
         stream.update(features[:, :8], norms)
     with pytest.raises(InputError, match=r"FaceSets\.norms"):
         stream.update(features, norms[:, None])

@@ -29,7 +29,9 @@ def subject_sets(parts: list[list[tuple[int, int, float]]], seed: int = 0, sprea
     N = sum(sizes)
     scores = torch.rand(N, generator=generator)
     offsets = torch.tensor([0, *sizes]).cumsum(0)
-    return FaceSets(torch.cat(features), torch.cat(norms), offsets, torch.arange(N) // 2, scores)
+    return FaceSets(
+        torch.cat(features), torch.cat(norms), offsets, media=torch.arange(N) // 2, detector_scores=scores
+    )
 
 
 SETS = [

@@ -92,7 +92,7 @@ def test_precomputed_features_are_compared_with_what_the_file_states(whole: Path
     check_precomputed(aggregator, whole, identity, 64, "x")
     for change, named in (
         ({"illumination_normalisation": "mean 118"}, "illumination"),
-        ({"auxiliary_size": "8"}, "8 auxiliary"),
+        ({"auxiliary_size": "8"}, r"\b8\b"),
         ({"centre": (digest := centre_digest((0.1,) * 64))}, digest),
         ({"backbone_sha256": "0" * 64}, "0000"),
     ):
@@ -101,7 +101,29 @@ def test_precomputed_features_are_compared_with_what_the_file_states(whole: Path
     with pytest.raises(InputError, match=r"64.*128"):
         check_precomputed(aggregator, whole, identity, 128, "x")
     with pytest.raises(InputError, match=r"64.*128"):
-        check_feature_size(aggregator, 2 * spec.embedding_size, whole)
+        check_feature_size(aggregator, 2 * spec.embedding_size, 0, whole)
+
+
+@pytest.mark.parametrize(
+    ("read", "size", "auxiliary_size", "fits"),
+    [
+        (0, 64, 0, True),
+        (0, 70, 6, True),
+        (0, 70, 0, False),
+        (6, 70, 6, True),
+        (6, 70, 0, False),
+        (6, 71, 7, False),
+    ],
+)
+def test_aggregators_without_auxiliary_features_take_rows_with_any(
+    read: int, size: int, auxiliary_size: int, fits: bool
+) -> None:
+    aggregator = build_aggregator("weighted_coreset", {"embedding_size": 64 + read, "auxiliary_size": read})
+    if fits:
+        check_feature_size(aggregator, size, auxiliary_size, "a.ckpt")
+    else:
+        with pytest.raises(InputError, match=r"a\.ckpt"):
+            check_feature_size(aggregator, size, auxiliary_size, "a.ckpt")
 
 
 def test_evaluated_subjects_of_the_training_are_refused(backbone: Backbone, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import convert
+from backbones.auxiliary import append_auxiliary
 from coreset import AGGREGATORS, FaceSets, build_aggregator
 from net import build_backbone
 from runtime.errors import InputError
@@ -42,11 +43,13 @@ def build(name: str) -> nn.Module:
     return build_aggregator(name, {"embedding_size": D, **options}).eval()
 
 
-def ragged(sizes: list[int], seed: int = 0) -> FaceSets:
+def ragged(sizes: list[int], seed: int = 0, auxiliary_size: int = 0) -> FaceSets:
     generator = torch.Generator().manual_seed(seed)
-    features = F.normalize(torch.randn(sum(sizes), D, generator=generator), dim=1)
+    values = torch.randn(sum(sizes), D, generator=generator)
     norms = 5 + 30 * torch.rand(sum(sizes), generator=generator)
-    return FaceSets(features, norms, torch.tensor([0, *sizes]).cumsum(0))
+    features = F.normalize(values[:, : D - auxiliary_size], dim=1)
+    auxiliary = values[:, D - auxiliary_size :] if auxiliary_size else None
+    return FaceSets(features, norms, torch.tensor([0, *sizes]).cumsum(0), auxiliary)
 
 
 def padded(sets: FaceSets) -> dict[str, NDArray[Any]]:
@@ -54,7 +57,8 @@ def padded(sets: FaceSets) -> dict[str, NDArray[Any]]:
     B, T = sets.num_sets, int(sets.sizes.max())
     features, norms = np.full((B, T, D), np.nan, np.float32), np.full((B, T), np.nan, np.float32)
     mask = np.arange(T) < sets.sizes.numpy()[:, None]
-    features[mask], norms[mask] = sets.features.numpy(), sets.norms.numpy()
+    rows = sets.features if sets.auxiliary is None else append_auxiliary(sets.features, sets.auxiliary)
+    features[mask], norms[mask] = rows.numpy(), sets.norms.numpy()
     return {"features": features, "norms": norms, "mask": mask}
 
 
@@ -127,7 +131,7 @@ def test_there_are_trained_aggregators() -> None:
 def test_ragged_batches_of_1_to_300_faces_are_equal(exported: tuple[nn.Module, Any], seed: int) -> None:
     aggregator, graph = exported
     sizes = np.random.default_rng(seed).integers(1, 301, 12).tolist()
-    sets = ragged([1, 2, 3, 300, *sizes], seed)
+    sets = ragged([1, 2, 3, 300, *sizes], seed, aggregator.auxiliary_size)
     embedding, norm, picks = graph.run(["embedding", "norm", "picks"], padded(sets))
     with torch.no_grad():
         wanted = aggregator(sets)
@@ -139,7 +143,7 @@ def test_ragged_batches_of_1_to_300_faces_are_equal(exported: tuple[nn.Module, A
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 57, 300])
 def test_one_set_alone_is_equal(exported: tuple[nn.Module, Any], size: int) -> None:
     aggregator, graph = exported
-    sets = ragged([size], size)
+    sets = ragged([size], size, aggregator.auxiliary_size)
     embedding, _, picks = graph.run(None, padded(sets))
     with torch.no_grad():
         wanted = aggregator(sets)
@@ -178,7 +182,7 @@ def test_a_nearly_closed_or_open_gate_is_equal(raised: float, gated: tuple[nn.Mo
         aggregator.get_parameter(bias).fill_(raised)
     stored = next(each for each in graph.graph.initializer if each.name == f"aggregator.{bias}")
     stored.CopyFrom(onnx.numpy_helper.from_array(np.array([raised], np.float32), stored.name))
-    sets = ragged([1, 2, 7, 30])
+    sets = ragged([1, 2, 7, 30], auxiliary_size=8)
     found = onnxruntime.InferenceSession(graph.SerializeToString()).run(["embedding"], padded(sets))[0]
     with torch.no_grad():
         wanted = aggregator(sets).embedding

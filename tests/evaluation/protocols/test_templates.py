@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from backbones.auxiliary import append_auxiliary
 from coreset import AGGREGATORS, FaceSets, build_aggregator
 from evaluation.protocols import templates as templates_module
 from evaluation.protocols.templates import FaceGroups, aggregate_templates, average_media, group_faces
@@ -66,11 +67,29 @@ def one_at_a_time(module: nn.Module, features, norms, template, media) -> np.nda
                 torch.from_numpy(features[mine]),
                 torch.from_numpy(norms[mine]),
                 torch.tensor([0, mine.sum()]),
-                torch.from_numpy(media[mine]),
+                media=torch.from_numpy(media[mine]),
             )
             found = module(sets)
             rows.append(torch.cat([found.embedding[0], found.norm]).numpy())
     return np.stack(rows)
+
+
+@every_name
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_auxiliary_features_are_apart_from_the_descriptors(name: str, dtype: type) -> None:
+    """Rows with them give the descriptors of the embeddings alone, whichever way poolings are computed."""
+    features, norms, template, media = dataset()
+    auxiliary = np.random.default_rng(1).standard_normal((len(features), 5)).astype(np.float32)
+    rows = append_auxiliary(torch.from_numpy(features), torch.from_numpy(auxiliary)).numpy().astype(dtype)
+    groups = group_faces(template, media, template.max() + 1)
+    found = aggregate_templates(build(name), rows, norms, groups, auxiliary_size=5)
+    wanted = aggregate_templates(build(name), features, norms, groups)
+    if name != "random_k":
+        # Which hashes the bits of the features.
+        np.testing.assert_allclose(
+            found.embedding, wanted.embedding, atol=2e-3 if dtype is np.float16 else 1e-5
+        )
+    assert found.embedding.shape == wanted.embedding.shape
 
 
 @every_name
