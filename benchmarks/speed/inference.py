@@ -31,7 +31,7 @@ from recognition.enrolment.quality_feedback import quality_feedback
 from recognition.face_reading import PhotoOptions
 from recognition.model import load_model
 from recognition.report.page import write_page
-from recognition.report.summary import Report
+from recognition.report.summary import InferenceReport
 from recognition.report.tables import similarities
 from recognition.sources import find_sets
 
@@ -64,7 +64,7 @@ def main() -> int:
     checked = clock.read()
     matrix = similarities(sets)
     feedback = [quality_feedback(each, check) for each, check in zip(sets, checks, strict=True)]
-    write_page(args.out / "report.html", Report(model, sets, empty, matrix, checks, feedback))
+    write_page(args.out / "report.html", InferenceReport(model, sets, empty, matrix, checks, feedback))
     first = matched(matrix)
     mated, others = pair_scores(matrix)
     print(

@@ -198,7 +198,7 @@ class RecordIOSource:
         return stamps_of(wanted, state, self.read_bytes, self.location)
 
 
-class Selection:
+class SelectedRows:
     """Some rows of a source; remaining subjects are renumbered in the same order."""
 
     def __init__(self, source: FaceSource, rows: NDArray[np.int64]) -> None:
@@ -234,9 +234,9 @@ class Selection:
         """(N,), or (n,) of `rows`; only selected images are read."""
         return self._source.stamps(self._rows if rows is None else self._rows[rows])
 
-    def of_source(self, rows: NDArray[np.int64]) -> Selection:
+    def of_source(self, rows: NDArray[np.int64]) -> SelectedRows:
         """Select rows of the selection without nesting."""
-        return Selection(self._source, self._rows[rows])
+        return SelectedRows(self._source, self._rows[rows])
 
 
 class LooseImages:
@@ -300,7 +300,7 @@ def select(source: FaceSource, rows: Sequence[int] | NDArray[np.integer]) -> Fac
             f"for its {len(source):,} images (the first is {wanted[outside][0]:,}). Is it the right data "
             "set?"
         )
-    return source.of_source(wanted) if isinstance(source, Selection) else Selection(source, wanted)
+    return source.of_source(wanted) if isinstance(source, SelectedRows) else SelectedRows(source, wanted)
 
 
 def _text_order(keys: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

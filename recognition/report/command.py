@@ -17,7 +17,7 @@ from recognition.flags import enrolment_limits, open_model, photo_options, set_s
 from recognition.model import FaceModel
 from recognition.preprocessing import preprocessing_of
 from recognition.report.page import write_page
-from recognition.report.summary import Report, write_summary
+from recognition.report.summary import InferenceReport, write_summary
 from recognition.report.tables import (
     check_text,
     matrix_text,
@@ -75,7 +75,7 @@ def report_sets(args: argparse.Namespace, demo_weights: Path) -> None:
         write_decisions(args.out / "decisions.csv", sets, matrix, decisions)
     write_similarity(args.out / "similarity.csv", sets, matrix)
     write_descriptors(args.out / "descriptors.npz", sets, model)
-    report = Report(model, sets, empty, matrix, checks, feedback, decisions)
+    report = InferenceReport(model, sets, empty, matrix, checks, feedback, decisions)
     write_summary(args.out / "descriptors.json", report)
     write_page(args.out / "report.html", report)
     written = _WRITTEN[: None if decisions is not None else -1]

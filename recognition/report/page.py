@@ -19,7 +19,7 @@ from recognition.calibration.decisions import Decisions, about_threshold, neares
 from recognition.enrolment.checks import EnrolmentCheck
 from recognition.enrolment.quality_feedback import Feedback, choice_text
 from recognition.records import AggregatedSet, EmptySet, FaceRecord
-from recognition.report.summary import Report
+from recognition.report.summary import InferenceReport
 from runtime.escaping import escaped
 from runtime.files import atomic_write
 
@@ -36,12 +36,12 @@ _LONGEST_NAME = 12
 _HOT = 60
 
 
-def write_page(path: Path, report: Report) -> None:
+def write_page(path: Path, report: InferenceReport) -> None:
     """Write the page atomically."""
     atomic_write(path, page(report))
 
 
-def page(report: Report) -> str:
+def page(report: InferenceReport) -> str:
     """The page as HTML."""
     model, decisions = report.model, report.decisions if len(report.sets) > 1 else None
     offsets = np.cumsum([0, *(len(each.faces) for each in report.sets)]).tolist()
@@ -93,7 +93,7 @@ class _Cell(NamedTuple):
     style: str
 
 
-def _matrix(report: Report) -> dict[str, Any]:
+def _matrix(report: InferenceReport) -> dict[str, Any]:
     """Rows of cells; of many sets only the nearest ones of each, otherwise in parts that fit on paper."""
     count = len(report.sets)
     if count <= _LARGEST_MATRIX:
@@ -107,7 +107,7 @@ def _matrix(report: Report) -> dict[str, Any]:
     return {"nearest": _NEAREST, "rows": rows}
 
 
-def _cell(report: Report, row: int, column: int) -> _Cell:
+def _cell(report: InferenceReport, row: int, column: int) -> _Cell:
     value = float(report.matrix[row, column])
     heat = round(100 * min(max(value, 0.0), 1.0))
     is_match = report.decisions is not None and report.decisions.is_same[row, column]

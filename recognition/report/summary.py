@@ -28,7 +28,7 @@ _MEASURES = ("yaw", "pitch", "sharpness", "brightness", "contrast", "side_light"
 
 
 @dataclass(frozen=True, eq=False)
-class Report:
+class InferenceReport:
     """The sets of a run, with one check and one list of feedback per set.
 
     Attributes:
@@ -50,7 +50,7 @@ class Report:
     decisions: Decisions | None = None
 
 
-def write_summary(path: Path, report: Report) -> None:
+def write_summary(path: Path, report: InferenceReport) -> None:
     """Write descriptors.json.
 
     {"schema": 3, "fingerprint": ..., "about": ..., "empty": [...], "sets": [{"name", "faces": T, "samples",

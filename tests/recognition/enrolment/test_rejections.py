@@ -21,7 +21,7 @@ from recognition.enrolment.rejections import rejection_reasons, rejection_text
 from recognition.face_reading import PhotoOptions
 from recognition.model import FaceModel
 from recognition.records import AggregatedSet, EmptySet, Rejection
-from recognition.report.summary import Report, write_summary
+from recognition.report.summary import InferenceReport, write_summary
 from recognition.sources import find_sets
 from runtime.errors import InputError, InputWarning
 
@@ -168,6 +168,8 @@ def test_rotated_photos_are_reported(
     for fact in ("anna", "1 of 3", found.faces[1].name, "180"):
         assert fact in text
     check = check_set(model, found, EnrolmentLimits())
-    write_summary(tmp_path / "d.json", Report(model, [found], [], np.eye(1, dtype="f4"), [check], [[]]))
+    write_summary(
+        tmp_path / "d.json", InferenceReport(model, [found], [], np.eye(1, dtype="f4"), [check], [[]])
+    )
     (told,) = json.loads((tmp_path / "d.json").read_text())["sets"]
     assert [face["rotation"] for face in told["details"]] == [0, 180, 0]

@@ -22,7 +22,7 @@ from recognition.enrolment.quality_feedback import quality_feedback
 from recognition.model import FaceModel
 from recognition.records import AggregatedSet, EmptySet, FaceChoice, Rejection
 from recognition.report.page import ordered_samples, page, write_page
-from recognition.report.summary import Report
+from recognition.report.summary import InferenceReport
 from recognition.report.tables import (
     similarities,
 )
@@ -37,11 +37,15 @@ def person(count: int, seed: int = 0) -> np.ndarray:
     return rng.normal(size=D) + 0.7 * rng.normal(size=(count, D))
 
 
-def report_of(model: FaceModel, sets: Sequence[AggregatedSet], empty: Sequence[EmptySet] = ()) -> Report:
+def report_of(
+    model: FaceModel, sets: Sequence[AggregatedSet], empty: Sequence[EmptySet] = ()
+) -> InferenceReport:
     checks = [check_set(model, each, EnrolmentLimits()) for each in sets]
     matrix = similarities(sets)
     feedback = [quality_feedback(each, check) for each, check in zip(sets, checks, strict=True)]
-    return Report(model, sets, empty, matrix, checks, feedback, decide_sets(CALIBRATION, sets, matrix))
+    return InferenceReport(
+        model, sets, empty, matrix, checks, feedback, decide_sets(CALIBRATION, sets, matrix)
+    )
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from recognition.enrolment.quality_feedback import (
 )
 from recognition.model import FaceModel
 from recognition.records import AggregatedSet, EmptySet, FaceRecord, Rejection
-from recognition.report.summary import Report, write_summary
+from recognition.report.summary import InferenceReport, write_summary
 from recognition.report.tables import similarities
 
 Make = Callable[..., AggregatedSet]
@@ -69,7 +69,7 @@ def test_summary_has_feedback_and_no_nan(
     checks = [check_set(model, each, EnrolmentLimits()) for each in sets]
     advice = [quality_feedback(each, check) for each, check in zip(sets, checks, strict=True)]
     empty = [EmptySet("carl", Path("carl"), [Rejection("y.jpg", "no face was found in it.")])]
-    report = Report(model, sets, empty, similarities(sets), checks, advice)
+    report = InferenceReport(model, sets, empty, similarities(sets), checks, advice)
     write_summary(tmp_path / "descriptors.json", report)
     text = (tmp_path / "descriptors.json").read_text()
     content = json.loads(text)
