@@ -17,6 +17,11 @@ def first_lines(lines: Sequence[str], most: int, others: str = "... and {} more.
     return [*lines[:most], *([others.format(f"{more:,}")] if more > 0 else [])]
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message; its type where the message is empty."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def shortened(name: str, length: int, tail: int) -> str:
     """A name of at most `length` characters; longer ones keep their last `tail`, which differ most."""
     return name if len(name) <= length else f"{name[: length - tail - 3]}...{name[-tail:]}"

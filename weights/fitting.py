@@ -14,6 +14,7 @@ from backbones.spec import BackboneSpec
 from net import BACKBONES, Backbone, build_backbone
 from runtime.errors import InputError
 from runtime.text import first_lines
+from weights.specs import check_architecture
 
 _SHOWN = 5
 # Number of batches that a BatchNorm has seen. It does not affect features, and files of PyTorch before 0.4.1
@@ -71,8 +72,8 @@ def check_features(path: Path, backbone: Backbone) -> None:
 
 def _architecture(path: Path, state: dict[str, Tensor], arch: str | None, spec: BackboneSpec | None) -> str:
     """The name of the backbone that names and shapes of the entries fit; InputError for none."""
-    if arch is not None and spec is not None and arch != spec.name:
-        raise InputError(f"{path}: holds {spec.name}, but {arch} was asked for. Ask for {spec.name} or none.")
+    if spec is not None:
+        check_architecture(path, spec, arch)
     asked = arch or (spec.name if spec else None)
     if asked is not None and not state_dict_mismatches(state, _entries_of(asked)):
         return asked

@@ -13,6 +13,7 @@ from typing import Any
 
 from runtime.errors import InputError
 from runtime.input_files import sha256_of
+from runtime.text import first_line
 
 PREFIX = "hf://"
 # Usual names of weights in repositories, the preferred one first; CVLFace's have both.
@@ -114,8 +115,9 @@ def _downloaded(source: str, wanted: HubSource, name: str) -> Path | None:
             f"{source}: the hub has no such repository or revision, or it is private: hf auth login"
         ) from error
     except (errors.HfHubHTTPError, OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{source}: {name} cannot be downloaded from the hub: {reason}") from error
+        raise InputError(
+            f"{source}: {name} cannot be downloaded from the hub: {first_line(error)}"
+        ) from error
 
 
 def _verified(source: str, path: Path) -> Path:

@@ -24,7 +24,9 @@ from coreset.sets import unit_and_norm
 from net import BACKBONES, Backbone
 from runtime.errors import InputError
 from runtime.onnx_files import check_onnx_values, external_files, onnx_tensors
-from weights.specs import ONNX, spec_in
+from runtime.text import first_line
+from weights.sources import check_weights_exist
+from weights.specs import ONNX, check_architecture, spec_in
 
 GRAPH = "graph"
 
@@ -107,8 +109,7 @@ def read_onnx(
         InputError: no such file, unknown preprocessing, a graph that is not a backbone's, or metadata or an
             output size that contradict `arch`.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; expected the weights of a backbone.")
+    check_weights_exist(path)
     content = path.read_bytes()
     if external_files(path, content):
         content = _with_its_weights(path)
@@ -128,8 +129,8 @@ def read_onnx(
         side = int(stated.get("input_size") or json.loads(stored["input_size"]))
         stored = {"embedding_size": str(_embedding_size(path, session, side))} | stored
     spec = spec_in(path, stored if "architecture" in stored else None)
-    if spec is not None and arch is not None and spec.name not in (ONNX, arch):
-        raise InputError(f"{path}: holds {spec.name}, but {arch} was asked for. Ask for {spec.name} or none.")
+    if spec is not None and spec.name != ONNX:
+        check_architecture(path, spec, arch)
     asked = BACKBONES[arch] if arch else None
     size = _embedding_size(path, session, side)
     if spec is None and asked is not None:
@@ -226,7 +227,7 @@ def _opened(content: bytes) -> Any:
     except Exception as error:
         raise InputError(
             f"no ONNX graph can be read from its {len(content)} bytes. It may be incomplete. The reader "
-            f"says: {_first_line(error)}"
+            f"says: {first_line(error)}"
         ) from error
     return session
 
@@ -235,12 +236,8 @@ def _run(session: Any, images: Any) -> list[Any]:
     try:
         outputs: list[Any] = session.run(None, {session.get_inputs()[0].name: images})
     except Exception as error:
-        raise InputError(f"onnxruntime cannot run the graph: {_first_line(error)}") from error
+        raise InputError(f"onnxruntime cannot run the graph: {first_line(error)}") from error
     return outputs
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _with_its_weights(path: Path) -> bytes:

@@ -24,7 +24,9 @@ from backbones.spec import with_current_names
 from runtime.errors import InputError
 from runtime.input_files import utf8_path
 from runtime.json_files import parse_json
+from runtime.text import first_line
 from weights.digest import CHECKSUM, FORM, VERSION, content_checksum
+from weights.sources import check_weights_exist
 
 TORCH_SUFFIXES = (".ckpt", ".pt", ".pth")
 # Keys of the state dict in a checkpoint: Lightning and most others, arcface_torch.
@@ -75,8 +77,7 @@ def read_stored(path: Path, *, allow_pickle: bool = False) -> Stored:
         InputError: no such file, another suffix, no weights, a pickle that needs more than tensors, or NaN or
             infinite values in any part (backbone, aggregator or head).
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; expected the weights of a backbone.")
+    check_weights_exist(path)
     if path.suffix == ".safetensors":
         stored = _read_safetensors(path)
     elif path.suffix in TORCH_SUFFIXES:
@@ -142,8 +143,7 @@ def read_checkpoint(path: Path, *, allow_pickle: bool = False) -> Any:
                 "...), or ask its author for a .safetensors file. If you trust the author: python "
                 "convert.py --weights IN OUT.safetensors --allow-pickle"
             ) from error
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path}: {what_it_may_be(path)} The reader says: {reason}") from error
+        raise InputError(f"{path}: {what_it_may_be(path)} The reader says: {first_line(error)}") from error
 
 
 def _check_members(path: Path) -> None:

@@ -46,6 +46,12 @@ def fetched(entry: Entry) -> Path | None:
     return path if path.is_file() else None
 
 
+def check_weights_exist(path: Path) -> None:
+    """Raise InputError if there is no such file."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; expected the weights of a backbone.")
+
+
 def weights_sha256(source: Path | str) -> str:
     """Hexadecimal SHA-256 of the file of a source; of an ONNX graph with external weights, over all files.
 
@@ -53,8 +59,7 @@ def weights_sha256(source: Path | str) -> str:
         InputError: as `resolve`, or no such file.
     """
     path = resolve(source)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; expected the weights of a backbone.")
+    check_weights_exist(path)
     others = external_files(path, path.read_bytes()) if path.suffix == ".onnx" else []
     if not others:
         return sha256_of(path)

@@ -50,6 +50,12 @@ def spec_in(path: Path, stored: object) -> BackboneSpec | None:
     return spec
 
 
+def check_architecture(path: Path, spec: BackboneSpec, arch: str | None) -> None:
+    """Raise InputError if another architecture than that of the file is asked for; None asks for none."""
+    if arch not in (None, spec.name):
+        raise InputError(f"{path}: holds {spec.name}, but {arch} was asked for. Ask for {spec.name} or none.")
+
+
 def metadata_of(spec: BackboneSpec) -> dict[str, str]:
     """The spec as texts, the inverse of `spec_in`."""
     values = spec.to_dict()
