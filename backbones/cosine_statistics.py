@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from runtime.errors import InputError
 from runtime.json_files import is_plain
+from runtime.rows import unit_rows
 
 # Median non-mated cosine above which the vector that all features share is subtracted. MobileFaceNet's is
 # 0.00, so that its features and aggregators are unchanged; that of dlib's ResNet is 0.84.
@@ -184,8 +185,7 @@ def measure_cosines(
     np.add.at(sums, subjects, unit)
     # Seven digits, as float32 has, so that all files agree.
     common = (sums / np.bincount(subjects)[:, None]).mean(axis=0).round(7)
-    rest = unit - common
-    rest /= np.linalg.norm(rest, axis=1, keepdims=True).clip(1e-12)
+    rest = unit_rows(unit - common)
     statistics = _statistics(rest, subjects, is_labelled=labels is not None)
     return tuple(common.tolist()), replace(statistics, log_norm_std=log_norm_std)
 

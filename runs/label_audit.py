@@ -11,6 +11,7 @@ from data.checks.label_noise_report import CheckedFaces, findings_text, write_re
 from data.sources.face_source import FaceSource
 from features.bank import FeatureBank
 from runs.components import Run
+from runtime.rows import unit_rows
 
 FOLDER = "label_check"
 
@@ -28,7 +29,7 @@ def faces_of_bank(bank: FeatureBank, source: FaceSource | None) -> CheckedFaces:
                 for start, length in zip(bank.starts.tolist(), bank.lengths.tolist(), strict=True)
             ]
         )
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-6)
+    rows = unit_rows(rows, 1e-6)
 
     def name(image: int) -> str:
         if source is not None:

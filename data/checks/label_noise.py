@@ -6,7 +6,6 @@ The findings are candidates for inspection (`data.checks.label_noise_report`); n
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,12 +14,14 @@ from numpy.typing import NDArray
 from backbones.spec import BackboneSpec
 from data.sources.subject_index import SubjectIndex
 from runtime.errors import InputError
+from runtime.rows import row_slices, unit_rows
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 # Similarities per block: 64 MB.
 _CELLS_AT_ONCE = 16_000_000
+_SHORTEST = 1e-6
 # Largest number of images for the quadratic search for duplicates across subjects (about a minute).
 MAX_COMPARED = 100_000
 
@@ -130,7 +131,7 @@ def check_labels(features: Floats, labels: Ints, limits: LabelLimits | None = No
         raise InputError("label audit: expected two or more subjects, numbered consecutively from 0.")
     sums = np.zeros((len(counts), features.shape[1]), np.float32)
     np.add.at(sums, labels, features)
-    centres = _unit(sums)
+    centres = unit_rows(sums, _SHORTEST)
     same = _pairs(centres, limits.split_identity)
     within = _within(features, labels, limits)
     others, num_others = sums[labels] - features, counts[labels] - 1
@@ -138,7 +139,7 @@ def check_labels(features: Floats, labels: Ints, limits: LabelLimits | None = No
         for image, copy in ((pair.first, pair.second), (pair.second, pair.first)):
             others[image] -= features[copy]
             num_others[image] -= 1
-    own = (features * _unit(others)).sum(axis=1)
+    own = (features * unit_rows(others, _SHORTEST)).sum(axis=1)
     # Without another image of its subject nothing is known of an image.
     own[num_others == 0] = np.inf
     searched = len(features) <= MAX_COMPARED
@@ -166,7 +167,7 @@ def _mislabelled(
         alike.setdefault(pair.first, []).append(pair.second)
         alike.setdefault(pair.second, []).append(pair.first)
     found = []
-    for part in _blocks(len(features), len(centres)):
+    for part in row_slices(len(features), len(centres), _CELLS_AT_ONCE):
         near = features[part] @ centres.T
         near[np.arange(len(near)), labels[part]] = -np.inf
         for row, label in enumerate(labels[part].tolist()):
@@ -194,7 +195,7 @@ def _within(features: Floats, labels: Ints, limits: LabelLimits) -> list[Similar
 def _pairs(rows: Floats, limit: float, labels: Ints | None = None) -> list[SimilarPair]:
     """Pairs with a cosine of `limit` or more; if labels are given, only pairs of different labels."""
     found = []
-    for part in _blocks(len(rows), len(rows)):
+    for part in row_slices(len(rows), len(rows), _CELLS_AT_ONCE):
         near = rows[part] @ rows.T
         first, second = np.nonzero(near >= limit)
         kept = second > first + part.start
@@ -209,14 +210,3 @@ def _pairs(rows: Floats, limit: float, labels: Ints | None = None) -> list[Simil
 
 def _by_similarity(pair: SimilarPair) -> tuple[float, int, int]:
     return -pair.similarity, pair.first, pair.second
-
-
-def _blocks(rows: int, columns: int) -> Iterator[slice]:
-    step = max(1, _CELLS_AT_ONCE // max(1, columns))
-    for start in range(0, rows, step):
-        yield slice(start, min(rows, start + step))
-
-
-def _unit(rows: Floats) -> Floats:
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.asarray(rows / lengths.clip(1e-6), np.float32)

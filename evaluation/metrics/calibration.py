@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from evaluation.metrics.binomial import Interval
 from evaluation.metrics.bootstrap import draw_subjects, interval95, rate_interval95
-from evaluation.metrics.set_pairs import CELLS, SetPairs, bootstrap_thresholds, cell_name
+from evaluation.metrics.set_pairs import CELLS, SetPairs, bootstrap_fnmr, bootstrap_thresholds, cell_name
 from evaluation.metrics.thresholds import Floats, accepted_counts, at_or_above, thresholds_of_counts
 from evaluation.metrics.verification import FEWEST_DECIDING, RULE_OF_30, check_rates, rate_key
 from runtime.errors import InputError
@@ -181,13 +181,9 @@ def _rates(
     thresholds = thresholds_of_counts(rising, accepted)
     drawn_thresholds, false = bootstrap_thresholds(pairs, rising, rates, drawn, cell)
     scores, subjects = own
-    missed = np.full(false.shape, np.nan)
-    for draw in np.flatnonzero(~np.isnan(false).any(axis=1)).tolist():
-        # Thresholds of the draw before: what is calibrated on some subjects is used on others.
-        mine = drawn[subjects, draw].astype(np.int64)
-        if mine.sum():
-            before = drawn_thresholds[draw - 1].tolist()
-            missed[draw] = [mine @ ~at_or_above(scores, at) / mine.sum() for at in before]
+    # Thresholds of the draw before: what is calibrated on some subjects is used on others.
+    before = np.where(np.isnan(false), np.nan, np.roll(drawn_thresholds, 1, axis=0))
+    missed = bootstrap_fnmr(scores, subjects, before, drawn)
     spans = _intervals(interval95(drawn_thresholds))
     fmr = (accepted / len(rising)).tolist()
     fmr_spans = _intervals(rate_interval95(false[1:], fmr, pairs.count_subject_pairs(cell)))

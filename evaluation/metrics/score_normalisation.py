@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.metrics.bootstrap import difference_interval95, draw_subjects
-from evaluation.metrics.set_pairs import SetPairs, bootstrap_thresholds
+from evaluation.metrics.set_pairs import SetPairs, bootstrap_fnmr, bootstrap_thresholds
 from evaluation.metrics.thresholds import Floats, accepted_counts, at_or_above, thresholds_of_counts
 from evaluation.metrics.verification import rate_key
 from runtime.errors import InputError
@@ -166,9 +166,5 @@ def _missed(
     rising = pairs.nonmated()
     observed = thresholds_of_counts(rising, accepted_counts(rising, rates)).tolist()
     thresholds, _ = bootstrap_thresholds(pairs, rising, rates, drawn)
-    missed = np.full(thresholds.shape, np.nan)
-    for draw in np.flatnonzero(~np.isnan(thresholds).any(axis=1)).tolist():
-        mine = drawn[subjects, draw].astype(np.int64)
-        if mine.sum():
-            missed[draw] = [mine @ ~at_or_above(scores, at) / mine.sum() for at in thresholds[draw].tolist()]
+    missed = bootstrap_fnmr(scores, subjects, thresholds, drawn)
     return [float((~at_or_above(scores, at)).mean()) for at in observed], missed

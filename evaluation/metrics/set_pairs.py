@@ -5,16 +5,17 @@ The index of a pair determines its two sets, so that subjects and sizes are kept
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.metrics.thresholds import Floats, Integers, thresholds_of_falling
+from evaluation.metrics.thresholds import Floats, Integers, at_or_above, thresholds_of_falling
 from evaluation.metrics.verification import check_finite
 from runtime.errors import InputError
+from runtime.rows import row_slices
 
 # Smallest and largest number of faces of a set in each group.
 SIZE_GROUPS = ((1, 1), (2, 4), (5, 16), (17, None))
@@ -169,7 +170,7 @@ def all_pairs(similarity: Floats | InnerProducts, subjects: Integers, sizes: Int
     scores = np.empty(pairs, similarity[0:0].dtype)
     cell, is_mated = np.empty(pairs, np.uint8), np.empty(pairs, np.bool_)
     start = 0
-    for rows in _row_slices(count):
+    for rows in row_slices(count, count, _PAIRS_AT_ONCE):
         upper = np.arange(count) > np.arange(rows.start, rows.stop)[:, None]
         part = slice(start, start + int(upper.sum()))
         scores[part] = similarity[rows][upper]
@@ -178,12 +179,6 @@ def all_pairs(similarity: Floats | InnerProducts, subjects: Integers, sizes: Int
         start = part.stop
     check_finite(scores, "score of pair")
     return SetPairs(scores, cell, is_mated, subjects, groups)
-
-
-def _row_slices(count: int) -> Iterator[slice]:
-    step = max(1, _PAIRS_AT_ONCE // max(1, count))
-    for start in range(0, count, step):
-        yield slice(start, min(start + step, count))
 
 
 def bootstrap_thresholds(
@@ -212,6 +207,30 @@ def bootstrap_thresholds(
         if len(places) == len(rising) or not np.isneginf(found[0]).any():
             return found
         wanted *= 4
+
+
+def bootstrap_fnmr(
+    scores: Floats, subjects: Integers, thresholds: NDArray[np.float64], drawn: Integers
+) -> NDArray[np.float64]:
+    """False non-match rates in each draw of subjects.
+
+    Args:
+        scores: (P,) of mated pairs.
+        subjects: (P,) of the same pairs.
+        thresholds: (R, F) of each draw; a draw with a NaN is left out.
+        drawn: (subjects, R) how often each subject is drawn.
+
+    Returns:
+        (R, F), NaN where the draw is left out or has no mated pair.
+    """
+    missed = np.full(thresholds.shape, np.nan)
+    for draw in np.flatnonzero(~np.isnan(thresholds).any(axis=1)).tolist():
+        weights = drawn[subjects, draw].astype(np.int64)
+        if weights.sum():
+            missed[draw] = [
+                weights @ ~at_or_above(scores, at) / weights.sum() for at in thresholds[draw].tolist()
+            ]
+    return missed
 
 
 def _thresholds_of_top(

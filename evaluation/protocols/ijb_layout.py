@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from evaluation.protocols.text_tables import line_of_row, read_table
 from runtime.errors import InputError
 from runtime.input_files import check_inside
+from runtime.rows import joined_rows
 from runtime.text import listed
 
 Integers = NDArray[np.integer[Any]]
@@ -297,7 +296,7 @@ def _subjects(
         InputError: 1:N files and pairs contradict each other.
     """
     mated = pairs.first[pairs.is_mated], pairs.second[pairs.is_mated]
-    by_pairs = _joined(len(ids), *mated)
+    by_pairs = joined_rows(len(ids), *mated)
     first, second = [mated[0]], [mated[1]]
     known = np.full(len(ids), _UNKNOWN, np.int64)
     if lists:
@@ -307,7 +306,7 @@ def _subjects(
         first.append(templates.astype(np.int32))
         second.append(representative.astype(np.int32))
         known[templates] = subjects
-    joined = _joined(len(ids), np.concatenate(first), np.concatenate(second))
+    joined = joined_rows(len(ids), np.concatenate(first), np.concatenate(second))
     alike = np.flatnonzero((joined[pairs.first] == joined[pairs.second]) & ~pairs.is_mated)
     warnings = _check_one_to_many(
         mated,
@@ -373,12 +372,6 @@ def _check_one_to_many(
     if contradicted > most or len(non_mated_alike) > _MOST_NON_MATED_CONTRADICTIONS * len(mated[0]):
         raise InputError(text)
     return [text]
-
-
-def _joined(count: int, rows: Integers, columns: Integers) -> NDArray[np.int64]:
-    """(count,) numbers of the groups that pairs of rows join."""
-    edges = coo_array((np.ones(len(rows), np.bool_), (rows, columns)), shape=(count, count))
-    return np.asarray(connected_components(edges, directed=False)[1], np.int64)
 
 
 def _check_known_sizes(protocol: SetProtocol) -> None:

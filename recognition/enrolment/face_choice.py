@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.rows import unit_rows
+
 # Cosine of a face with the mean of the rest of its set from which they show one subject, for the reference
 # backbone (`BackboneSpec.cosine_limit`).
 AGREEMENT = 0.25
@@ -47,8 +49,7 @@ def choose_faces(
     vectors = features.astype(np.float64) * norms.astype(np.float64)[:, None]
     photo_of = np.repeat(np.arange(len(starts)), counts)
     for _ in range(_ROUNDS):
-        rest = vectors[rows].sum(axis=0) - vectors[rows]
-        rest /= np.linalg.norm(rest, axis=1, keepdims=True).clip(1e-12)
+        rest = unit_rows(vectors[rows].sum(axis=0) - vectors[rows])
         agreement = np.einsum("td,td->t", features, rest[photo_of])
         chosen = _largest_of_each(agreement, starts)
         if (chosen == rows).all():

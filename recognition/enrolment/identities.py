@@ -16,6 +16,7 @@ from scipy.spatial.distance import squareform
 from backbones.spec import BackboneSpec
 from recognition.enrolment.outliers import MIN_SAMPLES
 from recognition.enrolment.samples import independent_samples, pool_samples
+from runtime.rows import unit_rows
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -113,7 +114,7 @@ def unmatched_samples(
         return np.zeros(len(identities), np.bool_)
     sums = np.zeros((int(identities.max()) + 1, directions.shape[1]))
     np.add.at(sums, identities[~outside], (directions * qualities[:, None])[~outside])
-    means = sums / np.linalg.norm(sums, axis=1, keepdims=True).clip(1e-12)
+    means = unit_rows(sums)
     is_good = qualities >= limits.min_single_quality * qualities.max()
     return np.asarray(outside & is_good & ((directions @ means.T).max(axis=1) < limits.another))
 

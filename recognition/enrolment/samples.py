@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from recognition.records import AggregatedSet
+from runtime.rows import joined_rows, row_slices
 
 # Cosines in one block of the search for near-duplicates; a pair takes up to 64 bytes.
 _PAIRS_PER_BLOCK = 262_144
@@ -28,14 +27,14 @@ def duplicate_groups(features: NDArray[np.float32], limit: float) -> Ints:
     """
     count = len(features)
     roots = np.arange(count)
-    rows_per_block = max(1, _PAIRS_PER_BLOCK // max(1, count))
-    for start in range(0, count, rows_per_block):
-        near = features[start : start + rows_per_block] @ features[start:].T >= limit
+    for block in row_slices(count, count, _PAIRS_PER_BLOCK):
+        start = block.start
+        near = features[block] @ features[start:].T >= limit
         rows, columns = np.nonzero(np.triu(near, 1))
         # The edge from each face to the first face of its group carries over the pairs of earlier blocks.
         first, second = np.append(rows + start, roots), np.append(columns + start, np.arange(count))
         _, leader, inverse = np.unique(
-            _components(first, second, count), return_index=True, return_inverse=True
+            joined_rows(count, first, second), return_index=True, return_inverse=True
         )
         roots = leader[inverse]
     _, first, inverse, sizes = np.unique(roots, return_index=True, return_inverse=True, return_counts=True)
@@ -65,7 +64,7 @@ def independent_samples(media: Ints, groups: Ints) -> Ints:
     grouped = groups >= 0
     _, first, group = np.unique(groups[grouped], return_index=True, return_inverse=True)
     members = medium[grouped]
-    return _components(members, members[first[group]], int(medium.max(initial=-1)) + 1)[medium]
+    return joined_rows(int(medium.max(initial=-1)) + 1, members, members[first[group]])[medium]
 
 
 def pool_samples(
@@ -84,9 +83,3 @@ def pool_samples(
     means = sums / counts[:, None]
     lengths = np.linalg.norm(means, axis=1)
     return means / lengths.clip(1e-12)[:, None], lengths
-
-
-def _components(first: Ints, second: Ints, count: int) -> Ints:
-    """(count,) connected component of each node, numbered by first node."""
-    graph = coo_array((np.ones(len(first), np.bool_), (first, second)), shape=(count, count))
-    return np.asarray(connected_components(graph, directed=False)[1], np.int64)
