@@ -7,8 +7,6 @@ once. Nothing is embedded here, and no image is read.
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,9 +16,10 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from data.sampling.positions import Item
-from data.sampling.templates import GALLERY_STILLS, PROBES
+from data.sampling.templates import GALLERY_STILLS, PROBES, ragged_media, subjects_for_validation
 from data.sampling.views import Kind, ViewPlan
 from data.sources.subject_index import SubjectIndex
+from data.sources.subject_names import name_hash
 from features.bank import FeatureBank, FeatureBatch, FeatureTemplate, gather_batch, ragged_ranges
 from runtime.errors import InputError
 
@@ -258,20 +257,15 @@ class HeldOutFeatureTemplates(Dataset[FeatureTemplate]):
 
     def __init__(self, bank: FeatureBank, recipe: TemplateRecipe, *, seed: int, max_subjects: int) -> None:
         index = SubjectIndex(bank.labels)
-        several = np.flatnonzero(index.counts() >= 2)
-        if len(several) < 2:
-            raise InputError(
-                f"{bank.name}: {len(several)} held-out subjects have two images or more, but validation "
-                "needs at least two. Hold out more subjects."
-            )
-        hashes = np.array([_name_hash(f"{seed}:{bank.subjects[subject]}") for subject in several], np.uint64)
-        several = np.sort(several[np.argsort(hashes)[:max_subjects]])
+        several = subjects_for_validation(
+            index, bank.subjects, bank.name, seed=seed, max_subjects=max_subjects
+        )
         self.bank = bank
         self.labels = np.repeat(several, 1 + PROBES)
         self.is_gallery = np.arange(len(self.labels)) % (1 + PROBES) == 0
         gallery, probes = [], []
         for subject in several.tolist():
-            name = _name_hash(bank.subjects[subject])
+            name = name_hash(bank.subjects[subject])
             rng = np.random.default_rng([seed, name, 1])
             images = rng.permutation(index.images_of(subject))
             first, second = np.split(images, [len(images) // 2])
@@ -301,10 +295,7 @@ class HeldOutFeatureTemplates(Dataset[FeatureTemplate]):
 
     def collate(self, templates: Sequence[FeatureTemplate]) -> FeatureBatch:
         """Join templates to one ragged batch, with media numbered across it."""
-        sizes = np.array([len(template.rows) for template in templates])
-        first = np.cumsum([0, *(int(template.media.max()) + 1 for template in templates[:-1])])
-        media = np.concatenate([template.media + at for template, at in zip(templates, first, strict=True)])
-        offsets = np.concatenate(([0], np.cumsum(sizes)))
+        offsets, media = ragged_media([template.media for template in templates])
         rows = np.concatenate([template.rows for template in templates])
         return gather_batch(self.bank, rows, offsets, np.array([t.label for t in templates]), media)
 
@@ -372,7 +363,3 @@ def _rows_of(
     first = (uniform.ravel() * length.ravel()).astype(np.int64)
     rows = start.ravel()[medium] + (first[medium] + step) % length.ravel()[medium]
     return rows, offsets, medium
-
-
-def _name_hash(name: str) -> int:
-    return int.from_bytes(hashlib.blake2b(os.fsencode(name), digest_size=8).digest(), "big")

@@ -6,10 +6,8 @@ seed and an item's epoch and position only, not on workers or processes.
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +21,8 @@ from data.sampling.positions import Item
 from data.sources.decoding import Image
 from data.sources.face_source import FaceSource
 from data.sources.subject_index import SubjectIndex
+from data.sources.subject_names import name_hash
+from data.tensor_batch import TensorBatch
 from runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Template:
 
 
 @dataclass(frozen=True)
-class TemplateBatch:
+class TemplateBatch(TensorBatch):
     """Templates as a ragged batch.
 
     `images`: (N, 3, 112, 112) uint8 in the spec's channel order; `offsets`: (B+1,) int64, template b has rows
@@ -60,29 +60,55 @@ class TemplateBatch:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def pin_memory(self) -> TemplateBatch:
-        """Copy to pinned memory; called by DataLoader."""
-        return self._each(Tensor.pin_memory)
-
-    def to(self, device: torch.device | str, non_blocking: bool = True) -> TemplateBatch:
-        """Copy to `device`; called by Lightning."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> TemplateBatch:
-        return TemplateBatch(*(change(getattr(self, field.name)) for field in fields(self)))
-
 
 def collate_templates(templates: Sequence[Template]) -> TemplateBatch:
     """Join templates to a ragged batch, with media numbered consecutively."""
-    sizes = np.array([len(template.images) for template in templates])
-    first_media = np.cumsum([0, *(int(template.media.max()) + 1 for template in templates[:-1])])
-    media = [template.media + first for template, first in zip(templates, first_media, strict=True)]
+    offsets, media = ragged_media([template.media for template in templates])
     return TemplateBatch(
         images=torch.from_numpy(np.concatenate([template.images for template in templates])),
-        offsets=torch.from_numpy(np.concatenate(([0], np.cumsum(sizes)))),
+        offsets=torch.from_numpy(offsets),
         labels=torch.tensor([template.label for template in templates]),
-        media=torch.from_numpy(np.concatenate(media)),
+        media=torch.from_numpy(media),
     )
+
+
+def ragged_media(media: Sequence[NDArray[np.int64]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Join the media of templates.
+
+    Args:
+        media: (T,) of each of B templates, numbered from 0.
+
+    Returns:
+        (B+1,) offsets of the templates; (N,) media, unique per medium in the batch.
+    """
+    offsets = np.concatenate(([0], np.cumsum([len(each) for each in media])))
+    first = np.cumsum([0, *(int(each.max()) + 1 for each in media[:-1])])
+    return offsets, np.concatenate([each + start for each, start in zip(media, first, strict=True)])
+
+
+def subjects_for_validation(
+    index: SubjectIndex, names: list[str], where: str, *, seed: int, max_subjects: int | None = None
+) -> NDArray[np.int64]:
+    """Sorted subjects with two or more images; `max_subjects` of them are drawn by hashes of their names.
+
+    Args:
+        index: images by subject.
+        names: of all subjects.
+        where: the data in messages.
+        seed: of the draw.
+        max_subjects: largest number; None is all.
+
+    Raises:
+        InputError: fewer than two such subjects.
+    """
+    several = np.flatnonzero(index.counts() >= 2)
+    if len(several) < 2:
+        raise InputError(
+            f"{where}: {len(several)} held-out subjects have two or more images, but validation needs at "
+            "least two such subjects. Hold out more subjects."
+        )
+    hashes = np.array([name_hash(f"{seed}:{names[subject]}") for subject in several.tolist()], np.uint64)
+    return np.sort(several[np.argsort(hashes)[:max_subjects]])
 
 
 def collate_faces(faces: Sequence[tuple[NDArray[np.uint8], int]]) -> tuple[Tensor, Tensor]:
@@ -223,15 +249,9 @@ class HeldOutTemplates(_AugmentedFaces, Dataset[Template]):
         _check_sizes(max_template_size, LONGEST_CLIP)
         self._index = SubjectIndex(source.labels)
         self._max_size = max_template_size
-        several = np.flatnonzero(self._index.counts() >= 2)
-        if len(several) < 2:
-            raise InputError(
-                f"{source.name}: {len(several)} held-out subjects have two or more images, but validation "
-                "needs at least two such subjects. Hold out more subjects."
-            )
-        if max_subjects is not None and max_subjects < len(several):
-            hashes = [_name_hash(f"{seed}:{source.subjects[subject]}") for subject in several]
-            several = np.sort(several[np.argsort(hashes)[:max_subjects]])
+        several = subjects_for_validation(
+            self._index, source.subjects, source.name, seed=seed, max_subjects=max_subjects
+        )
         self.labels = np.repeat(several, 1 + PROBES)
         self.is_gallery = np.arange(len(self.labels)) % (1 + PROBES) == 0
 
@@ -247,7 +267,7 @@ class HeldOutTemplates(_AugmentedFaces, Dataset[Template]):
         if not 0 <= number < len(self):
             raise IndexError(number)
         subject, which = int(self.labels[number]), number % (1 + PROBES)
-        name = _name_hash(self._source.subjects[subject])
+        name = name_hash(self._source.subjects[subject])
         rows = np.random.default_rng([self._seed, name, 1]).permutation(self._index.images_of(subject))
         rng = np.random.default_rng([self._seed, name, 2 + which])
         gallery, probes = np.split(rows, [len(rows) // 2])
@@ -262,10 +282,6 @@ class HeldOutTemplates(_AugmentedFaces, Dataset[Template]):
 def _item_rng(seed: int, item: Item) -> np.random.Generator:
     # The last number separates position 0 from the epoch's permutation: NumPy pads seeds with zeros.
     return np.random.default_rng([seed, item.epoch, item.position, 1])
-
-
-def _name_hash(name: str) -> int:
-    return int.from_bytes(hashlib.blake2b(os.fsencode(name), digest_size=8).digest(), "big")
 
 
 def _check_sizes(max_template_size: int, longest_clip: int) -> None:

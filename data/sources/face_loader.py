@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import cv2
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data.sources.decoding import FACE_SIZE, Image
+from data.tensor_batch import TensorBatch
 from runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class Faces(Protocol):
 
 
 @dataclass(frozen=True)
-class FaceBatch:
+class FaceBatch(TensorBatch):
     """`numbers` (n,) int64 of the faces; `images` (n, 3, 112, 112) uint8 in the spec's channel order.
 
     `faults`: number -> fault of an unusable image, which is black in `images`.
@@ -39,14 +40,6 @@ class FaceBatch:
     numbers: NDArray[np.int64]
     images: Tensor
     faults: dict[int, str]
-
-    def pin_memory(self) -> FaceBatch:
-        """Copy to pinned memory; called by DataLoader."""
-        return replace(self, images=self.images.pin_memory())
-
-    def to(self, device: torch.device | str, non_blocking: bool = True) -> FaceBatch:
-        """Copy to `device`; called by Lightning."""
-        return replace(self, images=self.images.to(device, non_blocking=non_blocking))
 
 
 def face_loader(

@@ -1,10 +1,12 @@
-"""Compare subject names and read lists of them.
+"""Compare and hash subject names and read lists of them.
 
 Names are equal if their Unicode normal forms NFC are; case matters. (macOS stores accents decomposed, NFD.)
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 import unicodedata
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -17,6 +19,11 @@ from runtime.text import listed
 def normal(name: str) -> str:
     """The NFC form in which names are compared."""
     return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def name_hash(text: str) -> int:
+    """A 64-bit hash of a name, equal on all machines, for draws that do not depend on other names."""
+    return int.from_bytes(hashlib.blake2b(os.fsencode(text), digest_size=8).digest(), "big")
 
 
 def read_names(path: Path) -> frozenset[str]:

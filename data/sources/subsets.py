@@ -5,8 +5,6 @@ Subjects are drawn by a hash of seed and name, so a folder, its pack and any sub
 
 from __future__ import annotations
 
-import hashlib
-import os
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +12,7 @@ from numpy.typing import NDArray
 
 from data.sources.face_source import FaceSource, select
 from data.sources.subject_index import SubjectIndex
-from data.sources.subject_names import match_names, normal, read_names, unknown_names
+from data.sources.subject_names import match_names, name_hash, normal, read_names, unknown_names
 from runtime.errors import InputError
 
 PUBLISHED_SUBSET = "ms1mv2_train_subset_index.txt"
@@ -213,8 +211,7 @@ def _drawn_order(subjects: list[str], seed: int, purpose: str) -> list[int]:
 
 
 def _hash(name: str, seed: int, purpose: str) -> int:
-    text = f"{purpose}:{seed}:".encode() + os.fsencode(normal(name))
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
+    return name_hash(f"{purpose}:{seed}:{normal(name)}")
 
 
 def _size(source: FaceSource) -> str:
