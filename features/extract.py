@@ -21,7 +21,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from backbones.preprocessing import describe_preprocessing
 from data.checks.colour_order import (
-    MIN_PAIRS,
     GivenFaces,
     LabelledFaces,
     check_colour_order,
@@ -31,7 +30,7 @@ from data.sources.decoding import FACE_SIZE
 from data.sources.face_loader import Faces
 from data.sources.fingerprint import PIXEL_LIBRARIES
 from data.sources.unusable_images import first_faults
-from features.flips import NO_FLIP, fuse_flips
+from features.flips import NO_FLIP, fuse_flips, fused_size
 from features.options import FACES_AT_ONCE, PRECISIONS, EmbedOptions
 from features.store import (
     STAMP,
@@ -124,7 +123,7 @@ def extract(
     if precision not in PRECISIONS:
         raise InputError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}.")
     place, dtype = torch.device(device), _AUTOCAST.get(precision)
-    size = backbone.spec.embedding_size * (2 if flip == "concat" else 1)
+    size = fused_size(backbone.spec.embedding_size, flip)
     features, norms = [np.empty((0, size), np.float32)], [np.empty(0, np.float32)]
     for block in [images] if isinstance(images, np.ndarray) else images:
         if block.ndim != 4 or block.shape[1:] != (FACE_SIZE, FACE_SIZE, 3) or block.dtype != np.uint8:
@@ -266,7 +265,7 @@ def _warn_of_colours(backbone: Backbone, faces: LabelledFaces) -> None:
         )
     except InputError:
         return  # Images that cannot be used are reported together, after embedding.
-    if report.verdict == "swapped" and report.num_pairs >= MIN_PAIRS:
+    if report.is_swapped:
         warnings.warn(report.sentence, InputWarning, stacklevel=2)
 
 

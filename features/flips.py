@@ -27,6 +27,11 @@ def flip_choice(rule: str) -> str:
     return "none" if rule == NO_FLIP else rule
 
 
+def fused_size(size: int, rule: str) -> int:
+    """Values of a fused feature, from those of one image."""
+    return 2 * size if rule == "concat" else size
+
+
 def fuse_flips(
     first: Tensor, second: Tensor, first_norm: Tensor, second_norm: Tensor, rule: str
 ) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from backbones.face_template import ARCFACE_POINTS
 from synthetic.drawing import (
     COVERS,
     NOSE_LIFT,
@@ -47,10 +48,8 @@ FRAME_CHANGE = 0.03
 # Rendering scale, fractional bits of coordinates, and camera distance in pixels of the face.
 _OVERSAMPLING, _SHIFT, _CAMERA = 2, 4, 420.0
 
-# Eyes, nose tip and mouth corners of an aligned face (ArcFace's template), in pixels.
-TEMPLATE = np.array(
-    ((38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041))
-)
+# Eyes, nose tip and mouth corners of an aligned face, in pixels.
+TEMPLATE = np.array(ARCFACE_POINTS)
 
 
 @dataclass(frozen=True)

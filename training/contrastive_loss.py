@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from coreset.precision import at_least_float32, without_autocast
 from runtime.distributed import gather_rows, rank_and_world_size
 from runtime.errors import InputError
 
@@ -31,8 +32,8 @@ def pair_contrast(embedding: Tensor, labels: Tensor, scale: float = CONTRAST_SCA
     B = len(labels)
     if B % 2:
         raise InputError(f"contrastive loss: expected pairs of templates, found {B} templates in the batch.")
-    with torch.autocast(embedding.device.type, enabled=False):
-        embedding = embedding.to(torch.promote_types(embedding.dtype, torch.float32))
+    with without_autocast(embedding):
+        embedding = at_least_float32(embedding)
         cosine = embedding @ gather_rows(embedding).T * scale
         rank, _ = rank_and_world_size()
         number = torch.arange(B, device=labels.device)

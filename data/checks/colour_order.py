@@ -70,6 +70,11 @@ class ColourOrderReport:
     verdict: str
     sentence: str
 
+    @property
+    def is_swapped(self) -> bool:
+        """Whether red and blue are swapped, by at least `MIN_PAIRS` pairs."""
+        return self.verdict == "swapped" and self.num_pairs >= MIN_PAIRS
+
 
 def check_skin_colour(source: FaceSource, *, seed: int = 0) -> str:
     """Check some images without a network: in true colours, skin has more red than blue.
