@@ -14,6 +14,7 @@ import pytest
 from recognition.gallery.contents import Gallery
 from recognition.gallery.database import SUFFIX
 from recognition.gallery.store import enroll
+from tests.validation_commands import VALIDATION_COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {
@@ -32,11 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "convert.py --help": set(),
     "convert.py --list-weights": set(),
     "main.py --help": set(),
-    "validation_hq/validate_pairs.py --help": set(),
-    "validation_hq/validate_ytf.py --help": set(),
-    "validation_lq/validate_IJB_S.py --help": set(),
-    "validation_lq/validate_tinyface.py --help": set(),
-    "validation_mixed/validate_ijb.py --help": set(),
+    **{f"{script} --help": set() for script in VALIDATION_COMMANDS},
 }
 # Runs a command and prints its exit code, the heavy libraries in memory, and its processor time.
 PROBE = """

@@ -10,16 +10,14 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 
+from tests.validation_commands import VALIDATION_COMMANDS
+
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = {
     "main.py": "main",
     "convert.py": "convert",
     "inference.py": "inference",
-    "validate_ijb.py": "validation.ijb",
-    "validate_pairs.py": "validation.pairs",
-    "validate_ytf.py": "validation.youtube_faces",
-    "validate_tinyface.py": "validation.tinyface",
-    "validate_IJB_S.py": "validation.ijb_s",
+    **{Path(script).name: module for script, module in VALIDATION_COMMANDS.items()},
 }
 VALIDATIONS = tuple(command for command in COMMANDS.values() if command.startswith("validation."))
 SETS = ("validation.youtube_faces", "validation.ijb_s")

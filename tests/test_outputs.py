@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,16 @@ import pytest
 import convert
 import inference
 import main
-from validation import ijb as validate_ijb
-from validation import ijb_s as validate_IJB_S
-from validation import pairs as validate_pairs
-from validation import tinyface as validate_tinyface
-from validation import youtube_faces as validate_ytf
+from tests.validation_commands import VALIDATION_COMMANDS
+
+# What a validation command needs besides the folder of data, if it is not the weights alone.
+_INPUTS = {"validation.ijb": "--dataset_name IJBB --features SET"}
+
+
+def _main_of(module: str) -> Callable[[], int]:
+    main: Callable[[], int] = import_module(module).PROTOCOL.main
+    return main
+
 
 # FILE is a file, so nothing can be written below it; inputs are missing as well.
 COMMANDS: dict[str, tuple[Callable[[], int], str]] = {
@@ -35,19 +41,18 @@ COMMANDS: dict[str, tuple[Callable[[], int], str]] = {
     "check_quality_store": (convert.main, "--check-quality missing SET --store FILE/x.safetensors"),
     "export": (convert.main, "--export onnx missing --out FILE/x"),
     "benchmark": (convert.main, "--build_set_benchmark SET --out FILE/x --name mine"),
-    "ijb": (validate_ijb.PROTOCOL.main, "--data_root SET --dataset_name IJBB --features SET --out FILE/x"),
+    **{
+        name: (_main_of(name), f"--data_root SET {_INPUTS.get(name, '--weights missing')} --out FILE/x")
+        for name in VALIDATION_COMMANDS.values()
+    },
     "ijb_cache": (
-        validate_ijb.PROTOCOL.main,
+        _main_of("validation.ijb"),
         "--data_root SET --dataset_name IJBB --weights FILE --cache FILE/x --out OUT",
     ),
-    "pairs": (validate_pairs.PROTOCOL.main, "--data_root SET --weights missing --out FILE/x"),
     "pairs_cache": (
-        validate_pairs.PROTOCOL.main,
+        _main_of("validation.pairs"),
         "--data_root SET --weights missing --out OUT --cache FILE/x",
     ),
-    "ytf": (validate_ytf.PROTOCOL.main, "--data_root SET --weights missing --out FILE/x"),
-    "ijb_s": (validate_IJB_S.PROTOCOL.main, "--data_root SET --weights missing --out FILE/x"),
-    "tinyface": (validate_tinyface.PROTOCOL.main, "--data_root SET --weights missing --out FILE/x"),
     "train": (main.main, "--data_root SET --train_data_path missing --gpus 0 --out FILE/x"),
     "train_cache": (
         main.main,
