@@ -6,6 +6,7 @@ python benchmarks/speed/training.py --phases step    # one of them
   paths   steps/s from cached features against steps/s from images through ir_50, the same recipe and loop
   step    B 20, T 20, K 3, 10,000 classes, precomputed features: against a re-creation of the published step
   ragged  512 templates per step, as the preset 'good' samples them: templates/s and padding
+  augmentation  images/s of the augmentations of training images, one thread, each with probability 0.2
   long    memory of a step with a template of 4,096 faces; time against the number of faces, with a plot
 
 Both sides of a ratio alternate in one process; every line has the number of cores that other processes used.
@@ -22,6 +23,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -32,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.speed.published_training import PublishedHead, PublishedModel
 from benchmarks.speed.usage import Usage, hand_over, in_process_of_its_own, measured
 from coreset import FaceSets, build_aggregator
-from data.sampling.augmentation import Augmentation
+from data.sampling.augmentation import Augmentation, random_horizontal_flip
 from data.sampling.positions import Item
 from data.sampling.templates import TemplateDataset, collate_templates
 from data.sampling.views import ViewPlan
@@ -43,7 +45,8 @@ from net import build_backbone
 from training.contrastive_loss import pair_contrast
 
 D, CLASSES = 512, 10_000
-PHASES = ("paths", "step", "ragged", "long")
+PHASES = ("paths", "step", "ragged", "augmentation", "long")
+AUGMENTED_IMAGES = 500
 # Faces of the long template.
 LONGEST = 4_096
 
@@ -180,6 +183,22 @@ def ragged_batches(args: argparse.Namespace) -> None:
     rate = 512 * args.rounds / usage.wall
     print(f"ragged: 512 templates a step, {statistics.mean(faces):.0f} faces, sizes 1 to 160")
     print(f"  {rate:.0f} templates/s; {sum(places) / sum(faces) - 1:.1%} of padding; {usage_text(usage)}")
+
+
+def augmentation_rate(args: argparse.Namespace) -> None:
+    """Images/s of the augmentations and the flip, on 112 x 112 images in memory."""
+    source = NoiseFaces(subjects=1, images=AUGMENTED_IMAGES)
+    images = [source.image(row) for row in range(AUGMENTED_IMAGES)]
+    rng, augment = np.random.default_rng(0), Augmentation()
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    with measured() as usage:
+        for _ in range(args.rounds):
+            for image in images:
+                augment.apply(random_horizontal_flip(image, rng), rng)
+    cv2.setNumThreads(threads)
+    rate = args.rounds * AUGMENTED_IMAGES / usage.wall
+    print(f"augmentation: {rate:.0f} images/s, one thread; {usage_text(usage)}")
 
 
 def long_templates(args: argparse.Namespace) -> None:
@@ -335,7 +354,13 @@ def main() -> None:
         worker()
         return
     print(f"torch {torch.__version__}, {args.threads} thread(s)")
-    phases = {"paths": compare_paths, "step": compare_steps, "ragged": ragged_batches, "long": long_templates}
+    phases = {
+        "paths": compare_paths,
+        "step": compare_steps,
+        "ragged": ragged_batches,
+        "augmentation": augmentation_rate,
+        "long": long_templates,
+    }
     for name in args.phases:
         phases[name](args)
 

@@ -1,8 +1,9 @@
 """Augmentation of aligned faces: the AdaFace augmentations, RandAugment for clip frames, horizontal flip.
 
 NumPy and OpenCV on RGB arrays, with the random numbers of the given generator. Inputs are not modified, but
-the result may be the input. torchvision's transforms would take per-worker torch random numbers, and with PIL
-AdaFace's published pipeline reaches 2,800 images/s per core; this one 7,800 (benchmarks/speed/training.py).
+the result may be the input. torchvision's transforms would take per-worker torch random numbers. AdaFace's
+published code on PIL images reached 2,800 images/s per core, where this one reached 7,800 (its rate:
+`benchmarks/speed/training.py --phases augmentation`).
 """
 
 from __future__ import annotations
