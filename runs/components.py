@@ -167,7 +167,7 @@ def make_run(
     lines.append(
         f"batches  {each} in all"
         + (f", {accumulated} batches a step" if accumulated > 1 else "")
-        + f"; {module.steps_per_epoch:,} steps an epoch, {optimiser.trained_epochs} epochs"
+        + f"; {module.steps_per_epoch:,} steps per epoch, {optimiser.trained_epochs} epochs"
     )
     module.identity[EPOCH_ITEMS] = data.sampler().num_items
     facts = {"classes": module.num_subjects, "images": num_images, **module.identity}

@@ -104,8 +104,8 @@ def compare(args: argparse.Namespace, template_sampler: TemplateSampler) -> None
     batches = [on_device(drawn(number), device) for number in range(_BATCHES)]
     faces = statistics.mean(sets.num_faces for sets, _ in batches)
     chunks = [len(sets.chunks()) for sets, _ in batches]
-    print(f"{B} templates a step, {faces:.0f} faces in {statistics.mean(chunks):.1f} rectangles")
-    print("aggregator        precision   compiled  ms a step  templates/s  with drawing  first step, s")
+    print(f"{B} templates per step, {faces:.0f} faces in {statistics.mean(chunks):.1f} rectangles")
+    print("aggregator        precision   compiled  ms per step  templates/s  with drawing  first step, s")
     for name in args.aggregators:
         for precision in args.precisions:
             for compiled in (False, True) if args.compile else (False,):
@@ -126,7 +126,7 @@ def compare(args: argparse.Namespace, template_sampler: TemplateSampler) -> None
 
 
 def main() -> None:
-    """Runs the comparison."""
+    """Run the comparison."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -38,7 +38,7 @@ def read_faces(path: Path) -> tuple[Array, Array]:
 
 
 def read_lists(paths: Sequence[Path]) -> list[tuple[Array, Array]]:
-    """Templates and subjects of the 1:N lists, one row a template, in rising order."""
+    """Templates and subjects of the 1:N lists, one row per template, in rising order."""
     lists = []
     for path in paths:
         table = np.loadtxt(path, dtype=str, skiprows=1, delimiter=",")

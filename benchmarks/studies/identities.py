@@ -56,7 +56,7 @@ class Faces:
 
 
 def main() -> int:
-    """Runs the benchmark."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -76,7 +76,7 @@ def main() -> int:
 
 
 def embedded(model: FaceModel, folder: Path, *, degraded: bool) -> Faces:
-    """Embeds every image as it is, and once more degraded."""
+    """Embed every image as it is, and once more degraded."""
     rng = np.random.default_rng(0)
     files = [(path, place) for place, person in enumerate(_folders(folder)) for path in person]
     features, norms = [], []
@@ -127,7 +127,7 @@ def measure(faces: Faces, about: str) -> str:
             "|---:|" + "---:|" * len(PHOTOS),
             *rows,
             "",
-            f"Least with {REQUIRED[0]} to {REQUIRED[-1]} photos a person: {worst[1]:.1f} (first half: "
+            f"Least with {REQUIRED[0]} to {REQUIRED[-1]} photos per person: {worst[1]:.1f} (first half: "
             f"{worst[0]:.1f}).",
             "",
             "| sets of one person | sets | taken for several people | single faces named |",

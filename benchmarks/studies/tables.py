@@ -77,7 +77,7 @@ def score_normalisation_of(made_with: Mapping[str, Any]) -> str | None:
 def write_tables(
     out: Path, rows: Sequence[Row], reference: str, title: str = "baselines", cohort: str | None = None
 ) -> str:
-    """Writes <title>.md (one line an aggregator) and <title>.csv (one line a row); gives the table.
+    """Write <title>.md (one line per aggregator) and <title>.csv (one line per row); return the table.
 
     `cohort`: the people whom scores know of; None: scores are cosines.
     """

@@ -185,7 +185,7 @@ def aggregate_labelled(
 
 
 def mixed_text(model: FaceModel, described: Sequence[AggregatedSet], subjects: Sequence[str]) -> str:
-    """Subjects whose photos may show more than one person, a line each; '' if none, or if not known."""
+    """Subjects whose photos may show more than one person, one per line; '' if none, or if not known."""
     if model.spec.unmeasured_warning(
         np.stack([each.embedding for each in described]), np.arange(len(described))
     ):

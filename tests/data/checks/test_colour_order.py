@@ -19,7 +19,7 @@ SPEC = BackboneSpec("fake", 4, "RGB", 127.5, 127.5, True)
 
 
 def faces(root: Path, tint: tuple[int, int, int], subjects: int = 30, noise: int = 30) -> Path:
-    """Two faces a subject around one colour: red tells the subject, blue is noise."""
+    """Two faces per subject around one colour: red tells the subject, blue is noise."""
     rng = np.random.default_rng(0)
     for subject in range(subjects):
         (root / f"{subject}").mkdir(parents=True)

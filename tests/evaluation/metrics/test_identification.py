@@ -14,7 +14,7 @@ from runtime.errors import InputError
 
 @st.composite
 def searches(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Similarities with ties, probes with and without a mate, one entry a subject or several."""
+    """Similarities with ties, probes with and without a mate, one entry per subject or several."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     P, G = draw(st.integers(2, 30)), draw(st.integers(1, 15))
     gallery = np.arange(G) * 3 if draw(st.booleans()) else rng.integers(0, 6, G) * 3
@@ -78,7 +78,7 @@ def test_tpir_equals_brute_force_over_thresholds(
 
 
 def insightface_tpir(similarity: np.ndarray, probes: np.ndarray, gallery: np.ndarray, far: float) -> float:
-    """The rule of InsightFace's evaluation_1N, re-created; one entry a subject."""
+    """The rule of InsightFace's evaluation_1N, re-created; one entry per subject."""
     own, others, nonmated = [], [], []
     for scores, subject in zip(similarity, probes, strict=True):
         if subject in gallery:
