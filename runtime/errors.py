@@ -53,6 +53,6 @@ class Faults:
             return None
 
     def raise_if_any(self) -> None:
-        """Raises InputError with all sentences, if there are any."""
+        """Raise InputError with all sentences, if there are any."""
         if self.sentences:
             raise InputError.from_faults(self.sentences)

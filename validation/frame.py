@@ -47,7 +47,7 @@ _Figures = TypeVar("_Figures")
 
 
 def add_weights(group: argparse._ActionsContainer) -> None:
-    """Adds --weights and --arch."""
+    """Add --weights and --arch."""
     group.add_argument(
         "--weights",
         metavar="SOURCE",
@@ -63,7 +63,7 @@ def add_weights(group: argparse._ActionsContainer) -> None:
 
 
 def add_flip(group: argparse._ActionsContainer, default: str) -> None:
-    """Adds --flip; `default`: the value of the published code, `argparse.SUPPRESS` where there is none."""
+    """Add --flip; `default`: the value of the published code, `argparse.SUPPRESS` where there is none."""
     group.add_argument(
         "--flip",
         choices=FLIP_CHOICES,
@@ -73,7 +73,7 @@ def add_flip(group: argparse._ActionsContainer, default: str) -> None:
 
 
 def add_embedding(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of embedding."""
+    """Add the flags of embedding."""
     group = parser.add_argument_group("embedding")
     group.add_argument("--gpus", type=int, help="GPUs of a node (default: one if there is one, else the CPU)")
     group.add_argument(
@@ -95,7 +95,7 @@ def add_embedding(parser: argparse.ArgumentParser) -> None:
 
 
 def add_sets(group: argparse._ActionsContainer, default: str) -> None:
-    """Adds the flags of aggregators; `default`: the one of weights without an aggregator."""
+    """Add the flags of aggregators; `default`: the one of weights without an aggregator."""
     group.add_argument(
         "--aggregator",
         choices=AGGREGATOR_NAMES,
@@ -111,7 +111,7 @@ def add_sets(group: argparse._ActionsContainer, default: str) -> None:
 
 
 def add_output(parser: argparse.ArgumentParser, out: str) -> None:
-    """Adds --out, --cache and --compare; `out`: name of the default output folder in experiments."""
+    """Add --out, --cache and --compare; `out`: name of the default output folder in experiments."""
     group = parser.add_argument_group("output")
     group.add_argument(
         "--out", type=Path, metavar="DIR", help=f"folder of the results (default: experiments/{out})"
@@ -393,14 +393,14 @@ class Validation(ABC, Generic[_Data, _Figures]):
 
     @abstractmethod
     def add_data(self, group: argparse._ActionsContainer) -> None:
-        """Adds the flags of the data set."""
+        """Add the flags of the data set."""
 
     def add_more(self, parser: argparse.ArgumentParser) -> None:
-        """Adds flags of the protocol, other than those of the data set."""
+        """Add flags of the protocol, other than those of the data set."""
 
     @abstractmethod
     def read(self, args: argparse.Namespace) -> _Data:
-        """Reads the protocol's files.
+        """Read the protocol's files.
 
         Raises:
             InputError: flags or files that cannot be used.
@@ -443,7 +443,7 @@ class Validation(ABC, Generic[_Data, _Figures]):
         return parser
 
     def main(self, description: str | None = None) -> int:
-        """Runs the command and returns its exit code; `description` is shown by --help."""
+        """Run the command and return its exit code; `description` is shown by --help."""
         parser = self.flags(description)
         absent = object()
         names = [action.dest for action in parser._actions]
@@ -484,7 +484,7 @@ class Validation(ABC, Generic[_Data, _Figures]):
         return Run(args, model, aggregators, trained, out, args.cache or out / "features", seconds)
 
     def validate(self, given: Mapping[str, Any]) -> None:
-        """Runs the command with the given flags and writes everything into the output folder.
+        """Run the command with the given flags and write everything into the output folder.
 
         Raises:
             InputError: flags, weights or data that cannot be used, all in one message.
@@ -525,7 +525,7 @@ class Validation(ABC, Generic[_Data, _Figures]):
         return self.out
 
     def write(self, run: Run, result: Result, paragraphs: Sequence[str], figures: _Figures) -> None:
-        """Prints the report, writes result.json and report.md, and says where they are."""
+        """Print the report, write result.json and report.md, and print where they are."""
         text = "\n\n".join(paragraphs)
         # Printed before the files are written, which a full disk may prevent.
         print(text)
@@ -534,12 +534,12 @@ class Validation(ABC, Generic[_Data, _Figures]):
         print(f"\nResults are in {run.out}: {', '.join(self.write_more(run, figures))}")
 
     def write_more(self, run: Run, figures: _Figures) -> list[str]:
-        """Writes what the protocol adds to result.json and report.md; gives all names in the folder."""
+        """Write what the protocol adds to result.json and report.md; return all names in the folder."""
         return ["result.json", "report.md", "features/"]
 
 
 def check_output(out: Path, cache: Path | None) -> None:
-    """Raises InputError unless results and features can be written, before they are made."""
+    """Raise InputError unless results and features can be written, before they are made."""
     require_output_folder(out, "--out", files=("result.json", "report.md"))
     if cache is not None:
         require_output_folder(Path(cache), "--cache")

@@ -168,7 +168,7 @@ def _helper_table(aggregators: Mapping[str, AggregatorFigures]) -> list[str]:
 
 
 def plot(done: Evaluated, folder: Path) -> None:
-    """Writes ROC, DET, CMC and identification plots into a folder."""
+    """Write ROC, DET, CMC and identification plots into a folder."""
     title = f"{done.protocol.name}, rules of {done.paper}"
     curves = {name: figures.curve for name, figures in done.figures.aggregators.items()}
     plot_roc(folder / "roc.png", curves, title=title)

@@ -90,7 +90,7 @@ def read_stored(path: Path, *, allow_pickle: bool = False) -> Stored:
 
 
 def check_values(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Raises InputError unless all entries are plain arrays, and finite ones in float32."""
+    """Raise InputError unless all entries are plain arrays, and finite ones in float32."""
     unsupported = [key for key, value in state.items() if not _is_plain(value)]
     if unsupported:
         raise InputError(

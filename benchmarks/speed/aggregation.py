@@ -70,7 +70,7 @@ class OneSetAtATime(nn.Module):
 
 
 def compare_ways(args: argparse.Namespace) -> None:
-    """Prints seconds of both ways and their ratio, rounds interleaved."""
+    """Print seconds of both ways and their ratio, rounds interleaved."""
     sizes = torch.empty(args.sets).log_normal_(1.6, 1.5).long().clamp(1, 500)
     offsets = F.pad(sizes.cumsum(0), (1, 0))
     N = int(offsets[-1])
@@ -99,7 +99,7 @@ def compare_ways(args: argparse.Namespace) -> None:
 
 
 def print_crossover(args: argparse.Namespace) -> None:
-    """Prints the time of unfolded over that of folded cross-attention, and what the code would choose."""
+    """Print the time of unfolded over that of folded cross-attention, and what the code would choose."""
     faces = (1, 2, 3, 5, 8, 16, 64, 512)
     print("\nunfolded / folded time of cross-attention (above 1: folding pays; * where the code folds)")
     print("   D   K " + "".join(f"{f'T={T}':>9}" for T in faces))
@@ -138,7 +138,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Runs both comparisons."""
+    """Run both comparisons."""
     args = build_parser().parse_args()
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)

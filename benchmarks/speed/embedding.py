@@ -29,7 +29,7 @@ from net import BACKBONES, build_backbone
 
 
 def main() -> None:
-    """Measures and prints the rates and their ratios."""
+    """Measure and print the rates and their ratios."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

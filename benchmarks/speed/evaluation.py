@@ -48,7 +48,7 @@ COMPARISONS = (
 
 
 def main() -> int:
-    """Runs all phases and prints the ratios; 1 where a phase failed."""
+    """Run all phases and print the ratios; 1 where a phase failed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -53,7 +53,7 @@ class Data:
         return [np.load(self.work / f"{name}.npy") for name in names]
 
     def keep(self, **arrays: Array) -> None:
-        """Leaves arrays for later phases."""
+        """Leave arrays for later phases."""
         for name, array in arrays.items():
             np.save(self.work / f"{name}.npy", array)
 

@@ -60,7 +60,7 @@ def npy(shape: tuple[int, ...], kind: str, size: int) -> bytes:
 
 
 def npz(**members: bytes) -> Callable[[Path], None]:
-    """Makes a compressed .npz of these members."""
+    """Make a compressed .npz of these members."""
 
     def make(path: Path) -> None:
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as stored:
@@ -71,12 +71,12 @@ def npz(**members: bytes) -> Callable[[Path], None]:
 
 
 def text(content: str) -> Callable[[Path], object]:
-    """Makes a text file."""
+    """Make a text file."""
     return lambda path: path.write_text(content)
 
 
 def content(make: Callable[[], bytes]) -> Callable[[Path], object]:
-    """Makes a file of bytes."""
+    """Make a file of bytes."""
     return lambda path: path.write_bytes(make())
 
 
@@ -196,7 +196,7 @@ BOMBS: dict[str, Bomb] = {
 
 
 def main() -> int:
-    """Prints a table; gives 1 where a file was read, or took too much."""
+    """Print a table; return 1 where a file was read, or took too much."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

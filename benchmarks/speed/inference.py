@@ -39,7 +39,7 @@ SUBJECTS, FEWEST, MOST, DEGRADED_SHARE = 40, 6, 20, 1 / 3
 
 
 def main() -> int:
-    """Runs the benchmark."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -100,7 +100,7 @@ def per(seconds: tuple[float, float], count: int) -> str:
 
 
 def write_sets(faces: Path, folder: Path, seed: int) -> int:
-    """Writes `<subject> 1` and `<subject> 2` of chosen subjects; gives the number of images."""
+    """Write `<subject> 1` and `<subject> 2` of chosen subjects; return the number of images."""
     rng = np.random.default_rng(seed)
     subjects = [path for path in sorted(faces.iterdir()) if path.is_dir() and path.name[0] != "."]
     subjects = [path for path in subjects if len(list(path.iterdir())) >= FEWEST]

@@ -30,7 +30,7 @@ RATE = 25
 
 
 def main() -> None:
-    """Measures all, or one, and prints a table."""
+    """Measure all, or one, and print a table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

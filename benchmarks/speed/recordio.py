@@ -27,7 +27,7 @@ Result = TypeVar("Result")
 
 
 def main() -> None:
-    """Measures, and prints rates and their ratio."""
+    """Measure, and print rates and their ratio."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )

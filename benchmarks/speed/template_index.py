@@ -28,7 +28,7 @@ MS1MV2_SUBJECTS = 85_742
 
 
 def main() -> None:
-    """Measures, and prints times and their ratio."""
+    """Measure, and print times and their ratio."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )

@@ -151,16 +151,18 @@ def compare_paths(args: argparse.Namespace) -> None:
             cpu.append(usage.cpu / steps)
             usages.append(usage)
     print("paths: B 20, templates of 1 to 30 faces, 1,000 classes; all of a step, drawing and reading too")
-    print(f"  images, ir_50   {rates[1]:9.4f} steps/s, {faces[1]:.0f} faces a step; {usage_text(usages[1])}")
+    print(
+        f"  images, ir_50   {rates[1]:9.4f} steps/s, {faces[1]:.0f} faces per step; {usage_text(usages[1])}"
+    )
     for number in (0, 2):
-        rate = f"{rates[number]:9.1f} steps/s, {faces[number]:.0f} faces a step"
+        rate = f"{rates[number]:9.1f} steps/s, {faces[number]:.0f} faces per step"
         print(f"  cached features {rate}; {usage_text(usages[number])}")
     ratio = min(rates[0], rates[2]) / rates[1]
     print(f"  ratio {ratio:.0f} (the slower of both); of CPU seconds {cpu[1] / max(cpu[0], cpu[2]):.0f}")
 
 
 def ragged_batches(args: argparse.Namespace) -> None:
-    """512 templates a step as the preset good draws them, 1,000 classes."""
+    """512 templates per step as the preset good draws them, 1,000 classes."""
     with tempfile.TemporaryDirectory() as folder:
         bank = drawn_bank(Path(folder), subjects=1000, images=5)
         template_sampler = TemplateSampler(bank, TemplateRecipe(impostor_media_prob=0.2, paired=True), seed=0)
@@ -181,7 +183,7 @@ def ragged_batches(args: argparse.Namespace) -> None:
             for number in range(1, 1 + args.rounds):
                 step(number)
     rate = 512 * args.rounds / usage.wall
-    print(f"ragged: 512 templates a step, {statistics.mean(faces):.0f} faces, sizes 1 to 160")
+    print(f"ragged: 512 templates per step, {statistics.mean(faces):.0f} faces, sizes 1 to 160")
     print(f"  {rate:.0f} templates/s; {sum(places) / sum(faces) - 1:.1%} of padding; {usage_text(usage)}")
 
 
@@ -219,7 +221,7 @@ def long_templates(args: argparse.Namespace) -> None:
             each.append(time.perf_counter() - start)
         seconds.append(statistics.median(each))
     for size, second in zip(sizes, seconds, strict=True):
-        print(f"  4 x {size:5d} faces {1e3 * second:8.1f} ms  {1e6 * second / (4 * size):6.1f} us a face")
+        print(f"  4 x {size:5d} faces {1e3 * second:8.1f} ms  {1e6 * second / (4 * size):6.1f} us per face")
     slope = math.log(seconds[-1] / seconds[-4]) / math.log(sizes[-1] / sizes[-4])
     print(f"  time grows as the number of faces to the power {slope:.2f} (from 512 to 4,096)")
     draw(sizes, seconds, args.plot)
@@ -347,7 +349,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Runs the phases."""
+    """Run the phases."""
     args = build_parser().parse_args()
     torch.set_num_threads(args.threads)
     if args.worker:

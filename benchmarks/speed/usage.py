@@ -37,7 +37,7 @@ class Usage:
 
 @contextmanager
 def measured() -> Iterator[Usage]:
-    """Measures a block of this process and its children."""
+    """Measure a block of this process and its children."""
     usage = Usage()
     before = _resident("VmRSS")
     # Forgets the peak of what was prepared, so that the next one is of the block.
@@ -53,12 +53,12 @@ def measured() -> Iterator[Usage]:
 
 
 def hand_over(usage: Usage) -> None:
-    """Prints what `in_process_of_its_own` reads."""
+    """Print what `in_process_of_its_own` reads."""
     print(_RESULT + json.dumps(asdict(usage)), flush=True)
 
 
 def in_process_of_its_own(script: str, arguments: Sequence[str]) -> Usage:
-    """Runs a script that calls `hand_over`, so that its memory and its caches are its own.
+    """Run a script that calls `hand_over`, so that its memory and its caches are its own.
 
     Raises:
         RuntimeError: the script failed.

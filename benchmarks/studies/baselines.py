@@ -85,7 +85,7 @@ BASELINES = {
 
 
 def main() -> int:
-    """Runs the command; gives its exit code."""
+    """Run the command; return its exit code."""
     args = flags(__doc__, BASELINES, "coreset").parse_args()
     return run_command(lambda: compare(args, BASELINES))
 
@@ -110,7 +110,7 @@ def flags(
         "--evaluated_subjects",
         type=Path,
         required=True,
-        help="names of its subjects, one a line: left out of training",
+        help="names of its subjects, one per line: excluded from training",
     )
     add_cohort_flags(parser)
     parser.add_argument("--aggregators", nargs="+", choices=baselines, default=list(baselines), help="rows")
@@ -146,7 +146,7 @@ def compare(
     program: Sequence[str] = ("main.py",),
     title: str = "baselines",
 ) -> None:
-    """Makes the rows that are missing, then the tables, whose files `title` names.
+    """Make the rows that are missing, then the tables, whose files `title` names.
 
     `program`: what python is given to train.
 
@@ -336,12 +336,12 @@ def _trained_before(args: argparse.Namespace, name: str, seed: int) -> dict[str,
 
 
 def training_flags(args: argparse.Namespace, baseline: Baseline, seed: int, out: Path) -> list[str]:
-    """Flags of main.py for one training, with the same number of steps and templates a step for all.
+    """Flags of main.py for one training, with the same number of steps and templates per step for all.
 
     Rows of the preset 'good' draw their templates alike, without single faces of other people unless a row's
     own flags say so: the sets of the benchmarks hold none. Rows of 'published' are the paper's recipe, its
     template sampling included (1 to 20 faces in clips of up to three frames of an image, images drawn and not
-    subjects). They differ from it in the steps, the templates a step (the paper: 20) and in that faces are
+    subjects). They differ from it in the steps, the templates per step (the paper: 20) and in that faces are
     cached views of the images; the paper's fall of the rate after two epochs of the data is not reached.
     """
     flags_of = {

@@ -30,7 +30,7 @@ RATES = (1e-1, 1e-2, 1e-3)
 
 
 def main() -> int:
-    """Runs the check."""
+    """Run the check."""
     parser = build_parser(__doc__)
     parser.add_argument("--data_root", type=Path, required=True)
     parser.add_argument("--dataset_name", required=True)
@@ -42,7 +42,7 @@ def main() -> int:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Prints for each halving, direction and rate what was predicted and what was found.
+    """Print for each halving, direction and rate what was predicted and what was found.
 
     Raises:
         InputError: data that cannot be read, features of other faces, or too few subjects.

@@ -40,7 +40,7 @@ Fold = Mapping[str, Sequence[Row]]
 
 
 def main() -> int:
-    """Runs the command; gives its exit code."""
+    """Run the command; return its exit code."""
     parser = build_parser(__doc__)
     parser.add_argument("--fold", type=Path, nargs="+", action="append", required=True, metavar="OUT")
     parser.add_argument("--reference", default="weighted_coreset", help="differences are to this row")

@@ -34,7 +34,7 @@ COPIES, JITTER = 4, 1e-3
 
 
 def main() -> int:
-    """Runs the benchmark."""
+    """Run the benchmark."""
     parser = build_parser(__doc__)
     parser.add_argument("--data_root", type=Path, required=True)
     parser.add_argument("--dataset_name", required=True)

@@ -86,7 +86,7 @@ class Faces:
 
 
 def main() -> int:
-    """Runs the benchmark."""
+    """Run the benchmark."""
     parser = build_parser(__doc__)
     parser.add_argument("--data_root", type=Path, required=True)
     parser.add_argument("--dataset_name", required=True)
@@ -108,7 +108,7 @@ def main() -> int:
         help="each aggregator also as validate_ijb.py --two_identity_split has it",
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("robustness"))
+    parser.add_argument("--out", type=Path, default=Path("robustness"), help="folder of all results")
     args = parser.parse_args()
     return run_command(lambda: compare(args))
 

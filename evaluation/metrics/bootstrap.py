@@ -59,7 +59,7 @@ class PairBootstrap:
         replicates: int = 200,
         seed: int = 0,
     ) -> None:
-        """Draws the subjects and weighs all non-mated pairs.
+        """Draw the subjects and weigh all non-mated pairs.
 
         Args:
             first_subjects: (n,) subject of the first template of each pair, numbered from 0 without gaps.
@@ -132,7 +132,7 @@ class ProbeBootstrap:
     """The draws for the probes of one search protocol; the galleries stay as they are."""
 
     def __init__(self, probe_subjects: Integers, *, replicates: int = 200, seed: int = 0) -> None:
-        """Draws the subjects among those of the probes (P,), in any numbering.
+        """Draw the subjects among those of the probes (P,), in any numbering.
 
         Raises:
             InputError: fewer than two subjects.

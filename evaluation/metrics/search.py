@@ -43,7 +43,7 @@ class Search:
 
 
 def search(probes: Floats, gallery: Floats, probe_subjects: Integers, gallery_subjects: Integers) -> Search:
-    """Searches every probe in one gallery by inner product.
+    """Search every probe in one gallery by inner product.
 
     Args:
         probes: (P, D) descriptors, float32 or float64; unit rows where cosine is meant. Or (P, 2, D), if the
@@ -196,7 +196,7 @@ class _Top:
         self.exact = np.empty(0, np.float64)
 
     def add(self, block: Floats, exact: Exact) -> None:
-        """Adds all values of a block (rows, columns); -inf counts as absent."""
+        """Add all values of a block (rows, columns); -inf counts as absent."""
         lowest = -np.inf
         if len(self.rough) >= self.count:
             lowest = np.partition(self.rough, -self.count)[-self.count] - 2 * self.margin

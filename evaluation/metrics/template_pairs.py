@@ -58,7 +58,7 @@ def verify(
     *,
     second_descriptors: Floats | None = None,
 ) -> Verification:
-    """Scores all pairs by inner product and gives the rates.
+    """Score all pairs by inner product and return the rates.
 
     The rates are those of scores in float64; the area under the ROC is that of scores in float32.
 
@@ -232,7 +232,7 @@ def _gather(
 
 
 def _in_threads(work: Callable[[slice], None], pairs: int, chunk: int | None = None) -> None:
-    """Calls `work` on slices of the pairs; NumPy lets go of the interpreter while it copies."""
+    """Call `work` on slices of the pairs; NumPy lets go of the interpreter while it copies."""
     chunk = chunk or _CHUNK_PAIRS
     slices = [slice(start, min(start + chunk, pairs)) for start in range(0, pairs, chunk)]
     with ThreadPoolExecutor(usable_cores()) as pool:

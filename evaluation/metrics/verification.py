@@ -244,7 +244,7 @@ def split_scores(scores: Floats, is_mated: NDArray[np.bool_]) -> tuple[Floats, F
 
 
 def check_finite(values: Floats, name: str) -> None:
-    """Raises InputError with the place of the first value that is NaN or infinite."""
+    """Raise InputError with the place of the first value that is NaN or infinite."""
     wrong = ~np.isfinite(values)
     if wrong.any():
         where = tuple(int(index) for index in np.argwhere(wrong)[0])
@@ -255,7 +255,7 @@ def check_finite(values: Floats, name: str) -> None:
 
 
 def check_rates(rates: Sequence[float], name: str) -> None:
-    """Raises InputError for a rate outside [0, 1]."""
+    """Raise InputError for a rate outside [0, 1]."""
     for rate in rates:
         if not 0 <= rate <= 1:
             raise InputError(f"{name} {rate}: expected a fraction between 0 and 1, as 1e-4.")

@@ -32,7 +32,7 @@ class ListedFaces(Protocol):
         """(112, 112, 3) RGB."""
 
     def digest(self) -> str:
-        """Tells one list of images from another."""
+        """Digest that identifies this list of images."""
 
     def stamps(self) -> NDArray[np.uint64]:
         """(N,) tells one image from another that took its place."""
@@ -47,7 +47,7 @@ class FaceFiles:
 
     @classmethod
     def of(cls, root: Path, names: Iterable[str]) -> FaceFiles:
-        """Packs `names`, each relative to `root`; InputError for one that leads out of it."""
+        """Pack `names`, each relative to `root`; InputError for one that leads out of it."""
         names = list(names)
         check_inside(names, str(root))
         return cls(root, np.array([os.fsencode(name) for name in names], dtype=np.bytes_))

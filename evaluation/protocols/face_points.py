@@ -51,7 +51,7 @@ class FacePoints:
 
 
 def read_points(protocol: SetProtocol) -> FacePoints:
-    """Reads landmarks and detector scores of all faces.
+    """Read landmarks and detector scores of all faces.
 
     Raises:
         InputError: the file is missing or broken (with its line), or names other images.
@@ -90,7 +90,7 @@ def faces_digest(protocol: SetProtocol, points: FacePoints) -> str:
 
 
 def check_landmarks(landmarks: Floats, path: Path) -> list[str]:
-    """Compares points (N, 5, 2) with the template that faces are aligned to.
+    """Compare points (N, 5, 2) with the template that faces are aligned to.
 
     Raises:
         InputError: more than half of the faces have points in another order, or in another unit.
@@ -155,7 +155,7 @@ def check_points_in_images(landmarks: Floats, names: Sequence[str], folder: Path
 def check_detector_scores(
     scores: Floats, template_of_face: Integers, template_ids: Integers, path: Path
 ) -> list[str]:
-    """Looks at detector scores (N,) that faces are to be weighted by.
+    """Look at detector scores (N,) that faces are to be weighted by.
 
     Raises:
         InputError: a score below 0, most of them above 1, or a template whose scores are all 0.

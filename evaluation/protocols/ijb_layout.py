@@ -106,7 +106,7 @@ class SetProtocol:
 
 
 def read_protocol(data_root: Path, name: str) -> SetProtocol:
-    """Reads and checks all meta files but the landmarks of the data set `name`, such as IJBC.
+    """Read and check all meta files but the landmarks of the data set `name`, such as IJBC.
 
     Raises:
         InputError: a file is missing or broken (with its line), files contradict each other, or a published
@@ -141,7 +141,7 @@ def read_protocol(data_root: Path, name: str) -> SetProtocol:
 
 
 def image_stamps(protocol: SetProtocol) -> NDArray[np.uint64]:
-    """Looks for every image; gives (N,) numbers of their sizes and times: a changed image, another number.
+    """Look for every image; return (N,) numbers of their sizes and times: a changed image, another number.
 
     An image that was replaced by one of the same size and time is not noticed: half a million are not read
     for that.
@@ -206,7 +206,7 @@ def _check_folder(folder: Path, name: str) -> None:
 
 
 def read_pairs(path: Path, template_ids: NDArray[np.int64]) -> TemplatePairs:
-    """Reads a pair list; `template_ids` (M,) rising. IJB-C's 15.7 M lines take 1.1 s of CPU.
+    """Read a pair list; `template_ids` (M,) rising. IJB-C's 15.7 M lines take 1.1 s of CPU.
 
     Raises:
         InputError: the file is missing or broken (with its line), or names other templates.
@@ -225,7 +225,7 @@ def read_pairs(path: Path, template_ids: NDArray[np.int64]) -> TemplatePairs:
 
 
 def _rows_of(ids: Integers, template_ids: NDArray[np.int64], path: Path) -> NDArray[np.int32]:
-    """Rows of templates by their ids; `path` is the file that names them, a line each."""
+    """Rows of templates by their ids; `path` is the file that names them, one per line."""
     low, high = int(template_ids[0]), int(template_ids[-1])
     rows = np.empty(len(ids), np.int32)
     if high - low < max(1 << 24, 4 * len(ids)):
@@ -330,7 +330,7 @@ def _check_one_to_many(
     published: bool,
     folder: Path,
 ) -> list[str]:
-    """Checks subjects of pairs against those of the 1:N lists.
+    """Check subjects of pairs against those of the 1:N lists.
 
     Args:
         mated: rows of templates of all mated pairs (P,), (P,).
@@ -375,7 +375,7 @@ def _check_one_to_many(
 
 
 def _check_known_sizes(protocol: SetProtocol) -> None:
-    """Raises InputError with all sizes that are not the published ones."""
+    """Raise InputError with all sizes that are not the published ones."""
     known = KNOWN_SIZES.get(protocol.name)
     if known is None:
         return

@@ -101,7 +101,7 @@ class IjbS:
 
 
 def read_ijb_s(data_root: Path, protocol_root: Path, protocols: Sequence[str] = PUBLISHED_PROTOCOLS) -> IjbS:
-    """Reads the lists of `protocols` and finds the faces of their templates under `data_root`.
+    """Read the lists of `protocols` and find the faces of their templates under `data_root`.
 
     Raises:
         InputError: files or folders that are missing, lines of another form, names that contradict each
@@ -506,7 +506,7 @@ def _figures_of(descriptors: NDArray[np.floating[Any]], data: IjbS, lists: Searc
 def _search(
     descriptors: NDArray[np.floating[Any]], data: IjbS, probes: NDArray[np.int64], gallery: NDArray[np.int64]
 ) -> Search:
-    """Searches the probes that have faces in the entries that have; the others are never found.
+    """Search the probes that have faces in the entries that have; the others are never found.
 
     A mated probe without faces, or whose mate has none, is a miss at every rank; a non-mated one without
     faces is no false positive. (Public codes give such templates a descriptor of zeros, which may be found.)

@@ -66,7 +66,7 @@ class TemplateDescriptors:
 def group_faces(
     template_of_face: NDArray[np.integer[Any]], media: NDArray[np.integer[Any]], num_templates: int
 ) -> FaceGroups:
-    """Sorts faces by template; within one they keep their order.
+    """Sort faces by template; within one they keep their order.
 
     Args:
         template_of_face: (N,) 0..M-1.
@@ -94,10 +94,10 @@ def group_faces(
 def average_media(
     features: Floats, norms: Floats, groups: FaceGroups
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], FaceGroups]:
-    """Replaces the faces of each medium by one: the mean of their un-normalised features.
+    """Replace the faces of each medium by one: the mean of their un-normalised features.
 
     Returns:
-        Unit features (R, D), norms (R,), one row a medium, and the templates made of these.
+        Unit features (R, D), norms (R,), one row per medium, and the templates made of these.
     """
     order = np.argsort(groups.media, kind="stable")
     counts = np.bincount(groups.media)
@@ -190,7 +190,7 @@ def _by_threads(
 
 
 def _batches(order: NDArray[np.int64], sizes: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Cuts templates in the given order into batches of at most `_WORK_AT_ONCE`, one template at least."""
+    """Cut templates in the given order into batches of at most `_WORK_AT_ONCE`, one template at least."""
     work = np.cumsum(sizes[order] + _WORK_OF_TEMPLATE)
     batches, first, before = [], 0, 0
     while first < len(order):

@@ -13,7 +13,7 @@ from runtime.errors import InputError
 
 
 def read_table(path: Path, columns: Mapping[str, type[Any]], *, csv: bool = False) -> pd.DataFrame:
-    """Reads a table of whitespace-separated columns, or of a csv file the columns of these names.
+    """Read a table of whitespace-separated columns, or of a csv file the columns of these names.
 
     Args:
         path: an ASCII or UTF-8 text file; empty lines are passed over.

@@ -102,7 +102,7 @@ def tinyface_figures(features: NDArray[np.floating[Any]], protocol: TinyFace) ->
 
 
 def read_tinyface(data_root: Path, images: Path | None = None) -> TinyFace:
-    """Reads the lists and finds every image.
+    """Read the lists and find every image.
 
     `images`: the folder of aligned faces (with `Gallery_Match`, `Gallery_Distractor`, `Probe`); None is the
     first of `ALIGNED_FOLDERS` under `data_root`, else the folder of the lists. Images are found by name

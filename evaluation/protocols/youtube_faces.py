@@ -143,7 +143,7 @@ def video_table(figures: Mapping[str, PairFigures]) -> str:
 
 
 def read_video_pairs(data_root: Path, splits: Path | None, most_frames: int) -> VideoPairs:
-    """Reads the splits and lists the frames of the videos that they name, in the order of their numbers.
+    """Read the splits and list the frames of the videos that they name, in the order of their numbers.
 
     Args:
         data_root: holds one of `FRAME_FOLDERS`, or the subjects' folders themselves.

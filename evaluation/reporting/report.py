@@ -135,7 +135,7 @@ def _with_intervals(
 
 
 def write_result(out: Path, result: Result) -> Path:
-    """Writes `<out>/result.json` whole or not at all, and returns its path.
+    """Write `<out>/result.json` whole or not at all, and return its path.
 
     Raises:
         InputError: the result is not in the schema `_Result`, see `check_result`.
@@ -147,7 +147,7 @@ def write_result(out: Path, result: Result) -> Path:
 
 
 def read_result(path: Path) -> Result:
-    """Reads a result.json, or that of a folder.
+    """Read a result.json, or that of a folder.
 
     Raises:
         InputError: there is none, or it is not one.
@@ -160,7 +160,7 @@ def read_result(path: Path) -> Result:
 
 
 def check_result(result: object, where: str) -> None:
-    """Checks a result against the schema; `where` begins the message.
+    """Check a result against the schema; `where` begins the message.
 
     Raises:
         InputError: names the first key that is missing or of another type, or the first rate that is not a
@@ -208,7 +208,7 @@ class Seconds(dict[str, float]):
 
     @contextmanager
     def of(self, phase: str) -> Iterator[None]:
-        """Adds the time of a block."""
+        """Add the time of a block."""
         start = time.perf_counter()
         yield
         self[phase] = self.get(phase, 0.0) + time.perf_counter() - start

@@ -38,7 +38,7 @@ class GalleryInfo:
     count: int
 
     def check_model(self, path: Path, fingerprint: str) -> None:
-        """Raises InputError unless that is the model which made the gallery, or nobody is enrolled."""
+        """Raise InputError unless that is the model which made the gallery, or no subject is enrolled."""
         if self.count and fingerprint != self.fingerprint:
             raise InputError(
                 f"{path}: holds descriptors of the model {self.fingerprint[:12]}, not of {fingerprint[:12]}. "
@@ -47,7 +47,7 @@ class GalleryInfo:
             )
 
     def check_reading(self, path: Path, reading: Mapping[str, str]) -> None:
-        """Raises InputError where faces were read in another way; where that is not known, warns."""
+        """Raise InputError where faces were read in another way; where that is not known, warn."""
         if reading and self.count:
             check_same_preprocessing(path, self.reading, reading, "use another gallery")
 

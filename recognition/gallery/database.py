@@ -310,7 +310,7 @@ def _begun(path: Path, mode: str, *, write: bool) -> sqlite3.Connection:
 
 
 def check_suffix(path: Path) -> None:
-    """Raises InputError unless that is a file, or the name of a new gallery."""
+    """Raise InputError unless that is a file, or the name of a new gallery."""
     if path.suffix != SUFFIX and not path.exists():
         raise InputError(
             f"{path}: the name of a gallery ends in {SUFFIX}. Use for example {path.with_suffix(SUFFIX)}."
