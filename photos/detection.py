@@ -78,6 +78,37 @@ class DetectedFace:
         return align_photo(photo, self.landmarks)
 
 
+def open_yunet(model: Path, side: int, min_score: float) -> cv2.FaceDetectorYN:
+    """Open YuNet for images of `side` x `side` pixels; faces with a lower score are not detected.
+
+    Raises:
+        InputError: the file is not YuNet.
+    """
+    content = model.read_bytes()
+    if external_files(model, content):
+        raise InputError(
+            f"{model}: refers to weights in other files; expected the single file {DETECTOR_NAME}."
+        )
+    level = cv2.utils.logging.getLogLevel()
+    try:
+        # OpenCV 5 warns on stderr about targets of its new engine.
+        cv2.utils.logging.setLogLevel(_ERRORS_ALONE)
+        with utf8_path(model) as readable:
+            yunet = cv2.FaceDetectorYN.create(str(readable), "", (side, side), min_score)
+        # OpenCV checks the outputs only at the first call.
+        yunet.detect(np.zeros((side, side, 3), np.uint8))
+    except cv2.error as fault:
+        count = len(graph_outputs(content))
+        other = "; use recognition models with --weights" if count in (1, 2) else ""
+        raise InputError(
+            f"{model}: is not YuNet ({count} outputs, not {_YUNET_OUTPUTS}{other}). Expected "
+            f"{DETECTOR_NAME} of {DETECTOR_URL}; without --detector it is downloaded."
+        ) from fault
+    finally:
+        cv2.utils.logging.setLogLevel(level)
+    return yunet
+
+
 class FaceDetector:
     """YuNet in two passes. Not thread-safe: use one instance per thread.
 
@@ -86,28 +117,7 @@ class FaceDetector:
     """
 
     def __init__(self, model: Path) -> None:
-        content = model.read_bytes()
-        if external_files(model, content):
-            raise InputError(
-                f"{model}: refers to weights in other files; expected the single file {DETECTOR_NAME}."
-            )
-        level = cv2.utils.logging.getLogLevel()
-        try:
-            # OpenCV 5 warns on stderr about targets of its new engine.
-            cv2.utils.logging.setLogLevel(_ERRORS_ALONE)
-            with utf8_path(model) as readable:
-                self._yunet = cv2.FaceDetectorYN.create(str(readable), "", (320, 320), _FIND_SCORE)
-            # OpenCV checks the outputs only at the first call.
-            self._yunet.detect(np.zeros((320, 320, 3), np.uint8))
-        except cv2.error as fault:
-            count = len(graph_outputs(content))
-            other = "; use recognition models with --weights" if count in (1, 2) else ""
-            raise InputError(
-                f"{model}: is not YuNet ({count} outputs, not {_YUNET_OUTPUTS}{other}). Expected "
-                f"{DETECTOR_NAME} of {DETECTOR_URL}; without --detector it is downloaded."
-            ) from fault
-        finally:
-            cv2.utils.logging.setLogLevel(level)
+        self._yunet = open_yunet(model, _SEARCH_SIDES_ALL[-1], _FIND_SCORE)
 
     def detect(
         self, photo: Image, faces: str = FACES[0], *, with_similar: bool = False, is_upright: bool = False

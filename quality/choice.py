@@ -27,6 +27,7 @@ from data.sources.subject_index import SubjectIndex
 from evaluation.metrics.verification import FEWEST_DECIDING, rate_key
 from features.extract import extract
 from net import Backbone
+from photos.detection import open_yunet
 from quality.check import NONE, open_faces
 from quality.error_versus_discard import (
     MAX_DISCARDED,
@@ -39,7 +40,6 @@ from quality.error_versus_discard import (
     discard_fractions,
 )
 from runtime.errors import InputError
-from runtime.input_files import utf8_path
 
 # What every command can weight faces by; the other measures are shown for comparison.
 _USABLE = ("norm", "learned")
@@ -93,7 +93,10 @@ def recommend_quality(
     """
     faces, subjects, num_subjects, copies = _degraded(images, num_images, seed)
     features, norms = extract(np.stack(faces), backbone)
-    qualities = {"norm": norms, "sharpness": np.array([sharpness(face) for face in faces], np.float32)}
+    qualities = {
+        "norm": norms,
+        "sharpness": np.array([laplacian_variance(face) for face in faces], np.float32),
+    }
     not_measured = []
     if detector is None:
         not_measured.append("detector (no --detector FILE)")
@@ -223,7 +226,7 @@ def _area(value: float, interval: tuple[float, float]) -> str:
     return f"{100 * value:.2f} ({100 * low:.2f} to {100 * high:.2f})"
 
 
-def sharpness(face: Image) -> float:
+def laplacian_variance(face: Image) -> float:
     """Variance of the Laplacian of the grey levels (Pech-Pacheco et al. 2000).
 
     Args:
@@ -240,16 +243,7 @@ def detector_scores(faces: Iterable[Image], model: Path) -> NDArray[np.float32]:
         InputError: the file is not a detector.
     """
     side = FACE_SIZE + 2 * _MARGIN
-    level = cv2.utils.logging.getLogLevel()
-    try:
-        # As in `photos.detection`: OpenCV 5 prints a note about its new engine on stderr.
-        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
-        with utf8_path(model) as readable:
-            yunet = cv2.FaceDetectorYN.create(str(readable), "", (side, side), _LOWEST_SCORE)
-    except cv2.error as fault:
-        raise InputError(f"{model}: OpenCV cannot read it as YuNet ({fault.err}).") from None
-    finally:
-        cv2.utils.logging.setLogLevel(level)
+    yunet = open_yunet(model, side, _LOWEST_SCORE)
     scores = []
     for face in faces:
         image = cv2.cvtColor(face, cv2.COLOR_RGB2BGR)

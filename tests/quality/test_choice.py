@@ -18,7 +18,7 @@ from convert import convert
 from coreset.quality import FaceQuality
 from net import BACKBONES, Backbone, build_backbone
 from quality.check import NONE
-from quality.choice import TooFewSubjectsError, curves_to_dict, recommend_quality, sharpness
+from quality.choice import TooFewSubjectsError, curves_to_dict, laplacian_variance, recommend_quality
 from quality.command import QualityCheckConfig
 from recognition.model import load_model
 from runtime.errors import InputError
@@ -107,10 +107,10 @@ def test_a_learned_quality_is_measured_too(people: Path) -> None:
     assert found.curves.curves["learned"].fnmr == pytest.approx(found.curves.curves["random"].fnmr)
 
 
-def test_sharpness_falls_with_blur() -> None:
+def test_laplacian_variance_falls_with_blur() -> None:
     image = np.random.default_rng(0).integers(0, 256, (112, 112, 3), np.uint8)
-    assert sharpness(image) > 10 * sharpness(cv2.GaussianBlur(image, (0, 0), 2))
-    assert sharpness(np.full((112, 112, 3), 7, np.uint8)) == 0
+    assert laplacian_variance(image) > 10 * laplacian_variance(cv2.GaussianBlur(image, (0, 0), 2))
+    assert laplacian_variance(np.full((112, 112, 3), 7, np.uint8)) == 0
 
 
 def test_invalid_comparisons_are_refused(people: Path, tmp_path: Path) -> None:
