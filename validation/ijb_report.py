@@ -13,6 +13,7 @@ from evaluation.protocols.ijb import NOT_USED, AggregatorFigures, Cohort, IjbFig
 from evaluation.protocols.ijb_layout import SetProtocol
 from evaluation.protocols.subgroups import subgroup_table
 from evaluation.reporting.plots import plot_cmc, plot_det, plot_identification, plot_roc
+from evaluation.reporting.published import sizes_in_results
 from evaluation.reporting.report import (
     Result,
     identification_table,
@@ -64,8 +65,7 @@ def result_of(done: Evaluated) -> Result:
 
 
 def _result(done: Evaluated, name: str) -> Result:
-    sizes = dict(done.protocol.sizes)
-    sizes["genuine"] = sizes.pop("mated pairs")
+    sizes = sizes_in_results(done.protocol.sizes)
     frame = result_frame(done.protocol.name, _rules(done), _model(done, name), sizes, done.figures.seconds)
     return frame | done.figures.aggregators[name].sections() | {"warnings": done.figures.warnings}
 

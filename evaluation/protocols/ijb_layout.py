@@ -17,6 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from evaluation.protocols.text_tables import line_of_row, read_table
+from evaluation.reporting.published import IJB_SIZES
 from runtime.errors import InputError
 from runtime.input_files import check_inside
 from runtime.rows import joined_rows
@@ -26,10 +27,6 @@ Integers = NDArray[np.integer[Any]]
 
 # Look-ups of so many ids at a time stay in the processor's cache.
 _CHUNK = 1 << 17
-KNOWN_SIZES = {
-    "IJBB": {"images": 227_630, "templates": 12_115, "pairs": 8_010_270, "mated pairs": 10_270},
-    "IJBC": {"images": 469_375, "templates": 23_124, "pairs": 15_658_489, "mated pairs": 19_557},
-}
 _KNOWN_SUBJECTS = {"IJBB": 1_845, "IJBC": 3_531}
 # Of all mated pairs: so many may contradict the 1:N lists in data sets of published size, none in others.
 _MOST_MATED_CONTRADICTIONS = 0.01
@@ -96,7 +93,7 @@ class SetProtocol:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """What the files hold, by the names that messages and result.json use."""
+        """What the files hold, by the names that messages use."""
         return {
             "images": len(self.image_names),
             "templates": len(self.template_ids),
@@ -314,7 +311,7 @@ def _subjects(
         known,
         by_pairs,
         ids,
-        published=folder.name in KNOWN_SIZES,
+        published=folder.name in IJB_SIZES,
         folder=folder,
     )
     return joined, warnings
@@ -376,7 +373,7 @@ def _check_one_to_many(
 
 def _check_known_sizes(protocol: SetProtocol) -> None:
     """Raise InputError with all sizes that are not the published ones."""
-    known = KNOWN_SIZES.get(protocol.name)
+    known = IJB_SIZES.get(protocol.name)
     if known is None:
         return
     found = protocol.sizes

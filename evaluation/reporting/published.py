@@ -14,18 +14,20 @@ from typing import Any
 from evaluation.reporting.report import figures_of, markdown_table, percent, read_result
 from runtime.errors import InputError, valid_names
 
+# Value of a switch that is off, in result.json too.
+NOT_USED = "not used"
 # Protocol switches as the papers set them; the names of `protocol.rules` in result.json.
 PAPER_RULES: dict[str, dict[str, str]] = {
     "adaface": {
         "flip": "pre_norm_vector_add",
         "media": "mean",
-        "detector_score": "not used",
+        "detector_score": NOT_USED,
         "norm": "multiplied",
     },
     "facecoresetnet": {
-        "flip": "not used",
-        "media": "not used",
-        "detector_score": "not used",
+        "flip": NOT_USED,
+        "media": NOT_USED,
+        "detector_score": NOT_USED,
         "norm": "multiplied",
     },
     "insightface": {
@@ -36,9 +38,10 @@ PAPER_RULES: dict[str, dict[str, str]] = {
     },
 }
 
-_SIZES = {
-    "IJBB": {"images": 227_630, "templates": 12_115, "pairs": 8_010_270, "genuine": 10_270},
-    "IJBC": {"images": 469_375, "templates": 23_124, "pairs": 15_658_489, "genuine": 19_557},
+# Keys are those of `SetProtocol.sizes`.
+IJB_SIZES = {
+    "IJBB": {"images": 227_630, "templates": 12_115, "pairs": 8_010_270, "mated pairs": 10_270},
+    "IJBC": {"images": 469_375, "templates": 23_124, "pairs": 15_658_489, "mated pairs": 19_557},
 }
 _IJB = "TAR@FAR 1e-04, nearest"
 # Training data by backbone: per cent on IJB-B, IJB-C and the mean of the five pair sets, None where unknown.
@@ -139,10 +142,16 @@ def find_reference(wanted: str, protocol: str) -> Reference:
     if not figures:
         raise InputError(f"{wanted} has no published figure of {protocol}.")
     settings = {"protocol": protocol, "backbone": backbone, "training_data": data, "colour_order": "BGR"}
-    if protocol in _SIZES:
+    if protocol in IJB_SIZES:
         settings |= PAPER_RULES["adaface"] | {"aggregator": "media_mean"}
-        settings |= {name: str(size) for name, size in _SIZES[protocol].items()}
+        sizes = sizes_in_results(IJB_SIZES[protocol])
+        settings |= {name: str(size) for name, size in sizes.items()}
     return Reference(wanted, figures, settings)
+
+
+def sizes_in_results(sizes: Mapping[str, int]) -> dict[str, int]:
+    """Sizes of a protocol by their names in result.json, where mated pairs are called genuine."""
+    return {"genuine" if name == "mated pairs" else name: size for name, size in sizes.items()}
 
 
 def compare(result: Mapping[str, Any], reference: Reference) -> str:

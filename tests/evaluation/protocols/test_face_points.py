@@ -211,7 +211,7 @@ def test_two_people_under_one_id_are_told_and_many_are_refused(data: Dataset) ->
 
 
 def test_a_published_data_set_may_have_a_slip(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(protocols.KNOWN_SIZES, data.name, read_protocol(data.root, data.name).sizes)
+    monkeypatch.setitem(protocols.IJB_SIZES, data.name, read_protocol(data.root, data.name).sizes)
     monkeypatch.setitem(protocols._KNOWN_SUBJECTS, data.name, 8)
     monkeypatch.setattr("evaluation.protocols.ijb_layout._MOST_MATED_CONTRADICTIONS", 0.2)
     with_two_ids(data)
