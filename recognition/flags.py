@@ -39,6 +39,18 @@ def add_calibration_flags(group: argparse._ActionsContainer, *, purpose: str, ra
     )
 
 
+def calibration_flags(args: argparse.Namespace) -> tuple[Path | None, str | None]:
+    """--calibration and --fmr, None where absent.
+
+    Raises:
+        InputError: --fmr without --calibration.
+    """
+    calibration, fmr = vars(args).get("calibration"), vars(args).get("fmr")
+    if calibration is None and fmr is not None:
+        raise InputError("--fmr has no effect without --calibration. Remove it, or give --calibration.")
+    return calibration, fmr
+
+
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that `open_model` reads."""
     group = parser.add_argument_group("model")

@@ -103,6 +103,7 @@ def run_search(args: argparse.Namespace) -> None:
     from recognition.calibration.thresholds import read_calibration
     from recognition.enrolment.quality_feedback import contamination_text, face_choice_text
     from recognition.enrolment.rejections import rejection_reasons, rejection_text
+    from recognition.flags import calibration_flags
     from recognition.gallery.enrol import descriptors_of
     from recognition.gallery.identify import identify
     from recognition.gallery.open_set import (
@@ -126,11 +127,7 @@ def run_search(args: argparse.Namespace) -> None:
     elif fpir is not None and nonmated is not None:
         count = len(nonmated)
         faults.of(lambda: check_num_nonmated(count, fpir))
-    calibration_file, fmr = vars(args).get("calibration"), vars(args).get("fmr")
-    if fmr is not None and calibration_file is None:
-        faults.sentences.append(
-            "--fmr has no effect without --calibration. Remove it, or give --calibration."
-        )
+    calibration_file, fmr = faults.of(lambda: calibration_flags(args)) or (None, None)
     sources, options, model, reading, info = _opened(args, faults, may_be_missing=False)
     calibration = None
     if calibration_file is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,13 @@ from runtime.text import listed
 _NAMES_SHOWN = 5
 
 Floats = NDArray[np.float32]
+
+
+def is_file_lists(files: object) -> bool:
+    """Whether parsed JSON is a list with a list of file names per subject."""
+    if not isinstance(files, list) or not set(map(type, files)) <= {list}:
+        return False
+    return set(map(type, chain.from_iterable(files))) <= {str}
 
 
 @dataclass(frozen=True)

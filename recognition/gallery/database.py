@@ -13,7 +13,6 @@ import sqlite3
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from itertools import chain
 from operator import lt
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from zlib import crc32
 import numpy as np
 
 from data.sources.subject_names import normal
-from recognition.gallery.contents import Floats, Gallery, GalleryInfo, normal_names
+from recognition.gallery.contents import Floats, Gallery, GalleryInfo, is_file_lists, normal_names
 from runtime.errors import InputError
 from runtime.escaping import escaped
 from runtime.files import atomic_path, locked, private_folder
@@ -234,8 +233,7 @@ def _parsed_sources(texts: Sequence[str]) -> Iterator[tuple[str, ...]]:
         files = parse_json(f"[{','.join(texts)}]", "sources: expected lists", num_lists=len(texts) + 1)
     except InputError as fault:
         raise _DamagedError(str(fault)) from None
-    is_lists = len(files) == len(texts) and set(map(type, files)) <= {list}
-    if not is_lists or not set(map(type, chain.from_iterable(files))) <= {str}:
+    if len(files) != len(texts) or not is_file_lists(files):
         raise _DamagedError("its sources are not lists of file names")
     return map(tuple, files)
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recognition.gallery.contents import Gallery
+from recognition.gallery.contents import Gallery, is_file_lists
 from recognition.gallery.database import create, transaction
 from recognition.gallery.store import add, open_gallery
 from runtime.array_files import read_npz, write_npz
@@ -200,8 +199,7 @@ def _gallery_of(
     fingerprint: str,
     reading: Mapping[str, str],
 ) -> Gallery:
-    is_lists = isinstance(files, list) and set(map(type, files)) <= {list}
-    if not is_lists or not set(map(type, chain.from_iterable(files))) <= {str}:
+    if not is_file_lists(files):
         raise InputError("files: expected a list of file names for each name.")
     if not isinstance(names, list):
         raise InputError("names: expected a list.")

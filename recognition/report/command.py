@@ -13,7 +13,7 @@ from recognition.enrolment.checks import check_sets
 from recognition.enrolment.quality_feedback import feedback_text, quality_feedback
 from recognition.enrolment.rejections import rejection_reasons, rejection_text
 from recognition.face_reading import PhotoOptions
-from recognition.flags import enrolment_limits, open_model, photo_options, set_sources
+from recognition.flags import calibration_flags, enrolment_limits, open_model, photo_options, set_sources
 from recognition.model import FaceModel
 from recognition.preprocessing import preprocessing_of
 from recognition.report.page import write_page
@@ -85,9 +85,7 @@ def report_sets(args: argparse.Namespace, demo_weights: Path) -> None:
 def _calibration(
     args: argparse.Namespace, known: tuple[FaceModel, PhotoOptions, list[SetSource]] | None
 ) -> Calibration | None:
-    calibration, fmr = vars(args).get("calibration"), vars(args).get("fmr")
-    if calibration is None and fmr is not None:
-        raise InputError("--fmr has no effect without --calibration. Remove it, or give --calibration.")
+    calibration, fmr = calibration_flags(args)
     if calibration is None or known is None:
         return None
     return read_calibration(calibration, known[0].fingerprint, fmr, reading=preprocessing_of(*known))
