@@ -26,6 +26,7 @@ from runtime.errors import InputError
 from runtime.files import atomic_path
 from runtime.process_faults import stop_watching
 from train_val import UNUSABLE_SUBJECTS
+from weights import read_checkpoint
 
 # An epoch of MS1MV2 takes over an hour; a kill loses this much at most.
 _SECONDS_BETWEEN_CHECKPOINTS = 600.0
@@ -54,7 +55,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = True) -> Any:
         """See the base class."""
-        return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        return read_checkpoint(Path(path))
 
 
 class BestCheckpoint(ModelCheckpoint):
