@@ -119,3 +119,14 @@ def test_importing_the_frame_of_commands_loads_neither_torch_nor_lightning() -> 
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_help_shows_only_defaults_that_are_values() -> None:
+    parser = build_parser("A command.")
+    parser.add_argument("sets", nargs="*", default=[], help="sets")
+    parser.add_argument("--file", help="file")
+    parser.add_argument("--on", action="store_true", help="switch")
+    parser.add_argument("--rate", type=int, default=0, help="rate")
+    text = parser.format_help()
+    assert text.count("(default:") == 1
+    assert "rate (default: 0)" in text
