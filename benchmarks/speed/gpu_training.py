@@ -119,7 +119,7 @@ def compare(args: argparse.Namespace, template_sampler: TemplateSampler) -> None
                     lambda n, t=training: t.step(*on_device(drawn(9 + n), device)), args.rounds, device
                 )
                 print(
-                    f"{name:16}  {precision:10}  {'yes' if compiled else 'no':8}  {1e3 * resident:9.1f}  "
+                    f"{name:16}  {precision:10}  {'yes' if compiled else 'no':8}  {1e3 * resident:11.1f}  "
                     f"{B / resident:11,.0f}  {B / whole:12,.0f}  {first:13.1f}",
                     flush=True,
                 )

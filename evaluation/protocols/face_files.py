@@ -35,7 +35,7 @@ class ListedFaces(Protocol):
         """Digest that identifies this list of images."""
 
     def stamps(self) -> NDArray[np.uint64]:
-        """(N,) tells one image from another that took its place."""
+        """(N,) numbers that change if an image is replaced."""
 
 
 @dataclass(frozen=True)
