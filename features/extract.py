@@ -215,7 +215,7 @@ def embed_faces(
         store = open_store(folder, identity, verify=rank == 0)
         if np.array_equal(store.columns[STAMP], stamps):
             return store if rank == 0 else None
-    size = backbone.spec.embedding_size * (2 if options.flip == "concat" else 1)
+    size = fused_size(backbone.spec.embedding_size, options.flip)
     rows = min(max(-(-len(faces) // _PARTS), _MIN_PART_ROWS), _MAX_PART_ROWS)
     beside = {STAMP: stamps, **(columns or {})}
     kinds = {name: str(column.dtype) for name, column in beside.items()}
