@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -74,6 +75,9 @@ def test_mated_pairs_determine_the_channel_order(tmp_path: Path) -> None:
     )
     assert swapped.verdict == "swapped"
     assert swapped.num_pairs == 20
+    assert swapped.is_swapped
+    assert not replace(swapped, num_pairs=9).is_swapped
+    assert not report.is_swapped
     assert "--swap_color_channel" in swapped.sentence
 
 
