@@ -96,7 +96,7 @@ def test_an_fpir_that_too_few_subjects_support_is_refused() -> None:
     with pytest.raises(InputError, match=r"50 .*not enrolled"):
         check_num_nonmated(49, 0.1)
     check_num_nonmated(50, 0.1)
-    with pytest.raises(InputError, match="nobody"):
+    with pytest.raises(InputError, match="no subject is enrolled"):
         threshold_from_nonmated(unit(50), unit(0), 0.1)
     for rate in (0.0, 1.0, float("nan"), -1.0):
         with pytest.raises(InputError, match="FPIR"):
