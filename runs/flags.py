@@ -65,10 +65,17 @@ def _argument(each: ConfigField) -> dict[str, Any]:
     if text.without_value is not None:
         details |= {"nargs": "?", "const": text.without_value}
     if get_origin(each.base) is tuple:
-        return details | {"type": whole_numbers}
+        return details | {"type": _whole_numbers}
     if get_origin(each.base) is not None and not each.choices:
         return details | {"nargs": "+", "type": _name_and_value, "action": _Options}
     return details | ({"type": each.base} if each.base in (int, float) else {})
+
+
+def _whole_numbers(text: str) -> tuple[int, ...]:
+    try:
+        return whole_numbers(text)
+    except ValueError:
+        raise ArgumentTypeError(f"expected whole numbers separated by commas, found {text!r}") from None
 
 
 def _default(each: ConfigField) -> str:

@@ -102,8 +102,10 @@ def parse_json(text: str | bytes, where: str, *, num_lists: int = 0) -> Any:
 
 def _lines_with(text: str | bytes, key: object) -> str:
     decoded = text if isinstance(text, str) else text.decode(json.detect_encoding(text), "replace")
-    numbers = [str(n) for n, line in enumerate(decoded.splitlines(), 1) if json.dumps(key) in line]
-    return f" (lines {', '.join(numbers)})"
+    forms = [json.dumps(key, ensure_ascii=ascii_only) for ascii_only in (True, False)]
+    lines = enumerate(decoded.splitlines(), 1)
+    numbers = [str(number) for number, line in lines if any(form in line for form in forms)]
+    return f" (lines {', '.join(numbers)})" if numbers else ""
 
 
 def json_text(content: Mapping[str, Any]) -> str:

@@ -23,6 +23,8 @@ from weights.reading import Stored, described
 
 _OURS = "aggregator."
 _PUBLISHED = "aggregate_model."
+# Names in checkpoints of earlier versions.
+_FORMER_NAMES = {"conan": "context_attention"}
 # Published names and ours; the published layer has other parts, which its forward pass does not use.
 _NAMES = {
     "gamma": "gamma",
@@ -73,6 +75,7 @@ def stored_aggregator(stored: Stored, overrides: Overrides) -> StoredAggregator 
         name, options = stored.aggregator or (None, None)
         if not isinstance(name, str) or not isinstance(options, Mapping):
             raise InputError(f"its aggregator_name and aggregator_options are {described(options)}.")
+        name = _FORMER_NAMES.get(name, name)
         options, own = _overridden(name, options, own, overrides)
         built = build_aggregator(name, options)
     except InputError as error:

@@ -121,7 +121,10 @@ def read_calibration(
     Raises:
         InputError: no such file, one for another model or another way of reading faces, or without that rate.
     """
-    content, has_checksum = read_json(path, _Content, _SOURCE)
+    try:
+        content, has_checksum = read_json(path, _Content, _SOURCE)
+    except InputError as fault:
+        raise InputError(f"{fault} A calibration of an earlier version has to be made again.") from None
     if content["schema"] != SCHEMA:
         raise InputError(f"{path}: expected {_SOURCE} with 'schema': {SCHEMA}.")
     if not has_checksum:

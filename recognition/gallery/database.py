@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import sqlite3
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -267,7 +268,7 @@ def _check_file(path: Path) -> None:
     if start.startswith(b"PK"):
         raise InputError(
             f"{path}: is an exported gallery, or one of an older version. Import it: python inference.py "
-            f"import --gallery {path.with_suffix(SUFFIX)} {path}"
+            f"import --gallery {shlex.quote(str(path.with_suffix(SUFFIX)))} {shlex.quote(str(path))}"
         )
     if start != b"SQLite format 3\0":
         raise InputError(f"{path}: is not a gallery. Expected a file that 'inference.py enroll' wrote.")

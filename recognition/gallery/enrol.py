@@ -47,8 +47,11 @@ def enroll_sets(
             was enrolled then.
     """
     # The enrolled are looked at where the weights are not measured alone (`BackboneSpec.unmeasured_warning`).
-    is_compared = path.exists() and not model.spec.is_measured
-    others = open_gallery(path).descriptors if is_compared else None
+    others = None
+    if path.exists() and not model.spec.is_measured:
+        enrolled = open_gallery(path)
+        enrolled.info.check_model(path, model.fingerprint)
+        others = enrolled.descriptors if len(enrolled) else None
     checks = check_sets(model, sets, limits or EnrolmentLimits(), others=others, leave_out=False)
     advice = [quality_feedback(each, check) for each, check in zip(sets, checks, strict=True)]
     if not force:

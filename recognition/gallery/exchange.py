@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data.sources.subject_names import normal
 from recognition.gallery.contents import Gallery, is_file_lists
 from recognition.gallery.database import create, transaction
 from recognition.gallery.store import add, open_gallery
@@ -23,6 +24,7 @@ from runtime.escaping import csv_text, escaped, from_csv_cell
 from runtime.files import atomic_path
 from runtime.input_files import check_regular
 from runtime.json_files import check_type, parse_json
+from runtime.text import listed
 
 NPZ, CSV = ".npz", ".csv"
 _SCHEMA = 3
@@ -43,6 +45,7 @@ def import_galleries(sources: Sequence[Path], path: Path, *, replace: bool = Fal
         InputError: as `read_gallery` and `recognition.gallery.store.enroll`; nothing was added then.
     """
     added = [read_gallery(source) for source in sources]
+    _check_together(sources, added, replace=replace)
     create(path)
     with transaction(path, write=True) as tables:
         for source, subjects in zip(sources, added, strict=True):
@@ -51,6 +54,22 @@ def import_galleries(sources: Sequence[Path], path: Path, *, replace: bool = Fal
             except InputError as fault:  # noqa: PERF203 - a few files
                 raise InputError(f"{source}: cannot be imported into {fault}") from None
         return tables.info.count
+
+
+def _check_together(sources: Sequence[Path], added: Sequence[Gallery], *, replace: bool) -> None:
+    """Raise InputError unless the files are of one model and, without `replace`, of different subjects."""
+    source_of: dict[str, Path] = {}
+    for source, subjects in zip(sources, added, strict=True):
+        subjects.info.check_model(source, added[0].fingerprint)
+        subjects.info.check_reading(source, added[0].reading)
+        keys = {normal(name): name for name in subjects.names}
+        if twice := [name for key, name in keys.items() if key in source_of and not replace]:
+            raise InputError(
+                f"{source}: {listed(twice)} also in {source_of[normal(twice[0])]}. Nothing was imported. "
+                "Rename or remove them in one of the galleries and export it again, or add --replace: "
+                "the last file counts."
+            )
+        source_of |= dict.fromkeys(keys, source)
 
 
 def export_gallery(path: Path, out: Path) -> int:
@@ -108,9 +127,13 @@ def members_of(gallery: Gallery) -> dict[str, NDArray[Any]]:
 
 
 def _read_npz(path: Path) -> Gallery:
+    stored, _ = read_npz(path, "a gallery", needed=["schema"])
+    if not np.array_equal(stored["schema"], _SCHEMA):
+        raise InputError(
+            f"is a gallery of form {str(stored['schema'])[:20]}, and form {_SCHEMA} is read. If an earlier "
+            "version wrote it, enroll its subjects again."
+        )
     values, has_checksum = read_npz(path, "a gallery", needed=_MEMBERS, optional=())
-    if not np.array_equal(values["schema"], _SCHEMA):
-        raise InputError(f"is of another form, and this version reads form {_SCHEMA}. Enroll anew.")
     if not has_checksum:
         raise InputError("is damaged: its checksum is missing. Restore it from a copy, or enroll anew.")
     text, reading = values["files"], values["reading"].tolist()

@@ -100,3 +100,9 @@ def test_right_types_pass() -> None:
     check_type(((1, 2), [3, 4]), list[tuple[int, ...]], "")
     check_type(None, int | None, "")
     assert parse_json("[1, 2.5]", "") == [1, 2.5]
+
+
+@pytest.mark.parametrize("key", ["é", '\\"', "\\u00e9"])
+def test_the_lines_of_a_duplicate_key_are_named(key: str) -> None:
+    with pytest.raises(InputError, match="lines 2, 3"):
+        parse_json(f'{{\n"{key}": 1,\n"{key}": 2}}', "a.json: expected an object")

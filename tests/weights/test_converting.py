@@ -113,6 +113,14 @@ def test_backbone_and_aggregator_become_one_file(
     assert metadata(tmp_path / "fused.safetensors")["aggregator_name"] == "coreset"
 
 
+def test_the_former_name_of_an_aggregator_loads(tmp_path: Path) -> None:
+    built = build_aggregator("context_attention", {"embedding_size": 64})
+    state = {f"aggregator.{name}": value for name, value in built.state_dict().items()}
+    content = {"state_dict": state, "aggregator_name": "conan", "aggregator_options": {"embedding_size": 64}}
+    torch.save(content, tmp_path / "old.ckpt")
+    assert type(load_aggregator(tmp_path / "old.ckpt")) is type(built)
+
+
 def test_mismatching_aggregator_lists_the_differences(tmp_path: Path) -> None:
     state = build_aggregator("weighted_coreset", {"embedding_size": 64}).state_dict()
     # As a former release had them.

@@ -225,3 +225,25 @@ def test_export_and_import(run: Commands, face_folder: Callable[..., Path], suff
     assert "already enrolled" in run("import", out, code=2)
     assert "2 subjects" in run("import", out, "--replace")
     assert ".txt" in run("export", "--out", out.with_suffix(".txt"), code=2)
+
+
+def test_an_emptied_gallery_takes_a_model_with_other_descriptors(
+    run: Commands, face_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = face_folder(2, 2)
+    run("enroll", root / "s000")
+    torch.manual_seed(0)
+    backbone = build_backbone("ir_tiny").eval()
+    backbone.set_auxiliary(6)
+    run.weights = tmp_path / "wide.safetensors"
+    save_weights(run.weights, backbone)
+    # Of other weights, whose descriptors have another length.
+    torch.manual_seed(1)
+    other = tmp_path / "other.safetensors"
+    save_weights(other, build_backbone("mobilefacenet").eval())
+    for wide in (run.weights, other):
+        run.weights = wide
+        assert "another gallery" in run("enroll", root / "s001", code=2)
+    run("remove", "s000")
+    run("enroll", root / "s001")
+    assert open_gallery(run.gallery).descriptors.shape == (1, 128)

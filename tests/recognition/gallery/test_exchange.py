@@ -117,6 +117,11 @@ def test_several_files_are_imported_in_one_transaction(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=named):
             import_galleries([*files[:2], wrong], path)
         assert_same(open_gallery(path), subjects("Zoe"))
+    new = tmp_path / "new.db"
+    for wrong, named in ((files[2], r"Dan\.csv"), (files[0], r"Ann\.npz: Ann, Bob .*Ann\.npz")):
+        with pytest.raises(InputError, match=named):
+            import_galleries([*files[:2], wrong], new)
+        assert not new.exists()
     assert import_galleries(files[:2], path) == 4
     assert_same(open_gallery(path), subjects("Zoe", "Ann", "Bob", "Carl"))
 
@@ -197,6 +202,7 @@ def test_an_npz_without_its_checksum_is_refused(tmp_path: Path) -> None:
         {"reading": np.array('{"a": 1e999}')},
         {"reading": np.array(3)},
         {"more": np.array(3)},
+        {"schema": np.array(1), "files": None, "reading": None},
     ],
     ids=str,
 )
