@@ -13,12 +13,21 @@ from functools import partial
 from backbones.arcface_mobilefacenet import ArcfaceMobileFaceNet
 from backbones.base import Backbone
 from backbones.catalogue import BACKBONES
+from backbones.dlib_resnet import DlibResNet
 from backbones.iresnet import IResNet, IResNetLayout
 from backbones.mobilefacenet import MobileFaceNet
 from backbones.spec import BackboneSpec
 from runtime.errors import InputError, valid_names
 
-__all__ = ["BACKBONES", "ArcfaceMobileFaceNet", "Backbone", "IResNet", "MobileFaceNet", "build_backbone"]
+__all__ = [
+    "BACKBONES",
+    "ArcfaceMobileFaceNet",
+    "Backbone",
+    "DlibResNet",
+    "IResNet",
+    "MobileFaceNet",
+    "build_backbone",
+]
 
 
 def build_backbone(name: str) -> Backbone:
@@ -70,4 +79,5 @@ _BUILDERS: dict[str, Callable[[BackboneSpec], Backbone]] = {
         for name, (blocks, scale) in _MBF.items()
     },
     "mobilefacenet": MobileFaceNet,
+    "dlib_resnet": DlibResNet,
 }

@@ -1,7 +1,7 @@
 """Translate state dicts of other projects to the names of our backbones, whatever their prefix.
 
 Layouts are recognised by names alone: AdaFace and other IR networks, CVLFace, InsightFace's arcface_torch,
-MagFace, MXNet's MobileFaceNet, this project; `weights.fitting` checks shapes. Sources:
+MagFace, MXNet's MobileFaceNet, dlib, this project; `weights.fitting` checks shapes. Sources:
 arcface_torch/backbones/iresnet.py, mobilefacenet.py; CVLFace's models/iresnet, models/iresnet_insightface,
 wrapper.py; MagFace's models/iresnet.py, inference/gen_feat.py; AdaFace's net.py.
 """
@@ -185,6 +185,10 @@ def _from_mobilefacenet(path: Path, prefix: str, state: dict[str, Tensor]) -> Re
     return Recognised("MobileFaceNet", state)
 
 
+def _from_dlib(path: Path, prefix: str, state: dict[str, Tensor]) -> Recognised:
+    return Recognised("dlib's ResNet", state)
+
+
 def _from_mxnet(path: Path, prefix: str, state: dict[str, Tensor]) -> Recognised:
     """MobileFaceNet's entries under our names; unknown entries keep theirs."""
     renamed = dict(state)
@@ -218,4 +222,6 @@ _MARKS: dict[str, Callable[[Path, str, dict[str, Tensor]], Recognised]] = {
     "conv_sep.layers.0.weight": _from_mbf,
     "conv_1.conv2d.weight": _from_mobilefacenet,
     "conv_1_conv2d_weight": _from_mxnet,
+    # Both as `weights.dlib_file` reads it and as it is stored afterwards.
+    "input_layer.weight": _from_dlib,
 }

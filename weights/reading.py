@@ -25,6 +25,7 @@ from runtime.errors import InputError
 from runtime.input_files import utf8_path
 from runtime.json_files import parse_json
 from runtime.text import first_line
+from weights import dlib_file
 from weights.digest import CHECKSUM, FORM, VERSION, content_checksum
 from weights.sources import check_weights_exist
 
@@ -71,7 +72,7 @@ class Stored:
 
 
 def read_stored(path: Path, *, allow_pickle: bool = False) -> Stored:
-    """Read a .safetensors file or one of torch.save.
+    """Read a .safetensors file, one of torch.save or one of dlib.
 
     Raises:
         InputError: no such file, another suffix, no weights, a pickle that needs more than tensors, or NaN or
@@ -82,8 +83,10 @@ def read_stored(path: Path, *, allow_pickle: bool = False) -> Stored:
         stored = _read_safetensors(path)
     elif path.suffix in TORCH_SUFFIXES:
         stored = _read_torch(path, allow_pickle)
+    elif path.suffix == dlib_file.SUFFIX:
+        stored = Stored(path, dlib_file.read_dlib_file(path))
     else:
-        known = ", ".join((".safetensors", *TORCH_SUFFIXES, ".onnx"))
+        known = ", ".join((".safetensors", *TORCH_SUFFIXES, dlib_file.SUFFIX, ".onnx"))
         raise InputError(f"{path}: weights are read from files that end in {known}.")
     check_values(path, stored.state)
     return stored
