@@ -8,7 +8,7 @@ WORKERS ?= 2
 BIN := .venv/bin
 DEMO ?= demo
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint docs format clean
 
 .venv/user: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -16,8 +16,8 @@ DEMO ?= demo
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-.venv/developer: requirements-dev.txt .venv/user
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+.venv/developer: pyproject.toml .venv/user
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	@touch $@
 
 demo: .venv/user
@@ -30,6 +30,9 @@ lint: .venv/developer
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: .venv/developer
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 format: .venv/developer
 	$(BIN)/ruff format .
