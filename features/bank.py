@@ -7,8 +7,8 @@ which rows form a template.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -23,6 +23,7 @@ from backbones.spec import BackboneSpec, centre_digest
 from data.sampling.views import Kind, ViewPlan
 from data.sources.fingerprint import data_parts
 from data.sources.subject_names import normal
+from data.tensor_batch import TensorBatch
 from features.store import MANIFEST, STAMP, FeatureStore, fingerprint, open_store
 from runtime.array_files import read_npz
 from runtime.errors import InputError
@@ -150,7 +151,7 @@ class FeatureTemplate:
 
 
 @dataclass(frozen=True)
-class FeatureBatch:
+class FeatureBatch(TensorBatch):
     """Templates as one ragged batch of features.
 
     `features` (N, D) as stored; `norms` (N,) float32; `offsets` (B+1,), `labels` (B,), `media` (N,) int64 as
@@ -166,17 +167,6 @@ class FeatureBatch:
 
     def __len__(self) -> int:
         return len(self.labels)
-
-    def pin_memory(self) -> FeatureBatch:
-        """The batch in pinned memory; called by DataLoader."""
-        return self._each(Tensor.pin_memory)
-
-    def to(self, device: torch.device | str, non_blocking: bool = True) -> FeatureBatch:
-        """The batch on `device`; called by Lightning."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> FeatureBatch:
-        return FeatureBatch(*(change(getattr(self, field.name)) for field in fields(self)))
 
 
 def bank_of_views(

@@ -32,6 +32,12 @@ def fused_size(size: int, rule: str) -> int:
     return 2 * size if rule == "concat" else size
 
 
+def auxiliary_size_of(size: int, rule: str) -> int:
+    """Auxiliary features at the end of a fused feature, from those of one image."""
+    # Those of 'concat' are in the middle, too.
+    return 0 if rule == "concat" else size
+
+
 def fuse_flips(
     first: Tensor, second: Tensor, first_norm: Tensor, second_norm: Tensor, rule: str
 ) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from coreset.sets import unit_and_norm
+from features import flips
 from features.flips import NO_FLIP, flip_choice, fuse_flips
 from features.store import MANIFEST, open_store
 from runtime.array_files import map_npy, read_npz
@@ -27,9 +28,8 @@ Floats = NDArray[np.floating[Any]]
 
 def auxiliary_size_of(identity: Mapping[str, str]) -> int | None:
     """Auxiliary features of rows made from these parts: 0 where flips were concatenated, None if unknown."""
-    if identity.get("flip") == "concat":
-        return 0
-    return int(identity["auxiliary_size"]) if "auxiliary_size" in identity else None
+    size = identity.get("auxiliary_size")
+    return None if size is None else flips.auxiliary_size_of(int(size), identity.get("flip", NO_FLIP))
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +148,7 @@ def _fused(
     features: Floats, flipped: Floats | None, flip: str
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Unit features and norms, in parts and in place where possible: 1 GB each at the size of IJB-C."""
-    width = features.shape[1] * (2 if flip == "concat" else 1)
+    width = flips.fused_size(features.shape[1], flip)
     in_place = features.dtype == np.float32 and width == features.shape[1]
     found = features if in_place else np.empty((len(features), width), np.float32)
     norms = np.empty(len(features), np.float32)

@@ -16,7 +16,7 @@ from backbones.preprocessing import describe_preprocessing
 from backbones.spec import BackboneSpec
 from coreset import AGGREGATORS, FaceSets, build_aggregator, requires_training
 from features.extract import extract
-from features.flips import FLIP_CHOICES, flip_rule, warn_of_doubled_norms
+from features.flips import FLIP_CHOICES, auxiliary_size_of, flip_rule, fused_size, warn_of_doubled_norms
 from features.options import FACES_AT_ONCE
 from net import Backbone
 from photos.alignment import ALIGNMENT
@@ -71,12 +71,12 @@ class FaceModel:
     @property
     def embedding_size(self) -> int:
         """Values of a row, doubled by flip rule 'concat'; descriptors have no auxiliary features."""
-        return self.spec.embedding_size * (2 if self.flip == "concat" else 1)
+        return fused_size(self.spec.embedding_size, self.flip)
 
     @property
     def auxiliary_size(self) -> int:
         """Number of auxiliary features at the end of each row; 0 with flip rule 'concat'."""
-        return _auxiliary_size(self.spec, self.flip)
+        return auxiliary_size_of(self.spec.auxiliary_size, self.flip)
 
     def preprocessing(self, alignment: str) -> dict[str, str]:
         """`describe_preprocessing` of faces with this alignment."""
@@ -126,8 +126,9 @@ def load_model(
     module, name, about = _chosen_aggregator(
         opened, opened_aggregator, aggregator, backbone.spec, overrides or Overrides()
     )
-    size = backbone.spec.embedding_size * (2 if flip == "concat" else 1)
-    check_feature_size(module, size, _auxiliary_size(backbone.spec, flip), aggregator_weights or weights)
+    size = fused_size(backbone.spec.embedding_size, flip)
+    auxiliary_size = auxiliary_size_of(backbone.spec.auxiliary_size, flip)
+    check_feature_size(module, size, auxiliary_size, aggregator_weights or weights)
     warn_of_doubled_norms(flip, module, name)
     fingerprint = _fingerprint(backbone, flip, module, name)
     return FaceModel(
@@ -256,10 +257,6 @@ def _chosen_aggregator(
     pooling = build_aggregator(wanted, overrides.options_of(wanted))
     overrides.check_effect([pooling])
     return pooling, wanted, f"Sets are aggregated by the pooling '{wanted}', {reason}."
-
-
-def _auxiliary_size(spec: BackboneSpec, flip: str) -> int:
-    return 0 if flip == "concat" else spec.auxiliary_size
 
 
 def _short(source: Path | str) -> str:

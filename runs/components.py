@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.checks.colour_order import MIN_PAIRS, check_colour_order, check_skin_colour
+from data.checks.colour_order import check_colour_order, check_skin_colour
 from data.checks.label_noise_report import CheckedFaces
 from data.sampling.augmentation import Augmentation
 from data.sources.face_source import FaceSource
@@ -119,7 +119,7 @@ class RunRequest:
         found = [skin] if skin else []
         if backbone is not None:
             report = check_colour_order(source, lambda images: extract(images, backbone)[0], backbone.spec)
-            if report.verdict == "swapped" and report.num_pairs >= MIN_PAIRS:
+            if report.is_swapped:
                 found.append(report.sentence)
         return found
 

@@ -194,12 +194,16 @@ class Model:
     @property
     def embedding_size(self) -> int:
         """Values of a row, flips fused."""
-        return self.backbone.spec.embedding_size * (2 if self.options.flip == "concat" else 1)
+        from features.flips import fused_size
+
+        return fused_size(self.backbone.spec.embedding_size, self.options.flip)
 
     @property
     def auxiliary_size(self) -> int:
         """Number of auxiliary features at the end of each row; 0 where flips are concatenated."""
-        return 0 if self.options.flip == "concat" else self.backbone.spec.auxiliary_size
+        from features.flips import auxiliary_size_of
+
+        return auxiliary_size_of(self.backbone.spec.auxiliary_size, self.options.flip)
 
     @property
     def name(self) -> str:

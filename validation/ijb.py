@@ -140,7 +140,8 @@ class IjbBenchmark(Validation[Data, "Evaluated"]):
 
     def evaluate(self, run: Run, data: Data) -> Evaluated | None:
         from coreset.quality import quality_of
-        from evaluation.protocols.ijb import NOT_USED, evaluate_ijb
+        from evaluation.protocols.ijb import evaluate_ijb
+        from evaluation.reporting.published import NOT_USED
         from validation.ijb_report import Evaluated
         from weights import check_not_trained_on
 
@@ -242,7 +243,8 @@ def _add_protocol(group: argparse._ActionsContainer) -> None:
 
 def rules_of(args: argparse.Namespace) -> Rules:
     """The rules of the paper, changed by the flags of single rules."""
-    from evaluation.protocols.ijb import NOT_USED, RULE_VALUES, Rules
+    from evaluation.protocols.ijb import RULE_VALUES, Rules
+    from evaluation.reporting.published import NOT_USED
 
     words = {"none": NOT_USED, "off": NOT_USED, "on": "multiplied"}
     values = {name: getattr(args, name) for name in RULE_VALUES if getattr(args, name) is not None}

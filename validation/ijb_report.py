@@ -9,11 +9,11 @@ from typing import Any
 
 from backbones.preprocessing import PREPROCESSING_KEYS
 from evaluation.metrics.identification import cmc, tpir_curve
-from evaluation.protocols.ijb import NOT_USED, AggregatorFigures, Cohort, IjbFigures, Rules
+from evaluation.protocols.ijb import AggregatorFigures, Cohort, IjbFigures, Rules
 from evaluation.protocols.ijb_layout import SetProtocol
 from evaluation.protocols.subgroups import subgroup_table
 from evaluation.reporting.plots import plot_cmc, plot_det, plot_identification, plot_roc
-from evaluation.reporting.published import sizes_in_results
+from evaluation.reporting.published import NOT_USED, sizes_in_results
 from evaluation.reporting.report import (
     Result,
     identification_table,

@@ -49,7 +49,7 @@ class Exported:
     difference: float | None
 
 
-class PaddedAggregator(nn.Module):
+class ExportedAggregator(nn.Module):
     """A trained aggregator on padded tensors, for any number of sets and faces.
 
     Raises:
@@ -135,7 +135,7 @@ def export_onnx(
     overrides.check_effect([] if aggregator is None else [aggregator.module])
     wrapped = None
     if aggregator is not None and any(True for _ in aggregator.module.parameters()):
-        wrapped = PaddedAggregator(aggregator.module)
+        wrapped = ExportedAggregator(aggregator.module)
     parameters = [*backbone.state_dict().values(), *(wrapped.state_dict().values() if wrapped else ())]
     require_free_space(out, 2 * sum(value.nbytes for value in parameters))
     written = [export_backbone(backbone, out / BACKBONE_FILE)]
@@ -164,8 +164,8 @@ def export_backbone(backbone: Backbone, path: Path) -> Exported:
     return _export(module, [{"images": images}], names, shapes, path, metadata)
 
 
-def export_aggregator(aggregator: PaddedAggregator, path: Path, metadata: Mapping[str, str]) -> Exported:
-    """Write an aggregator; its inputs and outputs are those of `PaddedAggregator.forward`."""
+def export_aggregator(aggregator: ExportedAggregator, path: Path, metadata: Mapping[str, str]) -> Exported:
+    """Write an aggregator; its inputs and outputs are those of `ExportedAggregator.forward`."""
     inner: Any = aggregator.aggregator
     checked = [_sets(inner.embedding_size, getattr(inner, "auxiliary_size", 0), noise) for noise in _NOISE]
     sets, faces = Dim("sets"), Dim("faces")

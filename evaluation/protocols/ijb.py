@@ -24,7 +24,7 @@ from evaluation.metrics.verification import RocCurve, TarAtFar, few_scores_warni
 from evaluation.protocols.ijb_layout import SetProtocol
 from evaluation.protocols.subgroups import SubgroupFigures, find_subgroups, subgroup_figures, subgroup_section
 from evaluation.protocols.templates import FaceGroups, aggregate_templates, average_media, group_faces
-from evaluation.reporting.published import PAPER_RULES
+from evaluation.reporting.published import NOT_USED, PAPER_RULES
 from evaluation.reporting.report import (
     Interval,
     Result,
@@ -36,7 +36,6 @@ from evaluation.reporting.report import (
 from features.flips import FLIP_RULES, NO_FLIP
 from runtime.errors import InputError
 
-NOT_USED = "not used"
 # What each rule may be, by its name in PAPER_RULES and result.json.
 RULE_VALUES = {
     "flip": (NO_FLIP, *FLIP_RULES),

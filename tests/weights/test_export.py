@@ -21,7 +21,7 @@ from coreset import AGGREGATORS, FaceSets, build_aggregator
 from net import build_backbone
 from runtime.errors import InputError
 from weights import export, load_aggregator, load_backbone, onnx_backbone, save_weights
-from weights.export import PaddedAggregator, export_aggregator
+from weights.export import ExportedAggregator, export_aggregator
 
 onnx = pytest.importorskip("onnx", reason="an export needs onnx")
 pytest.importorskip("onnxscript", reason="an export needs onnxscript")
@@ -95,7 +95,7 @@ def by_command(checkpoint: Path) -> Path:
 def gated(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]:
     """The weighted coreset aggregator and its graph."""
     aggregator, path = build(GATED), tmp_path_factory.mktemp("onnx") / "aggregator.onnx"
-    export_aggregator(PaddedAggregator(aggregator), path, {})
+    export_aggregator(ExportedAggregator(aggregator), path, {})
     return aggregator, path
 
 
@@ -117,7 +117,7 @@ def exported(
         aggregator, path = request.getfixturevalue("gated")
     else:
         aggregator, path = build(request.param), tmp_path_factory.mktemp("onnx") / "aggregator.onnx"
-        export_aggregator(PaddedAggregator(aggregator), path, {})
+        export_aggregator(ExportedAggregator(aggregator), path, {})
     assert aggregator is not None
     return aggregator, onnxruntime.InferenceSession(path)
 
@@ -245,7 +245,7 @@ def test_invalid_exports_are_refused(
     with pytest.raises(InputError, match="--export needs --out"):
         convert.convert({"export": ["onnx", str(checkpoint)]})
     with pytest.raises(InputError, match="no padded form"):
-        PaddedAggregator(build_aggregator("mean", {}))
+        ExportedAggregator(build_aggregator("mean", {}))
     monkeypatch.setattr(onnx_backbone, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install onnx onnxscript"):
         convert.convert({"export": ["onnx", str(checkpoint)], "out": str(tmp_path / "new")})
