@@ -351,7 +351,8 @@ def test_two_processes_equal_one(coreset_stage: dict[str, Any], tmp_path: Path) 
         )
         assert done.returncode == 0, done.stderr
     runs = [tmp_path / "experiments" / f"p{processes}_0" for processes in (1, 2)]
-    assert_same(runs[0] / "last.ckpt", runs[1] / "last.ckpt", rtol=1e-4, atol=1e-6)
+    # Adam turns rounding of a small gradient into 2e-6 of a weight, and an error into steps of 1e-3.
+    assert_same(runs[0] / "last.ckpt", runs[1] / "last.ckpt", rtol=1e-4, atol=1e-5)
     one, two = (json.loads((run / "validation.json").read_text()) for run in runs)
     assert one == two
     losses = [pd.read_csv(run / "metrics.csv")["train/loss"].dropna().to_numpy() for run in runs]
