@@ -262,7 +262,8 @@ def stores(folder: Path) -> list[Case]:
     calibration.write_text(json_text({"schema": 1, "fingerprint": "f" * 64, "thresholds": thresholds}))
 
     def read_thresholds() -> object:
-        return [read_calibration(calibration, "f" * 64, rate).threshold for rate in thresholds]
+        read = [read_calibration(calibration, "f" * 64, rate) for rate in thresholds]
+        return [each.everything.thresholds[each.fmr] for each in read]
 
     files = sorted(path for path in store.rglob("*") if path.is_file())
     return [

@@ -77,7 +77,7 @@ def test_folder_of_three_identities_is_not_enrolled(
     for number in range(3):
         for files in people:
             files[number].rename(mixed / files[number].name)
-    gallery = tmp_path / "people.npz"
+    gallery = tmp_path / "people.db"
     command = ["enroll", str(mixed), "--gallery", str(gallery)]
     command += ["--weights", str(faces / "mobilefacenet.safetensors")]
     command += ["--detector", str(faces / "face_detection_yunet_2023mar.onnx"), "--device", "cpu"]
