@@ -12,8 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from coreset.sets import unit_and_norm
-from features import flips
-from features.flips import NO_FLIP, flip_choice, fuse_flips
+from features.flips import NO_FLIP, auxiliary_size_of, flip_choice, fuse_flips, fused_size
 from features.store import MANIFEST, open_store
 from runtime.array_files import map_npy, read_npz
 from runtime.errors import InputError
@@ -24,12 +23,6 @@ _SHOWN = 5
 _PICKLES = (".pickle", ".pkl")
 
 Floats = NDArray[np.floating[Any]]
-
-
-def auxiliary_size_of(identity: Mapping[str, str]) -> int | None:
-    """Auxiliary features of rows made from these parts: 0 where flips were concatenated, None if unknown."""
-    size = identity.get("auxiliary_size")
-    return None if size is None else flips.auxiliary_size_of(int(size), identity.get("flip", NO_FLIP))
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +41,8 @@ class PrecomputedFeatures:
     @property
     def auxiliary_size(self) -> int | None:
         """Number of auxiliary features at the end of each row; None where it is not known."""
-        return auxiliary_size_of(self.identity)
+        size = self.identity.get("auxiliary_size")
+        return None if size is None else auxiliary_size_of(int(size), self.identity.get("flip", NO_FLIP))
 
 
 def read_features(path: Path, flip: str | None) -> PrecomputedFeatures:
@@ -148,7 +142,7 @@ def _fused(
     features: Floats, flipped: Floats | None, flip: str
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Unit features and norms, in parts and in place where possible: 1 GB each at the size of IJB-C."""
-    width = flips.fused_size(features.shape[1], flip)
+    width = fused_size(features.shape[1], flip)
     in_place = features.dtype == np.float32 and width == features.shape[1]
     found = features if in_place else np.empty((len(features), width), np.float32)
     norms = np.empty(len(features), np.float32)
